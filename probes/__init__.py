@@ -1,0 +1,1 @@
+"""Measuring a model: contrasting examples, activations, extraction methods, judgement, steering through hooks."""

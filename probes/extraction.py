@@ -1,0 +1,169 @@
+"""Extraction: from contrasting examples to a judged steering vector."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from probes import activations, judge, residual, tokens
+from probes.choose import Recommendation, recommend
+from probes.examples.reading import Contrast
+from probes.judge import Judgement
+from probes.methods import method as find_method
+from probes.methods import scaled
+from probes.model import LoadedModel
+from vectors import references
+from vectors.errors import ModelError, UsageError
+from vectors.steering import SteeringVector, spans
+
+FEW = 8  # examples of a class below which an interval means nothing
+OUTLYING = 8.0  # times the mean norm
+
+
+class Extraction(NamedTuple):
+    """A vector and what was measured on the way; `warnings` and `notes` are sentences for people."""
+
+    vector: SteeringVector
+    judged: dict[int, Judgement]
+    recommended: Recommendation
+    examples: dict[str, int]
+    tokens: dict[str, int]
+    seconds: float
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def report(self) -> dict[str, Any]:
+        """What `steer extract --json` prints about the measurement."""
+        return {
+            "method": self.vector.metadata["method"]["name"],
+            "layers": [
+                {"layer": i, "norm": length, **_measured(self.judged[i])} for i, length in self.vector.norm().items()
+            ],
+            "recommended": self.recommended._asdict(),
+            "examples": self.examples,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "warnings": list(self.warnings),
+        }
+
+
+def parse_layers(text: str, count: int) -> list[int]:
+    """The layers that an option names: `all`, or such as `12`, `8-15` or `3,5,12-15`. Raises UsageError, ModelError."""
+    if text.strip() == "all":
+        return list(range(count))
+    layers: set[int] = set()
+    for part in text.split(","):
+        low, dash, high = part.strip().partition("-")
+        if not low.isdecimal() or (dash and not high.isdecimal()):
+            raise UsageError(
+                f"{part.strip()!r} in {text!r} names no layers", "write all, or such as 12, 8-15 or 3,5,12-15"
+            )
+        first, last = int(low), int(high or low)
+        if last < first:
+            raise UsageError(f"the range {part.strip()} descends", f"write {last}-{first}")
+        if last >= count:
+            raise ModelError(
+                f"layer {last} is out of range: the model has layers 0 to {count - 1}", "layers count from 0"
+            )
+        layers.update(range(first, last + 1))
+    return sorted(layers)
+
+
+def extract(
+    loaded: LoadedModel,
+    contrast: Contrast,
+    *,
+    method: str = "diffmean",
+    layers: str = "all",
+    which: str = "completion",
+    seed: int = 0,
+    truncate: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Extraction:
+    """Extract a steering vector at every layer asked for, judged on held-out folds.
+
+    `which` are the tokens that count (`--tokens`). Raises ExampleError, ModelError, UsageError.
+    """
+    started = time.perf_counter()
+    chosen = find_method(method)
+    selected = tokens.choose(which)
+    model = loaded.model
+    wanted = parse_layers(layers, len(residual.blocks(model)))
+    both = [*contrast.positive, *contrast.negative]
+    longest = getattr(residual.text_config(model), "max_position_embeddings", None)
+    tokenised = tokens.tokenise(both, loaded.tokenizer, selected, longest=longest, truncate=truncate)
+    labels = torch.arange(len(both)) < len(contrast.positive)
+    fold = torch.cat(judge.folds(contrast.positive, contrast.negative, seed))
+    half = len(contrast.positive)
+    # Pairs stay pairs within each fold only when both sides of every pair fell into the same one.
+    paired = contrast.paired and torch.equal(fold[:half], fold[half:])
+
+    pooled = activations.pool(model, tokenised, wanted, progress=lambda done: progress(done, len(both)))
+    with pooled.spill:
+        resamples = judge.draw_resamples(labels, seed)
+        directions, judged = {}, {}
+        for position, layer in enumerate(wanted):
+            rows = pooled.spill.read(position)
+            evidence = judge.evidence_of(chosen, rows, labels, paired)
+            directions[layer] = scaled(chosen.direction(evidence), evidence).float()
+            judged[layer] = judge.judge(chosen, rows, labels, fold, paired=paired, seed=seed, resamples=resamples)
+
+    norms = {layer: seen.mean for layer, seen in pooled.norms.items()}
+    lengths = {layer: float(direction.norm()) for layer, direction in directions.items()}
+    recommended = recommend(judged, lengths, norms)
+    counts = {"positive": half, "negative": len(both) - half}
+    token_counts = {
+        "positive": sum(len(t.counted) for t in tokenised[:half]),
+        "negative": sum(len(t.counted) for t in tokenised[half:]),
+        "computed": pooled.computed,
+    }
+    metadata: dict[str, Any] = {
+        "base": loaded.identity,
+        "method": {"name": method, "parameters": {"tokens": which, "layers": layers, "seed": seed}},
+        "data": {"digests": contrast.digests, "examples": counts, "tokens": token_counts},
+        "measured": {str(i): _measured(judged[i]) for i in wanted},
+        "recommended": recommended._asdict(),
+        "apply": recommended.layers,
+        "parents": [],
+    }
+    licence = references.licence(loaded.source)
+    if licence:
+        metadata["licence"] = licence
+    _, note = tokens.templated(both, loaded.tokenizer)
+    return Extraction(
+        SteeringVector(directions, metadata),
+        judged,
+        recommended,
+        counts,
+        token_counts,
+        time.perf_counter() - started,
+        (note,) if note else (),
+        (*contrast.warnings, *_warnings(counts, pooled)),
+    )
+
+
+def _measured(judgement: Judgement) -> dict[str, float | None]:
+    """A judgement as files and reports keep it: machines differ in the last bits, and NaN is no JSON."""
+    return {key: None if math.isnan(value) else round(value, 4) for key, value in judgement._asdict().items()}
+
+
+def _warnings(counts: dict[str, int], pooled: activations.Pooled) -> Sequence[str]:
+    found = []
+    if min(counts.values()) < FEW:
+        found.append(
+            f"{counts['positive']} positive and {counts['negative']} negative examples: "
+            f"with fewer than {FEW} of a class the interval is meaningless"
+        )
+    outlying = [layer for layer, seen in pooled.norms.items() if seen.largest > OUTLYING * seen.mean]
+    if outlying:
+        worst = max(outlying, key=lambda layer: pooled.norms[layer].largest / pooled.norms[layer].mean)
+        ratio = pooled.norms[worst].largest / pooled.norms[worst].mean
+        found.append(
+            f"at layers {spans(outlying)} some token that counts has a norm up to {ratio:.0f} times the mean "
+            f"(layer {worst}): it may dominate the vector there"
+        )
+    return found

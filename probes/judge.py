@@ -1,0 +1,202 @@
+"""Judging a direction on examples that it was not made from: AUROC with its interval, Cohen's d, and a floor.
+
+Each fold is scored by the direction of the other folds. A score is the component along the unit direction, counted
+from the middle between the two classes' means: directions of different folds differ a little, and along a large common
+offset of the activations that little would drown the classes. The floor repeats everything with labels shuffled inside
+each fold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from probes.examples import Example
+from probes.methods import scaled
+from probes.seeds import child_seed
+from probes.statistics import Evidence, Moments, merged
+from vectors.errors import ExampleError
+
+FOLDS = 5
+RESAMPLES = 1000
+CONFIDENCE = 0.95
+SHUFFLES = 5
+
+
+class Judgement(NamedTuple):
+    """What was measured on held-out examples at one layer. `auroc_low` and `auroc_high` are a 95 % bootstrap interval;
+    `auroc_shuffled` and `cohens_d_shuffled` are means over shuffled labels: what nothing looks like."""
+
+    auroc: float
+    auroc_low: float
+    auroc_high: float
+    auroc_shuffled: float
+    cohens_d: float
+    cohens_d_shuffled: float
+
+
+def folds(positive: Sequence[Example], negative: Sequence[Example], seed: int) -> tuple[Tensor, Tensor]:
+    """The fold of each example, int64 [n] and [m], balanced within each class.
+
+    Examples with the same context (or, without one, the same text) are never on both sides of a split, as long as there
+    are as many contexts as folds. A fold follows from an example's content, not from its place in the file.
+    """
+    count = min(FOLDS, len(positive), len(negative))
+    contexts = {e.context for e in (*positive, *negative)}
+    by_context = None not in contexts and len(contexts) >= FOLDS
+
+    def group(example: Example) -> object:
+        return example.context if by_context else (example.context, example.completion)
+
+    groups = sorted({group(e) for e in (*positive, *negative)}, key=lambda g: child_seed(seed, "fold", g))
+    sizes = {g: [0, 0] for g in groups}
+    for side, examples in enumerate((positive, negative)):
+        for example in examples:
+            sizes[group(example)][side] += 1
+    filled = [[0, 0] for _ in range(count)]
+    chosen: dict[object, int] = {}
+    for g in sorted(groups, key=lambda g: -sum(sizes[g])):  # large groups first, so that the small ones can level
+        n, m = sizes[g]
+        best = min(range(count), key=lambda f: (filled[f][0] if n else 0) + (filled[f][1] if m else 0))
+        filled[best][0] += n
+        filled[best][1] += m
+        chosen[g] = best
+    if any(0 in sides for sides in filled):  # a few large groups: better a split by example than a fold of one class
+        return torch.arange(len(positive)) % count, torch.arange(len(negative)) % count
+    return torch.tensor([chosen[group(e)] for e in positive]), torch.tensor([chosen[group(e)] for e in negative])
+
+
+def evidence_of(method: ModuleType, rows: Tensor, labels: Tensor, paired: bool) -> Evidence:
+    """What `method` needs of rows [n, hidden] with boolean labels [n]; pairs are the positives and negatives in order."""
+    second = method.NEEDS == "second moments"
+    positive, negative = rows[labels], rows[~labels]
+    differences = Moments.of(positive.double() - negative.double(), True) if second and paired else None
+    activations = (positive, negative) if method.NEEDS == "activations" else None
+    return Evidence(Moments.of(positive, second), Moments.of(negative, second), differences, activations)
+
+
+def judge(
+    method: ModuleType, rows: Tensor, labels: Tensor, fold: Tensor, *, paired: bool, seed: int, resamples: Tensor
+) -> Judgement:
+    """Judge a method at one layer. rows [n, hidden], labels bool [n], fold int64 [n], resamples from `draw_resamples`.
+
+    All NaN when there is one fold only.
+    """
+    if int(fold.max()) == 0:
+        return Judgement(*[float("nan")] * 6)  # one example of a class can't be held out
+    scores = held_out_scores(method, rows, labels, fold, paired=paired)
+    low, high = interval(scores, labels, resamples)
+    shuffled_auroc, shuffled_d = [], []
+    for repeat in range(SHUFFLES if method.NEEDS != "activations" else 1):
+        shuffled = shuffle_within(labels, fold, child_seed(seed, "shuffle", repeat))
+        # Shuffling breaks the pairs too.
+        floor = held_out_scores(method, rows, shuffled, fold, paired=False)
+        shuffled_auroc.append(auroc(floor[shuffled], floor[~shuffled]))
+        shuffled_d.append(cohens_d(floor[shuffled], floor[~shuffled]))
+    return Judgement(
+        auroc(scores[labels], scores[~labels]),
+        low,
+        high,
+        sum(shuffled_auroc) / len(shuffled_auroc),
+        cohens_d(scores[labels], scores[~labels]),
+        sum(shuffled_d) / len(shuffled_d),
+    )
+
+
+def held_out_scores(method: ModuleType, rows: Tensor, labels: Tensor, fold: Tensor, *, paired: bool) -> Tensor:
+    """The score of every row, float64 [n], along the direction of the folds that it is not in."""
+    count = int(fold.max()) + 1
+    parts: list[Evidence] = []
+    if method.NEEDS != "activations":
+        parts = [evidence_of(method, rows[fold == f], labels[fold == f], paired) for f in range(count)]
+    scores = torch.empty(len(rows), dtype=torch.float64)
+    for held_out in range(count):
+        if parts:
+            others = [part for f, part in enumerate(parts) if f != held_out]
+            pairs = [part.differences for part in others if part.differences is not None]
+            evidence = Evidence(
+                merged(part.positive for part in others),
+                merged(part.negative for part in others),
+                merged(pairs) if pairs else None,
+            )
+        else:
+            kept = fold != held_out
+            evidence = evidence_of(method, rows[kept], labels[kept], paired)
+        middle = (evidence.positive.mean + evidence.negative.mean) / 2
+        try:
+            direction = scaled(method.direction(evidence), evidence)
+        except ExampleError:
+            direction = torch.zeros_like(middle)  # nothing tells the classes apart: every score is the same
+        unit = direction / direction.norm().clamp_min(torch.finfo(torch.float64).tiny)
+        scores[fold == held_out] = (rows[fold == held_out].double() - middle) @ unit
+    return scores
+
+
+def shuffle_within(labels: Tensor, fold: Tensor, seed: int) -> Tensor:
+    """The labels permuted inside each fold, so that every fold keeps its number of positives."""
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = labels.clone()
+    for f in range(int(fold.max()) + 1):
+        inside = (fold == f).nonzero()[:, 0]
+        shuffled[inside] = labels[inside[torch.randperm(len(inside), generator=generator)]]
+    return shuffled
+
+
+def auroc(positive: Tensor, negative: Tensor) -> float:
+    """The probability that a positive scores above a negative, ties counted half (Mann-Whitney U / nm)."""
+    ordered = negative.sort().values
+    below = torch.searchsorted(ordered, positive, right=False)
+    equal_or_below = torch.searchsorted(ordered, positive, right=True)
+    return float((below + equal_or_below).double().mean()) / (2 * len(negative))
+
+
+def cohens_d(positive: Tensor, negative: Tensor) -> float:
+    """The difference of the means in units of the pooled standard deviation (Cohen 1988, eq. 2.5.2); 0 when both vanish."""
+    n, m = len(positive), len(negative)
+    difference = positive.mean() - negative.mean()
+    squares = (positive - positive.mean()).square().sum() + (negative - negative.mean()).square().sum()
+    pooled = (squares / max(n + m - 2, 1)).sqrt()
+    if float(pooled) == 0.0:
+        return 0.0
+    return float(difference / pooled)
+
+
+def draw_resamples(labels: Tensor, seed: int) -> Tensor:
+    """Bootstrap counts, uint8-sized float32 [RESAMPLES, n]: how often each example is drawn, classes apart.
+
+    The same draws serve every layer, so that layers are compared on the same resamples.
+    """
+    generator = torch.Generator().manual_seed(child_seed(seed, "bootstrap"))
+    counts = torch.zeros(RESAMPLES, len(labels))
+    for which in (labels, ~labels):
+        indices = which.nonzero()[:, 0]
+        drawn = torch.randint(len(indices), (RESAMPLES, len(indices)), generator=generator)
+        counts.scatter_add_(1, indices[drawn], torch.ones(RESAMPLES, len(indices)))
+    return counts
+
+
+def interval(scores: Tensor, labels: Tensor, counts: Tensor) -> tuple[float, float]:
+    """The percentile bootstrap interval of the AUROC (Efron 1981), from the counts of `draw_resamples`.
+
+    Sorted once; a resample only changes the weights, so each costs one cumulative sum and no sorting.
+    """
+    order = scores.argsort(stable=True)
+    ordered, positive = scores[order], labels[order]
+    first = torch.searchsorted(ordered, ordered, right=False)
+    last = torch.searchsorted(ordered, ordered, right=True)
+    values = []
+    for some in counts.split(max(1, 2**22 // len(scores))):
+        weights = some[:, order]
+        negatives = weights * ~positive
+        # Exact in float64: sums of whole numbers.
+        below = torch.nn.functional.pad(negatives.double().cumsum(1), (1, 0))
+        wins = (weights * positive).double() * (below[:, first] + below[:, last]) / 2
+        values.append(wins.sum(1) / (weights * positive).sum(1) / negatives.sum(1))
+    every = torch.cat(values)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = torch.quantile(every, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return low, high

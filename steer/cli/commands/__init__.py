@@ -1,0 +1,1 @@
+"""One noun or verb a file."""

@@ -1,0 +1,122 @@
+"""`steer vectors`: look at vectors, convert them between formats, compare them, draw them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from steer.cli import options, output
+from vectors.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from vectors.steering import SteeringVector
+
+
+@click.group()
+def command() -> None:
+    """Show, convert, compare and draw steering vectors."""
+
+
+@command.command("show")
+@click.argument("file", type=options.File)
+@options.as_json
+def show(file: Path, as_json: bool) -> None:
+    """What a vector is: where it came from, where it acts, what was measured."""
+    from vectors.steering import SteeringVector, spans
+
+    vector = SteeringVector.load(file)
+    norms = vector.norm()
+    measured = vector.metadata.get("measured", {})
+    if as_json:
+        layers = [{"layer": i, "norm": norm, **measured.get(str(i), {})} for i, norm in norms.items()]
+        facts = {key: value for key, value in vector.metadata.items() if key != "measured"}
+        output.print_json(
+            {**facts, "vector": str(file), "digest": vector.digest, "hidden_size": vector.hidden_size, "layers": layers}
+        )
+        return
+    base, method = vector.base, vector.metadata.get("method", {})
+    facts = {
+        "vector": str(file),
+        "digest": vector.digest,
+        "model": f"{base.get('name', base.get('architecture'))}  {base['digest']}" if base else "unknown",
+        "method": method.get("name", "unknown"),
+        "hidden size": str(vector.hidden_size),
+        "layers": spans(vector.layers),
+        "acts at": spans(vector.apply),
+        "recommended": (vector.metadata.get("recommended") or {}).get("reason", ""),
+        "licence": vector.metadata.get("licence", ""),
+    }
+    for parent in vector.metadata.get("parents", []):
+        facts[f"parent x {parent['strength']:g}"] = parent["digest"]
+    click.echo("\n".join(f"{key:12} {value}" for key, value in facts.items() if value))
+    rows = [
+        ["*" if i in vector.apply else "", str(i), f"{norm:.2f}", *_cells(measured.get(str(i), {}))]
+        for i, norm in norms.items()
+    ]
+    click.echo("\n" + output.table(["", "layer", "norm", "AUROC", "95 % interval", "Cohen's d"], rows))
+
+
+def _cells(entry: dict[str, Any]) -> list[str]:
+    if entry.get("auroc") is None:
+        return ["-", "-", "-"]
+    return [
+        f"{entry['auroc']:.3f}",
+        f"{entry['auroc_low']:.3f} to {entry['auroc_high']:.3f}",
+        f"{entry['cohens_d']:.2f}",
+    ]
+
+
+@command.command("convert")
+@click.argument("file", type=options.File)
+@click.argument("out", type=options.File)
+@click.option("--format", "format_", help="The format to write.  [default: by the suffix of OUT]")
+@click.option("--layers", help="Only these: all, acting, or such as 12 or 8-15.  [default: all]")
+def convert(file: Path, out: Path, format_: str | None, layers: str | None) -> None:
+    """Write a vector in another format: artifact, llama.cpp GGUF, or the `.pt` of other tools."""
+    from probes.extraction import parse_layers
+    from vectors.formats import write
+    from vectors.steering import SteeringVector
+
+    vector = SteeringVector.load(file)
+    if layers == "acting":
+        vector = vector.select(vector.apply)
+    elif layers is not None and layers != "all":
+        vector = vector.select(parse_layers(layers, max(vector.layers) + 1))
+    digest = write(vector, out, format_)
+    click.echo(f"wrote {out}  {digest}")
+
+
+@command.command("compare")
+@click.argument("a", type=options.File)
+@click.argument("b", type=options.File)
+@options.as_json
+def compare(a: Path, b: Path, as_json: bool) -> None:
+    """The cosine of two vectors and the ratio of their norms, layer by layer."""
+    from vectors.steering import SteeringVector
+
+    left, right = SteeringVector.load(a), SteeringVector.load(b)
+    cosines, norms, others = left.cosine(right), left.norm(), right.norm()
+    layers = [{"layer": i, "cosine": cosine, "norm_a": norms[i], "norm_b": others[i]} for i, cosine in cosines.items()]
+    if as_json:
+        output.print_json({"a": left.digest, "b": right.digest, "layers": layers})
+        return
+    rows = [[str(e["layer"]), *(f"{e[key]:.3f}" for key in ("cosine", "norm_a", "norm_b"))] for e in layers]
+    click.echo(output.table(["layer", "cosine", "norm A", "norm B"], rows))
+
+
+@command.command("plot")
+@click.argument("file", type=options.File)
+@click.option("-o", "--out", type=options.File, help="The picture, .png or .svg.  [default: FILE with .png]")
+def plot(file: Path, out: Path | None) -> None:
+    """Draw how well each layer separates the classes, on held-out examples and against shuffled labels."""
+    from steer.plots import layer_separation
+    from vectors.steering import SteeringVector
+
+    vector: SteeringVector = SteeringVector.load(file)
+    if not vector.metadata.get("measured"):
+        raise ArtifactError(f"{file} holds no measurements to draw", "make it with `steer extract`")
+    target = out or file.with_suffix(".png")
+    layer_separation(vector, target, title=file.stem)
+    click.echo(f"wrote {target}")

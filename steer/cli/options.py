@@ -1,0 +1,72 @@
+"""The options that several commands share, said once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vectors.errors import UsageError
+
+File = click.Path(path_type=Path)
+
+
+def command(name: str | None = None, *, examples: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """A click command with its examples last, `--debug`, and defaults shown."""
+
+    def wrap(function: Callable[..., Any]) -> click.Command:
+        function = click.option(
+            "--debug", is_flag=True, expose_value=False, callback=_debug, help="Show a traceback when something fails."
+        )(function)
+        epilog = "\b\nExamples:\n" + "\n".join(f"  {line.strip()}" for line in examples.strip().splitlines())
+        return click.command(name, epilog=epilog, context_settings={"show_default": True})(function)
+
+    return wrap
+
+
+def _debug(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.ensure_object(dict)["debug"] = True
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+seed = click.option("--seed", default=0, show_default=True, help="Where all randomness comes from.")
+any_base = click.option("--any-base", is_flag=True, help="Allow vectors of other models of the same size.")
+
+
+def devices(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--device` and `--dtype`."""
+    function = click.option("--dtype", default="auto", help="auto, float32, bfloat16 or float16.")(function)
+    return click.option("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps.")(function)
+
+
+def bindings(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--vector NAME=FILE`, given to the command as `vectors`: a dictionary from names to paths."""
+
+    @functools.wraps(function)
+    def parsed(*args: Any, vectors: tuple[str, ...], **kwargs: Any) -> Any:
+        return function(*args, vectors=parse_bindings(vectors), **kwargs)
+
+    return click.option(
+        "--vector", "vectors", multiple=True, metavar="NAME=FILE", help="What a name in the expression stands for."
+    )(parsed)
+
+
+def parse_bindings(texts: tuple[str, ...]) -> dict[str, Path]:
+    """`NAME=FILE` options. Raises UsageError with every bad one."""
+    found: dict[str, Path] = {}
+    problems = []
+    for text in texts:
+        name, equals, file = text.partition("=")
+        if not (name and equals and file):
+            problems.append(f"--vector {text!r} is not NAME=FILE")
+        elif name in found:
+            problems.append(f"--vector {name} is given twice")
+        else:
+            found[name] = Path(file)
+    if problems:
+        raise UsageError(problems, "write --vector warm=warm.safetensors")
+    return found

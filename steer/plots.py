@@ -1,0 +1,50 @@
+"""Pictures of what was measured. Needs the extra `plots`."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from vectors.errors import UsageError
+from vectors.files import check_writable, write_atomically
+from vectors.steering import SteeringVector
+
+
+def layer_separation(vector: SteeringVector, path: Path, title: str) -> None:
+    """Draw the held-out AUROC with its interval, the shuffled floor and Cohen's d by layer. Raises UsageError, OutputError."""
+    check_writable(path)
+    if path.suffix not in (".png", ".svg"):
+        raise UsageError(f"the picture {path} has no known suffix", "end its name in .png or .svg")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UsageError("pictures need matplotlib", "pip install 'steer-workbench[plots]'") from error
+    measured = {int(i): entry for i, entry in vector.metadata["measured"].items() if entry.get("auroc") is not None}
+    if not measured:
+        raise UsageError("nothing was measured to draw", "extract from more examples")
+    layers = sorted(measured)
+    column = {key: [measured[i][key] for i in layers] for key in measured[layers[0]]}
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.fill_between(layers, column["auroc_low"], column["auroc_high"], color="tab:blue", alpha=0.2, linewidth=0)
+    axes.plot(
+        layers, column["auroc"], color="tab:blue", marker="o", markersize=3, label="AUROC, held out (95 % interval)"
+    )
+    axes.plot(layers, column["auroc_shuffled"], color="tab:gray", linestyle=":", label="AUROC, shuffled labels")
+    for i in vector.apply:
+        axes.axvline(i, color="tab:orange", linewidth=1.5, label="acts here" if i == vector.apply[0] else None)
+    axes.set(
+        xlabel="layer (output of decoder block)", ylabel="AUROC", ylim=(0.35, 1.02), title=f"Layer separation: {title}"
+    )
+    effect = axes.twinx()
+    effect.plot(layers, column["cohens_d"], color="tab:green", linestyle="--", linewidth=1, label="Cohen's d (right)")
+    effect.set_ylabel("Cohen's d")
+    effect.set_ylim(bottom=min(0.0, *column["cohens_d"]))
+    lines = [*axes.get_legend_handles_labels()[0], *effect.get_legend_handles_labels()[0]]
+    labels = [*axes.get_legend_handles_labels()[1], *effect.get_legend_handles_labels()[1]]
+    axes.legend(lines, labels, loc="lower right", frameon=False, fontsize=9)
+    content = io.BytesIO()
+    # Without a date, the same measurements give the same picture.
+    figure.savefig(content, format=path.suffix[1:], dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+    write_atomically(path, content.getvalue())

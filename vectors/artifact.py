@@ -1,0 +1,94 @@
+"""The artifact file: safetensors with exactly one metadata key, so that the bytes are a function of the content.
+
+safetensors writes several metadata keys in random order; one key, `steer`, holding canonical JSON, has no order to
+lose. `checksum` inside it covers everything else in the file, so that damage is found when it is read.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vectors.errors import ArtifactError
+from vectors.files import canonical_json, digest_bytes, write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMA = 1
+KEY = "steer"
+LARGEST_HEADER = 100_000_000  # safetensors' own limit, in bytes
+
+
+class Artifact(NamedTuple):
+    """What a file holds: its tensors, its metadata (None for a bare file), and the digest of the file."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, Any] | None
+    digest: str
+
+
+def _checksum(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """The digest of the metadata without its own checksum, and of every tensor with its name, dtype and shape."""
+    rest = {key: value for key, value in metadata.items() if key != "checksum"}
+    parts = [canonical_json(rest).encode()]
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        parts += [f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), tensor.numpy().tobytes()]
+    return digest_bytes(*parts)
+
+
+def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bytes:
+    """The bytes of an artifact. The same tensors and metadata give the same bytes."""
+    from safetensors.torch import save
+
+    complete = dict(metadata) | {"schema": SCHEMA}
+    complete["checksum"] = _checksum(complete, tensors)
+    return save({name: tensor.contiguous() for name, tensor in tensors.items()}, {KEY: canonical_json(complete)})
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+    """Write an artifact atomically and return its digest. Raises OutputError."""
+    content = encode(tensors, metadata)
+    write_atomically(path, content)
+    return digest_bytes(content)
+
+
+def read(path: Path) -> Artifact:
+    """Read and check an artifact: structure, schema, checksum, finite values. Raises ArtifactError.
+
+    A safetensors file without the `steer` key is returned with `metadata` None.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path} can't be read: {error.strerror}", "check the path") from error
+    again = "make it again with `steer extract`, or copy it again from where it came"
+    try:
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])
+    except (SafetensorError, ValueError, struct.error) as error:
+        raise ArtifactError(f"{path} is truncated or no safetensors file: {error}", again) from error
+    text = header.get("__metadata__", {}).get(KEY)
+    metadata: dict[str, Any] | None = None
+    if text is not None:
+        try:
+            metadata = json.loads(text)
+        except ValueError as error:
+            raise ArtifactError(f"the metadata of {path} is not JSON: {error}", again) from error
+        if not isinstance(metadata, dict) or metadata.get("schema") != SCHEMA:
+            found = metadata.get("schema") if isinstance(metadata, dict) else metadata
+            raise ArtifactError(f"{path} has schema {found!r}; this version reads {SCHEMA}", "upgrade steer-workbench")
+        if metadata.get("checksum") != _checksum(metadata, tensors):
+            raise ArtifactError(f"{path} was changed after it was written: its checksum does not match", again)
+    broken = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor.float()).all())]
+    if broken:
+        raise ArtifactError(f"{path} holds values that are not finite, in {', '.join(sorted(broken))}", again)
+    return Artifact(tensors, metadata, digest_bytes(content))

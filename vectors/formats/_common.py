@@ -1,0 +1,119 @@
+"""What the formats share: building a vector from untrusted parts, and saying what is wrong with the file's name."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vectors.errors import ArtifactError
+from vectors.expression import HIGHEST_LAYER
+from vectors.files import canonical_json, check_writable, digest_bytes, write_atomically
+from vectors.steering import KIND, SteeringVector, spans
+
+AGAIN = "make it again, or copy it again from where it came"
+_ADDED_BY_ENCODE = ("schema", "checksum", "kind", "hidden_size")
+
+
+def save(path: Path, content: bytes) -> str:
+    """Write a whole file atomically; return its digest. Raises OutputError."""
+    check_writable(path)
+    write_atomically(path, content)
+    return digest_bytes(content)
+
+
+def own(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata without the keys that the artifact file adds on writing."""
+    return {key: value for key, value in metadata.items() if key not in _ADDED_BY_ENCODE}
+
+
+def dense(path: Path, what: str, value: object) -> Tensor:
+    """A value of a file, if it is a dense floating-point tensor that its storage really holds. Raises ArtifactError."""
+    if not isinstance(value, Tensor):
+        raise ArtifactError(f"{path}: {what} is of type {type(value).__name__}, not a tensor", AGAIN)
+    ordinary = value.layout == torch.strided and value.device.type == "cpu" and not value.is_nested
+    if not ordinary or not value.is_floating_point():
+        raise ArtifactError(f"{path}: {what} holds {value.dtype}, not dense floating-point values", AGAIN)
+    # A few bytes with a stride of 0 can claim terabytes, which would be allocated on the first operation.
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise ArtifactError(f"{path}: {what} has shape {list(value.shape)} but not that much data", AGAIN)
+    return value.detach()
+
+
+def direction(path: Path, what: str, value: object) -> Tensor:
+    """A value of a file as a direction of its own memory: float32, [hidden]; a leading dimension of 1 is dropped.
+
+    Raises ArtifactError.
+    """
+    value = dense(path, what, value)
+    if value.ndim == 2 and value.shape[0] == 1:
+        value = value[0]
+    if value.ndim != 1:
+        raise ArtifactError(f"{path}: {what} has shape {list(value.shape)}, not [hidden]", AGAIN)
+    return value.to(torch.float32, copy=True)
+
+
+def build(path: Path, layers: Mapping[int, Tensor], metadata: Mapping[str, Any]) -> SteeringVector:
+    """The vector of a file, whose metadata is checked as untrusted. Raises ArtifactError naming the file."""
+    problems = []
+    if metadata.get("kind", KIND) != KIND:
+        raise ArtifactError(f"{path} holds a {metadata['kind']}, not a {KIND}", "name the file of a steering vector")
+    for key in ("base", "method"):
+        if not isinstance(metadata.get(key, {}), dict):
+            problems.append(f"{key} in its metadata is not an object")
+    apply = metadata.get("apply", [])
+    if not isinstance(apply, list) or not all(type(i) is int for i in apply):
+        problems.append("apply in its metadata is not a list of layers")
+    elif missing := sorted(set(apply) - set(layers)):
+        problems.append(f"it acts at layer {spans(missing)}, which it does not hold (it holds {spans(layers)})")
+    if any(i > HIGHEST_LAYER for i in layers):
+        problems.append(f"it has a layer {max(layers)}; no model has more than {HIGHEST_LAYER}")
+    try:
+        canonical_json(metadata).encode()
+    except (ValueError, RecursionError):
+        problems.append("its metadata holds values that JSON has not")
+    size = next(iter(layers.values())).numel() if layers else 0
+    if metadata.get("hidden_size", size) != size:
+        problems.append(f"its metadata has hidden size {metadata['hidden_size']!r}, its tensors {size}")
+    if not problems:
+        try:
+            return SteeringVector(layers, own(metadata))
+        except ArtifactError as error:
+            problems = list(error.problems)
+    raise ArtifactError([f"{path}: {problem}" for problem in problems], AGAIN)
+
+
+def imported(path: Path, layers: Mapping[int, Tensor], format: str, **known: str) -> SteeringVector:
+    """A vector of another tool: `method` says where it came from; its base is unverified, which is warned of."""
+    vector = build(path, layers, {"method": {"name": "imported", "format": format, **known}})
+    unverified(path, vector)
+    return vector
+
+
+def unverified(path: Path, vector: SteeringVector) -> None:
+    """Warn that nothing says which model a file belongs to, nor which of its layers are meant to act."""
+    warnings.warn(
+        f"{path} does not say which model it belongs to: its base is unverified. "
+        f"It acts at every layer it holds ({spans(vector.layers)}) unless layers are named.",
+        stacklevel=2,
+    )
+
+
+def warn_if_all_act(path: Path, vector: SteeringVector, tool: str) -> None:
+    """Warn when a tool, which applies every layer of its files, would apply more than act by default here."""
+    if set(vector.apply) != set(vector.layers):
+        warnings.warn(
+            f"{tool} applies every layer of {path} ({spans(vector.layers)}), not only those that act by default "
+            f"({spans(vector.apply)}): write only these, --layers {spans(vector.apply)}.",
+            stacklevel=2,
+        )
+
+
+def family(base: Mapping[str, Any]) -> str:
+    """The model family of a base, in the words of configurations: `llama` for `LlamaForCausalLM`. Empty if unknown."""
+    return re.sub(r"(ForCausalLM|ForConditionalGeneration|LMHeadModel)$", "", str(base.get("architecture", ""))).lower()

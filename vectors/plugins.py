@@ -1,0 +1,44 @@
+"""Folders of methods, formats and commands: found by listing, never by editing a dispatcher.
+
+A built-in is a module of a folder; one of an outside package is a module named by an entry point. Both give the
+same attributes, so nobody can tell them apart.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from functools import cache
+from importlib.metadata import entry_points
+from types import ModuleType
+
+from vectors.errors import UsageError
+
+
+@cache
+def discover(package: str, group: str) -> dict[str, ModuleType]:
+    """Every module of `package` (those without a leading underscore) and of entry-point group `group`, by name.
+
+    Raises UsageError when an outside package takes the name of another one.
+    """
+    found: dict[str, ModuleType] = {}
+    for entry in sorted(pkgutil.iter_modules(importlib.import_module(package).__path__), key=lambda e: e.name):
+        if not entry.name.startswith("_"):
+            found[entry.name] = importlib.import_module(f"{package}.{entry.name}")
+    for point in sorted(entry_points(group=group), key=lambda p: p.name):
+        if point.name in found:
+            raise UsageError(
+                f"{point.value} offers {point.name!r} in {group}, a name that is taken", "rename one, or uninstall it"
+            )
+        found[point.name] = point.load()
+    return found
+
+
+def choose(what: str, name: str, available: dict[str, ModuleType]) -> ModuleType:
+    """The module called `name`. Raises UsageError that lists what there is and guesses what was meant."""
+    if name in available:
+        return available[name]
+    near = difflib.get_close_matches(name, available, 1)
+    guess = f"did you mean {near[0]}? " if near else ""
+    raise UsageError(f"there is no {what} {name!r}", f"{guess}available: {', '.join(sorted(available))}")

@@ -1,0 +1,163 @@
+"""Model references: an existing folder, a hub id (`org/name@revision`), or the bundled default `smollm2`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vectors import bundled
+from vectors.errors import ModelError
+from vectors.files import canonical_json, digest_bytes
+
+DEFAULT = "smollm2"
+SAMPLE = 4096  # bytes read of each tensor for the fingerprint
+
+
+class ModelSource(NamedTuple):
+    """Where a model lies, resolved once: `name` and `revision` are None for a plain folder."""
+
+    path: Path
+    name: str | None = None
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        name = f"{self.name}@{self.revision}" if self.revision else self.name
+        return f"{name} ({self.path})" if name else str(self.path)
+
+
+def resolve(reference: str) -> ModelSource:
+    """Find a model's folder, downloading only what is not there yet. Raises ModelError."""
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(
+                f"the folder {reference} has no config.json, so it holds no model",
+                "name a folder that save_pretrained wrote",
+            )
+        if path.resolve() == bundled.folder().resolve():
+            return ModelSource(path, DEFAULT)
+        return ModelSource(path)
+    if path.is_file():
+        raise ModelError(f"{reference} is a file, not a model folder", "name the folder that holds config.json")
+    if reference == DEFAULT:
+        return ModelSource(bundled.prepare(), DEFAULT)
+    name, _, revision = reference.partition("@")
+    if name.count("/") != 1 or reference.startswith((".", "/", "~")) or name.endswith("/"):
+        raise ModelError(
+            f"there is no model {reference!r}: no such folder, and no hub id",
+            f"use a folder, an id like org/name@revision, or {DEFAULT}",
+        )
+    return _from_hub(name, revision or None)
+
+
+def _from_hub(name: str, revision: str | None) -> ModelSource:
+    """The snapshot of a hub model: from the cache when it is complete there, else fetched."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "LICENSE*"]
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=True))
+        if not _complete(folder):
+            raise LocalEntryNotFoundError(f"{folder} is incomplete")
+    except (LocalEntryNotFoundError, ValueError):
+        try:
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ModelError(
+                f"the model {name}{'@' + revision if revision else ''} is not in the cache and can't be fetched: {reason}",
+                f"check the id and the network, or use a folder, or {DEFAULT}",
+            ) from error
+    return ModelSource(folder, name, folder.name)
+
+
+def _complete(folder: Path) -> bool:
+    """Whether a snapshot has a configuration and every weight file that its index names."""
+    if not (folder / "config.json").exists():
+        return False
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        return all((folder / name).exists() for name in set(json.loads(index.read_text())["weight_map"].values()))
+    return any(folder.glob("*.safetensors"))
+
+
+def cached() -> list[ModelSource]:
+    """The hub models in the local cache that can be used offline, by name."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:
+        return []
+    found = [
+        ModelSource(revision.snapshot_path, repository.repo_id, revision.commit_hash)
+        for repository in repositories
+        if repository.repo_type == "model"
+        for revision in repository.revisions
+        if _complete(revision.snapshot_path)
+    ]
+    return sorted(found, key=str)
+
+
+def identity(source: ModelSource) -> dict[str, Any]:
+    """What a vector records of its base: `digest`, `architecture`, `hidden_size`, `layers`, and `name` where known.
+
+    The digest covers the configuration and, of every tensor, its name, dtype, shape and 4 KiB from its middle: a
+    fine-tune of the same shape has another digest, the sharding has no influence, and a 70B model takes a second.
+    """
+    config = json.loads((source.path / "config.json").read_text())
+    text = config.get("text_config") or config
+    for volatile in ("_name_or_path", "_model_name_or_path", "transformers_version", "torch_dtype", "dtype"):
+        config.pop(volatile, None)
+    state = hashlib.sha256(canonical_json(config).encode())
+    for name, description in sorted(_tensors(source.path).items()):
+        state.update(f"{name} {description}".encode())
+    architectures = config.get("architectures") or [config.get("model_type", "unknown")]
+    found = {
+        "digest": "sha256:" + state.hexdigest(),
+        "architecture": architectures[0],
+        "hidden_size": text.get("hidden_size") or text.get("n_embd"),
+        "layers": text.get("num_hidden_layers") or text.get("n_layer"),
+    }
+    optional = {"name": source.name, "revision": source.revision}
+    return found | {key: value for key, value in optional.items() if value}
+
+
+def licence(source: ModelSource) -> str | None:
+    """The licence of the model where its folder states it: the model card's `license`."""
+    if source.name == DEFAULT:
+        return "apache-2.0"
+    card = source.path / "README.md"
+    if not card.is_file():
+        return None
+    lines = card.read_text(errors="replace").split("\n---", 1)[0].splitlines()
+    stated = [line.partition(":")[2].strip() for line in lines if line.startswith("license:")]
+    return stated[0] if stated else None
+
+
+def _tensors(folder: Path) -> dict[str, str]:
+    """Of each tensor in a folder's safetensors files: dtype, shape and the digest of a sample of its bytes."""
+    found: dict[str, str] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with path.open("rb") as file:
+                length = struct.unpack("<Q", file.read(8))[0]
+                if length > os.path.getsize(path):
+                    raise ValueError("its header is longer than the file")
+                header = json.loads(file.read(length))
+                for name, entry in header.items():
+                    if name == "__metadata__":
+                        continue
+                    start, stop = entry["data_offsets"]
+                    file.seek(8 + length + max(start, (start + stop - SAMPLE) // 2))
+                    sample = file.read(min(SAMPLE, stop - start))
+                    found[name] = f"{entry['dtype']} {entry['shape']} {digest_bytes(sample)}"
+        except (ValueError, KeyError, struct.error) as error:
+            raise ModelError(f"{path} is damaged: {error}", "fetch the model again") from error
+    return found

@@ -1,0 +1,198 @@
+"""SteeringVector: one direction of the residual stream per layer, with its measured history.
+
+Layer i is the output of decoder block i, counted from 0. Strength 1 adds `layers[i]` as it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vectors import artifact
+from vectors.errors import ArtifactError
+from vectors.files import check_writable, digest_bytes
+
+KIND = "steering-vector"
+
+
+@dataclass(frozen=True, eq=False)
+class SteeringVector:
+    """Directions by layer: float32 tensors of shape [hidden], and metadata as JSON values.
+
+    The layers must be non-negative and the tensors finite, one-dimensional and of one size (ArtifactError).
+    """
+
+    layers: Mapping[int, Tensor]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        layers = {
+            int(i): torch.as_tensor(self.layers[i]).detach().to("cpu", torch.float32) for i in sorted(self.layers)
+        }
+        problems = []
+        if not layers:
+            problems.append("a steering vector needs at least one layer")
+        for i, direction in layers.items():
+            if i < 0:
+                problems.append(f"layer {i} is negative; layers count from 0")
+            if direction.ndim != 1 or direction.numel() == 0:
+                problems.append(f"layer {i} has shape {list(direction.shape)}, not [hidden]")
+            elif not bool(torch.isfinite(direction).all()):
+                problems.append(f"layer {i} holds values that are not finite")
+        sizes = sorted({direction.numel() for direction in layers.values()})
+        if len(sizes) > 1:
+            problems.append(f"the layers have different hidden sizes: {', '.join(map(str, sizes))}")
+        if problems:
+            raise ArtifactError(problems, "check how the vector was made")
+        object.__setattr__(self, "layers", layers)
+
+    @property
+    def hidden_size(self) -> int:
+        """The size of the residual stream that the directions live in."""
+        return next(iter(self.layers.values())).numel()
+
+    @property
+    def apply(self) -> tuple[int, ...]:
+        """The layers that act when an expression names none: the metadata's `apply`, or all of them."""
+        return tuple(self.metadata.get("apply") or self.layers)
+
+    @property
+    def base(self) -> Mapping[str, Any]:
+        """The model the vector was extracted from: `digest`, `architecture`, `name` where known. Empty if unknown."""
+        return self.metadata.get("base") or {}
+
+    @property
+    def digest(self) -> str:
+        """`sha256:` of the artifact file that `save` writes."""
+        return digest_bytes(self.encode())
+
+    def encode(self) -> bytes:
+        """The bytes of the artifact file: a function of the content alone."""
+        metadata = dict(self.metadata) | {"kind": KIND, "hidden_size": self.hidden_size, "apply": list(self.apply)}
+        return artifact.encode({f"layer.{i}": direction for i, direction in self.layers.items()}, metadata)
+
+    def save(self, path: str | Path) -> str:
+        """Write the artifact file atomically; return its digest. Raises OutputError."""
+        from vectors.files import write_atomically
+
+        path = Path(path)
+        check_writable(path)
+        content = self.encode()
+        write_atomically(path, content)
+        return digest_bytes(content)
+
+    @staticmethod
+    def load(path: str | Path) -> SteeringVector:
+        """Read a vector in any known format (artifact, GGUF, `.pt`). Raises ArtifactError."""
+        from vectors.formats import read
+
+        return read(Path(path))
+
+    def select(self, layers: Iterable[int]) -> SteeringVector:
+        """The vector with only these layers, all of them acting. Raises ArtifactError for one it does not hold."""
+        wanted = sorted(set(layers))
+        missing = [i for i in wanted if i not in self.layers]
+        if missing:
+            raise ArtifactError(
+                f"the vector holds no layer {', '.join(map(str, missing))}", f"it holds {spans(self.layers)}"
+            )
+        return SteeringVector({i: self.layers[i] for i in wanted}, dict(self.metadata) | {"apply": wanted})
+
+    def norm(self) -> dict[int, float]:
+        """The Euclidean length of strength 1, by layer."""
+        return {i: float(direction.norm()) for i, direction in self.layers.items()}
+
+    def cosine(self, other: SteeringVector) -> dict[int, float]:
+        """The cosine with another vector at each layer that both hold. Raises ArtifactError if they can't be compared."""
+        _check_comparable(self, other)
+        shared = [i for i in self.layers if i in other.layers]
+        if not shared:
+            raise ArtifactError(
+                f"the vectors share no layer: {spans(self.layers)} against {spans(other.layers)}",
+                "select layers of both",
+            )
+        cosine = torch.nn.functional.cosine_similarity
+        return {i: float(cosine(self.layers[i].double(), other.layers[i].double(), dim=0)) for i in shared}
+
+    def project_out(self, other: SteeringVector) -> SteeringVector:
+        """This vector less its component along `other`, at each layer that both hold."""
+        _check_comparable(self, other)
+        layers = dict(self.layers)
+        for i in layers:
+            along = other.layers.get(i)
+            if along is not None and float(along.norm()) > 0:
+                unit = along.double() / along.double().norm()
+                layers[i] = (layers[i].double() - (layers[i].double() @ unit) * unit).float()
+        return SteeringVector(layers, _derived("project_out", (self, 1.0), (other, 1.0)))
+
+    def __add__(self, other: SteeringVector) -> SteeringVector:
+        return _sum(self, 1.0, other, 1.0)
+
+    def __sub__(self, other: SteeringVector) -> SteeringVector:
+        return _sum(self, 1.0, other, -1.0)
+
+    def __mul__(self, strength: float) -> SteeringVector:
+        layers = {i: direction * float(strength) for i, direction in self.layers.items()}
+        return SteeringVector(layers, _derived("sum", (self, float(strength))))
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> SteeringVector:
+        return self * -1.0
+
+    def __repr__(self) -> str:
+        name = self.metadata.get("method", {}).get("name", "unknown method")
+        return f"SteeringVector({name}, layers {spans(self.layers)}, hidden size {self.hidden_size}, acts at {spans(self.apply)})"
+
+
+def spans(layers: Iterable[int]) -> str:
+    """Layers as people write them: `3,5,12-15`. Empty for none."""
+    runs: list[list[int]] = []
+    for i in sorted(set(layers)):
+        if runs and i == runs[-1][1] + 1:
+            runs[-1][1] = i
+        else:
+            runs.append([i, i])
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
+
+
+def _sum(a: SteeringVector, s: float, b: SteeringVector, t: float) -> SteeringVector:
+    """s*a + t*b; a layer that one of them lacks counts as zero there."""
+    _check_comparable(a, b)
+    zero = torch.zeros(a.hidden_size)
+    union = sorted({*a.layers, *b.layers})
+    layers = {i: s * a.layers.get(i, zero) + t * b.layers.get(i, zero) for i in union}
+    return SteeringVector(layers, _derived("sum", (a, s), (b, t)))
+
+
+def _derived(operation: str, *parts: tuple[SteeringVector, float]) -> dict[str, Any]:
+    """The metadata of a vector computed from others: what they share, and the others as parents."""
+    first = parts[0][0]
+    metadata: dict[str, Any] = {
+        "method": {"name": operation},
+        "parents": [{"digest": vector.digest, "strength": strength} for vector, strength in parts],
+        "apply": sorted({i for vector, _ in parts for i in vector.apply}),
+    }
+    for key in ("base", "licence"):
+        if key in first.metadata:
+            metadata[key] = first.metadata[key]
+    return metadata
+
+
+def _check_comparable(a: SteeringVector, b: SteeringVector) -> None:
+    """Vectors of different models have no common space. Raises ArtifactError."""
+    if a.hidden_size != b.hidden_size:
+        raise ArtifactError(
+            f"the vectors have hidden sizes {a.hidden_size} and {b.hidden_size}", "use vectors of the same model"
+        )
+    left, right = a.base.get("digest"), b.base.get("digest")
+    if left and right and left != right:
+        raise ArtifactError(
+            f"the vectors belong to different models: {a.base.get('name', left)} and {b.base.get('name', right)}",
+            "extract both from the same model",
+        )
