@@ -1,1 +1,1 @@
-"""Combining weights: merge methods, out-of-core streaming, kernels, recipes. The floor is laid; nothing stands on it yet."""
+"""Combining weights: merge methods, out-of-core streaming, kernels, recipes. Nothing stands on this floor yet."""

@@ -96,7 +96,7 @@ def pool(
 
 
 def packable(model: nn.Module, longest: int) -> bool:
-    """Whether sequences of this length can share a pass as a tree: known positions, masks we write, no window in use."""
+    """Whether sequences of this length can share a pass as a tree: known positions, our masks, no window in use."""
     known = residual.layout(model)
     config = residual.text_config(model)
     windows = [getattr(config, "sliding_window", None)]
@@ -119,8 +119,6 @@ class _Run:
         self.stack = residual.decoder(model)
         self.device = next(model.parameters()).device
         self.done = 0
-        self.indices: list[int] = []  # the examples of the pass that is running
-        self.weights: Tensor | None = None  # [examples, tokens] of that pass
         shared = common_prefix([e.ids for e in examples]) if len(examples) > 1 else 0
         self.prefix = shared if shared >= SHORTEST_PREFIX else 0
         self.cache: Any = None
@@ -145,7 +143,10 @@ class _Run:
 
     def packed(self, together: Sequence[Pack]) -> None:
         """Run packs side by side in one row, each seeing only itself, and pool their examples."""
-        masks, indices, ids, depths = [], [], [], []
+        masks: list[Tensor] = []
+        indices: list[int] = []
+        ids: list[int] = []
+        depths: list[int] = []
         weights = torch.zeros(sum(len(pack.paths) for pack in together), sum(len(pack.ids) for pack in together))
         for pack in together:
             count = len(pack.ids)
@@ -161,15 +162,21 @@ class _Run:
             masks.append(visible)
             ids += pack.ids
             depths += pack.depths
-        with tree_attention(self.model, self.prefix, [mask.to(self.device) for mask in masks]) as attention_mask:
-            self._pool(
-                indices,
-                weights[:, None, :],
-                input_ids=torch.tensor([ids]),
-                attention_mask=attention_mask,
-                position_ids=torch.tensor([depths]) + self.prefix,
-                past_key_values=self._fork(1),
-            )
+        try:
+            with tree_attention(self.model, self.prefix, [mask.to(self.device) for mask in masks]) as attention_mask:
+                self._pool(
+                    indices,
+                    weights[:, None, :],
+                    input_ids=torch.tensor([ids]),
+                    attention_mask=attention_mask,
+                    position_ids=torch.tensor([depths]) + self.prefix,
+                    past_key_values=self._fork(1),
+                )
+        except ModelError:
+            # Attention multiplies by zero what it masks, so NaN spreads through a pack; alone, the culprit shows.
+            for index in indices:
+                self.padded([index], 0)
+            raise
         self.result.computed += len(ids)
 
     def padded(self, indices: list[int], pad: int) -> None:
@@ -194,13 +201,13 @@ class _Run:
 
         def sum_up(position: int, states: Tensor) -> None:
             states = states.float().flatten(0, 1)
-            sums = flat @ states
+            sums = _weighted_sums(flat, states)
             if self.prefix_states:
-                sums += self._prefix_weights(indices) @ self.prefix_states[position]
+                sums += _weighted_sums(self._prefix_weights(indices), self.prefix_states[position])
             if not bool(torch.isfinite(sums).all()):
                 broken = int((~torch.isfinite(sums)).any(1).nonzero()[0])
                 raise ModelError(
-                    f"the activations of layer {self.result.layers[position]} are not finite for example {indices[broken]}",
+                    f"layer {self.result.layers[position]} is not finite for example {indices[broken]}",
                     "use --dtype float32, or leave that example out",
                 )
             self.result.spill.write(position, indices, sums)
@@ -231,7 +238,8 @@ class _Run:
         # Recurrent states are updated in place, so the copy is deep; a prefix is short.
         fork = copy.deepcopy(self.cache)
         if rows > 1:
-            fork.batch_repeat_interleave(rows)
+            # Not `batch_repeat_interleave`, which recurrent layers lack.
+            fork.reorder_cache(torch.zeros(rows, dtype=torch.long, device=self.device))
         return fork
 
     def _forward(self, **inputs: Any) -> None:
@@ -259,3 +267,14 @@ class _Run:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _weighted_sums(weights: Tensor, states: Tensor) -> Tensor:
+    """weights [examples, tokens] @ states [tokens, hidden]; a token of weight 0 adds nothing, whatever it holds."""
+    sums = weights @ states
+    if not bool(torch.isfinite(sums).all()):
+        # Zero times infinity is not a number, so one broken token would break every example of the pass.
+        broken = ~torch.isfinite(states).all(-1)
+        sums = weights @ states.masked_fill(broken[:, None], 0)
+        sums[((weights > 0) & broken).any(1)] = torch.nan
+    return sums

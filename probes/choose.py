@@ -26,8 +26,9 @@ def recommend(
 ) -> Recommendation:
     """The middle of the longest run of layers whose held-out AUROC can't be told from the best.
 
-    The first layers can separate classes by their words alone, which is why a run is asked for. Early layers carry the behaviour less purely, late ones leave the model few blocks to act on it; among layers that
-    separate the classes equally well the middle is away from both. The strength is the one whose displacement is
+    The first layers can separate classes by their words alone, which is why a run is asked for. Early layers carry the
+    behaviour less purely, late ones leave the model few blocks to act on it; among layers that separate the classes
+    equally well the middle is away from both. The strength is the one whose displacement is
     `DOSE` of the residual stream there, in halves, at most `STRONGEST`. `lengths` are the norms of strength 1.
     """
     if any(math.isnan(each.auroc) for each in judged.values()):
@@ -47,8 +48,8 @@ def recommend(
         else f"the middle of the layers ({spans(equal)}) that can't be told from the best"
     )
     reason = (
-        f"layer {chosen} is {where}, with held-out AUROC {judged[chosen].auroc:.3f}; strength 1 moves the residual stream there "
-        f"by {share:.0%} of its norm"
+        f"layer {chosen} is {where}, with held-out AUROC {judged[chosen].auroc:.3f}; "
+        f"strength 1 moves the residual stream there by {share:.0%} of its norm"
     )
     if judged[chosen].auroc_low < 0.6 or judged[chosen].auroc < judged[chosen].auroc_shuffled + 0.1:
         reason += "; but that is hardly above shuffled labels, so do not expect it to steer"

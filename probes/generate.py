@@ -55,7 +55,7 @@ def try_strengths(
     length = batch["input_ids"].shape[1]
     if longest is not None and length + max_tokens > longest:
         raise UsageError(
-            f"the longest prompt has {length} tokens; with {max_tokens} more it exceeds the model's context of {longest}",
+            f"the longest prompt has {length} tokens; {max_tokens} more exceed the model's context of {longest}",
             "shorten the prompt, or lower --max-tokens",
         )
     compositions = [composition.scaled(strength) for _ in prompts for strength in strengths]

@@ -8,7 +8,7 @@ each fold.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import NamedTuple
 
@@ -47,11 +47,20 @@ def folds(positive: Sequence[Example], negative: Sequence[Example], seed: int) -
     """
     count = min(FOLDS, len(positive), len(negative))
     contexts = {e.context for e in (*positive, *negative)}
-    by_context = None not in contexts and len(contexts) >= FOLDS
+    if None not in contexts and len(contexts) >= count:
+        found = _balanced(positive, negative, seed, count, lambda e: e.context)
+        if found is not None:
+            return found
+    # A few large groups: better a split by example than a fold of one class.
+    found = _balanced(positive, negative, seed, count, lambda e: (e.context, e.completion))
+    # Nothing but repetitions of a few examples: no split is honest, this one at least is even.
+    return found or (torch.arange(len(positive)) % count, torch.arange(len(negative)) % count)
 
-    def group(example: Example) -> object:
-        return example.context if by_context else (example.context, example.completion)
 
+def _balanced(
+    positive: Sequence[Example], negative: Sequence[Example], seed: int, count: int, group: Callable[[Example], object]
+) -> tuple[Tensor, Tensor] | None:
+    """Whole groups dealt to `count` folds, balanced within each class; None when a fold would lack a class."""
     groups = sorted({group(e) for e in (*positive, *negative)}, key=lambda g: child_seed(seed, "fold", g))
     sizes = {g: [0, 0] for g in groups}
     for side, examples in enumerate((positive, negative)):
@@ -65,13 +74,13 @@ def folds(positive: Sequence[Example], negative: Sequence[Example], seed: int) -
         filled[best][0] += n
         filled[best][1] += m
         chosen[g] = best
-    if any(0 in sides for sides in filled):  # a few large groups: better a split by example than a fold of one class
-        return torch.arange(len(positive)) % count, torch.arange(len(negative)) % count
+    if any(0 in sides for sides in filled):
+        return None
     return torch.tensor([chosen[group(e)] for e in positive]), torch.tensor([chosen[group(e)] for e in negative])
 
 
 def evidence_of(method: ModuleType, rows: Tensor, labels: Tensor, paired: bool) -> Evidence:
-    """What `method` needs of rows [n, hidden] with boolean labels [n]; pairs are the positives and negatives in order."""
+    """What `method` needs of rows [n, hidden] with boolean labels [n]; pairs are those in order."""
     second = method.NEEDS == "second moments"
     positive, negative = rows[labels], rows[~labels]
     differences = Moments.of(positive.double() - negative.double(), True) if second and paired else None
@@ -155,7 +164,7 @@ def auroc(positive: Tensor, negative: Tensor) -> float:
 
 
 def cohens_d(positive: Tensor, negative: Tensor) -> float:
-    """The difference of the means in units of the pooled standard deviation (Cohen 1988, eq. 2.5.2); 0 when both vanish."""
+    """The difference of the means in units of the pooled standard deviation (Cohen 1988, eq. 2.5.2)."""
     n, m = len(positive), len(negative)
     difference = positive.mean() - negative.mean()
     squares = (positive - positive.mean()).square().sum() + (negative - negative.mean()).square().sum()

@@ -22,7 +22,7 @@ class Pack:
     paths: dict[int, list[int]]
 
 
-def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+def common_prefix(sequences: Sequence[list[int]]) -> int:
     """How many tokens all sequences begin with, leaving each at least one of its own."""
     # The least and the greatest in order differ as early as any two.
     low, high = min(sequences), max(sequences)
@@ -34,7 +34,7 @@ def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
     return min(shared, min(len(s) for s in sequences) - 1)
 
 
-def packs(sequences: Sequence[Sequence[int]], budget: int) -> list[Pack]:
+def packs(sequences: Sequence[list[int]], budget: int) -> list[Pack]:
     """Cut the prefix tree of the sequences into packs of at most `budget` nodes (more only for one long sequence).
 
     Neighbours in lexicographic order share the longest prefixes, so packs are runs of that order; only what two

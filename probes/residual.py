@@ -68,11 +68,11 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     known = layout(model)
     stack = decoder(model)
     if known is not None:
-        return list(stack.get_submodule(known.blocks))  # type: ignore[call-overload,arg-type]
+        return list(stack.get_submodule(known.blocks))  # type: ignore[call-overload]
     kind = getattr(text_config(model), "model_type", type(model).__name__)
     count = getattr(text_config(model), "num_hidden_layers", None)
     candidates = [m for m in stack.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
-    if len(candidates) == 1 and _carry_the_residual_stream(stack, list(candidates[0])):
+    if len(candidates) == 1 and _carry_the_residual_stream(stack, list(candidates[0]), hidden_size(model)):
         return list(candidates[0])
     raise ModelError(
         f"the architecture {kind!r} is unknown: no stack of {count} blocks whose outputs are its hidden states",
@@ -80,27 +80,38 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     )
 
 
-def _carry_the_residual_stream(stack: nn.Module, candidates: list[nn.Module]) -> bool:
-    """Whether each block's output is the model's own hidden state, on four tokens; the last one is normed, so not asked."""
-    seen: list[Tensor] = []
-    handles = [
-        block.register_forward_hook(lambda _m, _i, output: seen.append(output_of(output))) for block in candidates
-    ]
-    device = next(stack.parameters()).device
+def _carry_the_residual_stream(stack: nn.Module, candidates: list[nn.Module], size: int) -> bool:
+    """Whether the blocks' outputs are the residual stream [batch, tokens, hidden] of a causal decoder.
+
+    Each must be what the next block takes and what the model calls its hidden state (the last one is normed, so not
+    asked), and tokens must not see what follows them. Two sequences that differ in their last token show it.
+    """
+    entered: list[Any] = []
+    left: list[Tensor] = []
+
+    def see(_block: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        entered.append(args[0] if args else kwargs.get("hidden_states"))
+        left.append(output_of(output))
+
+    handles = [block.register_forward_hook(see, with_kwargs=True) for block in candidates]
+    ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=next(stack.parameters()).device)
     try:
         with torch.inference_mode():
-            states = stack(
-                input_ids=torch.tensor([[1, 2, 3, 4]], device=device), output_hidden_states=True, use_cache=False
-            ).hidden_states
-    except (TypeError, AttributeError, ValueError):
+            states = stack(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+    except Exception:  # a model that can't be asked this way raises what it likes; it is not one that we know
         return False
     finally:
         for handle in handles:
             handle.remove()
+    if states is None or not len(states) == len(candidates) + 1 == len(left) + 1:
+        return False
+    last = left[-1]
+    near = torch.finfo(last.dtype).eps ** 0.5 * float(last.abs().max())
     return (
-        states is not None
-        and len(states) == len(candidates) + 1 == len(seen) + 1
-        and all(torch.equal(a, b) for a, b in zip(states[1:-1], seen[:-1], strict=True))
+        all(state.shape == (*ids.shape, size) for state in left)
+        and all(torch.equal(a, b) for a, b in zip(states[1:-1], left[:-1], strict=True))
+        and all(isinstance(a, Tensor) and torch.equal(a, b) for a, b in zip(entered[1:], left[:-1], strict=True))
+        and torch.allclose(last[0, :-1], last[1, :-1], rtol=0, atol=near)
     )
 
 

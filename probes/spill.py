@@ -28,7 +28,13 @@ class Spill:
         if 4 * layers * examples * hidden <= (MEMORY if memory is None else memory):
             self.memory = torch.empty(self.shape)
         else:
-            self.file = tempfile.TemporaryFile(prefix="steer-", buffering=0)
+            try:
+                self.file = tempfile.TemporaryFile(prefix="steer-", buffering=0)  # noqa: SIM115  (closed by `close`)
+            except OSError as error:
+                raise OutputError(
+                    f"no temporary file can be made for the activations: {error.strerror}",
+                    "free some space, set TMPDIR to another folder, or ask for fewer --layers",
+                ) from error
 
     def write(self, layer: int, indices: Sequence[int], rows: Tensor) -> None:
         """Store rows [len(indices), hidden] of one layer. Raises OutputError when the disk is full."""

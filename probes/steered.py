@@ -53,7 +53,7 @@ def steered(
     Raises ExpressionError, ArtifactError, ModelError before anything is hooked.
     """
     several = isinstance(composition, Sequence) and not isinstance(composition, str)
-    each = list(composition) if several else [composition]  # type: ignore[arg-type,list-item]
+    each: list[Steering] = list(composition) if several else [composition]  # type: ignore[arg-type,list-item]
     if not each:
         raise UsageError("there is no composition", "give at least one")
     moves: dict[int, list[_Move]] = {}
@@ -77,7 +77,9 @@ def steered(
             stack = residual.decoder(model)
             handles.callback(stack.register_forward_pre_hook(positions.see, with_kwargs=True).remove)
             for layer, planned in moves.items():
-                handles.callback(stack_blocks[layer].register_forward_hook(_hook(planned, positions)).remove)
+                # First of the block's hooks, so that whoever else looks, `output_hidden_states` too, sees it steered.
+                hook = _hook(planned, positions)
+                handles.callback(stack_blocks[layer].register_forward_hook(hook, prepend=True).remove)
         yield
 
 
@@ -102,7 +104,8 @@ def check(model: nn.Module, vector: SteeringVector, name: str, *, any_base: bool
         warnings.warn(f"it is not known where the model came from, so the base of {name} is unverified", stacklevel=3)
     elif base["digest"] != digest:
         raise ArtifactError(
-            f"the vector {name} belongs to {vector.base.get('name', digest)}, not to {base.get('name', base['digest'])}",
+            f"the vector {name} belongs to {vector.base.get('name', digest)}, "
+            f"not to {base.get('name', base['digest'])}",
             "use a vector of this model, or allow another one: --any-base",
         )
 
@@ -157,12 +160,15 @@ class _Positions:
 
     def covered(self, scope: Scope | None) -> Tensor:
         """Which tokens of the running pass a scope covers, bool [batch, tokens]; padding never."""
-        assert self.now is not None and self.prompts is not None
+        assert self.now is not None
+        assert self.prompts is not None
         real = self.now >= 0
         if scope is None:
             return real
         start, stop = zip(*(scope.span(int(length)) for length in self.prompts), strict=True)
-        limits = [torch.tensor(ends, dtype=torch.float64, device=self.now.device)[:, None] for ends in (start, stop)]
+        # Whole numbers, since not every device has float64, and float32 can't tell far positions apart.
+        whole = [[int(min(end, 2**62)) for end in ends] for ends in (start, stop)]
+        limits = [torch.tensor(ends, device=self.now.device)[:, None] for ends in whole]
         return real & (self.now >= limits[0]) & (self.now < limits[1])
 
 
@@ -171,11 +177,11 @@ def _hook(planned: Sequence[_Move], positions: _Positions) -> Callable[..., Any]
 
     def call(_block: nn.Module, _inputs: Any, output: Any) -> Any:
         states = residual.output_of(output)  # [batch, tokens, hidden]
-        stream = states.float()
+        stream = states.to(torch.promote_types(states.dtype, torch.float32))
         change = torch.zeros_like(stream)
         for move in planned:
             rows = slice(None) if move.rows is None else move.rows.to(stream.device)
-            direction = move.direction.to(stream.device)
+            direction = move.direction.to(stream)
             covered = positions.covered(move.scope)[rows, :, None]
             change[rows] += _change(move, direction, stream[rows]) * covered
         # A row that nothing acts on keeps its bits, whatever the dtype.

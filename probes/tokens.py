@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from probes.examples import Example, Message
-from vectors.errors import ExampleError, UsageError
+from vectors.errors import ExampleError, ModelError, UsageError
 
 SHOWN = 5  # examples that a message names
 _STAND_IN = "\x02completion\x03"  # control characters, which no template writes
@@ -42,7 +42,7 @@ def templated(examples: Sequence[Example], tokenizer: Any) -> tuple[bool, str]:
         return False, ""
     if not getattr(tokenizer, "chat_template", None):
         return False, "prompts are taken as plain text: the model has no chat template"
-    special = next((t for t in tokenizer.all_special_tokens if any(t in prompt for prompt in prompts)), None)
+    special = next((t for t in _special(tokenizer).values() if any(t in prompt for prompt in prompts)), None)
     if special is not None:
         return False, f"prompts are taken as they are: they hold the special token {special} already"
     return True, "prompts are asked in the model's chat template"
@@ -59,10 +59,16 @@ def tokenise(
     """The tokens of each example. `longest` is the model's context.
 
     An example beyond the context is an error unless `truncate` cuts its end; so is one that has no token to count.
-    All such examples are reported at once. Raises ExampleError.
+    All such examples are reported at once. Raises ExampleError, and ModelError for a tokenizer without offsets.
     """
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"the tokenizer {type(tokenizer).__name__} does not say which characters a token stands for",
+            "use a model with a tokenizer.json",
+        )
     chat, _ = templated(examples, tokenizer)
-    special = set(tokenizer.all_special_ids)
+    special = _special(tokenizer)
+    begin = tokenizer.bos_token
     found: list[Tokens] = []
     problems: list[str] = []
     too_long: list[str] = []
@@ -72,12 +78,14 @@ def tokenise(
         except ValueError as error:
             problems.append(f"{example.origin}: {error}")
             continue
-        encoded = tokenizer(
-            text, add_special_tokens=not _is_chat(example, chat), return_offsets_mapping=True, truncation=False
-        )
+        # A template writes its special tokens itself, and a text that begins with one has been rendered already.
+        bare = not _is_chat(example, chat) and not (begin and text.startswith(begin))
+        encoded = tokenizer(text, add_special_tokens=bare, return_offsets_mapping=True, truncation=False)
         ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
         if longest is not None and len(ids) > longest:
             too_long.append(f"{example.origin} ({len(ids)} tokens)")
+            if not truncate:
+                continue
             ids, offsets = ids[:longest], offsets[:longest]
         counts = [j for j in range(1, len(ids)) if ids[j] not in special]
         completion = [j for j in counts if offsets[j][1] > start and offsets[j][0] < stop]
@@ -95,6 +103,12 @@ def tokenise(
         more = [f"… and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
         raise ExampleError(problems[:SHOWN] + more, hint)
     return found
+
+
+def _special(tokenizer: Any) -> dict[int, str]:
+    """The special tokens by id: those with a role, and those that are only marked so (Llama 3's headers)."""
+    named = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    return named | {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
 def _select(counts: list[int], completion: list[int], which: str | int) -> list[int]:
@@ -121,9 +135,14 @@ def _render(example: Example, tokenizer: Any, chat: bool) -> tuple[str, int, int
     text = _template(tokenizer, turns, example.role, example.completion)
     # Where a stand-in appears tells where the completion is, also when its words occur in the template itself.
     before, _, after = _template(tokenizer, turns, example.role, _STAND_IN).partition(_STAND_IN)
-    for content in (example.completion, example.completion.strip()):  # templates strip contents
-        if text == before + content + after:
-            return text, len(before), len(before) + len(content)
+    stop = len(text) - len(after)
+    # Templates strip contents, on one side or on both.
+    if (
+        text.startswith(before)
+        and text.endswith(after)
+        and text[len(before) : stop].strip() == example.completion.strip()
+    ):
+        return text, len(before), stop
     raise ValueError("the chat template does not show the last message as it was given")
 
 

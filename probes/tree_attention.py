@@ -30,7 +30,7 @@ _current: ContextVar[_Trees] = ContextVar("trees of the running pass")
 
 @contextlib.contextmanager
 def tree_attention(model: nn.Module, prefix: int, masks: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Within: the model attends by `masks` (bool [tokens, prefix + tokens] each). Yields the `attention_mask` to pass."""
+    """Within: the model attends by `masks` (bool [tokens, prefix + tokens] each). Yields the `attention_mask`."""
     config = residual.text_config(model)
     if config._attn_implementation != "sdpa":
         yield _additive(_block_diagonal(prefix, masks), next(model.parameters()).dtype)
@@ -51,7 +51,7 @@ def tree_attention(model: nn.Module, prefix: int, masks: Sequence[Tensor]) -> It
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """Attention of query [1, heads, tokens, size] over key and value [1, heads, prefix + tokens, size], pack by pack."""
+    """Attention of query [1, heads, tokens, size] over keys [1, heads, prefix + tokens, size], pack by pack."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     prefix, masks = _current.get()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from probes.model import LoadedModel
     from probes.model import load as load_model
     from probes.steered import steered
-    from steer.extract import extract
+    from steer.extraction import extract
     from vectors.errors import SteerError
     from vectors.expression import Composition, parse
     from vectors.resolve import compose
@@ -35,7 +35,7 @@ _HOME = {
     "SteerError": "vectors.errors",
     "SteeringVector": "vectors.steering",
     "compose": "vectors.resolve",
-    "extract": "steer.extract",
+    "extract": "steer.extraction",
     "load_model": "probes.model",
     "parse": "vectors.expression",
     "steered": "probes.steered",

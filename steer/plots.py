@@ -11,7 +11,7 @@ from vectors.steering import SteeringVector
 
 
 def layer_separation(vector: SteeringVector, path: Path, title: str) -> None:
-    """Draw the held-out AUROC with its interval, the shuffled floor and Cohen's d by layer. Raises UsageError, OutputError."""
+    """Draw the held-out AUROC, the shuffled floor and Cohen's d by layer. Raises UsageError, OutputError."""
     check_writable(path)
     if path.suffix not in (".png", ".svg"):
         raise UsageError(f"the picture {path} has no known suffix", "end its name in .png or .svg")
@@ -25,7 +25,7 @@ def layer_separation(vector: SteeringVector, path: Path, title: str) -> None:
     layers = sorted(measured)
     column = {key: [measured[i][key] for i in layers] for key in measured[layers[0]]}
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(9, 4.8), layout="constrained")
     axes = figure.subplots()
     axes.fill_between(layers, column["auroc_low"], column["auroc_high"], color="tab:blue", alpha=0.2, linewidth=0)
     axes.plot(
@@ -43,7 +43,7 @@ def layer_separation(vector: SteeringVector, path: Path, title: str) -> None:
     effect.set_ylim(bottom=min(0.0, *column["cohens_d"]))
     lines = [*axes.get_legend_handles_labels()[0], *effect.get_legend_handles_labels()[0]]
     labels = [*axes.get_legend_handles_labels()[1], *effect.get_legend_handles_labels()[1]]
-    axes.legend(lines, labels, loc="lower right", frameon=False, fontsize=9)
+    figure.legend(lines, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     content = io.BytesIO()
     # Without a date, the same measurements give the same picture.
     figure.savefig(content, format=path.suffix[1:], dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)

@@ -33,21 +33,34 @@ class Artifact(NamedTuple):
 
 def _checksum(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """The digest of the metadata without its own checksum, and of every tensor with its name, dtype and shape."""
+    import torch
+
     rest = {key: value for key, value in metadata.items() if key != "checksum"}
     parts = [canonical_json(rest).encode()]
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
-        parts += [f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), tensor.numpy().tobytes()]
+        # As plain bytes, because NumPy has no bfloat16.
+        content = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+        parts += [f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), content]
     return digest_bytes(*parts)
 
 
 def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bytes:
-    """The bytes of an artifact. The same tensors and metadata give the same bytes."""
+    """The bytes of an artifact. The same tensors and metadata give the same bytes.
+
+    Raises ArtifactError for metadata that is no JSON, such as a NaN.
+    """
+    import torch
     from safetensors.torch import save
 
     complete = dict(metadata) | {"schema": SCHEMA}
-    complete["checksum"] = _checksum(complete, tensors)
-    return save({name: tensor.contiguous() for name, tensor in tensors.items()}, {KEY: canonical_json(complete)})
+    try:
+        complete["checksum"] = _checksum(complete, tensors)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"the metadata is not JSON: {error}", "use plain, finite values") from error
+    # safetensors refuses tensors that share memory, which is no fault of their content.
+    own = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    return save(own, {KEY: canonical_json(complete)})
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
@@ -76,19 +89,32 @@ def read(path: Path) -> Artifact:
         header = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])
     except (SafetensorError, ValueError, struct.error) as error:
         raise ArtifactError(f"{path} is truncated or no safetensors file: {error}", again) from error
-    text = header.get("__metadata__", {}).get(KEY)
+    except (KeyError, OverflowError, RuntimeError, TypeError) as error:
+        raise ArtifactError(f"{path} holds a tensor of a dtype or shape that torch has not: {error}", again) from error
+    entries = header.get("__metadata__") or {}
+    text = entries.get(KEY)
     metadata: dict[str, Any] | None = None
     if text is not None:
         try:
             metadata = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ArtifactError(f"the metadata of {path} is not JSON: {error}", again) from error
         if not isinstance(metadata, dict) or metadata.get("schema") != SCHEMA:
             found = metadata.get("schema") if isinstance(metadata, dict) else metadata
             raise ArtifactError(f"{path} has schema {found!r}; this version reads {SCHEMA}", "upgrade steer-workbench")
-        if metadata.get("checksum") != _checksum(metadata, tensors):
+        try:
+            expected = _checksum(metadata, tensors)
+        except (ValueError, RecursionError) as error:  # Python's reader takes NaN and lone surrogates, JSON does not
+            raise ArtifactError(f"the metadata of {path} is not JSON: {error}", again) from error
+        if metadata.get("checksum") != expected:
             raise ArtifactError(f"{path} was changed after it was written: its checksum does not match", again)
-    broken = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor.float()).all())]
+    elif any('"checksum":"sha256:' in value for value in entries.values()):
+        raise ArtifactError(f"{path} was changed after it was written: its metadata is under another key", again)
+    broken = [
+        name
+        for name, tensor in tensors.items()
+        if not bool(torch.isfinite(tensor if tensor.is_complex() else tensor.float()).all())
+    ]
     if broken:
         raise ArtifactError(f"{path} holds values that are not finite, in {', '.join(sorted(broken))}", again)
     return Artifact(tensors, metadata, digest_bytes(content))

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import io
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from vectors.errors import ModelError, OutputError
@@ -31,14 +31,15 @@ def folder() -> Path:
 def prepare() -> Path:
     """The folder of the converted model; converts it when it is not there. Raises ModelError, OutputError."""
     target = folder()
-    if target.is_dir():
+    if os.path.isdir(target):
         return target
     source = _gguf()
     from filelock import FileLock
+    from safetensors import SafetensorError
 
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_suffix(".lock")):
+        with FileLock(target.with_name(f"{target.name}.lock")):
             # Another process may have finished while this one waited for the lock.
             if not target.is_dir():
                 _remove_abandoned(target)
@@ -48,9 +49,10 @@ def prepare() -> Path:
                     os.replace(temporary, target)
                 finally:
                     shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
+        reason = getattr(error, "strerror", None) or error
         raise OutputError(
-            f"the model can't be prepared in {target.parent}: {error.strerror or error}",
+            f"the model can't be prepared in {target.parent}: {reason}",
             "free some space (300 MB), or set XDG_CACHE_HOME to another folder",
         ) from error
     return target
@@ -86,7 +88,8 @@ def _convert(source: Path, target: Path) -> None:
     shown = is_progress_bar_enabled()
     disable_progress_bar()
     try:
-        with _quiet_gguf():
+        # transformers draws the GGUF conversion on a bar that its own switch doesn't reach.
+        with contextlib.redirect_stderr(io.StringIO()):
             model = AutoModelForCausalLM.from_pretrained(
                 source.parent,
                 gguf_file=source.name,
@@ -103,18 +106,4 @@ def _convert(source: Path, target: Path) -> None:
         path.chmod(permissions())
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    target.chmod(0o777 & ~(0o666 & ~permissions()))
-
-
-@contextlib.contextmanager
-def _quiet_gguf() -> Iterator[None]:
-    """transformers shows the GGUF conversion on a bar that its own switch doesn't reach."""
-    old = os.environ.get("TQDM_DISABLE")
-    os.environ["TQDM_DISABLE"] = "1"
-    try:
-        yield
-    finally:
-        if old is None:
-            del os.environ["TQDM_DISABLE"]
-        else:
-            os.environ["TQDM_DISABLE"] = old
+    target.chmod(permissions(0o777))

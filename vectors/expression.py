@@ -93,7 +93,7 @@ class Composition:
     def __str__(self) -> str:
         text = ""
         for term in self.terms:
-            if term.operation == "add" and math.copysign(1, term.value) < 0:
+            if term.operation == "add" and term.value < 0:
                 body = str(replace(term, value=-term.value))
                 text += f" - {body}" if text else f"-{body}"
             else:
@@ -117,12 +117,22 @@ class Composition:
                 f"{self} can't be scaled by {_number(factor)}: clamp sets a level, not a strength",
                 "write the levels out, one expression each",
             )
-        return Composition(tuple(replace(term, value=term.value * factor) for term in self.terms))
+        terms = tuple(replace(term, value=term.value * factor) for term in self.terms)
+        if not all(math.isfinite(term.value) for term in terms):
+            raise ExpressionError(f"{self} can't be scaled by {factor!r}: strengths are finite", "scale it by less")
+        return Composition(terms)
 
 
 def parse(text: str) -> Composition:
     """Read an expression. Raises ExpressionError that names the place and what was expected there."""
-    return _Parser(text).expression()
+    composition = _Parser(text).expression()
+    _check_length(str(composition))  # which may be longer than what was typed, and has to be read back too
+    return composition
+
+
+def _check_length(text: str) -> None:
+    if len(text) > LONGEST:
+        raise ExpressionError(f"the expression has {len(text)} characters; the limit is {LONGEST}", "shorten it")
 
 
 def _quoted(name: str) -> str:
@@ -140,8 +150,9 @@ class _Parser:
     def __init__(self, text: str) -> None:
         self.text = text
         self.position = 0
-        if len(text) > LONGEST:
-            raise ExpressionError(f"the expression has {len(text)} characters; the limit is {LONGEST}", "shorten it")
+        _check_length(text)
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise ExpressionError(f"the expression {text[:60]!r} is not valid Unicode", "write it in UTF-8")
 
     def fail(self, expected: str, at: int | None = None) -> NoReturn:
         at = self.position if at is None else at

@@ -30,20 +30,21 @@ def digest_json(value: Any) -> str:
     return digest_bytes(canonical_json(value).encode())
 
 
-def permissions() -> int:
-    """The mode that a plain `open(..., "w")` would give a new file: 0666 less the umask."""
+def permissions(requested: int = 0o666) -> int:
+    """`requested` less the umask: without it, the mode that a plain `open(..., "w")` gives a new file."""
     # The umask can only be read by setting it.
     mask = os.umask(0)
     os.umask(mask)
-    return 0o666 & ~mask
+    return requested & ~mask
 
 
 def check_writable(path: Path) -> None:
     """Fail before any work when `path` can't become a file. Raises OutputError."""
     folder = path.parent
-    if path.is_dir():
+    # os.path answers False where pathlib raises: for a name that is too long, or a folder that can't be entered.
+    if os.path.isdir(path):
         raise OutputError(f"{path} is a folder", "name a file, such as " + str(path / "vector.safetensors"))
-    if not folder.exists():
+    if not os.path.exists(folder):
         raise OutputError(
             f"the folder {folder} of the output {path.name} does not exist", f"make it first: mkdir -p {folder}"
         )

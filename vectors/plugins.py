@@ -20,7 +20,7 @@ from vectors.errors import UsageError
 def discover(package: str, group: str) -> dict[str, ModuleType]:
     """Every module of `package` (those without a leading underscore) and of entry-point group `group`, by name.
 
-    Raises UsageError when an outside package takes the name of another one.
+    Raises UsageError when an outside package takes the name of another one, or can't be loaded.
     """
     found: dict[str, ModuleType] = {}
     for entry in sorted(pkgutil.iter_modules(importlib.import_module(package).__path__), key=lambda e: e.name):
@@ -31,7 +31,13 @@ def discover(package: str, group: str) -> dict[str, ModuleType]:
             raise UsageError(
                 f"{point.value} offers {point.name!r} in {group}, a name that is taken", "rename one, or uninstall it"
             )
-        found[point.name] = point.load()
+        try:
+            found[point.name] = point.load()
+        except Exception as error:  # whatever the code of an outside package raises
+            raise UsageError(
+                f"{point.value}, which offers {point.name!r} in {group}, can't be loaded: {error}",
+                "update it, or uninstall it",
+            ) from error
     return found
 
 

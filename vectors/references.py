@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import struct
@@ -11,10 +12,11 @@ from typing import Any, NamedTuple
 
 from vectors import bundled
 from vectors.errors import ModelError
-from vectors.files import canonical_json, digest_bytes
+from vectors.files import digest_bytes
 
 DEFAULT = "smollm2"
 SAMPLE = 4096  # bytes read of each tensor for the fingerprint
+VOLATILE = ("_name_or_path", "_model_name_or_path", "transformers_version", "torch_dtype", "dtype")
 
 
 class ModelSource(NamedTuple):
@@ -31,8 +33,9 @@ class ModelSource(NamedTuple):
 
 def resolve(reference: str) -> ModelSource:
     """Find a model's folder, downloading only what is not there yet. Raises ModelError."""
-    path = Path(reference).expanduser()
-    if path.is_dir():
+    # os.path answers False where pathlib raises: for a name that is too long, or an unknown ~user.
+    path = Path(os.path.expanduser(reference))
+    if os.path.isdir(path):
         if not (path / "config.json").is_file():
             raise ModelError(
                 f"the folder {reference} has no config.json, so it holds no model",
@@ -41,7 +44,7 @@ def resolve(reference: str) -> ModelSource:
         if path.resolve() == bundled.folder().resolve():
             return ModelSource(path, DEFAULT)
         return ModelSource(path)
-    if path.is_file():
+    if os.path.isfile(path):
         raise ModelError(f"{reference} is a file, not a model folder", "name the folder that holds config.json")
     if reference == DEFAULT:
         return ModelSource(bundled.prepare(), DEFAULT)
@@ -69,8 +72,9 @@ def _from_hub(name: str, revision: str | None) -> ModelSource:
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            wanted_name = f"{name}@{revision}" if revision else name
             raise ModelError(
-                f"the model {name}{'@' + revision if revision else ''} is not in the cache and can't be fetched: {reason}",
+                f"the model {wanted_name} is not in the cache and can't be fetched: {reason}",
                 f"check the id and the network, or use a folder, or {DEFAULT}",
             ) from error
     return ModelSource(folder, name, folder.name)
@@ -82,7 +86,11 @@ def _complete(folder: Path) -> bool:
         return False
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        return all((folder / name).exists() for name in set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            names = set(json.loads(index.read_text())["weight_map"].values())
+            return all((folder / name).exists() for name in names)
+        except (ValueError, LookupError, AttributeError, TypeError):
+            return False
     return any(folder.glob("*.safetensors"))
 
 
@@ -110,12 +118,16 @@ def identity(source: ModelSource) -> dict[str, Any]:
 
     The digest covers the configuration and, of every tensor, its name, dtype, shape and 4 KiB from its middle: a
     fine-tune of the same shape has another digest, the sharding has no influence, and a 70B model takes a second.
+    Raises ModelError for a damaged folder.
     """
-    config = json.loads((source.path / "config.json").read_text())
-    text = config.get("text_config") or config
-    for volatile in ("_name_or_path", "_model_name_or_path", "transformers_version", "torch_dtype", "dtype"):
-        config.pop(volatile, None)
-    state = hashlib.sha256(canonical_json(config).encode())
+    file = source.path / "config.json"
+    try:
+        config = _lasting(json.loads(file.read_text(encoding="utf-8")))
+        text = config.get("text_config") or config
+        # Not canonical_json: configurations may hold Infinity, such as the `time_step_limit` of Mamba.
+        state = hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode())
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{file} is damaged: {error}", "fetch the model again") from error
     for name, description in sorted(_tensors(source.path).items()):
         state.update(f"{name} {description}".encode())
     architectures = config.get("architectures") or [config.get("model_type", "unknown")]
@@ -129,35 +141,62 @@ def identity(source: ModelSource) -> dict[str, Any]:
     return found | {key: value for key, value in optional.items() if value}
 
 
+def _lasting(value: Any) -> Any:
+    """A configuration without what differs between copies of one model."""
+    if isinstance(value, dict):
+        return {key: _lasting(inner) for key, inner in value.items() if key not in VOLATILE}
+    return [_lasting(inner) for inner in value] if isinstance(value, list) else value
+
+
 def licence(source: ModelSource) -> str | None:
-    """The licence of the model where its folder states it: the model card's `license`."""
+    """The licence of the model where its folder states it: `license` in the front matter of the model card."""
     if source.name == DEFAULT:
         return "apache-2.0"
     card = source.path / "README.md"
     if not card.is_file():
         return None
-    lines = card.read_text(errors="replace").split("\n---", 1)[0].splitlines()
-    stated = [line.partition(":")[2].strip() for line in lines if line.startswith("license:")]
-    return stated[0] if stated else None
+    lines = card.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    if not lines or lines[0].rstrip() != "---":
+        return None
+    front = itertools.takewhile(lambda line: line.rstrip() != "---", lines[1:])
+    stated = [line.partition(":")[2].strip().strip("'\"") for line in front if line.startswith("license:")]
+    return (stated[0] or None) if stated else None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up the model; a vector or an adapter beside them is no part of it."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        return sorted(folder.glob("*.safetensors"))
+    try:
+        names = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        raise ModelError(f"{index} is damaged: {error}", "fetch the model again") from error
+    return sorted(folder / name for name in names)
 
 
 def _tensors(folder: Path) -> dict[str, str]:
     """Of each tensor in a folder's safetensors files: dtype, shape and the digest of a sample of its bytes."""
     found: dict[str, str] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in _weight_files(folder):
         try:
             with path.open("rb") as file:
                 length = struct.unpack("<Q", file.read(8))[0]
-                if length > os.path.getsize(path):
+                room = os.path.getsize(path) - 8 - length
+                if room < 0:
                     raise ValueError("its header is longer than the file")
                 header = json.loads(file.read(length))
                 for name, entry in header.items():
                     if name == "__metadata__":
                         continue
                     start, stop = entry["data_offsets"]
+                    if not 0 <= start <= stop <= room:
+                        raise ValueError(f"it ends before {name} does")
                     file.seek(8 + length + max(start, (start + stop - SAMPLE) // 2))
                     sample = file.read(min(SAMPLE, stop - start))
                     found[name] = f"{entry['dtype']} {entry['shape']} {digest_bytes(sample)}"
-        except (ValueError, KeyError, struct.error) as error:
+        except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError, struct.error) as error:
             raise ModelError(f"{path} is damaged: {error}", "fetch the model again") from error
     return found

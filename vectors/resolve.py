@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,8 +20,11 @@ def compose(
     """
     bindings = dict(bindings or {})
     path = Path(text)
-    if path.is_file():
-        composition = Composition((Term("add", path.stem),))
+    # os.path answers False where pathlib raises, as for an expression longer than any file name.
+    if text not in bindings and os.path.isfile(path):
+        if "'" in path.stem and '"' in path.stem:
+            raise ExpressionError(f"the file name {path.name} holds both kinds of quotes", "rename the file")
+        composition = parse(str(Composition((Term("add", path.stem),))))
         bindings[path.stem] = path
     elif path.suffix in (".safetensors", ".gguf", ".pt") and "*" not in text and "(" not in text:
         raise ExpressionError(f"there is no file {text}", "check the path, or make it with `steer extract`")
@@ -53,7 +57,7 @@ def _find(name: str, bindings: Mapping[str, str | Path | SteeringVector]) -> Ste
         return bound
     # A name from an expression never leaves the current folder; only a binding names a path.
     path = Path(bound) if bound is not None else Path(f"{name}.safetensors")
-    if bound is None and (path.name != str(path) or not path.is_file()):
+    if bound is None and (path.name != str(path) or not os.path.isfile(path)):
         raise ExpressionError(
             f"the name {name!r} is not bound, and there is no file {path} here",
             f"bind it: --vector {name}=FILE",

@@ -32,7 +32,9 @@ class SteeringVector:
 
     def __post_init__(self) -> None:
         layers = {
-            int(i): torch.as_tensor(self.layers[i]).detach().to("cpu", torch.float32) for i in sorted(self.layers)
+            # A copy, so that changing the tensors it was made from does not change the vector.
+            int(i): torch.as_tensor(self.layers[i]).detach().to("cpu", torch.float32, copy=True)
+            for i in sorted(self.layers)
         }
         problems = []
         if not layers:
@@ -108,7 +110,7 @@ class SteeringVector:
         return {i: float(direction.norm()) for i, direction in self.layers.items()}
 
     def cosine(self, other: SteeringVector) -> dict[int, float]:
-        """The cosine with another vector at each layer that both hold. Raises ArtifactError if they can't be compared."""
+        """The cosine with another vector at each layer that both hold. Raises ArtifactError if there is none."""
         _check_comparable(self, other)
         shared = [i for i in self.layers if i in other.layers]
         if not shared:
@@ -128,7 +130,9 @@ class SteeringVector:
             if along is not None and float(along.norm()) > 0:
                 unit = along.double() / along.double().norm()
                 layers[i] = (layers[i].double() - (layers[i].double() @ unit) * unit).float()
-        return SteeringVector(layers, _derived("project_out", (self, 1.0), (other, 1.0)))
+        # What was projected out does not act, so its layers don't count among those that act.
+        metadata = _derived("project_out", (self, 1.0), (other, 1.0)) | {"apply": list(self.apply)}
+        return SteeringVector(layers, metadata)
 
     def __add__(self, other: SteeringVector) -> SteeringVector:
         return _sum(self, 1.0, other, 1.0)
@@ -147,7 +151,8 @@ class SteeringVector:
 
     def __repr__(self) -> str:
         name = self.metadata.get("method", {}).get("name", "unknown method")
-        return f"SteeringVector({name}, layers {spans(self.layers)}, hidden size {self.hidden_size}, acts at {spans(self.apply)})"
+        held = f"layers {spans(self.layers)}, hidden size {self.hidden_size}, acts at {spans(self.apply)}"
+        return f"SteeringVector({name}, {held})"
 
 
 def spans(layers: Iterable[int]) -> str:

@@ -12,6 +12,7 @@ def text(record: dict[str, Any], key: str) -> str:
         raise ValueError(f"{key} must be a text" if key in record else f"{key} is missing")
     if not value.strip():
         raise ValueError(f"{key} is empty")
+    _whole(key, value)
     return value
 
 
@@ -20,4 +21,12 @@ def texts(record: dict[str, Any], key: str) -> list[str]:
     value = record.get(key)
     if not isinstance(value, list) or not value or not all(isinstance(item, str) and item.strip() for item in value):
         raise ValueError(f"{key} must be a list of texts")
+    for item in value:
+        _whole(key, item)
     return value
+
+
+def _whole(key: str, value: str) -> None:
+    r"""JSON can hold half a character (an escape such as \ud83d alone), which no tokenizer takes. Raises ValueError."""
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"{key} holds half a character (an unpaired surrogate)")

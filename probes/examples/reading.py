@@ -55,11 +55,12 @@ def read(pos: Source | None = None, neg: Source | None = None, pairs: Source | N
     (positive, left), (negative, right) = sides
     if left == right or {e.content for e in positive} == {e.content for e in negative}:
         raise ExampleError(
-            f"{_name(pos, '--pos')} and {_name(neg, '--neg')} hold the same examples, so nothing tells the classes apart",
+            f"{_name(pos, '--pos')} and {_name(neg, '--neg')} hold the same examples: nothing tells them apart",
             "give two different files",
         )
+    # An empty context (a conversation of one message) is shared by all and makes no pairs.
     paired = len(positive) == len(negative) and all(
-        p.context is not None and p.context == n.context for p, n in zip(positive, negative, strict=True)
+        p.context and p.context == n.context for p, n in zip(positive, negative, strict=True)
     )
     return Contrast(positive, negative, paired, {"positive": left, "negative": right}, _shared(positive, negative))
 
@@ -75,7 +76,7 @@ def _one_class(flag: str, name: str, examples: list[Example], digest: str) -> tu
     if len(labels) > 1 or any(example.pair for example in examples):
         yes = sum(example.label is True for example in examples)
         raise ExampleError(
-            f"{name} holds both classes ({yes} positive and {len(examples) - yes} negative examples), but was given as {flag}",
+            f"{name} holds both classes ({yes} positive, {len(examples) - yes} negative), but was given as {flag}",
             f"give it alone: --pairs {name}",
         )
     return examples, digest
@@ -114,7 +115,7 @@ def _examples(source: Source, flag: str) -> tuple[str, list[Example], str]:
     """The name of a source, its examples, and the digest of its content. Raises ExampleError with every bad line."""
     path = _name(source, flag)
     # Only \n ends a line of JSON lines: str.splitlines would cut at characters that JSON strings may hold.
-    text = _text(Path(path)) if isinstance(source, str | Path) else "\n".join(map(json.dumps, source))
+    text = _text(Path(path)) if isinstance(source, str | Path) else _lines(source, flag)
     examples: list[Example] = []
     problems: list[str] = []
     seen: dict[str, int] = {}
@@ -151,6 +152,16 @@ def _text(path: Path) -> str:
         raise ExampleError(f"{path} can't be read: {error.strerror}", "check the path") from error
 
 
+def _lines(source: Sequence[str | dict[str, Any]], flag: str) -> str:
+    """What a list of examples would be as a file. Raises ExampleError."""
+    try:
+        return "\n".join(map(json.dumps, source))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ExampleError(
+            f"{flag}: not every example is a JSON value: {error}", "give texts or dictionaries"
+        ) from error
+
+
 def _parse(line: str, origin: str) -> tuple[list[Example], str]:
     """The examples of one line, and the name of its form. Raises ValueError."""
     try:
@@ -164,7 +175,7 @@ def _parse(line: str, origin: str) -> tuple[list[Example], str]:
     if not isinstance(record, dict):
         raise ValueError(f"a line must be a text or an object, not {json.dumps(record)[:40]}")
     # The form with the most keys wins: a persona line could have a "text" beside its own.
-    matching = [(len(module.KEYS), name) for name, module in formats().items() if module.KEYS <= record.keys()]
+    matching = [(len(module.KEYS), name) for name, module in formats().items() if record.keys() >= module.KEYS]
     if not matching:
         raise ValueError(f"no known form has the keys {', '.join(sorted(record)) or '(none)'}")
     name = max(matching)[1]

@@ -31,7 +31,7 @@ def method(name: str) -> ModuleType:
 
 
 def scaled(direction: Tensor, evidence: Evidence) -> Tensor:
-    """The direction of which strength 1 is one mean displacement: u <displacement, u>, with u = direction / |direction|.
+    """The direction of which strength 1 is one mean displacement: u <displacement, u>, u the unit direction.
 
     Its sign follows the means whatever the sign of `direction`. Raises ExampleError when there is nothing along it.
     """

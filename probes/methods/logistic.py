@@ -26,6 +26,8 @@ def direction(evidence: Evidence) -> Tensor:
     # The deviation within the classes: that of all rows would shrink the very coordinates that tell them apart.
     within = [group - group.mean(0) for group in (positive, negative)]
     deviation = torch.cat(within).square().mean(0).sqrt()
+    if not bool(deviation.any()):  # one example of each class: nothing to standardise by
+        deviation = torch.ones_like(deviation)
     # A constant coordinate tells nothing; dividing by its rounding error would make it tell everything.
     deviation = torch.where(deviation > 1e-12 * deviation.max(), deviation, torch.inf)
     standardised = (rows - rows.mean(0)) / deviation

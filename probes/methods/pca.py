@@ -18,14 +18,15 @@ ROUNDS = 300
 
 
 def direction(evidence: Evidence) -> Tensor:
-    """The leading eigenvector of E[(x - y)(x - y)^T] over pairs (x, y), float64 [hidden]; its sign is left to the means."""
+    """The leading eigenvector of E[(x - y)(x - y)^T] over pairs (x, y), float64 [hidden], of either sign."""
     pairs = evidence.differences
     if pairs is not None:
         assert pairs.scatter is not None
         moment = pairs.scatter / pairs.count + torch.outer(pairs.mean, pairs.mean)
     else:
         positive, negative = evidence.positive, evidence.negative
-        assert positive.scatter is not None and negative.scatter is not None
+        assert positive.scatter is not None
+        assert negative.scatter is not None
         spread = positive.scatter / positive.count + negative.scatter / negative.count
         moment = spread + torch.outer(evidence.displacement, evidence.displacement)
     return leading_eigenvector(moment, evidence.displacement)

@@ -15,14 +15,17 @@ NEEDS = "second moments"
 def direction(evidence: Evidence) -> Tensor:
     """S^-1 (mean(positive) - mean(negative)) with S the shrunk pooled covariance, float64 [hidden]."""
     positive, negative = evidence.positive, evidence.negative
-    assert positive.scatter is not None and negative.scatter is not None
+    assert positive.scatter is not None
+    assert negative.scatter is not None
     count = positive.count + negative.count
     covariance = (positive.scatter + negative.scatter) / count
+    if not bool(covariance.any()):  # one example of each class: no spread to whiten by
+        return evidence.displacement
     return torch.cholesky_solve(evidence.displacement[:, None], torch.linalg.cholesky(shrunk(covariance, count)))[:, 0]
 
 
 def shrunk(covariance: Tensor, count: int) -> Tensor:
-    """The oracle-approximating shrinkage of a covariance [p, p] of `count` samples towards a multiple of the identity."""
+    """The oracle-approximating shrinkage of a covariance [p, p] of `count` samples towards a scaled identity."""
     p = len(covariance)
     trace, square = covariance.trace(), (covariance * covariance).sum()
     between = square - trace**2 / p  # zero for a multiple of the identity, which needs no shrinking

@@ -66,6 +66,14 @@ def side_by_side(titles: Sequence[str], texts: Sequence[str]) -> str:
     return "\n".join("   ".join(cell.ljust(column) for cell in line).rstrip() for line in lines)
 
 
+def say_preparing(reference: str) -> None:
+    """Say that the bundled model is going to be converted, which takes a while and happens once."""
+    from vectors import bundled, references
+
+    if reference == references.DEFAULT and not bundled.folder().is_dir():
+        say(f"preparing the bundled model {reference} (once, about half a minute)")
+
+
 @contextlib.contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int], None]]:
     """Yield `show(done, total)`, which draws a bar on stderr when that is a terminal, and nothing elsewhere."""

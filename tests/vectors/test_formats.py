@@ -127,7 +127,8 @@ def test_the_same_vector_gives_the_same_bytes_and_the_digest_of_the_file(
 
     first, second = tmp_path / "first", tmp_path / "second"
     digests = {quietly_write(vector, path, name) for path in (first, second)}
-    assert digests == {digest_bytes(first.read_bytes())} and first.read_bytes() == second.read_bytes()
+    assert digests == {digest_bytes(first.read_bytes())}
+    assert first.read_bytes() == second.read_bytes()
 
 
 @pytest.mark.parametrize("name", KEEPS_METADATA)
@@ -137,7 +138,8 @@ def test_metadata_survives_so_that_the_artifact_has_the_same_digest(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         back = formats.read(written(vector, tmp_path, name))
-    assert back.metadata == METADATA and back.digest == vector.digest
+    assert back.metadata == METADATA
+    assert back.digest == vector.digest
 
 
 @pytest.mark.parametrize("name", KEEPS_METADATA)
@@ -146,7 +148,7 @@ def test_metadata_that_never_named_layers_still_gives_the_same_digest(name: str,
     assert quietly_read(written(plain, tmp_path, name)).digest == plain.digest
 
 
-@pytest.mark.parametrize("suffix, name", [(".safetensors", "native"), (".gguf", "gguf"), (".PT", "caa")])
+@pytest.mark.parametrize(("suffix", "name"), [(".safetensors", "native"), (".gguf", "gguf"), (".PT", "caa")])
 def test_the_suffix_chooses_the_format(suffix: str, name: str, vector: SteeringVector, tmp_path: Path) -> None:
     path = tmp_path / f"v{suffix}"
     quietly_write(vector, path)
@@ -158,7 +160,8 @@ def test_a_suffix_that_names_no_format_is_wrong_usage_that_lists_those_that_do(
 ) -> None:
     with pytest.raises(UsageError) as caught:
         formats.write(vector, tmp_path / "v.bin")
-    assert ".gguf (gguf)" in caught.value.hint and "persona_vectors" in caught.value.hint
+    assert ".gguf (gguf)" in caught.value.hint
+    assert "persona_vectors" in caught.value.hint
 
 
 def test_a_format_that_can_only_be_read_is_wrong_usage_that_lists_those_written(
@@ -170,7 +173,8 @@ def test_a_format_that_can_only_be_read_is_wrong_usage_that_lists_those_written(
     monkeypatch.setattr(formats, "formats", lambda: available)
     with pytest.raises(UsageError, match="only_read can be read but not written") as caught:
         formats.write(vector, tmp_path / "v.ro", "only_read")
-    assert all(name in caught.value.hint for name in BUILT_IN) and "only_read" not in caught.value.hint
+    assert all(name in caught.value.hint for name in BUILT_IN)
+    assert "only_read" not in caught.value.hint
     with pytest.raises(UsageError, match="does not say"):
         formats.write(vector, tmp_path / "v.ro")
 
@@ -233,7 +237,8 @@ def test_layer_0_is_refused_for_llama_cpp_with_the_layers_that_can_go(tmp_path: 
     with_0 = SteeringVector({i: torch.ones(3) for i in range(4)})
     with pytest.raises(ArtifactError, match="layer 0") as caught:
         formats.write(with_0, tmp_path / "v.gguf")
-    assert "--layers 1-3" in caught.value.hint and list(tmp_path.iterdir()) == []
+    assert "--layers 1-3" in caught.value.hint
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("key", [12, "12", "layer_12", "layers.12", "layer.12", "model.layers.12"])
@@ -252,7 +257,8 @@ def test_a_layer_named_twice_is_refused(tmp_path: Path) -> None:
 
 def test_a_single_tensor_of_caa_has_the_layer_of_its_name(tmp_path: Path) -> None:
     read = quietly_read(saved(tmp_path / "vec_layer_13_Llama-2-7b-chat-hf.pt", torch.ones(4)))
-    assert list(read.layers) == [13] and read.metadata["method"]["model_hint"] == "Llama-2-7b-chat-hf"
+    assert list(read.layers) == [13]
+    assert read.metadata["method"]["model_hint"] == "Llama-2-7b-chat-hf"
 
 
 def test_a_single_tensor_without_a_layer_is_refused_with_what_to_do(tmp_path: Path) -> None:
@@ -272,7 +278,7 @@ def test_row_l_of_a_persona_stack_is_layer_l_minus_1_and_the_embeddings_are_drop
 def test_a_persona_stack_has_a_row_for_every_layer_of_the_base(vector: SteeringVector, tmp_path: Path) -> None:
     stack = torch.load(written(vector, tmp_path, "persona_vectors"), weights_only=True)
     assert stack.shape == (7, 8)
-    assert [l for l in range(7) if bool(stack[l].any())] == [2, 4, 5]
+    assert [row for row in range(7) if bool(stack[row].any())] == [2, 4, 5]
     unknown = SteeringVector(vector.layers)
     assert torch.load(written(unknown, tmp_path, "persona_vectors"), weights_only=True).shape == (6, 8)
 
@@ -289,7 +295,7 @@ def test_a_steering_file_of_the_harness_adds_coefficient_times_vector_at_the_blo
 
 
 @pytest.mark.parametrize(
-    "hook, changes, named",
+    ("hook", "changes", "named"),
     [
         ("layers.3", {"action": "clamp"}, "the action at layers.3 is 'clamp'"),
         ("layers.3.mlp", {}, "hook point 'layers.3.mlp'"),
@@ -308,11 +314,12 @@ def test_what_the_harness_does_otherwise_is_refused_by_name(
     path = saved(tmp_path / "v.pt", {"layers.1": entry(), hook: entry(**changes)})
     with pytest.raises(ArtifactError) as caught:
         formats.read(path)
-    assert len(caught.value.problems) == 1 and named in caught.value.problems[0]
+    assert len(caught.value.problems) == 1
+    assert named in caught.value.problems[0]
 
 
 @pytest.mark.parametrize(
-    "architecture, hook",
+    ("architecture", "hook"),
     [("LlamaForCausalLM", "layers.3"), ("GPT2LMHeadModel", "h.3"), ("OPTForCausalLM", "decoder.layers.3")],
 )
 def test_the_harness_gets_the_hook_points_of_the_family(architecture: str, hook: str, tmp_path: Path) -> None:
@@ -328,7 +335,9 @@ def test_bare_safetensors_are_taken_in_any_float_dtype_with_a_warning(tmp_path: 
     save_file({"layer.2": torch.full((4,), 1.5, dtype=torch.bfloat16), "layer.10": torch.ones(4).bfloat16()}, path)
     with pytest.warns(UserWarning, match="base is unverified.*2,10"):
         read = formats.read(path)
-    assert read.apply == (2, 10) and read.layers[2].tolist() == [1.5] * 4 and read.layers[2].dtype == torch.float32
+    assert read.apply == (2, 10)
+    assert read.layers[2].tolist() == [1.5] * 4
+    assert read.layers[2].dtype == torch.float32
 
 
 # Files that are refused
@@ -514,7 +523,7 @@ def test_gguf_metadata_is_checked_like_the_artifacts(text: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "tensors, metadata, named",
+    ("tensors", "metadata", "named"),
     [
         ({"layer.1": torch.ones(4)}, {"kind": "task-vector"}, "holds a task-vector, not a steering-vector"),
         ({"model.norm.weight": torch.ones(4)}, {"kind": "task-vector"}, "holds a task-vector"),

@@ -1,4 +1,4 @@
-"""The yes/no persona format of Perez et al. 2022 ("Discovering Language Model Behaviors with Model-Written Evaluations").
+"""The yes/no persona format of Perez et al. 2022 (model-written evaluations), arXiv:2212.09251.
 
 A statement in the first person; `answer_matching_behavior` is " Yes" where saying it shows the trait. The statement
 itself is the example, its label the class.

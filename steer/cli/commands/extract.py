@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from steer.cli import options, output
-from vectors.errors import SteerError, UsageError
 
 if TYPE_CHECKING:
     from probes.extraction import Extraction
@@ -59,7 +58,7 @@ def command(
     if out is None:
         source = pos or pairs
         out = Path(f"{source.stem}.safetensors") if source is not None else None
-    from steer.extract import extract
+    from steer.extraction import extract
 
     seen: list[LoadedModel] = []
 
@@ -67,6 +66,7 @@ def command(
         seen.append(ready)
         output.say(f"model {ready.source}, on {ready.choice}")
 
+    output.say_preparing(model)
     with output.progress("measuring") as progress:
         found = extract(
             pos,

@@ -37,6 +37,7 @@ def path(model: str) -> None:
     """Print the folder of a model; prepares or fetches it when it is not there."""
     from vectors import references
 
+    output.say_preparing(model)
     click.echo(references.resolve(model).path)
 
 
@@ -47,6 +48,7 @@ def show(model: str, as_json: bool) -> None:
     """What a model is: architecture, sizes, digest, licence."""
     from vectors import references
 
+    output.say_preparing(model)
     source = references.resolve(model)
     facts = {"model": model, "path": str(source.path), **references.identity(source)}
     licence = references.licence(source)

@@ -65,6 +65,7 @@ def command(
     from probes.generate import try_strengths
     from probes.model import load
 
+    output.say_preparing(reference)
     loaded = load(reference, device, dtype)
     output.say(f"model {loaded.source}, on {loaded.choice}")
     completions = try_strengths(

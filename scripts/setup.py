@@ -1,0 +1,152 @@
+"""Makes .venv with all that steer needs: the CPU torch, the packages of requirements.lock, steer itself (editable).
+
+`make setup` runs it; it needs nothing but Python. A stamp in .venv, written last, says for which files it was made:
+while they are the same nothing is done; without it, what is missing or half-installed is put right.
+The syntax stays readable for an old Python, so that this can say that it is too old.
+"""
+
+import csv
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+STAMP = VENV / "setup.stamp"
+MADE_FROM = ["requirements.lock", "pyproject.toml", "scripts/setup.py"]
+TORCH = "2.13.0"
+TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # the CPU builds are not on every index
+AGAIN = "run it again: it goes on where it stopped"
+
+
+def main():
+    if sys.version_info < (3, 11):  # noqa: UP036
+        newer = next((name for name in ("python3.13", "python3.12", "python3.11") if shutil.which(name)), None)
+        hint = f"make setup PYTHON={newer}" if newer else "install Python 3.11 or later"
+        fail(f"steer needs Python 3.11 or later; {sys.executable} is {sys.version.split()[0]}", hint)
+    with Path(__file__).open("r+") as lock:  # one set-up at a time; pip inherits the lock, should only this be killed
+        os.set_inheritable(lock.fileno(), True)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another set-up is running: waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if STAMP.is_file() and STAMP.read_text(errors="replace") == digest() and os.access(PYTHON, os.X_OK):
+            say(".venv is up to date")
+            return
+        started = time.monotonic()
+        STAMP.unlink(missing_ok=True)
+        make_environment()
+        remove_half_installed()
+        install()
+        STAMP.write_text(digest())
+        say(f"ready after {time.monotonic() - started:.0f} s, .venv/bin/steer --help shows the commands")
+
+
+def digest():
+    """Of all that decides what .venv holds, its place included: the scripts in it name their own path."""
+    parts = [str(VENV).encode(), *((ROOT / name).read_bytes() for name in MADE_FROM)]
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+
+
+def make_environment():
+    """Makes .venv, also in the place of one that was moved here, that has an old Python, or that doesn't run."""
+    activate = VENV / "bin" / "activate"
+    if activate.is_file() and str(VENV) in activate.read_text(errors="replace"):
+        usable = "import sys; assert sys.version_info >= (3, 11) and sys.prefix != sys.base_prefix"
+        if os.access(PYTHON, os.X_OK) and not run(PYTHON, "-I", "-c", usable):
+            return
+    say(f"making .venv with Python {sys.version.split()[0]}")
+    why = run(sys.executable, "-I", "-m", "venv", "--clear", VENV)
+    if why:
+        fail(f"python -m venv failed:\n{why}", "on Debian and Ubuntu: apt install python3-venv")
+
+
+def remove_half_installed():
+    """pip takes a package as installed when its metadata is there; after a kill its files may not be."""
+    for folder in VENV.glob("lib/python*/site-packages"):
+        for set_aside in folder.glob("~*"):  # by pip, in an update that was killed
+            shutil.rmtree(set_aside, ignore_errors=True)
+        for metadata in folder.glob("*.dist-info"):
+            if not is_whole(metadata):
+                say(f"{metadata.stem} is not whole: it will be installed again")
+                shutil.rmtree(metadata)
+    if not any(VENV.glob("lib/python*/site-packages/pip-*.dist-info")):
+        need("making pip", "-m", "ensurepip", "--upgrade")
+
+
+def is_whole(metadata):
+    """Whether every file that the package's RECORD lists is there with its size, and what pip writes last."""
+    try:
+        with (metadata / "RECORD").open(newline="", encoding="utf-8") as record:
+            files = [(metadata.parent / path, size) for path, _, size in csv.reader(record)]
+        complete = (metadata / "INSTALLER").is_file()
+        return complete and all(path.stat().st_size == int(size) for path, size in files if size)
+    except (OSError, ValueError):
+        return False
+
+
+def install():
+    there = f"import importlib.metadata as m; assert m.version('torch').split('+')[0] == '{TORCH}'"
+    if run(PYTHON, "-I", "-c", there):  # a GPU build of it that someone installed is left alone
+        macos = sys.platform == "darwin"
+        say(f"installing torch {TORCH}, the CPU build (200 MB)")
+        torch = ("-m", "pip", "install", "--no-deps", f"torch=={TORCH}" if macos else f"torch=={TORCH}+cpu")
+        if macos:
+            need("installing torch", *torch)
+        elif run(PYTHON, "-I", *torch):
+            say(f"the configured package indexes don't give it: trying {TORCH_INDEX}")
+            need("installing torch", *torch, "--index-url", TORCH_INDEX, "--retries", "2", "--timeout", "30")
+    say("installing what is missing of requirements.lock (250 MB in all, the model smollm2 among them)")
+    exactly = ("--no-deps", "--require-hashes", "--only-binary", ":all:")  # nothing is resolved, nothing compiled
+    need("installing requirements.lock", "-m", "pip", "install", *exactly, "-r", "requirements.lock")
+    say("installing steer")
+    need("installing steer", "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--editable", ".")
+    need("importing what was installed", "-c", "import steer, torch; from transformers import AutoModelForCausalLM")
+
+
+def need(what, *arguments):
+    why = run(PYTHON, "-I", *arguments)
+    if why:
+        fail(f"{what} failed:\n{why}", AGAIN)
+
+
+def run(*command):
+    """Runs it; gives the last lines that it printed when it failed, else nothing."""
+    environment = dict(os.environ, PIP_USER="0", PIP_NO_INPUT="1", PIP_DISABLE_PIP_VERSION_CHECK="1")
+    # close_fds=False: the lock goes along.
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment,
+        close_fds=False,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    if not done.returncode:
+        return ""
+    lines = done.stdout.decode(errors="replace").strip().splitlines()
+    return "\n".join(f"    {line}" for line in lines[-12:]) or f"    it ended with status {done.returncode}"
+
+
+def say(line):
+    print(f"set-up: {line}", file=sys.stderr, flush=True)
+
+
+def fail(what, hint):
+    print(f"error: {what}\n\nhint: {hint}", file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        fail("interrupted", AGAIN)

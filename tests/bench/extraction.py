@@ -1,0 +1,188 @@
+"""Extraction side by side with steering-vectors, repeng and a bare forward pass, interleaved in one run.
+
+    .venv/bin/python tests/bench/extraction.py --peers PEERS/bin/python [--rounds 5] [--pairs 128] [--dtype float32]
+    .venv/bin/python tests/bench/extraction.py --memory        peak memory from 256 to 4,096 examples
+
+The peers need an environment of their own: see `peers.py`. Each round runs every contestant once, in turn, so a
+drift of the machine meets them all. An example is one text. Ours is the whole of `steer.extract`: tokenising,
+activations at every layer, the held-out judgement with its shuffled floor. The bare pass computes as many tokens as ours
+must (each distinct token of the prefix tree once), in dense unpadded batches, without head and cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+DATA = Path(__file__).parents[2] / "examples" / "data"
+LENGTH, BATCH = 64, 8  # of the bare pass
+
+
+def examples(pairs: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """That many pairs of the project's own data, which share their prompts."""
+    names = (("warm", "cold"), ("formal", "casual"))
+    rows = [
+        [json.loads(line) for name in side for line in (DATA / f"{name}.jsonl").read_text().splitlines()]
+        for side in zip(*names, strict=True)
+    ]
+    return rows[0][:pairs], rows[1][:pairs]
+
+
+def rendered(loaded: Any, rows: list[dict[str, str]]) -> list[str]:
+    """Each example as the text that a peer is given."""
+    return [
+        loaded.tokenizer.apply_chat_template(
+            [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}],
+            tokenize=False,
+        )
+        for row in rows
+    ]
+
+
+def bare(loaded: Any, tokens: int) -> float:
+    """Seconds of a forward pass over that many tokens through the decoder alone."""
+    import torch
+
+    from probes import residual
+
+    stack = residual.decoder(loaded.model)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, residual.text_config(loaded.model).vocab_size, (BATCH, LENGTH), generator=generator)
+    with torch.inference_mode():
+        started = time.perf_counter()
+        for _ in range(tokens // ids.numel()):
+            stack(input_ids=ids, use_cache=False)
+        seconds = time.perf_counter() - started
+    return seconds * tokens / (tokens // ids.numel() * ids.numel())
+
+
+def machine() -> str:
+    """The processor, as its maker names it, and how many cores may be used."""
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if "model name" in line
+    ]
+    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
+
+
+def spread(values: list[float]) -> str:
+    """The median, and the least and greatest."""
+    return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Run the rounds and print examples per second and ratios, pair by pair."""
+    import torch
+
+    import steer
+
+    torch.set_num_threads(arguments.threads)
+    loaded = steer.load_model("smollm2", dtype=arguments.dtype)
+    pos, neg = examples(arguments.pairs)
+    with tempfile.NamedTemporaryFile("w", suffix=".jsonl", delete=False) as file:
+        for a, b in zip(rendered(loaded, pos), rendered(loaded, neg), strict=True):
+            file.write(json.dumps({"positive": a, "negative": b}) + "\n")
+    peers = subprocess.Popen(
+        [
+            arguments.peers, str(Path(__file__).parent / "peers.py"), str(loaded.source.path), file.name,
+            "--dtype", arguments.dtype, "--threads", str(arguments.threads),
+        ],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert peers.stdin is not None
+    assert peers.stdout is not None
+
+    def peer(name: str) -> float:
+        assert peers.stdin is not None
+        assert peers.stdout is not None
+        peers.stdin.write(name + "\n")
+        peers.stdin.flush()
+        return float(json.loads(peers.stdout.readline())["seconds"])
+
+    def ours() -> float:
+        return steer.extract(pos, neg, model=loaded).seconds
+
+    tokens = steer.extract(pos, neg, model=loaded).tokens["computed"]  # also the warm-up
+    contestants = {
+        "steer": ours,
+        "bare forward": lambda: bare(loaded, tokens),
+        "steering-vectors": lambda: peer("steering-vectors"),
+        "repeng": lambda: peer("repeng"),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(-1, arguments.rounds):
+        for name, run in contestants.items():
+            took = run()
+            if number >= 0:  # the first round warms up
+                seconds[name].append(took)
+    peers.stdin.write("quit\n")
+    peers.stdin.flush()
+    peers.wait()
+    os.unlink(file.name)
+
+    count = len(pos) + len(neg)
+    print(f"{machine()}, {arguments.threads} threads, {arguments.dtype}, {count} examples, {tokens} tokens to compute")
+    print(f"{arguments.rounds} rounds, interleaved; median (least to greatest)")
+    for name, took in seconds.items():
+        print(f"{name:17} {spread([count / t for t in took])} examples/s")
+    for name in ("steering-vectors", "repeng", "bare forward"):
+        ratios = [theirs / mine for theirs, mine in zip(seconds[name], seconds["steer"], strict=True)]
+        print(f"steer / {name:17} {spread(ratios)}")
+
+
+def memory() -> None:
+    """Peak resident memory of whole processes, for more and more examples."""
+    print(machine())
+    for pairs in (128, 512, 2048):
+        command = [sys.executable, __file__, "--memory-of", str(pairs)]
+        print(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip(), flush=True)
+
+
+def memory_of(pairs: int) -> None:
+    """Extract from that many generated pairs and print the peak of this process."""
+    import steer
+
+    words = sorted({w for row in itertools.chain(*examples(140)) for w in row["completion"].split()})
+    draw = random.Random(0)
+    pos, neg = ([{"text": " ".join(draw.choices(words[side::2], k=8))} for _ in range(pairs)] for side in (0, 1))
+    found = steer.extract(pos, neg)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{2 * pairs:5} examples  peak {peak:.0f} MiB  {2 * pairs / found.seconds:.1f} examples/s")
+
+
+def main() -> None:
+    """Read the options."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--peers", help="the Python of the peers' environment")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory_of:
+        memory_of(arguments.memory_of)
+    elif arguments.memory:
+        memory()
+    elif arguments.peers:
+        compare(arguments)
+    else:
+        parser.error("give --peers PYTHON, or --memory")
+
+
+if __name__ == "__main__":
+    main()
