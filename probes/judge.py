@@ -175,16 +175,17 @@ def cohens_d(positive: Tensor, negative: Tensor) -> float:
 
 
 def draw_resamples(labels: Tensor, seed: int) -> Tensor:
-    """Bootstrap counts, uint8-sized float32 [RESAMPLES, n]: how often each example is drawn, classes apart.
+    """Bootstrap counts, int16 [RESAMPLES, n]: how often each example is drawn, classes apart.
 
     The same draws serve every layer, so that layers are compared on the same resamples.
     """
     generator = torch.Generator().manual_seed(child_seed(seed, "bootstrap"))
-    counts = torch.zeros(RESAMPLES, len(labels))
+    counts = torch.zeros(RESAMPLES, len(labels), dtype=torch.int16)
     for which in (labels, ~labels):
         indices = which.nonzero()[:, 0]
-        drawn = torch.randint(len(indices), (RESAMPLES, len(indices)), generator=generator)
-        counts.scatter_add_(1, indices[drawn], torch.ones(RESAMPLES, len(indices)))
+        for row in counts:  # one at a time: all draws at once would be the largest thing in memory
+            drawn = torch.randint(len(indices), (len(indices),), generator=generator)
+            row[indices] = torch.bincount(drawn, minlength=len(indices)).to(torch.int16)
     return counts
 
 
@@ -198,8 +199,8 @@ def interval(scores: Tensor, labels: Tensor, counts: Tensor) -> tuple[float, flo
     first = torch.searchsorted(ordered, ordered, right=False)
     last = torch.searchsorted(ordered, ordered, right=True)
     values = []
-    for some in counts.split(max(1, 2**22 // len(scores))):
-        weights = some[:, order]
+    for some in counts.split(max(1, 2**20 // len(scores))):
+        weights = some[:, order].float()
         negatives = weights * ~positive
         # Exact in float64: sums of whole numbers.
         below = torch.nn.functional.pad(negatives.double().cumsum(1), (1, 0))

@@ -5,7 +5,6 @@ while they are the same nothing is done; without it, what is missing or half-ins
 The syntax stays readable for an old Python, so that this can say that it is too old.
 """
 
-import csv
 import fcntl
 import hashlib
 import os
@@ -22,7 +21,9 @@ STAMP = VENV / "setup.stamp"
 MADE_FROM = ["requirements.lock", "pyproject.toml", "scripts/setup.py"]
 TORCH = "2.13.0"
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # the CPU builds are not on every index
+IMPORTS = "import steer, torch; from transformers import AutoModelForCausalLM, AutoTokenizer"
 AGAIN = "run it again: it goes on where it stopped"
+OTHER_PYTHON = "look at the network, or take another Python: rm -rf .venv; make setup PYTHON=python3.12"
 
 
 def main():
@@ -69,27 +70,16 @@ def make_environment():
 
 
 def remove_half_installed():
-    """pip takes a package as installed when its metadata is there; after a kill its files may not be."""
+    """pip takes a package as installed when its metadata is there, but writes INSTALLER only after all the files."""
     for folder in VENV.glob("lib/python*/site-packages"):
         for set_aside in folder.glob("~*"):  # by pip, in an update that was killed
             shutil.rmtree(set_aside, ignore_errors=True)
         for metadata in folder.glob("*.dist-info"):
-            if not is_whole(metadata):
-                say(f"{metadata.stem} is not whole: it will be installed again")
+            if not (metadata / "INSTALLER").is_file():
+                say(f"{metadata.stem} is half-installed: it will be installed again")
                 shutil.rmtree(metadata)
     if not any(VENV.glob("lib/python*/site-packages/pip-*.dist-info")):
         need("making pip", "-m", "ensurepip", "--upgrade")
-
-
-def is_whole(metadata):
-    """Whether every file that the package's RECORD lists is there with its size, and what pip writes last."""
-    try:
-        with (metadata / "RECORD").open(newline="", encoding="utf-8") as record:
-            files = [(metadata.parent / path, size) for path, _, size in csv.reader(record)]
-        complete = (metadata / "INSTALLER").is_file()
-        return complete and all(path.stat().st_size == int(size) for path, size in files if size)
-    except (OSError, ValueError):
-        return False
 
 
 def install():
@@ -99,22 +89,23 @@ def install():
         say(f"installing torch {TORCH}, the CPU build (200 MB)")
         torch = ("-m", "pip", "install", "--no-deps", f"torch=={TORCH}" if macos else f"torch=={TORCH}+cpu")
         if macos:
-            need("installing torch", *torch)
+            need("installing torch", *torch, hint=OTHER_PYTHON)
         elif run(PYTHON, "-I", *torch):
             say(f"the configured package indexes don't give it: trying {TORCH_INDEX}")
-            need("installing torch", *torch, "--index-url", TORCH_INDEX, "--retries", "2", "--timeout", "30")
+            elsewhere = ("--index-url", TORCH_INDEX, "--retries", "2", "--timeout", "30")
+            need("installing torch", *torch, *elsewhere, hint=OTHER_PYTHON)
     say("installing what is missing of requirements.lock (250 MB in all, the model smollm2 among them)")
     exactly = ("--no-deps", "--require-hashes", "--only-binary", ":all:")  # nothing is resolved, nothing compiled
     need("installing requirements.lock", "-m", "pip", "install", *exactly, "-r", "requirements.lock")
     say("installing steer")
     need("installing steer", "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--editable", ".")
-    need("importing what was installed", "-c", "import steer, torch; from transformers import AutoModelForCausalLM")
+    need("importing what was installed", "-c", IMPORTS, hint="rm -rf .venv, then make setup")
 
 
-def need(what, *arguments):
+def need(what, *arguments, hint=AGAIN):
     why = run(PYTHON, "-I", *arguments)
     if why:
-        fail(f"{what} failed:\n{why}", AGAIN)
+        fail(f"{what} failed:\n{why}", hint)
 
 
 def run(*command):
@@ -133,7 +124,7 @@ def run(*command):
     if not done.returncode:
         return ""
     lines = done.stdout.decode(errors="replace").strip().splitlines()
-    return "\n".join(f"    {line}" for line in lines[-12:]) or f"    it ended with status {done.returncode}"
+    return "\n".join(f"    {line}" for line in lines[-8:]) or f"    it ended with status {done.returncode}"
 
 
 def say(line):
@@ -150,3 +141,5 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         fail("interrupted", AGAIN)
+    except OSError as error:
+        fail(f"{error.filename or ROOT}: {error.strerror}", "free the disk or mend the permissions, then " + AGAIN)

@@ -35,7 +35,7 @@ def resolve(reference: str) -> ModelSource:
     """Find a model's folder, downloading only what is not there yet. Raises ModelError."""
     # os.path answers False where pathlib raises: for a name that is too long, or an unknown ~user.
     path = Path(os.path.expanduser(reference))
-    if os.path.isdir(path):
+    if reference and os.path.isdir(path):
         if not (path / "config.json").is_file():
             raise ModelError(
                 f"the folder {reference} has no config.json, so it holds no model",
@@ -62,6 +62,7 @@ def _from_hub(name: str, revision: str | None) -> ModelSource:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    reference = f"{name}@{revision}" if revision else name
     wanted = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "LICENSE*"]
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=True))
@@ -72,11 +73,16 @@ def _from_hub(name: str, revision: str | None) -> ModelSource:
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            wanted_name = f"{name}@{revision}" if revision else name
             raise ModelError(
-                f"the model {wanted_name} is not in the cache and can't be fetched: {reason}",
+                f"the model {reference} is not in the cache and can't be fetched: {reason}",
                 f"check the id and the network, or use a folder, or {DEFAULT}",
             ) from error
+        # Offline, the hub's own client hands out what it has, complete or not.
+        if not _complete(folder):
+            raise ModelError(
+                f"the model {reference} is incomplete: {folder} lacks config.json or weights as safetensors",
+                f"check the network, so that the rest can be fetched, or use a folder, or {DEFAULT}",
+            ) from None
     return ModelSource(folder, name, folder.name)
 
 
@@ -96,11 +102,11 @@ def _complete(folder: Path) -> bool:
 
 def cached() -> list[ModelSource]:
     """The hub models in the local cache that can be used offline, by name."""
-    from huggingface_hub import scan_cache_dir
+    from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        repositories = scan_cache_dir().repos
+        repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except CacheNotFound:
         return []
     found = [

@@ -88,13 +88,13 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """A decoder that no table knows. `reports` says which hidden states it shows: `stream` or `outputs`."""
+    """A decoder that no table knows. `reports` says which hidden states it shows."""
 
     def __init__(
-        self, *, adds: bool = True, reports: str = "stream", looks_ahead: bool = False, extra: int = 0
+        self, *, adds: bool = True, reports: str = "stream", looks_ahead: bool = False, extra: int = 0, size: int = 8
     ) -> None:
         super().__init__()
-        self.config = SimpleNamespace(model_type="made-up", num_hidden_layers=3, hidden_size=8)
+        self.config = SimpleNamespace(model_type="made-up", num_hidden_layers=3, hidden_size=size)
         self.embed = nn.Embedding(10, 8)
         self.blocks = nn.ModuleList(Block(adds) for _ in range(3))
         self.more = nn.ModuleList(nn.Linear(8, 8) for _ in range(extra))
@@ -108,7 +108,7 @@ class Stack(nn.Module):
         for block in self.blocks:
             output = block(stream)
             stream = output if block.adds else stream + output
-            states.append(stream if self.reports == "stream" else output)
+            states.append({"stream": stream, "outputs": output}.get(self.reports, 2 * stream))
         if self.reports == "nothing":
             return SimpleNamespace(hidden_states=None)
         return SimpleNamespace(hidden_states=tuple(states))
@@ -132,6 +132,8 @@ def test_a_stack_whose_blocks_return_the_stream_is_taken() -> None:
         pytest.param({"adds": False}, id="blocks return what they add"),
         pytest.param({"adds": False, "reports": "outputs"}, id="and the model shows that as its hidden states"),
         pytest.param({"reports": "nothing"}, id="no hidden states are shown"),
+        pytest.param({"reports": "others"}, id="other hidden states are shown"),
+        pytest.param({"size": 9}, id="the stream has another size"),
         pytest.param({"looks_ahead": True}, id="tokens see what follows them"),
         pytest.param({"extra": 3}, id="two stacks of that length"),
     ],

@@ -332,16 +332,19 @@ def test_a_batch_of_another_size_than_the_compositions_is_refused(rows: int, lla
         logits(llama, input_ids=IDS[:1].expand(rows, -1))
 
 
-def test_padding_is_never_steered(llama: Any) -> None:
-    inputs = batch(PROMPTS)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_never_steered(side: str, llama: Any) -> None:
+    inputs = pico.left_padded(PROMPTS)
+    if side == "right":
+        inputs = {name: values.flip(1) for name, values in inputs.items()}
     seen: list[Tensor] = []
-    with steered(llama, "2*warm[1]", vectors=VECTORS):
-        handle = residual.blocks(llama)[1].register_forward_hook(lambda _m, _i, output: seen.append(output.clone()))
-        logits(llama, **inputs)
-        handle.remove()
     handle = residual.blocks(llama)[1].register_forward_hook(lambda _m, _i, output: seen.append(output.clone()))
-    logits(llama, **inputs)
-    handle.remove()
+    try:
+        logits(llama, **inputs)
+        with steered(llama, "2*warm[1] + warm[1]@prompt", vectors=VECTORS):
+            logits(llama, **inputs)
+    finally:
+        handle.remove()
     moved = (seen[0] != seen[1]).any(-1)
     assert torch.equal(moved, inputs["attention_mask"].bool())
 

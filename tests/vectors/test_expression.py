@@ -235,8 +235,7 @@ def must_read_or_refuse(text: str) -> bool:
     """Whether `text` is an expression; anything but a composition that reads back, or ExpressionError, fails."""
     try:
         composition = parse(text)
-    except ExpressionError as error:
-        assert error.problems
+    except ExpressionError:
         return False
     assert parse(str(composition)) == composition
     assert composition.digest.startswith("sha256:")
@@ -249,10 +248,11 @@ def test_hostile_text_is_read_or_refused_and_nothing_else(text: str) -> None:
 
 
 def test_ten_thousand_strings_of_the_languages_own_pieces_are_read_or_refused() -> None:
-    pieces = (
+    words = (
         "warm cold 'q-1' \"it's\" ablate( clamp( ( ) [ ] , @ : + - * 1 2.5 .5 1e9 1e999 007 first: after: "
         "prompt response @first:3 [1-3] [5,7] 12-15 \ud800 é \0 \u202e ² ? \\ ' \" ;"
-    ).split() + [" ", "\n", "\t"]
+    )
+    pieces = [*words.split(), " ", "\n", "\t"]
     chance = random.Random(0)
     read = 0
     for _ in range(10_000):

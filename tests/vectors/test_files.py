@@ -195,7 +195,7 @@ def test_a_folder_is_no_output_and_the_hint_names_a_file_in_it(tmp_path: Path) -
 
 
 def test_a_folder_that_does_not_exist_is_named_with_the_command_that_makes_it(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="the folder .*none/deep of the output a does not exist") as caught:
+    with pytest.raises(OutputError, match=r"the folder .*none/deep of the output a does not exist") as caught:
         check_writable(tmp_path / "none" / "deep" / "a")
     assert caught.value.hint.endswith(f"mkdir -p {tmp_path}/none/deep")
 

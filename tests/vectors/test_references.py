@@ -121,8 +121,24 @@ def test_a_file_in_the_place_of_a_folder_is_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "reference",
-    ["", "nonsense", "a/b/c", "./none", "/none/at/all", "../x", "~/none", "~nobodyatall/x", "org/", "org/@main", "@main"]
-    + ["a b", "a" * 300, "x\0y", "smollm3", "none.safetensors"],
+    [
+        "",
+        "nonsense",
+        "a/b/c",
+        "./none",
+        "/none/at/all",
+        "../x",
+        "~/none",
+        "~nobodyatall/x",
+        "org/",
+        "org/@main",
+        "@main",
+        "a b",
+        "a" * 300,
+        "x\0y",
+        "smollm3",
+        "none.safetensors",
+    ],
 )
 def test_what_is_neither_a_folder_nor_an_id_is_refused_with_what_would_be(reference: str) -> None:
     with pytest.raises(ModelError, match="there is no model") as caught:
@@ -133,7 +149,8 @@ def test_what_is_neither_a_folder_nor_an_id_is_refused_with_what_would_be(refere
 
 
 @pytest.mark.parametrize(
-    "reference", ["org/name", "org/name@main", f"org/name@{COMMIT}", "or g/na me", "org/na..me", "ü/x", "o/" + "a" * 300]
+    "reference",
+    ["org/name", "org/name@main", f"org/name@{COMMIT}", "or g/na me", "org/na..me", "ü/x", "o/" + "a" * 300],
 )
 def test_an_id_that_is_not_cached_is_one_clear_error_when_offline(hub: Path, reference: str) -> None:
     with pytest.raises(ModelError, match="is not in the cache and can't be fetched: ") as caught:
@@ -175,7 +192,7 @@ def test_an_incomplete_snapshot_is_not_used(hub: Path, model: LlamaForCausalLM, 
     else:
         for path in [index, *shards]:
             path.unlink()
-    with pytest.raises(ModelError, match="is not in the cache"):
+    with pytest.raises(ModelError, match="the model org/name is incomplete"):
         resolve("org/name")
     assert references.cached() == []
 
@@ -275,9 +292,7 @@ def test_a_setting_of_the_configuration_changes_the_digest(original: Path, folde
 @pytest.mark.parametrize(
     "key", ["_name_or_path", "_model_name_or_path", "transformers_version", "torch_dtype", "dtype"]
 )
-def test_what_differs_between_copies_of_a_configuration_does_not_count(
-    original: Path, folder: Path, key: str
-) -> None:
+def test_what_differs_between_copies_of_a_configuration_does_not_count(original: Path, folder: Path, key: str) -> None:
     change_config(folder, **{key: "something else"})
     assert digest(folder) == digest(original)
 

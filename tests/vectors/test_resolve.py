@@ -140,7 +140,7 @@ def test_a_missing_name_a_damaged_file_and_a_missing_layer_are_reported_together
 
 
 def test_a_binding_to_a_file_that_is_not_there_names_the_file(save: Callable[[str, float], Path]) -> None:
-    with pytest.raises(ExpressionError, match="there is no file none.safetensors"):
+    with pytest.raises(ExpressionError, match=r"there is no file none\.safetensors"):
         compose("warm", {"warm": "none.safetensors"})
 
 
@@ -171,7 +171,7 @@ def test_text_that_is_neither_path_nor_expression_is_an_expression_error(text: s
 
 
 def test_a_path_whose_name_can_not_be_written_in_an_expression_is_refused(save: Callable[[str, float], Path]) -> None:
-    path = save("it's \"warm\".safetensors", 1)
+    path = save('it\'s "warm".safetensors', 1)
     with pytest.raises(ExpressionError, match="both kinds of quotes"):
         compose(str(path))
 

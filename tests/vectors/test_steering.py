@@ -78,8 +78,9 @@ def test_twice_a_vector_is_the_vector_added_to_itself() -> None:
 
 def test_the_negative_of_a_vector_is_its_opposite_and_twice_negated_itself() -> None:
     a = build(0)
-    assert all(torch.equal((-a).layers[i], -a.layers[i]) for i in a.layers)
-    assert same_bits(-(-a), a)
+    opposite = -a
+    assert all(torch.equal(opposite.layers[i], -a.layers[i]) for i in a.layers)
+    assert same_bits(-opposite, a)
     assert max((a - a).norm().values()) == 0
 
 
