@@ -23,6 +23,7 @@ TORCH = "2.13.0"
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # the CPU builds are not on every index
 IMPORTS = "import steer, torch; from transformers import AutoModelForCausalLM, AutoTokenizer"
 AGAIN = "run it again: it goes on where it stopped"
+NO_VENV = "on Debian and Ubuntu: apt install python3-venv"
 OTHER_PYTHON = "look at the network, or take another Python: rm -rf .venv; make setup PYTHON=python3.12"
 
 
@@ -64,9 +65,9 @@ def make_environment():
         if os.access(PYTHON, os.X_OK) and not run(PYTHON, "-I", "-c", usable):
             return
     say(f"making .venv with Python {sys.version.split()[0]}")
-    why = run(sys.executable, "-I", "-m", "venv", "--clear", VENV)
+    why = run(sys.executable, "-I", "-m", "venv", "--clear", "--without-pip", VENV)
     if why:
-        fail(f"python -m venv failed:\n{why}", "on Debian and Ubuntu: apt install python3-venv")
+        fail(f"python -m venv failed:\n{why}", NO_VENV)
 
 
 def remove_half_installed():
@@ -78,8 +79,11 @@ def remove_half_installed():
             if not (metadata / "INSTALLER").is_file():
                 say(f"{metadata.stem} is half-installed: it will be installed again")
                 shutil.rmtree(metadata)
-    if not any(VENV.glob("lib/python*/site-packages/pip-*.dist-info")):
-        need("making pip", "-m", "ensurepip", "--upgrade")
+    pip = list(VENV.glob("lib/python*/site-packages/pip-*.dist-info"))
+    if not pip or run(PYTHON, "-I", "-m", "pip", "--version"):
+        for metadata in pip:
+            shutil.rmtree(metadata)
+        need("installing pip", "-m", "ensurepip", "--upgrade", "--default-pip", hint=NO_VENV)
 
 
 def install():
