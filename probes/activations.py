@@ -81,14 +81,17 @@ def pool(
     examples = [Tokens(e.ids[: e.counted[-1] + 1], e.counted) for e in examples]
     try:
         with torch.inference_mode():
-            run = _Run(model, examples, result, progress)
-            if pack if pack is not None else packable(model, max(len(e.ids) for e in examples)):
+            longest = max(len(e.ids) for e in examples)
+            alone = length_changes_positions(config, longest)
+            run = _Run(model, examples, result, progress, share=not alone)
+            if pack if pack is not None else packable(model, longest) and not alone:
                 for together in passes(packs([e.ids[run.prefix :] for e in examples], PACK), PASS):
                     run.packed(together)
             else:
                 order = sorted(range(len(examples)), key=lambda i: len(examples[i].ids))
-                for start in range(0, len(order), BATCH):
-                    run.padded(order[start : start + BATCH], getattr(config, "pad_token_id", None) or 0)
+                together = 1 if alone else BATCH
+                for start in range(0, len(order), together):
+                    run.padded(order[start : start + together], getattr(config, "pad_token_id", None) or 0)
     except BaseException:
         spill.close()
         raise
@@ -109,17 +112,37 @@ def packable(model: nn.Module, longest: int) -> bool:
     )
 
 
+def length_changes_positions(config: Any, longest: int) -> bool:
+    """Whether the rotary frequencies follow from the longest sequence of a pass: then no two may share one.
+
+    "longrope" and "dynamic" do so beyond the length of the first training.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope] if "rope_type" in rope else [entry for entry in rope.values() if isinstance(entry, dict)]
+    trained = getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings
+    return any(
+        entry.get("rope_type") in ("longrope", "dynamic")
+        and longest > (entry.get("original_max_position_embeddings") or trained)
+        for entry in kinds
+    )
+
+
 class _Run:
     """One pass over the examples; a class because the prefix's cache and the hooks' pooling live across packs."""
 
     def __init__(
-        self, model: nn.Module, examples: Sequence[Tokens], result: Pooled, progress: Callable[[int], None]
+        self,
+        model: nn.Module,
+        examples: Sequence[Tokens],
+        result: Pooled,
+        progress: Callable[[int], None],
+        share: bool,
     ) -> None:
         self.model, self.examples, self.result, self.progress = model, examples, result, progress
         self.stack = residual.decoder(model)
         self.device = next(model.parameters()).device
         self.done = 0
-        shared = common_prefix([e.ids for e in examples]) if len(examples) > 1 else 0
+        shared = common_prefix([e.ids for e in examples]) if share and len(examples) > 1 else 0
         self.prefix = shared if shared >= SHORTEST_PREFIX else 0
         self.cache: Any = None
         self.prefix_states: dict[int, Tensor] = {}  # [prefix, hidden] by layer, where prefix tokens count

@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 
+STRETCH = 4
+
+
 @dataclass(frozen=True)
 class Pack:
     """A tree of tokens: `ids` and `parents` of its nodes (a parent precedes its children; -1 for none), their
@@ -35,9 +38,10 @@ def common_prefix(sequences: Sequence[list[int]]) -> int:
 
 
 def packs(sequences: Sequence[list[int]], budget: int) -> list[Pack]:
-    """Cut the prefix tree of the sequences into packs of at most `budget` nodes (more only for one long sequence).
+    """Cut the prefix tree of the sequences into packs of at most `budget` nodes.
 
-    Neighbours in lexicographic order share the longest prefixes, so packs are runs of that order; only what two
+    A pack is larger for one long sequence, and, up to `STRETCH` times the budget, where a cut would compute again more
+    than half of what the next sequence adds. Neighbours in lexicographic order share the longest prefixes, so packs are runs of that order; only what two
     packs share is computed twice.
     """
     order = sorted(range(len(sequences)), key=lambda index: sequences[index])
@@ -49,7 +53,9 @@ def packs(sequences: Sequence[list[int]], budget: int) -> list[Pack]:
         shared = 0
         while shared < min(len(path), len(sequence)) and pack.ids[path[shared]] == sequence[shared]:
             shared += 1
-        if pack.ids and len(pack.ids) + len(sequence) - shared > budget:
+        added = len(sequence) - shared
+        limit = STRETCH * budget if 2 * shared > added else budget
+        if pack.ids and len(pack.ids) + added > limit:
             found.append(pack)
             pack, path, shared = Pack([], [], [], {}), [], 0
         path = path[:shared]

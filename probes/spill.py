@@ -67,7 +67,10 @@ class Spill:
         view = memoryview(content)
         start = 0
         while start < size:
-            start += os.preadv(self.file.fileno(), [view[start:]], layer * size + start)
+            count = os.preadv(self.file.fileno(), [view[start:]], layer * size + start)
+            if count == 0:
+                raise OutputError("the temporary file of the activations was cut short", "run again")
+            start += count
         return torch.frombuffer(content, dtype=torch.float32).view(self.shape[1:])
 
     def __enter__(self) -> Spill:

@@ -315,3 +315,17 @@ def test_an_exception_leaves_no_hook_no_setting_and_no_file(
     assert model.config._attn_implementation == attention
     assert spills[0].memory is None
     assert spills[0].file is None
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_sequences_whose_length_changes_the_rotary_frequencies_never_share_a_pass(kind: str) -> None:
+    size = pico.config("phi3").hidden_size // pico.config("phi3").num_attention_heads // 2
+    rope: dict[str, Any] = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * size, "long_factor": [3.0] * size, "original_max_position_embeddings": 16}
+        model = pico.build("phi3", rope_parameters=rope, original_max_position_embeddings=16)
+    else:
+        model = pico.build("llama", rope_parameters=rope, max_position_embeddings=16)
+    shared = list(range(5, 13))
+    examples = [tail([*shared, *range(20, 20 + extra)], 3) for extra in (4, 6, 30, 40)]
+    assert distance(pooled(model, examples), one_by_one(model, examples)) < 1e-5

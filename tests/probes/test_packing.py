@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.packing import Pack, common_prefix, packs, passes
+from probes.packing import STRETCH, Pack, common_prefix, packs, passes
 
 # Few letters and repeated sequences, so that prefixes, duplicates and sequences inside others are common.
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=12).flatmap(
@@ -56,10 +56,21 @@ def test_every_node_of_a_pack_is_on_a_path(sequences: list[list[int]], budget: i
 
 
 @given(SEQUENCES, BUDGETS)
-def test_only_one_long_sequence_exceeds_the_budget(sequences: list[list[int]], budget: int) -> None:
+def test_only_one_long_sequence_exceeds_the_stretched_budget(sequences: list[list[int]], budget: int) -> None:
     for pack in packs(sequences, budget):
         spelled = {tuple(sequences[index]) for index in pack.paths}
-        assert len(pack.ids) <= budget or len(spelled) == 1
+        assert len(pack.ids) <= STRETCH * budget or len(spelled) == 1
+
+
+def test_sequences_that_share_little_keep_to_the_budget() -> None:
+    sequences = [[number, *range(9)] for number in range(12)]
+    assert [len(pack.ids) for pack in packs(sequences, 25)] == [20] * 6
+
+
+def test_a_long_shared_prompt_is_not_computed_again_for_its_second_completion() -> None:
+    prompt = list(range(300))
+    first, second = [*prompt, *range(400, 440)], [*prompt, *range(500, 540)]
+    assert [len(pack.ids) for pack in packs([first, second], 256)] == [380]
 
 
 @given(SEQUENCES)
