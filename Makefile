@@ -31,7 +31,7 @@ docs: setup
 	.venv/bin/python -m sphinx -q -W docs docs/_build
 
 clean:
-	rm -rf .venv build demo docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build demo docs/_build docs/commands.md *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help setup demo test test-fast lint docs clean

@@ -45,7 +45,8 @@ def main() -> None:
         "\n== What to type next\n"
         "source .venv/bin/activate\n"
         'steer try demo/warm.safetensors -p "Tell me about your weekend." --strengths 0,1,2,3\n'
-        "steer extract --pos examples/data/formal.jsonl --neg examples/data/casual.jsonl --out demo/formal.safetensors\n"
+        "steer extract --pos examples/data/formal.jsonl --neg examples/data/casual.jsonl "
+        "--out demo/formal.safetensors\n"
         "steer try '2*warm - formal' --vector warm=demo/warm.safetensors --vector formal=demo/formal.safetensors "
         '-p "Can you help me move?" --strengths 0,1\n'
         "steer --help"

@@ -23,8 +23,8 @@ from probes.tokens import Tokens
 from probes.tree_attention import tree_attention
 from vectors.errors import ModelError
 
-PACK = 256  # tokens of a pack: attention costs their square, and a cut between packs computes a prefix again
-PASS = 512  # tokens of a pass, several packs: enough for the full speed of the matrix products
+PACK = 48  # tokens of a pack, above which it is cut: attention costs the square of a pack
+PASS = 1024  # tokens of a pass, many packs: enough for the full speed of the matrix products
 BATCH = 16  # sequences of a padded batch
 SHORTEST_PREFIX = 4  # a shorter common prefix costs more to keep than to compute again
 
@@ -89,9 +89,9 @@ def pool(
                     run.packed(together)
             else:
                 order = sorted(range(len(examples)), key=lambda i: len(examples[i].ids))
-                together = 1 if alone else BATCH
-                for start in range(0, len(order), together):
-                    run.padded(order[start : start + together], getattr(config, "pad_token_id", None) or 0)
+                rows = 1 if alone else BATCH
+                for start in range(0, len(order), rows):
+                    run.padded(order[start : start + rows], getattr(config, "pad_token_id", None) or 0)
     except BaseException:
         spill.close()
         raise
@@ -234,7 +234,7 @@ class _Run:
                     "use --dtype float32, or leave that example out",
                 )
             self.result.spill.write(position, indices, sums)
-            norms = states[counted].norm(dim=-1)
+            norms = states.norm(dim=-1)[counted]
             seen = self.result.norms[self.result.layers[position]]
             seen.count += len(norms)
             if len(norms):

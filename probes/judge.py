@@ -97,6 +97,7 @@ def judge(
     """
     if int(fold.max()) == 0:
         return Judgement(*[float("nan")] * 6)  # one example of a class can't be held out
+    rows = rows.double()
     scores = held_out_scores(method, rows, labels, fold, paired=paired)
     low, high = interval(scores, labels, resamples)
     shuffled_auroc, shuffled_d = [], []
@@ -118,11 +119,15 @@ def judge(
 
 def held_out_scores(method: ModuleType, rows: Tensor, labels: Tensor, fold: Tensor, *, paired: bool) -> Tensor:
     """The score of every row, float64 [n], along the direction of the folds that it is not in."""
+    rows = rows.double()
     count = int(fold.max()) + 1
     parts: list[Evidence] = []
-    if method.NEEDS != "activations":
+    if method.NEEDS == "means":
+        parts = _means_of_folds(rows, labels, fold, count)
+    elif method.NEEDS != "activations":
         parts = [evidence_of(method, rows[fold == f], labels[fold == f], paired) for f in range(count)]
-    scores = torch.empty(len(rows), dtype=torch.float64)
+    units = torch.empty(count, rows.shape[1], dtype=torch.float64)
+    middles = torch.empty(count, dtype=torch.float64)
     for held_out in range(count):
         if parts:
             others = [part for f, part in enumerate(parts) if f != held_out]
@@ -140,9 +145,18 @@ def held_out_scores(method: ModuleType, rows: Tensor, labels: Tensor, fold: Tens
             direction = scaled(method.direction(evidence), evidence)
         except ExampleError:
             direction = torch.zeros_like(middle)  # nothing tells the classes apart: every score is the same
-        unit = direction / direction.norm().clamp_min(torch.finfo(torch.float64).tiny)
-        scores[fold == held_out] = (rows[fold == held_out].double() - middle) @ unit
-    return scores
+        units[held_out] = direction / direction.norm().clamp_min(torch.finfo(torch.float64).tiny)
+        middles[held_out] = middle @ units[held_out]
+    return (rows @ units.T).gather(1, fold[:, None])[:, 0] - middles[fold]
+
+
+def _means_of_folds(rows: Tensor, labels: Tensor, fold: Tensor, count: int) -> list[Evidence]:
+    """`evidence_of` each fold for a method that needs means alone, in one pass over the rows."""
+    group = 2 * fold + labels
+    sizes = torch.bincount(group, minlength=2 * count)
+    means = torch.zeros(2 * count, rows.shape[1], dtype=rows.dtype).index_add_(0, group, rows) / sizes[:, None]
+    sides = [Moments(int(size), mean) for size, mean in zip(sizes, means, strict=True)]
+    return [Evidence(sides[2 * f + 1], sides[2 * f]) for f in range(count)]
 
 
 def shuffle_within(labels: Tensor, fold: Tensor, seed: int) -> Tensor:

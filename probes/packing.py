@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-
 STRETCH = 4
 
 
@@ -41,8 +40,8 @@ def packs(sequences: Sequence[list[int]], budget: int) -> list[Pack]:
     """Cut the prefix tree of the sequences into packs of at most `budget` nodes.
 
     A pack is larger for one long sequence, and, up to `STRETCH` times the budget, where a cut would compute again more
-    than half of what the next sequence adds. Neighbours in lexicographic order share the longest prefixes, so packs are runs of that order; only what two
-    packs share is computed twice.
+    than a quarter of what the next sequence adds. Neighbours in lexicographic order share the longest prefixes, so
+    packs are runs of that order; only what two packs share is computed twice.
     """
     order = sorted(range(len(sequences)), key=lambda index: sequences[index])
     found: list[Pack] = []
@@ -54,7 +53,7 @@ def packs(sequences: Sequence[list[int]], budget: int) -> list[Pack]:
         while shared < min(len(path), len(sequence)) and pack.ids[path[shared]] == sequence[shared]:
             shared += 1
         added = len(sequence) - shared
-        limit = STRETCH * budget if 2 * shared > added else budget
+        limit = STRETCH * budget if 4 * shared > added else budget
         if pack.ids and len(pack.ids) + added > limit:
             found.append(pack)
             pack, path, shared = Pack([], [], [], {}), [], 0

@@ -5,8 +5,9 @@
 
 The peers need an environment of their own: see `peers.py`. Each round runs every contestant once, in turn, so a
 drift of the machine meets them all. An example is one text. Ours is the whole of `steer.extract`: tokenising,
-activations at every layer, the held-out judgement with its shuffled floor. The bare pass computes as many tokens as ours
-must (each distinct token of the prefix tree once), in dense unpadded batches, without head and cache.
+activations at every layer, the held-out judgement with its shuffled floor. The bare pass computes as many tokens as
+ours must (each distinct token of the prefix tree once), in dense unpadded batches as wide as the examples are long,
+without head and cache; "activations" is our pass alone, without tokenising and judgement.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import os
 import platform
 import random
+import re
 import resource
 import subprocess
 import sys
@@ -27,16 +29,19 @@ from statistics import median
 from typing import Any
 
 DATA = Path(__file__).parents[2] / "examples" / "data"
-LENGTH, BATCH = 64, 8  # of the bare pass
+ASK = "How was your day?"  # the prompt that all examples share with --prompt one
 
 
-def examples(pairs: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """That many pairs of the project's own data, which share their prompts."""
+def examples(pairs: int, prompt: str = "own") -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """That many pairs of the project's own data: each with its own prompt, or the first sentences after one prompt."""
     names = (("warm", "cold"), ("formal", "casual"))
     rows = [
         [json.loads(line) for name in side for line in (DATA / f"{name}.jsonl").read_text().splitlines()]
         for side in zip(*names, strict=True)
     ]
+    if prompt == "one":
+        for row in itertools.chain(*rows):
+            row["prompt"], row["completion"] = ASK, re.split(r"(?<=[.!?]) ", row["completion"])[0]
     return rows[0][:pairs], rows[1][:pairs]
 
 
@@ -51,21 +56,23 @@ def rendered(loaded: Any, rows: list[dict[str, str]]) -> list[str]:
     ]
 
 
-def bare(loaded: Any, tokens: int) -> float:
-    """Seconds of a forward pass over that many tokens through the decoder alone."""
+def bare(loaded: Any, tokens: int, length: int) -> float:
+    """Seconds of a forward pass over that many tokens through the decoder alone, in rows of `length`."""
     import torch
 
     from probes import residual
 
     stack = residual.decoder(loaded.model)
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(5, residual.text_config(loaded.model).vocab_size, (BATCH, LENGTH), generator=generator)
+    ids = torch.randint(
+        5, residual.text_config(loaded.model).vocab_size, (max(1, 512 // length), length), generator=generator
+    )
     with torch.inference_mode():
         started = time.perf_counter()
-        for _ in range(tokens // ids.numel()):
+        for _ in range(-(-tokens // ids.numel())):
             stack(input_ids=ids, use_cache=False)
         seconds = time.perf_counter() - started
-    return seconds * tokens / (tokens // ids.numel() * ids.numel())
+    return seconds * tokens / (-(-tokens // ids.numel()) * ids.numel())
 
 
 def machine() -> str:
@@ -88,10 +95,14 @@ def compare(arguments: argparse.Namespace) -> None:
     import torch
 
     import steer
+    from probes.activations import pool
+    from probes.examples.reading import read
+    from probes.residual import blocks
+    from probes.tokens import tokenise
 
     torch.set_num_threads(arguments.threads)
     loaded = steer.load_model("smollm2", dtype=arguments.dtype)
-    pos, neg = examples(arguments.pairs)
+    pos, neg = examples(arguments.pairs, arguments.prompt)
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl", delete=False) as file:
         for a, b in zip(rendered(loaded, pos), rendered(loaded, neg), strict=True):
             file.write(json.dumps({"positive": a, "negative": b}) + "\n")
@@ -116,9 +127,20 @@ def compare(arguments: argparse.Namespace) -> None:
         return steer.extract(pos, neg, model=loaded).seconds
 
     tokens = steer.extract(pos, neg, model=loaded).tokens["computed"]  # also the warm-up
+    texts = [*rendered(loaded, pos), *rendered(loaded, neg)]
+    length = round(sum(len(ids) for ids in loaded.tokenizer(texts)["input_ids"]) / len(texts))
+    contrast = read(pos, neg)
+    tokenised = tokenise([*contrast.positive, *contrast.negative], loaded.tokenizer)
+
+    def activations_alone() -> float:
+        started = time.perf_counter()
+        with pool(loaded.model, tokenised, range(len(blocks(loaded.model)))).spill:
+            return time.perf_counter() - started
+
     contestants = {
         "steer": ours,
-        "bare forward": lambda: bare(loaded, tokens),
+        "activations": activations_alone,
+        "bare forward": lambda: bare(loaded, tokens, length),
         "steering-vectors": lambda: peer("steering-vectors"),
         "repeng": lambda: peer("repeng"),
     }
@@ -134,13 +156,18 @@ def compare(arguments: argparse.Namespace) -> None:
     os.unlink(file.name)
 
     count = len(pos) + len(neg)
-    print(f"{machine()}, {arguments.threads} threads, {arguments.dtype}, {count} examples, {tokens} tokens to compute")
+    print(
+        f"{machine()}, {arguments.threads} threads, {arguments.dtype}, {count} examples of {length} tokens on average"
+    )
+    print(f"prompt: {arguments.prompt}; {tokens} tokens to compute, each distinct one once")
     print(f"{arguments.rounds} rounds, interleaved; median (least to greatest)")
     for name, took in seconds.items():
         print(f"{name:17} {spread([count / t for t in took])} examples/s")
     for name in ("steering-vectors", "repeng", "bare forward"):
         ratios = [theirs / mine for theirs, mine in zip(seconds[name], seconds["steer"], strict=True)]
         print(f"steer / {name:17} {spread(ratios)}")
+    ratios = [theirs / mine for theirs, mine in zip(seconds["bare forward"], seconds["activations"], strict=True)]
+    print(f"activations / bare      {spread(ratios)}")
 
 
 def memory() -> None:
@@ -169,6 +196,7 @@ def main() -> None:
     parser.add_argument("--peers", help="the Python of the peers' environment")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pairs", type=int, default=128)
+    parser.add_argument("--prompt", choices=["own", "one"], default="own", help="a pair's own prompt, or one for all")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--memory", action="store_true")
