@@ -6,6 +6,7 @@ Everything it makes lies in demo/.
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -13,15 +14,14 @@ from pathlib import Path
 from steer.cli import run
 
 ROOT = Path(__file__).parent.parent
-OUT = ROOT / "demo"
-DATA = ROOT / "examples" / "data"
+OUT = Path("demo")  # below ROOT
+DATA = Path("examples") / "data"
 PROMPTS = ("How was your day?", "Can you help me with my homework?", "Good morning!")
 
 
 def step(title: str, *arguments: str) -> None:
     """Show a command as one would type it, and run it; a failure ends the demo."""
-    shown = [argument.replace(f"{ROOT}/", "") for argument in arguments]
-    print(f"\n== {title}\n$ steer {shlex.join(shown)}\n", flush=True)
+    print(f"\n== {title}\n$ steer {shlex.join(arguments)}\n", flush=True)
     code = run(list(arguments))
     sys.stdout.flush()
     if code:
@@ -30,6 +30,7 @@ def step(title: str, *arguments: str) -> None:
 
 def main() -> None:
     """Run every step."""
+    os.chdir(ROOT)
     OUT.mkdir(exist_ok=True)
     vector, picture = str(OUT / "warm.safetensors"), str(OUT / "warm.png")
     pos, neg = str(DATA / "warm.jsonl"), str(DATA / "cold.jsonl")

@@ -226,7 +226,9 @@ def test_an_interrupt_ends_in_one_line_and_writes_nothing(data: Path, model_fold
     lines = [json.dumps({"text": f"{text} {i}"}) for i in range(3000) for text in WARM[:4]]
     (data / "many.jsonl").write_text("\n".join(lines))
     command = ["extract", "--pos", "many.jsonl", "--neg", "cold.jsonl", "--model", str(model_folder)]
-    code = f"import sys; from steer.cli import main; main({command!r})"
+    # A shell's background job, as CI may be, begins with SIGINT ignored.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{listen}; from steer.cli import main; main({command!r})"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stderr is not None
     first = process.stderr.readline()  # the model is loaded, the measuring begins
