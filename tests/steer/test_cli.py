@@ -337,6 +337,8 @@ def test_vectors_are_shown_compared_converted_and_drawn(extracted: Path, steer: 
     assert steer("vectors", "convert", extracted, "acting.safetensors", "--layers", "acting")[0] == 0
     acting = SteeringVector.load("acting.safetensors")
     assert tuple(acting.layers) == acting.apply == SteeringVector.load(extracted).apply
+    assert steer("vectors", "convert", extracted, "warm.pt")[0] == 0  # other tools apply every layer they are given
+    assert list(torch.load("warm.pt", weights_only=True)) == list(SteeringVector.load(extracted).apply)
     assert steer("vectors", "compare", extracted, extracted)[1].count("1.000") == 4
     assert steer("vectors", "plot", extracted)[0] == 0
     assert extracted.with_suffix(".png").read_bytes().startswith(b"\x89PNG")

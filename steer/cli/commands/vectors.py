@@ -72,17 +72,22 @@ def _cells(entry: dict[str, Any]) -> list[str]:
 @click.argument("file", type=options.File)
 @click.argument("out", type=options.File)
 @click.option("--format", "format_", help="The format to write.  [default: by the suffix of OUT]")
-@click.option("--layers", help="Only these: all, acting, or such as 12 or 8-15.  [default: all]")
+@click.option("--layers", help="all, acting, or such as 8-15.  [default: all to .safetensors, else acting]")
 def convert(file: Path, out: Path, format_: str | None, layers: str | None) -> None:
-    """Write a vector in another format: artifact, llama.cpp GGUF, or the `.pt` of other tools."""
+    """Write a vector in another format: artifact, llama.cpp GGUF, or the `.pt` of other tools.
+
+    Other tools apply every layer of a file, so theirs get those that act by default, unless --layers says otherwise.
+    """
     from probes.extraction import parse_layers
     from vectors.formats import write
     from vectors.steering import SteeringVector
 
     vector = SteeringVector.load(file)
+    if layers is None:
+        layers = "all" if format_ in (None, "native") and out.suffix == ".safetensors" else "acting"
     if layers == "acting":
         vector = vector.select(vector.apply)
-    elif layers is not None and layers != "all":
+    elif layers != "all":
         vector = vector.select(parse_layers(layers, max(vector.layers) + 1))
     digest = write(vector, out, format_)
     click.echo(f"wrote {out}  {digest}")
