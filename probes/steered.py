@@ -57,13 +57,13 @@ def steered(
     if not each:
         raise UsageError("there is no composition", "give at least one")
     moves: dict[int, list[_Move]] = {}
-    checked: set[int] = set()
+    checked: dict[int, SteeringVector] = {}  # holds them, so that no identity is given away twice
     for row, one in enumerate(each):
         resolved, found = _resolve(one, vectors)
         for name, vector in found.items():
             if id(vector) not in checked:
                 check(model, vector, name, any_base=any_base)
-                checked.add(id(vector))
+                checked[id(vector)] = vector
         for term in resolved.terms:
             # Strength 0 must equal no hook bit for bit, so it hooks nothing.
             if term.operation != "clamp" and term.value == 0:
