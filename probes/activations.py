@@ -119,7 +119,11 @@ def length_changes_positions(config: Any, longest: int) -> bool:
     """
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = [rope] if "rope_type" in rope else [entry for entry in rope.values() if isinstance(entry, dict)]
-    trained = getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings
+    trained = (
+        getattr(config, "original_max_position_embeddings", None)
+        or getattr(config, "max_position_embeddings", None)
+        or longest
+    )
     return any(
         entry.get("rope_type") in ("longrope", "dynamic")
         and longest > (entry.get("original_max_position_embeddings") or trained)

@@ -108,7 +108,7 @@ def extract(
         directions, judged = {}, {}
         for position, layer in enumerate(wanted):
             rows = pooled.spill.read(position)
-            evidence = judge.evidence_of(chosen, rows, labels, paired)
+            evidence = judge.evidence_of(chosen, rows, labels, contrast.paired)
             directions[layer] = scaled(chosen.direction(evidence), evidence).float()
             judged[layer] = judge.judge(chosen, rows, labels, fold, paired=paired, seed=seed, resamples=resamples)
 

@@ -40,9 +40,9 @@ def load(reference: str, device: str = "auto", dtype: str = "auto") -> LoadedMod
     try:
         # The resolved folder, so that files of two revisions never mix; safetensors, so that nothing is unpickled.
         model = AutoModelForCausalLM.from_pretrained(
-            source.path, dtype=chosen_dtype, use_safetensors=True, local_files_only=True
+            source.path, dtype=chosen_dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
         )
-        tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError, json.JSONDecodeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(

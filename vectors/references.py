@@ -63,7 +63,7 @@ def _from_hub(name: str, revision: str | None) -> ModelSource:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     reference = f"{name}@{revision}" if revision else name
-    wanted = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "LICENSE*"]
+    wanted = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "LICENSE*", "README.md"]
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=True))
         if not _complete(folder):
