@@ -83,7 +83,7 @@ def pool(
         with torch.inference_mode():
             longest = max(len(e.ids) for e in examples)
             alone = length_changes_positions(config, longest)
-            run = _Run(model, examples, result, progress, share=not alone)
+            run = _Run(model, examples, result, progress, share=not alone and residual.layout(model) is not None)
             if pack if pack is not None else packable(model, longest) and not alone:
                 for together in passes(packs([e.ids[run.prefix :] for e in examples], PACK), PASS):
                     run.packed(together)

@@ -63,7 +63,7 @@ def try_strengths(
     inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
-        noise = _SharedNoise(len(prompts), len(strengths), temperature, seed)
+        noise = _SharedNoise(prompts, len(strengths), temperature, seed)
         sampling["logits_processor"] = [noise]
     with steered(loaded.model, compositions, vectors=vectors, any_base=any_base), torch.inference_mode():
         output = loaded.model.generate(
@@ -87,9 +87,9 @@ class _SharedNoise:
     argmax(logits / temperature + noise) is a draw from the softmax (Gumbel 1954), so greedy decoding samples.
     """
 
-    def __init__(self, prompts: int, strengths: int, temperature: float, seed: int) -> None:
-        self.prompts, self.strengths, self.temperature = prompts, strengths, temperature
-        self.generators = [torch.Generator().manual_seed(child_seed(seed, "sample", i)) for i in range(prompts)]
+    def __init__(self, prompts: Sequence[str], strengths: int, temperature: float, seed: int) -> None:
+        self.strengths, self.temperature = strengths, temperature
+        self.generators = [torch.Generator().manual_seed(child_seed(seed, "sample", prompt)) for prompt in prompts]
 
     def __call__(self, _ids: Tensor, scores: Tensor) -> Tensor:
         uniform = torch.stack([torch.rand(scores.shape[1], generator=g) for g in self.generators])
