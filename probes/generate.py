@@ -17,9 +17,9 @@ from vectors.expression import Composition
 from vectors.steering import SteeringVector
 
 
-def render(prompt: str, tokenizer: Any, *, template: bool = True) -> str:
+def render(prompt: str, tokenizer: Any) -> str:
     """A prompt as the model expects it: a user's turn where there is a chat template, else the text itself."""
-    if not template or not getattr(tokenizer, "chat_template", None):
+    if not getattr(tokenizer, "chat_template", None):
         return prompt
     text: str = tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
