@@ -31,7 +31,10 @@ SHORTEST_PREFIX = 4  # a shorter common prefix costs more to keep than to comput
 
 @dataclass
 class Norms:
-    """Of the counted tokens' residual streams at one layer: their number, the sum of their norms, and the largest."""
+    """Of the counted tokens' residual streams at one layer: their number, the sum of their norms, and the largest.
+
+    A token that several examples share counts once for each, however they shared a pass.
+    """
 
     count: int = 0
     total: float = 0.0
@@ -41,6 +44,15 @@ class Norms:
     def mean(self) -> float:
         """The mean norm."""
         return self.total / max(self.count, 1)
+
+    def add(self, states: Tensor, weights: Tensor) -> None:
+        """Add states [tokens, hidden], each as often as a row of weights [examples, tokens] is not zero there."""
+        times = (weights > 0).sum(0)
+        norms = states.norm(dim=-1)[times > 0]
+        if len(norms):
+            self.count += int(times.sum())
+            self.total += float((norms * times[times > 0]).sum())
+            self.largest = max(self.largest, float(norms.max()))
 
 
 @dataclass
@@ -78,7 +90,7 @@ def pool(
     spill = Spill(len(layers), len(examples), residual.hidden_size(model), spill_above)
     result = Pooled(spill, list(layers), {layer: Norms() for layer in layers})
     # Nothing reaches back in time: what follows the last token that counts need not be computed.
-    examples = [Tokens(e.ids[: e.counted[-1] + 1], e.counted) for e in examples]
+    examples = [e._replace(ids=e.ids[: e.counted[-1] + 1]) for e in examples]
     try:
         with torch.inference_mode():
             longest = max(len(e.ids) for e in examples)
@@ -224,26 +236,26 @@ class _Run:
     def _pool(self, indices: list[int], weights: Tensor, **inputs: Any) -> None:
         """Run the model on `inputs` and store each example's weighted sum; weights are [examples, rows, tokens]."""
         flat = weights.flatten(1).to(self.device)
-        counted = (flat > 0).any(0)
+        prefix = self._prefix_weights(indices)
 
         def sum_up(position: int, states: Tensor) -> None:
             states = states.float().flatten(0, 1)
             sums = _weighted_sums(flat, states)
             if self.prefix_states:
-                sums += _weighted_sums(self._prefix_weights(indices), self.prefix_states[position])
+                sums += _weighted_sums(prefix, self.prefix_states[position])
             if not bool(torch.isfinite(sums).all()):
                 broken = int((~torch.isfinite(sums)).any(1).nonzero()[0])
+                index = indices[broken]
                 raise ModelError(
-                    f"layer {self.result.layers[position]} is not finite for example {indices[broken]}",
+                    f"layer {self.result.layers[position]} is not finite for example "
+                    f"{self.examples[index].origin or index}",
                     "use --dtype float32, or leave that example out",
                 )
             self.result.spill.write(position, indices, sums)
-            norms = states.norm(dim=-1)[counted]
             seen = self.result.norms[self.result.layers[position]]
-            seen.count += len(norms)
-            if len(norms):
-                seen.total += float(norms.sum())
-                seen.largest = max(seen.largest, float(norms.max()))
+            seen.add(states, flat)
+            if self.prefix_states:
+                seen.add(self.prefix_states[position], prefix)
 
         with self._hooked(sum_up):
             inputs = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}

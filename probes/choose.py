@@ -51,7 +51,9 @@ def recommend(
         f"layer {chosen} is {where}, with held-out AUROC {judged[chosen].auroc:.3f}; "
         f"strength 1 moves the residual stream there by {share:.0%} of its norm"
     )
-    if judged[chosen].auroc_low < 0.6 or judged[chosen].auroc < judged[chosen].auroc_shuffled + 0.1:
+    found = judged[chosen]
+    # A low bound alone may only mean few examples.
+    if (found.auroc_low < 0.6 and found.auroc < 0.9) or found.auroc < found.auroc_shuffled + 0.1:
         reason += "; but that is hardly above shuffled labels, so do not expect it to steer"
     return Recommendation([chosen], strength, reason)
 

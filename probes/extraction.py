@@ -9,15 +9,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-from probes import activations, judge, residual, tokens
+from probes import activations, judge
 from probes.choose import Recommendation, recommend
 from probes.examples.reading import Contrast
 from probes.judge import Judgement
 from probes.methods import method as find_method
 from probes.methods import scaled
-from probes.model import LoadedModel
+from probes.model import LoadedModel, memory_reported
+from probes.plan import Plan, plan
+from probes.statistics import evidence_of
+from probes.tokens import choose
 from vectors import references
-from vectors.errors import ModelError, UsageError
 from vectors.steering import SteeringVector, spans
 
 FEW = 8  # examples of a class below which an interval means nothing
@@ -51,28 +53,6 @@ class Extraction(NamedTuple):
         }
 
 
-def parse_layers(text: str, count: int) -> list[int]:
-    """The layers that an option names: `all`, or such as `12`, `8-15` or `3,5,12-15`. Raises UsageError, ModelError."""
-    if text.strip() == "all":
-        return list(range(count))
-    layers: set[int] = set()
-    for part in text.split(","):
-        low, dash, high = part.strip().partition("-")
-        if not low.isdecimal() or (dash and not high.isdecimal()):
-            raise UsageError(
-                f"{part.strip()!r} in {text!r} names no layers", "write all, or such as 12, 8-15 or 3,5,12-15"
-            )
-        first, last = int(low), int(high or low)
-        if last < first:
-            raise UsageError(f"the range {part.strip()} descends", f"write {last}-{first}")
-        if last >= count:
-            raise ModelError(
-                f"layer {last} is out of range: the model has layers 0 to {count - 1}", "layers count from 0"
-            )
-        layers.update(range(first, last + 1))
-    return sorted(layers)
-
-
 def extract(
     loaded: LoadedModel,
     contrast: Contrast,
@@ -82,35 +62,37 @@ def extract(
     which: str = "completion",
     seed: int = 0,
     truncate: bool = False,
+    planned: Plan | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Extraction:
     """Extract a steering vector at every layer asked for, judged on held-out folds.
 
-    `which` are the tokens that count (`--tokens`). Raises ExampleError, ModelError, UsageError.
+    `which` are the tokens that count (`--tokens`). `planned` is what `plan` makes of the same arguments, if it has been
+    made. Raises ExampleError, ModelError, UsageError.
     """
     started = time.perf_counter()
     chosen = find_method(method)
-    selected = tokens.choose(which)
     model = loaded.model
-    wanted = parse_layers(layers, len(residual.blocks(model)))
+    wanted, tokenised, note = planned or plan(
+        contrast, loaded.tokenizer, model.config, layers=layers, which=which, truncate=truncate
+    )
     both = [*contrast.positive, *contrast.negative]
-    longest = getattr(residual.text_config(model), "max_position_embeddings", None)
-    tokenised = tokens.tokenise(both, loaded.tokenizer, selected, longest=longest, truncate=truncate)
     labels = torch.arange(len(both)) < len(contrast.positive)
-    fold = torch.cat(judge.folds(contrast.positive, contrast.negative, seed))
+    fold = torch.cat(judge.folds(contrast.positive, contrast.negative, seed, contrast.paired))
     half = len(contrast.positive)
     # Pairs stay pairs within each fold only when both sides of every pair fell into the same one.
     paired = contrast.paired and torch.equal(fold[:half], fold[half:])
 
-    pooled = activations.pool(model, tokenised, wanted, progress=lambda done: progress(done, len(both)))
-    with pooled.spill:
-        resamples = judge.draw_resamples(labels, seed)
-        directions, judged = {}, {}
-        for position, layer in enumerate(wanted):
-            rows = pooled.spill.read(position)
-            evidence = judge.evidence_of(chosen, rows, labels, contrast.paired)
-            directions[layer] = scaled(chosen.direction(evidence), evidence).float()
-            judged[layer] = judge.judge(chosen, rows, labels, fold, paired=paired, seed=seed, resamples=resamples)
+    with memory_reported():
+        pooled = activations.pool(model, tokenised, wanted, progress=lambda done: progress(done, len(both)))
+        with pooled.spill:
+            resamples = judge.draw_resamples(labels, seed)
+            directions, judged = {}, {}
+            for position, layer in enumerate(wanted):
+                rows = pooled.spill.layer(position)
+                evidence = evidence_of(chosen, rows, labels, contrast.paired)
+                directions[layer] = scaled(chosen.direction(evidence), evidence).float()
+                judged[layer] = judge.judge(chosen, rows, labels, fold, paired=paired, seed=seed, resamples=resamples)
 
     norms = {layer: seen.mean for layer, seen in pooled.norms.items()}
     lengths = {layer: float(direction.norm()) for layer, direction in directions.items()}
@@ -121,9 +103,21 @@ def extract(
         "negative": sum(len(t.counted) for t in tokenised[half:]),
         "computed": pooled.computed,
     }
+    parameter = next(model.parameters())
     metadata: dict[str, Any] = {
         "base": loaded.identity,
-        "method": {"name": method, "parameters": {"tokens": which, "layers": layers, "seed": seed}},
+        "method": {
+            "name": method,
+            "parameters": {
+                "tokens": str(choose(which)),
+                "layers": spans(wanted),
+                "seed": seed,
+                "truncate": truncate,
+                # The last bits of a direction follow from these two as well.
+                "device": parameter.device.type,
+                "dtype": str(parameter.dtype).removeprefix("torch."),
+            },
+        },
         "data": {"digests": contrast.digests, "examples": counts, "tokens": token_counts},
         "measured": {str(i): _measured(judged[i]) for i in wanted},
         "recommended": recommended._asdict(),
@@ -133,7 +127,6 @@ def extract(
     licence = references.licence(loaded.source)
     if licence:
         metadata["licence"] = licence
-    _, note = tokens.templated(both, loaded.tokenizer)
     return Extraction(
         SteeringVector(directions, metadata),
         judged,

@@ -9,22 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probes.model import LoadedModel
+from probes.model import LoadedModel, memory_reported
+from probes.residual import text_config
 from probes.seeds import child_seed
 from probes.steered import steered
+from probes.tokens import rendered
 from vectors.errors import UsageError
 from vectors.expression import Composition
 from vectors.steering import SteeringVector
-
-
-def render(prompt: str, tokenizer: Any) -> str:
-    """A prompt as the model expects it: a user's turn where there is a chat template, else the text itself."""
-    if not getattr(tokenizer, "chat_template", None):
-        return prompt
-    text: str = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-    )
-    return text
 
 
 def try_strengths(
@@ -42,17 +34,15 @@ def try_strengths(
     """The completion of each prompt (rows) at each strength (columns), all in one batch.
 
     With `temperature` above 0 every strength of a prompt draws from the same random numbers, so that what differs is
-    the steering. Raises UsageError for a prompt beyond the context.
+    the steering. Prompts are asked in the chat template by the rules of extraction (`probes.tokens.templated`).
+    Raises UsageError for a prompt beyond the context, ExampleError for prompts of which only some are rendered already.
     """
     tokenizer = loaded.tokenizer
-    chat = bool(getattr(tokenizer, "chat_template", None))
-    texts = [render(prompt, tokenizer) for prompt in prompts]
-    rows = [text for text in texts for _ in strengths]
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    batch = tokenizer(rows, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=not chat)
-    longest = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    length = batch["input_ids"].shape[1]
+    rows = [ids for ids in rendered(prompts, tokenizer) for _ in strengths]
+    # Padding is masked, so any token will do where a tokenizer has none of its own.
+    pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+    longest = getattr(text_config(loaded.model), "max_position_embeddings", None)
+    length = max(map(len, rows))
     if longest is not None and length + max_tokens > longest:
         raise UsageError(
             f"the longest prompt has {length} tokens; {max_tokens} more exceed the model's context of {longest}",
@@ -60,16 +50,23 @@ def try_strengths(
         )
     compositions = [composition.scaled(strength) for _ in prompts for strength in strengths]
     device = next(loaded.model.parameters()).device
-    inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+    inputs = {
+        "input_ids": torch.tensor([[pad] * (length - len(row)) + row for row in rows], device=device),
+        "attention_mask": torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=device),
+    }
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
         noise = _SharedNoise(prompts, len(strengths), temperature, seed)
         sampling["logits_processor"] = [noise]
-    with steered(loaded.model, compositions, vectors=vectors, any_base=any_base), torch.inference_mode():
+    with (
+        memory_reported(),
+        steered(loaded.model, compositions, vectors=vectors, any_base=any_base),
+        torch.inference_mode(),
+    ):
         output = loaded.model.generate(
             **inputs,
             max_new_tokens=max_tokens,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=pad,
             num_beams=1,
             temperature=None,
             top_p=None,

@@ -8,7 +8,7 @@ each fold.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from probes.examples import Example
 from probes.methods import scaled
 from probes.seeds import child_seed
-from probes.statistics import Evidence, Moments, merged
+from probes.statistics import CHUNK, Evidence, Rows, evidence_by_fold, evidence_of, merged, piece, pieces
 from vectors.errors import ExampleError
 
 FOLDS = 5
@@ -28,8 +28,11 @@ SHUFFLES = 5
 
 
 class Judgement(NamedTuple):
-    """What was measured on held-out examples at one layer. `auroc_low` and `auroc_high` are a 95 % bootstrap interval;
-    `auroc_shuffled` and `cohens_d_shuffled` are means over shuffled labels: what nothing looks like."""
+    """What was measured on held-out examples at one layer.
+
+    `auroc_low` and `auroc_high` are a 95 % bootstrap interval, no narrower than so few examples allow (`provable`);
+    `auroc_shuffled` and `cohens_d_shuffled` are means over shuffled labels: what nothing looks like.
+    """
 
     auroc: float
     auroc_low: float
@@ -39,36 +42,61 @@ class Judgement(NamedTuple):
     cohens_d_shuffled: float
 
 
-def folds(positive: Sequence[Example], negative: Sequence[Example], seed: int) -> tuple[Tensor, Tensor]:
+def folds(
+    positive: Sequence[Example], negative: Sequence[Example], seed: int, paired: bool = False
+) -> tuple[Tensor, Tensor]:
     """The fold of each example, int64 [n] and [m], balanced within each class.
 
     Examples with the same context (or, without one, the same text) are never on both sides of a split, as long as there
-    are as many contexts as folds. A fold follows from an example's content, not from its place in the file.
+    are as many contexts as folds; nor, where they are `paired`, are the two of a pair. A fold follows from an example's
+    content, not from its place in the file.
     """
     count = min(FOLDS, len(positive), len(negative))
-    contexts = {e.context for e in (*positive, *negative)}
-    if None not in contexts and len(contexts) >= count:
-        found = _balanced(positive, negative, seed, count, lambda e: e.context)
+    both, half = (*positive, *negative), len(positive)
+    contexts = [e.context for e in both]
+    texts = [(e.context, e.completion) for e in both]
+    attempts: list[Sequence[object]] = [contexts] if None not in contexts and len(set(contexts)) >= count else []
+    attempts.append(texts)  # a few large groups: better a split by example than a fold of one class
+    for keys in attempts:
+        found = _balanced(_groups(keys, half, seed, paired), half, count)
         if found is not None:
             return found
-    # A few large groups: better a split by example than a fold of one class.
-    found = _balanced(positive, negative, seed, count, lambda e: (e.context, e.completion))
+    if paired:  # texts that many pairs share make large groups too
+        pairs = list(zip(texts[:half], texts[half:], strict=True))
+        found = _balanced(_groups([*pairs, *pairs], half, seed, False), half, count)
+        if found is not None:
+            return found
     # Nothing but repetitions of a few examples: no split is honest, this one at least is even.
-    return found or (torch.arange(len(positive)) % count, torch.arange(len(negative)) % count)
+    return torch.arange(half) % count, torch.arange(len(negative)) % count
 
 
-def _balanced(
-    positive: Sequence[Example], negative: Sequence[Example], seed: int, count: int, group: Callable[[Example], object]
-) -> tuple[Tensor, Tensor] | None:
+def _groups(keys: Sequence[object], half: int, seed: int, paired: bool) -> list[int]:
+    """The group of each example, by a number that follows from content: equal keys, and the two of a pair, together."""
+    numbers = {key: child_seed(seed, "fold", key) for key in set(keys)}
+    found = [numbers[key] for key in keys]
+    if not paired:
+        return found
+    leader = {number: number for number in found}
+
+    def lead(number: int) -> int:
+        while leader[number] != number:
+            number = leader[number] = leader[leader[number]]
+        return number
+
+    for a, b in zip(found[:half], found[half:], strict=True):
+        low, high = sorted((lead(a), lead(b)))
+        leader[high] = low
+    return [lead(number) for number in found]
+
+
+def _balanced(groups: Sequence[int], half: int, count: int) -> tuple[Tensor, Tensor] | None:
     """Whole groups dealt to `count` folds, balanced within each class; None when a fold would lack a class."""
-    groups = sorted({group(e) for e in (*positive, *negative)}, key=lambda g: child_seed(seed, "fold", g))
-    sizes = {g: [0, 0] for g in groups}
-    for side, examples in enumerate((positive, negative)):
-        for example in examples:
-            sizes[group(example)][side] += 1
+    sizes = {g: [0, 0] for g in sorted(set(groups))}
+    for index, g in enumerate(groups):
+        sizes[g][index >= half] += 1
     filled = [[0, 0] for _ in range(count)]
-    chosen: dict[object, int] = {}
-    for g in sorted(groups, key=lambda g: -sum(sizes[g])):  # large groups first, so that the small ones can level
+    chosen: dict[int, int] = {}
+    for g in sorted(sizes, key=lambda g: -sum(sizes[g])):  # large groups first, so that the small ones can level
         n, m = sizes[g]
         best = min(range(count), key=lambda f: (filled[f][0] if n else 0) + (filled[f][1] if m else 0))
         filled[best][0] += n
@@ -76,20 +104,12 @@ def _balanced(
         chosen[g] = best
     if any(0 in sides for sides in filled):
         return None
-    return torch.tensor([chosen[group(e)] for e in positive]), torch.tensor([chosen[group(e)] for e in negative])
-
-
-def evidence_of(method: ModuleType, rows: Tensor, labels: Tensor, paired: bool) -> Evidence:
-    """What `method` needs of rows [n, hidden] with boolean labels [n]; pairs are those in order."""
-    second = method.NEEDS == "second moments"
-    positive, negative = rows[labels], rows[~labels]
-    differences = Moments.of(positive.double() - negative.double(), True) if second and paired else None
-    activations = (positive, negative) if method.NEEDS == "activations" else None
-    return Evidence(Moments.of(positive, second), Moments.of(negative, second), differences, activations)
+    found = torch.tensor([chosen[g] for g in groups])
+    return found[:half], found[half:]
 
 
 def judge(
-    method: ModuleType, rows: Tensor, labels: Tensor, fold: Tensor, *, paired: bool, seed: int, resamples: Tensor
+    method: ModuleType, rows: Rows, labels: Tensor, fold: Tensor, *, paired: bool, seed: int, resamples: Tensor
 ) -> Judgement:
     """Judge a method at one layer. rows [n, hidden], labels bool [n], fold int64 [n], resamples from `draw_resamples`.
 
@@ -97,9 +117,12 @@ def judge(
     """
     if int(fold.max()) == 0:
         return Judgement(*[float("nan")] * 6)  # one example of a class can't be held out
-    rows = rows.double()
+    if method.NEEDS == "activations" or len(labels) * rows.shape[1] <= CHUNK:
+        rows = piece(rows, 0, len(labels))  # once, for all that follows
     scores = held_out_scores(method, rows, labels, fold, paired=paired)
     low, high = interval(scores, labels, resamples)
+    least, greatest = provable(int(labels.sum()), int((~labels).sum()))
+    low, high = min(low, greatest), max(high, least)
     shuffled_auroc, shuffled_d = [], []
     for repeat in range(SHUFFLES if method.NEEDS != "activations" else 1):
         shuffled = shuffle_within(labels, fold, child_seed(seed, "shuffle", repeat))
@@ -117,15 +140,10 @@ def judge(
     )
 
 
-def held_out_scores(method: ModuleType, rows: Tensor, labels: Tensor, fold: Tensor, *, paired: bool) -> Tensor:
+def held_out_scores(method: ModuleType, rows: Rows, labels: Tensor, fold: Tensor, *, paired: bool) -> Tensor:
     """The score of every row, float64 [n], along the direction of the folds that it is not in."""
-    rows = rows.double()
     count = int(fold.max()) + 1
-    parts: list[Evidence] = []
-    if method.NEEDS == "means":
-        parts = _means_of_folds(rows, labels, fold, count)
-    elif method.NEEDS != "activations":
-        parts = [evidence_of(method, rows[fold == f], labels[fold == f], paired) for f in range(count)]
+    parts = [] if method.NEEDS == "activations" else evidence_by_fold(method, rows, labels, fold, paired)
     units = torch.empty(count, rows.shape[1], dtype=torch.float64)
     middles = torch.empty(count, dtype=torch.float64)
     for held_out in range(count):
@@ -139,7 +157,7 @@ def held_out_scores(method: ModuleType, rows: Tensor, labels: Tensor, fold: Tens
             )
         else:
             kept = fold != held_out
-            evidence = evidence_of(method, rows[kept], labels[kept], paired)
+            evidence = evidence_of(method, piece(rows, 0, len(labels))[kept], labels[kept], paired)
         middle = (evidence.positive.mean + evidence.negative.mean) / 2
         try:
             direction = scaled(method.direction(evidence), evidence)
@@ -147,16 +165,11 @@ def held_out_scores(method: ModuleType, rows: Tensor, labels: Tensor, fold: Tens
             direction = torch.zeros_like(middle)  # nothing tells the classes apart: every score is the same
         units[held_out] = direction / direction.norm().clamp_min(torch.finfo(torch.float64).tiny)
         middles[held_out] = middle @ units[held_out]
-    return (rows @ units.T).gather(1, fold[:, None])[:, 0] - middles[fold]
-
-
-def _means_of_folds(rows: Tensor, labels: Tensor, fold: Tensor, count: int) -> list[Evidence]:
-    """`evidence_of` each fold for a method that needs means alone, in one pass over the rows."""
-    group = 2 * fold + labels
-    sizes = torch.bincount(group, minlength=2 * count)
-    means = torch.zeros(2 * count, rows.shape[1], dtype=rows.dtype).index_add_(0, group, rows) / sizes[:, None]
-    sides = [Moments(int(size), mean) for size, mean in zip(sizes, means, strict=True)]
-    return [Evidence(sides[2 * f + 1], sides[2 * f]) for f in range(count)]
+    scores = torch.empty(len(labels), dtype=torch.float64)
+    for start, stop in pieces(len(labels), rows.shape[1]):
+        own = fold[start:stop]
+        scores[start:stop] = (piece(rows, start, stop) @ units.T).gather(1, own[:, None])[:, 0] - middles[own]
+    return scores
 
 
 def shuffle_within(labels: Tensor, fold: Tensor, seed: int) -> Tensor:
@@ -224,3 +237,15 @@ def interval(scores: Tensor, labels: Tensor, counts: Tensor) -> tuple[float, flo
     tail = (1 - CONFIDENCE) / 2
     low, high = torch.quantile(every, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return low, high
+
+
+def provable(positive: int, negative: int) -> tuple[float, float]:
+    """The least upper and the greatest lower bound of an AUROC that so many examples can give, at 95 % confidence.
+
+    The bootstrap of perfectly separated classes is a single point, as if nothing were unknown. But where a share p of
+    the rarer class lies on the wrong side, none of k examples does with probability (1 - p)^k. So the exact bound of
+    separated classes, whatever their distributions, is tail^(1 / k) (Clopper & Pearson 1934, k successes of k), and no
+    other outcome shows more.
+    """
+    greatest = ((1 - CONFIDENCE) / 2) ** (1 / min(positive, negative))
+    return 1 - greatest, greatest

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from vectors import references
@@ -25,37 +28,88 @@ class LoadedModel(NamedTuple):
     choice: str
 
 
-def load(reference: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+class FoundModel(NamedTuple):
+    """A model without its weights: where it is, what it is, its configuration and tokenizer."""
+
+    source: ModelSource
+    identity: dict[str, Any]
+    config: Any  # transformers.PretrainedConfig
+    tokenizer: Any  # transformers.PreTrainedTokenizerBase
+
+
+def find(reference: str | Path) -> FoundModel:
+    """Find a causal language model and read all but its weights. Raises ModelError."""
+    source = references.resolve(str(reference))
+    identity = references.identity(source)
+
+    from transformers import AutoConfig, AutoTokenizer
+
+    with _reading(source):
+        config = AutoConfig.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
+    return FoundModel(source, identity, config, tokenizer)
+
+
+def load(reference: str | Path | FoundModel, device: str = "auto", dtype: str = "auto") -> LoadedModel:
     """Load a causal language model and its tokenizer. Raises ModelError, UsageError."""
     chosen_device, device_reason = choose_device(device)
     chosen_dtype, dtype_reason = choose_dtype(dtype, chosen_device)
-    source = references.resolve(reference)
-    identity = references.identity(source)
+    source, identity, _, tokenizer = reference if isinstance(reference, FoundModel) else find(reference)
 
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
     shown = is_progress_bar_enabled()
     disable_progress_bar()
     try:
-        # The resolved folder, so that files of two revisions never mix; safetensors, so that nothing is unpickled.
-        model = AutoModelForCausalLM.from_pretrained(
-            source.path, dtype=chosen_dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
-        )
-        tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError, json.JSONDecodeError) as error:
+        with memory_reported(), _reading(source):
+            # The resolved folder, so that files of two revisions never mix; safetensors, so that nothing is unpickled.
+            model = AutoModelForCausalLM.from_pretrained(
+                source.path, dtype=chosen_dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
+            )
+            model.to(chosen_device).eval().requires_grad_(False)
+    finally:
+        if shown:
+            enable_progress_bar()
+    model.steer_base = identity  # so that `steered` need not read the folder again
+    choice = f"{chosen_device} ({device_reason}), {str(chosen_dtype).removeprefix('torch.')} ({dtype_reason})"
+    return LoadedModel(model, tokenizer, source, identity, choice)
+
+
+@contextlib.contextmanager
+def _reading(source: ModelSource) -> Iterator[None]:
+    """Within: what transformers raises over a folder that it can't read becomes a ModelError."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        if _is_memory(error):
+            raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"the model {source} can't be loaded: {reason}",
             "the folder needs config.json, safetensors weights and a tokenizer of a decoder-only model",
         ) from error
-    finally:
-        if shown:
-            enable_progress_bar()
-    model.to(chosen_device).eval().requires_grad_(False)
-    model.steer_base = identity  # so that `steered` need not read the folder again
-    choice = f"{chosen_device} ({device_reason}), {str(chosen_dtype).removeprefix('torch.')} ({dtype_reason})"
-    return LoadedModel(model, tokenizer, source, identity, choice)
+
+
+@contextlib.contextmanager
+def memory_reported() -> Iterator[None]:
+    """Within: running out of memory, which torch reports as a RuntimeError, becomes a ModelError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_memory(error):
+            raise
+        raise ModelError(
+            f"out of memory: {str(error).strip().splitlines()[0]}",
+            "use a smaller model, --dtype bfloat16, fewer --layers, or shorter texts",
+        ) from error
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether an error is torch's of too little memory; that of a CPU has no type of its own."""
+    text = str(error)
+    known = isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
+    return isinstance(error, RuntimeError) and known
 
 
 def choose_device(device: str) -> tuple[torch.device, str]:
@@ -94,8 +148,6 @@ def base_of(model: nn.Module) -> dict[str, Any] | None:
         return None
     try:
         revision = getattr(model.config, "_commit_hash", None)
-        from pathlib import Path
-
         if not Path(path).is_dir():
             from huggingface_hub import snapshot_download
 

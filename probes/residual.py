@@ -49,7 +49,11 @@ def decoder(model: nn.Module) -> nn.Module:
 
 def text_config(model: nn.Module) -> Any:
     """The configuration of the text decoder, also inside a multi-modal model."""
-    config: Any = model.config
+    return text_part(model.config)
+
+
+def text_part(config: Any) -> Any:
+    """The part of a configuration that is about the text decoder."""
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 

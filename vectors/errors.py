@@ -11,7 +11,8 @@ SteerError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 
 class SteerError(Exception):
@@ -52,3 +53,24 @@ class ModelError(SteerError):
 
 class OutputError(SteerError):
     """A file that can't be written."""
+
+
+@contextlib.contextmanager
+def kept(errors: list[SteerError]) -> Iterator[None]:
+    """Within: a SteerError ends the block and is kept, so that what is checked after it is checked all the same."""
+    try:
+        yield
+    except SteerError as error:
+        errors.append(error)
+
+
+def raise_together(errors: Sequence[SteerError]) -> None:
+    """Raise kept errors as one, with all their problems and hints: a UsageError if one of them is; else as the first.
+
+    Does nothing when there are none.
+    """
+    if not errors:
+        return
+    kind = UsageError if any(isinstance(error, UsageError) for error in errors) else type(errors[0])
+    problems = [problem for error in errors for problem in error.problems]
+    raise kind(problems, "; ".join(dict.fromkeys(error.hint for error in errors if error.hint))) from errors[0]

@@ -27,10 +27,9 @@ from typing import NoReturn
 
 from vectors.errors import ExpressionError
 from vectors.files import digest_bytes
-from vectors.steering import spans
+from vectors.steering import HIGHEST_LAYER, spans
 
 LONGEST = 4096  # characters of an expression
-HIGHEST_LAYER = 10_000  # far above any model; keeps `[0-999999999]` from being written out
 OPERATIONS = ("ablate", "clamp")
 
 _TOKEN = re.compile(

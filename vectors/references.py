@@ -63,14 +63,18 @@ def _from_hub(name: str, revision: str | None) -> ModelSource:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     reference = f"{name}@{revision}" if revision else name
-    wanted = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "LICENSE*", "README.md"]
+    # Some repositories hold the weights again: as one consolidated file, or in folders (original, onnx).
+    choice = {
+        "allow_patterns": ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "LICENSE*", "README.md"],
+        "ignore_patterns": ["consolidated*", "*/*"],
+    }
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=True))
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True, **choice))
         if not _complete(folder):
             raise LocalEntryNotFoundError(f"{folder} is incomplete")
     except (LocalEntryNotFoundError, ValueError):
         try:
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+            folder = Path(snapshot_download(name, revision=revision, **choice))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ModelError(
@@ -80,15 +84,16 @@ def _from_hub(name: str, revision: str | None) -> ModelSource:
         # Offline, the hub's own client hands out what it has, complete or not.
         if not _complete(folder):
             raise ModelError(
-                f"the model {reference} is incomplete: {folder} lacks config.json or weights as safetensors",
+                f"the model {reference} is incomplete: config.json, safetensors or a tokenizer are missing in {folder}",
                 f"check the network, so that the rest can be fetched, or use a folder, or {DEFAULT}",
             ) from None
     return ModelSource(folder, name, folder.name)
 
 
 def _complete(folder: Path) -> bool:
-    """Whether a snapshot has a configuration and every weight file that its index names."""
-    if not (folder / "config.json").exists():
+    """Whether a snapshot has a configuration, a tokenizer, and every weight file that its index names."""
+    tokenizer = ("tokenizer.json", "*.model", "vocab.*")
+    if not (folder / "config.json").exists() or not any(any(folder.glob(name)) for name in tokenizer):
         return False
     index = folder / "model.safetensors.index.json"
     if index.exists():
@@ -97,7 +102,7 @@ def _complete(folder: Path) -> bool:
             return all((folder / name).exists() for name in names)
         except (ValueError, LookupError, AttributeError, TypeError):
             return False
-    return any(folder.glob("*.safetensors"))
+    return any(not path.name.startswith("consolidated") for path in folder.glob("*.safetensors"))
 
 
 def cached() -> list[ModelSource]:
@@ -169,7 +174,7 @@ def licence(source: ModelSource) -> str | None:
     return (stated[0] or None) if stated else None
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that make up the model; a vector or an adapter beside them is no part of it."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
@@ -186,7 +191,7 @@ def _weight_files(folder: Path) -> list[Path]:
 def _tensors(folder: Path) -> dict[str, str]:
     """Of each tensor in a folder's safetensors files: dtype, shape and the digest of a sample of its bytes."""
     found: dict[str, str] = {}
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         try:
             with path.open("rb") as file:
                 length = struct.unpack("<Q", file.read(8))[0]

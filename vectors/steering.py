@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from vectors import artifact
-from vectors.errors import ArtifactError
+from vectors.errors import ArtifactError, UsageError
 from vectors.files import check_writable, digest_bytes
 
 KIND = "steering-vector"
+HIGHEST_LAYER = 10_000  # far above any model; keeps `0-999999999` from being written out
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +136,10 @@ class SteeringVector:
         return SteeringVector(layers, metadata)
 
     def __add__(self, other: SteeringVector) -> SteeringVector:
+        """The sum, which acts where either acts, each part only where it does itself: as `a + b` in an expression.
+
+        At layers where neither acts the directions are summed; `select` first to sum all of them.
+        """
         return _sum(self, 1.0, other, 1.0)
 
     def __sub__(self, other: SteeringVector) -> SteeringVector:
@@ -166,12 +171,49 @@ def spans(layers: Iterable[int]) -> str:
     return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
 
 
+def parse_layers(text: str) -> list[int] | None:
+    """The layers that people write, such as `12`, `8-15` or `3,5,12-15`, in order; None for `all`.
+
+    Raises UsageError with every part that names none.
+    """
+    if text.strip() == "all":
+        return None
+    layers: set[int] = set()
+    problems, hints = [], []
+    for part in text.split(","):
+        low, dash, high = part.strip().partition("-")
+        if not low.isdecimal() or (dash and not high.isdecimal()):
+            problems.append(f"{part.strip()!r} in {text!r} names no layers")
+            hints.append("write all, or such as 12, 8-15 or 3,5,12-15")
+            continue
+        first, last = int(low), int(high or low)
+        if last < first:
+            problems.append(f"the range {part.strip()} descends")
+            hints.append(f"write {last}-{first}")
+        elif last > HIGHEST_LAYER:
+            problems.append(f"no model has a layer {last}")
+            hints.append("layers count from 0")
+        else:
+            layers.update(range(first, last + 1))
+    if problems:
+        raise UsageError(problems, "; ".join(dict.fromkeys(hints)))
+    return sorted(layers)
+
+
 def _sum(a: SteeringVector, s: float, b: SteeringVector, t: float) -> SteeringVector:
-    """s*a + t*b; a layer that one of them lacks counts as zero there."""
+    """s*a + t*b, which acts as the expression does: where the sum acts, a part that does not act there adds nothing.
+
+    A layer that one of them lacks counts as zero there.
+    """
     _check_comparable(a, b)
     zero = torch.zeros(a.hidden_size)
     union = sorted({*a.layers, *b.layers})
-    layers = {i: s * a.layers.get(i, zero) + t * b.layers.get(i, zero) for i in union}
+    acting = {*a.apply, *b.apply}
+
+    def part(vector: SteeringVector, i: int) -> Tensor:
+        return zero if i in acting and i not in vector.apply else vector.layers.get(i, zero)
+
+    layers = {i: s * part(a, i) + t * part(b, i) for i in union}
     return SteeringVector(layers, _derived("sum", (a, s), (b, t)))
 
 

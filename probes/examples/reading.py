@@ -47,12 +47,18 @@ def read(pos: Source | None = None, neg: Source | None = None, pairs: Source | N
     sides, problems = [], []
     for flag, source in (("--pos", pos), ("--neg", neg)):
         try:
-            sides.append(_one_class(flag, *_examples(source, flag)))
+            sides.append(_one_class(flag, _examples(source, flag)))
         except ExampleError as error:
             problems.append(error)
     if problems:
         raise ExampleError([p for error in problems for p in error.problems], problems[0].hint)
-    (positive, left), (negative, right) = sides
+    (_, positive, left, kind), (_, negative, right, other) = sides
+    if kind != other:
+        raise ExampleError(
+            f"{_name(pos, '--pos')} and {_name(neg, '--neg')} mix formats: {kind} and {other}, "
+            "so the two classes would differ in their form",
+            "write both in one form",
+        )
     if left == right or {e.content for e in positive} == {e.content for e in negative}:
         raise ExampleError(
             f"{_name(pos, '--pos')} and {_name(neg, '--neg')} hold the same examples: nothing tells them apart",
@@ -70,8 +76,18 @@ def _name(source: Source, flag: str) -> str:
     return str(source) if isinstance(source, str | Path) else flag
 
 
-def _one_class(flag: str, name: str, examples: list[Example], digest: str) -> tuple[list[Example], str]:
+class _Read(NamedTuple):
+    """What a source holds: its name, its examples, the digest of its content, and the form of its lines."""
+
+    name: str
+    examples: list[Example]
+    digest: str
+    kind: str
+
+
+def _one_class(flag: str, found: _Read) -> _Read:
     """A file that was given for one class must not hold two. Raises ExampleError."""
+    name, examples, *_ = found
     labels = {example.label for example in examples}
     if len(labels) > 1 or any(example.pair for example in examples):
         yes = sum(example.label is True for example in examples)
@@ -79,11 +95,11 @@ def _one_class(flag: str, name: str, examples: list[Example], digest: str) -> tu
             f"{name} holds both classes ({yes} positive, {len(examples) - yes} negative), but was given as {flag}",
             f"give it alone: --pairs {name}",
         )
-    return examples, digest
+    return found
 
 
 def _read_both_classes(source: Source) -> Contrast:
-    path, examples, digest = _examples(source, "--pairs")
+    path, examples, digest, _ = _examples(source, "--pairs")
     unlabelled = [example for example in examples if example.label is None]
     if unlabelled:
         raise ExampleError(
@@ -111,8 +127,8 @@ def _shared(positive: Sequence[Example], negative: Sequence[Example]) -> tuple[s
     return (f"{len(both)} of the examples stand in both classes (the first at {example.origin})",)
 
 
-def _examples(source: Source, flag: str) -> tuple[str, list[Example], str]:
-    """The name of a source, its examples, and the digest of its content. Raises ExampleError with every bad line."""
+def _examples(source: Source, flag: str) -> _Read:
+    """Read a source. Raises ExampleError with every bad line."""
     path = _name(source, flag)
     # Only \n ends a line of JSON lines: str.splitlines would cut at characters that JSON strings may hold.
     text = _text(Path(path)) if isinstance(source, str | Path) else _lines(source, flag)
@@ -137,7 +153,7 @@ def _examples(source: Source, flag: str) -> tuple[str, list[Example], str]:
         raise ExampleError(problems[:SHOWN] + more, f"one JSON value a line, all of one form: a plain string, {forms}")
     if not examples:
         raise ExampleError(f"{path} is empty", "write one example a line")
-    return path, examples, digest_bytes(text.encode())
+    return _Read(path, examples, digest_bytes(text.encode()), next(iter(seen)))
 
 
 def _text(path: Path) -> str:

@@ -4,7 +4,8 @@ A method is a module of this folder, or one that an outside package names under 
 `steer.extraction_methods`. It has
 
 - `SUMMARY` and `SOURCE`: one line each, what it is and where it comes from;
-- `NEEDS`: "means", "second moments" (also of the paired differences), or "activations" (the rows themselves);
+- `NEEDS`: "means"; "second moments" (of both classes); "pair moments" (second moments of the paired differences, or of
+  both classes where there are no pairs); or "activations" (the rows themselves);
 - `direction(evidence) -> Tensor`: float64 [hidden], of any length and sign: `scaled` gives it both.
 """
 

@@ -13,7 +13,7 @@ from probes.statistics import Evidence
 
 SUMMARY = "first component of the uncentred paired differences"
 SOURCE = "Zou et al. 2023 (representation engineering), arXiv:2310.01405, with the centring left out"
-NEEDS = "second moments"
+NEEDS = "pair moments"
 ROUNDS = 300
 
 

@@ -43,7 +43,7 @@ def _version(ctx: click.Context, _parameter: click.Parameter, value: bool) -> No
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
+@click.option("--debug", is_flag=True, help="Show a traceback when something fails; so does STEER_DEBUG=1.")
 @click.option(
     "--version", is_flag=True, callback=_version, is_eager=True, expose_value=False, help="Print the version."
 )
@@ -78,6 +78,9 @@ def run(arguments: list[str]) -> int:
             return 0
         except click.exceptions.Exit as error:
             return error.exit_code
+        except click.exceptions.NoArgsIsHelpError as error:  # nobody is wrong who names a group to see what it holds
+            click.echo(error.format_message())
+            return 0
         except click.ClickException as error:
             where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "steer"
             fail([error.format_message()], f"{where} --help")
@@ -87,7 +90,7 @@ def run(arguments: list[str]) -> int:
             fail(error.problems, error.hint)
             return error.exit_code
         except (KeyboardInterrupt, click.Abort):
-            fail(["interrupted"], "nothing was written")
+            fail(["interrupted"], "no file is left half-written; run it again")
             return 1
         except BrokenPipeError:
             # Whoever read our output has gone, as `head` does; the interpreter must not complain about it at exit.

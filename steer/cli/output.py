@@ -8,6 +8,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -27,8 +28,16 @@ def warn(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Print what is neither data nor wrong."""
-    click.echo(text, err=True)
+    """Print what is neither data nor wrong; nothing for an empty text."""
+    if text:
+        click.echo(text, err=True)
+
+
+def replacing(path: Path) -> str:
+    """The sentence that says which file is replaced by writing to `path`; empty where there is none."""
+    from vectors.files import digest_file
+
+    return f"replaces {path}, which was {digest_file(path)}" if path.is_file() else ""
 
 
 def print_json(value: Any) -> None:

@@ -232,6 +232,20 @@ def test_norms_are_those_of_the_counted_tokens(llama: Any) -> None:
     assert result.norms[2].largest == pytest.approx(float(lengths.max()), rel=1e-5)
 
 
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_norms_count_every_token_of_every_example_however_they_share(name: str, pack: bool, llama: Any) -> None:
+    """A prefix that all begin with and the nodes of a tree are computed once, and count for each example."""
+    examples = [Tokens(example.ids, list(range(1, len(example.ids)))) for example in FAMILIES[name]]
+    result = pool(llama, examples, [2], pack=pack)
+    result.spill.close()
+    single = [Tokens(example.ids, [at]) for example in examples for at in example.counted]
+    lengths = one_by_one(llama, single, [2])[0].norm(dim=-1)
+    assert result.norms[2].count == len(single)
+    assert result.norms[2].mean == pytest.approx(float(lengths.mean()), rel=1e-5)
+    assert result.norms[2].largest == pytest.approx(float(lengths.max()), rel=1e-5)
+
+
 def test_a_model_answers_after_pooling_as_before(model: Any) -> None:
     ids = torch.tensor([PREFIX])
     with torch.inference_mode():
@@ -266,6 +280,9 @@ def test_the_example_that_is_not_finite_is_named_and_no_other(pack: bool) -> Non
     examples = [tail([20 + i, 30 + i, 40 + i], 2) for i in range(5)]
     examples[3] = tail([23, 250, 43], 2)
     with pytest.raises(ModelError, match=r"layer 0 is not finite for example 3$"):
+        pool(model, examples, ALL, pack=pack)
+    examples[3] = examples[3]._replace(origin="warm.jsonl:4")
+    with pytest.raises(ModelError, match=r"layer 0 is not finite for example warm.jsonl:4$"):
         pool(model, examples, ALL, pack=pack)
 
 

@@ -76,6 +76,10 @@ def test_a_good_layer_is_not_said_to_be_hardly_above_shuffled_labels() -> None:
     assert "hardly" not in recommended({3: measured(0.95)})[2]
 
 
+def test_a_few_examples_that_are_separated_are_not_said_to_be_like_shuffled_ones() -> None:
+    assert "hardly" not in recommended({3: measured(1.0, 0.48)})[2]
+
+
 @pytest.mark.parametrize(
     ("share", "strength"), [(0.4, 1.0), (0.2, 2.0), (0.13, 3.0), (0.16, 2.5), (1.0, 0.5), (9.0, 0.5), (0.01, STRONGEST)]
 )

@@ -82,7 +82,8 @@ def test_a_form_is_recognised_by_its_keys_also_with_others_beside_them(form: str
     line, expected = FORMS[form]
     line = line | {"id": 7}
     other = line | {"statement": "I stay in", "answer_matching_behavior": "No"}
-    sources = {"pos": [line], "neg": ["something else"]}
+    opposite = json.loads(json.dumps(line).replace(json.dumps(expected[0][2])[1:-1], "something else"))
+    sources = {"pos": [line], "neg": [opposite]}
     if expected[0][3] is not None:
         sources = {"pairs": [line, other] if form == "persona" else [line]}
     contrast = read(**sources)
@@ -242,6 +243,18 @@ def test_mixed_forms_are_reported_with_the_first_line_of_each() -> None:
     assert found == ("--pos mixes formats: text (line 1), completion (line 2)",)
 
 
+@pytest.mark.parametrize(
+    "other", [{"prompt": "a", "completion": "x"}, {"messages": [{"role": "user", "content": "x"}]}]
+)
+def test_two_files_of_different_forms_are_mixed_formats(other: dict[str, Any], tmp_path: Path) -> None:
+    """What tells the classes apart would be their form, such as a chat template that only one of them has."""
+    path = write(tmp_path / "n.jsonl", other)
+    kind = "completion" if "prompt" in other else "messages"
+    (found,) = problems(["one"], path)
+    assert found.startswith(f"--pos and {path} mix formats: text and {kind}")
+    assert read(["one"], [{"text": "two"}]).positive  # a plain string is a text
+
+
 # Classes
 
 
@@ -270,7 +283,8 @@ def test_a_file_of_both_classes_given_as_one_is_an_error(tmp_path: Path, flag: s
 
 
 def test_a_persona_file_of_one_answer_may_be_one_class() -> None:
-    assert completions(read([PERSONA], ["x"])) == (["I like parties"], ["x"])
+    other = PERSONA | {"statement": "I stay at home", "answer_matching_behavior": "No"}
+    assert completions(read([PERSONA], [other])) == (["I like parties"], ["I stay at home"])
 
 
 def test_the_same_file_twice_is_an_error(tmp_path: Path) -> None:

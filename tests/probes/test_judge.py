@@ -22,13 +22,15 @@ from probes.judge import (
     auroc,
     cohens_d,
     draw_resamples,
-    evidence_of,
     folds,
     held_out_scores,
     interval,
+    provable,
     shuffle_within,
 )
 from probes.methods import method, methods, scaled
+from probes.spill import Spill
+from probes.statistics import evidence_by_fold, evidence_of
 
 SCORES = st.lists(st.integers(-4, 4), min_size=1, max_size=12)  # few values, so that ties are common
 
@@ -117,6 +119,26 @@ def test_an_interval_of_perfectly_separated_classes_is_a_point() -> None:
     assert interval(labels.double(), labels, draw_resamples(labels, 0)) == (1.0, 1.0)
 
 
+@pytest.mark.parametrize("counts", [(5, 5), (40, 12), (12, 40)], ids=str)
+def test_perfect_separation_of_a_few_examples_is_no_certainty(counts: tuple[int, int]) -> None:
+    labels = labels_of(*counts)
+    for sign in (1.0, -1.0):
+        rows = normal(sum(counts), 3) + 1e3 * labels[:, None]
+        rows[labels] *= sign
+        found = judged("diffmean", rows, labels)
+        assert found.auroc == 1.0
+        assert found.auroc_high == 1.0
+        assert found.auroc_low == pytest.approx(0.025 ** (1 / min(counts)))
+
+
+def test_the_bound_of_separated_classes_is_exact() -> None:
+    """With this share of the rarer class on the wrong side, just 2.5 % of draws show none of it."""
+    least, greatest = provable(12, 40)
+    assert greatest**12 == pytest.approx(0.025)
+    assert least == pytest.approx(1 - greatest)
+    assert provable(10**6, 10**6)[1] > 0.99999
+
+
 def test_resamples_draw_each_class_apart_and_follow_from_the_seed() -> None:
     labels = torch.tensor([True, False, True, False, False])
     counts = draw_resamples(labels, 3)
@@ -186,6 +208,20 @@ def test_a_few_pairs_with_prompts_of_their_own_stay_together() -> None:
         positive, negative = folds(examples([*range(count)], "yes"), examples([*range(count)], "no"), 0)
         assert torch.equal(positive, negative)
         assert sorted(positive.tolist()) == [*range(count)]
+
+
+def test_pairs_stay_together_whatever_they_share() -> None:
+    one_prompt = examples([1] * 23, "yes"), examples([1] * 23, "no")
+    words = examples([*[1, 2] * 8], "yes"), examples([*[3, 4] * 8], "no")  # as templates make them
+    refusals = examples([*range(3)] * 5, "yes"), [Example("no", f"context {i % 3}") for i in range(15)]
+    texts = examples([None] * 9, "yes"), examples([None] * 9, "no")
+    for yes, no in (one_prompt, words, refusals, texts):
+        positive, negative = folds(yes, no, 0, paired=True)
+        assert torch.equal(positive, negative)
+        assert set(positive.tolist()) == set(range(FOLDS))
+        order = torch.randperm(len(yes), generator=torch.Generator().manual_seed(1)).tolist()
+        moved, _ = folds([yes[i] for i in order], [no[i] for i in order], 0, paired=True)
+        assert torch.equal(moved, positive[order])
 
 
 @pytest.mark.parametrize("context", [None, 1], ids=["without a context", "with one for all"])
@@ -362,3 +398,52 @@ def test_shuffling_keeps_the_number_of_positives_in_each_fold() -> None:
         assert int(shuffled[fold == f].sum()) == int(labels[fold == f].sum())
     assert torch.equal(shuffled, shuffle_within(labels, fold, 1))
     assert not torch.equal(shuffled, shuffle_within(labels, fold, 2))
+
+
+# Streaming
+
+
+@pytest.mark.parametrize("name", methods())
+@pytest.mark.parametrize("paired", [False, True], ids=["unpaired", "paired"])
+def test_a_layer_read_in_pieces_is_judged_as_one_read_at_once(
+    name: str, paired: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels, fold = labels_of(30, 30), even_folds(30, 30)
+    rows = (normal(60, 6) + 1e2 + labels[:, None]).float()
+    at_once = judged(name, rows, labels, paired=paired)
+    sizes: list[int] = []
+    read = Spill.read
+
+    def watched(spill: Spill, layer: int, start: int = 0, stop: int | None = None) -> Tensor:
+        found = read(spill, layer, start, stop)
+        sizes.append(found.numel())
+        return found
+
+    monkeypatch.setattr(Spill, "read", watched)
+    monkeypatch.setattr("probes.statistics.CHUNK", 7 * 6)
+    monkeypatch.setattr(judge, "CHUNK", 7 * 6)
+    with Spill(2, 60, 6, 0) as spill:
+        spill.write(1, range(60), rows)
+        resamples = draw_resamples(labels, 0)
+        in_pieces = judge.judge(method(name), spill.layer(1), labels, fold, paired=paired, seed=0, resamples=resamples)
+        assert in_pieces == pytest.approx(at_once, rel=1e-9)
+        evidence = evidence_of(method(name), spill.layer(1), labels, paired)
+        torch.testing.assert_close(
+            method(name).direction(evidence), method(name).direction(evidence_of(method(name), rows, labels, paired))
+        )
+    if method(name).NEEDS != "activations":
+        assert max(sizes) <= 7 * 6
+
+
+def test_a_method_is_given_the_moments_that_it_needs_and_no_others() -> None:
+    rows, labels, fold = normal(20, 3), labels_of(10, 10), even_folds(10, 10)
+    for name, paired, scatter, differences in (
+        ("diffmean", True, False, False),
+        ("whitened", True, True, False),
+        ("pca", True, False, True),
+        ("pca", False, True, False),
+    ):
+        for found in evidence_by_fold(method(name), rows, labels, fold, paired):
+            assert (found.positive.scatter is not None) == (found.negative.scatter is not None) == scatter
+            assert (found.differences is not None) == differences
+            assert found.positive.count == found.negative.count == 2

@@ -10,12 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from probes.judge import evidence_of
 from probes.methods import method, methods, scaled
 from probes.methods.logistic import fit
 from probes.methods.pca import leading_eigenvector
 from probes.methods.whitened import shrunk
-from probes.statistics import Evidence
+from probes.statistics import Evidence, evidence_of
 from vectors.errors import ExampleError, UsageError
 
 HIDDEN = 32
@@ -74,7 +73,7 @@ def test_a_method_says_what_it_is_where_it_is_from_and_what_it_needs(name: str) 
     chosen = method(name)
     assert chosen.SUMMARY
     assert chosen.SOURCE
-    assert chosen.NEEDS in ("means", "second moments", "activations")
+    assert chosen.NEEDS in ("means", "second moments", "pair moments", "activations")
     assert chosen.__doc__
     assert chosen.direction.__doc__
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pico
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from probes import residual
 from vectors.errors import ModelError
@@ -171,3 +173,25 @@ def test_an_encoder_is_refused() -> None:
     model = AutoModelForMaskedLM.from_config(AutoConfig.for_model("bert", **pico.COMMON)).eval()
     with pytest.raises(ModelError, match="'bert' is unknown"):
         residual.blocks(model)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # whatever TransformerLens warns of is its own affair
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gpt2", "gpt-neox", "olmo2"])
+def test_layer_i_is_hook_resid_post_of_transformer_lens(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformer_lens", reason="TransformerLens is not installed: the extra lens")
+    from transformer_lens.model_bridge import TransformerBridge
+
+    # As many key heads as heads: it would read the number from configurations whose models do not know it.
+    folder = pico.save(tmp_path / name, name, num_key_value_heads=4)
+    # Its own attention is eager, too.
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    seen, _ = outputs(model, residual.blocks(model))
+    with torch.inference_mode():
+        bridge = TransformerBridge.boot_transformers(str(folder), device="cpu", dtype=torch.float32)
+        _, cache = bridge.run_with_cache(IDS)
+    for layer, states in enumerate(seen):
+        theirs = cache[f"blocks.{layer}.hook_resid_post"]
+        torch.testing.assert_close(states, theirs, rtol=1e-4, atol=1e-4 * float(states.abs().max()))
+        others = [cache[f"blocks.{i}.hook_resid_post"] for i in range(pico.LAYERS) if i != layer]
+        assert all(float((states - other).abs().max()) > 0.1 for other in others)

@@ -128,6 +128,15 @@ def test_a_vector_acts_at_the_layers_under_apply(llama: Any) -> None:
         assert torch.equal(logits(llama, input_ids=IDS, use_cache=False), expected)
 
 
+def test_a_sum_of_vectors_acts_as_the_expression_of_their_sum(llama: Any) -> None:
+    acting = {"warm": [1], "cold": [2]}
+    parts = {name: SteeringVector(VECTORS[name].layers, {"apply": at}) for name, at in acting.items()}
+    with steered(llama, "warm - 0.5*cold", vectors=parts):
+        expected = logits(llama, input_ids=IDS)
+    with steered(llama, parts["warm"] - 0.5 * parts["cold"]):
+        assert torch.allclose(logits(llama, input_ids=IDS), expected, rtol=0, atol=1e-6)
+
+
 def test_ablation_leaves_no_component_and_nothing_else_changes(model: Any) -> None:
     unit = VECTORS["warm"].layers[1] / VECTORS["warm"].layers[1].norm()
     before, after = (stream(model, 1, composition, input_ids=IDS) for composition in (None, "ablate(warm[1])"))
@@ -235,6 +244,29 @@ def test_a_scope_covers_the_same_tokens_with_a_cache(scope: str, cuts: list[int]
     assert torch.allclose(torch.cat(parts, 1), whole, rtol=0, atol=CLOSE)
 
 
+def test_a_scope_without_a_cache_or_a_prompt_length_is_refused(llama: Any) -> None:
+    """Each pass would take the whole sequence for the prompt, and `@response` would silently do nothing."""
+    (prompt,) = pico.sequences(1, 5, 5, seed=7)
+    with (
+        steered(llama, "2*warm@response", vectors=VECTORS),
+        pytest.raises(UsageError, match="nothing says where the prompt ends") as caught,
+    ):
+        llama.generate(torch.tensor([prompt]), max_new_tokens=3, do_sample=False, use_cache=False)
+    assert "prompt_length" in caught.value.hint
+    with steered(llama, "2*warm", vectors=VECTORS):  # everywhere needs no prompt
+        llama.generate(torch.tensor([prompt]), max_new_tokens=3, do_sample=False, use_cache=False)
+    with steered(llama, "2*warm@response", vectors=VECTORS, prompt_length=5):
+        llama.generate(torch.tensor([prompt]), max_new_tokens=3, do_sample=False, use_cache=False)
+
+
+def test_computing_a_growing_sequence_again_is_refused_and_other_sequences_are_not(llama: Any) -> None:
+    with steered(llama, "2*warm@response", vectors=VECTORS):
+        logits(llama, input_ids=torch.tensor([LINE[:4]]))
+        logits(llama, input_ids=torch.tensor([LINE[2:8]]))  # another prompt
+        with pytest.raises(UsageError, match="nothing says where the prompt ends"):
+            logits(llama, input_ids=torch.tensor([LINE[2:9]]))
+
+
 def step_by_step(model: Any, prompt: list[int], composition: str, tokens: int) -> tuple[list[int], Tensor]:
     """Greedy decoding that computes the whole sequence again at each step, without a cache."""
     ids, found = list(prompt), []
@@ -262,6 +294,16 @@ def test_generation_equals_computing_everything_again_at_each_step(model: Any, c
         (found,), found_logits = generated(model, composition, 5, **pico.left_padded([prompt]))
         assert torch.allclose(found_logits[0], expected, rtol=0, atol=CLOSE)
         assert found == tokens
+
+
+@pytest.mark.parametrize("scope", ["@response", "@after:1", "@first:2"])
+def test_generation_with_a_cache_of_the_models_own_knows_its_prompt(scope: str) -> None:
+    model = pico.build("minimax")
+    tokens, expected = step_by_step(model, PROMPTS[0], f"3*warm{scope}", 5)
+    (found,), found_logits = generated(model, f"3*warm{scope}", 5, **pico.left_padded([PROMPTS[0]]))
+    assert torch.allclose(found_logits[0], expected, rtol=0, atol=CLOSE)
+    assert found == tokens
+    assert not torch.allclose(generated(model, "0*warm", 5, **pico.left_padded([PROMPTS[0]]))[1][0], expected)
 
 
 def test_one_context_serves_several_generations(llama: Any) -> None:
@@ -332,6 +374,15 @@ def test_a_batch_of_another_size_than_the_compositions_is_refused(rows: int, lla
         logits(llama, input_ids=IDS[:1].expand(rows, -1))
 
 
+@pytest.mark.parametrize("lengths", [[2], [2, 2, 2], torch.tensor([[2, 2]])], ids=str)
+def test_prompt_lengths_for_another_number_of_rows_are_refused(lengths: Any, llama: Any) -> None:
+    with (
+        steered(llama, "warm@response", vectors=VECTORS, prompt_length=lengths),
+        pytest.raises(UsageError, match=r"prompt_length has \d entries, the batch 2 rows"),
+    ):
+        logits(llama, input_ids=IDS)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_is_never_steered(side: str, llama: Any) -> None:
     inputs = pico.left_padded(PROMPTS)
@@ -347,6 +398,15 @@ def test_padding_is_never_steered(side: str, llama: Any) -> None:
         handle.remove()
     moved = (seen[0] != seen[1]).any(-1)
     assert torch.equal(moved, inputs["attention_mask"].bool())
+
+
+def test_a_block_on_another_device_than_the_inputs_is_steered_there(llama: Any) -> None:
+    block = residual.blocks(llama)[1]
+    elsewhere = torch.zeros(2, 9, pico.HIDDEN, device="meta")
+    with steered(llama, ["2*warm[1]@prompt", "warm[1]"], vectors=VECTORS):
+        logits(llama, input_ids=IDS)  # the positions lie where these do
+        hook = next(iter(block._forward_hooks.values()))
+        assert hook(block, (), elsewhere).device.type == "meta"
 
 
 # What remains, and what is refused.

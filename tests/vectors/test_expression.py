@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vectors.errors import ExpressionError
-from vectors.expression import HIGHEST_LAYER, LONGEST, Composition, Scope, Term, parse
+from vectors.expression import LONGEST, Composition, Scope, Term, parse
+from vectors.steering import HIGHEST_LAYER
 
 steady = settings(database=None, derandomize=True, deadline=None, max_examples=100)
 

@@ -17,7 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vectors.errors import OutputError
-from vectors.files import canonical_json, check_writable, digest_bytes, digest_json, permissions, write_atomically
+from vectors.files import (
+    canonical_json,
+    check_distinct,
+    check_writable,
+    digest_bytes,
+    digest_json,
+    permissions,
+    write_atomically,
+)
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -221,7 +229,7 @@ def test_a_folder_that_may_not_be_written_is_an_output_error(tmp_path: Path) -> 
 import os, sys
 from pathlib import Path
 from vectors.errors import OutputError
-from vectors.files import check_writable, write_atomically
+from vectors.files import check_distinct, check_writable, write_atomically
 os.chdir(sys.argv[1])
 if os.geteuid() == 0:
     os.setegid(65534)
@@ -238,3 +246,43 @@ for name in ("readonly/a", "closed/a", "closed/deep/a"):
     assert done.stderr == ""
     assert len(done.stdout.splitlines()) == 6
     (tmp_path / "closed").chmod(0o755)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "read-only", "circle"])
+def test_what_no_one_means_to_replace_is_refused(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/null")
+    elif kind == "circle":
+        path.symlink_to(path)
+    else:
+        path.write_bytes(b"old")
+        path.chmod(0o444)
+    words = {"read-only": "is read-only", "circle": "leads back to itself"}.get(kind, "not an ordinary file")
+    with pytest.raises(OutputError, match=words):
+        check_writable(path)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path: Path, there: bool) -> None:
+    (tmp_path / "store").mkdir()
+    target, link = tmp_path / "store" / "target", tmp_path / "link"
+    if there:
+        target.write_bytes(b"old")
+    link.symlink_to(target)
+    check_writable(link)
+    write_atomically(link, b"new")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+    assert [path.name for path in target.parent.iterdir()] == ["target"]
+
+
+def test_an_output_that_is_an_input_is_refused_by_whatever_name(tmp_path: Path) -> None:
+    source, link = tmp_path / "a", tmp_path / "b"
+    source.write_bytes(b"")
+    link.symlink_to(source)
+    check_distinct(tmp_path / "c", {"--pos": source, "--neg": None, "--pairs": ["a", "list"]})
+    with pytest.raises(OutputError, match="is the file given as --pos"):
+        check_distinct(link, {"--pos": str(source)})

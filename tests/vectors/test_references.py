@@ -12,6 +12,7 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -41,6 +42,7 @@ def model() -> LlamaForCausalLM:
 def original(model: LlamaForCausalLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "original"
     model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text("{}")
     return folder
 
 
@@ -174,10 +176,11 @@ def test_another_revision_than_the_cached_one_is_not_taken_for_it(hub: Path, ori
         resolve("org/name@v2")
 
 
-@pytest.mark.parametrize("damage", ["weights", "config", "shard", "index"])
+@pytest.mark.parametrize("damage", ["weights", "config", "shard", "index", "tokenizer", "consolidated"])
 def test_an_incomplete_snapshot_is_not_used(hub: Path, model: LlamaForCausalLM, tmp_path: Path, damage: str) -> None:
     source = tmp_path / "sharded"
     model.save_pretrained(source, max_shard_size="50KB")
+    (source / "tokenizer.json").write_text("{}")
     snapshot = cache_model(hub, source)
     index = snapshot / "model.safetensors.index.json"
     shards = sorted(snapshot.glob("model-*.safetensors"))
@@ -189,12 +192,49 @@ def test_an_incomplete_snapshot_is_not_used(hub: Path, model: LlamaForCausalLM, 
         shards[-1].unlink()
     elif damage == "index":
         index.resolve().write_text('{"weight_map": ["no", "map"]}')
+    elif damage == "tokenizer":
+        (snapshot / "tokenizer.json").unlink()
     else:
         for path in [index, *shards]:
             path.unlink()
+        if damage == "consolidated":  # the weights again, under names that transformers does not know
+            (snapshot / "consolidated.safetensors").write_bytes(b"")
     with pytest.raises(ModelError, match="the model org/name is incomplete"):
         resolve("org/name")
     assert references.cached() == []
+
+
+def test_only_what_transformers_reads_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def fetch(name: str, **options: Any) -> str:
+        asked.append(options)
+        raise ValueError("nothing here")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    with pytest.raises(ModelError, match="can't be fetched"):
+        resolve("org/name")
+    files = [
+        "config.json",
+        "consolidated.safetensors",
+        "consolidated.00.safetensors",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "onnx/config.json",
+        "original/model.safetensors",
+        "pytorch_model.bin",
+        "tokenizer.json",
+        "tokenizer.model",
+    ]
+    for options in asked:
+        patterns = {key: options[key] for key in ("allow_patterns", "ignore_patterns")}
+        assert list(filter_repo_objects(files, **patterns)) == [
+            "config.json",
+            "model-00001-of-00002.safetensors",
+            "model.safetensors.index.json",
+            "tokenizer.json",
+            "tokenizer.model",
+        ]
 
 
 def test_the_cached_models_are_listed_by_name(hub: Path, original: Path, monkeypatch: pytest.MonkeyPatch) -> None:

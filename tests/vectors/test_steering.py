@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vectors.errors import ArtifactError, OutputError
-from vectors.steering import SteeringVector, spans
+from vectors.errors import ArtifactError, OutputError, UsageError
+from vectors.steering import SteeringVector, parse_layers, spans
 
 HIDDEN = 16
 BASE = {"digest": "sha256:ab", "architecture": "LlamaForCausalLM", "name": "tiny"}
@@ -159,6 +159,23 @@ def test_a_vector_acts_at_all_its_layers_unless_its_metadata_names_some() -> Non
 def test_a_sum_acts_where_any_of_its_parts_acts() -> None:
     assert (build(0, apply=[5]) + build(1, apply=[2])).apply == (2, 5)
     assert (3 * build(0, apply=[5])).apply == (5,)
+
+
+def test_a_part_of_a_sum_adds_nothing_where_it_does_not_act_but_the_other_does() -> None:
+    a, b = build(0, apply=[5]), build(1, apply=[2, 5])
+    both = a - 2 * b
+    assert both.apply == (2, 5)
+    assert torch.equal(both.layers[2], -2 * b.layers[2])
+    assert torch.equal(both.layers[5], a.layers[5] - 2 * b.layers[5])
+    assert torch.equal(both.layers[9], a.layers[9] - 2 * b.layers[9])  # neither acts there
+
+
+def test_sums_of_vectors_that_act_elsewhere_may_be_grouped_anyhow() -> None:
+    a, b, c = build(0, apply=[5]), build(1, apply=[2]), build(2, apply=[9, 2])
+    left, right = (a + b) + c, a + (b + c)
+    assert left.apply == right.apply
+    for i in left.layers:
+        torch.testing.assert_close(left.layers[i], right.layers[i])
 
 
 def test_selecting_keeps_these_layers_bit_for_bit_and_all_of_them_act() -> None:
@@ -350,3 +367,38 @@ def test_the_repr_tells_method_layers_size_and_where_it_acts() -> None:
 )
 def test_layers_are_written_as_people_write_them(layers: list[int], text: str) -> None:
     assert spans(layers) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [
+        ("all", None),
+        (" all ", None),
+        ("2", [2]),
+        ("1-3", [1, 2, 3]),
+        ("3, 0", [0, 3]),
+        ("0,2-3,2", [0, 2, 3]),
+        ("1-1", [1]),
+    ],
+)
+def test_layers_are_named_by_numbers_and_ranges(text: str, layers: list[int] | None) -> None:
+    assert parse_layers(text) == layers
+
+
+@pytest.mark.parametrize(
+    "text", ["", ",", "1,", "-1", "2-", "-", "1--2", "1-2-3", "x", "1.5", "every", "all,1", "0x1", "²"]
+)
+def test_what_names_no_layers_is_a_wrong_use(text: str) -> None:
+    with pytest.raises(UsageError, match="names no layers"):
+        parse_layers(text)
+
+
+def test_every_part_that_names_no_layers_is_reported() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_layers("0,3-1,x,99999999999999")
+    assert caught.value.problems == (
+        "the range 3-1 descends",
+        "'x' in '0,3-1,x,99999999999999' names no layers",
+        "no model has a layer 99999999999999",
+    )
+    assert caught.value.hint.startswith("write 1-3; write all, or such as")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     "--layers", default="all", help="all, or such as 12, 8-15 or 3,5,12-15; layer i is the output of block i."
 )
 @click.option("--tokens", default="completion", help="Which count: completion, last, all, or an index such as 0 or -1.")
-@click.option("--out", type=options.File, help="The file to write.  [default: the name of --pos or --pairs, here]")
+@click.option("--out", type=options.File, help="The .safetensors to write.  [default: named as --pos or --pairs, here]")
 @click.option("--truncate", is_flag=True, help="Cut examples that exceed the model's context, instead of refusing.")
 @options.devices
 @options.seed
@@ -65,6 +65,8 @@ def command(
     def loaded(ready: LoadedModel) -> None:
         seen.append(ready)
         output.say(f"model {ready.source}, on {ready.choice}")
+        if out is not None:
+            output.say(output.replacing(out))
 
     output.say_preparing(model)
     with output.progress("measuring") as progress:

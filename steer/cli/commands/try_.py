@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from steer.cli import options, output
-from vectors.errors import UsageError
+from vectors.errors import SteerError, UsageError, kept, raise_together
 
 if TYPE_CHECKING:
     from vectors.steering import SteeringVector
@@ -52,12 +52,17 @@ def command(
     All strengths run in one batch with the same random numbers, so what differs is the steering. Names in an expression
     are those of --vector, or files NAME.safetensors in the current folder.
     """
-    values = parse_strengths(strengths)
-    if any(not prompt.strip() for prompt in prompts):
-        raise UsageError("a prompt is empty", 'give a text: -p "…"')
     from vectors.resolve import compose
 
-    composition, found = compose(expression, vectors)
+    errors: list[SteerError] = []
+    with kept(errors):
+        values = parse_strengths(strengths)
+    with kept(errors):
+        if any(not prompt.strip() for prompt in prompts):
+            raise UsageError("a prompt is empty", 'give a text: -p "…"')
+    with kept(errors):
+        composition, found = compose(expression, vectors)
+    raise_together(errors)
     for value in values:
         composition.scaled(value)  # refuses what can't be scaled, before a model is loaded
     reference = model or base_reference(found)

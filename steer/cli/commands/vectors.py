@@ -24,22 +24,24 @@ def command() -> None:
 @options.as_json
 def show(file: Path, as_json: bool) -> None:
     """What a vector is: where it came from, where it acts, what was measured."""
+    from vectors.files import digest_file
     from vectors.steering import SteeringVector, spans
 
     vector = SteeringVector.load(file)
+    digest = digest_file(file)
     norms = vector.norm()
     measured = vector.metadata.get("measured", {})
     if as_json:
         layers = [{"layer": i, "norm": norm, **measured.get(str(i), {})} for i, norm in norms.items()]
         facts = {key: value for key, value in vector.metadata.items() if key != "measured"}
         output.print_json(
-            {**facts, "vector": str(file), "digest": vector.digest, "hidden_size": vector.hidden_size, "layers": layers}
+            {**facts, "vector": str(file), "digest": digest, "hidden_size": vector.hidden_size, "layers": layers}
         )
         return
     base, method = vector.base, vector.metadata.get("method", {})
     facts = {
         "vector": str(file),
-        "digest": vector.digest,
+        "digest": digest,
         "model": f"{base.get('name', base.get('architecture'))}  {base['digest']}" if base else "unknown",
         "method": method.get("name", "unknown"),
         "hidden size": str(vector.hidden_size),
@@ -78,18 +80,22 @@ def convert(file: Path, out: Path, format_: str | None, layers: str | None) -> N
 
     Other tools apply every layer of a file, so theirs get those that act by default, unless --layers says otherwise.
     """
-    from probes.extraction import parse_layers
+    from vectors.files import check_distinct, check_writable
     from vectors.formats import write
-    from vectors.steering import SteeringVector
+    from vectors.steering import SteeringVector, parse_layers
 
     vector = SteeringVector.load(file)
+    check_distinct(out, {"FILE": file})
     if layers is None:
         layers = "all" if format_ in (None, "native") and out.suffix == ".safetensors" else "acting"
     if layers == "acting":
         vector = vector.select(vector.apply)
-    elif layers != "all":
-        vector = vector.select(parse_layers(layers, max(vector.layers) + 1))
+    elif (named := parse_layers(layers)) is not None:
+        vector = vector.select(named)
+    check_writable(out)
+    replaced = output.replacing(out)
     digest = write(vector, out, format_)
+    output.say(replaced)
     click.echo(f"wrote {out}  {digest}")
 
 
@@ -99,13 +105,14 @@ def convert(file: Path, out: Path, format_: str | None, layers: str | None) -> N
 @options.as_json
 def compare(a: Path, b: Path, as_json: bool) -> None:
     """The cosine of two vectors and the ratio of their norms, layer by layer."""
+    from vectors.files import digest_file
     from vectors.steering import SteeringVector
 
     left, right = SteeringVector.load(a), SteeringVector.load(b)
     cosines, norms, others = left.cosine(right), left.norm(), right.norm()
     layers = [{"layer": i, "cosine": cosine, "norm_a": norms[i], "norm_b": others[i]} for i, cosine in cosines.items()]
     if as_json:
-        output.print_json({"a": left.digest, "b": right.digest, "layers": layers})
+        output.print_json({"a": digest_file(a), "b": digest_file(b), "layers": layers})
         return
     rows = [[str(e["layer"]), *(f"{e[key]:.3f}" for key in ("cosine", "norm_a", "norm_b"))] for e in layers]
     click.echo(output.table(["layer", "cosine", "norm A", "norm B"], rows))
@@ -117,11 +124,15 @@ def compare(a: Path, b: Path, as_json: bool) -> None:
 def plot(file: Path, out: Path | None) -> None:
     """Draw how well each layer separates the classes, on held-out examples and against shuffled labels."""
     from steer.plots import layer_separation
+    from vectors.files import check_writable
     from vectors.steering import SteeringVector
 
     vector: SteeringVector = SteeringVector.load(file)
     if not vector.metadata.get("measured"):
         raise ArtifactError(f"{file} holds no measurements to draw", "make it with `steer extract`")
     target = out or file.with_suffix(".png")
+    check_writable(target)
+    replaced = output.replacing(target)
     layer_separation(vector, target, title=file.stem)
+    output.say(replaced)
     click.echo(f"wrote {target}")
