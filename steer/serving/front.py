@@ -1,0 +1,175 @@
+"""The joins in the front end: requests are admitted on their way in, receipts taken off on their way out."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from steer.serving import metrics, receipts
+from steer.serving.admission import Admission
+from steer.serving.core import RECEIPT
+from steer.serving.gate import pinned_of
+from steer.serving.pinned import ASKED
+from steer.serving.settings import Settings, from_environment
+from vectors import references
+from vectors.errors import ModelError
+
+_RUNNING: Counter[str] = Counter()  # requests under way in this process, by the digests of their vectors
+_ADMISSIONS: weakref.WeakKeyDictionary[Any, Admission] = weakref.WeakKeyDictionary()
+
+
+def admission_of(processor: Any) -> Admission:
+    """The admission of an engine, by its input processor; made at first use. Raises UsageError."""
+    found = _ADMISSIONS.get(processor)
+    if found is None:
+        found = _ADMISSIONS[processor] = check(from_environment(), processor.model_config)
+    return found
+
+
+def check(settings: Settings, model: Any) -> Admission:
+    """The admission of a model (vLLM's configuration of it). Raises UsageError when the settings don't fit it."""
+    return Admission(settings, model.get_hidden_size(), model.get_total_num_hidden_layers(), _base(model))
+
+
+def _base(model: Any) -> dict[str, Any] | None:
+    """The identity of the served model, None where its files are not at hand."""
+    try:
+        name, revision = str(model.model), model.revision
+        reference = name if not revision or Path(name).is_dir() else f"{name}@{revision}"
+        return references.identity(references.resolve(reference))
+    except ModelError:
+        return None
+
+
+def process_inputs(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """vLLM's own checks, then ours. Raises vLLM's error for a request at fault: HTTP answers 400."""
+    request = original(self, *args, **kwargs)
+    try:
+        admission_of(self).admit(request)
+    except ValueError as error:
+        raise _at_fault(str(error)) from error
+    return request
+
+
+def _at_fault(message: str) -> Exception:
+    from vllm.exceptions import VLLMValidationError
+
+    return VLLMValidationError(message, parameter=ASKED)
+
+
+def start(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
+    """Offline: the workers get the vectors as soon as there is an engine."""
+    original(self, *args, **kwargs)
+    for vector in admission_of(self.input_processor).vectors.values():
+        self.collective_rpc("steer_load", args=(vector.encode(),))
+
+
+async def send(original: Callable[..., Any], self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+    """The workers have a request's vectors before they have the request."""
+    pinned = pinned_of(request)
+    if pinned is None:
+        return await original(self, request, *args, **kwargs)
+    _RUNNING.update(pinned.vectors.values())  # from here on nobody unloads them
+    try:
+        await deliver(self, pinned.vectors.values())
+        return await original(self, request, *args, **kwargs)
+    finally:
+        _RUNNING.subtract(pinned.vectors.values())
+
+
+async def deliver(engine: Any, digests: Iterable[str]) -> None:
+    """Send vectors to the workers that lack them. Raises vLLM's error for one that was unloaded meanwhile."""
+    there: dict[str, asyncio.Future[None]] = engine.__dict__.setdefault("steer_delivered", {})
+    admission = admission_of(engine.input_processor)
+    for digest in digests:
+        if digest not in there:
+            there[digest] = asyncio.get_running_loop().create_future()
+            try:
+                vector = next(v for name, v in list(admission.vectors.items()) if admission.digests[name] == digest)
+                await engine.collective_rpc("steer_load", args=(vector.encode(),))
+                there[digest].set_result(None)
+            except BaseException as error:
+                there.pop(digest).cancel()
+                if isinstance(error, StopIteration | KeyError):
+                    raise _at_fault("a vector of this request was unloaded while it was being read") from None
+                raise
+        await asyncio.shield(there[digest])
+
+
+async def discard(engine: Any, digest: str, *, every: float = 0.5) -> None:
+    """Let the workers forget a vector as soon as no name and no running request needs it."""
+    admission = admission_of(engine.input_processor)
+    while _RUNNING[digest]:
+        await asyncio.sleep(every)
+    if not admission.named(digest) and digest in engine.__dict__.get("steer_delivered", {}):
+        del engine.steer_delivered[digest]
+        await engine.collective_rpc("steer_unload", args=(digest,))
+
+
+def follow(original: Callable[..., Any], self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
+    """A request is under way: who waits for its receipt."""
+    original(self, request, *args, **kwargs)
+    state = self.request_states.get(request.request_id)
+    pinned = pinned_of(request)
+    if state is not None and pinned is not None:
+        state.steer_pinned = pinned
+        state.steer_sheet = receipts.current()
+        if state.steer_sheet is not None:
+            state.steer_sheet.expect(request.request_id)
+        metrics.began(state.steer_sheet)
+        _RUNNING.update(pinned.vectors.values())
+
+
+def process_outputs(original: Callable[..., Any], self: Any, outputs: Any, *args: Any, **kwargs: Any) -> Any:
+    """Take the receipts off the engine's outputs, so that vLLM sees what it always sees."""
+    for output in outputs:
+        carried = output.kv_transfer_params
+        if carried and RECEIPT in carried:
+            receipt = carried.pop(RECEIPT)
+            output.kv_transfer_params = carried or None
+            metrics.table(receipt.pop("table"))
+            state = self.request_states.get(output.request_id)
+            if state is not None:
+                state.steer_receipt = receipt
+    return original(self, outputs, *args, **kwargs)
+
+
+def new_completion_output(
+    original: Callable[..., Any], self: Any, token_ids: Any, finish_reason: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """A finished completion carries its receipt as `.steer`, None when it was not steered."""
+    completion = original(self, token_ids, finish_reason, *args, **kwargs)
+    if finish_reason is not None:
+        completion.steer = getattr(self, "steer_receipt", None)
+        sheet = getattr(self, "steer_sheet", None)
+        if sheet is not None and completion.steer is not None:
+            sheet.add(self.request_id, completion.steer)
+    return completion
+
+
+def finish(original: Callable[..., Any], self: Any, state: Any) -> None:
+    """A request is done."""
+    original(self, state)
+    _end(state)
+
+
+def abort(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Requests are aborted."""
+    before = {key: state for key, state in self.request_states.items() if hasattr(state, "steer_pinned")}
+    result = original(self, *args, **kwargs)
+    for key, state in before.items():
+        if key not in self.request_states:
+            _end(state)
+    return result
+
+
+def _end(state: Any) -> None:
+    """A request state of vLLM's is gone, done or aborted."""
+    pinned = state.__dict__.pop("steer_pinned", None)
+    if pinned is not None:
+        _RUNNING.subtract(pinned.vectors.values())
+        metrics.ended(state.steer_sheet, getattr(state, "steer_receipt", None))

@@ -1,0 +1,219 @@
+"""`vllm serve` as a child: started quietly, waited for, and ended with everything that it started."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from steer.serving.settings import CONFIG, NAME
+from vectors.errors import OutputError, SteerError, UsageError
+
+GRACE = 20.0  # seconds that the server has to end by itself
+LINES = 12  # of the log, shown when the server dies
+
+# What a line of vLLM's log says about what comes next; the last that occurs holds.
+STAGES = {
+    "non-default args": "reading the model's configuration",
+    "Initializing a V1 LLM engine": "starting the engine",
+    "Starting to load model": "loading the weights",
+    "Loading safetensors": "loading the weights",
+    "Warming up model for the compilation": "compiling, minutes the first time (-- --enforce-eager does without)",
+    "Starting vLLM server": "opening the port",
+}
+
+
+class ServerError(SteerError):
+    """The server did not start, or died."""
+
+
+@contextlib.contextmanager
+def served(
+    model: Path,
+    settings: Mapping[str, Any],
+    *,
+    name: str,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    flags: Sequence[str] = (),
+    log: Path | None = None,
+    waiting: Callable[[str], None] = lambda stage: None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Server]:
+    """Within: a server that answers. `settings` are those of `serving.settings`, with absolute paths.
+
+    `waiting` is called with what is being waited for, whenever that changes. Whatever happens, no process is left.
+    Raises UsageError, OutputError, ServerError.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise UsageError(
+            "vLLM is not installed",
+            "pip install 'steer-workbench[vllm]' on a machine with a GPU; without one, make setup",
+        )
+    _check_port(host, port)
+    folder = Path(tempfile.mkdtemp(prefix="steer-serve-"))
+    log = log or folder / "vllm.log"
+    (folder / "steer.json").write_text(json.dumps(settings), encoding="utf-8")
+    given = ["--host", host, "--port", str(port), *flags]
+    if "--served-model-name" not in flags:
+        given += ["--served-model-name", name]
+    try:
+        output = log.open("ab")
+    except OSError as error:
+        raise OutputError(f"the log {log} can't be written: {error.strerror}", "name another: --log FILE") from error
+    with output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "steer.serving.vllm_command", "serve", str(model), *given],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **_environment(folder / "steer.json"), **(environment or {})},
+            start_new_session=True,
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
+    server = Server(process, f"http://{host}:{port}", log)
+    try:
+        server.wait_until_ready(waiting)
+        yield server
+    finally:
+        server.end()
+
+
+class Server:
+    """A running `vllm serve`: its process, its address and its log."""
+
+    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+        self.process, self.url, self.log = process, url, log
+
+    def wait_until_ready(self, waiting: Callable[[str], None]) -> None:
+        """Return when the server answers. Raises ServerError when it dies first."""
+        stage = ""
+        while True:
+            if self.process.poll() is not None:
+                raise self.death("did not start")
+            now = self._stage()
+            if now != stage:
+                stage = now
+                waiting(stage)
+            if self._answers():
+                return
+            time.sleep(0.2)
+
+    def wait(self) -> None:
+        """Return never, but raise ServerError when the server ends by itself."""
+        self.process.wait()
+        raise self.death("has ended")
+
+    def death(self, what: str) -> ServerError:
+        """The error of a server that is gone, with the end of its log."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        # An exception's own line says more than the traceback behind or before it.
+        told = [line for line in lines if "Error: " in line or "error: " in line][-3:] or lines[-LINES:]
+        return ServerError(
+            [f"the server {what}, with status {self.process.poll()}", *(line.strip() for line in told)],
+            f"the whole log is {self.log}",
+        )
+
+    def end(self) -> None:
+        """End the server and everything that it started: first asked, then told. Impatience does not interrupt it."""
+        with _uninterrupted():
+            self._end()
+
+    def _end(self) -> None:
+        for sent, grace in ((signal.SIGINT, GRACE), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+            if not _alive(self.process):
+                break
+            with contextlib.suppress(ProcessLookupError):
+                # The server alone is asked: it ends its engine in order. What is left of the group is told.
+                (os.kill if sent == signal.SIGINT else os.killpg)(self.process.pid, sent)
+            _wait(self.process, grace)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def _stage(self) -> str:
+        try:
+            text = self.log.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return "starting vLLM"
+        at = {stage: text.rfind(sign) for sign, stage in STAGES.items()}
+        latest = max(at, key=lambda stage: at[stage])
+        return latest if at[latest] >= 0 else "starting vLLM"
+
+
+def _environment(settings: Path) -> dict[str, str]:
+    """The plugin beside others that are asked for; and what vLLM's CPU build needs to start on a common machine."""
+    plugins = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name and name != NAME]
+    found = {"VLLM_PLUGINS": ",".join([*plugins, NAME]), CONFIG: str(settings)}
+    if _cpu_build():
+        # By default it asks for nearly all memory, and refuses to start when other programs have some of it.
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**30
+        found["VLLM_CPU_KVCACHE_SPACE"] = os.environ.get("VLLM_CPU_KVCACHE_SPACE", str(max(1, min(8, memory // 6))))
+        if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ and len(os.sched_getaffinity(0)) > 1:
+            # Its threads spin while they wait; without a core to itself the server starves them, and they it.
+            found["VLLM_CPU_NUM_OF_RESERVED_CPU"] = os.environ.get("VLLM_CPU_NUM_OF_RESERVED_CPU", "1")
+    return found
+
+
+def _cpu_build() -> bool:
+    from importlib import metadata
+
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return bool(metadata.version("vllm-cpu"))
+    return False
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    before = {sent: signal.signal(sent, signal.SIG_IGN) for sent in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for sent, handler in before.items():
+            signal.signal(sent, handler)
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise UsageError(f"{host}:{port} can't be listened on: {reason}", "choose another: --port 8001") from error
+
+
+def _die_with_parent() -> None:
+    """Runs in the child: when this process is killed, the child is asked to end (Linux)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _alive(process: subprocess.Popen[bytes]) -> bool:
+    return process.poll() is None
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)

@@ -1,0 +1,53 @@
+"""A composition as it travels with a request: its canonical text, pinned to vectors by digest.
+
+Names can be bound anew while a server runs. What a request began with is what it keeps, so the front end replaces the
+name's meaning by digests once, and everything behind it (rows, cache salt, receipt) goes by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vectors.expression import Composition
+from vectors.files import canonical_json, digest_bytes
+from vectors.steering import SteeringVector
+
+ASKED = "steer"  # in a request's extra arguments: the expression as it was written
+PINNED = "steer_pinned"  # beside it: what admission made of it
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """An expression in canonical text, and the digest of every vector that it names."""
+
+    expression: str
+    vectors: dict[str, str]
+
+    @property
+    def key(self) -> str:
+        """Equal for equal steering: a digest of the text and the vectors' digests. It is the receipt's digest."""
+        return digest_bytes(canonical_json({"expression": self.expression, "vectors": self.vectors}).encode())
+
+    @staticmethod
+    def to(composition: Composition, vectors: Mapping[str, SteeringVector]) -> Pinned:
+        """Pin a composition to the vectors that its names stand for now."""
+        return Pinned(str(composition), {name: vectors[name].digest for name in composition.names})
+
+    @staticmethod
+    def of(extra: Mapping[str, Any] | None) -> Pinned | None:
+        """What a request's extra arguments ask for; None for a request that is not steered.
+
+        Raises RuntimeError for one that asks for steering but did not pass admission.
+        """
+        if not extra or (ASKED not in extra and PINNED not in extra):
+            return None
+        found = extra.get(PINNED)
+        if found is None:
+            raise RuntimeError("steer: a request that asks for steering did not pass admission")
+        return Pinned(found["expression"], dict(found["vectors"]))
+
+    def values(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"expression": self.expression, "vectors": dict(self.vectors)}

@@ -1,0 +1,140 @@
+"""What a server is started with: vectors, arms, the size of the table, and the folders that may be loaded from.
+
+`steer serve` writes these to a file and names it in STEER_CONFIG; an existing deployment writes the file itself:
+
+    vectors: {warm: warm.safetensors, formal: vectors/formal.safetensors}   # relative to this file
+    arms: {friendly: 1.2*warm - 0.4*formal}
+    rows: 256          # compositions (and phases of theirs) that can live at once
+    directions: 4      # projections (ablate, clamp) of one composition in one layer
+    folders: [vectors]     # where POST /steer/vectors may load from; none by default
+    any_base: false    # true takes vectors of other models of the same size
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vectors.errors import SteerError, UsageError
+from vectors.expression import Composition, parse
+from vectors.steering import SteeringVector
+
+NAME = "steer"  # of the plugin, in VLLM_PLUGINS and in vLLM's configuration
+CONFIG = "STEER_CONFIG"
+ROWS, DIRECTIONS = 256, 4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Checked settings: every file is read, every arm is parsed over them."""
+
+    vectors: Mapping[str, SteeringVector] = field(default_factory=dict)
+    arms: Mapping[str, Composition] = field(default_factory=dict)
+    rows: int = ROWS
+    directions: int = DIRECTIONS
+    folders: tuple[Path, ...] = ()
+    any_base: bool = False
+
+    def graph(self) -> dict[str, int]:
+        """What the compiled graph depends on, for vLLM's cache key."""
+        return {"rows": self.rows, "directions": self.directions}
+
+
+def from_environment() -> Settings:
+    """The settings that STEER_CONFIG names; the defaults without it. Raises UsageError."""
+    file = os.environ.get(CONFIG)
+    return read(Path(file)) if file else Settings()
+
+
+def read(file: Path) -> Settings:
+    """Read and check a settings file. Raises UsageError with every problem."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise UsageError(f"the settings {file} can't be read: {reason}", f"check {CONFIG}") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"the settings {file} are no mapping", "write vectors: {warm: warm.safetensors}")
+    return check(found, file.parent)
+
+
+def check(found: Mapping[str, Any], folder: Path) -> Settings:
+    """Settings from plain values; paths are relative to `folder`. Raises UsageError with every problem."""
+    problems: list[str] = []
+    hints: list[str] = []
+    known = ("vectors", "arms", "rows", "directions", "folders", "any_base")
+    problems += [f"the settings have no {key!r}" for key in found if key not in known]
+    vectors = _vectors(found.get("vectors") or {}, folder, problems, hints)
+    arms = _arms(found.get("arms") or {}, vectors, found.get("vectors") or {}, problems, hints)
+    sizes = {"rows": found.get("rows", ROWS), "directions": found.get("directions", DIRECTIONS)}
+    for name, low in (("rows", 1), ("directions", 0)):
+        if not isinstance(sizes[name], int) or isinstance(sizes[name], bool) or not low <= sizes[name] <= 65_535:
+            problems.append(f"{name} is {sizes[name]!r}, not a whole number from {low} to 65535")
+    folders = found.get("folders") or []
+    if not isinstance(folders, list) or not all(isinstance(name, str) for name in folders):
+        problems.append(f"folders is {folders!r}, not a list of paths")
+        folders = []
+    places = [folder / os.path.expanduser(name) for name in folders]
+    problems += [f"the folder {place} is not there" for place in places if not place.is_dir()]
+    if not isinstance(found.get("any_base", False), bool):
+        problems.append(f"any_base is {found['any_base']!r}, not true or false")
+    if problems:
+        raise UsageError(problems, "; ".join(dict.fromkeys(hints)) or f"known are {', '.join(known)}")
+    return Settings(vectors, arms, **sizes, folders=tuple(places), any_base=bool(found.get("any_base")))
+
+
+def _vectors(found: Any, folder: Path, problems: list[str], hints: list[str]) -> dict[str, SteeringVector]:
+    if not isinstance(found, dict):
+        problems.append(f"vectors is {found!r}, not a mapping from names to files")
+        return {}
+    vectors = {}
+    for name, file in found.items():
+        try:
+            if not isinstance(name, str) or not isinstance(file, str):
+                raise UsageError(f"the vector {name!r}: {file!r} is not a name and a file", "write warm: FILE")
+            check_name(name)
+            vectors[name] = SteeringVector.load(folder / os.path.expanduser(file))
+        except SteerError as error:
+            problems += error.problems
+            hints.append(error.hint)
+    return vectors
+
+
+def _arms(
+    found: Any, vectors: Mapping[str, SteeringVector], named: Any, problems: list[str], hints: list[str]
+) -> dict[str, Composition]:
+    if not isinstance(found, dict):
+        problems.append(f"arms is {found!r}, not a mapping from names to expressions")
+        return {}
+    arms = {}
+    for name, text in found.items():
+        try:
+            if not isinstance(name, str) or not isinstance(text, str):
+                raise UsageError(
+                    f"the arm {name!r}: {text!r} is not a name and an expression", "write friendly: 1.2*warm"
+                )
+            if not name or any(c in name for c in " /:\\\"'") or not name.isprintable():
+                raise UsageError(f"the arm {name!r} can't be part of a model's name", "use letters, digits, - and _")
+            arms[name] = parse(text)
+        except SteerError as error:
+            problems += [f"arm {name!r}: {problem}" for problem in error.problems]
+            hints.append(error.hint)
+            continue
+        missing = [one for one in arms[name].names if one not in vectors]
+        # A vector that could not be read is reported once, where it is named.
+        missing = [one for one in missing if one not in named]
+        if missing:
+            problems.append(f"arm {name!r} names {', '.join(missing)}, which no vector is called")
+            hints.append(f"give it: --vector {missing[0]}=FILE")
+    return arms
+
+
+def check_name(name: str) -> None:
+    """A name that expressions can quote. Raises UsageError."""
+    if not name or not name.isprintable() or ("'" in name and '"' in name) or len(name) > 200:
+        raise UsageError(f"{name!r} can't be the name of a vector", "use letters, digits, - and _")

@@ -1,0 +1,154 @@
+"""The table of rows: what each composition adds to the residual stream, layer by layer, at fixed addresses.
+
+A row holds, for every layer, what is added (a) and up to K directions (u, with level c and gain g). A token that points
+at the row has its residual stream h changed to
+
+    h + a + sum_k (c_k + g_k <h, u_k>) u_k
+
+Adding v at strength s is a = s v. Ablating it by s is u = v/|v|, g = -s, c = 0; clamping it to x is g = -1, c = x |v|.
+All terms read h as it was, so terms along one direction share it. Row 0 is zero: unsteered.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from steer.serving.phases import Phase, acting
+from vectors.expression import Composition, Term
+from vectors.steering import SteeringVector
+
+
+class Row(NamedTuple):
+    """One row on the CPU, float32: `added` [layers, hidden], `units` [layers, K, hidden], `factors` [layers, K, 2].
+
+    `factors` holds level and gain. Directions that a layer does not need are zero.
+    """
+
+    added: Tensor
+    units: Tensor
+    factors: Tensor
+
+
+def directions_needed(composition: Composition, vectors: Mapping[str, SteeringVector]) -> int:
+    """The most directions that any layer needs in any phase; an upper bound, since scopes may part them."""
+    return max((len(found) for found in _projected(composition.terms, vectors).values()), default=0)
+
+
+def _projected(terms: Iterable[Term], vectors: Mapping[str, SteeringVector]) -> dict[int, set[str]]:
+    """By layer, the names of the vectors along which something is projected."""
+    found: dict[int, set[str]] = {}
+    for term in terms:
+        if term.operation != "add" and acting(term):
+            for layer in layers_of(term, vectors[term.name]):
+                found.setdefault(layer, set()).add(term.name)
+    return found
+
+
+def layers_of(term: Term, vector: SteeringVector) -> tuple[int, ...]:
+    """The layers at which a term acts."""
+    return term.layers if term.layers is not None else vector.apply
+
+
+def row_of(
+    terms: Sequence[Term], vectors: Mapping[str, SteeringVector], layers: Sequence[int], hidden: int, directions: int
+) -> Row:
+    """What terms that act together do at the given layers (those of this worker), with `directions` = K.
+
+    Raises ValueError when a layer needs more directions than K; admission refuses such a composition first.
+    """
+    index = {layer: i for i, layer in enumerate(layers)}
+    added = torch.zeros(len(layers), hidden)
+    units = torch.zeros(len(layers), directions, hidden)
+    factors = torch.zeros(len(layers), directions, 2)
+    places: dict[tuple[int, str], int] = {}
+    used = [0] * len(layers)
+    for term in terms:
+        vector = vectors[term.name]
+        for layer in layers_of(term, vector):
+            at = index.get(layer)
+            if at is None:
+                continue  # another worker's, in a pipeline
+            direction = vector.layers[layer]
+            if term.operation == "add":
+                added[at] += term.value * direction
+                continue
+            length = float(direction.norm())
+            if length == 0.0:
+                continue  # no direction, no component along it
+            place = places.get((at, term.name))
+            if place is None:
+                place = places[at, term.name] = used[at]
+                used[at] += 1
+                if place >= directions:
+                    raise ValueError(f"layer {layer} needs more than {directions} directions")
+                units[at, place] = direction / length
+            level, gain = (0.0, -term.value) if term.operation == "ablate" else (term.value * length, -1.0)
+            factors[at, place, 0] += level
+            factors[at, place, 1] += gain
+    return Row(added, units, factors)
+
+
+class Table:
+    """The rows of one worker: tensors of a fixed size, and who holds which row.
+
+    `added` is [layers, rows, hidden], `units` [layers, K, rows, hidden], `factors` [layers, K, rows, 2], all float32.
+    A composition holds its rows while a request with it lives; afterwards they stay as they are until another
+    composition needs the room, so that the next request of the same arm writes nothing.
+    """
+
+    def __init__(self, layers: Sequence[int], rows: int, hidden: int, directions: int, device: torch.device) -> None:
+        self.layers, self.rows, self.hidden, self.directions = tuple(layers), rows, hidden, directions
+        self.added = torch.zeros(len(self.layers), rows + 1, hidden, device=device)
+        self.units = torch.zeros(len(self.layers), directions, rows + 1, hidden, device=device)
+        self.factors = torch.zeros(len(self.layers), directions, rows + 1, 2, device=device)
+        self.free = list(range(rows, 0, -1))
+        self.held: dict[str, list[int]] = {}  # key: row of every phase, 0 where nothing acts
+        self.users: dict[str, int] = {}
+        self.idle: OrderedDict[str, None] = OrderedDict()  # keys without users, the longest idle first
+
+    def take(
+        self, key: str, composition: Composition, found: Sequence[Phase], vectors: Mapping[str, SteeringVector]
+    ) -> list[int]:
+        """The row of each phase for one more request of a composition. Raises RuntimeError when no row is left.
+
+        `key` names the composition with the digests of its vectors, so equal keys have equal rows.
+        """
+        if key not in self.held:
+            self.held[key] = self._write(composition, found, vectors)
+            self.users[key] = 0
+        self.idle.pop(key, None)
+        self.users[key] += 1
+        return self.held[key]
+
+    def release(self, key: str) -> None:
+        """One request less."""
+        self.users[key] -= 1
+        if self.users[key] == 0:
+            self.idle[key] = None
+
+    def _write(
+        self, composition: Composition, found: Sequence[Phase], vectors: Mapping[str, SteeringVector]
+    ) -> list[int]:
+        rows: dict[tuple[int, ...], int] = {(): 0}
+        written = [
+            (terms, row_of([composition.terms[i] for i in terms], vectors, self.layers, self.hidden, self.directions))
+            for terms in dict.fromkeys(phase.terms for phase in found)
+            if terms
+        ]
+        while len(self.free) < len(written):
+            if not self.idle:
+                raise RuntimeError(f"steer: all {self.rows} rows are held; the gate let in more than there is room for")
+            oldest, _ = self.idle.popitem(last=False)
+            self.free += {row for row in self.held.pop(oldest) if row}
+            del self.users[oldest]
+        for terms, row in written:
+            at = rows[terms] = self.free.pop()
+            self.added[:, at] = row.added.to(self.added.device)
+            self.units[:, :, at] = row.units.to(self.units.device)
+            self.factors[:, :, at] = row.factors.to(self.factors.device)
+        return [rows[phase.terms] for phase in found]

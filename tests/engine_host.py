@@ -1,0 +1,207 @@
+"""A process in which vLLM engines run, one after the other: a request a line on stdin, an answer a line on stdout.
+
+An engine inside one process starts in seconds, so the tests can afford many. What vLLM prints goes to stderr.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+from typing import Any
+
+ENGINE: Any = None
+
+
+def start(settings: str | None, plugin: bool, **arguments: Any) -> dict[str, Any]:
+    global ENGINE
+    stop()
+    if plugin:
+        from steer.serving import settings as module
+
+        os.environ.pop(module.CONFIG, None)
+        if settings is not None:
+            os.environ[module.CONFIG] = settings
+    from vllm import LLM
+
+    given = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 256,
+        "max_num_seqs": 40,
+        "disable_log_stats": True,
+        "distributed_executor_backend": "uni",
+        "block_size": 32,
+        **arguments,
+    }
+    ENGINE = LLM(**given)
+    return {"compilations": compilations()}
+
+
+def stop() -> dict[str, Any]:
+    global ENGINE
+    if ENGINE is not None:
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        ENGINE.llm_engine.engine_core.shutdown()
+        ENGINE = None
+        gc.collect()
+        cleanup_dist_env_and_memory()
+    return {}
+
+
+def generate(jobs: list[dict[str, Any]], together: bool = True) -> list[Any]:
+    """Each job: `ids`, and optionally `steer`, `tokens`, `n`, `stop`, `extra`, `lora`."""
+    outputs: list[Any] = []
+    engine = ENGINE.llm_engine
+    for group in [jobs] if together else [[job] for job in jobs]:
+        answers: dict[str, Any] = {}
+        for i, job in enumerate(group):
+            try:
+                engine.add_request(str(i), prompt(job), parameters(job), lora_request=adapter(job))
+            except Exception as error:
+                answers[str(i)] = {"error": f"{type(error).__name__}: {error}"}
+        drain(answers)
+        outputs += [answers[str(i)] for i in range(len(group))]
+    return outputs
+
+
+def drain(answers: dict[str, Any], steps: int = 100_000) -> None:
+    """Step until nothing is left, or so many times."""
+    engine = ENGINE.llm_engine
+    while engine.has_unfinished_requests() and steps:
+        for output in engine.step():
+            if output.finished:
+                answers[output.request_id] = answer(output)
+        steps -= 1
+
+
+def script(steps: list[dict[str, Any]]) -> dict[str, Any]:
+    """Interleave by hand: add {job, id}, abort {id}, step {count}; at the end everything runs out."""
+    answers: dict[str, Any] = {}
+    engine = ENGINE.llm_engine
+    trace = []
+    for step in steps:
+        if "add" in step:
+            engine.add_request(step["id"], prompt(step["add"]), parameters(step["add"]))
+        elif "abort" in step:
+            engine.abort_request([step["abort"]])
+        elif "vectors" in step:
+            trace.append(state())
+        else:
+            drain(answers, step["step"])
+    drain(answers)
+    return {"answers": answers, "trace": trace}
+
+
+def prompt(job: dict[str, Any]) -> Any:
+    return {"prompt_token_ids": job["ids"]}
+
+
+def adapter(job: dict[str, Any]) -> Any:
+    if "lora" not in job:
+        return None
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest("adapter", 1, job["lora"])
+
+
+def parameters(job: dict[str, Any]) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    extra = dict(job.get("extra") or {})
+    if job.get("steer") is not None:
+        extra["steer"] = job["steer"]
+    scored = {} if job.get("unscored") else {"prompt_logprobs": 0}
+    return SamplingParams(
+        temperature=job.get("temperature", 0.0),
+        seed=job.get("seed"),
+        n=job.get("n", 1),
+        max_tokens=job.get("tokens", 8),
+        ignore_eos=True,
+        logprobs=0,
+        stop=job.get("stop"),
+        extra_args=extra or None,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        **scored,
+    )
+
+
+def answer(output: Any) -> dict[str, Any]:
+    """Token ids and log-probabilities of every token but the first, and what was cached and applied."""
+    first = output.outputs[0]
+    found = {
+        "ids": list(first.token_ids),
+        "scores": [entry[token].logprob for token, entry in zip(first.token_ids, first.logprobs, strict=True)],
+        "cached": output.num_cached_tokens,
+        "receipt": getattr(first, "steer", None),
+        "all": [list(one.token_ids) for one in output.outputs],
+        "receipts": [getattr(one, "steer", None) for one in output.outputs],
+    }
+    if output.prompt_logprobs is not None:
+        pairs = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
+        found["prompt_scores"] = [entry[token].logprob for token, entry in pairs]
+    return found
+
+
+def scheduler() -> Any:
+    return ENGINE.llm_engine.engine_core.engine_core.scheduler
+
+
+def state() -> dict[str, Any]:
+    """What the gate and the worker hold, and how often a request was preempted."""
+    gate = scheduler().steer_gate
+    return {
+        "gate": gate.state(),
+        "worker": ENGINE.collective_rpc("steer_state")[0],
+        "preempted": PREEMPTED[0],
+        "progress": len(gate.progress),
+    }
+
+
+def compilations() -> int:
+    from vllm.compilation.counter import compilation_counter
+
+    return int(compilation_counter.num_graphs_seen)
+
+
+PREEMPTED = [0]
+
+
+def count_preemptions() -> None:
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    original = Scheduler._preempt_request
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        PREEMPTED[0] += 1
+        return original(*args, **kwargs)
+
+    Scheduler._preempt_request = counted  # type: ignore[method-assign]
+
+
+def main() -> None:
+    channel = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whoever prints, prints elsewhere
+    calls = {"start": start, "stop": stop, "generate": generate, "script": script, "state": state}
+    counting = False
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if not counting:
+                counting = True
+                count_preemptions()
+            value = {"value": calls[request.pop("call")](**request)}
+        except BaseException as error:
+            import traceback
+
+            traceback.print_exc()
+            value = {"failed": f"{type(error).__name__}: {error}"}
+        channel.write(json.dumps(value) + "\n")
+        channel.flush()
+
+
+if __name__ == "__main__":
+    main()

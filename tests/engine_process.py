@@ -1,0 +1,130 @@
+"""vLLM engines for tests, in a process of their own, and the hooked transformers model to compare them with."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pico
+import torch
+
+from probes.steered import steered
+from vectors.steering import SteeringVector
+
+HOST = Path(__file__).parent / "engine_host.py"
+SIZE = {"hidden_size": 128, "head_dim": 32}  # heads as large as vLLM's CPU attention wants them
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "0",
+    "OMP_NUM_THREADS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+class Failed(Exception):
+    """What the engine's process raised."""
+
+
+class Engines:
+    """The process; `call` sends one request and returns its answer."""
+
+    def __init__(self, plugin: bool, log: Path, **environment: str) -> None:
+        self.log, self.plugin = log, plugin
+        plugins = {"VLLM_PLUGINS": "steer"} if plugin else {"VLLM_PLUGINS": ""}
+        with log.open("a") as stderr:
+            self.process = subprocess.Popen(
+                # -P: the tests' own folder holds a folder `steer`, which must not stand before the package.
+                [sys.executable, "-P", str(HOST)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env={**os.environ, **ENVIRONMENT, **plugins, **environment},
+                text=True,
+            )
+
+    def call(self, name: str, **arguments: Any) -> Any:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"call": name, **arguments}) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        assert line, f"the engine's process died; its log ends:\n{self.log.read_text()[-4000:]}"
+        answer = json.loads(line)
+        if "failed" in answer:
+            raise Failed(answer["failed"])
+        return answer["value"]
+
+    def start(self, model: Path, settings: Path | None = None, **arguments: Any) -> dict[str, Any]:
+        path = str(settings) if settings else None
+        result: dict[str, Any] = self.call("start", settings=path, plugin=self.plugin, model=str(model), **arguments)
+        return result
+
+    def generate(self, jobs: Sequence[Mapping[str, Any]], *, together: bool = True) -> list[dict[str, Any]]:
+        result: list[dict[str, Any]] = self.call("generate", jobs=list(jobs), together=together)
+        return result
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+def save_model(folder: Path, name: str, **changes: Any) -> Path:
+    """A pico model that vLLM can serve."""
+    return pico.save(folder / name, name, **{**SIZE, **changes})
+
+
+def random_vectors(folder: Path, hidden: int = 128, layers: int = pico.LAYERS, norm: float = 3.0) -> dict[str, Path]:
+    """Three vectors: `warm` acts at all layers, `formal` at layer 1, `calm` at layers 2 and 3."""
+    generator = torch.Generator().manual_seed(5)
+    paths = {}
+    for name, apply in {"warm": list(range(layers)), "formal": [1], "calm": [2, 3]}.items():
+        directions = {i: torch.randn(hidden, generator=generator) for i in range(layers)}
+        directions = {i: norm * direction / direction.norm() for i, direction in directions.items()}
+        paths[name] = folder / f"{name}.safetensors"
+        SteeringVector(directions, {"apply": apply}).save(paths[name])
+    return paths
+
+
+def write_settings(folder: Path, vectors: Mapping[str, Path], **settings: Any) -> Path:
+    """A settings file; JSON is YAML."""
+    file = folder / "steer.yaml"
+    file.write_text(json.dumps({"vectors": {name: str(path) for name, path in vectors.items()}, **settings}))
+    return file
+
+
+def reference(
+    model: Any, ids: Sequence[int], response: Sequence[int], composition: str | None, vectors: Mapping[str, Path]
+) -> list[float]:
+    """Log-probabilities of every token but the first, of prompt and response, by the hooked transformers model."""
+    whole = torch.tensor([[*ids, *response]])
+    with torch.no_grad():
+        if composition is None:
+            logits = model(input_ids=whole, use_cache=False).logits
+        else:
+            bound = {name: SteeringVector.load(path) for name, path in vectors.items()}
+            with steered(model, composition, vectors=bound, prompt_length=len(ids)):
+                logits = model(input_ids=whole, use_cache=False).logits
+    scores = logits[0, :-1].double().log_softmax(-1).gather(1, whole[0, 1:, None])[:, 0]
+    return [float(score) for score in scores]
+
+
+def difference(answer: Mapping[str, Any], expected: Sequence[float]) -> float:
+    """The largest difference of log-probabilities, over prompt and response."""
+    found = [*answer["prompt_scores"], *answer["scores"]]
+    assert len(found) == len(expected)
+    return max(abs(a - b) for a, b in zip(found, expected, strict=True))

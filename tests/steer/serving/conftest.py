@@ -1,0 +1,40 @@
+"""Processes with vLLM engines; every test that uses one is slow."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from engine_process import Engines
+
+NEED_VLLM = {"engines", "stock", "server"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything that starts an engine is slow, and needs vLLM."""
+    there = importlib.util.find_spec("vllm") is not None
+    for item in items:
+        if Path(__file__).parent in item.path.parents and NEED_VLLM & set(item.fixturenames):  # type: ignore[attr-defined]
+            item.add_marker(pytest.mark.slow)
+            if not there:
+                item.add_marker(pytest.mark.skip(reason="vLLM is not installed: make setup, on Linux"))
+
+
+@pytest.fixture(scope="session")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
+    """Engines with the plugin."""
+    folder = tmp_path_factory.mktemp("engines")
+    process = Engines(True, folder / "log.txt", VLLM_CACHE_ROOT=str(folder / "cache"))
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="session")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
+    """Engines without the plugin."""
+    folder = tmp_path_factory.mktemp("stock")
+    process = Engines(False, folder / "log.txt", VLLM_CACHE_ROOT=str(folder / "cache"))
+    yield process
+    process.close()
