@@ -1,1 +1,1 @@
-"""Combining weights: merge methods, out-of-core streaming, kernels, recipes. Nothing stands on this floor yet."""
+"""Combining weights: merge methods, out-of-core streaming, kernels, recipes, task vectors in and out."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vectors.expression import Composition, parse
     from vectors.resolve import compose
     from vectors.steering import SteeringVector
+    from vectors.task import TaskVector
 
 _HOME = {
     "Composition": "vectors.expression",
@@ -34,6 +35,7 @@ _HOME = {
     "LoadedModel": "probes.model",
     "SteerError": "vectors.errors",
     "SteeringVector": "vectors.steering",
+    "TaskVector": "vectors.task",
     "compose": "vectors.resolve",
     "extract": "steer.extraction",
     "load_model": "probes.model",
@@ -48,6 +50,7 @@ __all__ = [
     "LoadedModel",
     "SteerError",
     "SteeringVector",
+    "TaskVector",
     "compose",
     "extract",
     "load_model",

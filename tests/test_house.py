@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,16 @@ def test_every_command_has_help_and_stands_in_the_readme(capsys: pytest.CaptureF
         assert f"steer {name}" in readme
         assert run([name, "--help"]) == 0
         assert "Usage: steer " + name in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module", ["steer.cli", "probes.model", "vectors", "merges.dare", "test_house", "pico"])
+def test_a_warning_of_our_own_code_fails_a_test(module: str) -> None:
+    with pytest.raises(DeprecationWarning, match="old"):
+        warnings.warn_explicit("old", DeprecationWarning, "file.py", 1, module)
+
+
+@pytest.mark.parametrize("module", ["torch.jit", "vectorstore.api", "steering", "numpy"])
+def test_a_warning_of_another_package_does_not(module: str) -> None:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.warn_explicit("old", DeprecationWarning, "file.py", 1, module)
+    assert len(seen) == 1

@@ -1,0 +1,313 @@
+"""A task vector from a base and its fine-tune, streamed; what each storage loses is measured while it is written."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from merges import bases, lora
+from merges.floats import encode, storage, to_float32
+from merges.options import kept
+from merges.pool import Pool
+from merges.readers import Dense
+from merges.sources import Source, open_source
+from merges.tensor import Block, Input, Tensor
+from vectors import references
+from vectors.errors import ArtifactError, ModelError, SteerError, UsageError
+from vectors.task import TaskVector
+from vectors.taskwriter import Writer, check_vector_path, paths, room, shards, write_index
+from vectors.weights import FLOATS, mapped
+
+DELTAS: Any = SimpleNamespace(SPACE="delta")  # as a method, all that reading deltas needs
+
+
+class Storage(NamedTuple):
+    """How deltas are kept: `exact`, `bf16`, `lowrank` with a rank, `sparse` with a density."""
+
+    kind: str
+    value: float = 0.0
+
+    def __str__(self) -> str:
+        return self.kind if self.kind in ("exact", "bf16") else f"{self.kind}:{self.value:g}"
+
+
+def parse_storage(text: str) -> Storage:
+    """`exact`, `bf16`, `lowrank:R` or `sparse:D`. Raises UsageError."""
+    kind, _, number = text.partition(":")
+    good = {"exact": not number, "bf16": not number}.get(kind, False)
+    if kind == "lowrank" and re.fullmatch(r"[1-9]\d*", number):
+        good = True
+    if kind == "sparse":
+        with contextlib.suppress(ValueError):
+            good = 0 < float(number) <= 1
+    if not good:
+        raise UsageError(
+            f"the storage {text!r} is none",
+            "use exact, bf16, lowrank:R (such as lowrank:16) or sparse:D with D in (0, 1]",
+        )
+    return Storage(kind, float(number) if number else 0.0)
+
+
+class _Error:
+    """The error of a storage, summed over pieces in their order."""
+
+    def __init__(self) -> None:
+        self.squares = self.lost = self.greatest = 0.0
+
+    def add(self, squares: float, lost: float, greatest: float) -> None:
+        self.squares, self.lost = self.squares + squares, self.lost + lost
+        self.greatest = max(self.greatest, greatest)
+
+    def value(self) -> dict[str, float]:
+        return {
+            "relative": math.sqrt(self.lost / self.squares) if self.squares else 0.0,
+            "greatest": self.greatest,
+        }
+
+
+def open_pair(base: str, finetuned: str) -> tuple[Source, Source]:
+    """Both models, checked against each other by their headers. Raises ModelError with all problems."""
+    opened: list[Source] = []
+    problems: list[str] = []
+    for reference in (base, finetuned):
+        try:
+            opened.append(open_source(reference))
+        except SteerError as error:
+            problems += error.problems
+    if problems:
+        raise ModelError(problems, "name two model folders or hub ids")
+    below, tuned = opened
+    problems += [f"{s.reference} is a {s.kind}, not a model" for s in opened if s.kind != "model"]
+    theirs, ours = tuned.config.get("architectures"), below.config.get("architectures")
+    if theirs != ours:
+        problems.append(f"{finetuned} is a {theirs}, {base} a {ours}")
+    for name in sorted(set(below.entries) | set(tuned.entries)):
+        a, b = below.entries.get(name), tuned.entries.get(name)
+        if a is None or b is None:
+            problems.append(f"{finetuned if b is None else base} lacks {name}")
+        elif a.shape != b.shape:
+            problems.append(f"{name} is {list(a.shape)} in {base}, {list(b.shape)} in {finetuned}")
+        elif (a.dtype in FLOATS) != (b.dtype in FLOATS) or (a.dtype[0] == "F" and a.dtype not in FLOATS):
+            problems.append(f"{name} is {a.dtype} in {base}, {b.dtype} in {finetuned}")
+        elif a.dtype not in FLOATS and not np.array_equal(mapped(a), mapped(b)):
+            problems.append(f"{name} is {a.dtype}, no floating-point number, and differs")
+    if problems:
+        raise ModelError(problems, "a task vector needs a base and a model that was fine-tuned from it")
+    return below, tuned
+
+
+def diff(
+    base: str, finetuned: str, out: str | Path, *, storage_: str = "exact", threads: int | None = None,
+    shard: int | None = None, progress: Callable[[int, int], None] | None = None,
+) -> TaskVector:  # fmt: skip
+    """Write the task vector of `finetuned` against `base`; everything is checked before a weight is read.
+
+    Raises UsageError, ModelError, OutputError, and ArtifactError for values that are not finite.
+    """
+    kept_as, path = parse_storage(storage_), Path(out)
+    below, tuned = open_pair(base, finetuned)
+    names = [name for name in sorted(below.entries) if below.entries[name].dtype in FLOATS]
+    width = {"bf16": 2.0, "sparse": 12 * kept_as.value}.get(kept_as.kind, 4.0)
+    sizes = {name: int(below.entries[name].elements * width) for name in names}
+    groups = shards(sizes, *([shard] if shard else []))
+    check_vector_path(path, len(groups))
+    _check_room(path, sum(sizes.values()))
+    assert below.model is not None
+    assert tuned.model is not None
+    common: dict[str, Any] = {
+        "base": references.identity(below.model),
+        "model": references.identity(tuned.model),
+        "method": {"name": "diff"},
+    }
+    licence = references.licence(below.model)
+    if licence:
+        common["licence"] = licence
+    done, total, error = 0, sum(below.entries[name].elements for name in names), _Error()
+    with Pool(threads) as pool, contextlib.ExitStack() as stack:
+        writers, later = [], []
+        for number, (file, group) in enumerate(zip(paths(path, len(groups)), groups, strict=True), 1):
+            shapes = {name: below.entries[name].shape for name in group}
+            writer = stack.enter_context(Writer(file, room(shapes, common)))
+            parameters, unchanged = {}, []
+            for name in group:
+                tensor = tensor_of(name, below, tuned, pool)
+                if _write(writer, tensor, tuned, kept_as, error):
+                    parameters[name] = [list(tensor.shape), tensor.dtype]
+                else:
+                    unchanged.append(name)
+                done += tensor.count
+                if progress:
+                    progress(done, total)
+            writers.append(writer)
+            later.append({"parameters": parameters, "unchanged": unchanged, "shard": [number, len(groups)]})
+        stored: dict[str, Any] = {"kind": str(kept_as)}
+        if kept_as.kind != "exact":
+            stored["error"] = error.value()
+        for writer, own in zip(writers, later, strict=True):
+            writer.finish(common | own | {"storage": stored})
+        write_index(path, writers)
+    bases.remember(common["base"]["digest"], below.path)
+    return TaskVector.open(path)
+
+
+def _check_room(path: Path, needed: int) -> None:
+    import shutil
+
+    from vectors.errors import OutputError
+
+    free = shutil.disk_usage(path.absolute().parent).free
+    if free < needed + (64 << 20):
+        raise OutputError(
+            f"the vector may take {needed / 1e9:.2f} GB, and {path.absolute().parent} has {free / 1e9:.2f} GB free",
+            "free some space, or use --storage bf16, lowrank:R or sparse:D",
+        )
+
+
+def tensor_of(name: str, below: Source, tuned: Source, pool: Pool) -> Tensor:
+    entry = tuned.entries[name]
+    source = Input(tuned.reference, tuned.reader(name, entry.shape)[0], False)
+    return Tensor(name, entry.shape, entry.dtype, (source,), below.reader(name, entry.shape)[0], DELTAS, pool)
+
+
+def _write(writer: Writer, tensor: Tensor, tuned: Source, kept_as: Storage, error: _Error) -> bool:
+    """Write one parameter's delta; False, and nothing written, where the fine-tuning left it alone."""
+    if kept_as.kind == "lowrank" and len(tensor.shape) == 2:
+        return _write_lowrank(writer, tensor, int(kept_as.value), error)
+    if kept_as.kind == "sparse":
+        return _write_sparse(writer, tensor, kept_as.value, error)
+    dtype = "BF16" if kept_as.kind == "bf16" else "F32"
+    adapted = tuned.adapter is not None
+
+    def piece(start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float, float], bool]:
+        result = np.empty(stop - start, storage(dtype))
+        lost, bits, sums, changed = [], [], [0.0, 0.0, 0.0], False
+        for begin, end in tensor.chunks(start, stop):
+            block = tensor.block(begin, end)
+            delta, own = block.values[0], result[begin - start : end - start]
+            _check_finite(tensor.name, delta)
+            changed |= bool(delta.any())
+            if dtype == "F32":
+                own[:] = delta
+                if kept_as.kind != "exact":  # what a storage keeps whole still counts in what its error is relative to
+                    _measure(delta, own, sums)
+                elif not adapted:
+                    where = _residual(tensor, tuned, block, delta)
+                    lost.append(where + begin)
+                    bits.append(_bits(tuned, tensor.name)[where + begin])
+            else:
+                encode(delta.astype(np.float64), "BF16", own, tensor.pool.buffer("scratch", delta.shape, np.float32))
+                _measure(delta, to_float32(own, "BF16"), sums)
+        positions = np.concatenate(lost) if lost else np.empty(0, np.int64)
+        return (
+            result,
+            positions,
+            np.concatenate(bits) if bits else np.empty(0, np.int32),
+            (sums[0], sums[1], sums[2]),
+            changed,
+        )
+
+    def tasks() -> Iterator[Callable[[], Any]]:
+        for span in tensor.groups():
+            yield partial(piece, *span)
+
+    writer.begin()
+    positions, bits, any_change = [], [], False
+    for result, where, exact, sums, changed in tensor.pool.stream(tasks):
+        writer.write(memoryview(result).cast("B"))
+        positions.append(where)
+        bits.append(exact)
+        error.add(*sums)
+        any_change |= changed
+    where = np.concatenate(positions) if positions else np.empty(0, np.int64)
+    if not any_change and not where.size:
+        writer.drop()
+        return False
+    writer.end(tensor.name, dtype, tensor.shape)
+    if where.size:
+        writer.add(f"{tensor.name}:residual.positions", "I64", where.astype("<i8"))
+        writer.add(f"{tensor.name}:residual.bits", "I32", np.concatenate(bits).astype("<i4"))
+    return True
+
+
+def _bits(tuned: Source, name: str) -> np.ndarray:
+    reader = cast(Dense, tuned.reader(name, ())[0])
+    return reader.raw.view(np.int32) if reader.entry.dtype == "F32" else reader.raw
+
+
+def _residual(tensor: Tensor, tuned: Source, block: Block, delta: np.ndarray) -> np.ndarray:
+    """The positions in a piece where base plus delta, rounded, is not the fine-tuned value to the bit."""
+    assert block.base is not None
+    np.add(block.base, delta, out=block.out, dtype=np.float64)
+    again = np.empty(delta.size, storage(tensor.dtype))
+    encode(block.out, tensor.dtype, again, tensor.pool.buffer("scratch", delta.shape, np.float32))
+    mine = again.view(np.int32) if tensor.dtype == "F32" else again
+    return np.flatnonzero(mine != _bits(tuned, tensor.name)[block.start : block.start + delta.size])
+
+
+def _check_finite(name: str, delta: np.ndarray) -> None:
+    if not np.isfinite(delta).all():
+        raise ArtifactError(f"the delta of {name} leaves the range of float32", "the two models do not belong together")
+
+
+def _measure(delta: np.ndarray, stored: np.ndarray, sums: list[float]) -> None:
+    off = delta.astype(np.float64) - stored
+    sums[0] += float(np.square(delta, dtype=np.float64).sum())
+    sums[1] += float(np.square(off).sum())
+    sums[2] = max(sums[2], float(np.abs(off).max(initial=0)))
+
+
+def _write_lowrank(writer: Writer, tensor: Tensor, rank: int, error: _Error) -> bool:
+    delta = deltas(tensor)
+    if not delta.any():
+        return False
+    up, down, _ = lora.factors(delta, rank)
+    sums = [0.0, 0.0, 0.0]
+    _measure(delta, up @ down, sums)
+    error.add(*sums)
+    writer.add(f"{tensor.name}:up", "F32", up)
+    writer.add(f"{tensor.name}:down", "F32", np.ascontiguousarray(down))
+    return True
+
+
+def _write_sparse(writer: Writer, tensor: Tensor, density: float, error: _Error) -> bool:
+    if not tensor.count:
+        return False
+    least = float(tensor.magnitudes([[kept(density, tensor.count)]])[0, 0])
+
+    def piece(block: Block) -> tuple[np.ndarray, np.ndarray, list[float]]:
+        delta = block.values[0]
+        _check_finite(tensor.name, delta)
+        where = np.flatnonzero((np.abs(delta) >= least) & (delta != 0))
+        stored, sums = np.zeros_like(delta), [0.0, 0.0, 0.0]
+        stored[where] = delta[where]
+        _measure(delta, stored, sums)
+        return where + block.start, delta[where], sums
+
+    parts = tensor.map(piece)
+    for _, _, sums in parts:
+        error.add(*sums)
+    positions = np.concatenate([part[0] for part in parts])
+    if not positions.size:
+        return False
+    writer.add(f"{tensor.name}:positions", "I64", positions.astype("<i8"))
+    writer.add(f"{tensor.name}:values", "F32", np.concatenate([part[1] for part in parts]))
+    return True
+
+
+def deltas(tensor: Tensor) -> np.ndarray:
+    """The whole delta of a tensor with one input, float32 in its shape."""
+    flat = np.empty(tensor.count, np.float32)
+
+    def fill(block: Block) -> None:
+        flat[block.start : block.start + block.values.shape[1]] = block.values[0]
+
+    tensor.map(fill)
+    return flat.reshape(tensor.shape)

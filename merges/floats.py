@@ -1,0 +1,124 @@
+"""Between the bits of a file and numbers: bfloat16, float16 and float32 to float32, and float64 back, to nearest even.
+
+Reading is exact: every bfloat16 and float16 is a float32. Writing rounds once: float64 becomes float32 by rounding to
+odd (Boldo and Melquiond 2008), which keeps what the second rounding needs to know, so the two steps give what one
+would have given.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from vectors.weights import SIZES
+
+OPTIONS = {"nogil": True, "cache": True, "error_model": "numpy"}
+_HALF_BIAS = np.float32(2.0**112)  # between the exponents' biases of float16 and float32
+
+
+@njit(**OPTIONS)
+def _decode_bfloat16(raw, bits):  # type: ignore[no-untyped-def]
+    worst = np.uint32(0)
+    for i in range(raw.size):
+        bits[i] = np.uint32(raw[i]) << np.uint32(16)
+        worst = max(worst, np.uint32(raw[i]) & np.uint32(0x7FFF))
+    return worst < 0x7F80
+
+
+@njit(**OPTIONS)
+def _decode_float16(raw, bits, values):  # type: ignore[no-untyped-def]
+    worst = np.uint32(0)
+    for i in range(raw.size):
+        magnitude = np.uint32(raw[i]) & np.uint32(0x7FFF)
+        bits[i] = magnitude << np.uint32(13)
+        worst = max(worst, magnitude)
+    for i in range(raw.size):
+        values[i] *= _HALF_BIAS
+    for i in range(raw.size):
+        bits[i] |= (np.uint32(raw[i]) & np.uint32(0x8000)) << np.uint32(16)
+    return worst < 0x7C00
+
+
+@njit(**OPTIONS)
+def _decode_float32(raw, values):  # type: ignore[no-untyped-def]
+    # x - x is zero for a finite x alone. Four sums, so that the additions do not wait for each other.
+    a = b = c = d = np.float32(0)
+    whole = raw.size - raw.size % 4
+    for i in range(0, whole, 4):
+        values[i], values[i + 1], values[i + 2], values[i + 3] = raw[i], raw[i + 1], raw[i + 2], raw[i + 3]
+        a += raw[i] - raw[i]
+        b += raw[i + 1] - raw[i + 1]
+        c += raw[i + 2] - raw[i + 2]
+        d += raw[i + 3] - raw[i + 3]
+    for i in range(whole, raw.size):
+        values[i] = raw[i]
+        a += raw[i] - raw[i]
+    return (a + b) + (c + d) == 0
+
+
+def decode(raw: np.ndarray, dtype: str, out: np.ndarray) -> bool:
+    """Fill `out` (float32) with the numbers that the bits `raw` of `dtype` stand for; False if one is not finite."""
+    if dtype == "BF16":
+        return bool(_decode_bfloat16(raw, out.view(np.uint32)))
+    if dtype == "F16":
+        return bool(_decode_float16(raw, out.view(np.uint32), out))
+    return bool(_decode_float32(raw, out))
+
+
+@njit(**OPTIONS)
+def _encode_bfloat16(values, single, bits, out):  # type: ignore[no-untyped-def]
+    worst = np.uint32(0)
+    for i in range(values.size):
+        single[i] = np.float32(values[i])
+    for i in range(values.size):
+        wide = np.float64(single[i])
+        inexact = np.uint32(wide != values[i])
+        away = np.uint32(abs(wide) > abs(values[i]))
+        odd = (bits[i] - (inexact & away)) | inexact
+        rounded = (odd + np.uint32(0x7FFF) + ((odd >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+        out[i] = np.uint16(rounded)
+        worst = max(worst, rounded & np.uint32(0x7FFF))
+    return worst < 0x7F80
+
+
+@njit(**OPTIONS)
+def _encode_float32(values, bits, out):  # type: ignore[no-untyped-def]
+    worst = np.uint32(0)
+    for i in range(values.size):
+        out[i] = np.float32(values[i])
+    for i in range(values.size):
+        worst = max(worst, bits[i] & np.uint32(0x7FFFFFFF))
+    return worst < 0x7F800000
+
+
+def encode(values: np.ndarray, dtype: str, out: np.ndarray, scratch: np.ndarray) -> bool:
+    """Round `values` (float64) to `dtype` in `out` (an array of `storage(dtype)`); False where one overflows or is NaN.
+
+    `scratch` is float32 and at least as long.
+    """
+    if dtype == "BF16":
+        single = scratch[: values.size]
+        return bool(_encode_bfloat16(values, single, single.view(np.uint32), out))
+    if dtype == "F16":
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            half = values.astype(np.float16)
+        out[:] = half.view(np.uint16)
+        return bool(np.isfinite(half).all())
+    return bool(_encode_float32(values, out.view(np.uint32), out))
+
+
+def storage(dtype: str) -> np.dtype:
+    """The NumPy dtype that holds the bits of `dtype`."""
+    return np.dtype(np.float32 if dtype == "F32" else np.uint16)
+
+
+def to_float32(raw: np.ndarray, dtype: str) -> np.ndarray:
+    """The numbers of a whole tensor, as float32."""
+    out = np.empty(raw.size, np.float32)
+    decode(raw, dtype, out)
+    return out
+
+
+def size(dtype: str) -> int:
+    """Bytes of one element."""
+    return SIZES[dtype]

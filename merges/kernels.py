@@ -1,0 +1,221 @@
+"""The inner loops: float32 in, float64 arithmetic, one thread each; the engine runs them side by side on all cores.
+
+`values` is always [inputs, elements] float32, `weights` [inputs] float64, `out` [elements] float64. Nothing is
+reassociated (no fastmath), so a result depends on the order of the inputs alone, never on the machine or its threads.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from merges.floats import OPTIONS
+
+MAGNITUDE = np.uint32(0x7FFFFFFF)  # the bits of a float32 but for its sign: ordered as the magnitudes are
+LANES = 8
+TILE = 1024  # elements whose sums stay in the smallest cache while the inputs are gone through
+
+
+@njit(**OPTIONS)
+def subtract(values, base):  # type: ignore[no-untyped-def]
+    """values -= base in every row, in float32: the difference of two float32 numbers, rounded once."""
+    for m in range(values.shape[0]):
+        for i in range(values.shape[1]):
+            values[m, i] -= base[i]
+
+
+@njit(**OPTIONS)
+def add(out, base):  # type: ignore[no-untyped-def]
+    """out += base."""
+    for i in range(out.size):
+        out[i] += base[i]
+
+
+@njit(**OPTIONS)
+def weighted_sum(values, weights, out):  # type: ignore[no-untyped-def]
+    """out = sum over inputs of weight * value."""
+    for low in range(0, out.size, TILE):
+        own = out[low : low + TILE]
+        first, weight = values[0, low : low + TILE], weights[0]
+        for i in range(own.size):
+            own[i] = weight * first[i]
+        for m in range(1, values.shape[0]):
+            row, weight = values[m, low : low + TILE], weights[m]
+            for i in range(own.size):
+                own[i] += weight * row[i]
+
+
+@njit(**OPTIONS)
+def trim(values, low, high):  # type: ignore[no-untyped-def]
+    """Zero, in place, what has a magnitude below `low` or above `high` ([inputs], float32)."""
+    for m in range(values.shape[0]):
+        least, most = low[m], high[m]
+        for i in range(values.shape[1]):
+            magnitude = abs(values[m, i])
+            if not (magnitude >= least and magnitude <= most):
+                values[m, i] = np.float32(0)
+
+
+@njit(**OPTIONS)
+def elect(values, factors, votes, weights, mean, positive, out):  # type: ignore[no-untyped-def]
+    """Elect a sign for each element and combine the values, times their input's factor, that agree with it.
+
+    The sign is that of sum(vote * factor * value); where that is zero there is none, or + if `positive`. `mean` divides
+    the weighted sum of those that agree by their total weight.
+    """
+    models, count = values.shape
+    mass, sign = np.empty(TILE, np.float64), np.empty(TILE, np.float64)
+    for low in range(0, count, TILE):
+        # Slices, whose indices are seen to be in range: the loops over them become vector instructions.
+        own = out[low : low + TILE]
+        size = own.size
+        for i in range(size):
+            mass[i] = 0.0
+            sign[i] = 0.0
+            own[i] = 0.0
+        for m in range(models):
+            row, vote, factor = values[m, low : low + TILE], votes[m], factors[m]
+            for i in range(size):
+                sign[i] += vote * (factor * row[i])
+        if positive:
+            for i in range(size):
+                sign[i] = -1.0 if sign[i] < 0 else 1.0
+        for m in range(models):
+            row, weight = values[m, low : low + TILE], weights[m]
+            # A negative weight adds the negated vector, so it is the negated value that agrees or not.
+            heavy, turned = abs(weight), factors[m] * (np.float64(weight > 0) - np.float64(weight < 0))
+            for i in range(size):
+                value = turned * row[i]
+                share = heavy if value * sign[i] > 0 else 0.0
+                own[i] += share * value
+                mass[i] += share
+        if mean:
+            for i in range(size):
+                # Where nothing agrees the sum is zero too.
+                own[i] = own[i] / (mass[i] if mass[i] > 0 else 1.0)
+
+
+@njit(**OPTIONS)
+def gram(values, out):  # type: ignore[no-untyped-def]
+    """out[a, b] = sum of values[a] * values[b]; eight running sums each, in a fixed order."""
+    models, count = values.shape
+    sums = np.empty(LANES, np.float64)
+    whole = count - count % LANES
+    for a in range(models):
+        for b in range(a + 1):
+            for lane in range(LANES):
+                sums[lane] = 0.0
+            for i in range(0, whole, LANES):
+                for lane in range(LANES):
+                    sums[lane] += np.float64(values[a, i + lane]) * np.float64(values[b, i + lane])
+            total = 0.0
+            for lane in range(LANES):
+                total += sums[lane]
+            for i in range(whole, count):
+                total += np.float64(values[a, i]) * np.float64(values[b, i])
+            out[a, b] = out[b, a] = total
+
+
+@njit(**OPTIONS)
+def coarse(bits, tables):  # type: ignore[no-untyped-def]
+    """Count the magnitudes of each row by the upper 15 bits of their 31: tables is [rows, 4, 32768].
+
+    Neighbours often fall into one bin; four tables keep an increment from waiting for the one before.
+    """
+    for m in range(bits.shape[0]):
+        row, counts = bits[m], tables[m]
+        whole = row.size - row.size % 4
+        for i in range(0, whole, 4):
+            counts[0, (row[i] & MAGNITUDE) >> np.uint32(16)] += 1
+            counts[1, (row[i + 1] & MAGNITUDE) >> np.uint32(16)] += 1
+            counts[2, (row[i + 2] & MAGNITUDE) >> np.uint32(16)] += 1
+            counts[3, (row[i + 3] & MAGNITUDE) >> np.uint32(16)] += 1
+        for i in range(whole, row.size):
+            counts[0, (row[i] & MAGNITUDE) >> np.uint32(16)] += 1
+
+
+@njit(**OPTIONS)
+def _fine(row, bucket, counts):  # type: ignore[no-untyped-def]
+    for i in range(row.size):
+        magnitude = row[i] & MAGNITUDE
+        if magnitude >> np.uint32(16) == bucket:
+            counts[magnitude & np.uint32(0xFFFF)] += 1
+
+
+@njit(**OPTIONS)
+def fine(bits, buckets, used, tables):  # type: ignore[no-untyped-def]
+    """Count the magnitudes of each row whose upper bits are one of its buckets, by their lower 16 bits.
+
+    `buckets` is [rows, most] uint32, of which the first `used[row]` count; tables is [rows, most, 65536]. Few elements
+    lie in a bucket, so stretches without any are found first, by vector instructions.
+    """
+    for m in range(bits.shape[0]):
+        for place in range(used[m]):
+            bucket, counts = buckets[m, place], tables[m, place]
+            for low in range(0, bits.shape[1], 64):
+                part = bits[m, low : low + 64]
+                hits = 0
+                for i in range(part.size):
+                    hits += 1 if (part[i] & MAGNITUDE) >> np.uint32(16) == bucket else 0
+                if hits:
+                    _fine(part, bucket, counts)
+
+
+@njit(**OPTIONS)
+def fold(tables, total):  # type: ignore[no-untyped-def]
+    """total[row] += the sum of tables[row] over its lanes; the tables are zero afterwards, ready for the next count."""
+    for row in range(tables.shape[0]):
+        for lane in range(tables.shape[1]):
+            for i in range(tables.shape[2]):
+                total[row, i] += tables[row, lane, i]
+                tables[row, lane, i] = 0
+
+
+@njit(**OPTIONS)
+def locate(counts, rank):  # type: ignore[no-untyped-def]
+    """The bin in which the element of that rank lies, counted from the last bin on, and its rank within the bin."""
+    above = 0
+    for place in range(counts.size - 1, -1, -1):
+        if above + counts[place] >= rank:
+            return place, rank - above
+        above += counts[place]
+    return 0, rank - above
+
+
+@njit(**OPTIONS)
+def mix(x):  # type: ignore[no-untyped-def]
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): 64 bits that look random, from 64."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@njit(**OPTIONS)
+def uniform(key, start, out):  # type: ignore[no-untyped-def]
+    """out[i] = a number in [0, 1) that depends on `key` (uint64) and on the element's index `start + i` alone."""
+    for i in range(out.size):
+        index = np.uint64(start + i) + np.uint64(1)
+        bits = mix(key + index * np.uint64(0x9E3779B97F4A7C15))
+        out[i] = np.float64(np.int64(bits >> np.uint64(11))) * (1.0 / 9007199254740992.0)
+
+
+@njit(**OPTIONS)
+def drop(values, keys, keep, start):  # type: ignore[no-untyped-def]
+    """Zero each value, in place, unless its own random number is below `keep[m]`: a Bernoulli mask."""
+    for m in range(values.shape[0]):
+        for i in range(values.shape[1]):
+            index = np.uint64(start + i) + np.uint64(1)
+            bits = mix(keys[m] + index * np.uint64(0x9E3779B97F4A7C15))
+            chance = np.float64(np.int64(bits >> np.uint64(11))) * (1.0 / 9007199254740992.0)
+            if not chance < keep[m]:
+                values[m, i] = np.float32(0)
+
+
+@njit(**OPTIONS)
+def length(values, out):  # type: ignore[no-untyped-def]
+    """out[m] = sum of the magnitudes of values[m]."""
+    for m in range(values.shape[0]):
+        total = 0.0
+        for i in range(values.shape[1]):
+            total += abs(np.float64(values[m, i]))
+        out[m] = total

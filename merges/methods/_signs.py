@@ -1,0 +1,78 @@
+"""What the methods that trim deltas and elect signs share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from merges import kernels
+from merges.options import kept
+from merges.selection import magnitudes
+from merges.tensor import Block, Tensor
+
+
+def limits(tensor: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Of each input the least and the greatest magnitude that stay, [inputs] float32 each.
+
+    The greatest `gamma` of the elements are dropped, and the greatest `density` of all that follow are kept. What
+    ties with the last one kept stays too, as in the code of the TIES paper: no element is preferred for its place.
+    With `scope: global` the count is over all tensors of the model together.
+    """
+    if not tensor.scope:
+        return _limits(tensor, (tensor,))
+    with tensor.lock:  # of all tensors of the scope, whichever comes first counts for all
+        if "limits" not in tensor.shared:
+            tensor.shared["limits"] = _limits(tensor, tensor.scope)
+        return tensor.shared["limits"]
+
+
+def _limits(tensor: Tensor, tensors: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    total = sum(t.count for t in tensors)
+    ranks = []
+    for m, density in enumerate(tensor.each["density"]):
+        dropped = int(tensor.each["gamma"][m] * total) if "gamma" in tensor.each else 0
+        ranks.append([min(dropped + 1, total), min(dropped + kept(float(density), total), total)])
+    found = np.zeros((len(ranks), 2), np.float32)
+    found[:, 0] = np.inf
+    partial = [m for m, (first, last) in enumerate(ranks) if first > 1 or last < total]
+    if partial:
+        # The first rank only where something is dropped at the top: each rank costs a pass over its bucket.
+        wanted = [ranks[m] if ranks[m][0] > 1 else ranks[m][1:] * 2 for m in partial]
+        every = len(partial) == len(ranks)
+        found[partial] = magnitudes(tensors, wanted, lambda block: block.values if every else block.values[partial])
+        found[[m for m in partial if ranks[m][0] == 1], 0] = np.inf
+    return np.ascontiguousarray(found[:, 1]), np.ascontiguousarray(found[:, 0])
+
+
+def elected(tensor: Tensor, block: Block, factors: np.ndarray | None = None) -> np.ndarray:
+    """Elect signs and combine what agrees, times lambda, by the options elect, combine and zero.
+
+    `factors` [inputs] multiply the deltas first, as rescaling after a random drop does.
+    """
+    weights = tensor.each["weight"]
+    factors = np.ones(len(weights)) if factors is None else factors
+    votes = np.sign(weights) if tensor.options["elect"] == "before" else weights
+    mean = tensor.options["combine"] == "mean"
+    positive = tensor.options["zero"] == "positive"
+    kernels.elect(block.values, factors, votes, weights, mean, positive, block.out)
+    return scaled(tensor, block.out)
+
+
+def summed(tensor: Tensor, block: Block, factors: np.ndarray | None = None) -> np.ndarray:
+    """The weighted sum of factor * delta, divided by the sum of the weights if `normalize`, times lambda."""
+    weights = tensor.each["weight"]
+    if tensor.options.get("normalize"):
+        weights = weights / weights.sum()
+    if factors is not None:
+        weights = weights * factors
+    kernels.weighted_sum(block.values, weights, block.out)
+    return scaled(tensor, block.out)
+
+
+def scaled(tensor: Tensor, out: np.ndarray) -> np.ndarray:
+    """out times lambda, in place."""
+    factor = tensor.options.get("lambda", 1.0)
+    if factor != 1.0:
+        out *= factor
+    return out

@@ -1,0 +1,48 @@
+"""Arcee Fusion: the first model with the elements of the second that matter most.
+
+Importance is |x - b| times the divergence of the row, KL(softmax(x) | softmax(b)); what lies at or above the median
+plus 1.5 interquartile ranges is taken. The quartiles are exact here (mergekit samples above a million elements).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from merges.tensor import Block, Tensor
+
+SUMMARY = "the first, with the elements of the second that matter most"
+SOURCE = "mergekit's arcee_fusion (Arcee AI 2025)"
+SPACE, BASE, INPUTS, SYMMETRIC, UNIT = "weight", "unused", (2, 2), False, "row"
+OPTIONS = ()
+
+
+def importance(tensor: Tensor, block: Block) -> np.ndarray:
+    """The importance of each element, [1, count] float32."""
+    b, x = block.values.reshape(2, -1, tensor.row).astype(np.float64)
+    log_p, log_q = _log_softmax(x), _log_softmax(b)
+    divergence = np.maximum((np.exp(log_p) * (log_p - log_q)).sum(1, keepdims=True), 0)
+    return (np.abs(x - b) * divergence).astype(np.float32).reshape(1, -1)
+
+
+def _log_softmax(rows: np.ndarray) -> np.ndarray:
+    shifted = rows - rows.max(1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+
+
+def prepare(tensor: Tensor) -> float:
+    """The median plus 1.5 interquartile ranges, with linear interpolation between neighbours."""
+    last = tensor.count - 1
+    places = [share * last for share in (0.25, 0.5, 0.75)]
+    ranks = [tensor.count - at for place in places for at in (int(place), min(int(place) + 1, last))]
+    found = tensor.magnitudes([ranks], lambda block: importance(tensor, block))[0].astype(np.float64)
+    first, middle, third = (
+        low + (place - int(place)) * (high - low)
+        for place, low, high in zip(places, found[::2], found[1::2], strict=True)
+    )
+    return float(middle + 1.5 * (third - first))
+
+
+def combine(tensor: Tensor, block: Block, least: float) -> np.ndarray:
+    """The second where its importance suffices, else the first."""
+    taken = importance(tensor, block)[0] >= least
+    return np.where(taken, block.values[1], block.values[0])

@@ -1,0 +1,31 @@
+"""Model breadcrumbs: leave out the greatest and the smallest of each delta, sum.
+
+The greatest `gamma` are taken for outliers and dropped; of the rest the greatest `density` (counted against all) stay.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from merges import kernels
+from merges.methods import _signs
+from merges.options import NORMALIZE, SCALE, Option, density, weight
+from merges.tensor import Block, Tensor
+
+SUMMARY = "leave out the greatest and the smallest of each delta, sum"
+SOURCE = "Davari and Belilovsky 2023, arXiv:2312.06795"
+SPACE, BASE, INPUTS = "delta", "needed", (1, None)
+GAMMA = Option("gamma", 0.01, "the part of a delta, its greatest magnitudes, that is dropped", each=True, low=0, high=1)
+OPTIONS = (weight(), density(0.15), GAMMA, SCALE, NORMALIZE)
+GLOBAL = True
+
+
+def prepare(tensor: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The magnitudes between which an element stays."""
+    return _signs.limits(tensor)
+
+
+def combine(tensor: Tensor, block: Block, limits: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Mask, combine."""
+    kernels.trim(block.values, *limits)
+    return _signs.summed(tensor, block)

@@ -1,0 +1,37 @@
+"""Fisher merging: the average of the weights, each element weighted by its model's diagonal Fisher information.
+
+`fisher` of each input names a safetensors file with the information under the parameters' names. Where no model has
+any, the plain average is taken.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from merges.options import weight
+from merges.tensor import Block, Tensor
+
+SUMMARY = "the average, each element weighted by its Fisher information"
+SOURCE = "Matena and Raffel 2022, arXiv:2111.09832"
+SPACE, BASE, INPUTS = "weight", "unused", (1, None)
+OPTIONS = (weight(),)
+EXTRAS = ("fisher",)
+
+
+def extra_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of each parameter's Fisher information: that of the parameter."""
+    return shape
+
+
+def check(tensor: Tensor) -> list[str]:
+    """Information can't be weighted negatively."""
+    return ["fisher takes no negative weights"] if (tensor.each["weight"] < 0).any() else []
+
+
+def combine(tensor: Tensor, block: Block, _prepared: None) -> np.ndarray:
+    """sum of w F x / sum of w F."""
+    values, weights = block.values.astype(np.float64), tensor.each["weight"][:, None]
+    shares = weights * np.abs(tensor.extra("fisher", block).astype(np.float64))
+    total = shares.sum(0)
+    shares = np.where(total > 0, shares, weights)
+    return (shares * values).sum(0) / shares.sum(0)

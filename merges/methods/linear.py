@@ -1,0 +1,27 @@
+"""The weighted average of the weights (or their sum, without `normalize`): model soups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from merges.methods import _signs
+from merges.options import Option, weight
+from merges.tensor import Block, Tensor
+
+SUMMARY = "the weighted average of the weights"
+SOURCE = "Wortsman et al. 2022, arXiv:2203.05482"
+SPACE, BASE, INPUTS = "weight", "unused", (1, None)
+OPTIONS = (weight(), Option("normalize", True, "divide by the sum of the weights"))
+
+
+def NORMALIZED(options: Mapping[str, Any]) -> bool:
+    """Whether the weights' sum is divided by, and must not be zero."""
+    return bool(options.get("normalize", True))
+
+
+def combine(tensor: Tensor, block: Block, _prepared: None) -> np.ndarray:
+    """sum of weight * x / sum of weight."""
+    return _signs.summed(tensor, block)

@@ -1,0 +1,53 @@
+"""Model stock: towards the mean of the fine-tunes, as far as their agreement says.
+
+b + t * mean(d) with t = N c / (1 + (N - 1) c), c the mean cosine between deltas (the paper's equation 4 for N = 2, and
+its appendix for more). Deltas that do not agree (c <= 0) give t = 0, the base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from merges import kernels
+from merges.options import Option
+from merges.tensor import Block, Tensor
+
+SUMMARY = "towards the mean of the fine-tunes, as far as they agree"
+SOURCE = "Jang et al. 2024, arXiv:2403.19522"
+SPACE, BASE, INPUTS = "delta", "needed", (2, None)
+OPTIONS = (Option("filter_wise", False, "a ratio for each row, instead of one for the whole tensor"),)
+
+
+def UNIT(options: Mapping[str, Any]) -> str:
+    """Rows stay whole where each has its own ratio."""
+    return "row" if options["filter_wise"] else "element"
+
+
+def ratio(gram: np.ndarray) -> float:
+    """t, from the products of the deltas."""
+    count = len(gram)
+    norms = np.sqrt(np.diag(gram))
+    lengths = np.outer(norms, norms)
+    cosines = np.divide(gram, lengths, out=np.zeros_like(gram), where=lengths > 0)
+    cosine = float(cosines[np.triu_indices(count, 1)].mean())
+    return min(count * cosine / (1 + (count - 1) * cosine), 1.0) if cosine > 0 else 0.0
+
+
+def prepare(tensor: Tensor) -> float | None:
+    """t, unless each row has its own."""
+    return None if tensor.options["filter_wise"] else ratio(tensor.gram())
+
+
+def combine(tensor: Tensor, block: Block, t: float | None) -> np.ndarray:
+    """t times the mean of the deltas."""
+    count = len(block.values)
+    if t is not None:
+        kernels.weighted_sum(block.values, np.full(count, t / count), block.out)
+        return block.out
+    rows = block.values.reshape(count, -1, tensor.row).astype(np.float64)
+    products = np.einsum("aij,bij->iab", rows, rows)
+    ratios = np.array([ratio(gram) for gram in products])
+    return ratios[:, None] * rows.mean(0)

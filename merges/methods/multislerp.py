@@ -1,0 +1,42 @@
+"""The weighted mean of several models on the sphere, a true one: for two models it is slerp.
+
+mergekit's multislerp is the normalised weighted mean, which is a spherical mean for equal weights of two alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from merges import kernels
+from merges.methods import _sphere
+from merges.options import weight
+from merges.tensor import Block, Tensor
+
+SUMMARY = "the weighted mean on the sphere, of models or of their deltas"
+SOURCE = "Karcher 1977; Buss and Fillmore 2001, Spherical averages"
+SPACE, BASE, INPUTS = "either", "optional", (1, None)
+OPTIONS = (weight(),)
+
+
+def NORMALIZED(_options: Mapping[str, Any]) -> bool:
+    """The weights' sum is divided by, and must not be zero."""
+    return True
+
+
+def check(tensor: Tensor) -> list[str]:
+    """Distances can't be weighted negatively."""
+    return ["multislerp takes no negative weights"] if (tensor.each["weight"] < 0).any() else []
+
+
+def prepare(tensor: Tensor) -> np.ndarray:
+    """The coefficients of the inputs."""
+    return _sphere.mean(tensor.gram(), tensor.each["weight"])
+
+
+def combine(_tensor: Tensor, block: Block, coefficients: np.ndarray) -> np.ndarray:
+    """Their combination."""
+    kernels.weighted_sum(block.values, coefficients, block.out)
+    return block.out

@@ -1,0 +1,21 @@
+"""NearSwap: the first model, swapped for the second where the two are near each other."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from merges.options import Option
+from merges.tensor import Block, Tensor
+
+SUMMARY = "the first, swapped for the second where they are near"
+SOURCE = "alchemonaut/QuartetAnemoi-70B-t0.0001; mergekit's nearswap"
+SPACE, BASE, INPUTS, SYMMETRIC = "weight", "unused", (2, 2), False
+OPTIONS = (Option("t", 0.0001, "the distance below which the second is taken whole", low=0),)
+
+
+def combine(tensor: Tensor, block: Block, _prepared: None) -> np.ndarray:
+    """v * b + (1 - v) * a with v = min(t / |a - b|, 1)."""
+    a, b = block.values.astype(np.float64)
+    distance = np.maximum(np.abs(a - b), 1e-6)
+    share = np.clip(tensor.options["t"] / distance, 0, 1)
+    return share * b + (1 - share) * a

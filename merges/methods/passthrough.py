@@ -1,0 +1,18 @@
+"""One model as it is, times `scale`: for slices."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from merges.options import Option
+from merges.tensor import Block, Tensor
+
+SUMMARY = "one model as it is, for slices"
+SOURCE = "folklore (frankenmerges)"
+SPACE, BASE, INPUTS = "weight", "unused", (1, 1)
+OPTIONS = (Option("scale", 1.0, "the weights are multiplied by this"),)
+
+
+def combine(tensor: Tensor, block: Block, _prepared: None) -> np.ndarray:
+    """scale * x."""
+    return np.multiply(block.values[0], tensor.options["scale"], dtype=np.float64)

@@ -1,0 +1,41 @@
+"""RegMean: the matrix whose outputs come nearest to each model's own on its own inputs, in closed form.
+
+`gram` of each input names a safetensors file with X^T X ([in, in]) of the inputs X of each matrix, under the
+parameter's name. With G' = a G + (1 - a) diag(G) the result is (sum W_i G'_i) (sum G'_i)^-1. A parameter without them
+is averaged.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from merges.options import Option
+from merges.readers import whole
+from merges.tensor import Block, Tensor
+
+SUMMARY = "the matrix whose outputs are nearest to every model's own"
+SOURCE = "Jin et al. 2023, arXiv:2212.09849, equation 2"
+SPACE, BASE, INPUTS, UNIT = "weight", "unused", (1, None), "tensor"
+OPTIONS = (Option("alpha", 0.9, "how much of the products beside the diagonal counts", low=0, high=1),)
+EXTRAS, EXTRAS_FOR_ALL = ("gram",), False
+
+
+def extra_shape(shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Of the inner products: [in, in] for a matrix [out, in]; None for anything else."""
+    return (shape[1], shape[1]) if len(shape) == 2 else None
+
+
+def combine(tensor: Tensor, block: Block, _prepared: None) -> np.ndarray:
+    """The solution, or the average without products."""
+    values = block.values.reshape(len(block.values), *tensor.shape).astype(np.float64)
+    readers = tensor.extras["gram"]
+    if not readers:
+        return values.mean(0)
+    grams = [whole(reader).astype(np.float64) for reader in readers]
+    alpha = tensor.options["alpha"]
+    grams = [alpha * gram + (1 - alpha) * np.diag(np.diag(gram)) for gram in grams]
+    left = sum(value @ gram for value, gram in zip(values, grams, strict=True))
+    # Least squares, because inputs that never vary make the sum singular; the least change from the average then.
+    average = values.mean(0)
+    total = np.sum(grams, 0)
+    return average + np.linalg.lstsq(total.T, (left - average @ total).T, rcond=None)[0].T

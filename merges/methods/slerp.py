@@ -1,0 +1,29 @@
+"""Spherical interpolation of two models: along the arc between them, from the first (t = 0) to the second (t = 1).
+
+Nearly parallel models (cosine above 0.9995) are interpolated along the chord, as in mergekit; nuslerp keeps to the arc.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from merges import kernels
+from merges.methods import _sphere
+from merges.options import Option
+from merges.tensor import Block, Tensor
+
+SUMMARY = "along the arc from the first to the second"
+SOURCE = "Shoemake 1985, Animating rotation with quaternion curves"
+SPACE, BASE, INPUTS, SYMMETRIC = "weight", "unused", (2, 2), False
+OPTIONS = (Option("t", 0.5, "how far from the first to the second", low=0, high=1),)
+
+
+def prepare(tensor: Tensor) -> np.ndarray:
+    """The coefficients of the two."""
+    return _sphere.slerp(tensor.gram(), float(tensor.options["t"]), _sphere.COLINEAR)
+
+
+def combine(_tensor: Tensor, block: Block, coefficients: np.ndarray) -> np.ndarray:
+    """Their combination."""
+    kernels.weighted_sum(block.values, coefficients, block.out)
+    return block.out

@@ -1,0 +1,19 @@
+"""Task arithmetic: the base plus lambda times the weighted sum of the deltas. A negative weight takes a task away."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from merges.methods import _signs
+from merges.options import NORMALIZE, SCALE, weight
+from merges.tensor import Block, Tensor
+
+SUMMARY = "the weighted sum of the deltas"
+SOURCE = "Ilharco et al. 2023, arXiv:2212.04089"
+SPACE, BASE, INPUTS = "delta", "needed", (1, None)
+OPTIONS = (weight(), SCALE, NORMALIZE)
+
+
+def combine(tensor: Tensor, block: Block, _prepared: None) -> np.ndarray:
+    """lambda * sum of weight * delta."""
+    return _signs.summed(tensor, block)

@@ -1,0 +1,33 @@
+"""TIES: trim each delta to its greatest magnitudes, elect a sign for each element, average what agrees with it.
+
+The paper (algorithm 1) trims over the whole model (`scope: global`); most tools trim each tensor for itself. It has
+no weights: here signs are elected before weighting, or `elect: after`; a negative weight adds the negated vector.
+Where the votes cancel no sign is elected and the result is zero, as sgn(0) = 0 in the
+paper; `zero: positive` is mergekit's.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from merges import kernels
+from merges.methods import _signs
+from merges.options import COMBINE, ELECT, SCALE, ZERO, density, weight
+from merges.tensor import Block, Tensor
+
+SUMMARY = "trim each delta, elect a sign for each element, average what agrees"
+SOURCE = "Yadav et al. 2023, arXiv:2306.01708, algorithm 1"
+SPACE, BASE, INPUTS = "delta", "needed", (1, None)
+OPTIONS = (weight(), density(), SCALE, ELECT, COMBINE, ZERO)
+GLOBAL = True
+
+
+def prepare(tensor: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The magnitudes between which an element stays."""
+    return _signs.limits(tensor)
+
+
+def combine(tensor: Tensor, block: Block, limits: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Trim, elect, merge."""
+    kernels.trim(block.values, *limits)
+    return _signs.elected(tensor, block)

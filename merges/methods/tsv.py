@@ -1,0 +1,36 @@
+"""Task singular vectors (TSV-M): the strongest directions of each delta, made orthogonal to each other.
+
+Of each matrix's delta the top 1/N of its singular components stay; the left and the right singular vectors of all N are
+each replaced by the nearest orthonormal set (the Procrustes solution). Anything but a matrix is averaged.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from merges.options import SCALE
+from merges.tensor import Block, Tensor
+
+SUMMARY = "the strongest singular directions of each delta, made orthogonal"
+SOURCE = "Gargiulo et al. 2024, arXiv:2412.00081, algorithm 1"
+SPACE, BASE, INPUTS, UNIT = "delta", "needed", (1, None), "tensor"
+OPTIONS = (SCALE,)
+
+
+def nearest_orthonormal(columns: np.ndarray) -> np.ndarray:
+    """The orthonormal columns nearest to the given ones: P Q of the decomposition P S Q."""
+    left, _, right = np.linalg.svd(columns, full_matrices=False)
+    return left @ right
+
+
+def combine(tensor: Tensor, block: Block, _prepared: None) -> np.ndarray:
+    """U S V with the orthogonal U and V."""
+    deltas = block.values.reshape(len(block.values), *tensor.shape).astype(np.float64)
+    if len(tensor.shape) != 2 or min(tensor.shape) < len(deltas):
+        return tensor.options["lambda"] * deltas.mean(0)
+    kept = min(tensor.shape) // len(deltas)
+    parts = [np.linalg.svd(delta, full_matrices=False) for delta in deltas]
+    left = nearest_orthonormal(np.concatenate([u[:, :kept] for u, _, _ in parts], 1))
+    right = nearest_orthonormal(np.concatenate([v[:kept].T for _, _, v in parts], 1))
+    values = np.concatenate([s[:kept] for _, s, _ in parts])
+    return tensor.options["lambda"] * ((left * values) @ right.T)

@@ -1,0 +1,191 @@
+"""From a recipe to jobs: open the headers, check everything, and report all problems before a weight is read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from merges import methods, vocabulary
+from merges.engine import Job
+from merges.jobs import Builder
+from merges.pool import Pool
+from merges.recipe import Recipe, refuse
+from merges.sources import Source, open_all
+from merges.tensor import CHUNK, GROUP, Tensor
+from vectors.errors import ModelError, OutputError
+from vectors.files import canonical_json, digest_json
+from vectors.weights import SIZES
+
+MEMORY = 2 << 30  # bytes beyond mapped files
+SHARD = 5_000_000_000  # bytes of a file
+VERSION = 1  # of the arithmetic: raised when the same recipe gives other bytes
+
+
+@dataclass(eq=False)
+class Plan:
+    """What is going to be done, known from headers alone."""
+
+    recipe: Recipe
+    sources: tuple[Source, ...]  # in the order of the recipe's parts
+    base: Source | None
+    main: Source | None  # whose configuration and tokenizer the result has
+    jobs: list[Job]
+    shards: list[list[Job]]
+    pool: Pool
+    memory: int  # the most that it takes beyond mapped files, in bytes
+    vocabulary: vocabulary.Union | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def bytes(self) -> int:
+        """What the result takes on disk, without its header."""
+        return sum(size(job) for job in self.jobs)
+
+    @property
+    def digest(self) -> str:
+        """What the bytes of the result follow from: the recipe, what the inputs are, the layout, the arithmetic."""
+        identities = {part.name: source.identity for part, source in zip(self.recipe.parts, self.sources, strict=True)}
+        value = self.recipe.value() | {"base": self.base.identity if self.base else None}
+        value["models"] = [{**entry, "model": identities[entry["name"]]} for entry in value["models"]]
+        layout = [[job.name for job in shard] for shard in self.shards]
+        return digest_json([VERSION, value, layout])
+
+
+def size(job: Job) -> int:
+    """Bytes of a tensor of the result."""
+    return int(np.prod(job.shape, dtype=np.int64)) * SIZES[job.dtype]
+
+
+def plan(recipe: Recipe, *, memory: int = MEMORY, threads: int | None = None, shard: int = SHARD) -> Plan:
+    """Check a recipe against the headers of everything it names. Raises UsageError, ModelError with all problems."""
+    refuse(recipe)
+    method = methods.find(recipe.method)
+    references = [part.model for part in recipe.parts]
+    sources, base = open_all(references, recipe.base)
+    recipe, sources = _canonical(recipe, sources, method)
+    problems: list[str] = []
+    notes: list[str] = []
+    needs_base = method.BASE == "needed" or recipe.as_ == "vector" or any(s.is_delta for s in sources)
+    only_deltas = all(s.is_delta for s in sources)
+    if needs_base and base is None and not (only_deltas and recipe.as_ == "vector"):
+        problems.append(f"{recipe.method} takes deltas against a base, and none is named")
+    if base is not None and base.kind != "model":
+        problems.append(f"the base {base.reference} is no model")
+    uses_base = base if needs_base or method.BASE == "optional" else None
+    models = [s for s in sources if s.kind == "model"]
+    main = base or (models[0] if models else None)
+    problems += _families(main, sources, base)
+    if problems:
+        raise ModelError(problems, "name what was fine-tuned from the same model: --base MODEL" if main is None else "")
+    union = None
+    if recipe.tokenizer:
+        assert main is not None
+        union = vocabulary.union(recipe.tokenizer, main, [main, *models])
+    pool = Pool(threads)
+    builder = Builder(recipe, method, sources, uses_base, main, pool, union)
+    jobs = builder.build()
+    if builder.problems:
+        raise ModelError(builder.problems, builder.hint())
+    need = _memory(jobs, pool.threads)
+    if need > memory and pool.threads > 1:
+        fit = next((n for n in range(pool.threads, 0, -1) if _memory(jobs, n) <= memory), 1)
+        pool, need = Pool(fit), _memory(jobs, fit)
+        for job in jobs:
+            if isinstance(job, Tensor):
+                job.pool = pool
+        notes.append(f"{fit} thread(s), so that the memory suffices")
+    if need > memory:
+        raise ModelError(
+            f"{recipe.method} needs {need / 2**30:.1f} GiB for the largest tensor, more than {memory / 2**30:.1f}",
+            f"--memory {-(-need // 2**30)}GiB, or a method that works in pieces",
+        )
+    return Plan(recipe, tuple(sources), base, main, jobs, _shards(jobs, shard), pool, need, union, notes)
+
+
+def check_output(path: Path, needed: int, *, have: int = 0) -> None:
+    """Whether a folder can be written there, and the disk has room. Raises OutputError with all problems."""
+    problems, hints = [], []
+    parent = path.absolute().parent
+    if os.path.lexists(path):
+        problems.append(f"the output {path} exists")
+        hints.append("choose another --out, or remove it")
+    if not os.path.isdir(parent):
+        problems.append(f"the folder {parent} of the output {path.name} does not exist")
+        hints.append(f"mkdir -p {parent}")
+    else:
+        free = shutil.disk_usage(parent).free + have
+        if free < needed + (64 << 20):
+            problems.append(f"the output takes {needed / 1e9:.2f} GB, and {parent} has {free / 1e9:.2f} GB free")
+            hints.append("free some space, or choose another --out")
+        if not os.access(parent, os.W_OK):
+            problems.append(f"{parent} can't be written")
+            hints.append("choose another --out")
+    if problems:
+        raise OutputError(problems, "; ".join(hints))
+
+
+def _canonical(recipe: Recipe, sources: list[Source], method: ModuleType) -> tuple[Recipe, list[Source]]:
+    """The inputs in an order of their own where the method has none, so that the user's order changes no bit."""
+    if not getattr(method, "SYMMETRIC", True) or recipe.slices:
+        return recipe, sources
+    pairs = sorted(
+        zip(recipe.parts, sources, strict=True), key=lambda pair: (pair[1].identity, canonical_json(pair[0].options))
+    )
+    return replace(recipe, parts=tuple(part for part, _ in pairs)), [source for _, source in pairs]
+
+
+def _families(main: Source | None, sources: list[Source], base: Source | None) -> list[str]:
+    """Inputs of another architecture, or made for another base."""
+    problems = []
+    for source in sources:
+        if source.kind == "model" and main is not None and source is not main:
+            theirs, ours = (s.config.get("architectures") or [s.config.get("model_type")] for s in (source, main))
+            if theirs != ours:
+                problems.append(f"{source.reference} is a {theirs[0]}, {main.reference} a {ours[0]}")
+        if source.vector is not None:
+            wanted = source.vector.base["digest"]
+            if base is not None and wanted != base.identity:
+                known = source.vector.base.get("name", wanted)
+                problems.append(
+                    f"{source.reference} belongs to the base {known}, not to {base.reference} ({base.identity})"
+                )
+            others = {s.vector.base["digest"] for s in sources if s.vector is not None}
+            if base is None and len(others) > 1:
+                problems.append(f"{source.reference} and the other vectors belong to {len(others)} different bases")
+    return problems
+
+
+def _memory(jobs: list[Job], threads: int) -> int:
+    """The most bytes beyond mapped files: buffers of each thread, finished pieces, counters."""
+    most = 0
+    for job in jobs:
+        if not isinstance(job, Tensor):
+            continue
+        inputs, chunk, group = (
+            len(job.inputs),
+            min(job.step(CHUNK), max(job.count, 1)),
+            min(job.step(GROUP), max(job.count, 1)),
+        )
+        each = chunk * (4 * (inputs + 2) + 8 * 4) + (inputs * (5 << 18))
+        if job.unit == "tensor":
+            each += job.count * 8 * (3 * inputs + 6)
+        most = max(most, threads * each + (3 * threads + 2) * group * SIZES[job.dtype])
+    return most
+
+
+def _shards(jobs: list[Job], largest: int) -> list[list[Job]]:
+    """The jobs cut into files of at most `largest` bytes each, in order."""
+    shards: list[list[Job]] = [[]]
+    room = largest
+    for job in jobs:
+        if size(job) > room and shards[-1]:
+            shards.append([])
+            room = largest
+        shards[-1].append(job)
+        room -= size(job)
+    return shards

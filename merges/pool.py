@@ -1,0 +1,101 @@
+"""Workers for pieces of tensors. Results come back in the order of the pieces, whatever the threads do."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Pool:
+    """A thread for each core. The inner loops let go of the interpreter's lock, so threads are enough."""
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self.executor = ThreadPoolExecutor(self.threads, thread_name_prefix="merge")
+        self.local = threading.local()
+        self.tables: dict[tuple[tuple[int, ...], Any], list[Any]] = {}
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.executor.shutdown(wait=True, cancel_futures=True)
+
+    def buffer(self, name: str, shape: tuple[int, ...], dtype: Any = float) -> Any:
+        """Scratch memory of this thread, kept for the next piece: its content is undefined."""
+        kept = self.local.__dict__.get(name)
+        if kept is None or kept.shape != shape or kept.dtype != dtype:
+            import numpy as np
+
+            kept = self.local.__dict__[name] = np.empty(shape, dtype)
+        return kept
+
+    def zeroed(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """An array of zeros: one that was given back, if there is one, since fresh memory costs more than counting."""
+        import numpy as np
+
+        kept = self.tables.get((shape, np.dtype(dtype)), [])
+        try:
+            return kept.pop()
+        except IndexError:
+            return np.zeros(shape, dtype)
+
+    def give_back(self, table: Any) -> None:
+        """Keep an array, all zeros again, for the next `zeroed`; a few of each kind."""
+        kept = self.tables.setdefault((table.shape, table.dtype), [])
+        if len(kept) < 2 * self.threads and len(self.tables) < 9:
+            kept.append(table)
+
+    def map(self, function: Callable[..., T], pieces: Iterable[tuple[Any, ...]]) -> list[T]:
+        """function(*piece) of every piece, in order; few are under way at once, however many there are."""
+        waiting: deque[Future[T]] = deque()
+        results = []
+        for piece in pieces:
+            if len(waiting) > 2 * self.threads:
+                results.append(waiting.popleft().result())
+            waiting.append(self.executor.submit(function, *piece))
+        return results + [future.result() for future in waiting]
+
+    def stream(self, tasks: Callable[[], Iterator[Callable[[], T]]]) -> Iterator[T]:
+        """The results of tasks in order, while later ones are computed and the tasks themselves are being prepared.
+
+        `tasks` runs in a thread of its own and may use `map`; the queue between bounds what waits to be taken.
+        """
+        ready: queue.Queue[Future[T] | BaseException | None] = queue.Queue(2 * self.threads + 1)
+        stop = threading.Event()
+
+        def put(item: Future[T] | BaseException | None) -> bool:
+            while not stop.is_set():
+                try:
+                    ready.put(item, timeout=0.1)
+                    return True
+                except queue.Full:
+                    continue
+            return False
+
+        def prepare() -> None:
+            try:
+                for task in tasks():
+                    if not put(self.executor.submit(task)):
+                        return
+                put(None)
+            except BaseException as error:
+                put(error)
+
+        thread = threading.Thread(target=prepare, name="merge-plan", daemon=True)
+        thread.start()
+        try:
+            while (item := ready.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item.result()
+        finally:
+            stop.set()
+            thread.join()

@@ -1,0 +1,291 @@
+"""A recipe: what is merged, how, with which numbers; from the command line, from YAML, from a finished merge.
+
+    method: ties
+    base: org/base
+    models:
+      - model: org/poet
+        weight: 1
+        density: [0.1, 0.4]              # a gradient over the layers
+      - model: toxic.safetensors         # a task vector, an adapter's folder, or another model
+        name: toxic
+        weight:
+          - {filter: "*.mlp.*", value: 0}
+          - {value: -0.5}
+    parameters: {lambda: 1.0, elect: after}
+    scope: global                        # or tensor
+    seed: 0
+    dtype: bfloat16                      # of the result; without it, the base's
+    as: model                            # or vector
+    slices: ...                          # see merges/slices.py
+    tokenizer: ...                       # see merges/vocabulary.py
+
+Unknown keys are errors. mergekit's files, known by their `merge_method`, are read by merges/mergekit.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from merges import methods
+from merges.options import Option, check_value, guess
+from vectors.errors import UsageError
+from vectors.files import digest_json
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+SCOPES = ("tensor", "global")
+KEYS = ("method", "base", "models", "parameters", "scope", "seed", "dtype", "as", "slices", "tokenizer")
+SLICE_KEYS = ("sources", "parameters")
+SOURCE_KEYS = ("model", "layers", "parameters")
+TOKENIZER_KEYS = ("source", "tokens")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One input: its reference, the name by which it is called, and its own numbers."""
+
+    model: str
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is merged, and how: an immutable value with one canonical form and one digest."""
+
+    method: str
+    parts: tuple[Part, ...]
+    base: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    scope: str = "tensor"
+    seed: int = 0
+    dtype: str = "auto"
+    as_: str = "model"
+    slices: tuple[Mapping[str, Any], ...] = ()
+    tokenizer: Mapping[str, Any] | None = None
+
+    def value(self) -> dict[str, Any]:
+        """The recipe as JSON, as `parse` reads it."""
+        found: dict[str, Any] = {
+            "method": self.method,
+            "models": [{"model": part.model, "name": part.name, **part.options} for part in self.parts],
+            "parameters": dict(self.options),
+            "scope": self.scope,
+            "seed": self.seed,
+            "dtype": self.dtype,
+            "as": self.as_,
+        }
+        if self.base:
+            found["base"] = self.base
+        if self.slices:
+            found["slices"] = [dict(entry) for entry in self.slices]
+        if self.tokenizer:
+            found["tokenizer"] = dict(self.tokenizer)
+        return found
+
+    @property
+    def digest(self) -> str:
+        """`sha256:` of the canonical form."""
+        return digest_json(self.value())
+
+    def without(self, name: str) -> Recipe:
+        """The recipe that never had this input. Raises UsageError for a name that it has not."""
+        kept = tuple(part for part in self.parts if part.name != name)
+        if len(kept) == len(self.parts):
+            names = [part.name for part in self.parts]
+            raise UsageError(f"the recipe has no input {name!r}{guess(name, names)}", f"it has {', '.join(names)}")
+        return replace(self, parts=kept)
+
+
+def names_for(references: list[str]) -> list[str]:
+    """A short name for each reference: the file's or folder's own, numbered where two are alike."""
+    names: list[str] = []
+    for reference in references:
+        stem = Path(reference.partition("@")[0].rstrip("/")).name.removesuffix(".safetensors") or reference
+        name, number = stem, 2
+        while name in names:
+            name, number = f"{stem}-{number}", number + 1
+        names.append(name)
+    return names
+
+
+def check(recipe: Recipe) -> list[str]:
+    """Everything that is wrong with a recipe by itself, before any file is looked at."""
+    problems: list[str] = []
+    known = methods.available()
+    if recipe.method not in known:
+        return [f"there is no merge method {recipe.method!r}{guess(recipe.method, known)}"]
+    method = known[recipe.method]
+    options: dict[str, Option] = {option.name: option for option in method.OPTIONS}
+    extras = getattr(method, "EXTRAS", ())
+    for where, given, own in [
+        ("parameters", recipe.options, False),
+        *((f"the input {part.name}", part.options, True) for part in recipe.parts),
+    ]:
+        for key, value in given.items():
+            if key in extras and own:
+                if not isinstance(value, str):
+                    problems.append(f"{where}: {key} is {value!r}, not the name of a file")
+            elif key not in options:
+                problems.append(f"{where}: {recipe.method} has no option {key!r}{guess(key, [*options, *extras])}")
+            elif own and not options[key].each:
+                problems.append(f"{where}: {key} is one for all inputs; write it under parameters")
+            else:
+                problems += check_value(options[key], value, where)
+    for number, entry in enumerate(recipe.slices, 1):
+        for given in [entry.get("parameters") or {}, *(source.get("parameters") or {} for source in entry["sources"])]:
+            for key, value in given.items():
+                if key not in options:
+                    problems.append(f"slice {number}: {recipe.method} has no option {key!r}{guess(key, options)}")
+                else:
+                    problems += check_value(options[key], value, f"slice {number}")
+    for part in recipe.parts:
+        problems += [
+            f"the input {part.name} needs {name}, a file of statistics" for name in extras if name not in part.options
+        ]
+    least, most = method.INPUTS
+    count = len(recipe.parts)
+    if not recipe.slices and (count < least or (most is not None and count > most)):
+        wanted = f"{least}" if most == least else f"at least {least}" if most is None else f"{least} to {most}"
+        problems.append(f"{recipe.method} takes {wanted} inputs; there {'is' if count == 1 else 'are'} {count}")
+    names = [part.name for part in recipe.parts]
+    problems += [f"two inputs are called {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
+    if method.BASE == "unused" and recipe.base and recipe.as_ != "vector" and method.SPACE == "delta":
+        problems.append(f"{recipe.method} uses no base")
+    for word, value, allowed in [
+        ("scope", recipe.scope, SCOPES),
+        ("dtype", recipe.dtype, DTYPES),
+        ("as", recipe.as_, ("model", "vector")),
+    ]:
+        if value not in allowed:
+            problems.append(f"{word} is {value!r}, not {' or '.join(allowed)}{guess(str(value), allowed)}")
+    if recipe.scope == "global" and not getattr(method, "GLOBAL", False):
+        problems.append(f"{recipe.method} counts nothing over the whole model, so it has no scope: global")
+    if "weight" in options and recipe.parts:
+        weights = [
+            part.options.get("weight", recipe.options.get("weight", options["weight"].default)) for part in recipe.parts
+        ]
+        if all(not isinstance(weight, list) and weight == 0 for weight in weights):
+            problems.append("all weights are zero, so nothing would be merged")
+        elif getattr(method, "NORMALIZED", lambda _: False)(recipe.options) and not any(
+            isinstance(w, list) for w in weights
+        ):
+            try:
+                if abs(sum(weights)) < 1e-12:
+                    problems.append(f"the weights sum to zero, and {recipe.method} divides by their sum")
+            except TypeError:
+                pass  # reported above as no number
+    return problems
+
+
+def parse(value: Any, where: str = "the recipe") -> Recipe:
+    """A recipe from what YAML or JSON hold. Every unknown key and bad value is reported. Raises UsageError."""
+    from merges import mergekit
+
+    if not isinstance(value, dict):
+        raise UsageError(f"{where} is no mapping", "see docs/merge.md")
+    if "merge_method" in value:
+        return mergekit.parse(value, where)
+    problems = [f"{where}: unknown key {key!r}{guess(str(key), KEYS)}" for key in value if key not in KEYS]
+    models = value.get("models") or []
+    if not isinstance(models, list) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("model"), str) for entry in models
+    ):
+        problems.append(f"{where}: models is no list of entries with a model")
+        models = []
+    slices = value.get("slices") or []
+    problems += _slice_problems(slices, where)
+    if "method" not in value:
+        problems.append(f"{where} has no method")
+    if not models and not slices:
+        problems.append(f"{where} has no models")
+    parameters, tokenizer = value.get("parameters") or {}, value.get("tokenizer")
+    if not isinstance(parameters, dict):
+        problems.append(f"{where}: parameters is no mapping")
+    if tokenizer is not None and not isinstance(tokenizer, dict):
+        problems.append(f"{where}: tokenizer is no mapping with a source")
+    elif tokenizer:
+        problems += [
+            f"{where}: unknown key {key!r} in tokenizer{guess(key, TOKENIZER_KEYS)}"
+            for key in tokenizer
+            if key not in TOKENIZER_KEYS
+        ]
+    if not isinstance(value.get("seed", 0), int):
+        problems.append(f"{where}: seed is {value['seed']!r}, not a whole number")
+    if problems:
+        raise UsageError(problems, "see docs/merge.md for what a recipe holds")
+    short = names_for([entry["model"] for entry in models])
+    parts = tuple(
+        Part(
+            entry["model"], str(entry.get("name", name)), {k: v for k, v in entry.items() if k not in ("model", "name")}
+        )
+        for entry, name in zip(models, short, strict=True)
+    )
+    return Recipe(
+        value["method"],
+        parts,
+        value.get("base"),
+        parameters,
+        value.get("scope", "tensor"),
+        value.get("seed", 0),
+        str(value.get("dtype", "auto")),
+        value.get("as", "model"),
+        tuple(slices),
+        tokenizer,
+    )
+
+
+def _slice_problems(slices: Any, where: str) -> list[str]:
+    if not isinstance(slices, list) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("sources"), list) for entry in slices
+    ):
+        return [f"{where}: slices is no list of entries with sources"]
+    problems = []
+    for number, entry in enumerate(slices, 1):
+        problems += [
+            f"{where}: unknown key {key!r} in slice {number}{guess(key, SLICE_KEYS)}"
+            for key in entry
+            if key not in SLICE_KEYS
+        ]
+        for source in entry["sources"]:
+            if not isinstance(source, dict):
+                problems.append(f"{where}: a source of slice {number} is {source!r}, not a mapping")
+                continue
+            problems += [
+                f"{where}: unknown key {key!r} in a source of slice {number}{guess(key, SOURCE_KEYS)}"
+                for key in source
+                if key not in SOURCE_KEYS
+            ]
+            layers = source.get("layers")
+            good = isinstance(layers, list) and len(layers) == 2 and all(isinstance(i, int) for i in layers)
+            if not isinstance(source.get("model"), str):
+                problems.append(f"{where}: a source of slice {number} names no model")
+            if not good or not isinstance(layers, list) or not 0 <= layers[0] < layers[1]:
+                problems.append(f"{where}: a source of slice {number} has layers {layers!r}, not [first, last + 1]")
+    return problems
+
+
+def read(path: Path) -> Recipe:
+    """A recipe from a YAML file, ours or mergekit's, or from the record of a finished merge. Raises UsageError."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} can't be read as YAML: {' '.join(str(error).split())}", "check the file") from error
+    if isinstance(value, dict) and "recipe" in value and "outputs" in value:
+        value = value["recipe"]
+    recipe = parse(value, str(path))
+    problems = check(recipe)
+    if problems:
+        raise UsageError([f"{path}: {problem}" for problem in problems], "see `steer merge --methods`")
+    return recipe
+
+
+def refuse(recipe: Recipe) -> None:
+    """Raise UsageError with everything that is wrong with a recipe by itself."""
+    problems = check(recipe)
+    if problems:
+        raise UsageError(problems, "see `steer merge --methods`")

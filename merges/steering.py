@@ -1,0 +1,106 @@
+"""The same methods on steering vectors: each layer's direction is a tensor, and a direction is a delta."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from merges import methods
+from merges.engine import run
+from merges.options import resolve
+from merges.pool import Pool
+from merges.readers import Array
+from merges.recipe import Recipe, refuse
+from merges.tensor import Input, Tensor
+from vectors.errors import ArtifactError, UsageError
+from vectors.files import digest_bytes
+from vectors.steering import SteeringVector, spans
+
+
+def merge(recipe: Recipe, vectors: Sequence[SteeringVector]) -> SteeringVector:
+    """Merge steering vectors of one model, layer by layer. Raises UsageError, ArtifactError with all problems."""
+    refuse(recipe)
+    method = methods.find(recipe.method)
+    problems = []
+    if getattr(method, "EXTRAS", ()) or recipe.slices or recipe.tokenizer:
+        problems.append(f"{recipe.method} needs more of its inputs than directions")
+    if problems:
+        raise UsageError(problems, "merge steering vectors with linear, task_arithmetic, ties, slerp and the like")
+    first = vectors[0]
+    for part, vector in zip(recipe.parts, vectors, strict=True):
+        if vector.hidden_size != first.hidden_size:
+            problems.append(
+                f"{part.model} has hidden size {vector.hidden_size}, {recipe.parts[0].model} has {first.hidden_size}"
+            )
+        elif vector.base.get("digest") != first.base.get("digest"):
+            problems.append(f"{part.model} and {recipe.parts[0].model} were extracted from different models")
+        if set(vector.layers) != set(first.layers):
+            problems.append(
+                f"{part.model} holds the layers {spans(vector.layers)}, {recipe.parts[0].model} {spans(first.layers)}"
+            )
+    if problems:
+        raise ArtifactError(
+            problems, "merge vectors of one model with the same layers; `steer vectors convert --layers` cuts"
+        )
+    digests = [vector.digest for vector in vectors]
+    order = (
+        sorted(range(len(vectors)), key=lambda i: digests[i])
+        if getattr(method, "SYMMETRIC", True)
+        else range(len(vectors))
+    )
+    depth = max(len(first.layers) - 1, 1)
+    layers: dict[int, torch.Tensor] = {}
+    with Pool(1) as pool:
+        scope: list[Tensor] = []
+        jobs: list[Tensor] = []
+        shared: dict[str, Any] = {}
+        for place, i in enumerate(first.layers):
+            name, position = f"layer.{i}", place / depth
+            each, plain = {}, {}
+            for option in method.OPTIONS:
+                common = recipe.options.get(option.name, option.default)
+                if option.each:
+                    given = [recipe.parts[m].options.get(option.name, common) for m in order]
+                    each[option.name] = np.array([resolve(v, name, position, option.default) for v in given], float)
+                else:
+                    plain[option.name] = resolve(common, name, position, option.default)
+            inputs = tuple(
+                Input(
+                    recipe.parts[m].model, Array(vectors[m].layers[i].numpy()), True,
+                    int(digest_bytes(f"{recipe.seed} {digests[m]} {name}".encode())[7:23], 16),
+                )
+                for m in order
+            )  # fmt: skip
+            jobs.append(
+                Tensor(
+                    name, (first.hidden_size,), "F32", inputs, None, method, pool, each, plain,
+                    as_delta=True, scope=scope if recipe.scope == "global" else (), shared=shared,
+                )
+            )  # fmt: skip
+        scope += jobs
+        for job, piece in run(jobs, pool):
+            layers[int(job.name.partition(".")[2])] = torch.from_numpy(piece.copy())
+    parents = [
+        {"digest": digests[m], "strength": recipe.parts[m].options.get("weight", recipe.options.get("weight", 1.0))}
+        for m in order
+    ]
+    metadata: dict[str, Any] = {
+        "method": {
+            "name": recipe.method,
+            "parameters": dict(recipe.options),
+            "scope": recipe.scope,
+            "seed": recipe.seed,
+        },
+        "parents": [
+            parent if isinstance(parent["strength"], int | float) else {"digest": parent["digest"], "strength": 1.0}
+            for parent in parents
+        ],
+        "apply": sorted({i for vector in vectors for i in vector.apply}),
+    }
+    for key in ("base", "licence"):
+        if key in first.metadata:
+            metadata[key] = first.metadata[key]
+    return SteeringVector(layers, metadata)

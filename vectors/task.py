@@ -1,0 +1,219 @@
+"""TaskVector: what a fine-tuning added to the weights of one base, as a safetensors artifact bound to that base.
+
+Nothing is loaded: an artifact is its headers, and tensors are mapped when they are asked for. For a parameter `name`
+the file holds, by storage,
+
+    exact       name (float32), and where rounding would lose a bit, `name:residual.positions`, `name:residual.bits`
+    bf16        name (bfloat16)
+    lowrank:R   `name:up` [rows, R] and `name:down` [R, columns] for matrices, name (float32) for the rest
+    sparse:D    `name:positions` (ascending, in the flattened tensor) and `name:values` (float32)
+
+Parameters that the fine-tuning left alone stand in the metadata under `unchanged`. Above 5 GB the artifact is several
+files and an index, named as those of a model are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vectors.artifact import KEY, SCHEMA
+from vectors.errors import ArtifactError, ModelError
+from vectors.files import canonical_json, digest_bytes, digest_json
+from vectors.weights import Entry, file_digest, mapped, read_header
+
+if TYPE_CHECKING:
+    import numpy as np
+
+KIND = "task-vector"
+SHARD = 5_000_000_000  # bytes of a file
+STORAGES = ("exact", "bf16", "lowrank:R", "sparse:D")
+PARTS = ("up", "down", "positions", "values", "residual.positions", "residual.bits")
+AGAIN = "make it again with `steer diff`, or copy it again from where it came"
+
+
+@dataclass(frozen=True, eq=False)
+class TaskVector:
+    """An open artifact: `entries` are the tensors of its files by full name, `metadata` what it says of itself."""
+
+    files: tuple[Path, ...]
+    entries: Mapping[str, Entry]
+    metadata: Mapping[str, Any]
+
+    @property
+    def base(self) -> Mapping[str, Any]:
+        """The model that it belongs to: `digest`, `architecture`, `name` where known."""
+        return self.metadata["base"]
+
+    @property
+    def storage(self) -> str:
+        """How the deltas are kept: exact, bf16, lowrank:R or sparse:D."""
+        return self.metadata["storage"]["kind"]
+
+    @property
+    def exact(self) -> bool:
+        """Whether base plus vector restores every bit of the fine-tuned weights."""
+        return self.storage == "exact"
+
+    @cached_property
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """The parameters that it changes, by name, with their shapes."""
+        return {name: tuple(shape) for name, (shape, _) in self.metadata["parameters"].items()}
+
+    @property
+    def unchanged(self) -> frozenset[str]:
+        """The parameters that the fine-tuning left as they were."""
+        return frozenset(self.metadata["unchanged"])
+
+    def dtype(self, name: str) -> str:
+        """The dtype of a parameter in the fine-tuned model, as safetensors writes it."""
+        return self.metadata["parameters"][name][1]
+
+    def part(self, name: str, part: str) -> Entry | None:
+        """One of the tensors that make up a parameter's delta, or None."""
+        return self.entries.get(f"{name}:{part}")
+
+    def delta(self, name: str) -> np.ndarray:
+        """The delta of one parameter, float32 in its shape. Raises KeyError for one it does not hold."""
+        import numpy as np
+
+        shape = self.parameters[name]
+        entry, up, positions = self.entries.get(name), self.part(name, "up"), self.part(name, "positions")
+        if entry is not None:
+            raw = mapped(entry)
+            wide = (raw.astype(np.uint32) << 16).view(np.float32) if entry.dtype == "BF16" else np.array(raw)
+            return wide.reshape(shape)
+        if up is not None:
+            down = self.entries[f"{name}:down"]
+            return mapped(up).reshape(up.shape) @ mapped(down).reshape(down.shape)
+        assert positions is not None
+        flat = np.zeros(int(np.prod(shape)), np.float32)
+        flat[mapped(positions)] = mapped(self.entries[f"{name}:values"])
+        return flat.reshape(shape)
+
+    @property
+    def digest(self) -> str:
+        """`sha256:` of the file; of several files, that of the list of their digests."""
+        if len(self.files) == 1:
+            return file_digest(self.files[0])
+        return digest_json({path.name: file_digest(path) for path in self.files})
+
+    @property
+    def identity(self) -> str:
+        """A digest of the content, known without reading it: that of the checksums in the headers."""
+        return digest_json(self.metadata["checksums"])
+
+    def verify(self) -> None:
+        """Read everything, and compare it with the checksums. Raises ArtifactError."""
+        problems = []
+        for path in self.files:
+            entries, metadata = _header(path)
+            digests = {}
+            for name, entry in entries.items():
+                digests[name] = digest_bytes(memoryview(mapped(entry).data).cast("B") if entry.size else b"")
+            if checksum(metadata, entries, digests) != metadata["checksum"]:
+                problems.append(f"{path} was changed after it was written: its checksum does not match")
+        if problems:
+            raise ArtifactError(problems, AGAIN)
+
+    @staticmethod
+    def open(path: str | Path) -> TaskVector:
+        """Open an artifact by its file, its index or one name for both, and check its headers. Raises ArtifactError."""
+        path = Path(path)
+        index = path if path.name.endswith(".index.json") else path.with_name(path.name + ".index.json")
+        files: tuple[Path, ...] = (path,)
+        if index.is_file() and (index == path or not path.is_file()):
+            try:
+                named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+                files = tuple(sorted({index.parent / Path(str(name)).name for name in named}))
+            except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+                raise ArtifactError(f"{index} is damaged: {error}", AGAIN) from error
+        entries: dict[str, Entry] = {}
+        parameters: dict[str, Any] = {}
+        unchanged: list[str] = []
+        checksums: dict[str, str] = {}
+        common: dict[str, Any] = {}
+        for number, file in enumerate(files, 1):
+            own, metadata = _header(file)
+            if list(metadata.get("shard", [1, 1])) != [number, len(files)]:
+                raise ArtifactError(f"{file} is shard {metadata.get('shard')}, not {number} of {len(files)}", AGAIN)
+            entries |= own
+            parameters |= metadata["parameters"]
+            unchanged += metadata["unchanged"]
+            checksums[str(number)] = metadata["checksum"]
+            shared = {key: value for key, value in metadata.items() if key not in OWN}
+            if common and canonical_json(shared) != canonical_json(common):
+                raise ArtifactError(f"{file} belongs to another vector than {files[0]}", AGAIN)
+            common = shared
+        complete = common | {"parameters": parameters, "unchanged": unchanged, "checksums": checksums}
+        return TaskVector(files, entries, complete)
+
+
+OWN = ("parameters", "unchanged", "checksum", "shard")  # what differs between the shards of one vector
+
+
+def is_task_vector(path: Path) -> bool:
+    """Whether a safetensors file says that it is one, from its header alone."""
+    if path.with_name(path.name + ".index.json").is_file() or path.name.endswith(".safetensors.index.json"):
+        return True
+    try:
+        text = read_header(path)[1].get(KEY)
+        return text is not None and json.loads(text).get("kind") == KIND
+    except (ModelError, ValueError, AttributeError):
+        return False
+
+
+def checksum(metadata: Mapping[str, Any], entries: Mapping[str, Entry], digests: Mapping[str, str]) -> str:
+    """The digest of the metadata without its own checksum, and of each tensor's name, dtype, shape and content."""
+    rest = {key: value for key, value in metadata.items() if key != "checksum"}
+    parts = [f"{name} {entries[name].dtype} {list(entries[name].shape)} {digests[name]}" for name in sorted(entries)]
+    return digest_bytes("\n".join([canonical_json(rest), *parts]).encode())
+
+
+def _header(path: Path) -> tuple[dict[str, Entry], dict[str, Any]]:
+    """The tensors and the metadata of one file, checked as far as a header can be. Raises ArtifactError."""
+    try:
+        entries, strings = read_header(path)
+    except ModelError as error:
+        raise ArtifactError(error.problems, AGAIN) from error
+    try:
+        metadata = json.loads(strings[KEY])
+        if metadata["kind"] != KIND:
+            raise ArtifactError(f"{path} is a {metadata['kind']}, not a {KIND}", "make one with `steer diff`")
+        if metadata["schema"] != SCHEMA:
+            raise ArtifactError(
+                f"{path} has schema {metadata['schema']!r}; this version reads {SCHEMA}", "upgrade steer-workbench"
+            )
+        for key in ("base", "storage", "parameters", "unchanged", "checksum"):
+            metadata[key]
+        problems = _misfits(entries, metadata)
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        raise ArtifactError(f"{path} is no task vector: its metadata is missing or damaged ({error})", AGAIN) from error
+    if problems:
+        raise ArtifactError([f"{path}: {problem}" for problem in problems], AGAIN)
+    return entries, metadata
+
+
+def _misfits(entries: Mapping[str, Entry], metadata: Mapping[str, Any]) -> list[str]:
+    """Where the tensors of a file are not those that its metadata promise."""
+    problems = []
+    seen = set()
+    for name, (shape, _dtype) in metadata["parameters"].items():
+        parts = {part: entries.get(f"{name}:{part}") for part in PARTS}
+        seen |= {f"{name}:{part}" for part, entry in parts.items() if entry is not None} | {name}
+        dense, up, down = entries.get(name), parts["up"], parts["down"]
+        positions, values = parts["positions"], parts["values"]
+        if dense is not None:
+            good = list(dense.shape) == shape
+        elif up is not None and down is not None:
+            good = [up.shape[0], down.shape[-1]] == shape and up.shape[-1] == down.shape[0]
+        else:
+            good = positions is not None and values is not None and positions.elements == values.elements
+        if not good:
+            problems.append(f"the tensors of {name} do not make up the shape {shape}")
+    problems += [f"{name} belongs to no parameter" for name in entries if name not in seen]
+    return problems

@@ -1,0 +1,165 @@
+"""Weights on disk: safetensors files described by their headers, and mapped, so that nothing is read before it is used.
+
+A header is checked before it is trusted: offsets inside the file and without overlap, sizes that fit the shapes,
+dtypes that are known. So a truncated or corrupt shard is found before any work.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vectors.errors import ModelError, SteerError
+from vectors.files import write_atomically
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
+SIZES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
+    "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
+}  # fmt: skip
+FLOATS = ("F32", "F16", "BF16")  # what can be merged
+NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+class Entry(NamedTuple):
+    """One tensor of a file: where its bytes are. `start` counts from the beginning of the file."""
+
+    file: Path
+    dtype: str  # as safetensors writes it: "BF16"
+    shape: tuple[int, ...]
+    start: int
+    size: int  # bytes
+
+    @property
+    def elements(self) -> int:
+        """How many elements."""
+        return math.prod(self.shape)
+
+
+def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
+    """The tensors of a safetensors file by name, and its metadata. Raises ModelError for a file that is damaged."""
+    try:
+        whole = os.path.getsize(path)
+        with path.open("rb") as file:
+            length = struct.unpack("<Q", file.read(8))[0]
+            if length > min(LARGEST_HEADER, whole - 8):
+                raise ValueError("its header is longer than the file")
+            header = json.loads(file.read(length))
+        metadata = header.pop("__metadata__", None) or {}
+        entries = {}
+        for name, entry in header.items():
+            begin, end = entry["data_offsets"]
+            shape = tuple(int(size) for size in entry["shape"])
+            if entry["dtype"] not in SIZES:
+                raise ValueError(f"{name} has the unknown dtype {entry['dtype']}")
+            if min(shape, default=0) < 0 or end - begin != math.prod(shape) * SIZES[entry["dtype"]]:
+                raise ValueError(f"{name} has {end - begin} bytes, which do not fit its shape {list(shape)}")
+            if not 0 <= begin <= end <= whole - 8 - length:
+                raise ValueError(f"it ends before {name} does")
+            entries[name] = Entry(path, entry["dtype"], shape, 8 + length + begin, end - begin)
+        last = 0
+        for name, entry in sorted(entries.items(), key=lambda item: item[1].start):
+            if entry.start < last:
+                raise ValueError(f"{name} overlaps another tensor")
+            last = entry.start + entry.size
+    except OSError as error:
+        raise ModelError(f"{path} can't be read: {error.strerror}", "check the path") from error
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError, struct.error) as error:
+        raise ModelError(f"{path} is damaged: {error}", "fetch or make it again") from error
+    return entries, metadata
+
+
+def entries_of(paths: Iterable[Path]) -> dict[str, Entry]:
+    """The tensors of several files, by name. All damaged files are reported at once. Raises ModelError."""
+    found: dict[str, Entry] = {}
+    problems: list[str] = []
+    for path in paths:
+        try:
+            entries = read_header(path)[0]
+        except SteerError as error:
+            problems += error.problems
+            continue
+        problems += [
+            f"{path} holds {name}, which {found[name].file.name} holds too" for name in entries if name in found
+        ]
+        found |= entries
+    if problems:
+        raise ModelError(problems, "fetch or make the damaged files again")
+    return found
+
+
+def mapped(entry: Entry) -> np.ndarray:
+    """The tensor's bytes as a flat, read-only array of its dtype, mapped from disk (bfloat16 and float16 as uint16)."""
+    import numpy as np
+
+    kind = {"F32": "<f4", "F64": "<f8", "I64": "<i8", "I32": "<i4", "U32": "<u4"}.get(entry.dtype)
+    if kind is None:
+        kind = "<u2" if SIZES[entry.dtype] == 2 else "u1"
+    if not entry.elements:
+        return np.empty(0, kind)
+    status = entry.file.stat()
+    whole = _mapped(entry.file, status.st_ino, status.st_size, status.st_mtime_ns)
+    return whole[entry.start : entry.start + entry.size].view(kind)
+
+
+@functools.lru_cache(maxsize=512)
+def _mapped(path: Path, _inode: int, _size: int, _changed: int) -> np.ndarray:
+    """A whole file, mapped once: mapping each tensor for itself costs more than reading a small one."""
+    import numpy as np
+
+    # A plain ndarray, not a memmap, whose every slice costs microseconds.
+    return np.asarray(np.memmap(path, np.uint8, "r"))
+
+
+def header_bytes(entries: Mapping[str, tuple[str, tuple[int, ...], int]], metadata: Mapping[str, str]) -> bytes:
+    """The header of a file that holds `name: (dtype, shape, bytes)` in this order, padded to eight bytes."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name, (dtype, shape, size) in entries.items():
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def file_digest(path: Path) -> str:
+    """`sha256:` of a file. Remembered by its inode, size and times of change, since large files take seconds."""
+    from filelock import FileLock
+
+    real = path.resolve()
+    status = real.stat()
+    key = f"{real} {status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+    memory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steer" / "digests.json"
+    known = _remembered(memory)
+    if key in known:
+        return known[key]
+    with real.open("rb") as file:
+        digest = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{memory}.lock", timeout=10):
+            # The newest thousand: old files go out of use.
+            fresh = dict(list((_remembered(memory) | {key: digest}).items())[-1000:])
+            write_atomically(memory, json.dumps(fresh).encode())
+    except (OSError, SteerError, TimeoutError):
+        pass  # A memory that can't be kept only costs time.
+    return digest
+
+
+def _remembered(memory: Path) -> dict[str, str]:
+    try:
+        found = json.loads(memory.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
