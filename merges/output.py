@@ -9,41 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from merges import card
-from merges.engine import Job, run
-from merges.planning import Plan, check_output, size
+from merges import card, shards
+from merges.planning import Plan, check_output
+from merges.shards import size
 from vectors.errors import OutputError
 from vectors.files import canonical_json, permissions, write_atomically
-from vectors.weights import header_bytes
 
 JOURNAL = "progress.json"
 Progress = Callable[[int, int], None]
-
-
-def names(count: int) -> list[str]:
-    """The shards' file names, as transformers writes them."""
-    if count == 1:
-        return ["model.safetensors"]
-    return [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
-
-
-def shard_header(jobs: list[Job]) -> bytes:
-    """The header of one shard."""
-    return header_bytes({job.name: (job.dtype, tuple(job.shape), size(job)) for job in jobs}, {"format": "pt"})
-
-
-def pieces(plan: Plan, shard: list[Job]) -> Iterator[memoryview]:
-    """The bytes of one shard, from its header on."""
-    yield memoryview(shard_header(shard))
-    for _, piece in run(shard, plan.pool):
-        yield memoryview(np.ascontiguousarray(piece).data).cast("B") if piece.size else memoryview(b"")
 
 
 def partial_folder(plan: Plan, out: Path) -> Path:
@@ -62,12 +40,12 @@ def write_model(plan: Plan, out: Path, progress: Progress | None = None) -> dict
         with FileLock(folder / ".lock", timeout=0):
             record = _fill(plan, folder, progress)
             (folder / JOURNAL).unlink(missing_ok=True)
-            _flush(folder)
+            shards.flush(folder)
             if os.path.lexists(out):
                 raise OutputError(f"the output {out} exists now", "choose another --out; the finished shards are kept")
         (folder / ".lock").unlink(missing_ok=True)
         os.rename(folder, out)
-        _flush(out.absolute().parent)
+        shards.flush(out.absolute().parent)
     except Timeout:
         raise OutputError(f"another process is making {out}", "wait for it") from None
     except OSError as error:
@@ -82,14 +60,14 @@ def write_model(plan: Plan, out: Path, progress: Progress | None = None) -> dict
 
 def _fill(plan: Plan, folder: Path, progress: Progress | None) -> dict[str, Any]:
     """Everything that belongs into the folder. Inputs are hashed meanwhile."""
-    files = names(len(plan.shards))
+    files = shards.names(len(plan.shards))
     finished = _journal(folder)
     total, done = plan.bytes, 0
     with ThreadPoolExecutor(1, thread_name_prefix="merge-hash") as hasher:
         inputs = hasher.submit(card.inputs, plan)
         outputs = {}
         for file, shard in zip(files, plan.shards, strict=True):
-            path, expected = folder / file, len(shard_header(shard)) + sum(map(size, shard))
+            path, expected = folder / file, len(shards.header(shard)) + sum(map(size, shard))
             if file in finished and path.is_file() and path.stat().st_size == expected:
                 # Hashed anew: a journal may outlive the data in a crash of the machine.
                 with path.open("rb") as again:
@@ -102,7 +80,7 @@ def _fill(plan: Plan, folder: Path, progress: Progress | None) -> dict[str, Any]
                 if progress:
                     progress(before + written, total)
 
-            outputs[file] = _write(path, pieces(plan, shard), show)
+            outputs[file] = shards.write(path, shards.pieces(shard, plan.pool), show)
             done += sum(map(size, shard))
             write_atomically(folder / JOURNAL, canonical_json(outputs).encode())
         for extra in folder.iterdir():
@@ -112,7 +90,7 @@ def _fill(plan: Plan, folder: Path, progress: Progress | None) -> dict[str, Any]
             write_atomically(folder / name, content)
             outputs[name] = "sha256:" + hashlib.sha256(content).hexdigest()
         if len(files) > 1:
-            content = index(plan, files)
+            content = shards.index(plan.shards)
             write_atomically(folder / "model.safetensors.index.json", content)
             outputs["model.safetensors.index.json"] = "sha256:" + hashlib.sha256(content).hexdigest()
         record = card.record(plan, inputs.result(), outputs)
@@ -121,32 +99,27 @@ def _fill(plan: Plan, folder: Path, progress: Progress | None) -> dict[str, Any]
     return record
 
 
-def _write(path: Path, content: Iterator[memoryview], show: Callable[[int], None]) -> str:
-    """Write a file under a temporary name, flush it, rename it; its digest is computed on the way."""
-    temporary, state, written = path.with_name(path.name + ".tmp"), hashlib.sha256(), 0
-    with temporary.open("wb", buffering=0) as file:
-        for piece in content:
-            view = piece
-            while view:
-                view = view[file.write(view) :]
-            state.update(piece)
-            written += len(piece)
-            show(written)
-        os.fsync(file.fileno())
-    os.chmod(temporary, permissions())
-    os.replace(temporary, path)
-    return "sha256:" + state.hexdigest()
-
-
-def index(plan: Plan, files: list[str]) -> bytes:
-    """model.safetensors.index.json, as transformers writes it."""
-    weight_map = {job.name: file for file, shard in zip(files, plan.shards, strict=True) for job in shard}
-    value = {"metadata": {"total_size": plan.bytes}, "weight_map": weight_map}
-    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
-
-
 KEEP = (".json", ".model", ".jinja", ".txt", ".py")
-SKIP = ("adapter_config.json", "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
+SKIP = (
+    "adapter_config.json",
+    "trainer_state.json",
+    "all_results.json",
+    "train_results.json",
+    "eval_results.json",
+    "report.json",
+)
+
+
+def companions(folder: Path) -> dict[str, bytes]:
+    """What stands beside the weights of a model and belongs to any copy of it, by file name."""
+    return {
+        path.name: path.read_bytes()
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+        and (path.name.startswith("LICENSE") or path.suffix in KEEP)
+        and path.name not in (*SKIP, card.RECORD)
+        and not path.name.endswith(".index.json")
+    }
 
 
 def side_files(plan: Plan) -> dict[str, bytes]:
@@ -156,16 +129,11 @@ def side_files(plan: Plan) -> dict[str, bytes]:
 
     main = plan.main
     assert main is not None
-    found: dict[str, bytes] = {}
-    for owner, wanted in ((main, None), (plan.vocabulary.main if plan.vocabulary else main, "token")):
-        for path in sorted(owner.path.iterdir()):
-            plain = (
-                path.suffix in KEEP and path.name not in (*SKIP, card.RECORD) and not path.name.endswith(".index.json")
-            )
-            if plain and path.is_file() and (wanted is None or _is_tokenizer(path.name)):
-                found[path.name] = path.read_bytes()
-    for licence in main.path.glob("LICENSE*"):
-        found[licence.name] = licence.read_bytes()
+    found = companions(main.path)
+    if plan.vocabulary is not None:
+        found |= {
+            name: content for name, content in companions(plan.vocabulary.main.path).items() if _is_tokenizer(name)
+        }
     config = dict(main.config)
     if plan.recipe.dtype != "auto":
         config = _with_dtype(config, plan.recipe.dtype)
@@ -209,14 +177,6 @@ def _finished_bytes(folder: Path) -> int:
     return sum((folder / name).stat().st_size for name in _journal(folder) if (folder / name).is_file())
 
 
-def _flush(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def verify(plan: Plan, out: Path, record: dict[str, Any], progress: Progress | None = None) -> list[str]:
     """Compute the merge again, compare it and every file with what is there; everything that differs, in words."""
     problems = []
@@ -237,10 +197,10 @@ def verify(plan: Plan, out: Path, record: dict[str, Any], progress: Progress | N
         for name, digest in before["files"].items():
             if after["files"].get(name) != digest:
                 problems.append(f"the input {before['name']} has changed: {name}")
-    files, done = names(len(plan.shards)), 0
+    files, done = shards.names(len(plan.shards)), 0
     for name, shard in zip(files, plan.shards, strict=True):
         state = hashlib.sha256()
-        for piece in pieces(plan, shard):
+        for piece in shards.pieces(shard, plan.pool):
             state.update(piece)
             done += len(piece)
             if progress:

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
-
-from merges import methods, vocabulary
+from merges import methods, shards, vocabulary
 from merges.engine import Job
 from merges.jobs import Builder
 from merges.pool import Pool
 from merges.recipe import Recipe, refuse
+from merges.shards import size
 from merges.sources import Source, open_all
 from merges.tensor import CHUNK, GROUP, Tensor
 from vectors.errors import ModelError, OutputError
@@ -22,7 +21,7 @@ from vectors.files import canonical_json, digest_json
 from vectors.weights import SIZES
 
 MEMORY = 2 << 30  # bytes beyond mapped files
-SHARD = 5_000_000_000  # bytes of a file
+SHARD = shards.LARGEST
 VERSION = 1  # of the arithmetic: raised when the same recipe gives other bytes
 
 
@@ -54,11 +53,6 @@ class Plan:
         value["models"] = [{**entry, "model": identities[entry["name"]]} for entry in value["models"]]
         layout = [[job.name for job in shard] for shard in self.shards]
         return digest_json([VERSION, value, layout])
-
-
-def size(job: Job) -> int:
-    """Bytes of a tensor of the result."""
-    return int(np.prod(job.shape, dtype=np.int64)) * SIZES[job.dtype]
 
 
 def plan(recipe: Recipe, *, memory: int = MEMORY, threads: int | None = None, shard: int = SHARD) -> Plan:
@@ -104,7 +98,7 @@ def plan(recipe: Recipe, *, memory: int = MEMORY, threads: int | None = None, sh
             f"{recipe.method} needs {need / 2**30:.1f} GiB for the largest tensor, more than {memory / 2**30:.1f}",
             f"--memory {-(-need // 2**30)}GiB, or a method that works in pieces",
         )
-    return Plan(recipe, tuple(sources), base, main, jobs, _shards(jobs, shard), pool, need, union, notes)
+    return Plan(recipe, tuple(sources), base, main, jobs, shards.cut(jobs, shard), pool, need, union, notes)
 
 
 def check_output(path: Path, needed: int, *, have: int = 0) -> None:
@@ -176,16 +170,3 @@ def _memory(jobs: list[Job], threads: int) -> int:
             each += job.count * 8 * (3 * inputs + 6)
         most = max(most, threads * each + (3 * threads + 2) * group * SIZES[job.dtype])
     return most
-
-
-def _shards(jobs: list[Job], largest: int) -> list[list[Job]]:
-    """The jobs cut into files of at most `largest` bytes each, in order."""
-    shards: list[list[Job]] = [[]]
-    room = largest
-    for job in jobs:
-        if size(job) > room and shards[-1]:
-            shards.append([])
-            room = largest
-        shards[-1].append(job)
-        room -= size(job)
-    return shards

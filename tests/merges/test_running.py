@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from merges import output, running
+from merges import running, shards
 from merges.diff import diff
 from merges.planning import plan
 from merges.recipe import Part, Recipe, parse, read
@@ -211,7 +211,7 @@ def test_a_killed_merge_goes_on_where_it_was(here: Path, monkeypatch: pytest.Mon
     made = recipe("a", "b", "c")
     running.merge(made, "whole", shard=900)
     written: list[str] = []
-    original = output._write
+    original = shards.write
 
     def dying(path: Path, content: Any, show: Any) -> str:
         if len(written) == 3:
@@ -219,7 +219,7 @@ def test_a_killed_merge_goes_on_where_it_was(here: Path, monkeypatch: pytest.Mon
         written.append(path.name)
         return original(path, content, show)
 
-    monkeypatch.setattr(output, "_write", dying)
+    monkeypatch.setattr(shards, "write", dying)
     with pytest.raises(KeyboardInterrupt):
         running.merge(made, "out", shard=900)
     assert not (here / "out").exists()
@@ -232,7 +232,7 @@ def test_a_killed_merge_goes_on_where_it_was(here: Path, monkeypatch: pytest.Mon
         again.append(path.name)
         return original(path, content, show)
 
-    monkeypatch.setattr(output, "_write", counting)
+    monkeypatch.setattr(shards, "write", counting)
     running.merge(made, "out", shard=900)
     total = len(list((here / "whole").glob("*.safetensors")))
     assert written[0] in again

@@ -1,0 +1,89 @@
+"""The files of weights in a model folder: cut into shards, written piece by piece, each whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from merges.engine import Job, run
+from merges.pool import Pool
+from vectors.files import permissions
+from vectors.weights import SIZES, header_bytes
+
+LARGEST = 5_000_000_000  # bytes of a file
+
+
+def size(job: Job) -> int:
+    """Bytes of a tensor of the result."""
+    return int(np.prod(job.shape, dtype=np.int64)) * SIZES[job.dtype]
+
+
+def cut(jobs: Sequence[Job], largest: int = LARGEST) -> list[list[Job]]:
+    """The jobs cut into files of at most `largest` bytes each, in order."""
+    shards: list[list[Job]] = [[]]
+    room = largest
+    for job in jobs:
+        if size(job) > room and shards[-1]:
+            shards.append([])
+            room = largest
+        shards[-1].append(job)
+        room -= size(job)
+    return shards
+
+
+def names(count: int) -> list[str]:
+    """The shards' file names, as transformers writes them."""
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+
+
+def header(jobs: Sequence[Job]) -> bytes:
+    """The header of one shard."""
+    return header_bytes({job.name: (job.dtype, tuple(job.shape), size(job)) for job in jobs}, {"format": "pt"})
+
+
+def pieces(shard: Sequence[Job], pool: Pool) -> Iterator[memoryview]:
+    """The bytes of one shard, from its header on."""
+    yield memoryview(header(shard))
+    for _, piece in run(shard, pool):
+        yield memoryview(np.ascontiguousarray(piece).data).cast("B") if piece.size else memoryview(b"")
+
+
+def write(path: Path, content: Iterator[memoryview], show: Callable[[int], None] = lambda written: None) -> str:
+    """Write a file under a temporary name, flush it, rename it; returns its digest, computed on the way."""
+    temporary, state, written = path.with_name(path.name + ".tmp"), hashlib.sha256(), 0
+    with temporary.open("wb", buffering=0) as file:
+        for piece in content:
+            view = piece
+            while view:
+                view = view[file.write(view) :]
+            state.update(piece)
+            written += len(piece)
+            show(written)
+        os.fsync(file.fileno())
+    os.chmod(temporary, permissions())
+    os.replace(temporary, path)
+    return "sha256:" + state.hexdigest()
+
+
+def index(shards: Sequence[Sequence[Job]]) -> bytes:
+    """model.safetensors.index.json, as transformers writes it."""
+    files = names(len(shards))
+    weight_map = {job.name: file for file, shard in zip(files, shards, strict=True) for job in shard}
+    value = {"metadata": {"total_size": sum(size(job) for shard in shards for job in shard)}, "weight_map": weight_map}
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+
+def flush(folder: Path) -> None:
+    """Flush a folder's own entries to disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
