@@ -5,7 +5,9 @@ Everything is refused here, before the engine sees the request, or not at all.
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ from vectors.errors import ArtifactError, ExpressionError, SteerError, UsageErro
 from vectors.expression import Composition, parse
 from vectors.files import digest_bytes
 from vectors.steering import SteeringVector, spans
+
+LARGEST = 3e38  # of float32
+_LONGEST: weakref.WeakKeyDictionary[SteeringVector, float] = weakref.WeakKeyDictionary()
 
 
 class Admission:
@@ -63,6 +68,8 @@ class Admission:
                 found.append(f"{term.name} holds no layer {spans(missing)}; it holds {spans(vector.layers)}")
         if found:
             return found
+        if not largest(composition, vectors) < LARGEST:
+            found.append(f"{composition} is too large for float32")
         directions, rows = directions_needed(composition, vectors), rows_needed(composition)
         if directions > self.settings.directions:
             found.append(
@@ -116,16 +123,21 @@ class Admission:
         salt = (pinned.key, scoped, request.cache_salt or "")
         request.cache_salt = digest_bytes(*(part.encode() for part in salt))
 
-    def bind(self, name: str, vector: SteeringVector) -> str:
-        """Give a vector a name, for requests from now on; return its digest. Raises SteerError."""
+    def check(self, name: str, vector: SteeringVector) -> str:
+        """Whether a vector could have a name; returns its digest. Raises SteerError."""
         check_name(name)
         problems = self.unfit(name, vector)
         if problems:
             raise ArtifactError(problems, "use a vector of the served model")
         digest = vector.digest
+        if self.digests.get(name, digest) != digest:
+            raise UsageError(f"a vector is called {name!r} already", f"DELETE /steer/vectors/{name} first")
+        return digest
+
+    def bind(self, name: str, vector: SteeringVector) -> str:
+        """Give a vector a name, for requests from now on; return its digest. Raises SteerError."""
         with self.lock:
-            if name in self.vectors and self.digests[name] != digest:
-                raise UsageError(f"a vector is called {name!r} already", f"DELETE /steer/vectors/{name} first")
+            digest = self.check(name, vector)
             self.vectors[name], self.digests[name] = vector, digest
         return digest
 
@@ -152,11 +164,27 @@ class Admission:
                 "this server loads no vectors by path", "start it with --vector-folder FOLDER, or send the file"
             )
         for folder in self.settings.folders:
-            place = (folder / text).resolve()
-            if place.is_relative_to(folder.resolve()) and place.is_file() and place.suffix == ".safetensors":
-                return place
+            with contextlib.suppress(OSError, ValueError):  # what no file system takes: too long, or with a null byte
+                place = (folder / text).resolve()
+                if place.is_relative_to(folder.resolve()) and place.is_file() and place.suffix == ".safetensors":
+                    return place
         # The same answer whether the file is missing or elsewhere: what lies outside is nobody's business.
         raise UsageError(f"{text!r} is no .safetensors file in the folders of this server", "check the name")
+
+
+def largest(composition: Composition, vectors: Mapping[str, SteeringVector]) -> float:
+    """The most that a composition can add to any coordinate of the residual stream, ablation apart."""
+    return sum(
+        abs(term.value) * (1.0 if term.operation == "ablate" else _longest(vectors[term.name]))
+        for term in composition.terms
+    )
+
+
+def _longest(vector: SteeringVector) -> float:
+    """The Euclidean length of a vector's longest direction."""
+    if vector not in _LONGEST:
+        _LONGEST[vector] = max(vector.norm().values())
+    return _LONGEST[vector]
 
 
 def prompt_length(request: Any) -> int:

@@ -64,8 +64,13 @@ class Endpoints:
             try:
                 self._single()
                 name, vector = await self._sent(request)
-                digest = self.admission.bind(name, vector)
-                await front.deliver(self.engine, [digest])
+                self.admission.check(name, vector)
+                await front.deliver(self.engine, vector)
+                try:
+                    digest = self.admission.bind(name, vector)
+                except SteerError:  # another took the name meanwhile
+                    self._discard(vector.digest)
+                    raise
             except (SteerError, ValueError) as error:
                 message = explain(error) if isinstance(error, SteerError) else str(error)
                 return JSONResponse({"error": {"message": message, "type": "BadRequestError", "code": 400}}, 400)
@@ -80,9 +85,7 @@ class Endpoints:
             except SteerError as error:
                 status = 404 if name not in self.admission.vectors else 409
                 return JSONResponse({"error": {"message": explain(error), "code": status}}, status)
-            task = asyncio.create_task(front.discard(self.engine, digest))
-            self.background.add(task)
-            task.add_done_callback(self.background.discard)
+            self._discard(digest)
             metrics.get().vectors.set(len(self.admission.vectors))
             return {"name": name, "digest": digest}
 
@@ -94,7 +97,8 @@ class Endpoints:
         """The engine is there: give its workers the vectors."""
         self.engine, self.models = engine_client, state.openai_serving_models
         self.servers = getattr(args, "api_server_count", None) or 1
-        await front.deliver(engine_client, set(self.admission.digests.values()))
+        for vector in list(self.admission.vectors.values()):
+            await front.deliver(engine_client, vector)
         metrics.get().vectors.set(len(self.admission.vectors))
 
     @property
@@ -154,6 +158,12 @@ class Endpoints:
             file = Path(folder, "sent.safetensors")
             file.write_bytes(content)
             return name, native.read(file)
+
+    def _discard(self, digest: str) -> None:
+        """Let the workers forget a vector when they can."""
+        task = asyncio.create_task(front.discard(self.engine, digest))
+        self.background.add(task)
+        task.add_done_callback(self.background.discard)
 
     def _single(self) -> None:
         """Names are this process's own; several API servers would not agree on them. Raises UsageError."""

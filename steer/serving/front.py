@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from steer.serving.pinned import ASKED
 from steer.serving.settings import Settings, from_environment
 from vectors import references
 from vectors.errors import ModelError
+from vectors.steering import SteeringVector
 
 _RUNNING: Counter[str] = Counter()  # requests under way in this process, by the digests of their vectors
+_ENTERING: set[object] = set()  # requests between admission and that
 _ADMISSIONS: weakref.WeakKeyDictionary[Any, Admission] = weakref.WeakKeyDictionary()
 
 
@@ -68,42 +70,35 @@ def start(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) ->
         self.collective_rpc("steer_load", args=(vector.encode(),))
 
 
-async def send(original: Callable[..., Any], self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-    """The workers have a request's vectors before they have the request."""
-    pinned = pinned_of(request)
-    if pinned is None:
-        return await original(self, request, *args, **kwargs)
-    _RUNNING.update(pinned.vectors.values())  # from here on nobody unloads them
+async def enter(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """A request is on its way from admission to the engine: nothing that it may have been admitted with is unloaded."""
+    token = object()
+    _ENTERING.add(token)
     try:
-        await deliver(self, pinned.vectors.values())
-        return await original(self, request, *args, **kwargs)
+        return await original(self, *args, **kwargs)
     finally:
-        _RUNNING.subtract(pinned.vectors.values())
+        _ENTERING.discard(token)
 
 
-async def deliver(engine: Any, digests: Iterable[str]) -> None:
-    """Send vectors to the workers that lack them. Raises vLLM's error for one that was unloaded meanwhile."""
-    there: dict[str, asyncio.Future[None]] = engine.__dict__.setdefault("steer_delivered", {})
-    admission = admission_of(engine.input_processor)
-    for digest in digests:
-        if digest not in there:
-            there[digest] = asyncio.get_running_loop().create_future()
-            try:
-                vector = next(v for name, v in list(admission.vectors.items()) if admission.digests[name] == digest)
-                await engine.collective_rpc("steer_load", args=(vector.encode(),))
-                there[digest].set_result(None)
-            except BaseException as error:
-                there.pop(digest).cancel()
-                if isinstance(error, StopIteration | KeyError):
-                    raise _at_fault("a vector of this request was unloaded while it was being read") from None
-                raise
+async def deliver(engine: Any, vector: SteeringVector) -> None:
+    """Send a vector to the workers that lack it, before a name makes it known to requests."""
+    there: dict[str, asyncio.Task[Any]] = engine.__dict__.setdefault("steer_delivered", {})
+    digest = vector.digest
+    if digest not in there:
+        # A task of its own: a client that hangs up does not end what others wait for.
+        there[digest] = asyncio.ensure_future(engine.collective_rpc("steer_load", args=(vector.encode(),)))
+    try:
         await asyncio.shield(there[digest])
+    except Exception:
+        there.pop(digest, None)
+        raise
 
 
 async def discard(engine: Any, digest: str, *, every: float = 0.5) -> None:
     """Let the workers forget a vector as soon as no name and no running request needs it."""
     admission = admission_of(engine.input_processor)
-    while _RUNNING[digest]:
+    entering = set(_ENTERING)  # those who may have been admitted while the vector had its name
+    while _RUNNING[digest] or entering & _ENTERING:
         await asyncio.sleep(every)
     if not admission.named(digest) and digest in engine.__dict__.get("steer_delivered", {}):
         del engine.steer_delivered[digest]

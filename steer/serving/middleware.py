@@ -17,9 +17,12 @@ Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
+STEERED = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
+# vLLM drops vllm_xargs here, so what asks for steering is refused.
+UNSTEERED = ("/v1/chat/completions/batch", "/cohere/v2/chat")
 # What in an event says that it may be the last one with content; it is parsed only then.
 LAST = (b'"finish_reason":"', b'"response.completed"', b'"response.incomplete"', b'"message_stop"')
+BACKGROUND = ("queued", "in_progress")  # of a response that is asked for later
 
 
 class _Refusal(Exception):
@@ -39,13 +42,14 @@ class Middleware:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        found = self.find() if scope["type"] == "http" and scope["method"] == "POST" and path in PATHS else None
+        asked = scope["type"] == "http" and scope["method"] == "POST" and path in STEERED + UNSTEERED
+        found = self.find() if asked else None
         if found is None:
             await self.app(scope, receive, send)
             return
         body = await _body(receive)
         try:
-            request = _request(body, *found)
+            request = _request(path, body, *found)
         except _Refusal as refusal:
             await _answer(send, refusal.status, refusal.body)
             return
@@ -60,7 +64,7 @@ class Middleware:
 
 
 def _request(
-    body: bytes, admission: Admission, served: Callable[[str], bool]
+    path: str, body: bytes, admission: Admission, served: Callable[[str], bool]
 ) -> tuple[bytes, str | None, str, tuple[str, str] | None] | None:
     """What a steered request becomes: its body for vLLM, arm, digest, and (model served, model asked for).
 
@@ -96,6 +100,11 @@ def _request(
             arm = None
     if asked is None:
         return None
+    unsteered = path if path in UNSTEERED else "beam search" if value.get("use_beam_search") else None
+    if unsteered is not None:
+        raise _Refusal(
+            400, "BadRequestError", "vllm_xargs.steer", f"{unsteered} can't be steered: vLLM passes it no expression"
+        )
     try:
         _, pinned = admission.read(asked)
     except SteerError as error:
@@ -121,6 +130,9 @@ class _Answer:
             self.held += message.get("body", b"")
             if not message.get("more_body"):
                 content = self._whole(self.held)
+                if content is None:
+                    await _answer(self.send, 500, _withheld())
+                    return
                 await self.send({**self.start, "headers": [*self.start["headers"], _length(content)]})
                 await self.send({"type": "http.response.body", "body": content})
         elif message["type"] == "http.response.body" and self.kind == "stream":
@@ -147,8 +159,11 @@ class _Answer:
         self.kind = "stream" if kind.startswith(b"text/event-stream") else "other"
         await self.send(self.start)
 
-    def _whole(self, body: bytes) -> bytes:
+    def _whole(self, body: bytes) -> bytes | None:
+        """An answer with its receipt; None when the engine never took in a steered request for it."""
         value = json.loads(body)
+        if not self.sheet.expected and value.get("status") not in BACKGROUND:
+            return None
         if self.names is not None and value.get("model") == self.names[0]:
             value["model"] = self.names[1]
         value["steer"] = self.sheet.total()
@@ -169,6 +184,9 @@ class _Answer:
         if self.done:
             return event
         if any(mark in event for mark in LAST):
+            if not self.sheet.expected:
+                self.done = True
+                return b"data: " + _compact(_withheld())
             head, _, data = event.partition(b"data: ")
             value = json.loads(data)
             # Several answers end in chunks of their own; other events that end a stream end all of it.
@@ -185,6 +203,12 @@ class _Answer:
             receipt = _compact({"object": "steer.receipt", "choices": [], "steer": self.sheet.total()})
             return b"data: " + receipt + b"\n\n" + event
         return event
+
+
+def _withheld() -> Any:
+    """What is said instead of an answer that was to be steered and was not: it must not happen."""
+    message = "this answer was not steered as asked, and is withheld; please report it"
+    return {"error": {"message": message, "type": "InternalServerError", "code": 500}}
 
 
 async def _body(receive: Receive) -> bytes:

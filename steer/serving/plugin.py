@@ -48,7 +48,7 @@ def register() -> None:
         (Scheduler, "get_request_counts", core.get_request_counts),
         (InputProcessor, "process_inputs", front.process_inputs),
         (LLMEngine, "__init__", front.start),
-        (AsyncLLM, "_add_request", front.send),
+        (AsyncLLM, "add_request", front.enter),
         (OutputProcessor, "add_request", front.follow),
         (OutputProcessor, "process_outputs", front.process_outputs),
         (OutputProcessor, "_finish_request", front.finish),
@@ -107,6 +107,8 @@ def unsupported(config: Any) -> list[str]:
             ("micro-batches (--enable-dbo)", getattr(parallel, "use_ubatching", False)),
             ("prefill context parallelism", getattr(parallel, "prefill_context_parallel_size", 1) > 1),
             ("diffusion models", getattr(model, "is_diffusion", False)),
+            # A connector may find keys and values by tokens alone, whatever they were steered by.
+            ("a KV connector (--kv-transfer-config, --kv-offloading-size)", config.kv_transfer_config is not None),
         ]
         if found
     ]

@@ -66,6 +66,7 @@ class SteeringWorker:
         pinned = Pinned.of(extra)
         if pinned is None:
             return
+        self.end([request])  # vLLM's V2 runner lets a preempted request enter anew
         composition = parse(pinned.expression)
         missing = [name for name, digest in pinned.vectors.items() if digest not in self.vectors]
         if missing:

@@ -1,0 +1,46 @@
+"""Stand-ins for vLLM's objects, with the attributes that steering reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from steer.serving.pinned import PINNED, Pinned
+from vectors.expression import parse
+from vectors.steering import SteeringVector
+
+LAYERS, HIDDEN = 4, 8
+
+
+def vectors() -> dict[str, SteeringVector]:
+    """Three vectors for a model of 4 layers and hidden size 8."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        name: SteeringVector({i: torch.randn(HIDDEN, generator=generator) for i in range(LAYERS)})
+        for name in ("warm", "formal", "calm")
+    }
+
+
+def pinned(expression: str, known: Mapping[str, SteeringVector]) -> dict[str, Any]:
+    """Extra arguments as they leave admission."""
+    return {"steer": expression, PINNED: Pinned.to(parse(expression), known).values()}
+
+
+def request(
+    name: str, extra: Mapping[str, Any] | None = None, *, prompt: Sequence[int] = (5, 6, 7), **more: Any
+) -> SimpleNamespace:
+    """A request, as the front end and the scheduler see it."""
+    parameters = SimpleNamespace(extra_args=dict(extra) if extra is not None else None, stop=more.pop("stop", None))
+    return SimpleNamespace(
+        request_id=name,
+        req_id=name,
+        sampling_params=parameters,
+        prompt_token_ids=list(prompt),
+        num_prompt_tokens=len(prompt),
+        cache_salt=None,
+        resumable=False,
+        **more,
+    )
