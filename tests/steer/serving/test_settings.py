@@ -1,0 +1,92 @@
+"""The settings file: everything that is wrong with it is said at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import fakes
+import pytest
+
+from steer.serving import settings
+from vectors.errors import UsageError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "vectors").mkdir()
+    fakes.vectors()["warm"].save(tmp_path / "vectors" / "warm.safetensors")
+    return tmp_path
+
+
+def test_what_it_says_is_read_and_paths_are_relative_to_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = folder / "steer.yaml"
+    file.write_text(
+        "vectors: {warm: vectors/warm.safetensors}\narms: {friendly: 2 * warm}\nrows: 9\ndirections: 0\n"
+        "folders: [vectors]\nany_base: true\n"
+    )
+    monkeypatch.chdir("/")
+    monkeypatch.setenv(settings.CONFIG, str(file))
+    found = settings.from_environment()
+    assert found.vectors["warm"].digest == fakes.vectors()["warm"].digest
+    assert str(found.arms["friendly"]) == "2*warm"
+    assert (found.rows, found.directions, found.folders, found.any_base) == (9, 0, (folder / "vectors",), True)
+    assert found.graph() == {"rows": 9, "directions": 0}
+
+
+def test_without_a_file_or_with_an_empty_one_there_are_the_defaults(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(settings.CONFIG, raising=False)
+    assert settings.from_environment() == settings.Settings()
+    (folder / "empty.yaml").touch()
+    assert settings.read(folder / "empty.yaml") == settings.Settings()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"colour": 1}, "no 'colour'"),
+        ({"vectors": ["warm"]}, "not a mapping from names to files"),
+        ({"vectors": {"warm": 5}}, "is not a name and a file"),
+        ({"vectors": {"warm": "missing.safetensors"}}, "missing.safetensors"),
+        ({"vectors": {"a\nb": "vectors/warm.safetensors"}}, "can't be the name of a vector"),
+        ({"arms": ["a"]}, "not a mapping from names to expressions"),
+        ({"arms": {"a": 5}}, "is not a name and an expression"),
+        ({"arms": {"a:b": "warm"}}, "can't be part of a model's name"),
+        ({"arms": {"a": "2*("}}, "arm 'a'"),
+        ({"arms": {"a": "2*nobody"}}, "arm 'a' names nobody"),
+        ({"rows": 0}, "rows is 0, not a whole number from 1 to 65535"),
+        ({"rows": True}, "rows is True"),
+        ({"directions": 1.5}, "directions is 1.5, not a whole number from 0"),
+        ({"folders": "here"}, "folders is 'here', not a list"),
+        ({"folders": ["nowhere"]}, "nowhere is not there"),
+        ({"any_base": "yes"}, "any_base is 'yes', not true or false"),
+    ],
+)
+def test_each_mistake_is_named(wrong: dict[str, Any], reason: str, folder: Path) -> None:
+    good = {"vectors": {"warm": "vectors/warm.safetensors"}}
+    with pytest.raises(UsageError) as caught:
+        settings.check({**good, **wrong}, folder)
+    assert any(reason in problem for problem in caught.value.problems), caught.value.problems
+
+
+def test_all_mistakes_are_said_at_once(folder: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        settings.check({"colour": 1, "rows": 0, "vectors": {"a": "missing.safetensors"}, "arms": {"b": "a +"}}, folder)
+    assert len(caught.value.problems) >= 4
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "{", "a: &a [*a]\nb: !!python/object:os.system x"])
+def test_a_file_that_holds_no_settings_is_refused(content: str, folder: Path) -> None:
+    (folder / "bad.yaml").write_text(content)
+    with pytest.raises(UsageError, match="the settings"):
+        settings.read(folder / "bad.yaml")
+    with pytest.raises(UsageError, match="can't be read: No such file"):
+        settings.read(folder / "absent.yaml")
+
+
+def test_json_is_yaml(folder: Path) -> None:
+    (folder / "s.json").write_text(json.dumps({"rows": 3}))
+    assert settings.read(folder / "s.json").rows == 3
