@@ -22,7 +22,7 @@ from typing import Any
 from steer.serving.settings import CONFIG, NAME
 from vectors.errors import OutputError, SteerError, UsageError
 
-GRACE = 20.0  # seconds that the server has to end by itself
+GRACE = (20.0, 5.0, 5.0)  # seconds that the server has to end: asked, told, killed
 LINES = 12  # of the log, shown when the server dies
 
 # What a line of vLLM's log says about what comes next; the last that occurs holds.
@@ -133,7 +133,7 @@ class Server:
             self._end()
 
     def _end(self) -> None:
-        for sent, grace in ((signal.SIGINT, GRACE), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+        for sent, grace in zip((signal.SIGINT, signal.SIGTERM, signal.SIGKILL), GRACE, strict=True):
             if not _alive(self.process):
                 break
             with contextlib.suppress(ProcessLookupError):

@@ -1,0 +1,160 @@
+"""Starting a server and ending it, with a stand-in for vLLM that needs no model."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steer.serving import launch
+from vectors.errors import OutputError, UsageError
+
+# Answers /health after a while, with a child of its own; what it does on being asked to end is in BEHAVIOUR.
+FAKE = """
+import http.server, os, signal, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print("CHILD", child.pid, flush=True)
+print("INFO non-default args", flush=True)
+behaviour = os.environ["BEHAVIOUR"]
+if behaviour == "dies":
+    print("ValueError: the model is too large", flush=True)
+    sys.exit(3)
+if behaviour == "deaf":
+    signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTERM, signal.SIG_IGN)
+time.sleep(0.3)
+print("INFO Starting vLLM server", flush=True)
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers()
+        if behaviour == "ends":
+            os._exit(4)
+port = int(sys.argv[sys.argv.index("--port") + 1])
+http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        found: int = probe.getsockname()[1]
+        return found
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The stand-in's script, which takes the place of vLLM's command."""
+    script = tmp_path / "fake.py"
+    script.write_text(FAKE)
+    started = launch.subprocess.Popen
+
+    def popen(command: list[str], **more: Any) -> Any:
+        return started([sys.executable, str(script), *command[4:]], **more)
+
+    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(launch.subprocess, "Popen", popen)
+    monkeypatch.setattr(launch, "GRACE", (0.5, 0.5, 5.0))
+    return script
+
+
+def child(log: Path) -> int:
+    """The process that the stand-in started."""
+    return int(next(line for line in log.read_text().splitlines() if line.startswith("CHILD")).split()[1])
+
+
+def gone(pid: int) -> bool:
+    for _ in range(100):
+        try:
+            if " Z " in Path(f"/proc/{pid}/stat").read_text():
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def serve(folder: Path, port: int, behaviour: str, **more: Any) -> Any:
+    return launch.served(
+        folder, {}, name="m", port=port, log=folder / "log", environment={"BEHAVIOUR": behaviour}, **more
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("behaviour", ["polite", "deaf"])
+def test_whatever_happens_inside_nothing_is_left(behaviour: str, fake: Path, tmp_path: Path, port: int) -> None:
+    stages: list[str] = []
+
+    def use() -> None:
+        with serve(tmp_path, port, behaviour, waiting=stages.append) as server:
+            assert server._answers()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        use()
+    assert stages[-1] in ("opening the port", "reading the model's configuration")
+    assert gone(child(tmp_path / "log"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_server_that_dies_while_it_starts_says_why_and_leaves_nothing(fake: Path, tmp_path: Path, port: int) -> None:
+    with pytest.raises(launch.ServerError) as caught, serve(tmp_path, port, "dies"):
+        pass
+    problems = ("the server did not start, with status 3", "ValueError: the model is too large")
+    assert caught.value.problems == problems
+    assert str(tmp_path / "log") in caught.value.hint
+    assert gone(child(tmp_path / "log"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_server_that_ends_by_itself_is_an_error(fake: Path, tmp_path: Path, port: int) -> None:
+    with pytest.raises(launch.ServerError, match="has ended, with status 4"), serve(tmp_path, port, "ends") as server:
+        server.wait()
+    assert gone(child(tmp_path / "log"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_ctrl_c_while_it_ends_does_not_interrupt_the_ending(fake: Path, tmp_path: Path, port: int) -> None:
+    with serve(tmp_path, port, "deaf") as server:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        before = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    signal.signal(signal.SIGALRM, before)
+    assert server.process.poll() is not None
+    assert gone(child(tmp_path / "log"))
+
+
+def test_a_port_in_use_or_a_log_that_cannot_be_written_is_said_before_anything_starts(
+    fake: Path, tmp_path: Path, port: int
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        with pytest.raises(UsageError, match=f"127.0.0.1:{port} can't be listened on"), serve(tmp_path, port, "polite"):
+            pass
+    with (
+        pytest.raises(OutputError, match="can't be written"),
+        launch.served(tmp_path, {}, name="m", port=port, log=tmp_path / "no" / "log"),
+    ):
+        pass
+    with pytest.raises(UsageError, match="can't be listened on"), launch.served(tmp_path, {}, name="m", host="no host"):
+        pass
+
+
+def test_without_vllm_it_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="vLLM is not installed"), launch.served(tmp_path, {}, name="m"):
+        pass
+
+
+def test_other_plugins_stay_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VLLM_PLUGINS", "theirs,steer")
+    found = launch._environment(tmp_path / "steer.json")
+    assert (found["VLLM_PLUGINS"], found["STEER_CONFIG"]) == ("theirs,steer", str(tmp_path / "steer.json"))
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
+    if launch._cpu_build():
+        assert launch._environment(tmp_path)["VLLM_CPU_KVCACHE_SPACE"] == "3"
