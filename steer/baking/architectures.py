@@ -1,0 +1,118 @@
+"""Where each architecture writes to its residual stream, and whether it has a bias that is added at a block's end.
+
+Names are those of the checkpoint. A pattern is a regular expression for a parameter's name inside its block. Only what
+a test compares with the hooked model stands here; what does not is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+
+class Layout(NamedTuple):
+    """How a checkpoint is laid out.
+
+    `block` is the prefix of block {i}; `embeddings` write to the stream before block 0, one row a token; `attention`
+    and `feed_forward` are the patterns of the matrices that write to it. `columns`: the stream is the last dimension of
+    those matrices (GPT-2), not the first. `norms`: by "attention" and "feed_forward", the norm that a write passes
+    through on its way (sandwich norms). `plus_one`: norms multiply by 1 + weight. `slot`: the bias that is added at the
+    block's end, which the configuration's `flag` gives, or which is always there. `gated`: gate, up and down of the
+    feed-forward, and the norm before it, where it is down(act(gate x) * (up x)). `modules`: where the two writers are
+    in the loaded model.
+    """
+
+    block: str = "model.layers.{i}."
+    embeddings: tuple[str, ...] = ("model.embed_tokens.weight",)
+    attention: tuple[str, ...] = (r"self_attn\.o_proj\.(weight|bias)",)
+    feed_forward: tuple[str, ...] = (r"mlp\.down_proj\.(weight|bias)",)
+    columns: bool = False
+    norms: Mapping[str, str] = {}
+    plus_one: bool = False
+    slot: str | None = None
+    flag: str | None = None
+    flag_brings: tuple[str, ...] = ()
+    gated: tuple[str, str, str] | None = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    norm_before: str | None = "post_attention_layernorm.weight"
+    modules: tuple[tuple[str, ...], tuple[str, ...]] = (("self_attn", "attn", "attention"), ("mlp", "feed_forward"))
+
+
+_SANDWICH = {"attention": "post_attention_layernorm.weight", "feed_forward": "post_feedforward_layernorm.weight"}
+_MLP_BIASES = ("mlp.gate_proj.bias", "mlp.up_proj.bias", "mlp.down_proj.bias")
+_GEMMA = Layout(norms=_SANDWICH, plus_one=True, norm_before="pre_feedforward_layernorm.weight")
+
+LAYOUTS = {
+    "llama": Layout(slot="mlp.down_proj.bias", flag="mlp_bias", flag_brings=_MLP_BIASES),
+    "mistral": Layout(),
+    "qwen2": Layout(),
+    "qwen3": Layout(),
+    "phi3": Layout(gated=("mlp.gate_up_proj", "mlp.gate_up_proj", "mlp.down_proj")),
+    "gemma": Layout(plus_one=True),
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
+    "olmo2": Layout(norms=_SANDWICH, norm_before=None),
+    "gpt2": Layout(
+        block="transformer.h.{i}.",
+        embeddings=("transformer.wte.weight", "transformer.wpe.weight"),
+        attention=(r"attn\.c_proj\.(weight|bias)",),
+        feed_forward=(r"mlp\.c_proj\.(weight|bias)",),
+        columns=True,
+        slot="mlp.c_proj.bias",
+        gated=None,
+    ),
+    "gpt_neox": Layout(
+        block="gpt_neox.layers.{i}.",
+        embeddings=("gpt_neox.embed_in.weight",),
+        attention=(r"attention\.dense\.(weight|bias)",),
+        feed_forward=(r"mlp\.dense_4h_to_h\.(weight|bias)",),
+        slot="mlp.dense_4h_to_h.bias",
+        gated=None,
+    ),
+    "phi": Layout(
+        attention=(r"self_attn\.dense\.(weight|bias)",),
+        feed_forward=(r"mlp\.fc2\.(weight|bias)",),
+        slot="mlp.fc2.bias",
+        gated=None,
+    ),
+    "starcoder2": Layout(
+        attention=(r"self_attn\.o_proj\.(weight|bias)",),
+        feed_forward=(r"mlp\.c_proj\.(weight|bias)",),
+        slot="mlp.c_proj.bias",
+        gated=None,
+    ),
+    "mixtral": Layout(feed_forward=(r"block_sparse_moe\.experts\.\d+\.w2\.weight",), gated=None),
+    "lfm2": Layout(
+        attention=(r"self_attn\.out_proj\.weight", r"conv\.out_proj\.(weight|bias)"),
+        feed_forward=(r"feed_forward\.w2\.weight",),
+        gated=("feed_forward.w1", "feed_forward.w3", "feed_forward.w2"),
+        norm_before="ffn_norm.weight",
+        modules=(("self_attn", "conv"), ("feed_forward",)),
+    ),
+    "qwen3_next": Layout(
+        attention=(r"self_attn\.o_proj\.weight", r"linear_attn\.out_proj\.weight"),
+        feed_forward=(r"mlp\.experts\.\d+\.down_proj\.weight", r"mlp\.shared_expert\.down_proj\.weight"),
+        gated=None,
+        modules=(("self_attn", "linear_attn"), ("mlp",)),
+    ),
+}
+
+
+def layout(config: Mapping[str, Any]) -> Layout | None:
+    """The layout of a model by its configuration, or None."""
+    return LAYOUTS.get(str(config.get("model_type")))
+
+
+def writers(found: Layout, names: Iterable[str], layers: range) -> dict[str, str | None]:
+    """The parameters that write to the residual stream up to these blocks, and the norm each write passes through."""
+    result: dict[str, str | None] = {name: None for name in names if name in found.embeddings}
+    prefix, _, rest = found.block.partition("{i}")
+    for name in names:
+        match = re.fullmatch(rf"{re.escape(prefix)}(\d+){re.escape(rest)}(.+)", name)
+        if match is None or int(match[1]) not in layers:
+            continue
+        for part in ("attention", "feed_forward"):
+            if any(re.fullmatch(pattern, match[2]) for pattern in getattr(found, part)):
+                norm = found.norms.get(part)
+                result[name] = f"{prefix}{match[1]}{rest}{norm}" if norm else None
+    return result

@@ -1,0 +1,88 @@
+"""Two models on the same tokens: how far their predictions lie apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from probes.tokens import rendered
+
+Within = Callable[[int], AbstractContextManager[None]]  # from a row's prompt length to the context its pass runs in
+
+
+class Row(NamedTuple):
+    """The ids of one prompt and its response, and how many belong to the prompt."""
+
+    ids: list[int]
+    prompt: int
+
+
+class Difference(NamedTuple):
+    """Over all tokens: the greatest |difference of logits|, the mean and the greatest KL divergence in nats."""
+
+    max_logit: float
+    kl_mean: float
+    kl_max: float
+    tokens: int
+
+
+def plain(_prompt: int) -> AbstractContextManager[None]:
+    """The model as it is."""
+    return nullcontext()
+
+
+def rows_of(model: Any, tokenizer: Any, prompts: Sequence[str], tokens: int, within: Within = plain) -> list[Row]:
+    """Each prompt as the model is asked it, and its own greedy response of so many tokens under `within`."""
+    found = []
+    for ids in rendered(prompts, tokenizer):
+        given = torch.tensor([ids], device=_device(model))
+        if not tokens:
+            found.append(Row(ids, len(ids)))
+            continue
+        with within(len(ids)), torch.inference_mode():
+            output = model.generate(
+                given,
+                attention_mask=torch.ones_like(given),
+                max_new_tokens=tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=tokenizer.pad_token_id or 0,
+            )
+        found.append(Row(output[0].tolist(), len(ids)))
+    return found
+
+
+def logits_of(model: Any, row: Row, within: Within = plain) -> Tensor:
+    """The logits of every token of a row, float32 [tokens, vocabulary] on the CPU."""
+    with within(row.prompt), torch.inference_mode():
+        ids = torch.tensor([row.ids], device=_device(model))
+        return model(input_ids=ids, use_cache=False).logits[0].float().cpu()
+
+
+def scores_of(logits: Tensor, row: Row) -> list[float]:
+    """The log-probability of every token of a row but the first, in nats."""
+    logs = logits[:-1].double().log_softmax(-1)
+    return [float(score) for score in logs.gather(1, torch.tensor(row.ids)[1:, None])[:, 0]]
+
+
+def divergence(reference: Tensor, other: Tensor) -> Tensor:
+    """KL(reference || other) of each token in nats, [tokens] float64, from logits [tokens, vocabulary]."""
+    p, q = reference.double().log_softmax(-1), other.double().log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1).clamp_min(0)
+
+
+def difference(references: Sequence[Tensor], others: Sequence[Tensor]) -> Difference:
+    """How far two models' logits lie apart, row by row."""
+    kl = torch.cat([divergence(a, b) for a, b in zip(references, others, strict=True)])
+    most = max(float((a - b).abs().max()) for a, b in zip(references, others, strict=True))
+    return Difference(most, float(kl.mean()), float(kl.max()), len(kl))
+
+
+def _device(model: Any) -> torch.device:
+    return next(model.parameters()).device
