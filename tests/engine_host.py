@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import sys
+import time
 from typing import Any
 
 ENGINE: Any = None
@@ -36,7 +37,7 @@ def start(settings: str | None, plugin: bool, **arguments: Any) -> dict[str, Any
         **arguments,
     }
     ENGINE = LLM(**given)
-    return {"compilations": compilations()}
+    return {}
 
 
 def stop() -> dict[str, Any]:
@@ -65,6 +66,47 @@ def generate(jobs: list[dict[str, Any]], together: bool = True) -> list[Any]:
         drain(answers)
         outputs += [answers[str(i)] for i in range(len(group))]
     return outputs
+
+
+def measure(jobs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Seconds from the first request's arrival until the last has ended, and what admission took of each."""
+    time_admission()
+    SPENT.clear()
+    answers: dict[str, Any] = {}
+    engine = ENGINE.llm_engine
+    started = time.perf_counter()
+    for i, job in enumerate(jobs):
+        engine.add_request(str(i), prompt(job), parameters(job))
+    drain(answers)
+    return {"seconds": time.perf_counter() - started, "tokens": sum(map(count, answers.values())), "spent": SPENT}
+
+
+def count(found: dict[str, Any]) -> int:
+    return len(found["ids"])
+
+
+SPENT: dict[str, list[float]] = {}  # seconds of each call, in the front end and in the worker
+
+
+def time_admission() -> None:
+    """Once, and only beside the plugin: time its two functions that run for every request."""
+    if "STEER_TIMED" in os.environ or "steer" not in os.environ.get("VLLM_PLUGINS", ""):
+        return
+    os.environ["STEER_TIMED"] = "1"
+    from steer.serving.admission import Admission
+    from steer.serving.worker import SteeringWorker
+
+    for owner, name in ((Admission, "admit"), (SteeringWorker, "begin")):
+        original = getattr(owner, name)
+
+        def timed(*args: Any, original: Any = original, name: str = name) -> Any:
+            started = time.perf_counter()
+            try:
+                return original(*args)
+            finally:
+                SPENT.setdefault(name, []).append(time.perf_counter() - started)
+
+        setattr(owner, name, timed)
 
 
 def drain(answers: dict[str, Any], steps: int = 100_000) -> None:
@@ -161,12 +203,6 @@ def state() -> dict[str, Any]:
     }
 
 
-def compilations() -> int:
-    from vllm.compilation.counter import compilation_counter
-
-    return int(compilation_counter.num_graphs_seen)
-
-
 PREEMPTED = [0]
 
 
@@ -185,7 +221,7 @@ def count_preemptions() -> None:
 def main() -> None:
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whoever prints, prints elsewhere
-    calls = {"start": start, "stop": stop, "generate": generate, "script": script, "state": state}
+    calls = {f.__name__: f for f in (start, stop, generate, measure, script, state)}
     counting = False
     for line in sys.stdin:
         request = json.loads(line)

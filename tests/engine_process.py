@@ -88,11 +88,20 @@ def save_model(folder: Path, name: str, **changes: Any) -> Path:
     return pico.save(folder / name, name, **{**SIZE, **changes})
 
 
-def random_vectors(folder: Path, hidden: int = 128, layers: int = pico.LAYERS, norm: float = 3.0) -> dict[str, Path]:
-    """Three vectors: `warm` acts at all layers, `formal` at layer 1, `calm` at layers 2 and 3."""
+def random_vectors(
+    folder: Path, hidden: int = 128, layers: int = pico.LAYERS, norm: float = 3.0, *, everywhere: bool = False
+) -> dict[str, Path]:
+    """Vectors of that length: `warm` acts at all layers, `formal` at layer 1, `calm` at layers 2 and 3.
+
+    With `everywhere` these and `dry` act at all layers.
+    """
     generator = torch.Generator().manual_seed(5)
+    everything = list(range(layers))
+    acting = {"warm": everything, "formal": [1], "calm": [2, 3]}
+    if everywhere:
+        acting = dict.fromkeys((*acting, "dry"), everything)
     paths = {}
-    for name, apply in {"warm": list(range(layers)), "formal": [1], "calm": [2, 3]}.items():
+    for name, apply in acting.items():
         directions = {i: torch.randn(hidden, generator=generator) for i in range(layers)}
         directions = {i: norm * direction / direction.norm() for i, direction in directions.items()}
         paths[name] = folder / f"{name}.safetensors"

@@ -76,7 +76,7 @@ def served(
         raise OutputError(f"the log {log} can't be written: {error.strerror}", "name another: --log FILE") from error
     with output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "steer.serving.vllm_command", "serve", str(model), *given],
+            [sys.executable, "-P", "-m", "steer.serving.vllm_command", "serve", str(model), *given],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

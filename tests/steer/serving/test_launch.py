@@ -55,7 +55,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     started = launch.subprocess.Popen
 
     def popen(command: list[str], **more: Any) -> Any:
-        return started([sys.executable, str(script), *command[4:]], **more)
+        return started([sys.executable, str(script), *command[5:]], **more)
 
     monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(launch.subprocess, "Popen", popen)

@@ -1,0 +1,260 @@
+"""Steering in vLLM side by side with stock vLLM, which has no plugin, interleaved in one run.
+
+    .venv/bin/python tests/bench/serving.py [--rounds 10] [--only batch,distinct,first,admission] [--json FILE]
+
+Two processes hold an engine each on `smollm2`, compiled: stock vLLM, and vLLM with the plugin and 4 directions. A round
+runs every contestant once, in an order drawn anew, so that a drift of the machine meets them all; only one process
+computes at a time. A ratio is taken within its round; what is printed is the geometric mean of the ratios with a 95 %
+interval (bootstrap over rounds). Prompts are random tokens, new in every round and equal within it; the prefix cache is
+off. Engines run inside their process, so the plugin's share of the front end is measured too.
+
+    batch      32 requests: nothing steered; each with its own composition of three vectors at all layers; each with 4
+               projections at all layers
+    distinct   256 requests at once: 256 different compositions of three vectors, and all with the same one
+    first      the time to the first token of one request alone: not steered, steered, steered by a new composition
+    admission  what a new composition of three vectors at all layers costs before it runs
+
+`--lock FILE` holds the file's lock while something is timed, and only then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import itertools
+import json
+import math
+import random
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # in this order: tests/ has a folder named steer too
+
+from engine_process import Engines, random_vectors, write_settings  # noqa: E402
+
+from bench.extraction import machine  # noqa: E402
+
+VOCABULARY, HIDDEN, LAYERS = 49_152, 576, 30  # of smollm2
+DRAWS = 10_000
+
+Job = dict[str, Any]
+
+
+def prompts(count: int, length: int, chosen: random.Random) -> list[list[int]]:
+    """Random tokens."""
+    return [[chosen.randrange(100, VOCABULARY) for _ in range(length)] for _ in range(count)]
+
+
+NUMBERS = itertools.count(1)  # so that a composition is never seen twice, unless it should be
+
+
+def three() -> str:
+    """A composition of three vectors at all layers that has not been seen yet."""
+    n = next(NUMBERS)
+    return f"{1 + n * 1e-4:.4f}*warm - 0.4*formal + 0.3*calm"
+
+
+def four() -> str:
+    """One with four directions."""
+    n = next(NUMBERS)
+    return f"ablate(warm, {n * 1e-4:.4f}) + ablate(formal, 0.5) + clamp(calm, 0.1) + clamp(dry, -0.2)"
+
+
+def jobs(ids: Sequence[Sequence[int]], tokens: int, steer: Sequence[str] | None) -> list[Job]:
+    """One request for each prompt."""
+    expressions = steer or [None] * len(ids)  # type: ignore[list-item]
+    return [
+        {"ids": list(one), "tokens": tokens, "unscored": True, "steer": expression}
+        for one, expression in zip(ids, expressions, strict=True)
+    ]
+
+
+def interval(ratios: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
+    """The geometric mean of ratios, and the ends of its 95 % interval, by resampling them."""
+    logs, chosen = [math.log(ratio) for ratio in ratios], random.Random(seed)
+    means = sorted(sum(chosen.choices(logs, k=len(logs))) / len(logs) for _ in range(DRAWS))
+    low, high = means[int(0.025 * DRAWS)], means[int(0.975 * DRAWS) - 1]
+    return math.exp(sum(logs) / len(logs)), math.exp(low), math.exp(high)
+
+
+def interleaved(
+    contestants: Mapping[str, Callable[[list[list[int]]], float]],
+    rounds: int,
+    make: Callable[[], list[list[int]]],
+    chosen: random.Random,
+) -> dict[str, list[float]]:
+    """Seconds of each contestant in each round; the round before the first warms up and does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(-1, rounds):
+        ids = make()
+        for name in chosen.sample(list(contestants), len(contestants)):
+            took = contestants[name](ids)
+            if number >= 0:
+                seconds[name].append(took)
+    return seconds
+
+
+def report(title: str, seconds: Mapping[str, list[float]], pairs: Sequence[tuple[str, str]], tokens: int) -> Any:
+    """Print the contestants and the ratios of their speeds; return both."""
+    rounds = len(next(iter(seconds.values())))
+    print(f"\n{title}; {rounds} rounds")
+    found: dict[str, Any] = {"title": title, "seconds": {k: list(v) for k, v in seconds.items()}, "ratios": {}}
+    for name, took in seconds.items():
+        rate = f"{tokens / median(took):8.1f} tokens/s" if tokens > 1 else f"{median(took) * 1e3:8.1f} ms"
+        print(f"  {name:42} {rate}  (median)")
+    for one, other in pairs:
+        mean, low, high = interval([b / a for a, b in zip(seconds[one], seconds[other], strict=True)])
+        found["ratios"][f"{one} / {other}"] = (mean, low, high)
+        print(f"  {one} / {other}: {mean:.4f} ({low:.4f} to {high:.4f})", flush=True)
+    return found
+
+
+@contextlib.contextmanager
+def locked(file: Path | None) -> Iterator[None]:
+    """Hold a file's lock, so that others who heed it wait."""
+    if file is None:
+        yield
+        return
+    with file.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+
+
+def start(folder: Path, cache: Path) -> tuple[Engines, Engines]:
+    """Stock vLLM and vLLM with the plugin, ready."""
+    from vectors import references
+
+    model = references.resolve("smollm2").path
+    vectors = random_vectors(folder, HIDDEN, LAYERS, everywhere=True)
+    settings = write_settings(folder, vectors)
+    environment = {
+        "VLLM_CACHE_ROOT": str(cache),
+        "VLLM_CPU_OMP_THREADS_BIND": "0-1",
+        "OMP_NUM_THREADS": "2",
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+    }
+    given = {
+        "enforce_eager": False,
+        "max_model_len": 1024,
+        "max_num_seqs": 256,
+        "max_num_batched_tokens": 4096,
+        "enable_prefix_caching": False,
+    }
+    engines = []
+    for plugin in (False, True):
+        engine = Engines(plugin, folder / f"{'steer' if plugin else 'stock'}.txt", **environment)
+        engines.append(engine)
+        print(f"starting {'vLLM with steer' if plugin else 'stock vLLM'}, compiled", file=sys.stderr, flush=True)
+        engine.start(model, settings if plugin else None, **given)
+    return engines[0], engines[1]
+
+
+def main() -> None:
+    """Read the options and run."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--only", default="batch,distinct,first,admission")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cache", type=Path, help="vLLM's compile cache, kept for the next run")
+    parser.add_argument("--lock", type=Path, help="hold this file's lock while something is timed")
+    parser.add_argument("--json", type=Path, help="append everything measured to this file, a line a part")
+    arguments = parser.parse_args()
+    chosen = random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory() as name:
+        stock, plugin = start(Path(name), (arguments.cache or Path(name) / "cache").absolute())
+        print(f"{machine()}; smollm2, float32, compiled, 2 threads; vLLM with 256 rows, 4 directions")
+
+        def run(engine: Engines, ids: list[list[int]], tokens: int, steer: Sequence[str] | None = None) -> float:
+            found: dict[str, Any] = engine.call("measure", jobs=jobs(ids, tokens, steer))
+            assert found["tokens"] == tokens * len(ids)
+            return float(found["seconds"])
+
+        parts: dict[str, Callable[[], Any]] = {
+            "batch": lambda: batch(stock, plugin, run, arguments.rounds, chosen),
+            "distinct": lambda: distinct(plugin, run, arguments.rounds, chosen),
+            "first": lambda: first(stock, plugin, run, arguments.rounds, chosen),
+            "admission": lambda: admission(plugin, chosen),
+        }
+        for part in arguments.only.split(","):
+            with locked(arguments.lock):
+                found = parts[part]()
+            if arguments.json:
+                with arguments.json.open("a") as file:
+                    file.write(json.dumps({"part": part, "seed": arguments.seed, **found}) + "\n")
+        for engine in (stock, plugin):
+            engine.close()
+
+
+def batch(stock: Engines, plugin: Engines, run: Any, rounds: int, chosen: random.Random) -> Any:
+    """32 requests, 16 tokens each of prompt and 32 of response."""
+    contestants = {
+        "stock": lambda ids: run(stock, ids, 32),
+        "stock again": lambda ids: run(stock, ids, 32),
+        "nothing steered": lambda ids: run(plugin, ids, 32),
+        "32 compositions of 3 vectors": lambda ids: run(plugin, ids, 32, [three() for _ in ids]),
+        "32 compositions of 4 projections": lambda ids: run(plugin, ids, 32, [four() for _ in ids]),
+    }
+    seconds = interleaved(contestants, rounds, lambda: prompts(32, 16, chosen), chosen)
+    pairs = [(name, "stock") for name in contestants if name != "stock"]
+    return report("batch of 32, 16 tokens of prompt, 32 of response", seconds, pairs, 32 * 32)
+
+
+def distinct(plugin: Engines, run: Any, rounds: int, chosen: random.Random) -> Any:
+    """256 requests at once, 8 tokens of prompt and 12 of response."""
+
+    def one(ids: list[list[int]]) -> float:
+        return float(run(plugin, ids, 12, [three()] * len(ids)))
+
+    contestants = {
+        "256 compositions": lambda ids: run(plugin, ids, 12, [three() for _ in ids]),
+        "1 composition": one,
+    }
+    seconds = interleaved(contestants, rounds, lambda: prompts(256, 8, chosen), chosen)
+    return report(
+        "batch of 256, 8 tokens of prompt, 12 of response", seconds, [("256 compositions", "1 composition")], 256 * 12
+    )
+
+
+def first(stock: Engines, plugin: Engines, run: Any, rounds: int, chosen: random.Random) -> Any:
+    """The first token of one request with 256 tokens of prompt."""
+    known = three()
+    contestants = {
+        "stock": lambda ids: run(stock, ids, 1),
+        "stock again": lambda ids: run(stock, ids, 1),
+        "nothing steered": lambda ids: run(plugin, ids, 1),
+        "steered": lambda ids: run(plugin, ids, 1, [known]),
+        "steered by a new composition": lambda ids: run(plugin, ids, 1, [three()]),
+        "steered by 4 new projections": lambda ids: run(plugin, ids, 1, [four()]),
+    }
+    seconds = interleaved(contestants, 4 * rounds, lambda: prompts(1, 256, chosen), chosen)
+    pairs = [(name, "stock") for name in contestants if name != "stock"]
+    return report("time to first token, 256 tokens of prompt (a ratio below 1 is slower)", seconds, pairs, 1)
+
+
+def admission(plugin: Engines, chosen: random.Random) -> Any:
+    """New compositions, 64 at a time, five times."""
+    found: dict[str, list[float]] = {}
+    for make in (three, four):
+        for _ in range(5):
+            ids = prompts(64, 4, chosen)
+            spent = plugin.call("measure", jobs=jobs(ids, 1, [make() for _ in ids]))["spent"]
+            whole = [a + b for a, b in zip(spent["admit"], spent["begin"], strict=True)]
+            found.setdefault(make.__name__, []).extend(whole)
+    print("\nadmission of a new composition at 30 layers, front end and worker")
+    for name, spent in found.items():
+        spent.sort()
+        p99 = spent[int(0.99 * len(spent))]
+        print(
+            f"  {name} vectors: median {median(spent) * 1e3:.2f} ms, 99 % {p99 * 1e3:.2f}, most {spent[-1] * 1e3:.2f}"
+        )
+    return {"admission": found}
+
+
+if __name__ == "__main__":
+    main()
