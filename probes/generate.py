@@ -56,7 +56,7 @@ def try_strengths(
     }
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
-        noise = _SharedNoise(prompts, len(strengths), temperature, seed)
+        noise = SharedNoise(prompts, len(strengths), temperature, seed)
         sampling["logits_processor"] = [noise]
     with (
         memory_reported(),
@@ -78,7 +78,7 @@ def try_strengths(
     return [[text.strip() for text in completions[i : i + width]] for i in range(0, len(completions), width)]
 
 
-class _SharedNoise:
+class SharedNoise:
     """Sampling by the Gumbel maximum, with the same noise for every strength of a prompt.
 
     argmax(logits / temperature + noise) is a draw from the softmax (Gumbel 1954), so greedy decoding samples.

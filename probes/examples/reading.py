@@ -71,6 +71,12 @@ def read(pos: Source | None = None, neg: Source | None = None, pairs: Source | N
     return Contrast(positive, negative, paired, {"positive": left, "negative": right}, _shared(positive, negative))
 
 
+def read_class(source: Source, flag: str) -> tuple[list[Example], str]:
+    """The examples of one source, all of one class, and its digest. Raises ExampleError with all their problems."""
+    found = _one_class(flag, _examples(source, flag))
+    return found.examples, found.digest
+
+
 def _name(source: Source, flag: str) -> str:
     """What messages call a source."""
     return str(source) if isinstance(source, str | Path) else flag
