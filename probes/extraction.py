@@ -86,13 +86,13 @@ def extract(
     with memory_reported():
         pooled = activations.pool(model, tokenised, wanted, progress=lambda done: progress(done, len(both)))
         with pooled.spill:
-            resamples = judge.draw_resamples(labels, seed)
+            draws = judge.draw(labels, fold, seed)
             directions, judged = {}, {}
             for position, layer in enumerate(wanted):
                 rows = pooled.spill.layer(position)
                 evidence = evidence_of(chosen, rows, labels, contrast.paired)
                 directions[layer] = scaled(chosen.direction(evidence), evidence).float()
-                judged[layer] = judge.judge(chosen, rows, labels, fold, paired=paired, seed=seed, resamples=resamples)
+                judged[layer] = judge.judge(chosen, rows, labels, fold, draws, paired=paired)
 
     norms = {layer: seen.mean for layer, seen in pooled.norms.items()}
     lengths = {layer: float(direction.norm()) for layer, direction in directions.items()}

@@ -18,7 +18,7 @@ from torch import Tensor
 from probes.examples import Example
 from probes.methods import scaled
 from probes.seeds import child_seed
-from probes.statistics import CHUNK, Evidence, Rows, evidence_by_fold, evidence_of, merged, piece, pieces
+from probes.statistics import CHUNK, Rows, evidence_of_others, piece, pieces
 from vectors.errors import ExampleError
 
 FOLDS = 5
@@ -40,6 +40,13 @@ class Judgement(NamedTuple):
     auroc_shuffled: float
     cohens_d: float
     cohens_d_shuffled: float
+
+
+class Draws(NamedTuple):
+    """What chance decides: bootstrap counts, int16 [RESAMPLES, n], and labels shuffled inside each fold, bool [n]."""
+
+    resamples: Tensor
+    shuffled: list[Tensor]
 
 
 def folds(
@@ -108,10 +115,8 @@ def _balanced(groups: Sequence[int], half: int, count: int) -> tuple[Tensor, Ten
     return found[:half], found[half:]
 
 
-def judge(
-    method: ModuleType, rows: Rows, labels: Tensor, fold: Tensor, *, paired: bool, seed: int, resamples: Tensor
-) -> Judgement:
-    """Judge a method at one layer. rows [n, hidden], labels bool [n], fold int64 [n], resamples from `draw_resamples`.
+def judge(method: ModuleType, rows: Rows, labels: Tensor, fold: Tensor, draws: Draws, *, paired: bool) -> Judgement:
+    """Judge a method at one layer. rows [n, hidden], labels bool [n], fold int64 [n], and what `draw` made of the two.
 
     All NaN when there is one fold only.
     """
@@ -120,12 +125,11 @@ def judge(
     if method.NEEDS == "activations" or len(labels) * rows.shape[1] <= CHUNK:
         rows = piece(rows, 0, len(labels))  # once, for all that follows
     scores = held_out_scores(method, rows, labels, fold, paired=paired)
-    low, high = interval(scores, labels, resamples)
+    low, high = interval(scores, labels, draws.resamples)
     least, greatest = provable(int(labels.sum()), int((~labels).sum()))
     low, high = min(low, greatest), max(high, least)
     shuffled_auroc, shuffled_d = [], []
-    for repeat in range(SHUFFLES if method.NEEDS != "activations" else 1):
-        shuffled = shuffle_within(labels, fold, child_seed(seed, "shuffle", repeat))
+    for shuffled in draws.shuffled[: 1 if method.NEEDS == "activations" else SHUFFLES]:
         # Shuffling breaks the pairs too.
         floor = held_out_scores(method, rows, shuffled, fold, paired=False)
         shuffled_auroc.append(auroc(floor[shuffled], floor[~shuffled]))
@@ -142,22 +146,10 @@ def judge(
 
 def held_out_scores(method: ModuleType, rows: Rows, labels: Tensor, fold: Tensor, *, paired: bool) -> Tensor:
     """The score of every row, float64 [n], along the direction of the folds that it is not in."""
-    count = int(fold.max()) + 1
-    parts = [] if method.NEEDS == "activations" else evidence_by_fold(method, rows, labels, fold, paired)
-    units = torch.empty(count, rows.shape[1], dtype=torch.float64)
-    middles = torch.empty(count, dtype=torch.float64)
-    for held_out in range(count):
-        if parts:
-            others = [part for f, part in enumerate(parts) if f != held_out]
-            pairs = [part.differences for part in others if part.differences is not None]
-            evidence = Evidence(
-                merged(part.positive for part in others),
-                merged(part.negative for part in others),
-                merged(pairs) if pairs else None,
-            )
-        else:
-            kept = fold != held_out
-            evidence = evidence_of(method, piece(rows, 0, len(labels))[kept], labels[kept], paired)
+    others = evidence_of_others(method, rows, labels, fold, paired)
+    units = torch.empty(len(others), rows.shape[1], dtype=torch.float64)
+    middles = torch.empty(len(others), dtype=torch.float64)
+    for held_out, evidence in enumerate(others):
         middle = (evidence.positive.mean + evidence.negative.mean) / 2
         try:
             direction = scaled(method.direction(evidence), evidence)
@@ -201,18 +193,23 @@ def cohens_d(positive: Tensor, negative: Tensor) -> float:
     return float(difference / pooled)
 
 
-def draw_resamples(labels: Tensor, seed: int) -> Tensor:
-    """Bootstrap counts, int16 [RESAMPLES, n]: how often each example is drawn, classes apart.
+def draw(labels: Tensor, fold: Tensor, seed: int) -> Draws:
+    """The resamples and the shuffles. They serve every layer, so that layers are compared on the same ones."""
+    shuffled = [shuffle_within(labels, fold, child_seed(seed, "shuffle", repeat)) for repeat in range(SHUFFLES)]
+    return Draws(draw_resamples(labels, seed), shuffled)
 
-    The same draws serve every layer, so that layers are compared on the same resamples.
-    """
+
+def draw_resamples(labels: Tensor, seed: int) -> Tensor:
+    """Bootstrap counts, int16 [RESAMPLES, n]: how often each example is drawn, classes apart."""
     generator = torch.Generator().manual_seed(child_seed(seed, "bootstrap"))
     counts = torch.zeros(RESAMPLES, len(labels), dtype=torch.int16)
     for which in (labels, ~labels):
         indices = which.nonzero()[:, 0]
-        for row in counts:  # one at a time: all draws at once would be the largest thing in memory
-            drawn = torch.randint(len(indices), (len(indices),), generator=generator)
-            row[indices] = torch.bincount(drawn, minlength=len(indices)).to(torch.int16)
+        size = len(indices)
+        for some in counts.split(max(1, 2**20 // size)):  # all draws at once would be the largest thing in memory
+            drawn = torch.randint(size, (len(some), size), generator=generator)
+            drawn += size * torch.arange(len(some))[:, None]
+            some[:, indices] = torch.bincount(drawn.flatten(), minlength=some.shape[0] * size).view(-1, size).short()
     return counts
 
 
@@ -221,19 +218,18 @@ def interval(scores: Tensor, labels: Tensor, counts: Tensor) -> tuple[float, flo
 
     Sorted once; a resample only changes the weights, so each costs one cumulative sum and no sorting.
     """
-    order = scores.argsort(stable=True)
-    ordered, positive = scores[order], labels[order]
-    first = torch.searchsorted(ordered, ordered, right=False)
-    last = torch.searchsorted(ordered, ordered, right=True)
+    positive, negative = labels.nonzero()[:, 0], (~labels).nonzero()[:, 0]
+    ordered, order = scores[negative].sort()
+    first = torch.searchsorted(ordered, scores[positive], right=False)
+    last = torch.searchsorted(ordered, scores[positive], right=True)
     values = []
     for some in counts.split(max(1, 2**20 // len(scores))):
-        weights = some[:, order].float()
-        negatives = weights * ~positive
         # Exact in float64: sums of whole numbers.
-        below = torch.nn.functional.pad(negatives.double().cumsum(1), (1, 0))
-        wins = (weights * positive).double() * (below[:, first] + below[:, last]) / 2
-        values.append(wins.sum(1) / (weights * positive).sum(1) / negatives.sum(1))
-    every = torch.cat(values)
+        below = torch.zeros(len(some), len(negative) + 1, dtype=torch.float64)
+        torch.cumsum(some.index_select(1, negative[order]), 1, dtype=torch.float64, out=below[:, 1:])
+        twice = below.index_select(1, first) + below.index_select(1, last)
+        values.append((twice * some.index_select(1, positive)).sum(1) / 2)
+    every = torch.cat(values) / len(positive) / len(negative)  # a resample keeps the classes' sizes
     tail = (1 - CONFIDENCE) / 2
     low, high = torch.quantile(every, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return low, high

@@ -6,7 +6,7 @@ large common offset of the activations costs no precision.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -114,13 +114,46 @@ def evidence_by_fold(method: ModuleType, rows: Rows, labels: Tensor, fold: Tenso
     return [Evidence(parts[2 * f + 1], parts[2 * f], differences[f]) for f in range(count)]
 
 
-def _means(rows: Rows, group: Tensor, count: int) -> list[Moments]:
-    """The counts and means of each group of rows."""
+def evidence_of_others(method: ModuleType, rows: Rows, labels: Tensor, fold: Tensor, paired: bool) -> list[Evidence]:
+    """For each fold the evidence of all the other folds together, on the terms of `evidence_by_fold`."""
+    count = int(fold.max()) + 1
+    if method.NEEDS == "activations":
+        every = piece(rows, 0, len(labels))
+        return [evidence_of(method, every[fold != f], labels[fold != f], paired) for f in range(count)]
+    if method.NEEDS == "means":  # of which no more than the sums are needed
+        sizes, sums = _sums(rows, 2 * fold + labels, 2 * count)
+        sizes, sums = sizes.view(count, 2), sums.view(count, 2, -1)
+        left = sizes.sum(0) - sizes
+        means = (sums.sum(0) - sums) / left[:, :, None]
+        return [
+            Evidence(Moments(m, positive), Moments(n, negative))
+            for (n, m), (negative, positive) in zip(left.tolist(), means, strict=True)
+        ]
+    parts = evidence_by_fold(method, rows, labels, fold, paired)
+    return [_together([part for other, part in enumerate(parts) if other != f]) for f in range(count)]
+
+
+def _together(parts: Sequence[Evidence]) -> Evidence:
+    pairs = [part.differences for part in parts if part.differences is not None]
+    return Evidence(
+        merged(part.positive for part in parts),
+        merged(part.negative for part in parts),
+        merged(pairs) if pairs else None,
+    )
+
+
+def _sums(rows: Rows, group: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The size int64 [count] and the sum float64 [count, hidden] of each group of rows."""
     sums = torch.zeros(count, rows.shape[1], dtype=torch.float64)
     for start, stop in pieces(len(group), rows.shape[1]):
         sums.index_add_(0, group[start:stop], piece(rows, start, stop))
-    sizes = torch.bincount(group, minlength=count)
-    return [Moments(int(size), total / size) for size, total in zip(sizes, sums, strict=True)]
+    return torch.bincount(group, minlength=count), sums
+
+
+def _means(rows: Rows, group: Tensor, count: int) -> list[Moments]:
+    """The counts and means of each group of rows."""
+    sizes, sums = _sums(rows, group, count)
+    return [Moments(size, total / size) for size, total in zip(sizes.tolist(), sums, strict=True)]
 
 
 def _moments(rows: Rows, group: Tensor, count: int) -> list[Moments]:

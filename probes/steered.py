@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from probes import model as models
 from probes import residual
-from vectors.errors import ArtifactError, ModelError, UsageError
+from vectors import fit
+from vectors.errors import UsageError
 from vectors.expression import Composition, Scope, Term
 from vectors.resolve import compose
-from vectors.steering import SteeringVector, spans
+from vectors.steering import SteeringVector
 
 Steering = str | Composition | SteeringVector
 
@@ -53,29 +54,29 @@ def steered(
 
     Raises ExpressionError, ArtifactError, ModelError before anything is hooked; while the model runs, UsageError for a
     batch of another size, and for a scope where nothing says where the prompt ends: no cache and no `prompt_length`.
+    Warns at the end when scopes of the response are all there is, and no token of a response came.
     """
     several = isinstance(composition, Sequence) and not isinstance(composition, str)
     each: list[Steering] = list(composition) if several else [composition]  # type: ignore[arg-type,list-item]
     if not each:
         raise UsageError("there is no composition", "give at least one")
     moves: dict[int, list[_Move]] = {}
-    checked: dict[int, SteeringVector] = {}  # holds them, so that no identity is given away twice
+    met: dict[int, tuple[str, SteeringVector]] = {}  # by identity: holds them, so that none is given away twice
     for row, one in enumerate(each):
         resolved, found = _resolve(one, vectors)
-        for name, vector in found.items():
-            if id(vector) not in checked:
-                check(model, vector, name, any_base=any_base)
-                checked[id(vector)] = vector
+        met.update({id(vector): (name, vector) for name, vector in found.items()})
         for term in resolved.terms:
             # Strength 0 must equal no hook bit for bit, so it hooks nothing.
             if term.operation != "clamp" and term.value == 0:
                 continue
             _plan(moves, term, found[term.name], row if several else None)
+    _check(model, list(met.values()), any_base)
     rows = len(each) if several else None
     with contextlib.ExitStack() as handles:
         if moves:
             stack_blocks = residual.blocks(model)
-            scoped = any(move.scope is not None for planned in moves.values() for move in planned)
+            scopes = {move.scope for planned in moves.values() for move in planned}
+            scoped = scopes != {None}
             caches = bool(getattr(residual.text_config(model), "use_cache", True))
             positions = _Positions(prompt_length, rows, scoped, caches)
             stack = residual.decoder(model)
@@ -85,33 +86,24 @@ def steered(
                 hook = _hook(planned, positions)
                 handles.callback(stack_blocks[layer].register_forward_hook(hook, prepend=True).remove)
         yield
+        if moves and positions.now is not None and not positions.responded and all(s and s.responds for s in scopes):
+            names = ", ".join(sorted(map(str, scopes)))
+            warnings.warn(
+                f"nothing was steered: {names} counts from the end of the prompt, and no token came after it "
+                "(give prompt_length where a whole text is passed)",
+                stacklevel=3,
+            )
 
 
-def check(model: nn.Module, vector: SteeringVector, name: str, *, any_base: bool = False) -> None:
-    """Refuse a vector that does not fit the model, or was made for another one. Raises ArtifactError, ModelError."""
+def _check(model: nn.Module, vectors: Sequence[tuple[str, SteeringVector]], any_base: bool) -> None:
+    """Refuse vectors that do not fit the model, or were made for another one. Raises ArtifactError, ModelError."""
     size, count = residual.hidden_size(model), len(residual.blocks(model))
-    if vector.hidden_size != size:
-        raise ArtifactError(
-            f"the vector {name} has hidden size {vector.hidden_size}, the model {size}", "use a vector of this model"
-        )
-    beyond = [i for i in vector.layers if i >= count]
-    if beyond:
-        raise ModelError(
-            f"the vector {name} has layer {spans(beyond)}; the model has layers 0 to {count - 1}",
-            "use a vector of this model",
-        )
-    digest = vector.base.get("digest")
-    if digest is None or any_base:
-        return
-    base = getattr(model, "steer_base", None) or models.base_of(model)
-    if base is None:
-        warnings.warn(f"it is not known where the model came from, so the base of {name} is unverified", stacklevel=3)
-    elif base["digest"] != digest:
-        raise ArtifactError(
-            f"the vector {name} belongs to {vector.base.get('name', digest)}, "
-            f"not to {base.get('name', base['digest'])}",
-            "use a vector of this model, or allow another one: --any-base",
-        )
+    bound = [name for name, vector in vectors if vector.base.get("digest") and not any_base]
+    base = (getattr(model, "steer_base", None) or models.base_of(model)) if bound else None
+    fit.require(vectors, hidden_size=size, layers=count, base=base, any_base=any_base)
+    if bound and base is None:
+        names = ", ".join(dict.fromkeys(bound))
+        warnings.warn(f"it is not known where the model came from, so the base of {names} is unverified", stacklevel=4)
 
 
 def _resolve(
@@ -139,6 +131,7 @@ class _Positions:
         self.prompts: Tensor | None = None  # [batch]
         self.now: Tensor | None = None  # [batch, tokens]; -1 for padding
         self.before: Tensor | None = None  # the inputs of the last pass that was given no cache
+        self.responded = False  # whether a token came after its prompt; asked only where there are scopes
 
     def see(self, _stack: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """The pre-hook of the decoder: read the positions off its inputs."""
@@ -170,6 +163,7 @@ class _Positions:
                 )
             self.prompts = lengths.expand(batch)
         self.now = now
+        self.responded = self.responded or (self.scoped and bool((now >= self.prompts[:, None]).any()))
 
     def _check_prompt_is_known(self, inputs: Tensor, use_cache: bool | None) -> None:
         """A pass without a cache is all prompt only if it is not a step that computes everything again."""

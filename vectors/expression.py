@@ -49,6 +49,11 @@ class Scope:
     def __str__(self) -> str:
         return f"@{self.kind}:{self.count}" if self.kind in ("first", "after") else f"@{self.kind}"
 
+    @property
+    def responds(self) -> bool:
+        """Whether it covers tokens of the response alone."""
+        return self.kind != "prompt"
+
     def span(self, prompt_length: int) -> tuple[int, float]:
         """The positions [start, stop) of a sequence that the scope covers, given the prompt's length in tokens."""
         return {

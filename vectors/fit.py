@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from vectors.errors import ArtifactError
 from vectors.steering import SteeringVector, spans
 
 
@@ -34,3 +35,12 @@ def problems(
             f"the vector {name} belongs to {vector.base.get('name', digest)}, not to {base.get('name', base['digest'])}"
         )
     return found
+
+
+def require(vectors: Iterable[tuple[str, SteeringVector]], **model: Any) -> None:
+    """Refuse vectors that can't steer a model: `problems` of each, by name. Raises ArtifactError with all of them."""
+    found = [problem for name, vector in vectors for problem in problems(name, vector, **model)]
+    if found:
+        raise ArtifactError(
+            list(dict.fromkeys(found)), "use vectors of this model, or allow others of the same size: --any-base"
+        )

@@ -18,7 +18,7 @@ from vectors.errors import ArtifactError, UsageError
 from vectors.files import check_writable, digest_bytes
 
 KIND = "steering-vector"
-HIGHEST_LAYER = 10_000  # far above any model; keeps `0-999999999` from being written out
+HIGHEST_LAYER = 1_000  # far above any model; keeps expressions full of `0-999999999` from being written out
 
 
 @dataclass(frozen=True, eq=False)

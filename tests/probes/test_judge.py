@@ -21,6 +21,7 @@ from probes.judge import (
     Judgement,
     auroc,
     cohens_d,
+    draw,
     draw_resamples,
     folds,
     held_out_scores,
@@ -30,7 +31,7 @@ from probes.judge import (
 )
 from probes.methods import method, methods, scaled
 from probes.spill import Spill
-from probes.statistics import evidence_by_fold, evidence_of
+from probes.statistics import evidence_by_fold, evidence_of, evidence_of_others
 
 SCORES = st.lists(st.integers(-4, 4), min_size=1, max_size=12)  # few values, so that ties are common
 
@@ -55,8 +56,7 @@ def pairwise_auroc(positive: Tensor, negative: Tensor) -> float:
 
 def judged(name: str, rows: Tensor, labels: Tensor, *, seed: int = 0, paired: bool = False) -> Judgement:
     fold = even_folds(int(labels.sum()), int((~labels).sum()))
-    resamples = draw_resamples(labels, seed)
-    return judge.judge(method(name), rows, labels, fold, paired=paired, seed=seed, resamples=resamples)
+    return judge.judge(method(name), rows, labels, fold, draw(labels, fold, seed), paired=paired)
 
 
 # AUROC and its interval
@@ -367,15 +367,7 @@ def test_activations_that_are_all_the_same_are_told_apart_by_nothing(name: str) 
 def test_one_fold_is_no_judgement() -> None:
     labels = labels_of(3, 1)
     fold = torch.zeros(4, dtype=torch.int64)
-    found = judge.judge(
-        method("diffmean"),
-        normal(4, 3).float(),
-        labels,
-        fold,
-        paired=False,
-        seed=0,
-        resamples=draw_resamples(labels, 0),
-    )
+    found = judge.judge(method("diffmean"), normal(4, 3).float(), labels, fold, draw(labels, fold, 0), paired=False)
     assert all(math.isnan(value) for value in found)
 
 
@@ -424,8 +416,7 @@ def test_a_layer_read_in_pieces_is_judged_as_one_read_at_once(
     monkeypatch.setattr(judge, "CHUNK", 7 * 6)
     with Spill(2, 60, 6, 0) as spill:
         spill.write(1, range(60), rows)
-        resamples = draw_resamples(labels, 0)
-        in_pieces = judge.judge(method(name), spill.layer(1), labels, fold, paired=paired, seed=0, resamples=resamples)
+        in_pieces = judge.judge(method(name), spill.layer(1), labels, fold, draw(labels, fold, 0), paired=paired)
         assert in_pieces == pytest.approx(at_once, rel=1e-9)
         evidence = evidence_of(method(name), spill.layer(1), labels, paired)
         torch.testing.assert_close(
@@ -447,3 +438,19 @@ def test_a_method_is_given_the_moments_that_it_needs_and_no_others() -> None:
             assert (found.positive.scatter is not None) == (found.negative.scatter is not None) == scatter
             assert (found.differences is not None) == differences
             assert found.positive.count == found.negative.count == 2
+
+
+@pytest.mark.parametrize("name", methods())
+@pytest.mark.parametrize("paired", [False, True], ids=["unpaired", "paired"])
+def test_the_evidence_of_the_other_folds_is_that_of_their_rows(name: str, paired: bool) -> None:
+    labels, fold = labels_of(25, 25), even_folds(25, 25)
+    rows = normal(50, 6) + 1e3 + labels[:, None]
+    for f, found in enumerate(evidence_of_others(method(name), rows, labels, fold, paired)):
+        expected = evidence_of(method(name), rows[fold != f], labels[fold != f], paired)
+        assert (found.positive.count, found.negative.count) == (expected.positive.count, expected.negative.count)
+        for mine, slow in (
+            (found.positive.mean, expected.positive.mean),
+            (found.negative.mean, expected.negative.mean),
+            (method(name).direction(found), method(name).direction(expected)),
+        ):
+            torch.testing.assert_close(mine, slow, rtol=1e-9, atol=1e-9)

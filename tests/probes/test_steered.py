@@ -14,7 +14,7 @@ from torch import Tensor
 
 from probes import residual
 from probes.steered import steered
-from vectors.errors import ArtifactError, ExpressionError, ModelError, UsageError
+from vectors.errors import ArtifactError, ExpressionError, UsageError
 from vectors.expression import parse
 from vectors.steering import SteeringVector
 
@@ -441,7 +441,7 @@ REFUSED: dict[str, tuple[Any, Mapping[str, SteeringVector], type[Exception], str
     "a layer beyond the last": (
         "deep",
         {"deep": vector(1, layers=[2, 4, 5])},
-        ModelError,
+        ArtifactError,
         "deep has layer 4-5; the model has layers 0 to 3",
     ),
     "a layer that the vector lacks": ("warm[0]", VECTORS, ExpressionError, "warm holds no layer 0"),
