@@ -41,7 +41,7 @@ def find(name: str) -> ModuleType:
 
 
 def problems(name: str, *, lr: float, weight_decay: float = 0.0, **options: Any) -> list[str]:
-    """What is wrong with the settings of an optimiser, one sentence each. Raises UsageError where there is no such one."""
+    """What is wrong with the settings of an optimiser, one sentence each. Raises UsageError for an unknown one."""
     known = {option.name: option for option in find(name).OPTIONS}
     found = []
     if not (math.isfinite(lr) and lr > 0):

@@ -1,19 +1,26 @@
 """APOLLO's rule: the raw gradient, scaled by what Adam would do to it in a small random projection.
 
-Zhu et al. 2025, arXiv:2412.05270, with the norm-growth limiter of Fira, arXiv:2410.01623. Written from the papers.
+Zhu et al. 2025, arXiv:2412.05270, with the norm-growth limiter of Fira, arXiv:2410.01623. Written from the papers. Of a
+matrix, the longer side are the channels, c of them; the shorter side, d long, is projected to r numbers:
 
-A matrix is seen with its longer side first: channels [c, d], d <= c. With P [d, r], entries N(0, 1/r):
-
-    R = G P                                       the gradient, projected
-    R~ = Adam's step of R                         moments [c, r], kept across projections
-    s_j = ||R~_j|| / ||R_j||                      one factor a channel; of the whole matrix for Mini
-    U = s G;  U *= min(1, limit ||U_before|| / ||U||)
+    R = P G                                       the gradient, projected: r numbers a channel
+    R~ = Adam's step of R                         moments of R, kept when P changes
+    s_j = ||R~_j|| / ||R_j||                      one factor a channel j; Mini: one a matrix, over all of R
+    U = s G;  U *= min(1, limiter ||U_before|| / ||U||)
     W -= lr sqrt(d / r) U
 
-The bias correction is inside R~, so that the limiter sees growth and not the correction's decay. sqrt(d / r) makes up
-for Adam's step having a norm of about sqrt(r) where it would have sqrt(d): learning rates are those of AdamW. With
-r = d nothing is projected: that is Adam with one factor a channel. P is drawn anew every `refresh` steps, from the seed,
-the parameter's name and the number of the period, on the CPU, so that a device draws what another would.
+The bias correction is inside R~, so that the limiter sees growth and not the correction's decay. ||U|| is taken in the
+projection, where it is ||R~||, which costs no pass over G. sqrt(d / r) makes up for Adam's step having a norm near
+sqrt(r) where it would have sqrt(d): learning rates are those of AdamW. With r = d there is nothing to project: that is
+Adam with one factor a channel.
+
+P is drawn anew every `refresh` steps, from the seed, the parameter's name and the number of the period, on the CPU, so
+that a device draws what another would. Two kinds, both right on average (E[P' P] is the identity) and of about the same
+variance, 2 / r of a squared norm:
+
+    signs      every coordinate is added to one of r sums, with a random sign (Charikar et al. 2002, feature hashing):
+               c d additions, no matrix
+    gaussian   the paper's: entries N(0, 1 / r); c d r multiplications, which takes longer than all the rest
 """
 
 from __future__ import annotations
@@ -28,77 +35,98 @@ from merges.options import Option
 from probes.seeds import child_seed
 from steer.baking.optimisers._optimiser import Batch, fused_adamw
 
+KINDS = ("signs", "gaussian")
+PROJECTION = Option("projection", "signs", "the kind of random projection, see _apollo.py", choices=KINDS)
 REFRESH = Option("refresh", 200, "steps until a new random projection", low=1)
 LIMITER = Option("limiter", 1.01, "the most by which a step's norm grows over the last one's", low=1)
-SCALE = Option("scale", 1.0, "multiplies the step of matrices, over sqrt(side / rank)", low=0, open_low=True)
+SCALE = Option("scale", 1.0, "multiplies the step of matrices, besides sqrt(side / rank)", low=0, open_low=True)
 MEAN = Option(
     "mean_dtype",
     "bfloat16",
     "of the mean of projected gradients; what it rounds is a hundredth of the projection's noise",
     choices=("bfloat16", "float32"),
 )
-KEEP = Option("keep_projections", True, "keep each projection until the next, in memory alone; else draw it every step")
-
-
-def projection(seed: int, name: str, period: int, side: int, rank: int) -> Tensor:
-    """P [side, rank] of a period, entries N(0, 1 / rank), float32 on the CPU."""
-    generator = torch.Generator().manual_seed(child_seed(seed, "projection", name, period))
-    return torch.randn(side, rank, generator=generator) / math.sqrt(rank)
 
 
 class Apollo:
     """The rule; a class because projections live until they are refreshed. They are never part of the state."""
 
-    def __init__(self, keep: bool) -> None:
-        self.keep = keep
+    def __init__(self) -> None:
         self.kept: dict[str, tuple[Any, Tensor]] = {}
 
     def __call__(self, batch: Batch) -> None:
         """Move matrices; see the module's docstring."""
-        for name, weight, gradient, state in zip(
-            batch.names, batch.weights, batch.gradients, batch.states, strict=True
-        ):
-            if weight.shape[0] < weight.shape[1]:
-                weight, gradient = weight.T, gradient.T
+        columns = zip(batch.names, batch.weights, batch.gradients, batch.states, strict=True)
+        for name, weight, gradient, state in columns:
             self._move(name, weight.detach(), gradient, state, batch.group)
 
     def _move(self, name: str, weight: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        """Move one matrix [c, d], d <= c."""
-        rank = min(group["rank"], weight.shape[1])
-        projected = gradient if rank == weight.shape[1] else gradient @ self._projection(name, weight, state, group)
+        """Move one matrix [m, n]; `side` is the dimension that is projected."""
+        side = 1 if weight.shape[0] >= weight.shape[1] else 0
+        length = weight.shape[side]
+        rank = min(group["rank"], length)
+        projected = gradient
+        if rank < length:
+            drawn = self._drawn(name, length, rank, state, group).to(weight)
+            projected = (folded if group["projection"] == "signs" else multiplied)(gradient, drawn, rank, side)
         step = adam_step(projected, state, group)
         state["steps"] += 1
-        if group["channels"]:
-            factors = norms(step) / norms(projected).clamp_(min=torch.finfo(projected.dtype).tiny)
-            norm = torch.linalg.vector_norm(factors * norms(gradient))
-        else:
-            factors = torch.linalg.vector_norm(step)
-            factors /= torch.linalg.vector_norm(projected).clamp_(min=torch.finfo(projected.dtype).tiny)
-            norm = factors * torch.linalg.vector_norm(gradient)
-        factors *= limited(norm, state["last_norm"], group["limiter"])
+        over = side if group["channels"] else (0, 1)
+        norms = norm(step, over)
+        factors = norms / norm(projected, over).clamp_(min=torch.finfo(projected.dtype).tiny)
+        factors *= limited(torch.linalg.vector_norm(norms), state["last_norm"], group["limiter"])
         if group["weight_decay"]:
             weight.mul_(1 - group["lr"] * group["weight_decay"])
-        size = group["lr"] * group["scale"] * math.sqrt(weight.shape[1] / rank)
-        weight.addcmul_(gradient, factors[:, None] if group["channels"] else factors, value=-size)
+        size = group["lr"] * group["scale"] * math.sqrt(length / rank)
+        weight.addcmul_(gradient, factors, value=-size)
 
-    def _projection(self, name: str, weight: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
-        """P of the current period, on the weight's device and in its dtype."""
-        key = (group["seed"], state.get("steps", 0) // group["refresh"], group["rank"])
-        if name in self.kept and self.kept[name][0] == key:
-            return self.kept[name][1]
-        found = projection(group["seed"], name, key[1], weight.shape[1], group["rank"]).to(weight)
-        if self.keep:
-            self.kept[name] = (key, found)
-        return found
+    def _drawn(self, name: str, length: int, rank: int, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+        """The current period's random numbers, kept until the next period."""
+        key = (group["projection"], group["seed"], state.get("steps", 0) // group["refresh"], length, rank)
+        if name not in self.kept or self.kept[name][0] != key:
+            self.kept[name] = (
+                key,
+                draw(group["projection"], child_seed(key[1], "projection", name, key[2]), length, rank),
+            )
+        return self.kept[name][1]
 
 
-def norms(matrix: Tensor) -> Tensor:
-    """The norm of each channel [c] of a matrix [c, d]."""
-    return torch.linalg.vector_norm(matrix, dim=1)
+def draw(kind: str, seed: int, length: int, rank: int) -> Tensor:
+    """The random numbers of a projection: `signs` [length], or the matrix [length, rank] of a `gaussian` one."""
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "signs":
+        return torch.randint(0, 2, (length,), generator=generator, dtype=torch.int8) * 2 - 1
+    return torch.randn(length, rank, generator=generator) / math.sqrt(rank)
+
+
+def folded(gradient: Tensor, signs: Tensor, rank: int, side: int) -> Tensor:
+    """Signed sums of every rank-th coordinate along `side`: that side becomes `rank` long."""
+    rows = gradient.shape[side] // rank
+    signs = signs if side == 1 else signs[:, None]
+    whole, rest = (
+        gradient.narrow(side, 0, rows * rank),
+        gradient.narrow(side, rows * rank, signs.shape[0] - rows * rank),
+    )
+    sums = (whole.unflatten(side, (rows, rank)) * signs[: rows * rank].unflatten(0, (rows, rank))).sum(side)
+    if rest.numel():
+        sums.narrow(side, 0, rest.shape[side]).addcmul_(rest, signs[rows * rank :])
+    return sums
+
+
+def multiplied(gradient: Tensor, matrix: Tensor, rank: int, side: int) -> Tensor:
+    """The gradient times a matrix [length, rank] along `side`: that side becomes `rank` long."""
+    return gradient @ matrix if side == 1 else matrix.T @ gradient
+
+
+def norm(matrix: Tensor, over: int | tuple[int, int]) -> Tensor:
+    """The norms over a dimension or both, which stay, of length 1."""
+    if over == 0:  # torch's own norm goes down columns one by one, several times slower
+        return matrix.square().sum(0, keepdim=True).sqrt_()
+    return torch.linalg.vector_norm(matrix, dim=over, keepdim=True)
 
 
 def adam_step(projected: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
-    """Minus Adam's step of a projected gradient [c, r], at learning rate 1; updates the moments."""
+    """Minus Adam's step of a projected gradient, at learning rate 1; updates the moments."""
     if "steps" not in state:
         state["steps"] = 0
         state["exp_avg"] = torch.zeros_like(projected, dtype=getattr(torch, group["mean_dtype"]))
@@ -115,12 +143,12 @@ def adam_step(projected: Tensor, state: dict[str, Any], group: dict[str, Any]) -
     return moved
 
 
-def limited(norm: Tensor, last: Tensor, limit: float) -> Tensor:
-    """What to multiply a step of that norm with, so that it grows by no more than `limit`; updates the last norm.
+def limited(size: Tensor, last: Tensor, limiter: float) -> Tensor:
+    """What to multiply a step of that norm with, so that it grows by no more than `limiter`; updates the last norm.
 
-    A step of norm 0, as of an expert that saw no token, is not remembered: nothing could grow from it. Stays on the
-    device: nothing waits for a number.
+    A step of norm 0, as of an adapter that nothing reached, is not remembered: nothing could grow from it. All stays on
+    the device: nothing waits for a number.
     """
-    factor = torch.where(last > 0, (limit * last / norm).clamp_(max=1), 1)
-    last.copy_(torch.where(norm > 0, norm * factor, last))
+    factor = torch.where(last > 0, (limiter * last / size).clamp_(max=1), 1)
+    last.copy_(torch.where(size > 0, size * factor, last))
     return factor

@@ -99,7 +99,7 @@ def fused_adamw(
     means: list[Tensor],
     squares: list[Tensor],
     steps: list[Tensor],
-    **settings: float,
+    **settings: Any,
 ) -> None:
     """torch's functional AdamW."""
     fused = all(weight.device.type in FUSED for weight in weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ SUMMARY = "APOLLO: rates by channel from projected moments; for training all wei
 SOURCE = "Zhu et al. 2025, arXiv:2412.05270"
 OPTIONS = (
     Option("rank", 64, "of the random projection", low=1),
-    *(_apollo.REFRESH, _apollo.LIMITER, _apollo.SCALE, _apollo.MEAN, _apollo.KEEP),
+    *(_apollo.REFRESH, _apollo.LIMITER, _apollo.SCALE, _apollo.MEAN, _apollo.PROJECTION),
     *_optimiser.ADAMW_OPTIONS,
 )
 
@@ -30,7 +31,7 @@ def build(
     limiter: float = 1.01,
     scale: float = 1.0,
     mean_dtype: str = "bfloat16",
-    keep_projections: bool = True,
+    projection: str = "signs",
     beta1: float = 0.9,
     beta2: float = 0.999,
     eps: float = 1e-8,
@@ -38,16 +39,23 @@ def build(
 ) -> torch.optim.Optimizer:
     """APOLLO over the matrices, AdamW over embeddings, head, norms and all else.
 
-    State of a matrix [m, n]: 6 max(m, n) rank bytes. The kept projections, 4 min(m, n) rank bytes, are no part of it.
+    State of a matrix [m, n]: 6 max(m, n) rank bytes. Projections are drawn from the seed, never saved.
     The direction is the raw gradient of the step, so it wants larger batches than AdamW: accumulate. Raises UsageError.
     """
     between, rest = _optimiser.matrices(parameters)
-    own = {"rank": rank, "channels": True, "refresh": refresh, "limiter": limiter, "scale": scale}
+    own: dict[str, Any] = {
+        "rank": rank,
+        "channels": True,
+        "refresh": refresh,
+        "limiter": limiter,
+        "scale": scale,
+        "projection": projection,
+    }
     own |= {"mean_dtype": mean_dtype, "weight_decay": weight_decay}
     adam = {"beta1": beta1, "beta2": beta2, "eps": eps}
     groups = [
         {"name": "apollo", "rule": "apollo", "params": between, **own, **adam},
         *_optimiser.adamw_groups(rest, weight_decay, **adam),
     ]
-    rules = {"apollo": _apollo.Apollo(keep_projections), "adamw": _optimiser.adamw}
+    rules: dict[str, _optimiser.Rule] = {"apollo": _apollo.Apollo(), "adamw": _optimiser.adamw}
     return _optimiser.Optimiser(groups, rules, lr=lr, seed=seed, rounding=rounding)

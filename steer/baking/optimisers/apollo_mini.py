@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from steer.baking.optimisers import _apollo, _optimiser
 
 SUMMARY = "APOLLO-Mini: one rate a matrix; almost no state, and closer to plain gradient descent"
 SOURCE = "Zhu et al. 2025, arXiv:2412.05270"
-OPTIONS = (_apollo.REFRESH, _apollo.LIMITER, _apollo.SCALE, *_optimiser.ADAMW_OPTIONS)
+OPTIONS = (_apollo.REFRESH, _apollo.LIMITER, _apollo.SCALE, _apollo.PROJECTION, *_optimiser.ADAMW_OPTIONS)
 
 
 def build(
@@ -23,6 +24,7 @@ def build(
     refresh: int = 200,
     limiter: float = 1.01,
     scale: float = 1.0,
+    projection: str = "signs",
     beta1: float = 0.9,
     beta2: float = 0.999,
     eps: float = 1e-8,
@@ -33,12 +35,19 @@ def build(
     State of a matrix [m, n]: 8 max(m, n) bytes. Raises UsageError.
     """
     between, rest = _optimiser.matrices(parameters)
-    own = {"rank": 1, "channels": False, "refresh": refresh, "limiter": limiter, "scale": scale}
+    own: dict[str, Any] = {
+        "rank": 1,
+        "channels": False,
+        "refresh": refresh,
+        "limiter": limiter,
+        "scale": scale,
+        "projection": projection,
+    }
     own |= {"mean_dtype": "float32", "weight_decay": weight_decay}
     adam = {"beta1": beta1, "beta2": beta2, "eps": eps}
     groups = [
         {"name": "apollo-mini", "rule": "apollo", "params": between, **own, **adam},
         *_optimiser.adamw_groups(rest, weight_decay, **adam),
     ]
-    rules = {"apollo": _apollo.Apollo(keep=True), "adamw": _optimiser.adamw}
+    rules: dict[str, _optimiser.Rule] = {"apollo": _apollo.Apollo(), "adamw": _optimiser.adamw}
     return _optimiser.Optimiser(groups, rules, lr=lr, seed=seed, rounding=rounding)

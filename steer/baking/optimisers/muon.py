@@ -32,10 +32,10 @@ def build(
 ) -> torch.optim.Optimizer:
     """Muon over the matrices, AdamW over embeddings, head, norms and all else.
 
-    Its steps are scaled to the root mean square of AdamW's (`match_rms_adamw`), so one learning rate serves both. Weight
-    decay is 0 unless given: torch's 0.1 is meant for pre-training. State of a matrix: 4 bytes a weight, half of AdamW's.
-    Fine-tuning with Muon what was trained with AdamW is said to be a mismatch (arXiv:2502.16982); hence not the default.
-    Raises UsageError.
+    Its steps are scaled to the root mean square of AdamW's (`match_rms_adamw`), so one learning rate serves both.
+    Weight decay is 0 unless given: torch's 0.1 is meant for pre-training. State of a matrix: 4 bytes a weight, half of
+    AdamW's. Fine-tuning with Muon what was trained with AdamW is said to be a mismatch (arXiv:2502.16982), so it is not
+    the default. Raises UsageError.
     """
     between, rest = _optimiser.matrices(parameters)
     groups = [
