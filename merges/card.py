@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from merges.planning import VERSION, Plan
+from merges.recipe import extras
 from merges.sources import Source
 from vectors import references
 from vectors.weights import file_digest
@@ -14,10 +15,21 @@ RECORD = "steer_merge.json"
 
 def inputs(plan: Plan) -> list[dict[str, Any]]:
     """Every input, the base last, with the SHA-256 of each of its files."""
-    named = [(part.name, source) for part, source in zip(plan.recipe.parts, plan.sources, strict=True)]
-    if plan.base is not None:
-        named.append(("base", plan.base))
-    return [_input(name, source) for name, source in named]
+    found = [_input(part.name, source) for part, source in zip(plan.recipe.parts, plan.sources, strict=True)]
+    for part, entry in zip(plan.recipe.parts, found, strict=True):
+        entry["files"] |= {name: file_digest(path) for name, path in extras(plan.recipe, part).items()}
+    return [*found, *([_input("base", plan.base)] if plan.base is not None else [])]
+
+
+def states(plan: Plan) -> dict[str, list[int]]:
+    """Of every file that is read: its size, inode and time of change, which tell whether it was written to."""
+    files = [path for source in [*plan.sources, *([plan.base] if plan.base else [])] for path in source.files]
+    files += [path for part in plan.recipe.parts for path in extras(plan.recipe, part).values()]
+    found = {}
+    for path in files:
+        status = path.stat()
+        found[str(path)] = [status.st_size, status.st_ino, status.st_mtime_ns]
+    return found
 
 
 def _input(name: str, source: Source) -> dict[str, Any]:
@@ -49,6 +61,11 @@ def record(plan: Plan, found: list[dict[str, Any]], outputs: dict[str, str]) -> 
     }
 
 
+def _called(entry: dict[str, Any]) -> str:
+    """The name of an input, and that of the model that it is, where it has one."""
+    return entry["name"] + (f" ({entry['model']})" if entry.get("model") else "")
+
+
 def text(plan: Plan, written: dict[str, Any]) -> str:
     """The model card: front matter that the hub reads, the recipe, the digests."""
     import yaml
@@ -69,7 +86,7 @@ def text(plan: Plan, written: dict[str, Any]) -> str:
     lines += ["", "```yaml", yaml.safe_dump(recipe.value(), sort_keys=False, allow_unicode=True).strip(), "```", ""]
     lines += ["| input | kind | file | digest |", "|---|---|---|---|"]
     lines += [
-        f"| {entry['name']} | {entry['kind']} | {file} | `{digest}` |"
+        f"| {_called(entry)} | {entry['kind']} | {file} | `{digest}` |"
         for entry in written["inputs"]
         for file, digest in sorted(entry["files"].items())
     ]

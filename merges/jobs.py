@@ -54,8 +54,14 @@ class Builder:
 
     def build(self) -> list[Job]:
         """A job for each tensor of the result, by name."""
-        if self.recipe.slices:
-            return self._stacked()
+        made = self._stacked() if self.recipe.slices else self._alike()
+        if self.recipe.scope == "global":
+            self.scope += [job for job in made if isinstance(job, Tensor)]
+            self._check_scope()
+        return made
+
+    def _alike(self) -> list[Job]:
+        """Of models with the same tensors."""
         for source in self.sources:
             if source.kind == "model":
                 lacking = sorted(set(self.shapes) - set(source.entries))
@@ -67,11 +73,7 @@ class Builder:
                     sorted(set(source.shapes) - set(self.shapes)), f"the base lacks, and {source.reference} changes,"
                 )
         jobs = [self._job(name) for name in sorted(self.shapes)]
-        made = [job for job in jobs if job is not None]
-        if self.recipe.scope == "global":
-            self.scope += [job for job in made if isinstance(job, Tensor)]
-            self._check_scope()
-        return made
+        return [job for job in jobs if job is not None]
 
     def _list(self, names: list[str], what: str) -> None:
         if names:
@@ -94,7 +96,7 @@ class Builder:
             return self._fixed(name, entry)
         shape = self.shapes[name]
         if self.union is not None and name in self.union.parameters:
-            shape = (len(self.union.tokens), *shape[1:])
+            shape = (self.union.size, *shape[1:])
         sources = [s for s in self.sources if s.kind != "model" or name in s.entries]
         if len(sources) < len(self.sources):
             return None  # reported already
@@ -229,69 +231,72 @@ class Builder:
         return result
 
     def _stacked(self) -> list[Job]:
-        by_reference = {
-            part.model: (part, source, key)
-            for part, source, key in zip(self.parts, self.sources, self.keys, strict=True)
-        }
+        """Of slices. Where a method works on deltas, the base as a source only says which of its layers is meant."""
         entries = self.recipe.slices
-        wanted = {source["model"] for entry in entries for source in entry["sources"]}
-        for reference in sorted(wanted - set(by_reference)):
-            self.problems.append(
-                f"a slice names {reference}, which is not among the models{guess(reference, by_reference)}"
-            )
+        models = {source.reference: source for source in [*self.sources, *([self.base] if self.base else [])]}
+        for reference in sorted({source["model"] for entry in entries for source in entry["sources"]} - set(models)):
+            self.problems.append(f"a slice names {reference}, which is not among the models{guess(reference, models)}")
         if any(source.kind != "model" for source in self.sources):
             self.problems.append("slices are cut from models, not from vectors or adapters")
+        if len({part.model for part in self.parts}) < len(self.parts):
+            self.problems.append("with slices, each model is named once")
         if self.problems:
             return []
-        names = {reference: list(source.entries) for reference, (_, source, _) in by_reference.items()}
+        names = {reference: list(source.entries) for reference, source in models.items()}
         self.problems += slices.check(entries, {ref: slices.layers(found) for ref, found in names.items()})
         if self.problems:
             return []
         placed = slices.places(entries, names)
         depth = slices.layers(place.name for place in placed)
-        jobs: list[Job] = []
-        for place in sorted(placed, key=lambda place: place.name):
-            inputs, options = [], []
-            least, most = self.method.INPUTS
-            if len(place.sources) < least or (most is not None and len(place.sources) > most):
+        jobs = [self._placed(place, depth) for place in sorted(placed, key=lambda place: place.name)]
+        return [job for job in jobs if job is not None]
+
+    def _placed(self, place: slices.Place, depth: int) -> Job | None:
+        own = {
+            part.model: (part, source, key)
+            for part, source, key in zip(self.parts, self.sources, self.keys, strict=True)
+        }
+        union = self.union if self.union is not None and place.name in self.union.parameters else None
+        from_base = self.base.reference if self.base is not None and self.method.SPACE != "weight" else None
+        inputs, options = [], []
+        first: Entry | None = None
+        for reference, name in place.sources.items():
+            if reference == from_base:
+                continue
+            part, source, key = own[reference]
+            entry = source.entries.get(name)
+            shape = None if entry is None else entry.shape[1:] if union else entry.shape
+            if entry is None or (first is not None and shape != (first.shape[1:] if union else first.shape)):
+                self.problems.append(f"{reference} has no {name} of the shape wanted for {place.name}")
+                return None
+            first = first or entry
+            reader, is_delta = source.reader(name, entry.shape)
+            if union is not None:
+                reader = union.reader(name, source, reader, is_delta)
+            inputs.append(Input(part.name, reader, is_delta, _key(key, place.name)))
+            common = dict(self.recipe.options) | dict(part.options) | place.shared
+            options.append((place.options[reference], common))
+        least, most = self.method.INPUTS
+        if first is None or len(inputs) < least or (most is not None and len(inputs) > most):
+            self.problems.append(f"{self.recipe.method} can't take the {len(inputs)} source(s) of {place.name}")
+            return None
+        if first.dtype not in FLOATS:
+            return Copy(place.name, first)
+        base: Reader | None = None
+        if self.base is not None:
+            name = place.sources.get(self.base.reference, next(iter(place.sources.values())))
+            found = self.base.entries.get(name)
+            if found is None or (found.shape != first.shape and union is None):
                 self.problems.append(
-                    f"{self.recipe.method} can't take the {len(place.sources)} source(s) of {place.name}"
+                    f"the base {self.base.reference} has no {name} of the shape wanted for {place.name}"
                 )
-                continue
-            first: Entry | None = None
-            for reference, name in place.sources.items():
-                part, source, key = by_reference[reference]
-                entry = source.entries.get(name)
-                if entry is None or (first is not None and entry.shape != first.shape):
-                    self.problems.append(f"{reference} has no {name} of the shape wanted for {place.name}")
-                    continue
-                first = first or entry
-                reader, is_delta = source.reader(name, entry.shape)
-                inputs.append(Input(part.name, reader, is_delta, _key(key, place.name)))
-                options.append(
-                    (place.options[reference], dict(part.options) | dict(self.recipe.options) | place.shared)
-                )
-            if first is None or len(inputs) < len(place.sources):
-                continue
-            if first.dtype not in FLOATS:
-                jobs.append(Copy(place.name, first))
-                continue
-            base = None
-            if self.base is not None:
-                own = place.sources.get(self.base.reference, next(iter(place.sources.values())))
-                base = Dense(self.base.entries[own]) if own in self.base.entries else None
-            if base is None and self.method.BASE == "needed":
-                self.problems.append(f"the base has nothing for {place.name}")
-                continue
-            each = {option.name for option in self.method.OPTIONS if option.each}
-            own_to_all = {k: v for given in place.options.values() for k, v in given.items() if k not in each}
-            shared = dict(self.recipe.options) | place.shared | own_to_all
-            jobs.append(
-                self._tensor(
-                    place.name, first.shape, inputs, base, self._position(place.name, depth), options, shared, first
-                )
-            )
-        return jobs
+                return None
+            base = Dense(found) if union is None else union.reader(name, self.base, Dense(found), False)
+        each = {option.name for option in self.method.OPTIONS if option.each}
+        to_all = {k: v for given in place.options.values() for k, v in given.items() if k not in each}
+        shared = dict(self.recipe.options) | place.shared | to_all
+        shape = first.shape if union is None else (union.size, *first.shape[1:])
+        return self._tensor(place.name, shape, inputs, base, self._position(place.name, depth), options, shared, first)
 
 
 def _keys(recipe: Recipe, sources: list[Source]) -> list[str]:

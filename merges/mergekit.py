@@ -1,163 +1,236 @@
 """mergekit's YAML, read as it stands; what differs here is set so that the result is the one mergekit means.
 
 Unknown keys are errors here. mergekit elects signs after weighting, gives a cancelled vote to +, rescales DARE to the
-length of the delta, divides by the sum of the weights where `normalize` says so, and reads `filter` as part of a name.
+length of the delta, divides by the sum of the weights where `normalize` says so, reads `filter` as part of a name, and
+takes a token's chosen row for the models that lack the token, unless it is forced.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from merges.options import guess
 from vectors.errors import UsageError
+
+if TYPE_CHECKING:
+    from merges.recipe import Recipe
 
 KEYS = (
     "merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype", "tokenizer_source",
     "tokenizer", "chat_template", "name",
 )  # fmt: skip
-# Of mergekit's parameters, by method: our word for each, or None where it has no effect on the result.
-COMMON: dict[str, str | None] = {
-    "weight": "weight",
-    "density": "density",
-    "lambda": "lambda",
-    "normalize": "normalize",
-    "int8_mask": None,
+TOKENIZER_KEYS = ("source", "tokens", "pad_to_multiple_of")
+
+
+class Word(NamedTuple):
+    """One of mergekit's parameters: our option for it, our word for each of its values, the only value it may have."""
+
+    option: str | None
+    values: Mapping[Any, Any] = {}
+    only: Any = None
+
+
+SAME = {name: Word(name) for name in ("weight", "density", "lambda", "gamma", "epsilon", "t", "scale", "filter_wise",
+                                      "max_iter", "tol", "select_topk", "normalize")}  # fmt: skip
+MASK = {"int8_mask": Word(None)}  # how it computes, never what
+LENGTH = {"rescale": Word("rescale", {True: "l1", False: "none"})}
+MEAN = {"normalize": Word("combine", {True: "mean", False: "sum"})}
+
+
+def _words(*names: str, **more: Word) -> dict[str, Word]:
+    return {name: SAME[name] for name in names} | more
+
+
+DELTAS = _words("weight", "lambda", "density") | MASK
+METHODS: dict[str, dict[str, Word]] = {
+    "linear": _words("weight", "normalize"),
+    "task_arithmetic": _words("weight", "lambda", "normalize") | MASK | {"density": Word(None), "rescale": Word(None)},
+    "ties": DELTAS | LENGTH | MEAN,
+    "dare_linear": DELTAS | LENGTH | _words("normalize"),
+    "dare_ties": DELTAS | LENGTH | MEAN,
+    "della": DELTAS | LENGTH | MEAN | _words("epsilon"),
+    "della_linear": DELTAS | LENGTH | _words("epsilon", "normalize"),
+    "breadcrumbs": DELTAS | LENGTH | _words("gamma", "normalize"),
+    "breadcrumbs_ties": DELTAS | LENGTH | MEAN | _words("gamma"),
+    "slerp": _words("t"),
+    "nuslerp": _words("weight", nuslerp_row_wise=Word(None), nuslerp_flatten=Word(None)),
+    "multislerp": _words("weight", normalize_weights=Word(None, only=True), eps=Word(None)),
+    "karcher": _words("max_iter", "tol"),
+    "model_stock": _words("filter_wise"),
+    "sce": _words("select_topk") | MASK,
+    "nearswap": _words("t"),
+    "arcee_fusion": {},
+    "passthrough": _words("scale"),
 }
-OWN: dict[str, dict[str, str | None]] = {
-    "slerp": {"t": "t"},
-    "nuslerp": {"nuslerp_row_wise": "row_wise", "nuslerp_flatten": None},
-    "multislerp": {"normalize_weights": None, "eps": None},
-    "karcher": {"max_iter": "max_iter", "tol": "tol"},
-    "della": {"epsilon": "epsilon", "rescale": "rescale"},
-    "della_linear": {"epsilon": "epsilon", "rescale": "rescale"},
-    "dare_linear": {"rescale": "rescale"},
-    "dare_ties": {"rescale": "rescale"},
-    "ties": {"rescale": None},
-    "breadcrumbs": {"gamma": "gamma", "rescale": None},
-    "breadcrumbs_ties": {"gamma": "gamma", "rescale": None},
-    "model_stock": {"filter_wise": "filter_wise"},
-    "sce": {"select_topk": "select_topk"},
-    "nearswap": {"t": "t"},
-    "passthrough": {"scale": "scale"},
+ELECTION = {"elect": "after", "zero": "positive"}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "linear": {"normalize": True},
+    "ties": ELECTION | {"combine": "mean", "density": 1.0},
+    "dare_linear": {"rescale": "l1", "density": 1.0},
+    "dare_ties": ELECTION | {"combine": "sum", "rescale": "l1", "density": 1.0},
+    "della": ELECTION | {"combine": "mean", "rescale": "l1", "density": 1.0},
+    "della_linear": {"rescale": "l1", "density": 1.0},
+    "breadcrumbs": {"density": 1.0},
+    "breadcrumbs_ties": ELECTION | {"combine": "sum", "density": 1.0},
 }
-ELECTING = ("ties", "dare_ties", "della", "breadcrumbs_ties")
-NORMALIZED = {"ties": True, "della": True, "dare_ties": False, "breadcrumbs_ties": False, "linear": True}
-DENSITY = {
-    "ties": 1.0,
-    "dare_ties": 1.0,
-    "dare_linear": 1.0,
-    "della": 1.0,
-    "della_linear": 1.0,
-    "breadcrumbs": 1.0,
-    "breadcrumbs_ties": 1.0,
-}
-RESCALED = ("dare_linear", "dare_ties", "della", "della_linear")
+PAIRS = ("slerp", "nearswap", "arcee_fusion")  # in these the base is one of the two, and the first
+WHOLE = (*PAIRS, "linear", "passthrough", "karcher")  # in these the base, where it is listed, is an input
 
 
-def parse(value: dict[str, Any], where: str) -> Any:
-    """A recipe from a mergekit configuration. Raises UsageError with every problem."""
-    from merges import methods
-    from merges.recipe import Part, Recipe, names_for
+class _Reading:
+    """One file being read; a class because problems are gathered across its methods."""
 
-    problems = [f"{where}: unknown key {key!r}{guess(str(key), KEYS)}" for key in value if key not in KEYS]
-    method = str(value["merge_method"])
-    known = methods.available()
-    if method not in known:
-        problems.append(f"{where}: there is no merge method {method!r}{guess(method, known)}")
-        raise UsageError(problems, f"available: {', '.join(known)}")
-    options = [option.name for option in known[method].OPTIONS]
-    each = {option.name for option in known[method].OPTIONS if option.each}
+    def __init__(self, method: str, where: str) -> None:
+        self.method, self.where = method, where
+        self.problems: list[str] = []
 
-    def translated(parameters: Any, place: str) -> dict[str, Any]:
+    def unknown(self, value: Mapping[Any, Any], known: tuple[str, ...], place: str = "") -> None:
+        self.problems += [
+            f"{self.where}: unknown key {key!r}{place}{guess(str(key), known)}" for key in value if key not in known
+        ]
+
+    def mapping(self, value: Any, what: str) -> dict[Any, Any]:
+        """A mapping, or an empty one and a problem."""
+        if value is None or isinstance(value, dict):
+            return value or {}
+        self.problems.append(f"{self.where}: {what} is {value!r}, not a mapping")
+        return {}
+
+    def entries(self, value: Any, what: str) -> list[dict[Any, Any]]:
+        """A list of mappings, without what is none."""
+        if value is None or (isinstance(value, list) and all(isinstance(entry, dict) for entry in value)):
+            return value or []
+        self.problems.append(f"{self.where}: {what} is no list of mappings")
+        return []
+
+    def reference(self, value: Any, what: str) -> str:
+        """A model's name, which mergekit writes as text, or as a mapping with path and revision."""
+        if isinstance(value, str):
+            return value
+        if isinstance(value, dict) and isinstance(value.get("model"), dict):
+            inner, lora = value["model"], value.get("lora")
+            if isinstance(inner.get("path"), str) and not inner.get("revision"):
+                tail = f"+{lora['path']}" if isinstance(lora, dict) and isinstance(lora.get("path"), str) else ""
+                return inner["path"] + tail
+        self.problems.append(f"{self.where}: {what} names no model")
+        return ""
+
+    def parameters(self, value: Any, place: str) -> dict[str, Any]:
+        """Our options for a mapping of mergekit's parameters."""
+        words = METHODS[self.method]
         found: dict[str, Any] = {}
-        if not isinstance(parameters or {}, dict):
-            problems.append(f"{place}: parameters is no mapping")
-            return found
-        words = COMMON | OWN.get(method, {})
-        for key, given in (parameters or {}).items():
-            if key not in words:
-                problems.append(f"{place}: {method} has no parameter {key!r}{guess(str(key), words)}")
-            elif words[key] == "normalize" and method in ELECTING:
-                found["combine"] = "mean" if given else "sum"
-            elif words[key] == "rescale":
-                found["rescale"] = "l1" if given else "none"
-            elif words[key] is not None and words[key] in options:
-                found[str(words[key])] = given
-            elif words[key] is not None and key not in ("normalize", "density", "weight", "lambda"):
-                problems.append(f"{place}: {method} has no parameter {key!r}")
+        given = self.mapping(value, f"parameters of {place}" if place else "parameters")
+        for key, setting in given.items():
+            word = words.get(key)
+            if word is None:
+                at = f"{self.where}: {place}: " if place else f"{self.where}: "
+                self.problems.append(f"{at}{self.method} has no parameter {key!r}{guess(str(key), words)}")
+            elif word.only is not None and setting != word.only:
+                self.problems.append(f"{self.where}: {key} is always {word.only!r} here, not {setting!r}")
+            elif word.values and (not isinstance(setting, int) or setting not in word.values):
+                self.problems.append(f"{self.where}: {key} is {setting!r}, not true or false")
+            elif word.option is not None:
+                found[word.option] = word.values[setting] if word.values else setting
+        if self.method == "nuslerp" and given.get("nuslerp_flatten") is False:
+            # Its "row-wise" vectors are those of the transposed matrix.
+            found["along"] = "columns" if given.get("nuslerp_row_wise") else "rows"
         return found
 
-    shared = translated(value.get("parameters"), where)
-    base = value.get("base_model")
-    entries = list(value.get("models") or [])
-    slices = []
-    for number, entry in enumerate(value.get("slices") or [], 1):
-        sources = []
-        for source in entry.get("sources") or []:
-            unknown = sorted(set(source) - {"model", "layer_range", "parameters"})
-            problems += [f"{where}: unknown key {key!r} in a source of slice {number}" for key in unknown]
-            sources.append(
-                {"model": source.get("model"), "layers": source.get("layer_range"),
-                 "parameters": translated(source.get("parameters"), f"{where}: slice {number}")}
-            )  # fmt: skip
-            if source.get("model") not in [known_entry.get("model") for known_entry in entries]:
-                entries.append({"model": source.get("model")})
-        slices.append(
-            {"sources": sources, "parameters": translated(entry.get("parameters"), f"{where}: slice {number}")}
+
+def parse(value: dict[str, Any], where: str) -> Recipe:
+    """A recipe from a mergekit configuration. Raises UsageError with every problem."""
+    from merges import methods
+    from merges import recipe as recipes
+
+    method = value["merge_method"]
+    known = methods.available()
+    if method not in METHODS or method not in known:
+        raise UsageError(
+            f"{where}: mergekit has no merge method {method!r} that is known here{guess(str(method), METHODS)}",
+            f"available: {', '.join(sorted(METHODS))}",
         )
-    parts = []
-    for entry in entries:
-        unknown = sorted(set(entry) - {"model", "parameters"})
-        problems += [f"{where}: unknown key {key!r} in the model {entry.get('model')}" for key in unknown]
-        if not isinstance(entry.get("model"), str):
-            problems.append(f"{where}: an entry of models names no model")
-            continue
-        own = translated(entry.get("parameters"), f"{where}: {entry['model']}")
-        needs_two = method in ("slerp", "nearswap", "arcee_fusion", "linear", "passthrough", "karcher")
-        if entry["model"] == base and not needs_two and not slices:
+    reading = _Reading(method, where)
+    reading.unknown(value, KEYS)
+    each = {option.name for option in known[method].OPTIONS if option.each}
+    shared = reading.parameters(value.get("parameters"), "")
+    base = reading.reference(value["base_model"], "base_model") if value.get("base_model") is not None else None
+    parts: dict[str, dict[str, Any]] = {}
+    for entry in reading.entries(value.get("models"), "models"):
+        reading.unknown(entry, ("model", "parameters"), f" in the model {entry.get('model')}")
+        reference = reading.reference(entry.get("model"), "an entry of models")
+        own = reading.parameters(entry.get("parameters"), reference)
+        if reference == base and method not in WHOLE:
             continue  # mergekit lists the base among the models; its delta is nothing
-        parts.append((entry["model"], {k: v for k, v in own.items() if k in each}))
+        parts[reference] = {k: v for k, v in own.items() if k in each}
         shared |= {k: v for k, v in own.items() if k not in each}
-    if base and method in ("slerp", "nearswap", "arcee_fusion") and not slices:
-        # In these the base is one of the two, and the first.
-        parts = [(base, {}), *[entry for entry in parts if entry[0] != base]]
+    slices = []
+    for number, entry in enumerate(reading.entries(value.get("slices"), "slices"), 1):
+        reading.unknown(entry, ("sources", "parameters"), f" in slice {number}")
+        sources = []
+        for source in reading.entries(entry.get("sources"), f"sources of slice {number}"):
+            reading.unknown(source, ("model", "layer_range", "parameters"), f" in a source of slice {number}")
+            reference = reading.reference(source.get("model"), f"a source of slice {number}")
+            own = reading.parameters(source.get("parameters"), f"slice {number}")
+            sources.append({"model": reference, "layers": source.get("layer_range"), "parameters": own})
+            if reference != base or method in WHOLE:
+                parts.setdefault(reference, {})
+        if method in PAIRS:
+            sources.sort(key=lambda source: source["model"] != base)
+        slices.append(
+            {"sources": sources, "parameters": reading.parameters(entry.get("parameters"), f"slice {number}")}
+        )
+    if base and method in PAIRS:
+        if not slices:
+            parts = {base: {}} | parts
         base = None
-    if method in ELECTING:
-        shared = {"elect": "after", "zero": "positive", "combine": "mean" if NORMALIZED[method] else "sum"} | shared
-    if method == "linear":
-        shared = {"normalize": True} | shared
-    if method in RESCALED:
-        shared = {"rescale": "l1"} | shared
-    if method in DENSITY and "density" not in shared:
-        shared["density"] = DENSITY[method]
-    dtype = value.get("out_dtype") or value.get("dtype") or "auto"
-    tokenizer = value.get("tokenizer")
-    source = value.get("tokenizer_source") or (tokenizer or {}).get("source")
-    wanted = None
-    if source and source != "base":
-        wanted = {"source": source.get("model") if isinstance(source, dict) else source}
-        tokens = {token: _token(entry) for token, entry in ((tokenizer or {}).get("tokens") or {}).items()}
-        wanted |= {"tokens": tokens} if tokens else {}
-    if value.get("chat_template") not in (None, "auto"):
-        problems.append(f"{where}: chat_template is always that of the base here; leave the key out, or say auto")
+    template = value.get("chat_template")
+    if template is not None and (not isinstance(template, str) or (template != "auto" and "{" not in template)):
+        reading.problems.append(f"{where}: chat_template is {template!r}; give auto, or the Jinja text of the template")
+    tokenizer = _tokenizer(value, reading)
     if not parts:
-        problems.append(f"{where} has no models")
-    if problems:
-        raise UsageError(problems, "mergekit would ignore such keys; correct them or take them out")
-    names = names_for([reference for reference, _ in parts])
-    return Recipe(
-        method,
-        tuple(Part(reference, name, own) for (reference, own), name in zip(parts, names, strict=True)),
-        base,
-        shared,
-        dtype=str(dtype),
-        slices=tuple(slices),
-        tokenizer=wanted,
-    )
+        reading.problems.append(f"{where} has no models")
+    if reading.problems:
+        raise UsageError(reading.problems, "mergekit would ignore unknown keys; correct them or take them out")
+    names = recipes.names_for(list(parts))
+    recipe = {
+        "method": method,
+        "models": [
+            {"model": model, "name": name} | own for (model, own), name in zip(parts.items(), names, strict=True)
+        ],
+        "parameters": DEFAULTS.get(method, {}) | shared,
+        "dtype": str(value.get("out_dtype") or value.get("dtype") or "auto"),
+    }
+    optional = {"base": base, "slices": slices, "tokenizer": tokenizer, "chat_template": template}
+    return recipes.parse(recipe | {key: given for key, given in optional.items() if given}, where)
 
 
-def _token(entry: Any) -> dict[str, Any]:
-    source = entry.get("source") if isinstance(entry, dict) else entry
-    if isinstance(source, dict):
-        return {"source": "zero" if source.get("kind") == "zero" else source.get("model")}
-    return {"source": source}
+def _tokenizer(value: Mapping[str, Any], reading: _Reading) -> dict[str, Any] | None:
+    """Our `tokenizer` for mergekit's `tokenizer`, or its older `tokenizer_source`."""
+    given = reading.mapping(value.get("tokenizer"), "tokenizer")
+    reading.unknown(given, TOKENIZER_KEYS, " in tokenizer")
+    source = value.get("tokenizer_source") or given.get("source") or ("union" if given else None)
+    if source is None:
+        return None
+    named = source in ("union", "base")
+    found: dict[str, Any] = {"source": source if named else reading.reference(source, "the tokenizer's source")}
+    if given.get("pad_to_multiple_of"):
+        found["pad_to_multiple_of"] = given["pad_to_multiple_of"]
+    tokens = {}
+    for token, entry in reading.mapping(given.get("tokens"), "tokens").items():
+        place = f" in the token {token!r}"
+        entry = reading.mapping(entry, f"the token {token!r}")
+        reading.unknown(entry, ("source", "force"), place)
+        own = entry.get("source")
+        chosen: dict[str, Any]
+        if isinstance(own, dict) and own.get("kind") == "zero":
+            reading.unknown(own, ("kind",), place)
+            chosen = {"source": "zero"}
+        elif isinstance(own, dict) and own.get("kind") == "model_token":
+            reading.unknown(own, ("kind", "model", "token", "token_id"), place)
+            chosen = {"source": reading.reference(own.get("model"), f"the token {token!r}")}
+            chosen |= {"token": own["token"] if own.get("token") is not None else own.get("token_id")}
+        else:
+            chosen = {"source": reading.reference(own, f"the token {token!r}")}
+        tokens[token] = chosen | {"force": entry.get("force", False)}
+    return found | ({"tokens": tokens} if tokens else {})

@@ -48,9 +48,12 @@ class Plan:
     @property
     def digest(self) -> str:
         """What the bytes of the result follow from: the recipe, what the inputs are, the layout, the arithmetic."""
-        identities = {part.name: source.identity for part, source in zip(self.recipe.parts, self.sources, strict=True)}
-        value = self.recipe.value() | {"base": self.base.identity if self.base else None}
-        value["models"] = [{**entry, "model": identities[entry["name"]]} for entry in value["models"]]
+        identities = {part.model: source.identity for part, source in zip(self.recipe.parts, self.sources, strict=True)}
+        if self.base is not None:
+            identities |= {self.base.reference: self.base.identity}
+        value = self.recipe.renamed(identities).value() | {"base": self.base.identity if self.base else None}
+        apart = getattr(methods.find(self.recipe.method), "EXTRAS", ())  # known by what is in them, not by their paths
+        value["models"] = [{k: v for k, v in entry.items() if k not in apart} for entry in value["models"]]
         layout = [[job.name for job in shard] for shard in self.shards]
         return digest_json([VERSION, value, layout])
 

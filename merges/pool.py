@@ -13,6 +13,20 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+def in_background(function: Callable[..., T], *arguments: Any) -> Future[T]:
+    """Start function(*arguments) in a thread that nobody waits for who does not ask for the result."""
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True, name=f"merge-{function.__name__}").start()
+    return future
+
+
 class Pool:
     """A thread for each core. The inner loops let go of the interpreter's lock, so threads are enough."""
 

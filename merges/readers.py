@@ -147,6 +147,29 @@ class Rows:
         )
 
 
+class Mean:
+    """The mean of another's rows, as one row; computed when it is first read."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self.shape: tuple[int, ...] = (1, *reader.shape[1:])
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        rows, width = self.reader.shape[0], math.prod(self.shape)
+        step = max((1 << 16) // width, 1)
+        total = np.zeros(width)
+        for first in range(0, rows, step):
+            part = np.empty(min(step, rows - first) * width, np.float32)
+            self.reader.read(first * width, first * width + part.size, part)
+            total += part.reshape(-1, width).sum(0, dtype=np.float64)
+        return (total / rows).astype(np.float32)
+
+    def read(self, start: int, stop: int, out: np.ndarray) -> bool:
+        out[:] = self.values[start:stop]
+        return bool(np.isfinite(out).all())
+
+
 class Sum:
     """One reader plus others: a model with an adapter on it. Summed in float32, in order."""
 

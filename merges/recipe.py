@@ -18,12 +18,14 @@
     as: model                            # or vector
     slices: ...                          # see merges/slices.py
     tokenizer: ...                       # see merges/vocabulary.py
+    chat_template: auto                  # what most models have; or a Jinja text; without it, the base's
 
 Unknown keys are errors. mergekit's files, known by their `merge_method`, are read by merges/mergekit.py.
 """
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,10 +38,23 @@ from vectors.files import digest_json
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SCOPES = ("tensor", "global")
-KEYS = ("method", "base", "models", "parameters", "scope", "seed", "dtype", "as", "slices", "tokenizer")
+KEYS = (
+    "method",
+    "base",
+    "models",
+    "parameters",
+    "scope",
+    "seed",
+    "dtype",
+    "as",
+    "slices",
+    "tokenizer",
+    "chat_template",
+)
 SLICE_KEYS = ("sources", "parameters")
 SOURCE_KEYS = ("model", "layers", "parameters")
-TOKENIZER_KEYS = ("source", "tokens")
+TOKENIZER_KEYS = ("source", "tokens", "pad_to_multiple_of")
+TOKEN_KEYS = ("source", "token", "force")
 
 
 @dataclass(frozen=True)
@@ -65,6 +80,7 @@ class Recipe:
     as_: str = "model"
     slices: tuple[Mapping[str, Any], ...] = ()
     tokenizer: Mapping[str, Any] | None = None
+    chat_template: str | None = None
 
     def value(self) -> dict[str, Any]:
         """The recipe as JSON, as `parse` reads it."""
@@ -83,12 +99,32 @@ class Recipe:
             found["slices"] = [dict(entry) for entry in self.slices]
         if self.tokenizer:
             found["tokenizer"] = dict(self.tokenizer)
+        if self.chat_template:
+            found["chat_template"] = self.chat_template
         return found
 
     @property
     def digest(self) -> str:
         """`sha256:` of the canonical form."""
         return digest_json(self.value())
+
+    def renamed(self, references: Mapping[str, str]) -> Recipe:
+        """The recipe with other references for its models, wherever it names them."""
+
+        def new(reference: Any) -> Any:
+            return references.get(reference, reference)
+
+        slices = [
+            {**entry, "sources": [{**source, "model": new(source["model"])} for source in entry["sources"]]}
+            for entry in self.slices
+        ]
+        tokenizer = dict(self.tokenizer) if self.tokenizer else None
+        if tokenizer:
+            tokenizer["source"] = new(tokenizer.get("source", "union"))
+            tokens = (tokenizer.get("tokens") or {}).items()
+            tokenizer["tokens"] = {token: {**entry, "source": new(entry["source"])} for token, entry in tokens}
+        parts = tuple(replace(part, model=new(part.model)) for part in self.parts)
+        return replace(self, parts=parts, base=new(self.base), slices=tuple(slices), tokenizer=tokenizer)
 
     def without(self, name: str) -> Recipe:
         """The recipe that never had this input. Raises UsageError for a name that it has not."""
@@ -109,6 +145,12 @@ def names_for(references: list[str]) -> list[str]:
             name, number = f"{stem}-{number}", number + 1
         names.append(name)
     return names
+
+
+def extras(recipe: Recipe, part: Part) -> dict[str, Path]:
+    """The files of statistics that an input brings beside its weights, by what they hold."""
+    wanted = getattr(methods.find(recipe.method), "EXTRAS", ())
+    return {name: Path(os.path.expanduser(str(part.options[name]))) for name in wanted if name in part.options}
 
 
 def check(recipe: Recipe) -> list[str]:
@@ -161,6 +203,9 @@ def check(recipe: Recipe) -> list[str]:
     ]:
         if value not in allowed:
             problems.append(f"{word} is {value!r}, not {' or '.join(allowed)}{guess(str(value), allowed)}")
+    if recipe.as_ == "vector" and (recipe.slices or recipe.tokenizer):
+        what = "slices" if recipe.slices else "another vocabulary"
+        problems.append(f"a model with {what} is no vector for its base, so as: vector can't be")
     if recipe.scope == "global" and not getattr(method, "GLOBAL", False):
         problems.append(f"{recipe.method} counts nothing over the whole model, so it has no scope: global")
     if "weight" in options and recipe.parts:
@@ -188,30 +233,32 @@ def parse(value: Any, where: str = "the recipe") -> Recipe:
         raise UsageError(f"{where} is no mapping", "see docs/merge.md")
     if "merge_method" in value:
         return mergekit.parse(value, where)
-    problems = [f"{where}: unknown key {key!r}{guess(str(key), KEYS)}" for key in value if key not in KEYS]
+    problems = _unknown(value, KEYS, where)
     models = value.get("models") or []
     if not isinstance(models, list) or not all(
         isinstance(entry, dict) and isinstance(entry.get("model"), str) for entry in models
     ):
         problems.append(f"{where}: models is no list of entries with a model")
         models = []
+    problems += [
+        f"{where}: the key {key!r} of {entry['model']} is no word"
+        for entry in models
+        for key in entry
+        if not isinstance(key, str)
+    ]
     slices = value.get("slices") or []
     problems += _slice_problems(slices, where)
     if "method" not in value:
         problems.append(f"{where} has no method")
     if not models and not slices:
         problems.append(f"{where} has no models")
-    parameters, tokenizer = value.get("parameters") or {}, value.get("tokenizer")
-    if not isinstance(parameters, dict):
+    parameters = value.get("parameters") or {}
+    if not _words(parameters):
         problems.append(f"{where}: parameters is no mapping")
-    if tokenizer is not None and not isinstance(tokenizer, dict):
-        problems.append(f"{where}: tokenizer is no mapping with a source")
-    elif tokenizer:
-        problems += [
-            f"{where}: unknown key {key!r} in tokenizer{guess(key, TOKENIZER_KEYS)}"
-            for key in tokenizer
-            if key not in TOKENIZER_KEYS
-        ]
+    problems += _tokenizer_problems(value.get("tokenizer"), where)
+    for key in ("method", "base", "scope", "dtype", "as", "chat_template"):
+        if value.get(key) is not None and not isinstance(value[key], str):
+            problems.append(f"{where}: {key} is {value[key]!r}, not a word")
     if not isinstance(value.get("seed", 0), int):
         problems.append(f"{where}: seed is {value['seed']!r}, not a whole number")
     if problems:
@@ -228,42 +275,79 @@ def parse(value: Any, where: str = "the recipe") -> Recipe:
         parts,
         value.get("base"),
         parameters,
-        value.get("scope", "tensor"),
+        value.get("scope") or "tensor",
         value.get("seed", 0),
-        str(value.get("dtype", "auto")),
-        value.get("as", "model"),
+        value.get("dtype") or "auto",
+        value.get("as") or "model",
         tuple(slices),
-        tokenizer,
+        value.get("tokenizer"),
+        value.get("chat_template"),
     )
+
+
+def _words(value: Any) -> bool:
+    """Whether a value is a mapping whose keys are text."""
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+
+def _unknown(value: Mapping[Any, Any], known: tuple[str, ...], where: str, place: str = "") -> list[str]:
+    return [f"{where}: unknown key {key!r}{place}{guess(str(key), known)}" for key in value if key not in known]
+
+
+def _tokenizer_problems(value: Any, where: str) -> list[str]:
+    if value is None:
+        return []
+    if not isinstance(value, dict):
+        return [f"{where}: tokenizer is no mapping with a source"]
+    problems = _unknown(value, TOKENIZER_KEYS, where, " in tokenizer")
+    multiple, tokens = value.get("pad_to_multiple_of", 1), value.get("tokens") or {}
+    if not isinstance(multiple, int) or multiple < 1:
+        problems.append(f"{where}: pad_to_multiple_of is {multiple!r}, not a whole number from 1 on")
+    if not _words(tokens):
+        return [*problems, f"{where}: tokens is no mapping from tokens"]
+    for token, entry in tokens.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("source"), str):
+            problems.append(f"{where}: the token {token!r} has no source")
+            continue
+        problems += _unknown(entry, TOKEN_KEYS, where, f" in the token {token!r}")
+        other = entry.get("token", "")
+        if (
+            isinstance(other, bool)
+            or not isinstance(other, str | int)
+            or not isinstance(entry.get("force", True), bool)
+        ):
+            problems.append(
+                f"{where}: the token {token!r} has a `token` that is none, or a `force` that is not a truth"
+            )
+    return problems
 
 
 def _slice_problems(slices: Any, where: str) -> list[str]:
     if not isinstance(slices, list) or not all(
-        isinstance(entry, dict) and isinstance(entry.get("sources"), list) for entry in slices
+        isinstance(entry, dict) and isinstance(entry.get("sources"), list) and entry["sources"] for entry in slices
     ):
         return [f"{where}: slices is no list of entries with sources"]
     problems = []
     for number, entry in enumerate(slices, 1):
-        problems += [
-            f"{where}: unknown key {key!r} in slice {number}{guess(key, SLICE_KEYS)}"
-            for key in entry
-            if key not in SLICE_KEYS
-        ]
+        problems += _unknown(entry, SLICE_KEYS, where, f" in slice {number}")
         for source in entry["sources"]:
             if not isinstance(source, dict):
                 problems.append(f"{where}: a source of slice {number} is {source!r}, not a mapping")
                 continue
-            problems += [
-                f"{where}: unknown key {key!r} in a source of slice {number}{guess(key, SOURCE_KEYS)}"
-                for key in source
-                if key not in SOURCE_KEYS
-            ]
+            problems += _unknown(source, SOURCE_KEYS, where, f" in a source of slice {number}")
             layers = source.get("layers")
             good = isinstance(layers, list) and len(layers) == 2 and all(isinstance(i, int) for i in layers)
             if not isinstance(source.get("model"), str):
                 problems.append(f"{where}: a source of slice {number} names no model")
             if not good or not isinstance(layers, list) or not 0 <= layers[0] < layers[1]:
                 problems.append(f"{where}: a source of slice {number} has layers {layers!r}, not [first, last + 1]")
+        for given in [entry, *(source for source in entry["sources"] if isinstance(source, dict))]:
+            if not _words(given.get("parameters") or {}):
+                problems.append(f"{where}: parameters of slice {number} is no mapping")
+        named = [str(source.get("model")) for source in entry["sources"] if isinstance(source, dict)]
+        problems += [
+            f"{where}: slice {number} names {name} twice" for name in sorted({n for n in named if named.count(n) > 1})
+        ]
     return problems
 
 

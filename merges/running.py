@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +12,12 @@ import numpy as np
 
 from merges import bases, card, output
 from merges.engine import run
+from merges.options import guess
 from merges.planning import MEMORY, SHARD, Plan, plan
 from merges.recipe import Part, Recipe, parse
 from merges.tensor import Tensor
 from vectors import references
-from vectors.errors import ArtifactError, ExpressionError, SteerError
+from vectors.errors import ArtifactError, ExpressionError, SteerError, UsageError
 from vectors.task import TaskVector
 from vectors.taskwriter import Writer, check_vector_path, paths, room, shards, write_index
 
@@ -131,13 +132,18 @@ def read_record(out: Path) -> dict[str, Any]:
     path = out / card.RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        for key in ("recipe", "inputs", "outputs", "plan", "shards"):
+        for key in ("recipe", "plan"):
             record[key]
+        for entry in record["inputs"]:
+            _ = entry["name"], entry["identity"], entry["files"].keys()
+        texts = [*record["outputs"].values(), *(name for shard in record["shards"] for name in shard)]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("its digests or shards are no texts")
     except OSError as error:
         raise ArtifactError(
             f"{path} can't be read: {error.strerror}", "name a folder that `steer merge` wrote"
         ) from error
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(
             f"{path} is damaged: {error}", "its weights may be good, but nothing says what they are"
         ) from error
@@ -145,18 +151,29 @@ def read_record(out: Path) -> dict[str, Any]:
 
 
 def verify(
-    out: str | Path, *, memory: int = MEMORY, threads: int | None = None, progress: Progress | None = None
-) -> dict[str, Any]:
-    """Compute a finished merge again from its recipe and compare every byte. Raises ArtifactError with what differs."""
+    out: str | Path, *, places: Mapping[str, str | Path] | None = None, memory: int = MEMORY,
+    threads: int | None = None, progress: Progress | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Compute a finished merge again from its recipe and compare every byte. Raises ArtifactError with what differs.
+
+    `places` says where inputs lie that have moved since, by their names in the recipe; `base` is the base's.
+    """
     folder = Path(out)
     record = read_record(folder)
     recipe = parse(record["recipe"], str(folder / card.RECORD))
+    known = {part.name: part.model for part in recipe.parts} | ({"base": recipe.base} if recipe.base else {})
+    moved = {name: str(place) for name, place in (places or {}).items()}
+    if not recipe.base and "base" in moved:
+        recipe, known = replace(recipe, base=moved["base"]), known | {"base": moved["base"]}
+    unknown = [f"the recipe has no input {name!r}{guess(name, known)}" for name in moved if name not in known]
+    if unknown:
+        raise UsageError(unknown, f"it has {', '.join(known)}")
+    recipe = recipe.renamed({known[name]: place for name, place in moved.items()})
     try:
         made = plan(recipe, memory=memory, threads=threads)
     except SteerError as error:
-        raise ArtifactError(
-            error.problems, error.hint or "verify from the folder in which the merge was made"
-        ) from error
+        hint = "verify from the folder in which the merge was made, or say where its inputs are: --vector NAME=PATH"
+        raise ArtifactError(error.problems, hint) from error
     with made.pool:
         _same_shards(made, record["shards"])
         if made.digest != record["plan"]:

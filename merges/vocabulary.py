@@ -2,11 +2,15 @@
 
     tokenizer:
       source: union                       # or base, or one of the models
+      pad_to_multiple_of: 64
       tokens:
-        "<|im_start|>": {source: org/chat}   # that model's row for every input; or zero
+        "<|im_start|>": {source: org/chat}                  # that model's row for every input; or zero
+        "<|end|>": {source: org/chat, token: "<|im_end|>"}  # the row of another of its tokens, or id
+        "<|pad|>": {source: zero, force: false}             # for the inputs alone that lack the token
 
 A token that a model lacks has, in that model, the row of the base; if the base lacks it too, the row of the one model
-that has it, or the mean over those that do. Ids of the first tokenizer stay as they are; new tokens follow.
+that has it, or the mean over those that do. Ids of the first tokenizer stay as they are; new tokens follow; what pads
+the vocabulary has the mean of all rows.
 """
 
 from __future__ import annotations
@@ -14,15 +18,23 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from merges.readers import Array, Reader, Rows
+from merges.readers import Array, Mean, Reader, Rows
 from merges.sources import HEADS, Source
 from vectors.errors import ModelError
 
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", *HEADS)
+
+
+class Choice(NamedTuple):
+    """Where the rows of a token come from: a row of a model, or `zero`; for all inputs, or for those that lack it."""
+
+    reference: str
+    row: int
+    force: bool
 
 
 @dataclass(eq=False)
@@ -35,10 +47,23 @@ class Union:
     added: dict[str, dict[str, Any]]  # the new tokens, as tokenizer.json writes added tokens
     ids: dict[str, dict[str, int]]  # by reference
     models: tuple[Source, ...]  # the first is what a missing token falls back to
-    chosen: Mapping[str, str] = field(default_factory=dict)  # token to reference, or "zero"
+    chosen: Mapping[str, Choice] = field(default_factory=dict)
+    multiple: int = 1  # of which the number of rows is one
+
+    @property
+    def size(self) -> int:
+        """How many rows the embedding has."""
+        return -(-len(self.tokens) // self.multiple) * self.multiple
 
     def reader(self, name: str, source: Source, reader: Reader, is_delta: bool) -> Reader:
-        """The parameter's rows in the order of the common vocabulary."""
+        """The parameter's rows in the order of the common vocabulary, padded."""
+        rows, count = self._rows(name, source, reader, is_delta), len(self.tokens)
+        if self.size == count:
+            return rows
+        places = np.arange(self.size)
+        return Rows([rows, Mean(rows)], (places >= count).astype(int), np.where(places < count, places, 0))
+
+    def _rows(self, name: str, source: Source, reader: Reader, is_delta: bool) -> Reader:
         if is_delta:
             known = self.ids[self.models[0].reference]
             rows = np.array([known.get(token, -1) for token in self.tokens])
@@ -51,16 +76,15 @@ class Union:
         means: list[np.ndarray] = []
         for i, token in enumerate(self.tokens):
             chosen = self.chosen.get(token)
-            if chosen == "zero":
-                continue
             have = {
                 ref: self.ids[ref][token]
                 for ref in holders
                 if self.ids[ref].get(token, 1 << 60) < holders[ref].shape[0]
             }
             first = self.models[0].reference
-            if chosen is not None and chosen in have:
-                which[i], rows[i] = place[chosen], have[chosen]
+            if chosen is not None and (chosen.force or source.reference not in have):
+                if chosen.reference in place and chosen.row < holders[chosen.reference].shape[0]:
+                    which[i], rows[i] = place[chosen.reference], chosen.row
             elif source.reference in have:
                 which[i], rows[i] = 0, have[source.reference]
             elif first in have:
@@ -99,12 +123,17 @@ def union(request: Mapping[str, Any], main: Source, models: Sequence[Source]) ->
         problems.append(f"tokenizer.source is {wanted!r}, not union, base or one of the models")
     chosen = {}
     for token, entry in (request.get("tokens") or {}).items():
-        reference = entry.get("source") if isinstance(entry, Mapping) else entry
-        if reference != "zero" and reference not in tokenizers:
-            problems.append(f"the token {token!r} is to come from {reference!r}, which is not among the models")
-        elif token not in {t for vocabulary, _ in tokenizers.values() for t in vocabulary}:
+        reference, other = str(entry["source"]), entry.get("token", token)
+        known, row = tokenizers.get(reference, ({}, {}))[0], 0
+        if not any(token in vocabulary for vocabulary, _ in tokenizers.values()):
             problems.append(f"no model has the token {token!r}")
-        chosen[token] = str(reference)
+        elif reference != "zero" and reference not in tokenizers:
+            problems.append(f"the token {token!r} is to come from {reference!r}, which is not among the models")
+        elif reference != "zero" and other not in (known.values() if isinstance(other, int) else known):
+            problems.append(f"the token {token!r} is to come from {other!r} of {reference}, which has no such token")
+        elif reference != "zero":
+            row = other if isinstance(other, int) else known[other]
+        chosen[token] = Choice(reference, row, entry.get("force", True))
     if problems or owner is None:
         raise ModelError(problems, "see docs/merge.md on tokenizers")
     ids = {reference: vocabulary for reference, (vocabulary, _) in tokenizers.items()}
@@ -128,7 +157,8 @@ def union(request: Mapping[str, Any], main: Source, models: Sequence[Source]) ->
                     added[token] = {**plain, **details.get(token, {}), "id": len(ordered), "content": token}
                     ordered.append(token)
     parameters = frozenset(name for name in main.entries if name.endswith(EMBEDDINGS))
-    return Union(tuple(ordered), parameters, owner, added, ids, tuple(distinct), chosen)
+    multiple = request.get("pad_to_multiple_of") or 1
+    return Union(tuple(ordered), parameters, owner, added, ids, tuple(distinct), chosen, multiple)
 
 
 def _tokenizer(model: Source) -> tuple[dict[str, int], dict[str, dict[str, Any]]]:

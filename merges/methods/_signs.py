@@ -7,17 +7,34 @@ from collections.abc import Sequence
 import numpy as np
 
 from merges import kernels
-from merges.options import kept
+from merges.methods import _drop
+from merges.options import Option, kept
 from merges.selection import magnitudes
 from merges.tensor import Block, Tensor
+
+RESCALE = Option(
+    "rescale",
+    "none",
+    "what survives is left as it is (none), or stretched to the sum of magnitudes before (l1)",
+    choices=("none", "l1"),
+)
+Trimming = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+
+
+def trimming(tensor: Tensor) -> Trimming:
+    """The magnitudes between which an element stays, and what the rest is multiplied by, or None."""
+    low, high = limits(tensor)
+    if tensor.options["rescale"] == "none":
+        return low, high, None
+    return low, high, _drop.lengths(tensor, lambda block: kernels.trim(block.values, low, high))
 
 
 def limits(tensor: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Of each input the least and the greatest magnitude that stay, [inputs] float32 each.
 
-    The greatest `gamma` of the elements are dropped, and the greatest `density` of all that follow are kept. What
-    ties with the last one kept stays too, as in the code of the TIES paper: no element is preferred for its place.
-    With `scope: global` the count is over all tensors of the model together.
+    The greatest `gamma` of the elements are dropped (fewer, where else too few would be left), and the greatest
+    `density` of all that follow are kept. What ties with the last one kept stays too, as in the code of the TIES paper:
+    no element is preferred for its place. With `scope: global` the count is over all tensors of the model together.
     """
     if not tensor.scope:
         return _limits(tensor, (tensor,))
@@ -31,8 +48,9 @@ def _limits(tensor: Tensor, tensors: Sequence[Tensor]) -> tuple[np.ndarray, np.n
     total = sum(t.count for t in tensors)
     ranks = []
     for m, density in enumerate(tensor.each["density"]):
-        dropped = int(tensor.each["gamma"][m] * total) if "gamma" in tensor.each else 0
-        ranks.append([min(dropped + 1, total), min(dropped + kept(float(density), total), total)])
+        count = kept(float(density), total)
+        dropped = min(int(tensor.each["gamma"][m] * total), total - count) if "gamma" in tensor.each else 0
+        ranks.append([dropped + 1, dropped + count])
     found = np.zeros((len(ranks), 2), np.float32)
     found[:, 0] = np.inf
     partial = [m for m, (first, last) in enumerate(ranks) if first > 1 or last < total]

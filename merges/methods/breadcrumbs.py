@@ -16,16 +16,17 @@ SUMMARY = "leave out the greatest and the smallest of each delta, sum"
 SOURCE = "Davari and Belilovsky 2023, arXiv:2312.06795"
 SPACE, BASE, INPUTS = "delta", "needed", (1, None)
 GAMMA = Option("gamma", 0.01, "the part of a delta, its greatest magnitudes, that is dropped", each=True, low=0, high=1)
-OPTIONS = (weight(), density(0.15), GAMMA, SCALE, NORMALIZE)
+OPTIONS = (weight(), density(0.15), GAMMA, SCALE, NORMALIZE, _signs.RESCALE)
 GLOBAL = True
 
 
-def prepare(tensor: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The magnitudes between which an element stays."""
-    return _signs.limits(tensor)
+def prepare(tensor: Tensor) -> _signs.Trimming:
+    """Between which magnitudes an element stays."""
+    return _signs.trimming(tensor)
 
 
-def combine(tensor: Tensor, block: Block, limits: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def combine(tensor: Tensor, block: Block, trimming: _signs.Trimming) -> np.ndarray:
     """Mask, combine."""
-    kernels.trim(block.values, *limits)
-    return _signs.summed(tensor, block)
+    low, high, factors = trimming
+    kernels.trim(block.values, low, high)
+    return _signs.summed(tensor, block, factors)

@@ -16,16 +16,17 @@ from merges.tensor import Block, Tensor
 SUMMARY = "leave out the greatest and the smallest of each delta, elect signs"
 SOURCE = "Davari and Belilovsky 2023, arXiv:2312.06795"
 SPACE, BASE, INPUTS = "delta", "needed", (1, None)
-OPTIONS = (weight(), density(0.15), GAMMA, SCALE, ELECT, COMBINE, ZERO)
+OPTIONS = (weight(), density(0.15), GAMMA, SCALE, ELECT, COMBINE, ZERO, _signs.RESCALE)
 GLOBAL = True
 
 
-def prepare(tensor: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The magnitudes between which an element stays."""
-    return _signs.limits(tensor)
+def prepare(tensor: Tensor) -> _signs.Trimming:
+    """Between which magnitudes an element stays."""
+    return _signs.trimming(tensor)
 
 
-def combine(tensor: Tensor, block: Block, limits: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def combine(tensor: Tensor, block: Block, trimming: _signs.Trimming) -> np.ndarray:
     """Mask, combine."""
-    kernels.trim(block.values, *limits)
-    return _signs.elected(tensor, block)
+    low, high, factors = trimming
+    kernels.trim(block.values, low, high)
+    return _signs.elected(tensor, block, factors)

@@ -15,12 +15,20 @@ from merges.tensor import Block, Tensor
 SUMMARY = "along the arc between two models, or their deltas, by weight"
 SOURCE = "mergekit's nuslerp; Shoemake 1985"
 SPACE, BASE, INPUTS, SYMMETRIC = "either", "optional", (2, 2), False
-OPTIONS = (weight(), Option("row_wise", False, "an arc for each row, instead of one for the whole tensor"))
+OPTIONS = (
+    weight(),
+    Option(
+        "along",
+        "tensor",
+        "one arc for the whole tensor, or one for each of its rows or columns",
+        choices=("tensor", "rows", "columns"),
+    ),
+)
 
 
 def UNIT(options: Mapping[str, Any]) -> str:
-    """Rows stay whole where each has its own arc."""
-    return "row" if options["row_wise"] else "element"
+    """Rows stay whole where rows or columns have arcs of their own."""
+    return "element" if options["along"] == "tensor" else "row"
 
 
 def _share(tensor: Tensor) -> float:
@@ -28,20 +36,37 @@ def _share(tensor: Tensor) -> float:
     return float(second / (first + second)) if first + second else 0.5
 
 
+def _coefficients(products: np.ndarray, share: float) -> np.ndarray:
+    """[2, lines], from the products [2, 2, lines] of each line's pair."""
+    return np.stack([_sphere.slerp(gram, share, _sphere.PARALLEL) for gram in np.moveaxis(products, -1, 0)], 1)
+
+
+def _rows(tensor: Tensor, block: Block) -> np.ndarray:
+    return block.values.reshape(2, -1, tensor.row).astype(np.float64)
+
+
 def prepare(tensor: Tensor) -> np.ndarray | None:
-    """The coefficients of the two, unless each row has its own."""
-    return None if tensor.options["row_wise"] else _sphere.slerp(tensor.gram(), _share(tensor), _sphere.PARALLEL)
+    """The coefficients of the two, [2] or [2, columns]; None where each row has its own."""
+    if tensor.options["along"] == "tensor":
+        return _sphere.slerp(tensor.gram(), _share(tensor), _sphere.PARALLEL)
+    if tensor.options["along"] == "rows" or len(tensor.shape) < 2:
+        return None
+
+    def products(block: Block) -> np.ndarray:
+        rows = _rows(tensor, block)
+        return np.einsum("aij,bij->abj", rows, rows)
+
+    return _coefficients(tensor.sum(products), _share(tensor))
 
 
 def combine(tensor: Tensor, block: Block, coefficients: np.ndarray | None) -> np.ndarray:
     """Their combination."""
-    if coefficients is not None:
+    if tensor.options["along"] == "tensor":
         kernels.weighted_sum(block.values, coefficients, block.out)
         return block.out
-    rows = block.values.reshape(2, -1, tensor.row).astype(np.float64)
-    out = block.out.reshape(rows.shape[1:])
-    for i in range(rows.shape[1]):
-        pair = rows[:, i]
-        found = _sphere.slerp(np.array([[a @ b for b in pair] for a in pair]), _share(tensor), _sphere.PARALLEL)
-        out[i] = found[0] * pair[0] + found[1] * pair[1]
-    return block.out
+    rows = _rows(tensor, block)
+    if coefficients is None:
+        coefficients = _coefficients(np.einsum("aij,bij->abi", rows, rows), _share(tensor))[..., None]
+    else:
+        coefficients = coefficients[:, None]
+    return (coefficients * rows).sum(0)

@@ -18,16 +18,17 @@ from merges.tensor import Block, Tensor
 SUMMARY = "trim each delta, elect a sign for each element, average what agrees"
 SOURCE = "Yadav et al. 2023, arXiv:2306.01708, algorithm 1"
 SPACE, BASE, INPUTS = "delta", "needed", (1, None)
-OPTIONS = (weight(), density(), SCALE, ELECT, COMBINE, ZERO)
+OPTIONS = (weight(), density(), SCALE, ELECT, COMBINE, ZERO, _signs.RESCALE)
 GLOBAL = True
 
 
-def prepare(tensor: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The magnitudes between which an element stays."""
-    return _signs.limits(tensor)
+def prepare(tensor: Tensor) -> _signs.Trimming:
+    """Between which magnitudes an element stays."""
+    return _signs.trimming(tensor)
 
 
-def combine(tensor: Tensor, block: Block, limits: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def combine(tensor: Tensor, block: Block, trimming: _signs.Trimming) -> np.ndarray:
     """Trim, elect, merge."""
-    kernels.trim(block.values, *limits)
-    return _signs.elected(tensor, block)
+    low, high, factors = trimming
+    kernels.trim(block.values, low, high)
+    return _signs.elected(tensor, block, factors)

@@ -30,8 +30,8 @@ def keep_count(density: float, size: int) -> int:
 def trimmed(d: np.ndarray, density: float, gamma: float = 0.0) -> np.ndarray:
     """The greatest `gamma` dropped, of the rest the greatest `density` kept, with all that ties at the ends."""
     ordered = sorted(np.abs(d).ravel().tolist(), reverse=True)
-    first = min(int(gamma * d.size), d.size - 1)
-    last = min(first + keep_count(density, d.size), d.size) - 1
+    first = min(int(gamma * d.size), d.size - keep_count(density, d.size))
+    last = first + keep_count(density, d.size) - 1
     most = math.inf if first == 0 else ordered[first]
     return np.where((np.abs(d) >= ordered[last]) & (np.abs(d) <= most), d, 0.0)
 

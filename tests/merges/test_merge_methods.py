@@ -100,6 +100,12 @@ def _dare(combine: Callable[..., np.ndarray], d: np.ndarray, rescale: str, **how
     return combine(kept * factors.reshape(-1, *[1] * (d.ndim - 1)), W3, **how)
 
 
+def _stretched(d: np.ndarray, density: Any, gamma: float = 0.0) -> np.ndarray:
+    kept = np.stack([reference.trimmed(x, k, gamma) for x, k in zip(d, density, strict=True)])
+    before, after = (np.abs(x).reshape(len(d), -1).sum(1) for x in (d, kept))
+    return kept * np.divide(before, after, out=np.ones_like(before), where=after > 0).reshape(-1, *[1] * (d.ndim - 1))
+
+
 # By name: the engine's arguments, and the reference of (deltas, models) that gives a delta or weights.
 CASES: list[tuple[str, dict[str, Any], Callable[[np.ndarray, np.ndarray], np.ndarray], bool]] = [
     ("task_arithmetic", WIDE | {"lambda": 0.7}, lambda d, x: 0.7 * reference.summed(d, W3), True),
@@ -145,6 +151,18 @@ CASES: list[tuple[str, dict[str, Any], Callable[[np.ndarray, np.ndarray], np.nda
         True,
     ),
     (
+        "ties",
+        WIDE | {"rescale": "l1", "elect": "after"},
+        lambda d, x: reference.elected(_stretched(d, D3), W3, "after"),
+        True,
+    ),
+    (
+        "breadcrumbs",
+        {"each": {"density": 0.95, "gamma": 0.2}, "rescale": "l1"},
+        lambda d, x: reference.summed(_stretched(d, [0.95] * 3, 0.2), np.ones(3)),
+        True,
+    ),
+    (
         "breadcrumbs_ties",
         {"each": {"weight": W3, "density": D3, "gamma": [0, 0.01, 0.2]}},
         lambda d, x: reference.elected(
@@ -156,8 +174,14 @@ CASES: list[tuple[str, dict[str, Any], Callable[[np.ndarray, np.ndarray], np.nda
     ("nuslerp", {"each": {"weight": [1, 3]}}, lambda d, x: reference.slerp(d[0], d[1], 0.75, ARC), True),
     (
         "nuslerp",
-        {"each": {"weight": [1, 3]}, "row_wise": True},
+        {"each": {"weight": [1, 3]}, "along": "rows"},
         lambda d, x: _by_row(lambda r: reference.slerp(r[0], r[1], 0.75, ARC), d),
+        True,
+    ),
+    (
+        "nuslerp",
+        {"each": {"weight": [1, 3]}, "along": "columns"},
+        lambda d, x: _by_column(lambda r: reference.slerp(r[0], r[1], 0.75, ARC), d),
         True,
     ),
     (
@@ -196,6 +220,13 @@ LOOSE = {
 def _by_row(function: Callable[[np.ndarray], np.ndarray], d: np.ndarray) -> np.ndarray:
     rows = d.reshape(len(d), -1, d.shape[-1])
     return np.stack([function(rows[:, i]) for i in range(rows.shape[1])]).reshape(d.shape[1:])
+
+
+def _by_column(function: Callable[[np.ndarray], np.ndarray], d: np.ndarray) -> np.ndarray:
+    if d.ndim < 3:
+        return function(d)
+    columns = np.moveaxis(d.reshape(len(d), -1, d.shape[-1]), -1, 1)
+    return _by_row(function, columns).T.reshape(d.shape[1:])
 
 
 def _nearswap(a: np.ndarray, b: np.ndarray, t: float) -> np.ndarray:

@@ -82,7 +82,8 @@ def command(
         return
     if verify is not None:
         with output.progress("verifying") as progress:
-            record = running.verify(verify, memory=memory, threads=threads, progress=progress)
+            places = vectors | ({"base": given["base"]} if given["base"] else {})
+            record = running.verify(verify, places=places, memory=memory, threads=threads, progress=progress)
         if as_json:
             output.print_json({"verified": True, "output": str(verify), **record})
         else:
