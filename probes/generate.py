@@ -9,14 +9,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probes.model import LoadedModel, memory_reported
-from probes.residual import text_config
+from probes.model import FoundModel, LoadedModel, memory_reported
+from probes.residual import text_part
 from probes.seeds import child_seed
 from probes.steered import steered
 from probes.tokens import rendered
-from vectors.errors import UsageError
+from vectors import fit
+from vectors.errors import SteerError, UsageError, kept, raise_together
 from vectors.expression import Composition
 from vectors.steering import SteeringVector
+
+
+def check(
+    ready: FoundModel,
+    vectors: Mapping[str, SteeringVector],
+    prompts: Sequence[str],
+    *,
+    max_tokens: int,
+    any_base: bool = False,
+) -> None:
+    """Refuse, before a model's weights are loaded, vectors that do not fit it and prompts beyond its context.
+
+    Raises one error with all problems: ArtifactError, UsageError or ExampleError.
+    """
+    text = text_part(ready.config)
+    errors: list[SteerError] = []
+    with kept(errors):
+        fit.require(
+            vectors.items(),
+            hidden_size=int(text.hidden_size),
+            layers=int(text.num_hidden_layers),
+            base=ready.identity,
+            any_base=any_base,
+        )
+    with kept(errors):
+        _asked(prompts, ready.tokenizer, ready.config, max_tokens)
+    raise_together(errors)
 
 
 def try_strengths(
@@ -38,16 +66,10 @@ def try_strengths(
     Raises UsageError for a prompt beyond the context, ExampleError for prompts of which only some are rendered already.
     """
     tokenizer = loaded.tokenizer
-    rows = [ids for ids in rendered(prompts, tokenizer) for _ in strengths]
+    rows = [ids for ids in _asked(prompts, tokenizer, loaded.model.config, max_tokens) for _ in strengths]
     # Padding is masked, so any token will do where a tokenizer has none of its own.
     pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-    longest = getattr(text_config(loaded.model), "max_position_embeddings", None)
     length = max(map(len, rows))
-    if longest is not None and length + max_tokens > longest:
-        raise UsageError(
-            f"the longest prompt has {length} tokens; {max_tokens} more exceed the model's context of {longest}",
-            "shorten the prompt, or lower --max-tokens",
-        )
     compositions = [composition.scaled(strength) for _ in prompts for strength in strengths]
     device = next(loaded.model.parameters()).device
     inputs = {
@@ -76,6 +98,19 @@ def try_strengths(
     completions: list[str] = tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
     width = len(strengths)
     return [[text.strip() for text in completions[i : i + width]] for i in range(0, len(completions), width)]
+
+
+def _asked(prompts: Sequence[str], tokenizer: Any, config: Any, max_tokens: int) -> list[list[int]]:
+    """The ids of each prompt. Raises UsageError for one that leaves no room for an answer, and as `rendered` does."""
+    rows = rendered(prompts, tokenizer)
+    longest = getattr(text_part(config), "max_position_embeddings", None)
+    length = max(map(len, rows))
+    if longest is not None and length + max_tokens > longest:
+        raise UsageError(
+            f"the longest prompt has {length} tokens; {max_tokens} more exceed the model's context of {longest}",
+            "shorten the prompt, or lower --max-tokens",
+        )
+    return rows
 
 
 class SharedNoise:

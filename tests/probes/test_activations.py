@@ -86,9 +86,9 @@ def distance(found: Tensor, expected: Tensor) -> float:
 
 
 def ways(model: Any, examples: Sequence[Tokens]) -> list[bool | None]:
-    """How the model can run: by default, in padded batches, and packed where that is exact."""
+    """How the model can run: by default, which is packed where that is exact and else in padded batches; and padded."""
     packs = activations.packable(model, max(len(e.ids) for e in examples))
-    return [None, False, True] if packs else [None, False]
+    return [None, False] if packs else [None]
 
 
 @contextlib.contextmanager

@@ -260,7 +260,7 @@ def test_a_scope_without_a_cache_or_a_prompt_length_is_refused(llama: Any) -> No
 
 
 def test_computing_a_growing_sequence_again_is_refused_and_other_sequences_are_not(llama: Any) -> None:
-    with steered(llama, "2*warm@response", vectors=VECTORS):
+    with pytest.warns(UserWarning, match="nothing was steered"), steered(llama, "2*warm@response", vectors=VECTORS):
         logits(llama, input_ids=torch.tensor([LINE[:4]]))
         logits(llama, input_ids=torch.tensor([LINE[2:8]]))  # another prompt
         with pytest.raises(UsageError, match="nothing says where the prompt ends"):
@@ -287,8 +287,18 @@ def generated(model: Any, composition: Any, tokens: int, **inputs: Tensor) -> tu
     return output.sequences[:, inputs["input_ids"].shape[1] :].tolist(), torch.stack(output.logits, 1)
 
 
-@pytest.mark.parametrize("composition", [EVERYTHING, "2*warm@prompt", "2*warm@first:2", "2*warm@after:2"])
-def test_generation_equals_computing_everything_again_at_each_step(model: Any, composition: str) -> None:
+def test_generation_equals_computing_everything_again_at_each_step(model: Any) -> None:
+    check_generation(model, EVERYTHING)
+
+
+# A scope knows positions alone; these differ in how they count them: a cache of keys, a window, states that recur.
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3-window", "lfm2", "qwen3-next"], indirect=True)
+@pytest.mark.parametrize("composition", ["2*warm@prompt", "2*warm@first:2", "2*warm@after:2"])
+def test_generation_with_one_scope_equals_computing_everything_again(model: Any, composition: str) -> None:
+    check_generation(model, composition)
+
+
+def check_generation(model: Any, composition: str) -> None:
     for prompt in PROMPTS[:2]:
         tokens, expected = step_by_step(model, prompt, composition, 5)
         (found,), found_logits = generated(model, composition, 5, **pico.left_padded([prompt]))
@@ -381,6 +391,28 @@ def test_prompt_lengths_for_another_number_of_rows_are_refused(lengths: Any, lla
         pytest.raises(UsageError, match=r"prompt_length has \d entries, the batch 2 rows"),
     ):
         logits(llama, input_ids=IDS)
+
+
+def test_a_scope_that_reached_no_token_is_warned_of(llama: Any) -> None:
+    """A whole text in one pass is all prompt: `@response` would do nothing, and nobody would know."""
+    plain = logits(llama, input_ids=IDS)
+    with (
+        pytest.warns(UserWarning, match="nothing was steered: @after:1, @response counts from the end of the prompt"),
+        steered(llama, "warm@response + cold@after:1", vectors=VECTORS),
+    ):
+        assert torch.equal(logits(llama, input_ids=IDS), plain)
+
+
+@pytest.mark.parametrize(
+    ("expression", "lengths"), [("warm@response", 2), ("warm@prompt", None), ("warm@response + cold", None)]
+)
+def test_a_scope_that_reached_a_token_is_no_news(expression: str, lengths: int | None, llama: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with steered(llama, expression, vectors=VECTORS, prompt_length=lengths):
+            logits(llama, input_ids=IDS)
+        with steered(llama, "warm@response", vectors=VECTORS):
+            pass  # nothing ran
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -288,7 +288,7 @@ def test_a_full_disk_leaves_the_old_vector(
 
 
 def test_an_interrupt_ends_in_one_line_and_writes_nothing(data: Path, model_folder: Path) -> None:
-    lines = [json.dumps({"text": f"{text} {i}"}) for i in range(3000) for text in WARM[:4]]
+    lines = [json.dumps({"text": f"{text} {i}"}) for i in range(1000) for text in WARM[:4]]
     (data / "many.jsonl").write_text("\n".join(lines))
     command = ["extract", "--pos", "many.jsonl", "--neg", "cold.jsonl", "--model", str(model_folder)]
     # A shell's background job, as CI may be, begins with SIGINT ignored.
@@ -376,6 +376,18 @@ def test_a_vector_of_another_model_is_refused_unless_allowed(
     arguments = ["try", extracted, "-p", "a", "--model", tmp_path / "other", "--max-tokens", 2]
     assert "belongs to" in error_of(steer(*arguments))
     assert steer(*arguments, "--any-base")[0] == 0
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_what_does_not_fit_the_model_of_a_trial_is_one_error_before_its_weights_are_loaded(
+    data: Path, steer: Callable[..., Outcome], model_folder: Path
+) -> None:
+    save_file({"layer.9": torch.ones(7)}, data / "seven.safetensors")
+    problems = error_of(steer("try", "seven", "-p", "warm " * 300, "--model", model_folder), 2).split("\nerror: ")
+    for words, problem in zip(
+        ["hidden size 7", "has layer 9; the model has", "the context of 256"], problems, strict=True
+    ):
+        assert words in problem.replace("the model's context", "the context")
 
 
 def test_a_vector_of_another_size_is_refused(data: Path, steer: Callable[..., Outcome], model_folder: Path) -> None:

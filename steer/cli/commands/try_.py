@@ -67,11 +67,13 @@ def command(
         composition.scaled(value)  # refuses what can't be scaled, before a model is loaded
     reference = model or base_reference(found)
 
-    from probes.generate import try_strengths
-    from probes.model import load
+    from probes.generate import check, try_strengths
+    from probes.model import find, load
 
     output.say_preparing(reference)
-    loaded = load(reference, device, dtype)
+    ready = find(reference)
+    check(ready, found, prompts, max_tokens=max_tokens, any_base=any_base)
+    loaded = load(ready, device, dtype)
     output.say(f"model {loaded.source}, on {loaded.choice}")
     completions = try_strengths(
         loaded,
