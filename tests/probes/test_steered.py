@@ -260,7 +260,10 @@ def test_a_scope_without_a_cache_or_a_prompt_length_is_refused(llama: Any) -> No
 
 
 def test_computing_a_growing_sequence_again_is_refused_and_other_sequences_are_not(llama: Any) -> None:
-    with pytest.warns(UserWarning, match="nothing was steered"), steered(llama, "2*warm@response", vectors=VECTORS):
+    with (  # noqa: PT031  (the warning comes at the end of the context)
+        pytest.warns(UserWarning, match="nothing was steered"),
+        steered(llama, "2*warm@response", vectors=VECTORS),
+    ):
         logits(llama, input_ids=torch.tensor([LINE[:4]]))
         logits(llama, input_ids=torch.tensor([LINE[2:8]]))  # another prompt
         with pytest.raises(UsageError, match="nothing says where the prompt ends"):
