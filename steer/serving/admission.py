@@ -94,7 +94,8 @@ class Admission:
                 if not problems:
                     digests = {name: self.digests[name] for name in composition.names}
                     return composition, Pinned(str(composition), digests)
-            raise ExpressionError(problems, "GET /steer lists the vectors")
+            unknown = any(name not in self.vectors for name in composition.names)
+            raise ExpressionError(problems, "GET /steer lists the vectors" if unknown else "")
         except ExpressionError:
             metrics.refused("expression")
             raise

@@ -143,7 +143,10 @@ class Endpoints:
     async def _sent(self, request: Any) -> tuple[str, Any]:
         """The name and vector of a POST: JSON with name and path, or the file itself with ?name=. Raises SteerError."""
         if "json" in request.headers.get("content-type", ""):
-            value = await request.json()
+            try:
+                value = await request.json()
+            except ValueError as error:
+                raise UsageError(f"the body is no JSON: {error}", "send {name, path}") from error
             if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in ("name", "path")):
                 raise UsageError("the body is not {name, path}", 'send {"name": "warm", "path": "warm.safetensors"}')
             return value["name"], native.read(self.admission.path(value["path"]))
@@ -157,7 +160,11 @@ class Endpoints:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "sent.safetensors")
             file.write_bytes(content)
-            return name, native.read(file)
+            try:
+                return name, native.read(file)
+            except ArtifactError as error:
+                problems = [problem.replace(str(file), "what was sent") for problem in error.problems]
+                raise ArtifactError(problems, error.hint) from error
 
     def _discard(self, digest: str) -> None:
         """Let the workers forget a vector when they can."""

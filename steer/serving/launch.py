@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.util
+import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,6 +25,7 @@ from steer.serving.settings import CONFIG, NAME
 from vectors.errors import OutputError, SteerError, UsageError
 
 GRACE = (20.0, 5.0, 5.0)  # seconds that the server has to end: asked, told, killed
+STARTING = 2.0  # in place of the first while it has not answered yet: there is nothing to end in order
 LINES = 12  # of the log, shown when the server dies
 
 # What a line of vLLM's log says about what comes next; the last that occurs holds.
@@ -34,6 +37,11 @@ STAGES = {
     "Warming up model for the compilation": "compiling, minutes the first time (-- --enforce-eager does without)",
     "Starting vLLM server": "opening the port",
 }
+
+
+# What vLLM writes before a line, and how an exception's own line begins.
+_PREFIX = re.compile(r"^(\([\w ]+ pid=\d+\) )?((ERROR|CRITICAL) \S+ \S+ \[[^\]]*\] )?")
+_EXCEPTION = re.compile(r"[\w.]*(Error|Exception): |\S+: error: ")
 
 
 class ServerError(SteerError):
@@ -97,6 +105,7 @@ class Server:
 
     def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
         self.process, self.url, self.log = process, url, log
+        self.answered = False
 
     def wait_until_ready(self, waiting: Callable[[str], None]) -> None:
         """Return when the server answers. Raises ServerError when it dies first."""
@@ -109,6 +118,7 @@ class Server:
                 stage = now
                 waiting(stage)
             if self._answers():
+                self.answered = True
                 return
             time.sleep(0.2)
 
@@ -120,11 +130,8 @@ class Server:
     def death(self, what: str) -> ServerError:
         """The error of a server that is gone, with the end of its log."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        # An exception's own line says more than the traceback behind or before it.
-        told = [line for line in lines if "Error: " in line or "error: " in line][-3:] or lines[-LINES:]
         return ServerError(
-            [f"the server {what}, with status {self.process.poll()}", *(line.strip() for line in told)],
-            f"the whole log is {self.log}",
+            [f"the server {what}, with status {self.process.poll()}", *_told(lines)], f"the whole log is {self.log}"
         )
 
     def end(self) -> None:
@@ -133,7 +140,8 @@ class Server:
             self._end()
 
     def _end(self) -> None:
-        for sent, grace in zip((signal.SIGINT, signal.SIGTERM, signal.SIGKILL), GRACE, strict=True):
+        graces = GRACE if self.answered else (min(STARTING, GRACE[0]), *GRACE[1:])
+        for sent, grace in zip((signal.SIGINT, signal.SIGTERM, signal.SIGKILL), graces, strict=True):
             if not _alive(self.process):
                 break
             with contextlib.suppress(ProcessLookupError):
@@ -158,6 +166,16 @@ class Server:
         at = {stage: text.rfind(sign) for sign, stage in STAGES.items()}
         latest = max(at, key=lambda stage: at[stage])
         return latest if at[latest] >= 0 else "starting vLLM"
+
+
+def _told(lines: Sequence[str]) -> list[str]:
+    """What a log says of a death: the last exception, with the indented lines behind it, else its end."""
+    plain = [_PREFIX.sub("", line) for line in lines]
+    for at in range(len(plain) - 1, -1, -1):
+        if _EXCEPTION.match(plain[at]) and not plain[at].startswith("RuntimeError: Engine core initialization failed"):
+            behind = itertools.takewhile(lambda line: line.startswith("  "), plain[at + 1 : at + 4])
+            return [plain[at].strip(), *(line.strip() for line in behind)]
+    return [line.strip() for line in plain[-LINES:] if line.strip()]
 
 
 def _environment(settings: Path) -> dict[str, str]:

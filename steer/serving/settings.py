@@ -80,7 +80,10 @@ def check(found: Mapping[str, Any], folder: Path) -> Settings:
         problems.append(f"folders is {folders!r}, not a list of paths")
         folders = []
     places = [folder / os.path.expanduser(name) for name in folders]
-    problems += [f"the folder {place} is not there" for place in places if not place.is_dir()]
+    for place in places:
+        if not place.is_dir():
+            problems.append(f"the folder {place} is not there")
+            hints.append("vectors can only be loaded from folders that exist")
     if not isinstance(found.get("any_base", False), bool):
         problems.append(f"any_base is {found['any_base']!r}, not true or false")
     if problems:

@@ -93,9 +93,10 @@ def command(
         output.say(f"serving at {server.url}, vLLM's own output is in {server.log}")
         for arm, composition in found.arms.items():
             output.say(f"  {name}:{arm}  {composition}")
-        body = (
-            f'{{"model": "{name}:{next(iter(found.arms), "ARM")}", "messages": [{{"role": "user", "content": "…"}}]}}'
-        )
+        first, vector = next(iter(found.arms), None), next(iter(found.vectors), "NAME")
+        asked = f', "vllm_xargs": {{"steer": "{vector}"}}' if first is None else ""
+        shown = name if first is None else f"{name}:{first}"
+        body = f'{{"model": "{shown}", "messages": [{{"role": "user", "content": "…"}}]{asked}}}'
         output.say(f"next: curl {server.url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'")
         output.say("Ctrl-C ends it")
         server.wait()

@@ -158,3 +158,41 @@ def test_other_plugins_stay_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
     if launch._cpu_build():
         assert launch._environment(tmp_path)["VLLM_CPU_KVCACHE_SPACE"] == "3"
+
+
+LOG = """INFO 11-25 13:57:35 [x.py:1] all is well
+(APIServer pid=4429) WARNING 11-25 13:57:35 [system_utils.py:255] can cause errors like `OSError: [Errno 24] Too many`.
+(APIServer pid=4429) Traceback (most recent call last):
+(APIServer pid=4429)   File "x.py", line 1, in f
+(APIServer pid=4429) pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig
+(APIServer pid=4429)   Value error, max_model_len is too large [type=value_error]
+(APIServer pid=4429)     For further information visit a page
+"""
+ENGINE = """(EngineCore pid=7) ERROR 11-25 13:57:35 [core.py:9] EngineCore failed to start.
+(EngineCore pid=7) ERROR 11-25 13:57:35 [core.py:9] Traceback (most recent call last):
+(EngineCore pid=7) ERROR 11-25 13:57:35 [core.py:9] ValueError: steer: no such block
+(APIServer pid=6) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "told"),
+    [
+        (
+            LOG,
+            [
+                "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig",
+                "Value error, max_model_len is too large [type=value_error]",
+                "For further information visit a page",
+            ],
+        ),
+        (ENGINE, ["ValueError: steer: no such block"]),
+        (
+            "vllm_command.py: error: unrecognized arguments: --x",
+            ["vllm_command.py: error: unrecognized arguments: --x"],
+        ),
+        ("one\n\ntwo\n", ["one", "two"]),
+    ],
+)
+def test_of_a_log_the_reason_is_told(log: str, told: list[str]) -> None:
+    assert launch._told(log.splitlines()) == told
