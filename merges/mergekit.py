@@ -145,7 +145,7 @@ def parse(value: dict[str, Any], where: str) -> Recipe:
 
     method = value["merge_method"]
     known = methods.available()
-    if method not in METHODS or method not in known:
+    if not isinstance(method, str) or method not in METHODS or method not in known:
         raise UsageError(
             f"{where}: mergekit has no merge method {method!r} that is known here{guess(str(method), METHODS)}",
             f"available: {', '.join(sorted(METHODS))}",

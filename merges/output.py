@@ -237,7 +237,7 @@ def _journal(plan: Plan, folder: Path) -> dict[str, str]:
 
 def _finished_bytes(plan: Plan, folder: Path) -> int:
     """What an earlier try has written already."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # pathlib raises for a name that is too long
         return 0
     return sum((folder / name).stat().st_size for name in _journal(plan, folder) if (folder / name).is_file())
 

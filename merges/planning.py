@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from merges import methods, shards, vocabulary
-from merges.engine import Job
+from merges.engine import AHEAD, Job
 from merges.jobs import Builder
 from merges.pool import Pool
 from merges.recipe import Recipe, refuse
@@ -21,6 +21,7 @@ from vectors.files import canonical_json, digest_json
 from vectors.weights import SIZES
 
 MEMORY = 2 << 30  # bytes beyond mapped files
+INTERPRETER = 96 << 20  # bytes that Python, NumPy and the compiled loops take by themselves, and some to spare
 SHARD = shards.LARGEST
 VERSION = 1  # of the arithmetic: raised when the same recipe gives other bytes
 
@@ -79,6 +80,12 @@ def plan(recipe: Recipe, *, memory: int = MEMORY, threads: int | None = None, sh
     problems += _families(main, sources, base)
     if problems:
         raise ModelError(problems, "name what was fine-tuned from the same model: --base MODEL" if main is None else "")
+    for source in sources:
+        trained = source.adapter.base_name if source.adapter is not None else None
+        beneath = source.base or source
+        known = beneath.model.name if beneath.model is not None else None
+        if trained and known and trained != known:
+            notes.append(f"{source.reference} says that it was trained on {trained}; here it stands on {known}")
     union = None
     if recipe.tokenizer:
         assert main is not None
@@ -97,9 +104,11 @@ def plan(recipe: Recipe, *, memory: int = MEMORY, threads: int | None = None, sh
                 job.pool = pool
         notes.append(f"{fit} thread(s), so that the memory suffices")
     if need > memory:
+        whole = any(isinstance(job, Tensor) and job.unit == "tensor" for job in jobs)
         raise ModelError(
-            f"{recipe.method} needs {need / 2**30:.1f} GiB for the largest tensor, more than {memory / 2**30:.1f}",
-            f"--memory {-(-need // 2**30)}GiB, or a method that works in pieces",
+            f"{recipe.method} needs {need / 2**20:.0f} MiB{' for the largest tensor' * whole}, more than the "
+            f"{memory / 2**20:.0f} MiB allowed",
+            f"--memory {-(-need // 2**20)}MiB" + ", or a method that works in pieces" * whole,
         )
     return Plan(recipe, tuple(sources), base, main, jobs, shards.cut(jobs, shard), pool, need, union, notes)
 
@@ -158,7 +167,7 @@ def _families(main: Source | None, sources: list[Source], base: Source | None) -
 
 
 def _memory(jobs: list[Job], threads: int) -> int:
-    """The most bytes beyond mapped files: buffers of each thread, finished pieces, counters."""
+    """The most bytes beyond mapped files: the interpreter, buffers of each thread, finished pieces, counters."""
     most = 0
     for job in jobs:
         if not isinstance(job, Tensor):
@@ -168,8 +177,8 @@ def _memory(jobs: list[Job], threads: int) -> int:
             min(job.step(CHUNK), max(job.count, 1)),
             min(job.step(GROUP), max(job.count, 1)),
         )
-        each = chunk * (4 * (inputs + 2) + 8 * 4) + (inputs * (5 << 18))
+        each = chunk * (4 * (inputs + 2) + 8 * 4) + AHEAD * inputs * (5 << 18)
         if job.unit == "tensor":
             each += job.count * 8 * (3 * inputs + 6)
         most = max(most, threads * each + (3 * threads + 2) * group * SIZES[job.dtype])
-    return most
+    return INTERPRETER + most

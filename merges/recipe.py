@@ -193,6 +193,11 @@ def check(recipe: Recipe) -> list[str]:
         wanted = f"{least}" if most == least else f"at least {least}" if most is None else f"{least} to {most}"
         problems.append(f"{recipe.method} takes {wanted} inputs; there {'is' if count == 1 else 'are'} {count}")
     names = [part.name for part in recipe.parts]
+    for reference in (*(part.model for part in recipe.parts), *names, recipe.base or ""):
+        try:
+            reference.encode()
+        except UnicodeEncodeError:
+            problems.append(f"the name {reference!r} is no UTF-8, so no record can hold it")
     problems += [f"two inputs are called {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
     if method.BASE == "unused" and recipe.base and recipe.as_ != "vector" and method.SPACE == "delta":
         problems.append(f"{recipe.method} uses no base")

@@ -51,7 +51,9 @@ class Source:
             found = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise ModelError(f"{self.path / 'config.json'} is damaged: {error}", "fetch the model again") from error
-        if not isinstance(found, dict):
+        good = isinstance(found, dict) and isinstance(found.get("text_config") or {}, dict)
+        names = (found.get("architectures") or []) if good else None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ModelError(f"{self.path / 'config.json'} holds no configuration", "fetch the model again")
         return found
 
@@ -145,6 +147,8 @@ def open_source(reference: str, base: Source | None = None) -> Source:
     if missing:
         raise ModelError(missing, "fetch the model again")
     source = Source(reference, "model", model_source.path, files, entries_of(files), model=model_source)
+    if not source.entries:
+        raise ModelError(f"{reference} holds no tensors", "fetch the model again")
     _check_index(source)
     if source.tied:
         # Some files hold the tied head once more: it is the embedding, and merged as such.

@@ -114,6 +114,11 @@ def print_plan(plan: Plan, out: Path | None, as_json: bool) -> None:
         f"memory    at most {plan.memory / 2**20:.0f} MiB beyond mapped files, with {plan.pool.threads} thread(s)"
     )
     click.echo(f"plan      {plan.digest}")
+    say_notes(plan)
+
+
+def say_notes(plan: Plan) -> None:
+    """What the plan found worth saying, before any work."""
     for note in plan.notes:
         output.say(note)
 

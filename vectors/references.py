@@ -185,6 +185,12 @@ def weight_files(folder: Path) -> list[Path]:
         names = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise ModelError(f"{index} is damaged: {error}", "fetch the model again") from error
+    outside = sorted(name for name in names if os.path.basename(name) != name or name in ("", ".", ".."))
+    if outside:
+        raise ModelError(
+            [f"{index} names a file outside of its folder: {name!r}" for name in outside],
+            "fetch the model again, from someone you trust",
+        )
     return sorted(folder / name for name in names)
 
 

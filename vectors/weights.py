@@ -58,6 +58,7 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
         metadata = header.pop("__metadata__", None) or {}
         entries = {}
         for name, entry in header.items():
+            name.encode()  # a lone surrogate, which JSON may hold, is no text
             begin, end = entry["data_offsets"]
             shape = tuple(int(size) for size in entry["shape"])
             if entry["dtype"] not in SIZES:

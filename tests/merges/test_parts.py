@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from merges import lora, lora_out, running, steering
 from merges.diff import diff
-from merges.recipe import Part, Recipe, parse, read
-from vectors.errors import ArtifactError, ModelError, UsageError
+from merges.recipe import Part, Recipe, parse
+from vectors.errors import ArtifactError, ModelError
 from vectors.steering import SteeringVector
 
 NAME = "model.layers.1.self_attn.q_proj"
@@ -241,44 +241,41 @@ def test_a_union_of_vocabularies_takes_each_row_from_who_has_it(here: Path) -> N
     assert json.loads((here / "out" / "config.json").read_text())["vocab_size"] == 5
 
 
-def test_mergekits_yaml_is_read_as_it_stands(here: Path) -> None:
-    (here / "mk.yaml").write_text(
-        "merge_method: ties\nbase_model: base\nmodels:\n  - model: base\n"
-        "  - model: a\n    parameters: {weight: 1.0, density: 0.5}\n"
-        "  - model: b\n    parameters:\n      density: [0.2, 0.8]\n"
-        "      weight:\n        - {filter: mlp, value: 0.5}\n        - value: 1\n"
-        "parameters: {normalize: true, int8_mask: true}\ndtype: float32\nout_dtype: bfloat16\n"
-    )
-    made = read(here / "mk.yaml")
-    assert [p.model for p in made.parts] == ["a", "b"]
-    assert made.options["elect"] == "after"
-    assert made.options["zero"] == "positive"
-    assert made.options["combine"] == "mean"
-    assert made.dtype == "bfloat16"
-    running.merge(made, "out")
-    (here / "slerp.yaml").write_text(
-        "merge_method: slerp\nbase_model: a\nslices:\n  - sources:\n"
-        "      - {model: a, layer_range: [0, 3]}\n      - {model: b, layer_range: [0, 3]}\n"
-        "parameters:\n  t:\n    - {filter: self_attn, value: [0, 0.5, 1]}\n    - value: 0.5\ndtype: bfloat16\n"
-    )
-    running.merge(read(here / "slerp.yaml"), "out2")
-    a, b, out = (folders.read(here / name) for name in ("a", "b", "out2"))
-    q = "model.layers.{}.self_attn.q_proj.weight"
-    assert torch.equal(out[q.format(0)], a[q.format(0)])
-    assert torch.equal(out[q.format(2)], b[q.format(2)])
+def test_tokens_are_forced_filled_in_and_padded(here: Path) -> None:
+    one = vocabulary(here / "v1", ["x", "y"], 1)
+    two = vocabulary(here / "v2", ["x", "z", "w"], 2)
+    tokens = {
+        "x": {"source": "v2", "token": "w"},  # another token's row, for both
+        "y": {"source": "zero", "force": False},  # for v2 alone, which lacks it
+        "z": {"source": "v1", "token": 1},  # by its id
+        "w": {"source": "v2", "force": False},
+    }
+    request = {"source": "union", "tokens": tokens, "pad_to_multiple_of": 8}
+    parts = (part("v1", weight=0.25), part("v2", weight=0.75))
+    running.merge(Recipe("linear", parts, tokenizer=request), "out")
+    found = folders.read(here / "out")["model.embed_tokens.weight"].double()
+    a, b = (m["model.embed_tokens.weight"].double() for m in (one, two))
+    rows = [b[2], 0.25 * a[1], a[1], b[2]]
+    for row, value in enumerate(rows):
+        np.testing.assert_allclose(found[row], value, rtol=1e-5, atol=1e-6)
+    assert found.shape[0] == 8
+    for row in found[4:]:
+        np.testing.assert_allclose(row, torch.stack(rows).mean(0), rtol=1e-5, atol=1e-6)
+    assert json.loads((here / "out" / "config.json").read_text())["vocab_size"] == 8
+    with pytest.raises(ModelError, match="'z' is to come from 'q' of v1, which has no such token"):
+        running.merge(Recipe("linear", parts, tokenizer={"tokens": {"z": {"source": "v1", "token": "q"}}}), "no")
 
 
-def test_keys_that_mergekit_would_ignore_are_errors(here: Path) -> None:
-    (here / "mk.yaml").write_text(
-        "merge_method: ties\nbase_model: base\nmodles: []\nmodels:\n  - model: a\n    paramaters: {}\n"
-        "  - model: b\n    parameters: {densty: 0.5}\n"
-    )
-    with pytest.raises(UsageError) as caught:
-        read(here / "mk.yaml")
-    found = "\n".join(caught.value.problems)
-    assert "'modles' (did you mean models?)" in found
-    assert "'paramaters'" in found
-    assert "'densty' (did you mean density?)" in found
+def test_slices_share_one_vocabulary_too(here: Path) -> None:
+    vocabulary(here / "v1", ["x", "y"], 1)
+    vocabulary(here / "v2", ["x", "z", "w"], 2)
+    models = [{"model": "v1"}, {"model": "v2"}]
+    whole = {"method": "linear", "models": models, "tokenizer": {"source": "union"}}
+    sources = [{"model": name, "layers": [0, 3]} for name in ("v1", "v2")]
+    running.merge(parse(whole), "plain")
+    running.merge(parse(whole | {"slices": [{"sources": sources}]}), "sliced")
+    assert folders.same(here / "plain", here / "sliced")
+    assert (here / "plain" / "tokenizer.json").read_bytes() == (here / "sliced" / "tokenizer.json").read_bytes()
 
 
 def test_steering_vectors_merge_by_the_same_methods() -> None:

@@ -307,8 +307,8 @@ def test_integers_are_copied_and_must_agree(here: Path) -> None:
 
 def test_memory_is_bounded_by_the_flag_and_does_not_grow_with_the_model(here: Path) -> None:
     made = plan(recipe("a", "b"), threads=8)
-    assert plan(recipe("a", "b"), threads=8, memory=made.memory // 2).pool.threads < 8
-    with pytest.raises(ModelError, match=r"needs .* GiB for the largest tensor"):
+    assert plan(recipe("a", "b"), threads=8, memory=made.memory - 1).pool.threads < 8
+    with pytest.raises(ModelError, match=r"ties needs .* MiB, more than the 0 MiB allowed"):
         plan(recipe("a", "b"), memory=1000)
 
 
@@ -462,3 +462,102 @@ def test_unknown_keys_of_a_recipe_are_errors() -> None:
         "has no method",
     ):
         assert word in found
+
+
+def test_damaged_folders_are_one_clear_error(here: Path) -> None:
+    import shutil
+
+    def spoiled(name: str, file: str, content: str) -> None:
+        shutil.copytree(here / "b", here / name)
+        (here / name / file).write_text(content)
+
+    index = json.loads((here / "b" / "model.safetensors.index.json").read_text())
+    index["weight_map"]["lm_head.weight"] = "../a/model.safetensors"
+    spoiled("outside", "model.safetensors.index.json", json.dumps(index))
+    spoiled("list", "model.safetensors.index.json", "[]")
+    for number, config in enumerate(("", "[]", '{"architectures": 5}', '{"text_config": 3}')):
+        spoiled(f"config{number}", "config.json", config)
+    refused(recipe("outside"), ModelError, "names a file outside of its folder: '../a/model.safetensors'")
+    refused(recipe("list"), ModelError, "model.safetensors.index.json is damaged")
+    for number in range(4):
+        refused(recipe(f"config{number}"), ModelError, "config.json")
+        refused(recipe("a", base=f"config{number}"), ModelError, "config.json")
+    refused(recipe("b" * 250), ModelError, "there is no model")
+    refused(recipe("a"), OutputError, "File name too long", out="o" * 250)
+    refused(recipe("a\udcff"), UsageError, "is no UTF-8")
+
+
+@pytest.mark.parametrize(
+    ("header", "sentence"),
+    [
+        ({}, "holds no tensors"),
+        ([1, 2], "is damaged"),
+        ({"w": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, "do not fit its shape"),
+        ({"w": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 4]}}, "do not fit its shape"),
+        ({"w": {"dtype": "F32", "shape": [1]}}, "is damaged"),
+        ({"w": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}, "unknown dtype F99"),
+        ({"w": {"dtype": "F64", "shape": [], "data_offsets": [0, 8]}}, "w is F64, which can't be merged"),
+        ({"\ud800": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, "is damaged"),
+    ],
+)
+def test_headers_that_lie_are_refused(here: Path, header: Any, sentence: str) -> None:
+    text = json.dumps(header).encode()
+    (here / "a" / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + b"\0" * 8)
+    refused(recipe("a", base="a"), ModelError, sentence)
+
+
+def test_tensors_of_no_one_and_strange_names_are_merged_by_every_method(here: Path) -> None:
+    from merges import methods
+
+    odd = {
+        "model.scalar": torch.tensor(0.5), "model.one": torch.ones(1), "model.empty": torch.zeros(0, 8),
+        "model.\u00e9\u6f22 \U0001f600.weight": torch.arange(9.0).reshape(3, 3),
+    }  # fmt: skip
+    base = folders.weights(0, "F32", layers=1) | odd
+    folders.write(here / "ob", base)
+    for seed in (1, 2):
+        folders.write(here / f"o{seed}", folders.tuned(base, seed), shards=seed)
+    for name, method in methods.available().items():
+        if getattr(method, "EXTRAS", ()):
+            continue
+        parts = ("o1",) if method.INPUTS[1] == 1 else ("o1", "o2")
+        running.merge(recipe(*parts, method=name, base="ob"), f"out-{name}", threads=1)
+        found = folders.read(here / f"out-{name}")
+        assert {n: t.shape for n, t in found.items()} == {n: t.shape for n, t in base.items()}
+        running.merge(recipe(*parts, method=name, base="ob", as_="vector"), f"{name}.safetensors", threads=1)
+    for storage in ("exact", "bf16", "lowrank:2", "sparse:0.3"):
+        diff("ob", "o2", f"d-{storage[:4]}.safetensors", storage_=storage, threads=1).verify()
+        running.merge(recipe(f"d-{storage[:4]}.safetensors", method="task_arithmetic", base="ob"), f"app-{storage[:4]}")
+    assert folders.same(here / "app-exac", here / "o2")
+
+
+def test_the_configuration_has_the_dtype_of_the_weights(here: Path) -> None:
+    settings = {"dtype": "bfloat16", "text_config": {"torch_dtype": "bfloat16", "vocab_size": 20}}
+    folders.write(here / "wide", folders.weights(0, "F32"), config=settings)
+    for asked, wanted in (("auto", "float32"), ("float16", "float16")):
+        running.merge(recipe("wide", method="linear", base=None, dtype=asked), f"out-{asked}")
+        config = json.loads((here / f"out-{asked}" / "config.json").read_text())
+        assert config["dtype"] == config["text_config"]["torch_dtype"] == wanted
+        assert {t.dtype for t in folders.read(here / f"out-{asked}").values()} == {getattr(torch, wanted)}
+
+
+def test_a_chat_template_is_kept_asked_for_or_agreed_on(here: Path) -> None:
+    (here / "base" / "chat_template.jinja").unlink(missing_ok=True)
+    told = json.loads((here / "base" / "tokenizer_config.json").read_text())
+    told.pop("chat_template", None)
+    (here / "base" / "tokenizer_config.json").write_text(json.dumps(told))
+    template = "out{}/chat_template.jinja"
+    running.merge(recipe("a", "b"), "out0")
+    assert not (here / template.format(0)).exists()
+    (here / "a" / "chat_template.jinja").write_text("{{ one }}")
+    running.merge(recipe("a", "b"), "out1")
+    assert (here / template.format(1)).read_text() == "{{ one }}"
+    for name in "bc":
+        (here / name / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ two }}"}))
+    running.merge(recipe("a", "b", "c"), "out2")  # no agreement
+    assert not (here / template.format(2)).exists()
+    running.merge(recipe("a", "b", "c", chat_template="auto"), "out3")
+    assert (here / template.format(3)).read_text() == "{{ two }}"
+    running.merge(recipe("a", chat_template="{{ mine }}"), "out4")
+    assert (here / template.format(4)).read_text() == "{{ mine }}"
+    running.verify("out4")

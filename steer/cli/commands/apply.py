@@ -39,10 +39,10 @@ def command(
     from dataclasses import replace
 
     from merges import running
-    from steer.merging import expression, print_merge
+    from steer.merging import expression, print_merge, say_notes
 
     output.say_preparing(base)
     recipe = replace(expression(what, vectors, base), dtype=dtype)
     with output.progress("merging") as progress:
-        record = running.merge(recipe, out, memory=memory, threads=threads, progress=progress)
+        record = running.merge(recipe, out, memory=memory, threads=threads, progress=progress, planned=say_notes)
     print_merge(out, record, as_json)

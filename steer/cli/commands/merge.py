@@ -75,7 +75,7 @@ def command(
 
     from merges import lora_out, running
     from merges.planning import check_output, plan
-    from steer.merging import print_merge, print_plan
+    from steer.merging import print_merge, print_plan, say_notes
 
     if methods:
         _print_methods(as_json)
@@ -114,7 +114,7 @@ def command(
             report = lora_out.from_recipe(made, out, to_lora, memory=memory, threads=threads, progress=progress)
             lora_out_print(out, report, as_json)
             return
-        record = running.merge(made, out, memory=memory, threads=threads, progress=progress)
+        record = running.merge(made, out, memory=memory, threads=threads, progress=progress, planned=say_notes)
     print_merge(out, record, as_json)
 
 
