@@ -21,6 +21,7 @@ from vectors.errors import ArtifactError, ModelError
 from vectors.weights import FLOATS, Entry, mapped, read_header
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+SMALL = 1024  # the shorter side of a matrix that is decomposed as a whole
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.default)?(?:\.weight)?")
 
@@ -132,7 +133,7 @@ def factors(delta: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, float
     """
     wide = np.asarray(delta, np.float64)
     rank = min(rank, *wide.shape)
-    if min(wide.shape) <= 1024 or rank * 3 > min(wide.shape):
+    if min(wide.shape) <= SMALL or rank * 3 > min(wide.shape):
         left, values, right = np.linalg.svd(wide, full_matrices=False)
     else:
         start = np.random.default_rng(0).standard_normal((wide.shape[1], rank + 16))

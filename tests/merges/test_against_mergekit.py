@@ -8,6 +8,7 @@ gamma keeps the delta; random methods draw other numbers; arcee_fusion keeps the
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -26,17 +27,43 @@ PEER = os.environ.get("STEER_MERGEKIT")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(PEER is None, reason="STEER_MERGEKIT names no Python with mergekit")]
 
 WEIGHTED = "models:\n  - {model: a, parameters: {weight: 1.0%s}}\n  - {model: b, parameters: {weight: 0.5%s}}\n"
+ALL = "models:\n  - model: a\n  - model: b\n  - model: c\n"
+BASE = "base_model: base\n"
+LAYERS = "slices:\n  - sources:\n      - {model: %s, layer_range: [0, 2]}\n      - {model: %s, layer_range: [0, 2]}\n"
 CASES = {
     "linear": WEIGHTED % ("", ""),
-    "task_arithmetic": "base_model: base\n" + WEIGHTED % ("", ""),
-    "ties": "base_model: base\n" + WEIGHTED % (", density: 0.4", ", density: 0.7"),
+    "linear gradient": "models:\n  - {model: a, parameters: {weight: [0.2, 0.9]}}\n"
+    "  - {model: b, parameters: {weight: [{filter: mlp, value: 0.3}, {value: 0.7}]}}\nparameters: {normalize: false}\n",
+    "linear union": WEIGHTED % ("", "") + "tokenizer: {source: union, pad_to_multiple_of: 64}\n",
+    "task_arithmetic": BASE + WEIGHTED % ("", ""),
+    "task_arithmetic normalized": BASE + WEIGHTED % ("", "") + "parameters: {normalize: true, lambda: 0.7}\n",
+    "ties": BASE + WEIGHTED % (", density: 0.4", ", density: 0.7"),
+    "ties sum": BASE + WEIGHTED % (", density: 0.4", ", density: 0.7") + "parameters: {normalize: false}\n",
+    "ties rescaled": BASE + WEIGHTED % (", density: 0.4", "") + "parameters: {rescale: true, int8_mask: true}\n",
+    "dare_linear whole": BASE + WEIGHTED % ("", ""),
+    "dare_ties whole": BASE + WEIGHTED % ("", ""),
     "slerp": "base_model: a\nmodels:\n  - model: a\n  - model: b\nparameters: {t: 0.3}\n",
+    "slerp slices": "base_model: a\n"
+    + LAYERS % ("b", "a")
+    + "parameters: {t: [{filter: mlp, value: [0, 1]}, {value: 0.4}]}\n",
     "nuslerp": WEIGHTED % ("", ""),
-    "karcher": "models:\n  - model: a\n  - model: b\n  - model: c\n",
-    "model_stock": "base_model: base\nmodels:\n  - model: a\n  - model: b\n  - model: c\n",
-    "sce": "base_model: base\nmodels:\n  - model: a\n  - model: b\n  - model: c\nparameters: {select_topk: 0.5}\n",
+    "nuslerp base": BASE + WEIGHTED % ("", ""),
+    "nuslerp rows": WEIGHTED % ("", "") + "parameters: {nuslerp_flatten: false}\n",
+    "nuslerp columns": WEIGHTED % ("", "") + "parameters: {nuslerp_flatten: false, nuslerp_row_wise: true}\n",
+    "multislerp two alike": "models:\n  - model: a\n  - model: b\nparameters: {weight: 1}\n",
+    "karcher": ALL,
+    "model_stock": BASE + ALL,
+    "model_stock rows": BASE + ALL + "parameters: {filter_wise: true}\n",
+    "sce": BASE + ALL + "parameters: {select_topk: 0.5}\n",
     "nearswap": "base_model: a\nmodels:\n  - model: a\n  - model: b\nparameters: {t: 0.01}\n",
-    "breadcrumbs": "base_model: base\n" + WEIGHTED % (", density: 0.5, gamma: 0.1", ", density: 0.5, gamma: 0.1"),
+    "arcee_fusion": "base_model: a\nmodels:\n  - model: a\n  - model: b\n",
+    "breadcrumbs": BASE + WEIGHTED % (", density: 0.5, gamma: 0.1", ", density: 0.5, gamma: 0.1"),
+    "breadcrumbs rescaled": BASE
+    + WEIGHTED % (", density: 0.8, gamma: 0.3", ", density: 0.5, gamma: 0.1")
+    + "parameters: {rescale: true}\n",
+    "breadcrumbs_ties": BASE + WEIGHTED % (", density: 0.5, gamma: 0.1", ", density: 0.6, gamma: 0.1"),
+    "passthrough": "slices:\n  - sources: [{model: a, layer_range: [0, 2]}]\n"
+    "  - sources: [{model: b, layer_range: [1, 2], parameters: {scale: 0.5}}]\n",
 }
 
 
@@ -56,20 +83,33 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("method", sorted(CASES))
-def test_mergekit_makes_the_same(models: Path, tmp_path: Path, method: str) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    # mergekit takes a name for a hub id unless it is a path.
-    placed = re.sub(r"(model: |base_model: )(base|a|b|c)\b", lambda m: f"{m[1]}{models / m[2]}", CASES[method])
-    recipe.write_text(f"merge_method: {method}\n{placed}dtype: float32\n")
+@pytest.fixture(scope="module")
+def theirs(models: Path) -> Path:
+    """The folders that mergekit makes of all cases."""
+    arguments: list[str | Path] = []
+    for case, text in CASES.items():
+        # mergekit takes a name for a hub id unless it is a path.
+        placed = re.sub(r"(model: |base_model: )(base|a|b|c)\b", lambda m: f"{m[1]}{models / m[2]}", text)
+        recipe = models / f"{case}.yaml"
+        recipe.write_text(f"merge_method: {case.partition(' ')[0]}\n{placed}dtype: float32\n")
+        arguments += [recipe, models / f"{case} theirs"]
     script = Path(__file__).parents[1] / "bench" / "mergekit_peer.py"
     assert PEER is not None
-    done = subprocess.run([PEER, script, recipe, tmp_path / "theirs"], capture_output=True, text=True)
+    done = subprocess.run([PEER, script, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    running.merge(read(recipe), tmp_path / "ours")
-    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("ours", "theirs"))
-    assert ours.keys() == theirs.keys()
+    return models
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_mergekit_makes_the_same(theirs: Path, case: str) -> None:
+    running.merge(read(theirs / f"{case}.yaml"), theirs / f"{case} ours")
+    ours, other = (load_file(theirs / f"{case} {whose}" / "model.safetensors") for whose in ("ours", "theirs"))
+    assert ours.keys() == other.keys()
     # Their Karcher mean stops at steps of 1e-5.
-    loose = 1e-5 if method == "karcher" else 2e-6
+    loose = 1e-5 if case == "karcher" else 2e-6
     for name in ours:
-        np.testing.assert_allclose(ours[name], theirs[name], rtol=2e-5, atol=loose, err_msg=name)
+        assert ours[name].shape == other[name].shape
+        np.testing.assert_allclose(ours[name], other[name], rtol=2e-5, atol=loose, err_msg=name)
+    configs = [json.loads((theirs / f"{case} {whose}" / "config.json").read_text()) for whose in ("ours", "theirs")]
+    for key in ("num_hidden_layers", "vocab_size", "hidden_size"):
+        assert configs[0][key] == configs[1][key]
