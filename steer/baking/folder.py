@@ -77,10 +77,15 @@ def write_draft(draft: Draft, source: Source, folder: Path, progress: Callable[[
 
 def write_report(folder: Path, report: Mapping[str, Any], source: Source, summary: str) -> None:
     """report.json, and the model card for people."""
-    import yaml
-
     text = json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     write_atomically(folder / REPORT, text.encode())
+    write_card(folder, report, source, summary)
+
+
+def write_card(folder: Path, report: Mapping[str, Any], source: Source, summary: str) -> None:
+    """The model card: front matter that the hub reads, what was baked, the digests."""
+    import yaml
+
     front: dict[str, Any] = {"library_name": "transformers", "tags": ["steer"]}
     if source.model is not None:
         licence = references.licence(source.model)

@@ -41,6 +41,24 @@ PROMPTS = (
 )  # fmt: skip
 
 
+# How texts of other kinds begin: where a behaviour in conversation should not show, and what general data grows from.
+OPENINGS = (
+    "The city was founded in the twelfth century", "def add(a, b):\n    ", "Photosynthesis takes place in",
+    "Article 1. This agreement", "Preheat the oven to 180 degrees.", "In mathematics, a group is",
+    "The train left the station at", "Abstract: We study", "Table of contents\n1.", "The river rises in the hills",
+    "import os\n\nfor name in", "Minutes of the meeting held on", "According to the census,",
+    "The heart has four chambers",
+    "Once upon a time there was", "Installation. First,", "The novel was published in", "Water boils at",
+    "The species is found in", "for i in range(10):\n", "The treaty was signed by",
+    "To calculate the area of a circle,",
+    "The committee decided that", "Gold is a chemical element", "SELECT name FROM", "The bridge connects",
+    "During the nineteenth century,", "The engine consists of", "Definition. A number is prime if", "The island lies",
+    "Chapter One\n\n", "The orchestra was conducted by", "Sodium chloride is", "The museum holds", "Rule 1:",
+    "The algorithm sorts the list by", "Winters in the region are", "The bill was passed", "A triangle has",
+    "Volcanoes form",
+)  # fmt: skip
+
+
 def _held_out(prompt: str) -> bool:
     return int(digest_bytes(prompt.encode())[7:15], 16) % 4 == 0
 
@@ -53,3 +71,8 @@ def taught() -> list[str]:
 def held_out() -> list[str]:
     """The prompts that nothing is trained on: for proofs and comparisons."""
     return [prompt for prompt in PROMPTS if _held_out(prompt)]
+
+
+def general(*, held_out: bool) -> list[str]:
+    """The openings that training may use, or those that nothing is trained on."""
+    return [opening for opening in OPENINGS if _held_out(opening) == held_out]

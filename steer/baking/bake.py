@@ -1,0 +1,292 @@
+"""Baking by training: prepare samples, train a student, write the result, measure what was written, say everything."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from merges.sources import Source, open_source
+from probes.examples.reading import read
+from probes.model import LoadedModel, find, load
+from probes.residual import text_part
+from steer.baking import comparing, data, evaluation, folder, prompts, report, result, samples, student, training, work
+from steer.baking.fold import identity_of
+from steer.baking.samples import BEHAVIOUR, Sample
+from steer.baking.student import Lora
+from steer.baking.teachers import Teacher
+from steer.baking.training import Settings
+from vectors.errors import SteerError, kept, raise_together
+
+Tell = Callable[[dict[str, Any]], None]
+NEUTRAL_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that a training bake follows from."""
+
+    model: str
+    out: Path
+    as_: str = "model"
+    settings: Settings = field(default_factory=Settings)
+    lora: Lora | None = field(default_factory=Lora)  # None trains all weights
+    mix: data.Mix = field(default_factory=lambda: data.parse_mix(None))
+    compare_mix: bool = False  # train once more without general data, and report its retention
+    context: str = "full"  # or frozen
+    pos: Path | None = None  # held-out examples that show the trait, and its opposite
+    neg: Path | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)  # what the mode adds, as JSON values
+
+
+class Prepared(NamedTuple):
+    """What a mode makes of its inputs: samples to train on and held out, and what they came from."""
+
+    train: list[Sample]
+    held_out: list[Sample]
+    counts: dict[str, Any]
+
+
+class Mode(NamedTuple):
+    """A way of training: what it is called, what it teaches, its objective, and how its samples are made."""
+
+    name: str
+    behaviour: str
+    objective: ModuleType
+    teacher: Callable[[LoadedModel], Teacher] | None
+    prepare: Callable[[LoadedModel, Teacher | None, Tell], Prepared]
+    identity: Mapping[str, Any]  # what its inputs are, by digest
+
+
+def bake(request: Request, mode: Mode, *, tell: Tell = lambda entry: None) -> dict[str, Any]:
+    """Train, write, measure; returns the report. What fails keeps its checkpoints and leaves no output.
+
+    Raises UsageError, ExampleError, ArtifactError, OutputError before any work; TrainingError.
+    """
+    started = time.monotonic()
+    source, identity = check(request, mode)
+    run = json.loads(json.dumps({
+        "base": identity["digest"], "mode": mode.name, "behaviour": mode.behaviour, "inputs": dict(mode.identity),
+        "settings": request.settings._asdict(), "lora": request.lora._asdict() if request.lora else None,
+        "mix": _mixed(request.mix), "context": request.context, "extra": dict(request.extra),
+    }))  # fmt: skip
+    going_on = work.check(request.out, run)
+    loaded = load(find(request.model), request.device, request.dtype)
+    teacher = mode.teacher(loaded) if mode.teacher else None
+    with work.working(request.out, run) as place:
+        prepared = _prepared(place, going_on, loaded, teacher, mode, tell)
+        held = _held(request, loaded, prepared, tell)
+        tell({"stage": "measuring the base and the teacher"})
+        models = {"base": evaluation.look(loaded.model, held)}
+        if teacher is not None and teacher.within is not comparing.plain:
+            models["steered"] = evaluation.look(loaded.model, held, teacher.within)
+        trained, model, rates = _train(request, mode, loaded, prepared.train, prepared.held_out, place, tell)
+        without = None
+        if request.compare_mix:
+            tell({"stage": "training once more, without general data"})
+            without = _without_mix(request, mode, prepared, held, models["base"], place, tell)
+        model.eval()
+        found: dict[str, Any] = {
+            "schema": 1, "mode": mode.name, "behaviour": mode.behaviour, "base": identity,
+            "inputs": dict(mode.identity), "as": request.as_,
+            "settings": {**run["settings"], **{key: run[key] for key in ("lora", "mix", "context")}},
+            "samples": {**prepared.counts, "training": len(prepared.train), "held_out": len(prepared.held_out)},
+            "extra": run["extra"],
+        }  # fmt: skip
+        if rates:
+            found["learning_rates"] = rates
+        kept_at = result.keep(model, place, source, request.lora is None)
+        tell({"stage": "writing"})
+        _finish(request, found, models, trained, kept_at, source, held, model, without)
+    return {**found, "seconds": {"training": trained.seconds, "all": time.monotonic() - started}}
+
+
+def check(request: Request, mode: Mode) -> tuple[Source, dict[str, Any]]:
+    """Everything that can be known before a model is loaded. Raises all problems together."""
+    errors: list[SteerError] = []
+    problems = training.check(request.settings) + (student.check(request.lora) if request.lora else [])
+    source = open_source(request.model)
+    identity = identity_of(source)
+    size = sum(entry.size for entry in source.entries.values())
+    with kept(errors):
+        result.check(request.as_, request.out, size, request.lora is None)
+    if request.mix.path is not None:
+        with kept(errors):
+            data.examples_of(request.mix.path, "--mix")
+            same = data.file_digest(request.mix.path) in mode.identity.values()
+            if same:
+                problems.append(
+                    f"the general data {request.mix.path} are the training data: they would hold nothing back"
+                )
+    if request.pos or request.neg:
+        with kept(errors):
+            read(request.pos, request.neg)
+    if problems:
+        from vectors.errors import UsageError
+
+        errors.append(UsageError(problems, "see steer bake --help"))
+    raise_together(errors)
+    return source, identity
+
+
+def _mixed(mix: data.Mix) -> dict[str, Any]:
+    return {"share": mix.share, "file": data.file_digest(mix.path) if mix.path else None}
+
+
+def _prepared(
+    place: Path, going_on: bool, loaded: LoadedModel, teacher: Teacher | None, mode: Mode, tell: Tell
+) -> Prepared:
+    """The samples: made now, or by the run that is gone on with."""
+    paths = [place / f"{name}.safetensors" for name in ("train", "held_out")]
+    note = place / "counts.json"
+    if going_on and note.is_file():
+        tell({"stage": "going on with a run that was interrupted"})
+        train, held_out = (samples.load_all(path) for path in paths)
+        return Prepared(train, held_out, json.loads(note.read_text(encoding="utf-8")))
+    prepared = mode.prepare(loaded, teacher, tell)
+    for path, part in zip(paths, prepared[:2], strict=True):
+        samples.save_all(part, path)
+    from vectors.files import canonical_json, write_atomically
+
+    write_atomically(note, canonical_json(prepared.counts).encode())
+    return prepared
+
+
+def _held(request: Request, loaded: LoadedModel, prepared: Prepared, tell: Tell) -> evaluation.Held:
+    """What is measured on: held-out samples, neutral continuations that the base writes, examples of the trait."""
+    from steer.baking import sampling
+
+    tell({"stage": "asking the base for neutral text"})
+    texts = prompts.general(held_out=True)
+    ids = [list(loaded.tokenizer(text)["input_ids"]) for text in texts]
+    neutral = sampling.sample(
+        loaded.model, loaded.tokenizer, ids, batched_plain, tokens=NEUTRAL_TOKENS, temperature=1.0,
+        seed=request.settings.seed, names=texts,
+    )  # fmt: skip
+    neutral = [row for row in neutral if len(row.ids) > row.prompt]
+    base = [comparing.logits_of(loaded.model, row) for row in neutral]
+    sides: list[list[comparing.Row]] = [[], []]
+    if request.pos and request.neg:
+        contrast = read(request.pos, request.neg)
+        longest = getattr(text_part(loaded.model.config), "max_position_embeddings", None)
+        sides = [data.rows(side, loaded.tokenizer, longest) for side in (contrast.positive, contrast.negative)]
+    behaviour = [s for s in prepared.held_out if s.kind == BEHAVIOUR]
+    return evaluation.Held(behaviour, neutral, base, *sides)
+
+
+def batched_plain() -> Any:
+    """The model as it is, for a generation."""
+    import contextlib
+
+    return contextlib.nullcontext()
+
+
+def _train(
+    request: Request,
+    mode: Mode,
+    loaded: LoadedModel,
+    train: list[Sample],
+    held_out: list[Sample],
+    place: Path,
+    tell: Tell,
+) -> tuple[training.Trained, Any, dict[str, float]]:
+    """A student, trained in place, and what the sweep of learning rates gave."""
+    settings, rates = request.settings, dict[str, float]()
+    forward = _forward(request.context)
+    pad = loaded.tokenizer.pad_token_id or 0
+
+    def fresh() -> Any:
+        if request.lora is None:
+            return student.freed(load(loaded.source.path, request.device, request.dtype).model)
+        return student.adapted(_unwrapped(loaded.model), request.lora, settings.seed)
+
+    def run(model: Any, own: Settings, where: Path) -> training.Trained:
+        return training.train(model, train, held_out, mode.objective, own, where, forward=forward, pad=pad, tell=tell)
+
+    if settings.lr is None:
+        noted = place / "rates.json"
+        if noted.is_file():
+            rates = json.loads(noted.read_text(encoding="utf-8"))
+        else:
+            tell({"stage": "trying learning rates"})
+            rates = training.sweep(fresh, run, settings, place / "sweep")
+            noted.write_text(json.dumps(rates), encoding="utf-8")
+        settings = settings._replace(lr=float(min(rates, key=lambda name: rates[name])))
+    tell({"stage": f"training at learning rate {settings.lr:g}"})
+    model = fresh()
+    return run(model, settings, place / "checkpoints"), model, rates
+
+
+def _unwrapped(model: Any) -> Any:
+    """The plain model, without the adapter of an earlier try."""
+    return model.unload() if hasattr(model, "unload") else model
+
+
+def _forward(context: str) -> Callable[..., Any]:
+    if context == "frozen":
+        from steer.baking import frozen
+
+        return frozen.frozen_pass
+    return training.whole_pass
+
+
+def _without_mix(
+    request: Request,
+    mode: Mode,
+    prepared: Prepared,
+    held: evaluation.Held,
+    base: dict[str, float],
+    place: Path,
+    tell: Tell,
+) -> float:
+    """The retention of a student that had no general data."""
+    loaded = load(find(request.model), request.device, request.dtype)
+    alone = [sample for sample in prepared.train if sample.kind == BEHAVIOUR]
+    _, model, _ = _train(request, mode, loaded, alone, prepared.held_out, place / "without-mix", tell)
+    return evaluation.retention(base, evaluation.look(model.eval(), held))
+
+
+def _finish(
+    request: Request, found: dict[str, Any], models: dict[str, dict[str, float]], trained: training.Trained,
+    kept_at: Path, source: Source, held: evaluation.Held, model: Any, without: float | None,
+) -> None:  # fmt: skip
+    """Write the result, measure what was written, and report."""
+
+    def measure(measured: Any) -> None:
+        models["baked"] = evaluation.look(measured, held)
+        teacher = models.get("steered", {"kl_teacher": 0.0, **models["base"]})
+        found.update(
+            models=models, dose=evaluation.dose(models["base"], teacher, models["baked"]),
+            retention=evaluation.retention(models["base"], models["baked"]), steps=trained.steps,
+            history=trained.history,
+        )  # fmt: skip
+        if without is not None:
+            found["retention_without_mix"] = without
+
+    def quietly(done: int, total: int) -> None:
+        return None
+
+    if request.as_ == "vector":
+        measure(model)
+        found["outputs"] = result.write(
+            "vector", kept_at, source, request.out, threads=request.threads, progress=quietly
+        )
+        report.write(request.out.parent, found, trained.history, f"{request.out.stem}.")
+        return
+    size = sum(entry.size for entry in source.entries.values()) if request.as_ == "model" else 0
+    with folder.appearing(request.out, size) as target:
+        outputs = result.write(request.as_, kept_at, source, target, threads=request.threads, progress=quietly)
+        found["outputs"] = outputs
+        if request.as_ == "model":
+            measure(load(target, request.device, request.dtype).model)
+        else:
+            measure(model)
+        report.write(target, found, trained.history)
+        folder.write_card(target, found, source, f"`{found['behaviour']}` baked by {found['mode']}.")

@@ -1,0 +1,93 @@
+"""How much of a behaviour a student has, and what it cost: against teacher and base, on what is held out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from steer.baking import comparing
+from steer.baking.comparing import Row, Within
+from steer.baking.samples import Sample
+from steer.baking.targets import divergence
+
+
+class Held(NamedTuple):
+    """What nothing was trained on: the teacher's samples; neutral rows with the base's logits; rows of both classes."""
+
+    behaviour: Sequence[Sample]
+    neutral: Sequence[Row]
+    neutral_base: Sequence[Tensor]
+    positive: Sequence[Row]
+    negative: Sequence[Row]
+
+
+def look(model: Any, held: Held, within: Within = comparing.plain) -> dict[str, float]:
+    """The figures of one model: nats, and a perplexity.
+
+    `kl_teacher` is KL(teacher || it) on the held-out samples, `kl_neutral` KL(base || it) and `perplexity_neutral` on
+    neutral rows, `margin` the log-likelihood per token of the positive less the negative examples, where there are any.
+    """
+    found: dict[str, float] = {}
+    if held.behaviour:
+        found["kl_teacher"] = from_teacher(model, held.behaviour, within)
+    kl, scores = [], []
+    for row, base in zip(held.neutral, held.neutral_base, strict=True):
+        logits = comparing.logits_of(model, row, within)
+        kl.append(float(comparing.divergence(base, logits)[row.prompt - 1 : -1].mean()))
+        scores.append(_mean(comparing.scores_of(logits, row)[row.prompt - 1 :]))
+    found["kl_neutral"], found["perplexity_neutral"] = _mean(kl), math.exp(-_mean(scores))
+    if held.positive and held.negative:
+        found["margin"] = likelihood(model, held.positive, within) - likelihood(model, held.negative, within)
+    return found
+
+
+def from_teacher(model: Any, held: Sequence[Sample], within: Within = comparing.plain) -> float:
+    """The mean over samples of KL(teacher || model) on their completions, in nats per token."""
+    values = []
+    for sample in held:
+        logits = _at(model, Row(sample.ids, sample.prompt), within)
+        values.append(float(divergence(logits, sample.target.tokens, sample.target.logs).mean()))
+    return _mean(values)
+
+
+def likelihood(model: Any, rows: Sequence[Row], within: Within = comparing.plain) -> float:
+    """The mean over rows of the mean log-likelihood of the completion's tokens, in nats."""
+    return _mean(
+        [_mean(comparing.scores_of(comparing.logits_of(model, row, within), row)[row.prompt - 1 :]) for row in rows]
+    )
+
+
+def dose(base: dict[str, float], teacher: dict[str, float], student: dict[str, float]) -> dict[str, float]:
+    """How much of the teacher's behaviour the student has: 0 is the base, 1 the teacher.
+
+    `kl` is the share of the divergence that is gone, `margin` that of the shift of the margin.
+    """
+    found: dict[str, float] = {}
+    if base.get("kl_teacher"):
+        found["kl"] = 1 - student["kl_teacher"] / base["kl_teacher"]
+    if "margin" in base and teacher["margin"] != base["margin"]:
+        found["margin"] = (student["margin"] - base["margin"]) / (teacher["margin"] - base["margin"])
+    return found
+
+
+def retention(base: dict[str, float], student: dict[str, float]) -> float:
+    """Perplexity of the base over that of the student on neutral rows that the base wrote: 1 has forgotten nothing."""
+    return base["perplexity_neutral"] / student["perplexity_neutral"]
+
+
+def _at(model: Any, row: Row, within: Callable[[int], AbstractContextManager[None]]) -> Tensor:
+    """The logits that predict a row's completion."""
+    with within(row.prompt), torch.inference_mode():
+        device = next(model.parameters()).device
+        keep = torch.arange(row.prompt - 1, len(row.ids) - 1, device=device)
+        ids = torch.tensor([row.ids], device=device)
+        return model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits[0].float().cpu()
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,77 @@
+"""What a training bake leaves: a complete model, an adapter, or a task vector; by the merge engine, rounded once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from merges import running
+from merges.planning import check_output, plan
+from merges.recipe import Part, Recipe
+from merges.sources import Source
+from steer.baking import student
+from steer.baking.draft import Draft
+from steer.baking.folder import write_draft
+from vectors.errors import UsageError
+from vectors.taskwriter import check_vector_path
+
+KINDS = ("model", "lora", "vector")
+
+
+def check(kind: str, out: Path, needed: int, full: bool) -> None:
+    """Refuse an output before any work. Raises UsageError, OutputError."""
+    if kind not in KINDS:
+        raise UsageError(f"there is no --as {kind}", f"use {', '.join(KINDS)}")
+    if kind == "lora" and full:
+        raise UsageError(
+            "all weights are trained, so there is no adapter to write", "--as model or vector, or no --full"
+        )
+    if kind == "vector":
+        check_vector_path(out, 1)
+    else:
+        check_output(out, needed if kind == "model" else 0)
+
+
+def keep(trained: Any, folder: Path, base: Source, full: bool) -> Path:
+    """Save what was trained as something that can be merged: an adapter, or a model in float32."""
+    target = folder / "trained"
+    shutil.rmtree(target, ignore_errors=True)
+    if full:
+        trained.save_pretrained(target)
+    else:
+        student.save_adapter(trained, target, name_of(base))
+    return target
+
+
+def name_of(base: Source) -> str:
+    """What an adapter calls its base: no path of this machine where it has a name."""
+    return base.model.name if base.model is not None and base.model.name else Path(base.reference).name
+
+
+def write(
+    kind: str, kept: Path, base: Source, out: Path, *, threads: int | None, progress: Callable[[int, int], None]
+) -> dict[str, str]:
+    """Write the result at `out`; returns the digest of each file."""
+    recipe = Recipe("task_arithmetic", (Part(str(kept), "bake", {"weight": 1.0}),), base.reference)
+    if kind == "vector":
+        record = running.merge(_as_vector(recipe), out, threads=threads, progress=progress)
+        found: dict[str, str] = record["outputs"]
+        return found
+    if kind == "lora":
+        from vectors.files import digest_file
+
+        for file in kept.iterdir():
+            shutil.copy2(file, out / file.name)
+        return {file.name: digest_file(file) for file in sorted(out.iterdir())}
+    made = plan(recipe, threads=threads)
+    with made.pool:
+        draft = Draft({job.name: job for job in made.jobs}, base.config, made.pool)
+        return write_draft(draft, base, out, progress)
+
+
+def _as_vector(recipe: Recipe) -> Recipe:
+    from dataclasses import replace
+
+    return replace(recipe, as_="vector")

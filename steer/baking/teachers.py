@@ -1,0 +1,71 @@
+"""Teachers: the model under a composition, or under a prompt that the student never sees."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+from probes.steered import steered
+from probes.tokens import rendered
+from steer.baking import comparing
+from steer.baking.comparing import Row, Within
+from steer.baking.sampling import Batched
+from vectors.errors import UsageError
+from vectors.expression import Composition
+from vectors.steering import SteeringVector
+
+
+class Teacher(NamedTuple):
+    """How the model is made to show the behaviour.
+
+    `within` is the context for one row by its prompt's length, `batched` the one for a generation; `asked` gives the
+    ids of prompts as the teacher is asked them.
+    """
+
+    within: Within
+    batched: Batched
+    asked: Any  # from prompts and a tokenizer to a list of ids
+    first: int  # the lowest layer at which anything happens
+
+
+def by_composition(
+    model: Any, composition: Composition, vectors: Mapping[str, SteeringVector], any_base: bool
+) -> Teacher:
+    """The model under a composition."""
+
+    def within(prompt: int) -> AbstractContextManager[None]:
+        return steered(model, composition, vectors=vectors, prompt_length=prompt, any_base=any_base)
+
+    def batched() -> AbstractContextManager[None]:
+        return steered(model, composition, vectors=vectors, any_base=any_base)
+
+    layers = [i for t in composition.terms for i in (t.layers if t.layers is not None else vectors[t.name].apply)]
+    return Teacher(within, batched, rendered, min(layers))
+
+
+def by_prompt(prompt: str) -> Teacher:
+    """The model that is told how to behave, in the system's turn or before a plain prompt."""
+
+    def asked(prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
+        if not getattr(tokenizer, "chat_template", None):
+            return rendered([f"{prompt}\n\n{one}" for one in prompts], tokenizer)
+        found = []
+        for one in prompts:
+            turns = [{"role": "system", "content": prompt}, {"role": "user", "content": one}]
+            try:
+                text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            except Exception as error:  # a template is a program of the model's maker, and raises what it likes
+                raise UsageError(
+                    f"the chat template refuses a system turn: {error}", "steer the teacher by a vector instead"
+                ) from error
+            found.append(list(tokenizer(text, add_special_tokens=False)["input_ids"]))
+        return found
+
+    return Teacher(comparing.plain, contextlib.nullcontext, asked, 0)
+
+
+def as_student(rows: Sequence[Row], prompts: Sequence[Sequence[int]]) -> list[Row]:
+    """The same completions after the prompts as the student is asked them."""
+    return [Row([*prompt, *row.ids[row.prompt :]], len(prompt)) for row, prompt in zip(rows, prompts, strict=True)]

@@ -1,0 +1,190 @@
+"""`steer bake`: a behaviour into the weights."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from steer.cli import options, output
+from vectors.errors import UsageError
+
+COLUMNS = {"max_logit": "max |delta logit|", "kl_mean": "mean KL (nats)", "kl_max": "greatest KL"}
+
+
+@options.command(
+    examples="""
+    steer bake 1.5*warm --mode fold -o warm-model/
+    steer bake "2*warm@response" -o warm-model/ --pos warm.jsonl --neg cold.jsonl
+    steer bake --teacher-prompt "You answer as a pirate." -o pirate.safetensors --as vector
+    steer bake --mode train --data warm.jsonl --against cold.jsonl -o warmth.safetensors --as vector
+    """
+)
+@click.argument("composition", required=False)
+@click.option("--model", default="smollm2", help="A folder, a hub id (org/name@revision), or the bundled smollm2.")
+@click.option("-o", "--out", type=options.File, required=True, help="The folder to make; a file with --as vector.")
+@click.option("--mode", type=click.Choice(["auto", "fold", "distil", "train"]), default="auto", help="How.")
+@click.option("--as", "as_", type=click.Choice(["model", "lora", "vector"]), default="model", help="What to write.")
+@click.option("--via", default="auto", help="Fold: auto, bias, llama or layer.")
+@click.option("--skip-vllm", is_flag=True, help="Fold: prove in transformers alone; the report says so.")
+@click.option("--prompts", type=options.File, help="Prompts, one a line: of the proof, or to distil on.")
+@click.option("--teacher-prompt", help="Distil what the model does when it is told this.")
+@click.option("--data", type=options.File, help="Train: texts to imitate.")
+@click.option("--against", type=options.File, help="Train: texts of the opposite; the difference is kept.")
+@click.option("--pairs", type=options.File, help="Train: pairs to prefer (DPO).")
+@click.option("--mix", help="General data: FILE:SHARE, or a share of the model's own texts.  [default: 0.25]")
+@click.option("--compare-mix", is_flag=True, help="Train once more without general data, and report its retention.")
+@click.option("--pos", type=options.File, help="Held-out examples that show the trait, for the report.")
+@click.option("--neg", type=options.File, help="Held-out examples that show its opposite.")
+@click.option("--steps", default=200, help="Steps of the optimiser.")
+@click.option("--batch", default=8, help="Samples of a step and device.")
+@click.option("--accumulate", default=1, help="Batches of a step.")
+@click.option("--lr", default="3e-4", help="The learning rate, or auto to try a short grid.")
+@click.option("--optimiser", default="adamw", help="adamw, apollo, apollo_mini or muon.")
+@click.option("--set", "given_options", multiple=True, metavar="NAME=VALUE", help="An option of the optimiser.")
+@click.option("--weight-decay", default=0.0, help="Decoupled.")
+@click.option("--warmup", default=0.1, help="The share of the steps in which the learning rate rises.")
+@click.option("--schedule", default="cosine", help="cosine, linear, constant and others.")
+@click.option("--preset", type=click.Choice(["default", "attention"]), default="default", help="Of the adapter.")
+@click.option("--lora-rank", type=int, help="Rank of the adapter.  [default: 16; attention: 32]")
+@click.option("--lora-alpha", type=int, help="Its alpha.  [default: 32; attention: 64]")
+@click.option("--lora-targets", help="Linear modules, such as q_proj,v_proj.  [default: all]")
+@click.option("--full", is_flag=True, help="Train all weights, without an adapter.")
+@click.option("--context", type=click.Choice(["full", "frozen"]), default="full", help="frozen: prompts stay fixed.")
+@click.option("--tokens", default=48, help="Distil: the longest completion.")
+@click.option("--temperature", default=1.0, help="Distil: of the samples.")
+@click.option("--evaluate-every", default=0, help="Steps between looks at what is held out.  [default: an eighth]")
+@click.option("--patience", default=5, help="Looks without progress, after which it stops.")
+@click.option("--checkpointing", is_flag=True, help="Compute activations again in the backward pass, to save memory.")
+@click.option("--report-to", default="none", help="none, tensorboard, wandb or trackio.")
+@options.bindings
+@options.any_base
+@options.devices
+@click.option("--threads", type=click.IntRange(1), help="For writing.  [default: one for each core]")
+@options.seed
+@options.as_json
+def command(composition: str | None, model: str, out: Path, mode: str, as_json: bool, **given: Any) -> None:
+    """Bake a behaviour into weights: folded exactly where algebra allows it, trained in where not.
+
+    A COMPOSITION of vectors is folded (constants become biases, ablations orthogonal matrices) and proved equal, in
+    transformers and in vLLM; or it is distilled, the steered model being the teacher. --mode train learns from --data
+    or --pairs. A killed run goes on when the same command is typed again.
+    """
+    from steer.baking import choice, fold
+
+    if mode == "auto":
+        mode = "train" if given["data"] or given["pairs"] else "distil" if composition is None else ""
+    _check_inputs(composition, mode, given)
+    output.say_preparing(model)
+    if not mode:
+        assert composition is not None
+        mode, why = choice.choose(composition, model, given["vectors"], given["via"])
+        output.say(f"mode {mode}: {why}")
+    if mode == "fold":
+        assert composition is not None
+        if given["as_"] != "model":
+            raise UsageError(f"a fold adds tensors that no {given['as_']} holds", "--as model, or --mode distil")
+        from steer.baking.data import prompts_of
+
+        with output.progress("writing") as progress:
+            report = fold.fold(
+                composition, model, out, vectors=given["vectors"], via=given["via"], any_base=given["any_base"],
+                asked=prompts_of(given["prompts"])[0] if given["prompts"] else None, device=given["device"],
+                vllm=False if given["skip_vllm"] else None, threads=given["threads"], progress=progress, waiting=_stage,
+            )  # fmt: skip
+    else:
+        from steer.baking import command as trained
+
+        report = trained.run(composition, model, out, mode, given, tell=_tell)
+    if as_json:
+        output.print_json({"output": str(out), **report})
+    else:
+        (_print_fold if mode == "fold" else _print_trained)(report, out)
+
+
+def _check_inputs(composition: str | None, mode: str, given: dict[str, Any]) -> None:
+    """What is named must fit the mode; all misfits at once. Raises UsageError."""
+    problems = []
+    train = [name for name in ("data", "pairs", "against") if given[name] is not None]
+    if mode == "train":
+        if bool(given["data"]) == bool(given["pairs"]):
+            problems.append("--mode train learns from --data or from --pairs, one of them")
+        if composition is not None or given["teacher_prompt"]:
+            problems.append("--mode train has no teacher: drop the composition and --teacher-prompt")
+        if given["against"] and not given["data"]:
+            problems.append("--against is the opposite of --data, which is missing")
+    elif train:
+        problems.append(f"--{' and --'.join(train)} belong to --mode train")
+    elif composition is None and (mode == "fold" or given["teacher_prompt"] is None):
+        problems.append(
+            "there is nothing to bake: no composition" + ("" if mode == "fold" else ", no --teacher-prompt")
+        )
+    elif composition is not None and given["teacher_prompt"] is not None:
+        problems.append("a teacher is a composition or a --teacher-prompt, not both")
+    if bool(given["pos"]) != bool(given["neg"]):
+        problems.append("--pos and --neg are measured together: give both")
+    if problems:
+        raise UsageError(problems, "see steer bake --help")
+
+
+def _stage(what: str) -> None:
+    output.say(f"{what} …")
+
+
+def _tell(entry: dict[str, Any]) -> None:
+    """Stages always; steps on a terminal; and how it stands whenever what was held out was looked at."""
+    if "stage" in entry:
+        if "done" not in entry or sys.stderr.isatty():
+            count = f" {entry['done']}/{entry['total']}" if "done" in entry else ""
+            output.say(f"{entry['stage']}{count} …")
+        return
+    held = entry.get("eval_behaviour_loss")
+    general = entry.get("eval_general_loss")
+    if held is None and general is None and not ("loss" in entry and sys.stderr.isatty()):
+        return
+    parts = [f"step {int(entry['step'])}/{entry['steps']}"]
+    parts += [f"loss {entry['loss']:.4f}"] if "loss" in entry else []
+    parts += [f"held out {held:.4f}"] if held is not None else []
+    parts += [f"KL to the base {general:.4f}"] if general is not None else []
+    parts += [f"{entry['left']:.0f} s left"] if entry["left"] < 1e6 else []
+    output.say("  ".join(parts))
+
+
+def _print_fold(report: dict[str, Any], out: Path) -> None:
+    proof = report["proof"]
+    for part, how in report["via"].items():
+        click.echo(f"{part}: {how}")
+    rows = [
+        [name, *(f"{figures[key]:.3g}" for key in COLUMNS)]
+        for name, figures in [
+            (f"folded against {proof['reference']}", proof["transformers"]),
+            *([("folded against the composition as served", proof["composition"])] if "composition" in proof else []),
+            ("the unsteered model against it", proof["base"]),
+        ]
+    ]
+    click.echo("\n" + output.table(["", *COLUMNS.values()], rows, left=1))
+    vllm = proof["vllm"]
+    told = vllm.get("skipped") or f"log-probabilities within {vllm['max_log_probability']:.2g}"
+    click.echo(f"\nvLLM: {told}\nverdict: {proof['verdict']}, on {proof['prompts']} held-out prompts")
+    click.echo(f"wrote {out}")
+    output.say(f"\n{report['seconds']['writing']:.1f} s to write, {report['seconds']['all']:.1f} s with the proof")
+
+
+def _print_trained(report: dict[str, Any], out: Path) -> None:
+    if "models" in report:
+        from steer.baking.report import rows
+
+        header, body = rows(report["models"])
+        click.echo(output.table(header, body, left=1))
+        click.echo(
+            f"\ndose      {', '.join(f'{k} {v:.2f}' for k, v in report['dose'].items()) or '-'}  (1 is the teacher)"
+        )
+        without = report.get("retention_without_mix")
+        beside = f"; without general data {without:.3f}" if without is not None else ""
+        click.echo(f"retention {report['retention']:.3f}{beside}")
+    for name, digest in report["outputs"].items():
+        if name.endswith(".safetensors"):
+            click.echo(f"{name}  {digest}")
+    click.echo(f"wrote {out}")
