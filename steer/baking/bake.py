@@ -15,12 +15,14 @@ from probes.examples.reading import read
 from probes.model import LoadedModel, find, load
 from probes.residual import text_part
 from steer.baking import comparing, data, evaluation, folder, prompts, report, result, samples, student, training, work
+from steer.baking.context import FrozenPass
 from steer.baking.fold import identity_of
 from steer.baking.samples import BEHAVIOUR, Sample
 from steer.baking.student import Lora
 from steer.baking.teachers import Teacher
 from steer.baking.training import Settings
-from vectors.errors import SteerError, kept, raise_together
+from vectors.errors import SteerError, UsageError, kept, raise_together
+from vectors.files import canonical_json, write_atomically
 
 Tell = Callable[[dict[str, Any]], None]
 NEUTRAL_TOKENS = 32
@@ -87,7 +89,7 @@ def bake(request: Request, mode: Mode, *, tell: Tell = lambda entry: None) -> di
         models = {"base": evaluation.look(loaded.model, held)}
         if teacher is not None and teacher.within is not comparing.plain:
             models["steered"] = evaluation.look(loaded.model, held, teacher.within)
-        trained, model, rates = _train(request, mode, loaded, prepared.train, prepared.held_out, place, tell)
+        trained, model, more = _train(request, mode, loaded, prepared.train, prepared.held_out, place, tell)
         without = None
         if request.compare_mix:
             tell({"stage": "training once more, without general data"})
@@ -98,10 +100,8 @@ def bake(request: Request, mode: Mode, *, tell: Tell = lambda entry: None) -> di
             "inputs": dict(mode.identity), "as": request.as_,
             "settings": {**run["settings"], **{key: run[key] for key in ("lora", "mix", "context")}},
             "samples": {**prepared.counts, "training": len(prepared.train), "held_out": len(prepared.held_out)},
-            "extra": run["extra"],
+            "extra": run["extra"], **more,
         }  # fmt: skip
-        if rates:
-            found["learning_rates"] = rates
         kept_at = result.keep(model, place, source, request.lora is None)
         tell({"stage": "writing"})
         _finish(request, found, models, trained, kept_at, source, held, model, without)
@@ -129,8 +129,6 @@ def check(request: Request, mode: Mode) -> tuple[Source, dict[str, Any]]:
         with kept(errors):
             read(request.pos, request.neg)
     if problems:
-        from vectors.errors import UsageError
-
         errors.append(UsageError(problems, "see steer bake --help"))
     raise_together(errors)
     return source, identity
@@ -153,8 +151,6 @@ def _prepared(
     prepared = mode.prepare(loaded, teacher, tell)
     for path, part in zip(paths, prepared[:2], strict=True):
         samples.save_all(part, path)
-    from vectors.files import canonical_json, write_atomically
-
     write_atomically(note, canonical_json(prepared.counts).encode())
     return prepared
 
@@ -189,17 +185,12 @@ def batched_plain() -> Any:
 
 
 def _train(
-    request: Request,
-    mode: Mode,
-    loaded: LoadedModel,
-    train: list[Sample],
-    held_out: list[Sample],
-    place: Path,
+    request: Request, mode: Mode, loaded: LoadedModel, train: list[Sample], held_out: list[Sample], place: Path,
     tell: Tell,
-) -> tuple[training.Trained, Any, dict[str, float]]:
-    """A student, trained in place, and what the sweep of learning rates gave."""
-    settings, rates = request.settings, dict[str, float]()
-    forward = _forward(request.context)
+) -> tuple[training.Trained, Any, dict[str, Any]]:  # fmt: skip
+    """A student, trained in place, and what more there is to report: learning rates that were tried, stale contexts."""
+    settings, more = request.settings, dict[str, Any]()
+    frozen = FrozenPass() if request.context == "frozen" else None
     pad = loaded.tokenizer.pad_token_id or 0
 
     def fresh() -> Any:
@@ -208,7 +199,10 @@ def _train(
         return student.adapted(_unwrapped(loaded.model), request.lora, settings.seed)
 
     def run(model: Any, own: Settings, where: Path) -> training.Trained:
-        return training.train(model, train, held_out, mode.objective, own, where, forward=forward, pad=pad, tell=tell)
+        return training.train(
+            model, train, held_out, mode.objective, own, where, forward=frozen or training.whole_pass, pad=pad,
+            tell=tell, shuffled=frozen is None,
+        )  # fmt: skip
 
     if settings.lr is None:
         noted = place / "rates.json"
@@ -217,24 +211,20 @@ def _train(
         else:
             tell({"stage": "trying learning rates"})
             rates = training.sweep(fresh, run, settings, place / "sweep")
-            noted.write_text(json.dumps(rates), encoding="utf-8")
+            write_atomically(noted, json.dumps(rates).encode())
+        more["learning_rates"] = rates
         settings = settings._replace(lr=float(min(rates, key=lambda name: rates[name])))
     tell({"stage": f"training at learning rate {settings.lr:g}"})
     model = fresh()
-    return run(model, settings, place / "checkpoints"), model, rates
+    trained = run(model, settings, place / "checkpoints")
+    if frozen is not None:
+        more["staleness"] = frozen.stale
+    return trained, model, more
 
 
 def _unwrapped(model: Any) -> Any:
     """The plain model, without the adapter of an earlier try."""
     return model.unload() if hasattr(model, "unload") else model
-
-
-def _forward(context: str) -> Callable[..., Any]:
-    if context == "frozen":
-        from steer.baking import frozen
-
-        return frozen.frozen_pass
-    return training.whole_pass
 
 
 def _without_mix(

@@ -96,7 +96,7 @@ class _Samples(Dataset[Sample]):
 
 
 class BakeTrainer(Trainer):
-    """The Trainer with our loss and optimisers. `forward(model, batch)` gives the logits at the batch's positions."""
+    """The Trainer with our loss and optimisers. `forward(model, batch)` gives the logits that the loss takes."""
 
     def __init__(
         self, objective: ModuleType, settings: Settings, forward: Callable[..., Any], pad: int, **given: Any
@@ -170,11 +170,13 @@ def train(
     forward: Callable[..., Any],
     pad: int,
     tell: Callable[[dict[str, Any]], None] = lambda entry: None,
+    shuffled: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Trained:
     """Train `model` in place; it ends as the best of what was looked at on the way.
 
-    Checkpoints lie in `folder`, and what lies there already is gone on from. Raises TrainingError, which names the last
+    `shuffled` False keeps the samples in their order, so that the same batches come again. Checkpoints lie in
+    `folder`, and what lies there already is gone on from. Raises TrainingError, which names the last
     good checkpoint, for a loss that is no number or leaps.
     """
     started = time.monotonic()
@@ -191,7 +193,8 @@ def train(
         load_best_model_at_end=True, metric_for_best_model=f"eval_{BEHAVIOUR}_loss", greater_is_better=False,
         gradient_checkpointing=settings.checkpointing, remove_unused_columns=False, disable_tqdm=True,
         report_to=settings.report_to, seed=child_seed(settings.seed, "train") % 2**31, dataloader_pin_memory=False,
-        prediction_loss_only=True, label_names=[], full_determinism=False, log_level="error",
+        prediction_loss_only=True, label_names=[], log_level="error",
+        train_sampling_strategy="random" if shuffled else "sequential",
     )  # fmt: skip
     watch = _Watch(tell)
     trainer = BakeTrainer(
@@ -221,11 +224,12 @@ def _be_quiet(trainer: Trainer) -> None:
 
 
 def whole_pass(model: Any, batch: Mapping[str, Any]) -> Any:
-    """The logits of a batch at the positions that are needed: no head is computed elsewhere."""
-    return model(
+    """The logits [count, vocabulary] before each token of a completion; the head is computed near them alone."""
+    logits = model(
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False,
         logits_to_keep=batch["keep"],
     ).logits  # fmt: skip
+    return logits[batch["counts"]]
 
 
 def sweep(

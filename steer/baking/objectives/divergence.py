@@ -20,39 +20,47 @@ SOURCE = "Hinton et al. 2015, arXiv:1503.02531; Bhargava et al. 2024, arXiv:2409
 
 
 def collate(samples: Sequence[Sample], pad: int) -> dict[str, Tensor]:
-    """Pad on the right. `keep` are the positions whose logits are needed; `counts` says which of them count, by row."""
+    """A batch, padded on the right.
+
+    `input_ids`, `attention_mask` [rows, longest] and `prompts` [rows] are the sequences; `keep` are the positions whose
+    logits are needed and `counts` [rows, keep] those that are, each before a token of a completion. By such token, row
+    after row: `row`, `tokens` [count, k] and `logs` [count, k].
+    """
     longest = max(len(s.ids) for s in samples)
-    first, last = min(s.prompt for s in samples) - 1, longest - 1
+    first = min(s.prompt for s in samples) - 1
     most = max(s.target.tokens.shape[1] for s in samples)
-    size = (len(samples), last - first)
     batch = {
         "input_ids": torch.full((len(samples), longest), pad),
         "attention_mask": torch.zeros(len(samples), longest, dtype=torch.long),
-        "keep": torch.arange(first, last),
-        "counts": torch.zeros(size, dtype=torch.bool),
-        "index": torch.zeros(*size, most, dtype=torch.long),
-        "logs": torch.full((*size, most), -torch.inf),
+        "prompts": torch.tensor([s.prompt for s in samples]),
+        "keep": torch.arange(first, longest - 1),
+        "counts": torch.zeros(len(samples), longest - 1 - first, dtype=torch.bool),
+        "row": torch.cat([torch.full((len(s.ids) - s.prompt,), row) for row, s in enumerate(samples)]),
+        "tokens": torch.cat([_wide(s.target.tokens, most, 0) for s in samples]),
+        "logs": torch.cat([_wide(s.target.logs, most, -torch.inf) for s in samples]),
     }
     for row, sample in enumerate(samples):
-        length, start = len(sample.ids), sample.prompt - 1 - first
-        batch["input_ids"][row, :length] = torch.tensor(sample.ids)
-        batch["attention_mask"][row, :length] = 1
-        place = slice(start, start + length - sample.prompt)
-        batch["counts"][row, place] = True
-        batch["index"][row, place, : sample.target.tokens.shape[1]] = sample.target.tokens
-        batch["logs"][row, place, : sample.target.logs.shape[1]] = sample.target.logs
+        batch["input_ids"][row, : len(sample.ids)] = torch.tensor(sample.ids)
+        batch["attention_mask"][row, : len(sample.ids)] = 1
+        batch["counts"][row, sample.prompt - 1 - first : len(sample.ids) - 1 - first] = True
     return batch
 
 
+def _wide(values: Tensor, width: int, fill: float) -> Tensor:
+    return torch.nn.functional.pad(values, (0, width - values.shape[1]), value=fill)
+
+
 def loss(batch: Mapping[str, Tensor], logits: Tensor, options: Mapping[str, Any]) -> Tensor:
-    """The mean over samples of the mean over their tokens, in nats."""
+    """The mean over samples of the mean over their tokens, in nats. `logits` is [count, vocabulary]."""
     return by_sample(batch, logits).mean()
 
 
 def by_sample(batch: Mapping[str, Tensor], logits: Tensor) -> Tensor:
     """The mean divergence of each sample, [rows]."""
-    counts = batch["counts"]
-    rows = torch.zeros(counts.shape, dtype=torch.float32, device=logits.device)
-    # Only tokens that count: a batch of unequal lengths has many that don't.
-    rows[counts] = divergence(logits[counts], batch["index"][counts], batch["logs"][counts])
-    return rows.sum(1) / counts.sum(1)
+    return summed(batch, logits) / batch["counts"].sum(1)
+
+
+def summed(batch: Mapping[str, Tensor], logits: Tensor) -> Tensor:
+    """The divergence of each sample, summed over its tokens, [rows]."""
+    found = divergence(logits, batch["tokens"], batch["logs"])
+    return torch.zeros(len(batch["counts"]), device=found.device).index_add(0, batch["row"], found)

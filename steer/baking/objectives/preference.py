@@ -33,9 +33,9 @@ def collate(samples: Sequence[Sample], pad: int) -> dict[str, Tensor]:
 
 def loss(batch: Mapping[str, Tensor], logits: Tensor, options: Mapping[str, Any]) -> Tensor:
     """The mean over pairs, and over general samples their divergence from the base."""
-    mean = divergence.by_sample(batch, logits)
+    total = divergence.summed(batch, logits)
     paired = len(batch["likelihood"])
-    gained = -mean[:paired] * batch["counts"][:paired].sum(1) - batch["likelihood"]
+    gained = -total[:paired] - batch["likelihood"]
     margins = gained[0::2] - gained[1::2]
-    parts = [-torch.nn.functional.logsigmoid(float(options.get("beta", BETA)) * margins), mean[paired:]]
-    return torch.cat(parts).mean()
+    general = total[paired:] / batch["counts"][paired:].sum(1)
+    return torch.cat([-torch.nn.functional.logsigmoid(float(options.get("beta", BETA)) * margins), general]).mean()

@@ -22,7 +22,11 @@ from merges.recipe import Part, Recipe
 from steer.baking import bake as baking
 from steer.baking import data, sampling, training, work
 from steer.baking.bake import Request, bake
+from steer.baking.comparing import Row
+from steer.baking.context import FrozenPass
 from steer.baking.modes import contrast, distil, train
+from steer.baking.objectives import divergence
+from steer.baking.samples import told_by
 from steer.baking.student import Lora
 from steer.baking.training import Settings
 from vectors.errors import ExampleError, OutputError, SteerError, UsageError
@@ -171,6 +175,28 @@ def test_the_difference_of_both_signs_is_a_task_vector(folder: Path, texts: tupl
     expected = halves["for"].delta(name) - halves["against"].delta(name)
     assert abs(both.delta(name) - expected).max() < 1e-6
     assert sorted(path.name for path in tmp_path.glob(".*")) == []
+
+
+def test_a_frozen_context_trains_completions_alone(
+    folder: Path, texts: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baking, "FrozenPass", lambda: FrozenPass(every=8))
+    made = request(
+        folder, tmp_path / "out", context="frozen", settings={"steps": 40}, mix=data.Mix(None, 0.0), pos=texts[0],
+        neg=texts[1],
+    )  # fmt: skip
+    report = bake(made, train.imitate(made, texts[0]))
+    assert report["models"]["baked"]["margin"] > report["models"]["base"]["margin"] + 0.3
+    assert len(report["staleness"]) > 3
+    assert max(report["staleness"]) > 0
+
+
+def test_the_frozen_pass_gives_the_logits_of_the_whole_pass(folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    rows = [Row([*ids, 9, 8, 7], len(ids)) for ids in pico.sequences(3, 4, 12)]
+    batch = divergence.collate(told_by(rows), 0)
+    frozen, whole = FrozenPass()(model.train(), batch), training.whole_pass(model.eval(), batch)
+    assert torch.allclose(frozen, whole, atol=1e-4)
 
 
 @pytest.mark.parametrize("optimiser", ["apollo", "muon"])

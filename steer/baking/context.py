@@ -1,0 +1,72 @@
+"""The pass of `--context frozen`: prompts are computed once and stay fixed for a while; completions alone are trained.
+
+Batches come in the same order every epoch, so a batch's contexts serve again until `frozen.due` says that the weights
+have moved on; then they are computed anew, and how far they had fallen behind is noted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from steer.baking import frozen, training
+from steer.baking.frozen import FrozenContext
+
+ROOM = 1 << 30  # bytes of states that are kept at a time
+
+
+class _Kept(NamedTuple):
+    context: FrozenContext
+    at: int  # updates when it was computed
+
+
+class FrozenPass:
+    """Gives the logits of a batch behind frozen contexts in training, and of the whole sequences otherwise.
+
+    `stale` holds what each renewal found: KL(fresh || frozen) in nats.
+    """
+
+    def __init__(self, every: int = 50) -> None:
+        self.every, self.updates = every, 0
+        self.kept: dict[bytes, _Kept] = {}
+        self.used = 0
+        self.stale: list[float] = []
+
+    def __call__(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        """Logits [count, vocabulary] before each token of a completion."""
+        if not model.training:
+            return training.whole_pass(model, batch)  # what is judged is what will be served
+        self.updates += 1
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        place = torch.arange(ids.shape[1], device=ids.device)
+        labelled = (place >= batch["prompts"][:, None]) & mask.bool()
+        cut = frozen.split(ids, mask, ids.masked_fill(~labelled, frozen.IGNORED))
+        logits = frozen.continued(model, self._context(model, cut), cut.segment_ids, cut.segment_mask)
+        return logits[:, :-1][cut.labels[:, 1:] != frozen.IGNORED]
+
+    def _context(self, model: Any, cut: frozen.Split) -> FrozenContext:
+        key = cut.context_ids.cpu().numpy().tobytes() + cut.context_mask.cpu().numpy().tobytes()
+        kept = self.kept.get(key)
+        if kept is not None and not frozen.due(self.updates - kept.at, every=self.every):
+            return kept.context
+        if kept is None:
+            context = frozen.freeze(model, cut.context_ids, cut.context_mask)
+            size = _bytes(context)
+            if self.used + size > ROOM:
+                return context
+            self.used += size
+        else:
+            stale, context = frozen.staleness(model, kept.context, cut.segment_ids, cut.segment_mask)
+            self.stale.append(stale)
+        self.kept[key] = _Kept(context, self.updates)
+        return context
+
+
+def _bytes(context: FrozenContext) -> int:
+    """What the states of a context take."""
+    values = [value for layer in context.cache.layers for value in vars(layer).values()]
+    flat = [one for value in values for one in (value.values() if isinstance(value, dict) else [value])]
+    return sum(one.numel() * one.element_size() for one in flat if isinstance(one, Tensor))
