@@ -6,6 +6,7 @@ that are not steered pass. The receipt is counted from what the worker reports, 
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,10 @@ from typing import Any
 from steer.serving.phases import counts, rows_needed
 from steer.serving.pinned import Pinned
 from vectors.expression import parse
+
+_parsed = functools.lru_cache(1024)(
+    parse
+)  # a receipt in the making is told at every step of a request with stop strings
 
 
 class _Progress:
@@ -105,7 +110,7 @@ class Gate:
     def receipt(self, progress: _Progress) -> dict[str, Any]:
         """What was applied, on how many tokens. A token counts when its own position went through the model, so the
         last token of a response, which nothing follows, does not."""
-        composition = parse(progress.pinned.expression)
+        composition = _parsed(progress.pinned.expression)
         applied = counts(composition, progress.prompt_length, progress.end)
         return {
             "digest": progress.pinned.key,
@@ -130,12 +135,12 @@ class Gate:
         return {"rows": self.rows, "rows_held": self.held, "waiting": len(self.waiting)}
 
     def _fits(self, pinned: Pinned) -> bool:
-        return pinned.key in self.holders or self.held + rows_needed(parse(pinned.expression)) <= self.rows
+        return pinned.key in self.holders or self.held + rows_needed(_parsed(pinned.expression)) <= self.rows
 
     def _hold(self, request: Any, pinned: Pinned) -> None:
         if pinned.key not in self.holders:
             self.holders[pinned.key] = 0
-            self.sizes[pinned.key] = rows_needed(parse(pinned.expression))
+            self.sizes[pinned.key] = rows_needed(_parsed(pinned.expression))
         self.holders[pinned.key] += 1
         self.progress[request.request_id] = _Progress(pinned, request.num_prompt_tokens)
         if request.sampling_params.stop:

@@ -5,8 +5,10 @@
 Two processes hold an engine each on `smollm2`, compiled: stock vLLM, and vLLM with the plugin and 4 directions. A round
 runs every contestant once, in an order drawn anew, so that a drift of the machine meets them all; only one process
 computes at a time. A ratio is taken within its round; what is printed is the geometric mean of the ratios with a 95 %
-interval (bootstrap over rounds). Prompts are random tokens, new in every round and equal within it; the prefix cache is
-off. Engines run inside their process, so the plugin's share of the front end is measured too.
+interval (bootstrap over rounds), by the clock and by processor time. The clock is what counts, on a machine that does
+nothing else. With `--threads 1` nobody waits for another thread, so processor time is work alone, and says something on
+a busy machine too. Prompts are random tokens, new in every round and equal within it; the prefix cache is off. Engines
+run inside their process, so the plugin's share of the front end is measured too.
 
     batch      32 requests: nothing steered; each with its own composition of three vectors at all layers; each with 4
                projections at all layers
@@ -44,6 +46,7 @@ VOCABULARY, HIDDEN, LAYERS = 49_152, 576, 30  # of smollm2
 DRAWS = 10_000
 
 Job = dict[str, Any]
+Seconds = tuple[float, float]  # by the clock, and of the processor
 
 
 def prompts(count: int, length: int, chosen: random.Random) -> list[list[int]]:
@@ -84,13 +87,13 @@ def interval(ratios: Sequence[float], seed: int = 0) -> tuple[float, float, floa
 
 
 def interleaved(
-    contestants: Mapping[str, Callable[[list[list[int]]], float]],
+    contestants: Mapping[str, Callable[[list[list[int]]], Seconds]],
     rounds: int,
     make: Callable[[], list[list[int]]],
     chosen: random.Random,
-) -> dict[str, list[float]]:
+) -> dict[str, list[Seconds]]:
     """Seconds of each contestant in each round; the round before the first warms up and does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    seconds: dict[str, list[Seconds]] = {name: [] for name in contestants}
     for number in range(-1, rounds):
         ids = make()
         for name in chosen.sample(list(contestants), len(contestants)):
@@ -100,18 +103,22 @@ def interleaved(
     return seconds
 
 
-def report(title: str, seconds: Mapping[str, list[float]], pairs: Sequence[tuple[str, str]], tokens: int) -> Any:
+def report(title: str, seconds: Mapping[str, list[Seconds]], pairs: Sequence[tuple[str, str]], tokens: int) -> Any:
     """Print the contestants and the ratios of their speeds; return both."""
-    rounds = len(next(iter(seconds.values())))
-    print(f"\n{title}; {rounds} rounds")
+    print(f"\n{title}; {len(next(iter(seconds.values())))} rounds")
     found: dict[str, Any] = {"title": title, "seconds": {k: list(v) for k, v in seconds.items()}, "ratios": {}}
     for name, took in seconds.items():
-        rate = f"{tokens / median(took):8.1f} tokens/s" if tokens > 1 else f"{median(took) * 1e3:8.1f} ms"
+        middle = median(clock for clock, _ in took)
+        rate = f"{tokens / middle:8.1f} tokens/s" if tokens > 1 else f"{middle * 1e3:8.1f} ms"
         print(f"  {name:42} {rate}  (median)")
     for one, other in pairs:
-        mean, low, high = interval([b / a for a, b in zip(seconds[one], seconds[other], strict=True)])
-        found["ratios"][f"{one} / {other}"] = (mean, low, high)
-        print(f"  {one} / {other}: {mean:.4f} ({low:.4f} to {high:.4f})", flush=True)
+        told = []
+        for kind, name in enumerate(("clock", "processor")):
+            ratios = [b[kind] / a[kind] for a, b in zip(seconds[one], seconds[other], strict=True)]
+            mean, low, high = interval(ratios)
+            found["ratios"][f"{one} / {other}, {name}"] = (mean, low, high)
+            told.append(f"{name} {mean:.3f} ({low:.3f} to {high:.3f})")
+        print(f"  {one} / {other}: {'   '.join(told)}", flush=True)
     return found
 
 
@@ -126,7 +133,7 @@ def locked(file: Path | None) -> Iterator[None]:
         yield
 
 
-def start(folder: Path, cache: Path) -> tuple[Engines, Engines]:
+def start(folder: Path, cache: Path, threads: int) -> tuple[Engines, Engines]:
     """Stock vLLM and vLLM with the plugin, ready."""
     from vectors import references
 
@@ -135,8 +142,8 @@ def start(folder: Path, cache: Path) -> tuple[Engines, Engines]:
     settings = write_settings(folder, vectors)
     environment = {
         "VLLM_CACHE_ROOT": str(cache),
-        "VLLM_CPU_OMP_THREADS_BIND": "0-1",
-        "OMP_NUM_THREADS": "2",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(threads),
         "VLLM_CPU_KVCACHE_SPACE": "2",
     }
     given = {
@@ -161,19 +168,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--only", default="batch,distinct,first,admission")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cache", type=Path, help="vLLM's compile cache, kept for the next run")
     parser.add_argument("--lock", type=Path, help="hold this file's lock while something is timed")
     parser.add_argument("--json", type=Path, help="append everything measured to this file, a line a part")
     arguments = parser.parse_args()
     chosen = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as name:
-        stock, plugin = start(Path(name), (arguments.cache or Path(name) / "cache").absolute())
-        print(f"{machine()}; smollm2, float32, compiled, 2 threads; vLLM with 256 rows, 4 directions")
+        stock, plugin = start(Path(name), (arguments.cache or Path(name) / "cache").absolute(), arguments.threads)
+        print(
+            f"{machine()}; smollm2, float32, compiled; threads: {arguments.threads}; 256 rows, 4 directions", flush=True
+        )
 
-        def run(engine: Engines, ids: list[list[int]], tokens: int, steer: Sequence[str] | None = None) -> float:
+        def run(engine: Engines, ids: list[list[int]], tokens: int, steer: Sequence[str] | None = None) -> Seconds:
             found: dict[str, Any] = engine.call("measure", jobs=jobs(ids, tokens, steer))
             assert found["tokens"] == tokens * len(ids)
-            return float(found["seconds"])
+            return found["seconds"], found["processor"]
 
         parts: dict[str, Callable[[], Any]] = {
             "batch": lambda: batch(stock, plugin, run, arguments.rounds, chosen),
@@ -183,10 +193,14 @@ def main() -> None:
         }
         for part in arguments.only.split(","):
             with locked(arguments.lock):
+                if arguments.lock:
+                    print(f"{part}: the lock is held", file=sys.stderr, flush=True)
                 found = parts[part]()
             if arguments.json:
                 with arguments.json.open("a") as file:
-                    file.write(json.dumps({"part": part, "seed": arguments.seed, **found}) + "\n")
+                    file.write(
+                        json.dumps({"part": part, "threads": arguments.threads, "seed": arguments.seed, **found}) + "\n"
+                    )
         for engine in (stock, plugin):
             engine.close()
 
@@ -208,12 +222,9 @@ def batch(stock: Engines, plugin: Engines, run: Any, rounds: int, chosen: random
 def distinct(plugin: Engines, run: Any, rounds: int, chosen: random.Random) -> Any:
     """256 requests at once, 8 tokens of prompt and 12 of response."""
 
-    def one(ids: list[list[int]]) -> float:
-        return float(run(plugin, ids, 12, [three()] * len(ids)))
-
-    contestants = {
+    contestants: dict[str, Callable[[list[list[int]]], Seconds]] = {
         "256 compositions": lambda ids: run(plugin, ids, 12, [three() for _ in ids]),
-        "1 composition": one,
+        "1 composition": lambda ids: run(plugin, ids, 12, [three()] * len(ids)),
     }
     seconds = interleaved(contestants, rounds, lambda: prompts(256, 8, chosen), chosen)
     return report(

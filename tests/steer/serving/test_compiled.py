@@ -29,8 +29,9 @@ def check_all(engines: Engines, path: Path, vectors: Mapping[str, Path]) -> None
             assert difference(answer, plain) > 10 * CLOSE, job["steer"]
 
 
-def test_the_compiled_graph_equals_the_hooked_model(engines: Engines, tmp_path: Path) -> None:
-    folder, vectors = save_model(tmp_path, "llama"), random_vectors(tmp_path)
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gemma3"])
+def test_the_compiled_graph_equals_the_hooked_model_on(name: str, engines: Engines, tmp_path: Path) -> None:
+    folder, vectors = save_model(tmp_path, name), random_vectors(tmp_path, norm=30.0 if name == "gemma3" else 3.0)
     engines.start(folder, write_settings(tmp_path, vectors), enforce_eager=False)
     check_all(engines, folder, vectors)
 

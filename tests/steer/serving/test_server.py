@@ -19,6 +19,8 @@ import pytest
 from engine_process import ENVIRONMENT, random_vectors, save_model
 
 KEY = "secret"
+# -P: whatever folder the tests run in, its own folder `steer` must not stand before the package.
+STEER = (sys.executable, "-P", "-c", "from steer.cli import main; main()")
 MESSAGES = [{"role": "user", "content": "the warm and the cold"}]
 
 
@@ -41,7 +43,7 @@ class Serving:
         environment = {k: v for k, v in ENVIRONMENT.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"}
         self.err = (folder / "err.txt").open("w")
         command = [
-            *(sys.executable, "-c", "from steer.cli import main; main()", "serve", str(self.model)),
+            *(*STEER, "serve", str(self.model)),
             *("--vector", f"warm={self.vectors['warm']}", "--vector", f"formal={self.vectors['formal']}"),
             *("--arm", "friendly=1.2*warm - 0.4*formal", "--port", str(self.port)),
             *("--vector-folder", str(folder / "more"), "--log", str(folder / "vllm.log"), "--"),
@@ -204,6 +206,48 @@ def test_what_cannot_be_steered_is_refused_with_its_reason(
     assert chat(server)[0] == 200
 
 
+def test_the_server_survives_ten_thousand_fuzzed_expressions(server: Serving) -> None:
+    import http.client
+    import random
+
+    chosen = random.Random(4)
+    words = "warm formal ablate( clamp( prompt first: 9 1e308 0-3 none 1.5 @response 2*warm ablate(formal) é ☃ nan"
+    pieces = [*words.split(), *")*+-@,[] .'\"\x00\n\ud800"]
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    statuses = {200: 0, 400: 0}
+    for _ in range(10_000):
+        text = "".join(chosen.choices(pieces, k=chosen.randint(1, 12)))
+        body = {"model": "pico", "prompt": "the", "max_tokens": 1, **steer(text)}
+        connection.request("POST", "/v1/completions", json.dumps(body), headers)
+        answer = connection.getresponse()
+        content = json.loads(answer.read())
+        statuses[answer.status] += 1  # any other is a failure
+        assert ("steer" in content) == (answer.status == 200)
+    connection.close()
+    assert min(statuses.values()) > 50
+    assert chat(server, "pico:friendly")[2]["steer"]["arm"] == "friendly"
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions/batch"])
+def test_what_vllm_would_run_unsteered_is_refused(server: Serving, path: str) -> None:
+    body: dict[str, Any] = {"model": "pico:friendly", "max_tokens": 2}
+    body |= {"messages": [MESSAGES]} if "batch" in path else {"prompt": "the", "use_beam_search": True, "n": 2}
+    status, _, answer = server.call("POST", path, body)
+    assert (status, "can't be steered" in answer["error"]["message"]) == (400, True)
+    status, _, answer = server.call("POST", path, {**body, "model": "pico"})
+    assert (status, "steer" in answer) == (200, False)
+
+
+def test_anthropic_s_messages_are_steered_too(server: Serving) -> None:
+    body = {"model": "pico:friendly", "messages": MESSAGES, "max_tokens": 4}
+    status, headers, answer = server.call("POST", "/v1/messages", body)
+    assert (status, answer["model"], answer["steer"]["arm"]) == (200, "pico:friendly", "friendly")
+    assert headers["x-steer-digest"] == answer["steer"]["digest"]
+    _, _, text = server.call("POST", "/v1/messages", {**body, "stream": True})
+    assert json.loads(text.split("data: ")[-1])["steer"]["arm"] == "friendly"
+
+
 def test_vectors_load_and_unload_while_it_serves(server: Serving) -> None:
     content = server.vectors["calm"].read_bytes()
     assert chat(server, **steer("2*calm"))[0] == 400
@@ -332,7 +376,7 @@ def test_what_it_prints_and_how_it_ends(server: Serving, tmp_path: Path) -> None
 
 
 def test_what_is_wrong_is_said_before_vllm_starts(server: Serving, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from steer.cli import main; main()", "serve", str(server.model)]
+    command = [*STEER, "serve", str(server.model)]
     options = ["--vector", "warm=missing.safetensors", "--arm", "a=2*nobody", "--arm", "b=2*("]
     done = subprocess.run([*command, *options], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode != 0
