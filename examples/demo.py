@@ -1,4 +1,4 @@
-"""The journey on real data, as `make demo` shows it: extract a vector, try it, draw it, serve it.
+"""The journey on real data, as `make demo` shows it: extract a vector, try it, draw it, serve it, bake it, merge it.
 
 Run it from the project's folder: .venv/bin/python examples/demo.py
 Everything it makes lies in demo/.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shlex
+import shutil
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -80,6 +81,46 @@ def serve(vector: str) -> None:
     )
 
 
+def bake(vector: str) -> None:
+    """Put the behaviour into weights: folded, and distilled; take the weight change, and merge it with a second one."""
+    made = {name: OUT / name for name in ("folded", "distilled", "merged")}
+    task, formal = OUT / "warm-task.safetensors", OUT / "formal-task.safetensors"
+    for folder in made.values():
+        shutil.rmtree(folder, ignore_errors=True)
+    warm = ["2*warm", "--vector", f"warm={vector}"]
+    step("Folded into the weights, and proved equal", "bake", *warm, "--mode", "fold", "-o", str(made["folded"]))
+    short = ["--steps", "40", "--lr", "1e-3", "--tokens", "24"]
+    distilled = str(made["distilled"])
+    step(
+        "Distilled: the steered model teaches the plain one", "bake", *warm, "--mode", "distil", "-o", distilled, *short
+    )
+    step("The weight change is a task vector", "diff", "smollm2", distilled, "-o", str(task))
+    data = str(DATA / "formal.jsonl")
+    imitated = ["--mode", "train", "--data", data, "--as", "vector", "-o", str(formal), "--steps", "30", "--lr", "1e-3"]
+    formal.unlink(missing_ok=True)
+    step("A second behaviour, from examples", "bake", *imitated)
+    parts = [str(task), str(formal), "--ties", "--density", "0.5", "--base", "smollm2"]
+    step("Both in one model, by TIES", "merge", *parts, "-o", str(made["merged"]))
+    compare(vector, made)
+
+
+def compare(vector: str, made: dict[str, Path]) -> None:
+    """The table of all that was made; the folded model must equal the steered one."""
+    from steer.baking.table import Shown, compare
+
+    print("\n== What became of the behaviour\n", flush=True)
+    models = {"base": Shown("smollm2"), "steered": Shown("smollm2", "2*warm", {"warm": Path(vector)})}
+    models |= {name: Shown(str(folder)) for name, folder in made.items()}
+    found = compare(models, DATA / "warm.jsonl", DATA / "cold.jsonl")
+    rows = [[name, f"{figures['margin']:.3f}", f"{figures['kl_neutral']:.3f}"] for name, figures in found.items()]
+    print(output.table(["model", "trait margin", "neutral KL"], rows, left=1))
+    print("\nmargin: nats per token by which warm examples are likelier than cold ones; KL: from the base, elsewhere")
+    apart = max(abs(found["steered"][key] - found["folded"][key]) for key in ("margin", "kl_neutral"))
+    if apart > 1e-3:
+        output.fail([f"the folded model differs from the steered one by {apart:.2g}"], "report this: it is a defect")
+        sys.exit(1)
+
+
 def main() -> None:
     """Run every step."""
     os.chdir(ROOT)
@@ -92,10 +133,14 @@ def main() -> None:
     step("The same prompts, colder and warmer", "try", vector, *asked, "--strengths", "-2,0,2")
     step("How well each layer separates the two", "vectors", "plot", vector, "--out", picture)
     serve(vector)
+    bake(vector)
     print(
         "\n== Where everything is\n"
         "demo/warm.safetensors   the vector: every layer's direction, what was measured, where it acts\n"
         "demo/warm.png           the separation of the layers, on examples held out\n"
+        "demo/folded             the model with the behaviour in its weights, exactly; report.json has the proof\n"
+        "demo/distilled          the same by training; report.html says how much, and at what cost\n"
+        "demo/merged             warm and formal in one; `steer merge --verify demo/merged` computes it again\n"
         "\n== What to type next\n"
         "source .venv/bin/activate\n"
         'steer try demo/warm.safetensors -p "Tell me about your weekend." --strengths 0,1,2,3\n'

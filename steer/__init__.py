@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from probes.model import LoadedModel
     from probes.model import load as load_model
     from probes.steered import steered
+    from steer.baking.bake import bake
+    from steer.baking.fold import fold
     from steer.extraction import extract
     from vectors.errors import SteerError
     from vectors.expression import Composition, parse
@@ -36,8 +38,10 @@ _HOME = {
     "SteerError": "vectors.errors",
     "SteeringVector": "vectors.steering",
     "TaskVector": "vectors.task",
+    "bake": "steer.baking.bake",
     "compose": "vectors.resolve",
     "extract": "steer.extraction",
+    "fold": "steer.baking.fold",
     "load_model": "probes.model",
     "parse": "vectors.expression",
     "steered": "probes.steered",
@@ -51,8 +55,10 @@ __all__ = [
     "SteerError",
     "SteeringVector",
     "TaskVector",
+    "bake",
     "compose",
     "extract",
+    "fold",
     "load_model",
     "parse",
     "steered",

@@ -14,7 +14,20 @@ from merges.sources import Source, open_source
 from probes.examples.reading import read
 from probes.model import LoadedModel, find, load
 from probes.residual import text_part
-from steer.baking import comparing, data, evaluation, folder, prompts, report, result, samples, student, training, work
+from steer.baking import (
+    comparing,
+    data,
+    evaluation,
+    folder,
+    prompts,
+    report,
+    result,
+    samples,
+    sampling,
+    student,
+    training,
+    work,
+)
 from steer.baking.context import FrozenPass
 from steer.baking.fold import identity_of
 from steer.baking.samples import BEHAVIOUR, Sample
@@ -157,16 +170,8 @@ def _prepared(
 
 def _held(request: Request, loaded: LoadedModel, prepared: Prepared, tell: Tell) -> evaluation.Held:
     """What is measured on: held-out samples, neutral continuations that the base writes, examples of the trait."""
-    from steer.baking import sampling
-
     tell({"stage": "asking the base for neutral text"})
-    texts = prompts.general(held_out=True)
-    ids = [list(loaded.tokenizer(text)["input_ids"]) for text in texts]
-    neutral = sampling.sample(
-        loaded.model, loaded.tokenizer, ids, batched_plain, tokens=NEUTRAL_TOKENS, temperature=1.0,
-        seed=request.settings.seed, names=texts,
-    )  # fmt: skip
-    neutral = [row for row in neutral if len(row.ids) > row.prompt]
+    neutral = neutral_rows(loaded, request.settings.seed)
     base = [comparing.logits_of(loaded.model, row) for row in neutral]
     sides: list[list[comparing.Row]] = [[], []]
     if request.pos and request.neg:
@@ -177,11 +182,15 @@ def _held(request: Request, loaded: LoadedModel, prepared: Prepared, tell: Tell)
     return evaluation.Held(behaviour, neutral, base, *sides)
 
 
-def batched_plain() -> Any:
-    """The model as it is, for a generation."""
-    import contextlib
-
-    return contextlib.nullcontext()
+def neutral_rows(loaded: LoadedModel, seed: int) -> list[comparing.Row]:
+    """Texts of other kinds than conversation, which the base itself continues; nothing is trained on them."""
+    texts = prompts.general(held_out=True)
+    ids = [list(loaded.tokenizer(text)["input_ids"]) for text in texts]
+    found = sampling.sample(
+        loaded.model, loaded.tokenizer, ids, tokens=NEUTRAL_TOKENS, temperature=1.0, seed=seed,
+        names=texts,
+    )  # fmt: skip
+    return [row for row in found if len(row.ids) > row.prompt]
 
 
 def _train(

@@ -47,7 +47,8 @@ def request_of(composition: str | None, model: str, out: Path, given: Mapping[st
         steps=given["steps"], batch=given["batch"], accumulate=given["accumulate"], optimiser=given["optimiser"],
         options=parsed_settings(given["given_options"]), lr=lr, weight_decay=given["weight_decay"],
         warmup=given["warmup"], schedule=given["schedule"], evaluate=given["evaluate_every"],
-        patience=given["patience"], checkpointing=given["checkpointing"], seed=given["seed"], report_to=given["report_to"],
+        patience=given["patience"], checkpointing=given["checkpointing"], seed=given["seed"],
+        report_to=given["report_to"],
     )  # fmt: skip
     return Request(
         model, out, given["as_"], settings, _lora(composition, given), data.parse_mix(given["mix"]),

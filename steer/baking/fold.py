@@ -98,7 +98,8 @@ def plan(draft: Draft, effects: Effects, via: str) -> tuple[Draft, dict[str, str
             problems = [f"no --via {name}: {refused}" for name, refused in refusals.items()]
             raise UsageError(["the addition can't be folded", *problems], INSTEAD)
         draft = known[chosen].edit(draft, found, effects.added)
-        passed = [f"not {name}, because {refusals[name]}" for name in refusals if refusals[name]]
+        before = list(refusals)[: list(refusals).index(chosen)]
+        passed = [f"not {name}, because {refusals[name]}" for name in before]
         why = ", ".join(passed) or ("as asked" if via != "auto" else "the model has the slot")
         kinds["addition"] = f"via {chosen}, {known[chosen].SUMMARY} ({why})"
     return draft, kinds

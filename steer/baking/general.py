@@ -9,7 +9,7 @@ from __future__ import annotations
 from probes.model import LoadedModel
 from probes.residual import text_config
 from steer.baking import data, prompts, samples, sampling
-from steer.baking.bake import Tell, batched_plain
+from steer.baking.bake import Tell
 from steer.baking.comparing import Row
 from steer.baking.samples import GENERAL, Sample
 from vectors.files import digest_json
@@ -42,7 +42,5 @@ def _continued(loaded: LoadedModel, openings: list[str], count: int, tokens: int
     """`count` continuations by the model itself, of the openings in turn."""
     names = [f"{openings[i % len(openings)]} {i}" for i in range(count)]
     ids = [list(loaded.tokenizer(openings[i % len(openings)])["input_ids"]) for i in range(count)]
-    rows = sampling.sample(
-        loaded.model, loaded.tokenizer, ids, batched_plain, tokens=tokens, temperature=1.0, seed=seed, names=names
-    )
+    rows = sampling.sample(loaded.model, loaded.tokenizer, ids, tokens=tokens, temperature=1.0, seed=seed, names=names)
     return [row for row in rows if len(row.ids) > row.prompt]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -33,8 +33,8 @@ class Kept(NamedTuple):
 
 
 def sample(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], within: Batched, *, tokens: int, temperature: float,
-    seed: int, names: Sequence[str], progress: Callable[[int], None] = lambda done: None,
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], within: Batched = nullcontext, *, tokens: int,
+    temperature: float, seed: int, names: Sequence[str], progress: Callable[[int], None] = lambda done: None,
 ) -> list[Row]:  # fmt: skip
     """One completion of each prompt (ids), up to `tokens` long and with its end token, under `within`.
 

@@ -15,7 +15,7 @@ from typing import Any
 from probes.model import LoadedModel
 from probes.tokens import rendered
 from steer.baking import data, prompts, samples, sampling, teachers
-from steer.baking.bake import Mode, Prepared, Request, Tell, batched_plain
+from steer.baking.bake import Mode, Prepared, Request, Tell
 from steer.baking.comparing import Row
 from steer.baking.general import general_samples
 from steer.baking.objectives import divergence
@@ -85,6 +85,7 @@ def _prepare(
     def show(done: int) -> None:
         tell({"stage": "asking the teacher", "done": done, "total": len(both)})
 
+    show(0)
     said = sampling.sample(
         loaded.model, loaded.tokenizer, as_asked, shown.batched, tokens=tokens, temperature=temperature, seed=seed,
         names=names, progress=show,
@@ -93,7 +94,7 @@ def _prepare(
     chosen = sorted(range(len(asked)), key=lambda i: digest_json([seed, asked[i]]))[:count]
     tell({"stage": "asking the student"})
     own = sampling.sample(
-        loaded.model, loaded.tokenizer, [as_student[i] for i in chosen], batched_plain, tokens=tokens,
+        loaded.model, loaded.tokenizer, [as_student[i] for i in chosen], tokens=tokens,
         temperature=temperature, seed=seed, names=[f"own {asked[i]}" for i in chosen],
     )  # fmt: skip
     students = [*teachers.as_student(said, as_student), *own]

@@ -136,8 +136,9 @@ def _stage(what: str) -> None:
 def _tell(entry: dict[str, Any]) -> None:
     """Stages always; steps on a terminal; and how it stands whenever what was held out was looked at."""
     if "stage" in entry:
-        if "done" not in entry or sys.stderr.isatty():
-            count = f" {entry['done']}/{entry['total']}" if "done" in entry else ""
+        first = not entry.get("done")
+        if first or sys.stderr.isatty():
+            count = "" if first else f" {entry['done']}/{entry['total']}"
             output.say(f"{entry['stage']}{count} …")
         return
     held = entry.get("eval_behaviour_loss")

@@ -1,0 +1,57 @@
+"""Several models in one table: how much of a trait each shows, and how far it has moved where it should not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from probes.examples.reading import read
+from probes.model import load
+from probes.residual import text_config
+from probes.steered import steered
+from steer.baking import comparing, data, evaluation
+from steer.baking.bake import neutral_rows
+
+
+class Shown(NamedTuple):
+    """A model by its reference, and what it is steered by: an expression over `vectors`, or None."""
+
+    model: str
+    composition: str | None = None
+    vectors: Mapping[str, str | Path] = {}
+
+
+def compare(
+    models: Mapping[str, Shown], pos: Path, neg: Path, *, examples: int = 24, device: str = "auto", seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """By name: `margin`, the log-likelihood per token of positive less negative examples, and `kl_neutral`, in nats.
+
+    The first model is the base, which writes the neutral text and which the others are compared with. Of the examples
+    the last ones are taken. Raises ExampleError, ModelError.
+    """
+    contrast = read(pos, neg)
+    found: dict[str, dict[str, float]] = {}
+    held: evaluation.Held | None = None
+    loaded: dict[str, Any] = {}
+    for name, shown in models.items():
+        if shown.model not in loaded:
+            loaded = {shown.model: load(shown.model, device, "float32")}  # one at a time in memory
+        ready = loaded[shown.model]
+        if held is None:
+            longest = getattr(text_config(ready.model), "max_position_embeddings", None)
+            sides = [
+                data.rows(side[-examples:], ready.tokenizer, longest) for side in (contrast.positive, contrast.negative)
+            ]
+            neutral = neutral_rows(ready, seed)
+            base = [comparing.logits_of(ready.model, row) for row in neutral]
+            held = evaluation.Held([], neutral, base, *sides)
+        within: comparing.Within = comparing.plain
+        if shown.composition is not None:
+
+            def within(prompt: int, shown: Shown = shown, model: Any = ready.model) -> Any:
+                assert shown.composition is not None
+                return steered(model, shown.composition, vectors=shown.vectors, prompt_length=prompt)
+
+        found[name] = evaluation.look(ready.model, held, within)
+    return found
