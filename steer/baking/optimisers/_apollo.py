@@ -26,8 +26,11 @@ variance, 2 / r of a squared norm:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,9 +59,18 @@ class Apollo:
 
     def __call__(self, batch: Batch) -> None:
         """Move matrices; see the module's docstring."""
-        columns = zip(batch.names, batch.weights, batch.gradients, batch.states, strict=True)
-        for name, weight, gradient, state in columns:
-            self._move(name, weight.detach(), gradient, state, batch.group)
+        rest: list[Any] = []
+        fast: list[Any] = []
+        for name, weight, gradient, state in zip(
+            batch.names, batch.weights, batch.gradients, batch.states, strict=True
+        ):
+            chosen = fast if suits_kernels(weight, gradient, batch.group) else rest
+            chosen.append((name, weight.detach(), gradient, state, batch.group))
+        for matrix in rest:
+            self._move(*matrix)
+        if fast:
+            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+                list(pool.map(lambda matrix: self._move_by_kernels(*matrix), fast))
 
     def _move(self, name: str, weight: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         """Move one matrix [m, n]; `side` is the dimension that is projected."""
@@ -80,6 +92,34 @@ class Apollo:
         size = group["lr"] * group["scale"] * math.sqrt(length / rank)
         weight.addcmul_(gradient, factors, value=-size)
 
+    def _move_by_kernels(
+        self, name: str, weight: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
+    ) -> None:
+        """The same in two passes, on the processor, by one thread."""
+        from steer.baking.optimisers import _kernels
+
+        by_rows = weight.shape[0] >= weight.shape[1]
+        side = 1 if by_rows else 0
+        length, channels, rank = weight.shape[side], weight.shape[1 - side], group["rank"]
+        signs = self._drawn(name, length, rank, state, group)
+        if "steps" not in state:
+            begin(state, (channels, rank) if by_rows else (rank, channels), weight, group)
+        state["steps"] += 1
+        beta1, beta2, count = group["beta1"], group["beta2"], state["steps"]
+        corrections = (1 / (1 - beta1**count), 1 / math.sqrt(1 - beta2**count))
+        amount = group["lr"] * group["scale"] * math.sqrt(length / rank)
+        step = _kernels.step_rows if by_rows else _kernels.step_columns
+        step(
+            weight.numpy(),
+            gradient.numpy(),
+            signs.numpy(),
+            state["exp_avg"].view(torch.uint16).numpy(),
+            state["exp_avg_sq"].numpy(),
+            state["last_norm"].view(1).numpy(),
+            np.array([1 - beta1, beta2, 1 - beta2, *corrections, group["eps"]], np.float32),
+            np.array([group["limiter"], amount, 1 - group["lr"] * group["weight_decay"]], np.float32),
+        )
+
     def _drawn(self, name: str, length: int, rank: int, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
         """The current period's random numbers, kept until the next period."""
         key = (group["projection"], group["seed"], state.get("steps", 0) // group["refresh"], length, rank)
@@ -95,7 +135,7 @@ def draw(kind: str, seed: int, length: int, rank: int) -> Tensor:
     """The random numbers of a projection: `signs` [length], or the matrix [length, rank] of a `gaussian` one."""
     generator = torch.Generator().manual_seed(seed)
     if kind == "signs":
-        return torch.randint(0, 2, (length,), generator=generator, dtype=torch.int8) * 2 - 1
+        return torch.randint(0, 2, (length,), generator=generator).float() * 2 - 1
     return torch.randn(length, rank, generator=generator) / math.sqrt(rank)
 
 
@@ -128,10 +168,7 @@ def norm(matrix: Tensor, over: int | tuple[int, int]) -> Tensor:
 def adam_step(projected: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
     """Minus Adam's step of a projected gradient, at learning rate 1; updates the moments."""
     if "steps" not in state:
-        state["steps"] = 0
-        state["exp_avg"] = torch.zeros_like(projected, dtype=getattr(torch, group["mean_dtype"]))
-        state["exp_avg_sq"] = torch.zeros_like(projected)
-        state["last_norm"] = torch.zeros((), dtype=projected.dtype, device=projected.device)
+        begin(state, projected.shape, projected, group)
     # From zero, AdamW's fused step at learning rate 1 leaves the step itself: one pass instead of eight.
     moved = torch.zeros_like(projected)
     count = torch.full((), float(state["steps"]), dtype=torch.float32, device=projected.device)
@@ -141,6 +178,28 @@ def adam_step(projected: Tensor, state: dict[str, Any], group: dict[str, Any]) -
     if mean is not state["exp_avg"]:
         state["exp_avg"].copy_(mean)
     return moved
+
+
+def begin(state: dict[str, Any], shape: Sequence[int], like: Tensor, group: dict[str, Any]) -> None:
+    """What is kept of a matrix, before its first step: moments of that shape, else like `like`."""
+    state["steps"] = 0
+    state["exp_avg"] = like.new_zeros(shape, dtype=getattr(torch, group["mean_dtype"]))
+    state["exp_avg_sq"] = like.new_zeros(shape)
+    state["last_norm"] = like.new_zeros(())
+
+
+def suits_kernels(weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> bool:
+    """Whether _kernels.py has a way for this matrix."""
+    return (
+        group["channels"]
+        and group["projection"] == "signs"
+        and group["mean_dtype"] == "bfloat16"
+        and group["rank"] < min(weight.shape)
+        and weight.dtype == gradient.dtype == torch.float32
+        and weight.device.type == gradient.device.type == "cpu"
+        and weight.is_contiguous()
+        and gradient.is_contiguous()
+    )
 
 
 def limited(size: Tensor, last: Tensor, limiter: float) -> Tensor:

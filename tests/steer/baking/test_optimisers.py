@@ -210,6 +210,37 @@ def test_apollo_is_what_the_formulas_say(kind: str, mini: bool, transposed: bool
         torch.testing.assert_close(after.T if transposed else after, wanted, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(30, 20), (20, 30), (9, 700), (700, 9), (16, 16), (65, 64)])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_kernels_do_what_the_plain_way_does(
+    shape: tuple[int, int], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(threads)
+    ends, calls = [], []
+    monkeypatch.setattr(_apollo.Apollo, "_move", lambda *given: calls.append(1) or _plain_move(*given))
+    for kernels in (True, False):
+        named = [(name, parameter) for name in "ab" for _, parameter in one(shape, dtype=torch.float32)]
+        optimiser = optimisers.create("apollo", named, lr=0.01, weight_decay=0.1, rank=8, refresh=5)
+        if not kernels:
+            monkeypatch.setattr(_apollo, "suits_kernels", lambda *given: False)
+        for size, gradient in zip([1e-3, 5e-3, 1e-9] * 4, gradients(shape, 12), strict=True):
+            for _, parameter in named:
+                parameter.grad = (size * gradient).float()
+            optimiser.step()
+        assert len(calls) == (0 if kernels else 24)
+        ends.append([(p.detach(), optimiser.state[p]) for _, p in named])
+        assert not torch.equal(ends[-1][0][0], ends[-1][1][0])  # names draw different projections
+    for (fast, kept), (slow, expected) in zip(*ends, strict=True):
+        torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(kept["exp_avg_sq"], expected["exp_avg_sq"], rtol=1e-4, atol=1e-12)
+        torch.testing.assert_close(kept["exp_avg"], expected["exp_avg"], rtol=2**-6, atol=1e-7)
+        torch.testing.assert_close(kept["last_norm"], expected["last_norm"], rtol=1e-4, atol=0)
+        assert kept["steps"] == expected["steps"] == 12
+
+
+_plain_move = _apollo.Apollo._move
+
+
 @pytest.mark.parametrize("kind", _apollo.KINDS)
 def test_projections_keep_norms_on_average_with_the_variance_of_gaussian_ones(kind: str) -> None:
     d, r = 96, 16
