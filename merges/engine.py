@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from merges import kernels
+from merges import fused, kernels
 from merges.floats import encode, storage
 from merges.pool import Pool
 from merges.tensor import Tensor
@@ -41,6 +41,7 @@ class Copy(NamedTuple):
 Job = Tensor | Copy
 AHEAD = 3  # tensors whose statistics are gathered at once
 Piece = tuple[Job, np.ndarray]
+NOTHING = np.empty(0, np.float32)
 
 
 def run(jobs: Iterable[Job], pool: Pool) -> Iterator[Piece]:
@@ -76,15 +77,22 @@ def _prepare(job: Job) -> Any:
 
 def _compute(job: Tensor, start: int, stop: int, prepared: Any) -> Piece:
     result = np.empty(stop - start, storage(job.dtype))
+    fusion = job.method.fusion(job, prepared) if hasattr(job.method, "fusion") else None
+    based = 0 if job.base is None or job.in_deltas == job.as_delta else 1 if job.in_deltas else -1
+    if fusion is not None and job.direct is not None and job.dtype != "F16":
+        half, wide = (result, NOTHING) if job.dtype == "BF16" else (NOTHING.view(np.uint16), result)
+        # Where a number is not finite it is looked for once more below, and named.
+        if fused.merge(*job.direct, *fusion.arrays(), based, start, half, wide):
+            return job, _patched(job, start, result)
     finite = True
     for begin, end in job.chunks(start, stop):
         block = job.block(begin, end)
-        out = np.ascontiguousarray(job.method.combine(job, block, prepared), np.float64).reshape(-1)
-        if block.base is not None and job.in_deltas != job.as_delta:
-            if job.in_deltas:
-                kernels.add(out, block.base)
-            else:
-                out = out - block.base
+        found = fused.apply(fusion, block) if fusion is not None else job.method.combine(job, block, prepared)
+        out = np.ascontiguousarray(found, np.float64).reshape(-1)
+        if based > 0:
+            kernels.add(out, block.base)
+        elif block.base is not None and based < 0:
+            out = out - block.base
         scratch = job.pool.buffer("scratch", (out.size,), np.float32)
         finite &= encode(out, job.dtype, result[begin - start : end - start], scratch)
     if not finite:
@@ -92,11 +100,16 @@ def _compute(job: Tensor, start: int, stop: int, prepared: Any) -> Piece:
             f"the merge of {job.name} leaves the range of {NAMES[job.dtype]}",
             "use smaller weights or a smaller lambda, or --dtype float32",
         )
+    return job, _patched(job, start, result)
+
+
+def _patched(job: Tensor, start: int, result: np.ndarray) -> np.ndarray:
+    """A piece with the bits in it that base plus delta would have rounded wrongly."""
     if job.patch is not None:
         positions, bits = job.patch
-        low, high = np.searchsorted(positions, (start, stop))
+        low, high = np.searchsorted(positions, (start, start + result.size))
         result[positions[low:high] - start] = bits[low:high]
-    return job, result
+    return result
 
 
 def _spans(job: Copy) -> Iterator[tuple[int, int]]:

@@ -17,7 +17,7 @@ _HALF_BIAS = np.float32(2.0**112)  # between the exponents' biases of float16 an
 
 
 @njit(**OPTIONS)
-def _decode_bfloat16(raw, bits):  # type: ignore[no-untyped-def]
+def decode_bfloat16(raw, bits):  # type: ignore[no-untyped-def]
     worst = np.uint32(0)
     for i in range(raw.size):
         bits[i] = np.uint32(raw[i]) << np.uint32(16)
@@ -26,7 +26,7 @@ def _decode_bfloat16(raw, bits):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _decode_float16(raw, bits, values):  # type: ignore[no-untyped-def]
+def decode_float16(raw, bits, values):  # type: ignore[no-untyped-def]
     worst = np.uint32(0)
     for i in range(raw.size):
         magnitude = np.uint32(raw[i]) & np.uint32(0x7FFF)
@@ -40,7 +40,7 @@ def _decode_float16(raw, bits, values):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _decode_float32(raw, values):  # type: ignore[no-untyped-def]
+def decode_float32(raw, values):  # type: ignore[no-untyped-def]
     # x - x is zero for a finite x alone. Four sums, so that the additions do not wait for each other.
     a = b = c = d = np.float32(0)
     whole = raw.size - raw.size % 4
@@ -59,14 +59,14 @@ def _decode_float32(raw, values):  # type: ignore[no-untyped-def]
 def decode(raw: np.ndarray, dtype: str, out: np.ndarray) -> bool:
     """Fill `out` (float32) with the numbers that the bits `raw` of `dtype` stand for; False if one is not finite."""
     if dtype == "BF16":
-        return bool(_decode_bfloat16(raw, out.view(np.uint32)))
+        return bool(decode_bfloat16(raw, out.view(np.uint32)))
     if dtype == "F16":
-        return bool(_decode_float16(raw, out.view(np.uint32), out))
-    return bool(_decode_float32(raw, out))
+        return bool(decode_float16(raw, out.view(np.uint32), out))
+    return bool(decode_float32(raw, out))
 
 
 @njit(**OPTIONS)
-def _encode_bfloat16(values, single, bits, out):  # type: ignore[no-untyped-def]
+def encode_bfloat16(values, single, bits, out):  # type: ignore[no-untyped-def]
     worst = np.uint32(0)
     for i in range(values.size):
         single[i] = np.float32(values[i])
@@ -82,7 +82,7 @@ def _encode_bfloat16(values, single, bits, out):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _encode_float32(values, bits, out):  # type: ignore[no-untyped-def]
+def encode_float32(values, bits, out):  # type: ignore[no-untyped-def]
     worst = np.uint32(0)
     for i in range(values.size):
         out[i] = np.float32(values[i])
@@ -98,13 +98,13 @@ def encode(values: np.ndarray, dtype: str, out: np.ndarray, scratch: np.ndarray)
     """
     if dtype == "BF16":
         single = scratch[: values.size]
-        return bool(_encode_bfloat16(values, single, single.view(np.uint32), out))
+        return bool(encode_bfloat16(values, single, single.view(np.uint32), out))
     if dtype == "F16":
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
             half = values.astype(np.float16)
         out[:] = half.view(np.uint16)
         return bool(np.isfinite(half).all())
-    return bool(_encode_float32(values, out.view(np.uint32), out))
+    return bool(encode_float32(values, out.view(np.uint32), out))
 
 
 def storage(dtype: str) -> np.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import threading
@@ -44,12 +45,13 @@ class Pool:
 
     def buffer(self, name: str, shape: tuple[int, ...], dtype: Any = float) -> Any:
         """Scratch memory of this thread, kept for the next piece: its content is undefined."""
+        size = math.prod(shape)
         kept = self.local.__dict__.get(name)
-        if kept is None or kept.shape != shape or kept.dtype != dtype:
+        if kept is None or kept.size < size or kept.dtype != dtype:
             import numpy as np
 
-            kept = self.local.__dict__[name] = np.empty(shape, dtype)
-        return kept
+            kept = self.local.__dict__[name] = np.empty(size, dtype)
+        return kept[:size].reshape(shape)
 
     def zeroed(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """An array of zeros: one that was given back, if there is one, since fresh memory costs more than counting."""

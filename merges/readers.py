@@ -38,6 +38,16 @@ class Dense:
     def raw(self) -> np.ndarray:
         return mapped(self.entry)
 
+    @property
+    def address(self) -> int:
+        """Where the mapped bytes begin."""
+        return int(self.raw.ctypes.data)
+
+    @property
+    def aligned(self) -> bool:
+        """Whether compiled loops may read there: the numbers of odd files may begin anywhere."""
+        return self.address % self.raw.itemsize == 0
+
     def read(self, start: int, stop: int, out: np.ndarray) -> bool:
         return decode(self.raw[start:stop], self.entry.dtype, out)
 

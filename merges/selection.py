@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from merges import kernels
+from merges import fused, kernels
 
 if TYPE_CHECKING:
+    from merges.fused import Direct
     from merges.tensor import Block, Tensor
 
 LANES = 4  # tables that kernels.coarse counts into
@@ -27,17 +28,20 @@ def magnitudes(tensors: Sequence[Tensor], ranks: Sequence[Sequence[int]], make: 
 
     A rank beyond the number of elements gives the least magnitude.
     """
-    make = make or (lambda block: block.values)
+    rows_of = make or (lambda block: block.values)
     total = sum(tensor.count for tensor in tensors)
     wanted = np.clip(np.asarray(ranks, np.int64), 1, max(total, 1))
     if len(tensors) == 1 and len(list(tensors[0].chunks())) == 1:
-        return _sorted(make(tensors[0].block(0, tensors[0].count)), wanted)
+        return _sorted(rows_of(tensors[0].block(0, tensors[0].count)), wanted)
     rows = len(wanted)
 
     def upper(block: Block, table: np.ndarray) -> None:
-        kernels.coarse(make(block).view(np.uint32), table)
+        kernels.coarse(rows_of(block).view(np.uint32), table)
 
-    counts = _count(tensors, upper, (rows, LANES, 1 << 15))
+    def upper_direct(direct: Direct, start: int, stop: int, table: np.ndarray) -> bool:
+        return bool(fused.coarse(*direct, start, stop, table))
+
+    counts = _count(tensors, upper, None if make else upper_direct, (rows, LANES, 1 << 15))
     buckets, within = _locate(counts, wanted)
     distinct = [np.unique(row) for row in buckets]
     used = np.array([len(row) for row in distinct])
@@ -47,9 +51,12 @@ def magnitudes(tensors: Sequence[Tensor], ranks: Sequence[Sequence[int]], make: 
         wide[row, : len(found)] = found
 
     def lower(block: Block, table: np.ndarray) -> None:
-        kernels.fine(make(block).view(np.uint32), wide, used, table[:, 0])
+        kernels.fine(rows_of(block).view(np.uint32), wide, used, table[:, 0])
 
-    fine = _count(tensors, lower, (rows, 1, most, 1 << 16))
+    def lower_direct(direct: Direct, start: int, stop: int, table: np.ndarray) -> bool:
+        return bool(fused.fine(*direct, start, stop, wide, used, table[:, 0]))
+
+    fine = _count(tensors, lower, None if make else lower_direct, (rows, 1, most, 1 << 16))
     bits = np.empty(wanted.shape, np.uint32)
     for row in range(rows):
         for column, bucket in enumerate(buckets[row]):
@@ -79,11 +86,15 @@ def _locate(counts: np.ndarray, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _count(
-    tensors: Sequence[Tensor], function: Callable[[Block, np.ndarray], None], shape: tuple[int, ...]
+    tensors: Sequence[Tensor],
+    function: Callable[[Block, np.ndarray], None],
+    direct: Callable[[Direct, int, int, np.ndarray], bool] | None,
+    shape: tuple[int, ...],
 ) -> np.ndarray:
     """Let `function(block, table)` count every piece, each thread in a table of its own; the tables' sum, [rows, ...].
 
-    A table is [rows, lanes, ...], and the lanes are summed too.
+    A table is [rows, lanes, ...], and the lanes are summed too. `direct` counts what lies in mapped files where it is;
+    what it answers False to holds a number that is not finite, and is read once more, which names it.
     """
     pool = tensors[0].pool
     # Half as wide where that suffices: tables that stay in a core's cache are counted into much faster.
@@ -94,6 +105,8 @@ def _count(
         thread = threading.get_ident()
         if thread not in tables:
             tables[thread] = pool.zeroed(shape, width)
+        if direct and tensor.direct and direct(tensor.direct, start, stop, tables[thread]):
+            return
         for chunk in tensor.chunks(start, stop):
             function(tensor.block(*chunk), tables[thread])
 

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import ModuleType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
 from merges import kernels
+from merges.fused import ALONE, KINDS, LESS, MORE, Direct
 from merges.pool import Pool
-from merges.readers import Reader
+from merges.readers import Dense, Reader
 from vectors.errors import ArtifactError
 
 T = TypeVar("T")
@@ -113,6 +114,28 @@ class Tensor:
         size *= max(GROUP // size, 1)
         for begin in range(0, self.count, size):
             yield begin, min(begin + size, self.count)
+
+    @cached_property
+    def direct(self) -> Direct | None:
+        """Where all inputs lie in memory, if they are plain tensors of mapped files, for the loops that read there."""
+        readers = [source.reader for source in self.inputs]
+        based = self.base is not None and (
+            self.in_deltas != self.as_delta or any(self.in_deltas != source.is_delta for source in self.inputs)
+        )
+        base = self.base if based else None
+        if not all(isinstance(reader, Dense) and reader.aligned for reader in [*readers, *([base] if base else [])]):
+            return None
+        dense = cast(list[Dense], readers)
+        role = LESS if self.in_deltas else MORE
+        roles = [role if base is not None and source.is_delta != self.in_deltas else ALONE for source in self.inputs]
+        below = cast(Dense, base)
+        return Direct(
+            np.array([reader.address for reader in dense], np.uint64),
+            np.array([KINDS[reader.entry.dtype] for reader in dense], np.int64),
+            np.array(roles, np.int64),
+            np.uint64(below.address if base else 0),
+            KINDS[below.entry.dtype] if base else 0,
+        )
 
     def block(self, start: int, stop: int) -> Block:
         """Read one piece. Raises ArtifactError for a value that is not finite, naming tensor and input."""

@@ -9,12 +9,14 @@ A method is a module with
     INPUTS            the least and greatest number of inputs, None for any
     OPTIONS           a tuple of merges.options.Option
     combine(tensor, block, prepared)   the elements of one piece, float64 (see merges/tensor.py)
+    or fusion(tensor, prepared)        the same as a Fusion (merges/fused.py), which runs in one compiled pass; None
+                                       where combine is to be called
 
-and may have `prepare(tensor)`, whose result is given to every `combine`; `UNIT` ("element", "row" or "tensor": what a
-piece must not cut; a string or a function of the options); `SYMMETRIC` (default True: the order of the inputs has no
-meaning); `GLOBAL` (it counts with `scope: global`); `NORMALIZED(options)` (whether it divides by the sum of the
-weights); `check(tensor)` (what is wrong with the numbers, as sentences); `EXTRAS` (names of files that each input
-brings beside its weights, with `extra_shape(shape)`, and `EXTRAS_FOR_ALL` False where parameters may lack them).
+and may have `prepare(tensor)`, whose result is given to every `combine` and `fusion`; `UNIT` ("element", "row" or
+"tensor": what a piece must not cut; a string or a function of the options); `SYMMETRIC` (default True: the order of the
+inputs has no meaning); `GLOBAL` (it counts with `scope: global`); `NORMALIZED(options)` (whether it divides by the sum
+of the weights); `check(tensor)` (what is wrong with the numbers, as sentences); `EXTRAS` (names of files that each
+input brings beside its weights, with `extra_shape(shape)`, and `EXTRAS_FOR_ALL` False where parameters may lack them).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 
 from merges.floats import OPTIONS as COMPILED
-from merges.kernels import mix
+from merges.kernels import GOLDEN, mix
 from merges.methods import _drop
 from merges.options import Option
 from merges.tensor import Block, Tensor
@@ -24,7 +24,7 @@ def _prune(values, order, row, keys, density, epsilon, start, divide):  # type: 
                 i = first + order[m, first + rank]
                 share = rank / (row - 1) if row > 1 else 0.5
                 chance = density[m] - epsilon + 2 * epsilon * share
-                bits = mix(keys[m] + np.uint64(start + i + 1) * np.uint64(0x9E3779B97F4A7C15))
+                bits = mix(keys[m] + np.uint64(start + i + 1) * GOLDEN)
                 drawn = np.float64(np.int64(bits >> np.uint64(11))) * (1.0 / 9007199254740992.0)
                 if not drawn < chance:
                     values[m, i] = np.float32(0)

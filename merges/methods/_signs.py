@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from merges import kernels
+from merges.fused import Fusion
 from merges.methods import _drop
 from merges.options import Option, kept
 from merges.selection import magnitudes
-from merges.tensor import Block, Tensor
+from merges.tensor import Tensor
 
 RESCALE = Option(
     "rescale",
@@ -18,15 +20,15 @@ RESCALE = Option(
     "what survives is left as it is (none), or stretched to the sum of magnitudes before (l1)",
     choices=("none", "l1"),
 )
-Trimming = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
 
-def trimming(tensor: Tensor) -> Trimming:
-    """The magnitudes between which an element stays, and what the rest is multiplied by, or None."""
+def trimming(tensor: Tensor) -> dict[str, np.ndarray | None]:
+    """Between which magnitudes, `low` and `high`, an element stays, and what it is multiplied by then, `factors`."""
     low, high = limits(tensor)
-    if tensor.options["rescale"] == "none":
-        return low, high, None
-    return low, high, _drop.lengths(tensor, lambda block: kernels.trim(block.values, low, high))
+    factors = None
+    if tensor.options["rescale"] == "l1":
+        factors = _drop.lengths(tensor, lambda block: kernels.trim(block.values, low, high))
+    return {"low": low, "high": high, "factors": factors}
 
 
 def limits(tensor: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -58,39 +60,31 @@ def _limits(tensor: Tensor, tensors: Sequence[Tensor]) -> tuple[np.ndarray, np.n
         # The first rank only where something is dropped at the top: each rank costs a pass over its bucket.
         wanted = [ranks[m] if ranks[m][0] > 1 else ranks[m][1:] * 2 for m in partial]
         every = len(partial) == len(ranks)
-        found[partial] = magnitudes(tensors, wanted, lambda block: block.values if every else block.values[partial])
+        found[partial] = magnitudes(tensors, wanted, None if every else lambda block: block.values[partial])
         found[[m for m in partial if ranks[m][0] == 1], 0] = np.inf
     return np.ascontiguousarray(found[:, 1]), np.ascontiguousarray(found[:, 0])
 
 
-def elected(tensor: Tensor, block: Block, factors: np.ndarray | None = None) -> np.ndarray:
+def elected(tensor: Tensor, factors: np.ndarray | None = None, **more: Any) -> Fusion:
     """Elect signs and combine what agrees, times lambda, by the options elect, combine and zero.
 
     `factors` [inputs] multiply the deltas first, as rescaling after a random drop does.
     """
     weights = tensor.each["weight"]
-    factors = np.ones(len(weights)) if factors is None else factors
-    votes = np.sign(weights) if tensor.options["elect"] == "before" else weights
-    mean = tensor.options["combine"] == "mean"
-    positive = tensor.options["zero"] == "positive"
-    kernels.elect(block.values, factors, votes, weights, mean, positive, block.out)
-    return scaled(tensor, block.out)
+    return Fusion(
+        weights,
+        factors,
+        votes=np.sign(weights) if tensor.options["elect"] == "before" else weights,
+        mean=tensor.options["combine"] == "mean",
+        positive=tensor.options["zero"] == "positive",
+        scale=tensor.options["lambda"],
+        **more,
+    )
 
 
-def summed(tensor: Tensor, block: Block, factors: np.ndarray | None = None) -> np.ndarray:
+def summed(tensor: Tensor, factors: np.ndarray | None = None, **more: Any) -> Fusion:
     """The weighted sum of factor * delta, divided by the sum of the weights if `normalize`, times lambda."""
     weights = tensor.each["weight"]
     if tensor.options.get("normalize"):
         weights = weights / weights.sum()
-    if factors is not None:
-        weights = weights * factors
-    kernels.weighted_sum(block.values, weights, block.out)
-    return scaled(tensor, block.out)
-
-
-def scaled(tensor: Tensor, out: np.ndarray) -> np.ndarray:
-    """out times lambda, in place."""
-    factor = tensor.options.get("lambda", 1.0)
-    if factor != 1.0:
-        out *= factor
-    return out
+    return Fusion(weights, factors, scale=tensor.options.get("lambda", 1.0), **more)

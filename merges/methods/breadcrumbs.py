@@ -5,12 +5,12 @@ The greatest `gamma` are taken for outliers and dropped; of the rest the greates
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from merges import kernels
+from merges.fused import Fusion
 from merges.methods import _signs
 from merges.options import NORMALIZE, SCALE, Option, density, weight
-from merges.tensor import Block, Tensor
+from merges.tensor import Tensor
 
 SUMMARY = "leave out the greatest and the smallest of each delta, sum"
 SOURCE = "Davari and Belilovsky 2023, arXiv:2312.06795"
@@ -20,13 +20,11 @@ OPTIONS = (weight(), density(0.15), GAMMA, SCALE, NORMALIZE, _signs.RESCALE)
 GLOBAL = True
 
 
-def prepare(tensor: Tensor) -> _signs.Trimming:
+def prepare(tensor: Tensor) -> dict[str, Any]:
     """Between which magnitudes an element stays."""
     return _signs.trimming(tensor)
 
 
-def combine(tensor: Tensor, block: Block, trimming: _signs.Trimming) -> np.ndarray:
-    """Mask, combine."""
-    low, high, factors = trimming
-    kernels.trim(block.values, low, high)
-    return _signs.summed(tensor, block, factors)
+def fusion(tensor: Tensor, trimming: dict[str, Any]) -> Fusion:
+    """Mask, sum."""
+    return _signs.summed(tensor, **trimming)

@@ -5,13 +5,13 @@ The greatest `gamma` are taken for outliers and dropped; of the rest the greates
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from merges import kernels
+from merges.fused import Fusion
 from merges.methods import _signs
 from merges.methods.breadcrumbs import GAMMA
 from merges.options import COMBINE, ELECT, SCALE, ZERO, density, weight
-from merges.tensor import Block, Tensor
+from merges.tensor import Tensor
 
 SUMMARY = "leave out the greatest and the smallest of each delta, elect signs"
 SOURCE = "Davari and Belilovsky 2023, arXiv:2312.06795"
@@ -20,13 +20,11 @@ OPTIONS = (weight(), density(0.15), GAMMA, SCALE, ELECT, COMBINE, ZERO, _signs.R
 GLOBAL = True
 
 
-def prepare(tensor: Tensor) -> _signs.Trimming:
+def prepare(tensor: Tensor) -> dict[str, Any]:
     """Between which magnitudes an element stays."""
     return _signs.trimming(tensor)
 
 
-def combine(tensor: Tensor, block: Block, trimming: _signs.Trimming) -> np.ndarray:
-    """Mask, combine."""
-    low, high, factors = trimming
-    kernels.trim(block.values, low, high)
-    return _signs.elected(tensor, block, factors)
+def fusion(tensor: Tensor, trimming: dict[str, Any]) -> Fusion:
+    """Mask, elect, merge."""
+    return _signs.elected(tensor, **trimming)

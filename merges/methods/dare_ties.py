@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from merges import kernels
+from merges.fused import Fusion
 from merges.methods import _drop, _signs
 from merges.options import COMBINE, ELECT, SCALE, ZERO, density, weight
-from merges.tensor import Block, Tensor
+from merges.tensor import Tensor
 
 SUMMARY = "drop elements of each delta at random, rescale, elect signs"
 SOURCE = "Yu et al. 2024, arXiv:2311.03099"
@@ -24,7 +24,6 @@ def prepare(tensor: Tensor) -> np.ndarray:
     return _drop.factors(tensor)
 
 
-def combine(tensor: Tensor, block: Block, factors: np.ndarray) -> np.ndarray:
+def fusion(tensor: Tensor, factors: np.ndarray) -> Fusion:
     """Mask, rescale, combine."""
-    kernels.drop(block.values, _drop.keys(tensor), tensor.each["density"], block.start)
-    return _signs.elected(tensor, block, factors)
+    return _signs.elected(tensor, factors, keys=_drop.keys(tensor), keep=tensor.each["density"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from merges.fused import apply
 from merges.methods import _signs
 from merges.methods._drop import RESCALE
 from merges.methods._magnitude_drop import EPSILON, check, factors, prune
@@ -29,4 +30,4 @@ def prepare(tensor: Tensor) -> np.ndarray | None:
 def combine(tensor: Tensor, block: Block, scale: np.ndarray | None) -> np.ndarray:
     """Drop, rescale, combine."""
     prune(tensor, block, divide=tensor.options["rescale"] == "density")
-    return _signs.elected(tensor, block, scale)
+    return apply(_signs.elected(tensor, scale), block)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from merges import kernels
+from merges.fused import Fusion
 from merges.methods import _sphere
 from merges.options import Option
-from merges.tensor import Block, Tensor
+from merges.tensor import Tensor
 
 SUMMARY = "the mean on the sphere, all inputs alike"
 SOURCE = "Karcher 1977; Buss and Fillmore 2001, Spherical averages"
@@ -28,7 +28,6 @@ def prepare(tensor: Tensor) -> np.ndarray:
     )
 
 
-def combine(_tensor: Tensor, block: Block, coefficients: np.ndarray) -> np.ndarray:
+def fusion(_tensor: Tensor, coefficients: np.ndarray) -> Fusion:
     """Their combination."""
-    kernels.weighted_sum(block.values, coefficients, block.out)
-    return block.out
+    return Fusion(coefficients)

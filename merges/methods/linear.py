@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
+from merges.fused import Fusion
 from merges.methods import _signs
 from merges.options import Option, weight
-from merges.tensor import Block, Tensor
+from merges.tensor import Tensor
 
 SUMMARY = "the weighted average of the weights"
 SOURCE = "Wortsman et al. 2022, arXiv:2203.05482"
@@ -22,6 +21,6 @@ def NORMALIZED(options: Mapping[str, Any]) -> bool:
     return bool(options.get("normalize", True))
 
 
-def combine(tensor: Tensor, block: Block, _prepared: None) -> np.ndarray:
+def fusion(tensor: Tensor, _prepared: None) -> Fusion:
     """sum of weight * x / sum of weight."""
-    return _signs.summed(tensor, block)
+    return _signs.summed(tensor)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from merges import kernels
+from merges.fused import Fusion
 from merges.options import Option
 from merges.tensor import Block, Tensor
 
@@ -41,12 +41,15 @@ def prepare(tensor: Tensor) -> float | None:
     return None if tensor.options["filter_wise"] else ratio(tensor.gram())
 
 
-def combine(tensor: Tensor, block: Block, t: float | None) -> np.ndarray:
+def fusion(tensor: Tensor, t: float | None) -> Fusion | None:
     """t times the mean of the deltas."""
+    count = len(tensor.inputs)
+    return None if t is None else Fusion(np.full(count, t / count))
+
+
+def combine(tensor: Tensor, block: Block, _t: None) -> np.ndarray:
+    """The same, with a t for each row."""
     count = len(block.values)
-    if t is not None:
-        kernels.weighted_sum(block.values, np.full(count, t / count), block.out)
-        return block.out
     rows = block.values.reshape(count, -1, tensor.row).astype(np.float64)
     products = np.einsum("aij,bij->iab", rows, rows)
     ratios = np.array([ratio(gram) for gram in products])

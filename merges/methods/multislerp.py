@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from merges import kernels
+from merges.fused import Fusion
 from merges.methods import _sphere
 from merges.options import weight
-from merges.tensor import Block, Tensor
+from merges.tensor import Tensor
 
 SUMMARY = "the weighted mean on the sphere, of models or of their deltas"
 SOURCE = "Karcher 1977; Buss and Fillmore 2001, Spherical averages"
@@ -36,7 +36,6 @@ def prepare(tensor: Tensor) -> np.ndarray:
     return _sphere.mean(tensor.gram(), tensor.each["weight"])
 
 
-def combine(_tensor: Tensor, block: Block, coefficients: np.ndarray) -> np.ndarray:
+def fusion(_tensor: Tensor, coefficients: np.ndarray) -> Fusion:
     """Their combination."""
-    kernels.weighted_sum(block.values, coefficients, block.out)
-    return block.out
+    return Fusion(coefficients)

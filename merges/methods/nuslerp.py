@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from merges import kernels
+from merges.fused import Fusion
 from merges.methods import _sphere
 from merges.options import Option, weight
 from merges.tensor import Block, Tensor
@@ -59,11 +59,13 @@ def prepare(tensor: Tensor) -> np.ndarray | None:
     return _coefficients(tensor.sum(products), _share(tensor))
 
 
+def fusion(tensor: Tensor, coefficients: np.ndarray | None) -> Fusion | None:
+    """Their combination, with one arc for all."""
+    return Fusion(coefficients) if coefficients is not None and tensor.options["along"] == "tensor" else None
+
+
 def combine(tensor: Tensor, block: Block, coefficients: np.ndarray | None) -> np.ndarray:
-    """Their combination."""
-    if tensor.options["along"] == "tensor":
-        kernels.weighted_sum(block.values, coefficients, block.out)
-        return block.out
+    """Their combination, with an arc for each line."""
     rows = _rows(tensor, block)
     if coefficients is None:
         coefficients = _coefficients(np.einsum("aij,bij->abi", rows, rows), _share(tensor))[..., None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from merges import kernels
+from merges.fused import Fusion, apply
 from merges.options import SCALE, Option, kept
 from merges.tensor import Block, Tensor
 
@@ -44,10 +44,19 @@ def prepare(tensor: Tensor) -> tuple[float, np.ndarray]:
     return least, found / found.sum() if found.sum() > 0 else np.full(len(found), 1 / len(found))
 
 
+def _erase(tensor: Tensor, weights: np.ndarray) -> Fusion:
+    """The weighted mean of what agrees with the sign of the sum."""
+    return Fusion(weights, votes=np.ones(len(weights)), mean=True, scale=tensor.options["lambda"])
+
+
+def fusion(tensor: Tensor, prepared: tuple[float, np.ndarray]) -> Fusion | None:
+    """All of it, where nothing is left out."""
+    least, weights = prepared
+    return None if least > 0 else _erase(tensor, weights)
+
+
 def combine(tensor: Tensor, block: Block, prepared: tuple[float, np.ndarray]) -> np.ndarray:
-    """The weighted mean of what is selected and agrees with the sign of the sum."""
+    """The same for what is selected."""
     least, weights = prepared
     _select(block, least)
-    ones = np.ones(len(weights))
-    kernels.elect(block.values, ones, ones, weights, True, False, block.out)
-    return tensor.options["lambda"] * block.out
+    return apply(_erase(tensor, weights), block)

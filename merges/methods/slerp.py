@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from merges import kernels
+from merges.fused import Fusion
 from merges.methods import _sphere
 from merges.options import Option
-from merges.tensor import Block, Tensor
+from merges.tensor import Tensor
 
 SUMMARY = "along the arc from the first to the second"
 SOURCE = "Shoemake 1985, Animating rotation with quaternion curves"
@@ -23,7 +23,6 @@ def prepare(tensor: Tensor) -> np.ndarray:
     return _sphere.slerp(tensor.gram(), float(tensor.options["t"]), _sphere.COLINEAR)
 
 
-def combine(_tensor: Tensor, block: Block, coefficients: np.ndarray) -> np.ndarray:
+def fusion(_tensor: Tensor, coefficients: np.ndarray) -> Fusion:
     """Their combination."""
-    kernels.weighted_sum(block.values, coefficients, block.out)
-    return block.out
+    return Fusion(coefficients)

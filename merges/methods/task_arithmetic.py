@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
+from merges.fused import Fusion
 from merges.methods import _signs
 from merges.options import NORMALIZE, SCALE, weight
-from merges.tensor import Block, Tensor
+from merges.tensor import Tensor
 
 SUMMARY = "the weighted sum of the deltas"
 SOURCE = "Ilharco et al. 2023, arXiv:2212.04089"
@@ -14,6 +13,6 @@ SPACE, BASE, INPUTS = "delta", "needed", (1, None)
 OPTIONS = (weight(), SCALE, NORMALIZE)
 
 
-def combine(tensor: Tensor, block: Block, _prepared: None) -> np.ndarray:
+def fusion(tensor: Tensor, _prepared: None) -> Fusion:
     """lambda * sum of weight * delta."""
-    return _signs.summed(tensor, block)
+    return _signs.summed(tensor)

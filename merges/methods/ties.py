@@ -8,12 +8,12 @@ paper; `zero: positive` is mergekit's.
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from merges import kernels
+from merges.fused import Fusion
 from merges.methods import _signs
 from merges.options import COMBINE, ELECT, SCALE, ZERO, density, weight
-from merges.tensor import Block, Tensor
+from merges.tensor import Tensor
 
 SUMMARY = "trim each delta, elect a sign for each element, average what agrees"
 SOURCE = "Yadav et al. 2023, arXiv:2306.01708, algorithm 1"
@@ -22,13 +22,11 @@ OPTIONS = (weight(), density(), SCALE, ELECT, COMBINE, ZERO, _signs.RESCALE)
 GLOBAL = True
 
 
-def prepare(tensor: Tensor) -> _signs.Trimming:
+def prepare(tensor: Tensor) -> dict[str, Any]:
     """Between which magnitudes an element stays."""
     return _signs.trimming(tensor)
 
 
-def combine(tensor: Tensor, block: Block, trimming: _signs.Trimming) -> np.ndarray:
+def fusion(tensor: Tensor, trimming: dict[str, Any]) -> Fusion:
     """Trim, elect, merge."""
-    low, high, factors = trimming
-    kernels.trim(block.values, low, high)
-    return _signs.elected(tensor, block, factors)
+    return _signs.elected(tensor, **trimming)

@@ -15,12 +15,17 @@ import numpy as np
 MASK = (1 << 64) - 1
 
 
-def splitmix(key: int, index: int) -> float:
-    """The random number of one element, in Python's own integers."""
+def splitmix(key: int, index: int) -> int:
+    """64 random bits, in Python's own integers."""
     x = (key + (index + 1) * 0x9E3779B97F4A7C15) & MASK
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
-    return ((x ^ (x >> 31)) >> 11) / 2**53
+    return x ^ (x >> 31)
+
+
+def half(key: int, index: int) -> float:
+    """The random number of one element: 32 of the bits that it shares with its neighbour."""
+    return ((splitmix(key, index // 2) >> (32 * (index % 2))) & 0xFFFFFFFF) / 2**32
 
 
 def keep_count(density: float, size: int) -> int:
@@ -69,7 +74,7 @@ def dropped(d: np.ndarray, density: np.ndarray, keys: list[int], rescale: str) -
     """The deltas after DARE's mask, and the factors that rescale them."""
     out, factors = np.zeros_like(d), []
     for m, x in enumerate(d):
-        mask = np.array([splitmix(keys[m], i) < density[m] for i in range(x.size)]).reshape(x.shape)
+        mask = np.array([half(keys[m], i) < density[m] for i in range(x.size)]).reshape(x.shape)
         out[m] = np.where(mask, x, 0)
         left = np.abs(out[m]).sum()
         factors.append({"density": 1 / density[m], "none": 1.0, "l1": np.abs(x).sum() / left if left else 1.0}[rescale])
@@ -86,7 +91,7 @@ def pruned(d: np.ndarray, density: np.ndarray, epsilon: float, keys: list[int], 
             for rank, c in enumerate(sorted(range(row.size), key=lambda c, row=row: (abs(row[c]), c))):
                 share = rank / (row.size - 1) if row.size > 1 else 0.5
                 chance = density[m] - epsilon + 2 * epsilon * share
-                if splitmix(keys[m], r * row.size + c) < chance:
+                if (splitmix(keys[m], r * row.size + c) >> 11) / 2**53 < chance:
                     kept[r, c] = np.float32(row[c] / chance) if rescale == "density" else row[c]
         out[m] = kept.reshape(x.shape)
         if rescale == "l1" and np.abs(out[m]).sum():

@@ -1,0 +1,184 @@
+"""The fused pass itself: from the bits of mapped files to the bits of the result, tile by tile, in one compiled call.
+
+A `Fusion` says what is done to each element; `apply` does it to a piece that is in memory already, and `merge` to what
+lies on disk as it is. Both run the same loops on every element, so they give the same bits.
+
+Numba keeps what it compiled until this file changes, and does not see when loops from kernels.py or floats.py do that
+are compiled into it: touch this file then (a test that compares both paths fails until that is done).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numba import carray, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from merges import kernels
+from merges.floats import OPTIONS, decode_bfloat16, decode_float16, decode_float32, encode_bfloat16, encode_float32
+
+if TYPE_CHECKING:
+    from merges.tensor import Block
+
+TILE = 4096  # elements: what is touched of four inputs stays in the cache of a core
+KINDS = {"BF16": 0, "F16": 1, "F32": 2}
+ALONE, LESS, MORE = 0, 1, 2  # an input as it is, minus the base, plus the base
+
+
+class Fusion(NamedTuple):
+    """scale * the weighted sum of factor * value, after trimming and dropping; with `votes`, of what agrees in sign.
+
+    All arrays are [inputs]: `low` and `high` (float32) the magnitudes that stay, `keys` (uint64) and `keep` the random
+    numbers and the chance of staying, `factors` what is left is multiplied by.
+    """
+
+    weights: np.ndarray
+    factors: np.ndarray | None = None
+    votes: np.ndarray | None = None
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    keys: np.ndarray | None = None
+    keep: np.ndarray | None = None
+    mean: bool = False
+    positive: bool = False
+    scale: float = 1.0
+
+    def arrays(self) -> tuple[Any, ...]:
+        """For `merge`, which takes no None: an empty array instead."""
+        none, few = np.empty(0), np.empty(0, np.float32)
+        return (
+            *(none if array is None else array for array in (self.weights, self.factors, self.votes)),
+            *(few if array is None else array for array in (self.low, self.high)),
+            np.empty(0, np.uint64) if self.keys is None else self.keys,
+            none if self.keep is None else self.keep,
+            self.mean, self.positive, float(self.scale),
+        )  # fmt: skip
+
+
+class Direct(NamedTuple):
+    """Where the inputs of a tensor lie in memory: addresses, kinds of numbers, and what the base does to each."""
+
+    addresses: np.ndarray
+    kinds: np.ndarray
+    roles: np.ndarray
+    base: Any  # an address, uint64; 0: there is none, or nothing needs it
+    base_kind: int
+
+
+def apply(fusion: Fusion, block: Block) -> np.ndarray:
+    """The result for a piece in memory, [count] float64."""
+    _apply(block.values, *fusion.arrays(), block.start, block.out)
+    return block.out
+
+
+@njit(**OPTIONS)
+def _apply(values, weights, factors, votes, low, high, keys, keep, mean, positive, scale, start, out):  # type: ignore[no-untyped-def]
+    if low.size:
+        kernels.trim(values, low, high)
+    if keys.size:
+        kernels.drop(values, keys, keep, start)
+    if votes.size:
+        kernels.elect(values, factors if factors.size else np.ones(weights.size), votes, weights, mean, positive, out)
+    else:
+        kernels.weighted_sum(values, weights * factors if factors.size else weights, out)
+    if scale != 1.0:
+        for i in range(out.size):
+            out[i] *= scale
+
+
+@intrinsic
+def _pointer(_context, address):  # type: ignore[no-untyped-def]
+    def code(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(address), code
+
+
+@njit(**OPTIONS)
+def _load(address, kind, start, out):  # type: ignore[no-untyped-def]
+    """The numbers [start, start + out.size) of a tensor at an address; False if one is not finite."""
+    if kind == 2:
+        return decode_float32(carray(_pointer(address + np.uint64(4 * start)), (out.size,), np.float32), out)
+    raw = carray(_pointer(address + np.uint64(2 * start)), (out.size,), np.uint16)
+    if kind == 1:
+        return decode_float16(raw, out.view(np.uint32), out)
+    return decode_bfloat16(raw, out.view(np.uint32))
+
+
+@njit(**OPTIONS)
+def _tile(addresses, kinds, roles, base, base_kind, start, values, below):  # type: ignore[no-untyped-def]
+    """Read one tile of all inputs and the base; False if a number is not finite."""
+    finite = True
+    if base:
+        finite &= _load(base, base_kind, start, below)
+    for m in range(addresses.size):
+        row = values[m]
+        finite &= _load(addresses[m], kinds[m], start, row)
+        if roles[m] == 1:
+            for i in range(row.size):
+                row[i] -= below[i]
+        elif roles[m] == 2:
+            for i in range(row.size):
+                row[i] += below[i]
+    return finite
+
+
+@njit(**OPTIONS)
+def merge(  # type: ignore[no-untyped-def]
+    addresses, kinds, roles, base, base_kind,
+    weights, factors, votes, low, high, keys, keep, mean, positive, scale, add, start, half, wide,
+):  # fmt: skip
+    """Elements from `start` on, as bfloat16 into `half` or as float32 into `wide`, of which the other is empty.
+
+    `add` is 1 where the base is added to what comes out, -1 where it is taken from it. Answers False where a number is
+    not finite or out of range, without saying which.
+    """
+    count = half.size + wide.size
+    size = min(TILE, count)
+    values, below = np.empty((addresses.size, size), np.float32), np.empty(size, np.float32)
+    out, single = np.empty(size), np.empty(size, np.float32)
+    good = True
+    for first in range(0, count, TILE):
+        if count - first < size:
+            size = count - first
+            values, below = np.empty((addresses.size, size), np.float32), np.empty(size, np.float32)
+            out, single = np.empty(size), np.empty(size, np.float32)
+        good &= _tile(addresses, kinds, roles, base, base_kind, start + first, values, below)
+        _apply(values, weights, factors, votes, low, high, keys, keep, mean, positive, scale, start + first, out)
+        if add > 0:
+            kernels.add(out, below)
+        elif add < 0:
+            for i in range(size):
+                out[i] -= below[i]
+        if half.size:
+            good &= encode_bfloat16(out, single, single.view(np.uint32), half[first : first + size])
+        else:
+            own = wide[first : first + size]
+            good &= encode_float32(out, own.view(np.uint32), own)
+    return good
+
+
+@njit(**OPTIONS)
+def coarse(addresses, kinds, roles, base, base_kind, start, stop, tables):  # type: ignore[no-untyped-def]
+    """kernels.coarse over [start, stop); False if a number is not finite."""
+    good = True
+    for first in range(start, stop, TILE):
+        size = min(TILE, stop - first)
+        values, below = np.empty((addresses.size, size), np.float32), np.empty(size, np.float32)
+        good &= _tile(addresses, kinds, roles, base, base_kind, first, values, below)
+        kernels.coarse(values.view(np.uint32), tables)
+    return good
+
+
+@njit(**OPTIONS)
+def fine(addresses, kinds, roles, base, base_kind, start, stop, buckets, used, tables):  # type: ignore[no-untyped-def]
+    """kernels.fine over [start, stop); False if a number is not finite."""
+    good = True
+    for first in range(start, stop, TILE):
+        size = min(TILE, stop - first)
+        values, below = np.empty((addresses.size, size), np.float32), np.empty(size, np.float32)
+        good &= _tile(addresses, kinds, roles, base, base_kind, first, values, below)
+        kernels.fine(values.view(np.uint32), buckets, used, tables)
+    return good
