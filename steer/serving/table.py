@@ -11,6 +11,7 @@ All terms read h as it was, so terms along one direction share it. Row 0 is zero
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -65,32 +66,47 @@ def row_of(
     added = torch.zeros(len(layers), hidden)
     units = torch.zeros(len(layers), directions, hidden)
     factors = torch.zeros(len(layers), directions, 2)
-    places: dict[tuple[int, str], int] = {}
-    used = [0] * len(layers)
+    places: dict[str, Tensor] = {}  # by name, at every layer: which of the directions, -1 for none
+    used = torch.zeros(len(layers), dtype=torch.long)
     for term in terms:
-        vector = vectors[term.name]
-        for layer in layers_of(term, vector):
-            at = index.get(layer)
-            if at is None:
-                continue  # another worker's, in a pipeline
-            direction = vector.layers[layer]
-            if term.operation == "add":
-                added[at] += term.value * direction
-                continue
-            length = float(direction.norm())
-            if length == 0.0:
-                continue  # no direction, no component along it
-            place = places.get((at, term.name))
-            if place is None:
-                place = places[at, term.name] = used[at]
-                used[at] += 1
-                if place >= directions:
-                    raise ValueError(f"layer {layer} needs more than {directions} directions")
-                units[at, place] = direction / length
-            level, gain = (0.0, -term.value) if term.operation == "ablate" else (term.value * length, -1.0)
-            factors[at, place, 0] += level
-            factors[at, place, 1] += gain
+        held, stacked, lengths = _stacked(vectors[term.name])
+        # Layers that are not in the index are another worker's, in a pipeline.
+        acts = [layer for layer in layers_of(term, vectors[term.name]) if layer in index]
+        at, rows = torch.tensor([index[i] for i in acts]), torch.tensor([held[i] for i in acts])
+        if not acts:
+            continue
+        if term.operation == "add":
+            added[at] += term.value * stacked[rows]
+            continue
+        there = lengths[rows] > 0  # no direction, no component along it
+        at, rows = at[there], rows[there]
+        place = places.setdefault(term.name, torch.full((len(layers),), -1))
+        new = at[place[at] < 0]
+        place[new] = used[new]
+        used[new] += 1
+        if bool((used > directions).any()):
+            layer = layers[int((used > directions).nonzero()[0])]
+            raise ValueError(f"layer {layer} needs more than {directions} directions")
+        units[at, place[at]] = stacked[rows] / lengths[rows, None]
+        gain = -term.value if term.operation == "ablate" else -1.0
+        factors[at, place[at], 1] += gain
+        if term.operation == "clamp":
+            factors[at, place[at], 0] += term.value * lengths[rows]
     return Row(added, units, factors)
+
+
+_STACKED: weakref.WeakKeyDictionary[SteeringVector, tuple[dict[int, int], Tensor, Tensor]] = weakref.WeakKeyDictionary()
+
+
+def _stacked(vector: SteeringVector) -> tuple[dict[int, int], Tensor, Tensor]:
+    """A vector as one tensor [layers, hidden], where each layer stands in it, and the lengths [layers].
+
+    Kept while the vector lives: with a tensor a layer, a new composition would take longer than a step.
+    """
+    if vector not in _STACKED:
+        stacked = torch.stack(list(vector.layers.values()))
+        _STACKED[vector] = {layer: i for i, layer in enumerate(vector.layers)}, stacked, stacked.norm(dim=1)
+    return _STACKED[vector]
 
 
 class Table:
