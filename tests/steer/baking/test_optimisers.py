@@ -6,8 +6,10 @@ import io
 import itertools
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pico
 import pytest
 import torch
 from torch import Tensor, nn
@@ -355,6 +357,40 @@ def test_the_order_of_parameters_changes_nothing(name: str) -> None:
     train(there, first, range(10, 20))
     train(back, second, range(10, 20))
     assert equal(there, back)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_the_trainer_of_transformers_resumes_to_the_same_bits(name: str, tmp_path: Path) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    torch.set_num_threads(1)
+    rows = [{"input_ids": row, "labels": row} for row in pico.sequences(40, 12, 12)]
+
+    def run(resume: str | None) -> nn.Module:
+        model = pico.build("llama").requires_grad_(True).train()
+        options = {"rank": 4, "refresh": 5} if name == "apollo" else {}
+        optimiser = optimisers.create(name, model.named_parameters(), lr=1e-3, weight_decay=0.01, seed=1, **options)
+        arguments = TrainingArguments(
+            str(tmp_path),
+            max_steps=8,
+            save_steps=4,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+            lr_scheduler_type="cosine",
+            warmup_steps=2,
+            seed=3,
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        trainer = Trainer(model, arguments, train_dataset=rows, optimizers=(optimiser, None))
+        trainer.train(resume_from_checkpoint=resume)
+        return model
+
+    whole = run(None)
+    assert equal(whole, run(str(tmp_path / "checkpoint-4")))
+    assert not equal(whole, pico.build("llama"))
 
 
 @pytest.mark.parametrize("name", NAMES)
