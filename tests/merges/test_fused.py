@@ -1,0 +1,121 @@
+"""The compiled pass over mapped files gives the bits of the one over pieces in memory, for every method that has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from merges import fused, methods
+from merges.engine import run
+from merges.pool import Pool
+from merges.readers import Dense
+from merges.tensor import Input, Tensor
+from vectors.errors import ArtifactError
+from vectors.weights import read_header
+
+FUSED = sorted(name for name, method in methods.available().items() if hasattr(method, "fusion"))
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def made(
+    path: Path, arrays: list[np.ndarray], dtypes: list[str], deltas: list[bool], method: str, pool: Pool, **more: Any
+) -> Tensor:
+    """A tensor whose base (the first) and inputs lie in a file."""
+    save_file(
+        {f"{i}": torch.from_numpy(a).to(DTYPES[d]) for i, (a, d) in enumerate(zip(arrays, dtypes, strict=True))}, path
+    )
+    entries = read_header(path)[0]
+    chosen = methods.find(method)
+    inputs = tuple(Input(f"m{i}", Dense(entries[f"{i}"]), deltas[i - 1], 77 * i) for i in range(1, len(arrays)))
+    each = {o.name: np.linspace(0.3, 0.9, len(inputs)) for o in chosen.OPTIONS if o.each}
+    options = {o.name: o.default for o in chosen.OPTIONS if not o.each} | more.pop("options", {})
+    return Tensor(
+        "w", arrays[0].shape, more.pop("dtype", "F32"), inputs, Dense(entries["0"]), chosen, pool, each, options, **more
+    )
+
+
+def test_all_that_adds_up_is_fused() -> None:
+    assert {"ties", "task_arithmetic", "linear", "dare_ties", "breadcrumbs", "slerp", "karcher", "sce"} <= set(FUSED)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    method=st.sampled_from(FUSED),
+    size=st.sampled_from([1, 2, 4095, 4097, 9001]),
+    dtypes=st.lists(st.sampled_from(list(DTYPES)), min_size=3, max_size=3),
+    deltas=st.lists(st.booleans(), min_size=2, max_size=2),
+    out=st.sampled_from(["F32", "BF16"]),
+    as_delta=st.booleans(),
+    variant=st.sampled_from(
+        [{}, {"rescale": "l1", "zero": "positive", "lambda": 0.7}, {"combine": "sum", "elect": "after"}]
+    ),
+)
+def test_both_paths_give_the_same_bits(
+    tmp_path: Path, method: str, size: int, dtypes: list[str], deltas: list[bool], out: str, as_delta: bool,
+    variant: dict[str, Any],
+) -> None:  # fmt: skip
+    draw = np.random.default_rng(size)
+    base = draw.standard_normal(size).astype(np.float32)
+    arrays = [base, *((not d) * base + 0.1 * draw.standard_normal(size).astype(np.float32) for d in deltas)]
+    known = {o.name for o in methods.find(method).OPTIONS}
+    options = {name: value for name, value in variant.items() if name in known}
+    found = []
+    with Pool(2) as pool:
+        for direct in (True, False):
+            tensor = made(
+                tmp_path / "t.safetensors", arrays, dtypes, deltas, method, pool,
+                options=options, dtype=out, as_delta=as_delta,
+            )  # fmt: skip
+            if direct:
+                assert tensor.direct is not None
+            else:
+                tensor.__dict__["direct"] = None
+            found.append(np.concatenate([piece.copy() for _, piece in run([tensor], pool)]))
+    np.testing.assert_array_equal(found[0].view(np.uint8), found[1].view(np.uint8))
+
+
+def test_what_is_not_finite_is_named_and_what_lies_askew_is_read_otherwise(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    arrays = [draw.standard_normal(5000).astype(np.float32) for _ in range(3)]
+    with Pool(1) as pool:
+        arrays[2][4999] = np.inf
+        for method in ("ties", "task_arithmetic"):
+            tensor = made(tmp_path / "t.safetensors", arrays, ["BF16"] * 3, [False] * 2, method, pool)
+            with pytest.raises(ArtifactError, match="m2 holds a value that is not finite in w, at element 4999"):
+                list(run([tensor], pool))
+        arrays[2][4999] = 0
+        tensor = made(tmp_path / "t.safetensors", arrays, ["F32"] * 3, [False] * 2, "ties", pool)
+        content = (tmp_path / "t.safetensors").read_bytes()
+        length = int.from_bytes(content[:8], "little")
+        text = content[8 : 8 + length].rstrip(b" ") + b" " * 3
+        text += b" " * (len(text) % 2 == 0)  # of an odd length, so that no number begins where it should
+        (tmp_path / "odd").write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+        askew = read_header(tmp_path / "odd")[0]
+        inputs = tuple(i._replace(reader=Dense(askew[f"{n}"])) for n, i in enumerate(tensor.inputs, 1))
+        odd = Tensor(
+            "w", tensor.shape, "F32", inputs,
+            Dense(askew["0"]), tensor.method, pool, tensor.each, tensor.options,
+        )  # fmt: skip
+        assert odd.direct is None
+        for (_, a), (_, b) in zip(run([tensor], pool), run([odd], pool), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_random_mask_depends_on_the_index_alone() -> None:
+    from merges import kernels
+
+    keys, keep = np.array([5, 6], np.uint64), np.array([0.3, 0.8])
+    whole = np.ones((2, 101), np.float32)
+    kernels.drop(whole, keys, keep, 1000)
+    for first, last in ((0, 1), (1, 2), (1, 50), (50, 101), (100, 101)):
+        part = np.ones((2, last - first), np.float32)
+        kernels.drop(part, keys, keep, 1000 + first)
+        np.testing.assert_array_equal(part, whole[:, first:last])
+    assert fused.TILE % 2 == 0
