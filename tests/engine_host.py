@@ -71,19 +71,23 @@ def generate(jobs: list[dict[str, Any]], together: bool = True) -> list[Any]:
 def measure(jobs: list[dict[str, Any]]) -> dict[str, Any]:
     """Seconds from the first request's arrival until the last has ended, by the clock and of the processor.
 
-    With them, what admission took of each request.
+    With them, the processor's seconds of each step, and what admission took of each request.
     """
     time_admission()
     SPENT.clear()
     answers: dict[str, Any] = {}
+    steps = []
     engine = ENGINE.llm_engine
     started, used = time.perf_counter(), time.process_time()
     for i, job in enumerate(jobs):
         engine.add_request(str(i), prompt(job), parameters(job))
-    drain(answers)
+    while engine.has_unfinished_requests():
+        before = time.process_time()
+        drain(answers, 1)
+        steps.append(time.process_time() - before)
     seconds, processor = time.perf_counter() - started, time.process_time() - used
     tokens = sum(len(found["ids"]) for found in answers.values())
-    return {"seconds": seconds, "processor": processor, "tokens": tokens, "spent": SPENT}
+    return {"seconds": seconds, "processor": processor, "steps": steps, "tokens": tokens, "spent": SPENT}
 
 
 SPENT: dict[str, list[float]] = {}  # seconds of each call, in the front end and in the worker

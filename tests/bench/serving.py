@@ -5,10 +5,10 @@
 Two processes hold an engine each on `smollm2`, compiled: stock vLLM, and vLLM with the plugin and 4 directions. A round
 runs every contestant once, in an order drawn anew, so that a drift of the machine meets them all; only one process
 computes at a time. A ratio is taken within its round; what is printed is the geometric mean of the ratios with a 95 %
-interval (bootstrap over rounds), by the clock and by processor time. The clock is what counts, on a machine that does
-nothing else. With `--threads 1` nobody waits for another thread, so processor time is work alone, and says something on
-a busy machine too. Prompts are random tokens, new in every round and equal within it; the prefix cache is off. Engines
-run inside their process, so the plugin's share of the front end is measured too.
+interval (bootstrap over rounds). The clock is what counts, on a machine that does nothing else. With `--threads 1`
+nobody waits for another thread, so processor time is work alone, and that of a run's fastest step is the least
+disturbed on a busy machine. Prompts are random tokens, new in every round and equal within it; the prefix cache is off.
+Engines run inside their process, so the plugin's share of the front end is measured too.
 
     batch      32 requests: nothing steered; each with its own composition of three vectors at all layers; each with 4
                projections at all layers
@@ -46,7 +46,8 @@ VOCABULARY, HIDDEN, LAYERS = 49_152, 576, 30  # of smollm2
 DRAWS = 10_000
 
 Job = dict[str, Any]
-Seconds = tuple[float, float]  # by the clock, and of the processor
+Seconds = tuple[float, float, float]  # by the clock, of the processor, of the processor in the fastest step
+KINDS = ("clock", "processor", "fastest step")
 
 
 def prompts(count: int, length: int, chosen: random.Random) -> list[list[int]]:
@@ -108,12 +109,12 @@ def report(title: str, seconds: Mapping[str, list[Seconds]], pairs: Sequence[tup
     print(f"\n{title}; {len(next(iter(seconds.values())))} rounds")
     found: dict[str, Any] = {"title": title, "seconds": {k: list(v) for k, v in seconds.items()}, "ratios": {}}
     for name, took in seconds.items():
-        middle = median(clock for clock, _ in took)
+        middle = median(clock for clock, _, _ in took)
         rate = f"{tokens / middle:8.1f} tokens/s" if tokens > 1 else f"{middle * 1e3:8.1f} ms"
         print(f"  {name:42} {rate}  (median)")
     for one, other in pairs:
         told = []
-        for kind, name in enumerate(("clock", "processor")):
+        for kind, name in enumerate(KINDS):
             ratios = [b[kind] / a[kind] for a, b in zip(seconds[one], seconds[other], strict=True)]
             mean, low, high = interval(ratios)
             found["ratios"][f"{one} / {other}, {name}"] = (mean, low, high)
@@ -183,7 +184,7 @@ def main() -> None:
         def run(engine: Engines, ids: list[list[int]], tokens: int, steer: Sequence[str] | None = None) -> Seconds:
             found: dict[str, Any] = engine.call("measure", jobs=jobs(ids, tokens, steer))
             assert found["tokens"] == tokens * len(ids)
-            return found["seconds"], found["processor"]
+            return found["seconds"], found["processor"], min(found["steps"])
 
         parts: dict[str, Callable[[], Any]] = {
             "batch": lambda: batch(stock, plugin, run, arguments.rounds, chosen),

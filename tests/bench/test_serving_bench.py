@@ -27,14 +27,14 @@ def test_each_round_runs_every_contestant_once_on_the_same_prompts_and_the_first
     seen: list[tuple[str, int]] = []
 
     def contestant(name: str) -> serving.Seconds:
-        return 1.0, 2.0
+        return 1.0, 2.0, 3.0
 
     def run(name: str):  # type: ignore[no-untyped-def]
         return lambda ids: (seen.append((name, ids[0][0])), contestant(name))[1]
 
     numbers = iter(range(100))
     found = serving.interleaved({name: run(name) for name in "abc"}, 3, lambda: [[next(numbers)]], random.Random(0))
-    assert found == {name: [(1.0, 2.0)] * 3 for name in "abc"}
+    assert found == {name: [(1.0, 2.0, 3.0)] * 3 for name in "abc"}
     for i in range(4):
         assert sorted(seen[3 * i : 3 * i + 3]) == [("a", i), ("b", i), ("c", i)]
     assert len({tuple(name for name, _ in seen[3 * i : 3 * i + 3]) for i in range(4)}) > 1, "in another order"
@@ -48,8 +48,9 @@ def test_compositions_are_all_different_and_what_they_should_be() -> None:
 
 
 def test_a_ratio_above_one_is_faster(capsys: pytest.CaptureFixture[str]) -> None:
-    seconds = {"ours": [(1.0, 2.0)] * 4, "stock": [(2.0, 2.0)] * 4}
+    seconds = {"ours": [(1.0, 2.0, 3.0)] * 4, "stock": [(2.0, 2.0, 6.0)] * 4}
     found = serving.report("title", seconds, [("ours", "stock")], 100)
     assert found["ratios"]["ours / stock, clock"] == pytest.approx((2, 2, 2))
     assert found["ratios"]["ours / stock, processor"] == pytest.approx((1, 1, 1))
+    assert found["ratios"]["ours / stock, fastest step"] == pytest.approx((2, 2, 2))
     assert "100.0 tokens/s" in capsys.readouterr().out
