@@ -4,7 +4,8 @@
     .venv/bin/python tests/bench/extraction.py --memory        peak memory from 256 to 4,096 examples
 
 The peers need an environment of their own: see `peers.py`. Each round runs every contestant once, in turn, so a
-drift of the machine meets them all. An example is one text. Ours is the whole call of `steer.extract`: reading,
+drift of the machine meets them all; where others share the machine, `--processor --threads 1` counts the seconds that
+each had a processor. An example is one text. Ours is the whole call of `steer.extract`: reading,
 tokenising, activations at every layer, the held-out judgement with its shuffled floor. The bare pass computes as many
 tokens as ours must (each distinct token of the prefix tree once), in dense unpadded batches as wide as the examples are
 long, of the size that is fastest, without head and cache; "activations" is our pass alone, without tokenising and
@@ -59,14 +60,15 @@ def rendered(loaded: Any, rows: list[dict[str, str]]) -> list[str]:
     ]
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Seconds of a whole call."""
-    started = time.perf_counter()
+def timed(work: Callable[[], object], processor: bool = False) -> float:
+    """Seconds of a whole call: those of the clock, or those that this process had a processor."""
+    clock = time.process_time if processor else time.perf_counter
+    started = clock()
     work()
-    return time.perf_counter() - started
+    return clock() - started
 
 
-def bare(stack: Any, vocabulary: int, tokens: int, length: int) -> float:
+def bare(stack: Any, vocabulary: int, tokens: int, length: int, processor: bool = False) -> float:
     """Seconds of a forward pass over that many tokens through the decoder alone, in rows of `length`.
 
     The best of several batch sizes, for ours should be measured against the fastest that a pass can be.
@@ -84,7 +86,7 @@ def bare(stack: Any, vocabulary: int, tokens: int, length: int) -> float:
                 stack(input_ids=ids, use_cache=False)
 
         with torch.inference_mode():
-            found.append(timed(repeated) * tokens / (times * ids.numel()))
+            found.append(timed(repeated, processor) * tokens / (times * ids.numel()))
     return min(found)
 
 
@@ -134,10 +136,10 @@ def compare(arguments: argparse.Namespace) -> None:
         assert peers.stdout is not None
         peers.stdin.write(name + "\n")
         peers.stdin.flush()
-        return float(json.loads(peers.stdout.readline())["seconds"])
+        return float(json.loads(peers.stdout.readline())["processor_seconds" if arguments.processor else "seconds"])
 
     def ours() -> float:
-        return timed(lambda: steer.extract(pos, neg, model=loaded))
+        return timed(lambda: steer.extract(pos, neg, model=loaded), arguments.processor)
 
     tokens = steer.extract(pos, neg, model=loaded).tokens["computed"]  # also the warm-up
     texts = [*rendered(loaded, pos), *rendered(loaded, neg)]
@@ -146,13 +148,14 @@ def compare(arguments: argparse.Namespace) -> None:
     tokenised = tokenise([*contrast.positive, *contrast.negative], loaded.tokenizer)
 
     def activations_alone() -> float:
-        return timed(lambda: pool(loaded.model, tokenised, range(len(blocks(loaded.model)))).spill.close())
+        layers = range(len(blocks(loaded.model)))
+        return timed(lambda: pool(loaded.model, tokenised, layers).spill.close(), arguments.processor)
 
     stack, vocabulary = decoder(loaded.model), text_config(loaded.model).vocab_size
     contestants = {
         "steer": ours,
         "activations": activations_alone,
-        "bare forward": lambda: bare(stack, vocabulary, tokens, length),
+        "bare forward": lambda: bare(stack, vocabulary, tokens, length, arguments.processor),
         "steering-vectors": lambda: peer("steering-vectors"),
         "repeng": lambda: peer("repeng"),
     }
@@ -172,7 +175,8 @@ def compare(arguments: argparse.Namespace) -> None:
         f"{machine()}, {arguments.threads} threads, {arguments.dtype}, {count} examples of {length} tokens on average"
     )
     print(f"prompt: {arguments.prompt}; {tokens} tokens to compute, each distinct one once")
-    print(f"{arguments.rounds} rounds, interleaved; median (least to greatest)")
+    what = "processor seconds, on a machine that others share" if arguments.processor else "seconds"
+    print(f"{arguments.rounds} rounds, interleaved, in {what}; median (least to greatest)")
     for name, took in seconds.items():
         print(f"{name:17} {spread([count / t for t in took])} examples/s")
     for name in ("steering-vectors", "repeng", "bare forward"):
@@ -211,6 +215,7 @@ def main() -> None:
     parser.add_argument("--prompt", choices=["own", "one"], default="own", help="a pair's own prompt, or one for all")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--processor", action="store_true", help="count processor seconds; sensible with --threads 1")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

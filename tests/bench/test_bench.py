@@ -27,6 +27,18 @@ def test_a_whole_call_is_timed(clock: list[float]) -> None:
     assert extraction.timed(work) == 3.0
 
 
+def test_the_time_on_a_processor_is_another_clock(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    used = [0.0]
+    monkeypatch.setattr(extraction.time, "process_time", lambda: used[0])
+
+    def work() -> None:
+        clock[0] += 3.0  # two of them waiting for others
+        used[0] += 1.0
+
+    assert extraction.timed(work) == 3.0
+    assert extraction.timed(work, processor=True) == 1.0
+
+
 @pytest.mark.parametrize("fastest", extraction.PASSES)
 def test_the_bare_pass_is_the_fastest_of_its_shapes(fastest: int, clock: list[float]) -> None:
     def stack(input_ids: Any, use_cache: bool) -> None:
