@@ -45,14 +45,12 @@ class Norms:
         """The mean norm."""
         return self.total / max(self.count, 1)
 
-    def add(self, states: Tensor, weights: Tensor) -> None:
-        """Add states [tokens, hidden], each as often as a row of weights [examples, tokens] is not zero there."""
-        times = (weights > 0).sum(0)
-        norms = states.norm(dim=-1)[times > 0]
-        if len(norms):
-            self.count += int(times.sum())
-            self.total += float((norms * times[times > 0]).sum())
-            self.largest = max(self.largest, float(norms.max()))
+    def add(self, states: Tensor, times: Tensor) -> None:
+        """Add states [tokens, hidden], each as many times as `times` [tokens] says."""
+        norms = states.norm(dim=-1).masked_fill(times == 0, 0.0)  # what never counts need not be finite
+        self.count += int(times.sum())
+        self.total += float((norms * times).sum())
+        self.largest = max(self.largest, float(norms.max()))
 
 
 @dataclass
@@ -237,12 +235,13 @@ class _Run:
         """Run the model on `inputs` and store each example's weighted sum; weights are [examples, rows, tokens]."""
         flat = weights.flatten(1).to(self.device)
         prefix = self._prefix_weights(indices)
+        times, prefix_times = (flat > 0).sum(0), (prefix > 0).sum(0)
 
         def sum_up(position: int, states: Tensor) -> None:
-            states = states.float().flatten(0, 1)
-            sums = _weighted_sums(flat, states)
+            parts = [(flat, states.float().flatten(0, 1), times)]
             if self.prefix_states:
-                sums += _weighted_sums(prefix, self.prefix_states[position])
+                parts.append((prefix, self.prefix_states[position], prefix_times))
+            sums = torch.stack([_weighted_sums(weights, states) for weights, states, _ in parts]).sum(0)
             if not bool(torch.isfinite(sums).all()):
                 broken = int((~torch.isfinite(sums)).any(1).nonzero()[0])
                 index = indices[broken]
@@ -253,9 +252,8 @@ class _Run:
                 )
             self.result.spill.write(position, indices, sums)
             seen = self.result.norms[self.result.layers[position]]
-            seen.add(states, flat)
-            if self.prefix_states:
-                seen.add(self.prefix_states[position], prefix)
+            for _, states, often in parts:
+                seen.add(states, often)
 
         with self._hooked(sum_up):
             inputs = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
