@@ -329,3 +329,18 @@ def test_a_method_from_a_file_of_its_own_needs_only_numpy(here: Path, monkeypatc
     name = "lm_head.weight"
     d = torch.stack([a[name].float() - base[name].float(), b[name].float() - base[name].float()])
     torch.testing.assert_close(out[name], base[name].float() + d.gather(0, d.abs().argmax(0)[None])[0])
+
+
+def test_an_adapter_that_was_trained_on_another_model_is_spoken_of(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from merges.planning import plan
+    from vectors import references
+
+    monkeypatch.setattr(references, "resolve", lambda name: references.ModelSource(Path(name), f"org/{name}", "r"))
+    for trained, notes in (
+        ("org/base", []),
+        ("org/other", ["lora says that it was trained on org/other; here it stands on org/base"]),
+    ):
+        adapter(here / "lora", config={"base_model_name_or_path": trained})
+        for made in (Recipe("task_arithmetic", (part("lora"),), "base"), Recipe("linear", (part("base+lora"),))):
+            assert [note.replace("base+lora", "lora") for note in plan(made).notes] == notes
+        (here / "lora").rename(here / trained.replace("/", "-"))

@@ -49,6 +49,11 @@ def test_from_two_models_to_a_merge_that_transformers_loads(here: Path, capsys: 
     assert record["plan"] in card
     assert record["outputs"]["model.safetensors"] in card
     assert run(["merge", "--verify", "both"]) == 0
+    Path("base").rename("elsewhere")
+    Path("a.safetensors").rename("moved.safetensors")
+    assert run(["merge", "--verify", "both"]) == 1
+    assert "say where its inputs are: --vector NAME=PATH" in capsys.readouterr().err
+    assert run(["merge", "--verify", "both", "--vector", "a=moved.safetensors", "--base", "elsewhere"]) == 0
 
 
 def test_apply_restores_the_fine_tuned_model_and_takes_expressions(
@@ -94,6 +99,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(here: Path, capsys: pytest
         (["merge", "a", "--ties", "--base", "base"], 2, "there is no output"),
         (["merge", "a", "--ties", "--set", "elect", "--base", "base", "-o", "x"], 2, "is not NAME=VALUE"),
         (["merge", "--verify", "a"], 1, "name a folder that `steer merge` wrote"),
+        (["merge", "a", "--verify", "b"], 2, "--verify takes nothing but a finished merge"),
         (["diff", "base", "a", "-o", "v.safetensors", "--storage", "lowrank:0"], 2, "the storage 'lowrank:0' is none"),
         (["diff", "base", "a", "-o", "v.bin"], 1, "no name for a task vector"),
         (["apply", "base", "v.safetensors", "-o", "x"], 1, "there is no file v.safetensors"),
@@ -136,11 +142,14 @@ def test_methods_are_listed_and_adapters_written(here: Path, capsys: pytest.Capt
     assert json.loads(Path("lora2/adapter_config.json").read_text())["r"] == 8
 
 
-def test_steering_vectors_are_merged_into_a_steering_vector(here: Path) -> None:
+def test_steering_vectors_are_merged_into_a_steering_vector(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("warm", "calm"):
         SteeringVector({1: torch.randn(16)}, {"base": {"digest": "sha256:x"}}).save(f"{name}.safetensors")
     assert run(["merge", "warm.safetensors", "calm.safetensors", "--ties", "-o", "both.safetensors"]) == 0
     assert SteeringVector.load("both.safetensors").metadata["method"]["name"] == "ties"
+    capsys.readouterr()
+    assert run(["merge", "warm.safetensors", "calm.safetensors", "--ties", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["layers"] == [1]
     assert run(["merge", "warm.safetensors", "a", "--ties", "-o", "x.safetensors"]) == 2
 
 

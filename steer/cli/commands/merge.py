@@ -43,7 +43,10 @@ if TYPE_CHECKING:
 @click.option("--without", multiple=True, metavar="NAME", help="Leave this input of the recipe out: an exact undo.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, and stop.")
 @click.option(
-    "--verify", type=options.File, metavar="OUT", help="Compute a finished merge again, and compare every byte."
+    "--verify",
+    type=options.File,
+    metavar="OUT",
+    help="Compute a finished merge again, and compare every byte; --vector and --base tell where inputs lie now.",
 )
 @click.option("--methods", is_flag=True, help="List the methods and their options.")
 @click.option("--seed", type=int, help="Where all randomness comes from.  [default: 0]")
@@ -81,6 +84,8 @@ def command(
         _print_methods(as_json)
         return
     if verify is not None:
+        if inputs or expr is not None or recipe is not None or out is not None:
+            raise UsageError("--verify takes nothing but a finished merge", "steer merge --verify OUT")
         with output.progress("verifying") as progress:
             places = vectors | ({"base": given["base"]} if given["base"] else {})
             record = running.verify(verify, places=places, memory=memory, threads=threads, progress=progress)
@@ -199,7 +204,10 @@ def _merge_steering(recipe: Recipe, out: Path | None, dry_run: bool, as_json: bo
         check_writable(out)
     found = steering.merge(recipe, [SteeringVector.load(part.model) for part in recipe.parts])
     if dry_run or out is None:
-        click.echo(repr(found))
+        if as_json:
+            output.print_json({"layers": list(found.layers), "recipe": recipe.value()})
+        else:
+            click.echo(repr(found))
         return
     digest = found.save(out)
     if as_json:
