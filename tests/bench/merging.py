@@ -7,9 +7,9 @@
 Four bfloat16 models of that many parameters are generated under the names and shapes of a Llama: a base and three
 fine-tunes. Each round runs every contestant once, in turn, so a drift of the machine meets them all; before each the
 inputs are read once, so that all are warm. The floor reads the inputs with `cat` and copies one with `cp`. Every
-contestant is a process of its own: start-up, planning, checks, digests and the flush to disk are inside its time. The
-first of our runs has the inputs' SHA-256 to compute; later ones remember them, and both are printed. Peak anonymous
-memory is RssAnon, sampled every 20 ms.
+contestant is a process of its own, whose processor seconds say more than the clock on a busy machine: start-up,
+planning, checks, digests and the flush to disk are inside its time. The first of our runs has the inputs' SHA-256 to
+compute; later ones remember them, and both are printed. Peak anonymous memory is RssAnon, sampled every 20 ms.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import functools
 import json
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 
@@ -91,9 +93,18 @@ def generate(folder: Path, billions: float) -> int:
     return sum(size // 2 for _, _, size in layout.values())
 
 
-def timed(command: list[str], folder: Path) -> tuple[float, float]:
-    """Seconds and peak RssAnon in GB of a process and its children."""
+class Run(NamedTuple):
+    """Seconds on the wall, peak RssAnon in GB, and processor seconds of all threads and children."""
+
+    seconds: float
+    peak: float
+    cpu: float
+
+
+def timed(command: list[str], folder: Path) -> Run:
+    """Run one contestant."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(folder / "cache")}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
     process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     peak, alive = [0.0], threading.Event()
@@ -115,7 +126,8 @@ def timed(command: list[str], folder: Path) -> tuple[float, float]:
     watcher.join()
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{output.decode()[-2000:]}")
-    return seconds, peak[0]
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return Run(seconds, peak[0], after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
 
 def ours(method: str) -> list[str]:
@@ -166,11 +178,9 @@ def warm(folder: Path) -> None:
                 pass
 
 
-def rounds(
-    contestants: dict[str, Callable[[], list[str]]], folder: Path, count: int
-) -> dict[str, list[tuple[float, float]]]:
-    """Seconds and memory of every contestant, round by round."""
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
+def rounds(contestants: dict[str, Callable[[], list[str]]], folder: Path, count: int) -> dict[str, list[Run]]:
+    """What was measured of every contestant, round by round."""
+    found: dict[str, list[Run]] = {name: [] for name in contestants}
     for _ in range(count):
         for name, command in contestants.items():
             shutil.rmtree(folder / "out", ignore_errors=True)
@@ -188,21 +198,27 @@ def machine() -> str:
     return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
 
 
-def report(methods: list[str], found: dict[str, list[tuple[float, float]]], size: int, first: dict[str, float]) -> None:
+def report(methods: list[str], found: dict[str, list[Run]], size: int, first: dict[str, float]) -> None:
     """Seconds, GB/s, memory and the ratios to the floor and to mergekit, pair by pair."""
     for method in methods:
         mine, least = found[f"steer {method}"], found[f"floor {method}"]
         files = {"slerp": 3, "nearswap": 3, "nuslerp": 4}.get(method, 5)
-        seconds = [s for s, _ in mine]
-        speed, peak = files * size / median(seconds) / 1e9, max(m for _, m in mine)
+        seconds = [run.seconds for run in mine]
+        speed, peak = files * size / median(seconds) / 1e9, max(run.peak for run in mine)
         print(f"{method:18} steer {spread(seconds)} s, {speed:.2f} GB/s read and written, RssAnon {peak:.2f} GB")
         print(f"{'':18} {first[method]:.2f} s where the inputs' digests are computed too")
-        ratios = spread([a[0] / b[0] for a, b in zip(mine, least, strict=True)])
-        print(f"{'':18} / floor {ratios}  (cat and cp: {spread([s for s, _ in least])} s)")
+        print(f"{'':18} processor {spread([run.cpu for run in mine])} s; cat and cp {spread([r.cpu for r in least])} s")
+        ratios = spread([a.seconds / b.seconds for a, b in zip(mine, least, strict=True)])
+        print(f"{'':18} / floor {ratios}  (cat and cp: {spread([run.seconds for run in least])} s)")
         other = found.get(f"mergekit {method}")
         if other:
-            print(f"{'':18} mergekit {spread([s for s, _ in other])} s, RssAnon {max(m for _, m in other):.2f} GB")
-            print(f"{'':18} mergekit / steer {spread([b[0] / a[0] for a, b in zip(mine, other, strict=True)])}")
+            print(
+                f"{'':18} mergekit {spread([r.seconds for r in other])} s, RssAnon {max(r.peak for r in other):.2f} GB"
+            )
+            print(
+                f"{'':18} mergekit / steer {spread([b.seconds / a.seconds for a, b in zip(mine, other, strict=True)])}"
+            )
+            print(f"{'':18} in processor seconds {spread([b.cpu / a.cpu for a, b in zip(mine, other, strict=True)])}")
 
 
 def main() -> None:
@@ -232,7 +248,7 @@ def main() -> None:
                 shutil.rmtree(folder / "out", ignore_errors=True)
                 shutil.rmtree(folder / "cache", ignore_errors=True)
                 warm(folder)
-                first[method] = timed(ours(method), folder)[0]
+                first[method] = timed(ours(method), folder).seconds
                 contestants[f"floor {method}"] = functools.partial(floor, method)
                 contestants[f"steer {method}"] = functools.partial(ours, method)
                 if arguments.mergekit and method in ("ties", "task_arithmetic"):
