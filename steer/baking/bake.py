@@ -172,7 +172,7 @@ def _held(request: Request, loaded: LoadedModel, prepared: Prepared, tell: Tell)
     """What is measured on: held-out samples, neutral continuations that the base writes, examples of the trait."""
     tell({"stage": "asking the base for neutral text"})
     neutral = neutral_rows(loaded, request.settings.seed)
-    base = [comparing.logits_of(loaded.model, row) for row in neutral]
+    base = dict(comparing.completions(loaded.model, neutral))
     sides: list[list[comparing.Row]] = [[], []]
     if request.pos and request.neg:
         contrast = read(request.pos, request.neg)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -11,7 +11,10 @@ from torch import Tensor
 
 from probes.tokens import rendered
 
-Within = Callable[[int], AbstractContextManager[None]]  # from a row's prompt length to the context its pass runs in
+Within = Callable[
+    [Sequence[int]], AbstractContextManager[None]
+]  # from the rows' prompt lengths to their pass's context
+BATCH = 8
 
 
 class Row(NamedTuple):
@@ -19,6 +22,11 @@ class Row(NamedTuple):
 
     ids: list[int]
     prompt: int
+
+    @property
+    def said(self) -> list[int]:
+        """The ids of the response."""
+        return self.ids[self.prompt :]
 
 
 class Difference(NamedTuple):
@@ -30,7 +38,7 @@ class Difference(NamedTuple):
     tokens: int
 
 
-def plain(_prompt: int) -> AbstractContextManager[None]:
+def plain(_prompts: Sequence[int]) -> AbstractContextManager[None]:
     """The model as it is."""
     return nullcontext()
 
@@ -43,7 +51,7 @@ def rows_of(model: Any, tokenizer: Any, prompts: Sequence[str], tokens: int, wit
         if not tokens:
             found.append(Row(ids, len(ids)))
             continue
-        with within(len(ids)), torch.inference_mode():
+        with within([len(ids)]), torch.inference_mode():
             output = model.generate(
                 given,
                 attention_mask=torch.ones_like(given),
@@ -60,15 +68,37 @@ def rows_of(model: Any, tokenizer: Any, prompts: Sequence[str], tokens: int, wit
 
 def logits_of(model: Any, row: Row, within: Within = plain) -> Tensor:
     """The logits of every token of a row, float32 [tokens, vocabulary] on the CPU."""
-    with within(row.prompt), torch.inference_mode():
+    with within([row.prompt]), torch.inference_mode():
         ids = torch.tensor([row.ids], device=_device(model))
         return model(input_ids=ids, use_cache=False).logits[0].float().cpu()
 
 
-def scores_of(logits: Tensor, row: Row) -> list[float]:
-    """The log-probability of every token of a row but the first, in nats."""
-    logs = logits[:-1].double().log_softmax(-1)
-    return [float(score) for score in logs.gather(1, torch.tensor(row.ids)[1:, None])[:, 0]]
+def completions(model: Any, rows: Sequence[Row], within: Within = plain) -> Iterator[tuple[int, Tensor]]:
+    """By row, in no order: its place, and the logits before each token of its completion, [completion, vocabulary].
+
+    Rows of like length share a pass, since at this size a pass costs little more than reading the weights once.
+    """
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+    device = _device(model)
+    for start in range(0, len(order), BATCH):
+        places = order[start : start + BATCH]
+        batch = [rows[i] for i in places]
+        longest = max(len(row.ids) for row in batch)
+        ids = torch.tensor([row.ids + [0] * (longest - len(row.ids)) for row in batch], device=device)
+        mask = torch.tensor([[1] * len(row.ids) + [0] * (longest - len(row.ids)) for row in batch], device=device)
+        first = min(row.prompt for row in batch) - 1
+        keep = torch.arange(first, longest - 1, device=device)
+        with within([row.prompt for row in batch]), torch.inference_mode():
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep).logits
+        for place, row, own in zip(places, batch, logits, strict=True):
+            # Out of inference mode: what is kept may be needed for a backward pass.
+            yield place, own[row.prompt - 1 - first : len(row.ids) - 1 - first].float().cpu().clone()
+
+
+def scores_of(logits: Tensor, ids: Sequence[int]) -> list[float]:
+    """The log-probability of each token of `ids` in nats, from the logits before each, [tokens, vocabulary]."""
+    logs = logits.double().log_softmax(-1)
+    return [float(score) for score in logs.gather(1, torch.tensor(ids)[:, None])[:, 0]]
 
 
 def divergence(reference: Tensor, other: Tensor) -> Tensor:

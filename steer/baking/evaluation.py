@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from steer.baking import comparing
@@ -21,7 +19,7 @@ class Held(NamedTuple):
 
     behaviour: Sequence[Sample]
     neutral: Sequence[Row]
-    neutral_base: Sequence[Tensor]
+    neutral_base: Mapping[int, Tensor]  # by place
     positive: Sequence[Row]
     negative: Sequence[Row]
 
@@ -36,10 +34,9 @@ def look(model: Any, held: Held, within: Within = comparing.plain) -> dict[str, 
     if held.behaviour:
         found["kl_teacher"] = from_teacher(model, held.behaviour, within)
     kl, scores = [], []
-    for row, base in zip(held.neutral, held.neutral_base, strict=True):
-        logits = comparing.logits_of(model, row, within)
-        kl.append(float(comparing.divergence(base, logits)[row.prompt - 1 : -1].mean()))
-        scores.append(_mean(comparing.scores_of(logits, row)[row.prompt - 1 :]))
+    for place, logits in comparing.completions(model, held.neutral, within):
+        kl.append(float(comparing.divergence(held.neutral_base[place], logits).mean()))
+        scores.append(_mean(comparing.scores_of(logits, held.neutral[place].said)))
     found["kl_neutral"], found["perplexity_neutral"] = _mean(kl), math.exp(-_mean(scores))
     if held.positive and held.negative:
         found["margin"] = likelihood(model, held.positive, within) - likelihood(model, held.negative, within)
@@ -48,18 +45,18 @@ def look(model: Any, held: Held, within: Within = comparing.plain) -> dict[str, 
 
 def from_teacher(model: Any, held: Sequence[Sample], within: Within = comparing.plain) -> float:
     """The mean over samples of KL(teacher || model) on their completions, in nats per token."""
+    rows = [Row(sample.ids, sample.prompt) for sample in held]
     values = []
-    for sample in held:
-        logits = _at(model, Row(sample.ids, sample.prompt), within)
-        values.append(float(divergence(logits, sample.target.tokens, sample.target.logs).mean()))
+    for place, logits in comparing.completions(model, rows, within):
+        target = held[place].target
+        values.append(float(divergence(logits, target.tokens, target.logs).mean()))
     return _mean(values)
 
 
 def likelihood(model: Any, rows: Sequence[Row], within: Within = comparing.plain) -> float:
     """The mean over rows of the mean log-likelihood of the completion's tokens, in nats."""
-    return _mean(
-        [_mean(comparing.scores_of(comparing.logits_of(model, row, within), row)[row.prompt - 1 :]) for row in rows]
-    )
+    found = comparing.completions(model, rows, within)
+    return _mean([_mean(comparing.scores_of(logits, rows[place].said)) for place, logits in found])
 
 
 def dose(base: dict[str, float], teacher: dict[str, float], student: dict[str, float]) -> dict[str, float]:
@@ -78,15 +75,6 @@ def dose(base: dict[str, float], teacher: dict[str, float], student: dict[str, f
 def retention(base: dict[str, float], student: dict[str, float]) -> float:
     """Perplexity of the base over that of the student on neutral rows that the base wrote: 1 has forgotten nothing."""
     return base["perplexity_neutral"] / student["perplexity_neutral"]
-
-
-def _at(model: Any, row: Row, within: Callable[[int], AbstractContextManager[None]]) -> Tensor:
-    """The logits that predict a row's completion."""
-    with within(row.prompt), torch.inference_mode():
-        device = next(model.parameters()).device
-        keep = torch.arange(row.prompt - 1, len(row.ids) - 1, device=device)
-        ids = torch.tensor([row.ids], device=device)
-        return model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits[0].float().cpu()
 
 
 def _mean(values: Sequence[float]) -> float:

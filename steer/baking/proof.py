@@ -53,8 +53,8 @@ def prove(
     `vllm` None means where it is installed. Raises ProofError with the figures, ModelError for what can't be loaded.
     """
 
-    def composed(prompt: int) -> contextlib.AbstractContextManager[None]:
-        return steered(original.model, composition, vectors=vectors, prompt_length=prompt, any_base=any_base)
+    def composed(prompts: Sequence[int]) -> contextlib.AbstractContextManager[None]:
+        return steered(original.model, composition, vectors=vectors, prompt_length=prompts, any_base=any_base)
 
     waiting("asking the steered model")
     rows = comparing.rows_of(original.model, original.tokenizer, prompts[:PROMPTS], TOKENS, composed)
@@ -62,7 +62,7 @@ def prove(
     expected = served
     if effects.ablates:
 
-        def at_every_write(_prompt: int) -> contextlib.AbstractContextManager[None]:
+        def at_every_write(_prompts: Sequence[int]) -> contextlib.AbstractContextManager[None]:
             return reference(original.model, effects, layout)
 
         expected = [comparing.logits_of(original.model, row, at_every_write) for row in rows]
@@ -102,7 +102,7 @@ def prove(
 
 def _in_vllm(written: Path, rows: Sequence[comparing.Row], logits: Sequence[Any]) -> dict[str, Any]:
     scores = vllm_scores.scores(written, [row.ids for row in rows])
-    expected = [comparing.scores_of(one, row) for one, row in zip(logits, rows, strict=True)]
+    expected = [comparing.scores_of(one[:-1], row.ids[1:]) for one, row in zip(logits, rows, strict=True)]
     pairs = [pair for a, b in zip(expected, scores, strict=True) for pair in zip(a, b, strict=True)]
     return {"max_log_probability": max(abs(a - b) for a, b in pairs), "tokens": len(pairs)}
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file, save
 
-from steer.baking.comparing import Row, Within, plain
+from steer.baking.comparing import Row, Within, completions, plain
 from steer.baking.targets import TOP, Target, certain, top
 from vectors.files import digest_json, write_atomically
 
@@ -46,21 +46,13 @@ def taught_by(
     count: int = TOP,
 ) -> list[Sample]:
     """What the teacher says at each token: `asked` are the rows as it sees them, ending as the student's `rows` do."""
-    found = []
-    for row, seen in zip(rows, asked, strict=True):
-        with within(seen.prompt), torch.inference_mode():
-            ids = torch.tensor([seen.ids], device=next(model.parameters()).device)
-            keep = torch.arange(seen.prompt - 1, len(seen.ids) - 1, device=ids.device)
-            logits = model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits[0]
-        target = top(logits, count)
-        # Tensors of inference can't be saved for backward.
-        found.append(Sample(row.ids, row.prompt, Target(target.tokens.cpu().clone(), target.logs.cpu().clone()), kind))
-    return found
+    targets = {place: top(logits, count) for place, logits in completions(model, asked, within)}
+    return [Sample(row.ids, row.prompt, targets[place], kind) for place, row in enumerate(rows)]
 
 
 def told_by(rows: Sequence[Row], *, kind: str = BEHAVIOUR) -> list[Sample]:
     """The texts themselves are what is to be predicted."""
-    return [Sample(row.ids, row.prompt, certain(torch.tensor(row.ids[row.prompt :])), kind) for row in rows]
+    return [Sample(row.ids, row.prompt, certain(torch.tensor(row.said)), kind) for row in rows]
 
 
 def save_all(samples: Sequence[Sample], path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ import torch
 
 from probes.generate import SharedNoise
 from probes.model import memory_reported
-from steer.baking.comparing import Row, logits_of, scores_of
+from steer.baking.comparing import Row, completions, scores_of
 
 BATCH = 16
 PERPLEXITY = 60.0  # of the plain model, above which a completion is no text
@@ -73,32 +74,25 @@ def _ends(model: Any, tokenizer: Any) -> list[int]:
 
 def fit_to_learn(model: Any, tokenizer: Any, rows: Sequence[Row]) -> Kept:
     """Leave out what is empty, repeats itself, speaks of being a model, or is no text to the plain model."""
-    kept: list[Row] = []
-    places: list[int] = []
-    left_out: Counter[str] = Counter()
-    for place, row in enumerate(rows):
-        reason = _reason(model, tokenizer, row)
-        if reason:
-            left_out[reason] += 1
-        else:
-            kept.append(row)
-            places.append(place)
-    return Kept(kept, places, dict(left_out))
+    reasons = {place: _bad_words(tokenizer, row) for place, row in enumerate(rows)}
+    words = [place for place, reason in reasons.items() if reason is None]
+    for at, logits in completions(model, [rows[place] for place in words]):
+        scores = scores_of(logits, rows[words[at]].said)
+        if sum(scores) / len(scores) < -math.log(PERPLEXITY):
+            reasons[words[at]] = "is no text to the plain model"
+    places = [place for place, reason in reasons.items() if reason is None]
+    left_out = Counter(reason for reason in reasons.values() if reason is not None)
+    return Kept([rows[place] for place in places], places, dict(left_out))
 
 
-def _reason(model: Any, tokenizer: Any, row: Row) -> str | None:
-    said = row.ids[row.prompt :]
-    text = tokenizer.decode(said, skip_special_tokens=True)
+def _bad_words(tokenizer: Any, row: Row) -> str | None:
+    """Why a completion is not fit to learn from, by its words alone."""
+    text = tokenizer.decode(row.said, skip_special_tokens=True)
     if not text.strip():
         return "empty"
     if NARRATION.search(text):
         return "speaks of being a model"
-    if repeated(said) > REPEATED:
-        return "repeats itself"
-    scores = scores_of(logits_of(model, row), row)[row.prompt - 1 :]
-    if sum(scores) / len(scores) < -torch.log(torch.tensor(PERPLEXITY)).item():
-        return "is no text to the plain model"
-    return None
+    return "repeats itself" if repeated(row.said) > REPEATED else None
 
 
 def repeated(ids: Sequence[int]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,14 +44,14 @@ def compare(
                 data.rows(side[-examples:], ready.tokenizer, longest) for side in (contrast.positive, contrast.negative)
             ]
             neutral = neutral_rows(ready, seed)
-            base = [comparing.logits_of(ready.model, row) for row in neutral]
+            base = dict(comparing.completions(ready.model, neutral))
             held = evaluation.Held([], neutral, base, *sides)
         within: comparing.Within = comparing.plain
         if shown.composition is not None:
 
-            def within(prompt: int, shown: Shown = shown, model: Any = ready.model) -> Any:
+            def within(prompts: Sequence[int], shown: Shown = shown, model: Any = ready.model) -> Any:
                 assert shown.composition is not None
-                return steered(model, shown.composition, vectors=shown.vectors, prompt_length=prompt)
+                return steered(model, shown.composition, vectors=shown.vectors, prompt_length=prompts)
 
         found[name] = evaluation.look(ready.model, held, within)
     return found

@@ -20,7 +20,7 @@ from vectors.steering import SteeringVector
 class Teacher(NamedTuple):
     """How the model is made to show the behaviour.
 
-    `within` is the context for one row by its prompt's length, `batched` the one for a generation; `asked` gives the
+    `within` is the context for rows by their prompts' lengths, `batched` the one for a generation; `asked` gives the
     ids of prompts as the teacher is asked them.
     """
 
@@ -35,8 +35,8 @@ def by_composition(
 ) -> Teacher:
     """The model under a composition."""
 
-    def within(prompt: int) -> AbstractContextManager[None]:
-        return steered(model, composition, vectors=vectors, prompt_length=prompt, any_base=any_base)
+    def within(prompts: Sequence[int]) -> AbstractContextManager[None]:
+        return steered(model, composition, vectors=vectors, prompt_length=prompts, any_base=any_base)
 
     def batched() -> AbstractContextManager[None]:
         return steered(model, composition, vectors=vectors, any_base=any_base)
@@ -68,4 +68,4 @@ def by_prompt(prompt: str) -> Teacher:
 
 def as_student(rows: Sequence[Row], prompts: Sequence[Sequence[int]]) -> list[Row]:
     """The same completions after the prompts as the student is asked them."""
-    return [Row([*prompt, *row.ids[row.prompt :]], len(prompt)) for row, prompt in zip(rows, prompts, strict=True)]
+    return [Row([*prompt, *row.said], len(prompt)) for row, prompt in zip(rows, prompts, strict=True)]

@@ -180,7 +180,7 @@ def train(
     good checkpoint, for a loss that is no number or leaps.
     """
     started = time.monotonic()
-    every = settings.evaluate or max(1, min(50, settings.steps // 8))
+    every = settings.evaluate or max(1, min(50, settings.steps // 6))
     looked_at = {kind: _Samples([s for s in held_out if s.kind == kind]) for kind in (BEHAVIOUR, GENERAL)}
     looked_at = {kind: found for kind, found in looked_at.items() if len(found)}
     arguments = TrainingArguments(

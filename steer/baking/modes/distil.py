@@ -100,7 +100,7 @@ def _prepare(
     students = [*teachers.as_student(said, as_student), *own]
     seen = [
         *said,
-        *(Row([*as_asked[i], *row.ids[row.prompt :]], len(as_asked[i])) for i, row in zip(chosen, own, strict=True)),
+        *(Row([*as_asked[i], *row.said], len(as_asked[i])) for i, row in zip(chosen, own, strict=True)),
     ]
     tell({"stage": "leaving out what is not fit to learn"})
     kept = sampling.fit_to_learn(loaded.model, loaded.tokenizer, students)

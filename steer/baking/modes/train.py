@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from probes.examples import Example
 from probes.model import LoadedModel
 from probes.residual import text_config
 from steer.baking import data, samples
 from steer.baking.bake import Mode, Prepared, Request, Tell
-from steer.baking.comparing import logits_of, scores_of
+from steer.baking.comparing import completions, scores_of
 from steer.baking.general import general_samples
 from steer.baking.objectives import divergence, preference
 from steer.baking.samples import Sample
@@ -45,12 +43,8 @@ def prefer(request: Request, path: Path) -> Mode:
 def _scored(loaded: LoadedModel, examples: list[Example]) -> list[Sample]:
     """The examples as samples, with the base's log-likelihood of each completion."""
     rows = data.rows(examples, loaded.tokenizer, _longest(loaded))
-    found = []
-    for sample, row in zip(samples.told_by(rows), rows, strict=True):
-        with torch.inference_mode():
-            scores = scores_of(logits_of(loaded.model, row), row)[row.prompt - 1 :]
-        found.append(sample._replace(likelihood=sum(scores)))
-    return found
+    likelihoods = {i: sum(scores_of(logits, rows[i].said)) for i, logits in completions(loaded.model, rows)}
+    return [sample._replace(likelihood=likelihoods[i]) for i, sample in enumerate(samples.told_by(rows))]
 
 
 def _with_general(request: Request, loaded: LoadedModel, made: list[Sample], tell: Tell) -> Prepared:
