@@ -15,7 +15,7 @@ from probes.generate import SharedNoise
 from probes.model import memory_reported
 from steer.baking.comparing import Row, completions, scores_of
 
-BATCH = 16
+BATCH = 64
 PERPLEXITY = 60.0  # of the plain model, above which a completion is no text
 REPEATED = 0.3  # of the 4-grams, above which it goes round in circles
 NARRATION = re.compile(
