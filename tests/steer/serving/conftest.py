@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from engine_process import Engines
 
-NEED_VLLM = {"engines", "stock", "server"}
+NEED_VLLM = {"engines", "stock", "server", "pair"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
