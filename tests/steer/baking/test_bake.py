@@ -244,6 +244,7 @@ test_bake.distilled(Path({folder!r}), SteeringVector.load({vector!r}), Path({ask
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_weights(
     folder: Path, vector: SteeringVector, asked: Path, tmp_path: Path
 ) -> None:
