@@ -81,16 +81,22 @@ def merging(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def parse_bindings(texts: tuple[str, ...]) -> dict[str, Path]:
     """`NAME=FILE` options. Raises UsageError with every bad one."""
-    found: dict[str, Path] = {}
+    found = parse_named(texts, "--vector", "FILE", "write --vector warm=warm.safetensors")
+    return {name: Path(file) for name, file in found.items()}
+
+
+def parse_named(texts: tuple[str, ...], flag: str, what: str, hint: str) -> dict[str, str]:
+    """Options of the form NAME=... in their order. Raises UsageError with every bad one."""
+    found: dict[str, str] = {}
     problems = []
     for text in texts:
-        name, equals, file = text.partition("=")
-        if not (name and equals and file):
-            problems.append(f"--vector {text!r} is not NAME=FILE")
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            problems.append(f"{flag} {text!r} is not NAME={what}")
         elif name in found:
-            problems.append(f"--vector {name} is given twice")
+            problems.append(f"{flag} {name} is given twice")
         else:
-            found[name] = Path(file)
+            found[name] = value
     if problems:
-        raise UsageError(problems, "write --vector warm=warm.safetensors")
+        raise UsageError(problems, hint)
     return found

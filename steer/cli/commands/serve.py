@@ -11,7 +11,6 @@ from typing import Any
 import click
 
 from steer.cli import options, output
-from vectors.errors import UsageError
 
 
 @options.command(
@@ -64,7 +63,7 @@ def command(
     """
     settings: dict[str, Any] = {
         "vectors": {name: str(path.expanduser().absolute()) for name, path in vectors.items()},
-        "arms": parse_arms(arms),
+        "arms": options.parse_named(arms, "--arm", "EXPRESSION", "write --arm friendly='1.2*warm - 0.4*formal'"),
         "rows": steer_rows,
         "directions": steer_directions,
         "folders": [str(folder.expanduser().absolute()) for folder in folders],
@@ -101,23 +100,6 @@ def command(
         output.say("Ctrl-C ends it")
         server.wait()
     output.say("ended")
-
-
-def parse_arms(texts: tuple[str, ...]) -> dict[str, str]:
-    """`NAME=EXPRESSION` options. Raises UsageError with every bad one."""
-    found: dict[str, str] = {}
-    problems = []
-    for text in texts:
-        name, equals, expression = text.partition("=")
-        if not (name and equals and expression):
-            problems.append(f"--arm {text!r} is not NAME=EXPRESSION")
-        elif name in found:
-            problems.append(f"--arm {name} is given twice")
-        else:
-            found[name] = expression
-    if problems:
-        raise UsageError(problems, "write --arm friendly='1.2*warm - 0.4*formal'")
-    return found
 
 
 def _say_waiting(stage: str) -> None:
