@@ -16,11 +16,14 @@ setup:
 demo: setup
 	@.venv/bin/python examples/demo.py
 
+# One worker a core; what starts an engine runs in one of them, on the first core.
+PYTEST = .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+
 test: setup
-	.venv/bin/python -m pytest
+	$(PYTEST)
 
 test-fast: setup
-	.venv/bin/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: setup
 	.venv/bin/python -m ruff check .

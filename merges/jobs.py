@@ -197,9 +197,9 @@ class Builder:
                 others.append(other)
         return Copy(name, entry, tuple(others))
 
-    def _position(self, name: str, depth: int | None = None) -> float:
-        layer, depth = slices.layer_of(name), depth or self.depth
-        return layer / (depth - 1) if layer is not None and depth > 1 else 0.0
+    def _position(self, name: str) -> float:
+        layer = slices.layer_of(name)
+        return layer / (self.depth - 1) if layer is not None and self.depth > 1 else 0.0
 
     def _open_extras(self, part: Part) -> dict[str, dict[str, Entry]]:
         found = {}
@@ -234,7 +234,8 @@ class Builder:
         """Of slices. Where a method works on deltas, the base as a source only says which of its layers is meant."""
         entries = self.recipe.slices
         models = {source.reference: source for source in [*self.sources, *([self.base] if self.base else [])]}
-        for reference in sorted({source["model"] for entry in entries for source in entry["sources"]} - set(models)):
+        named = {source["model"] for entry in entries for source in entry["sources"]}
+        for reference in sorted((named | {entry["base"] for entry in entries if entry.get("base")}) - set(models)):
             self.problems.append(f"a slice names {reference}, which is not among the models{guess(reference, models)}")
         if any(source.kind != "model" for source in self.sources):
             self.problems.append("slices are cut from models, not from vectors or adapters")
@@ -247,17 +248,19 @@ class Builder:
         if self.problems:
             return []
         placed = slices.places(entries, names)
-        depth = slices.layers(place.name for place in placed)
-        jobs = [self._placed(place, depth) for place in sorted(placed, key=lambda place: place.name)]
+        jobs = [
+            self._placed(place, models[place.base] if place.base else self.base)
+            for place in sorted(placed, key=lambda place: place.name)
+        ]
         return [job for job in jobs if job is not None]
 
-    def _placed(self, place: slices.Place, depth: int) -> Job | None:
+    def _placed(self, place: slices.Place, under: Source | None) -> Job | None:
         own = {
             part.model: (part, source, key)
             for part, source, key in zip(self.parts, self.sources, self.keys, strict=True)
         }
         union = self.union if self.union is not None and place.name in self.union.parameters else None
-        from_base = self.base.reference if self.base is not None and self.method.SPACE != "weight" else None
+        from_base = under.reference if under is not None and self.method.SPACE != "weight" else None
         inputs, options = [], []
         first: Entry | None = None
         for reference, name in place.sources.items():
@@ -283,20 +286,18 @@ class Builder:
         if first.dtype not in FLOATS:
             return Copy(place.name, first)
         base: Reader | None = None
-        if self.base is not None:
-            name = place.sources.get(self.base.reference, next(iter(place.sources.values())))
-            found = self.base.entries.get(name)
+        if under is not None:
+            name = place.sources.get(under.reference, next(iter(place.sources.values())))
+            found = under.entries.get(name)
             if found is None or (found.shape != first.shape and union is None):
-                self.problems.append(
-                    f"the base {self.base.reference} has no {name} of the shape wanted for {place.name}"
-                )
+                self.problems.append(f"the base {under.reference} has no {name} of the shape wanted for {place.name}")
                 return None
-            base = Dense(found) if union is None else union.reader(name, self.base, Dense(found), False)
+            base = Dense(found) if union is None else union.reader(name, under, Dense(found), False)
         each = {option.name for option in self.method.OPTIONS if option.each}
         to_all = {k: v for given in place.options.values() for k, v in given.items() if k not in each}
         shared = dict(self.recipe.options) | place.shared | to_all
         shape = first.shape if union is None else (union.size, *first.shape[1:])
-        return self._tensor(place.name, shape, inputs, base, self._position(place.name, depth), options, shared, first)
+        return self._tensor(place.name, shape, inputs, base, place.position, options, shared, first)
 
 
 def _keys(recipe: Recipe, sources: list[Source]) -> list[str]:

@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from merges.recipe import Recipe
 
 KEYS = (
-    "merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype", "tokenizer_source",
-    "tokenizer", "chat_template", "name",
+    "merge_method", "base_model", "models", "slices", "modules", "parameters", "dtype", "out_dtype",
+    "tokenizer_source", "tokenizer", "chat_template", "name",
 )  # fmt: skip
+MODULE_KEYS = ("models", "slices", "parameters")
 TOKENIZER_KEYS = ("source", "tokens", "pad_to_multiple_of")
 
 
 class Word(NamedTuple):
-    """One of mergekit's parameters: our option for it, our word for each of its values, the only value it may have."""
+    """One of mergekit's parameters: our option for it, and our word for each of its values."""
 
     option: str | None
     values: Mapping[Any, Any] = {}
-    only: Any = None
 
 
 SAME = {name: Word(name) for name in ("weight", "density", "lambda", "gamma", "epsilon", "t", "scale", "filter_wise",
@@ -55,7 +55,7 @@ METHODS: dict[str, dict[str, Word]] = {
     "breadcrumbs_ties": DELTAS | LENGTH | MEAN | _words("gamma"),
     "slerp": _words("t"),
     "nuslerp": _words("weight", nuslerp_row_wise=Word(None), nuslerp_flatten=Word(None)),
-    "multislerp": _words("weight", normalize_weights=Word(None, only=True), eps=Word(None)),
+    "multislerp": _words("weight", normalize_weights=Word("normalize"), eps=Word(None)),
     "karcher": _words("max_iter", "tol"),
     "model_stock": _words("filter_wise"),
     "sce": _words("select_topk") | MASK,
@@ -105,16 +105,33 @@ class _Reading:
         return []
 
     def reference(self, value: Any, what: str) -> str:
-        """A model's name, which mergekit writes as text, or as a mapping with path and revision."""
+        """A model's name, which mergekit writes as text, or as a mapping of `model` and `lora`."""
         if isinstance(value, str):
             return value
-        if isinstance(value, dict) and isinstance(value.get("model"), dict):
-            inner, lora = value["model"], value.get("lora")
-            if isinstance(inner.get("path"), str) and not inner.get("revision"):
-                tail = f"+{lora['path']}" if isinstance(lora, dict) and isinstance(lora.get("path"), str) else ""
-                return inner["path"] + tail
-        self.problems.append(f"{self.where}: {what} names no model")
-        return ""
+        if not isinstance(value, dict) or value.get("model") is None:
+            self.problems.append(f"{self.where}: {what} names no model")
+            return ""
+        self.unknown(value, ("model", "lora", "override_architecture"), f" in {what}")
+        if value.get("override_architecture") is not None:
+            self.problems.append(
+                f"{self.where}: {what}: every architecture is read as it is, so none can be overridden"
+            )
+        parts = [self.path(value["model"], what)]
+        if value.get("lora") is not None:
+            parts.append(self.path(value["lora"], what))
+        return "+".join(parts)
+
+    def path(self, value: Any, what: str) -> str:
+        """A place, which mergekit writes as text, or as a mapping of `path` and `revision`."""
+        if isinstance(value, str):
+            return value
+        good = isinstance(value, dict) and isinstance(value.get("path"), str)
+        revision = value.get("revision") if good else None
+        if not good or not isinstance(revision, str | None):
+            self.problems.append(f"{self.where}: {what} has {value!r} where a path is meant")
+            return ""
+        self.unknown(value, ("path", "revision"), f" in {what}")
+        return value["path"] + (f"@{revision}" if revision else "")
 
     def parameters(self, value: Any, place: str) -> dict[str, Any]:
         """Our options for a mapping of mergekit's parameters."""
@@ -126,8 +143,6 @@ class _Reading:
             if word is None:
                 at = f"{self.where}: {place}: " if place else f"{self.where}: "
                 self.problems.append(f"{at}{self.method} has no parameter {key!r}{guess(str(key), words)}")
-            elif word.only is not None and setting != word.only:
-                self.problems.append(f"{self.where}: {key} is always {word.only!r} here, not {setting!r}")
             elif word.values and (not isinstance(setting, int) or setting not in word.values):
                 self.problems.append(f"{self.where}: {key} is {setting!r}, not true or false")
             elif word.option is not None:
@@ -152,6 +167,7 @@ def parse(value: dict[str, Any], where: str) -> Recipe:
         )
     reading = _Reading(method, where)
     reading.unknown(value, KEYS)
+    value = _alone(value, reading)
     each = {option.name for option in known[method].OPTIONS if option.each}
     shared = reading.parameters(value.get("parameters"), "")
     base = reading.reference(value["base_model"], "base_model") if value.get("base_model") is not None else None
@@ -166,27 +182,33 @@ def parse(value: dict[str, Any], where: str) -> Recipe:
         shared |= {k: v for k, v in own.items() if k not in each}
     slices = []
     for number, entry in enumerate(reading.entries(value.get("slices"), "slices"), 1):
-        reading.unknown(entry, ("sources", "parameters"), f" in slice {number}")
+        reading.unknown(entry, ("sources", "base_model", "residual_weight", "parameters"), f" in slice {number}")
+        if entry.get("residual_weight") is not None:
+            reading.problems.append(f"{where}: residual_weight of slice {number} does nothing in mergekit; take it out")
+        own_base = entry.get("base_model")
+        under = base if own_base is None else reading.reference(own_base, f"base_model of slice {number}")
+        base = base or under
         sources = []
         for source in reading.entries(entry.get("sources"), f"sources of slice {number}"):
             reading.unknown(source, ("model", "layer_range", "parameters"), f" in a source of slice {number}")
             reference = reading.reference(source.get("model"), f"a source of slice {number}")
             own = reading.parameters(source.get("parameters"), f"slice {number}")
             sources.append({"model": reference, "layers": source.get("layer_range"), "parameters": own})
-            if reference != base or method in WHOLE:
+            if reference != under or method in WHOLE:
                 parts.setdefault(reference, {})
         if method in PAIRS:
-            sources.sort(key=lambda source: source["model"] != base)
-        slices.append(
-            {"sources": sources, "parameters": reading.parameters(entry.get("parameters"), f"slice {number}")}
-        )
+            if under not in [source["model"] for source in sources]:
+                reading.problems.append(f"{where}: slice {number} has not its base {under} among its sources")
+            sources.sort(key=lambda source: source["model"] != under)
+        elif under and under != base and method not in WHOLE:
+            parts.setdefault(under, {})
+        made = {"sources": sources, "parameters": reading.parameters(entry.get("parameters"), f"slice {number}")}
+        slices.append(made | ({"base": under} if own_base is not None and method not in WHOLE else {}))
     if base and method in PAIRS:
         if not slices:
             parts = {base: {}} | parts
         base = None
     template = value.get("chat_template")
-    if template is not None and (not isinstance(template, str) or (template != "auto" and "{" not in template)):
-        reading.problems.append(f"{where}: chat_template is {template!r}; give auto, or the Jinja text of the template")
     tokenizer = _tokenizer(value, reading)
     if not parts:
         reading.problems.append(f"{where} has no models")
@@ -203,6 +225,24 @@ def parse(value: dict[str, Any], where: str) -> Recipe:
     }
     optional = {"base": base, "slices": slices, "tokenizer": tokenizer, "chat_template": template}
     return recipes.parse(recipe | {key: given for key, given in optional.items() if given}, where)
+
+
+def _alone(value: dict[str, Any], reading: _Reading) -> dict[str, Any]:
+    """The file without `modules`: what its one module says stands at the top, before what stood there."""
+    modules = reading.mapping(value.get("modules"), "modules")
+    if not modules:
+        return value
+    if len(modules) > 1 or value.get("models") or value.get("slices"):
+        beside = [key for key in ("models", "slices") if value.get(key)]
+        reading.problems.append(
+            f"{reading.where}: modules are {', '.join(map(str, modules))}{' beside '.join(['', *beside])}; a model "
+            "is one module here: give one alone, and filters on names for what differs"
+        )
+    module = reading.mapping(next(iter(modules.values())), "a module")
+    reading.unknown(module, MODULE_KEYS, f" in the module {next(iter(modules))}")
+    above, own = (reading.mapping(entry.get("parameters"), "parameters") for entry in (value, module))
+    inside = {key: module[key] for key in ("models", "slices") if key in module and not value.get(key)}
+    return value | inside | {"parameters": above | own}
 
 
 def _tokenizer(value: Mapping[str, Any], reading: _Reading) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from merges import card, shards
+from merges.chat_templates import NAMED
 from merges.planning import Plan, check_output
 from merges.pool import in_background
 from merges.shards import size
@@ -188,7 +189,7 @@ def _template(plan: Plan, found: dict[str, bytes]) -> str | None:
     """The chat template to write: what the recipe asks for, or what the inputs agree on where the base has none."""
     asked = plan.recipe.chat_template
     if asked not in (None, "auto"):
-        return asked
+        return NAMED.get(asked, asked)
     if asked is None and (TEMPLATE in found or b'"chat_template"' in found.get("tokenizer_config.json", b"")):
         return None
     theirs = [_own_template(source.path) for source in plan.sources if source.kind == "model"]

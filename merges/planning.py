@@ -23,7 +23,7 @@ from vectors.weights import SIZES
 MEMORY = 2 << 30  # bytes beyond mapped files
 INTERPRETER = 96 << 20  # bytes that Python, NumPy and the compiled loops take by themselves, and some to spare
 SHARD = shards.LARGEST
-VERSION = 1  # of the arithmetic: raised when the same recipe gives other bytes
+VERSION = 2  # of the arithmetic: raised when the same recipe gives other bytes
 
 
 @dataclass(eq=False)

@@ -18,7 +18,7 @@
     as: model                            # or vector
     slices: ...                          # see merges/slices.py
     tokenizer: ...                       # see merges/vocabulary.py
-    chat_template: auto                  # what most models have; or a Jinja text; without it, the base's
+    chat_template: auto                  # what most models have; or chatml, llama3, ..., or a Jinja text
 
 Unknown keys are errors. mergekit's files, known by their `merge_method`, are read by merges/mergekit.py.
 """
@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from merges import methods
+from merges.chat_templates import NAMED
 from merges.options import Option, check_value, guess
 from vectors.errors import UsageError
 from vectors.files import digest_json
@@ -51,7 +52,7 @@ KEYS = (
     "tokenizer",
     "chat_template",
 )
-SLICE_KEYS = ("sources", "parameters")
+SLICE_KEYS = ("sources", "base", "parameters")
 SOURCE_KEYS = ("model", "layers", "parameters")
 TOKENIZER_KEYS = ("source", "tokens", "pad_to_multiple_of")
 TOKEN_KEYS = ("source", "token", "force")
@@ -116,6 +117,7 @@ class Recipe:
 
         slices = [
             {**entry, "sources": [{**source, "model": new(source["model"])} for source in entry["sources"]]}
+            | ({"base": new(entry["base"])} if entry.get("base") else {})
             for entry in self.slices
         ]
         tokenizer = dict(self.tokenizer) if self.tokenizer else None
@@ -208,6 +210,11 @@ def check(recipe: Recipe) -> list[str]:
     ]:
         if value not in allowed:
             problems.append(f"{word} is {value!r}, not {' or '.join(allowed)}{guess(str(value), allowed)}")
+    template = recipe.chat_template or "auto"
+    if template not in ("auto", *NAMED) and "{" not in template:
+        words = ("auto", *NAMED)
+        said = f"chat_template is {template!r}, not {', '.join(words)} or a Jinja text"
+        problems.append(f"{said}{guess(template, words)}")
     if recipe.as_ == "vector" and (recipe.slices or recipe.tokenizer):
         what = "slices" if recipe.slices else "another vocabulary"
         problems.append(f"a model with {what} is no vector for its base, so as: vector can't be")
@@ -346,6 +353,8 @@ def _slice_problems(slices: Any, where: str) -> list[str]:
                 problems.append(f"{where}: a source of slice {number} names no model")
             if not good or not isinstance(layers, list) or not 0 <= layers[0] < layers[1]:
                 problems.append(f"{where}: a source of slice {number} has layers {layers!r}, not [first, last + 1]")
+        if not isinstance(entry.get("base", ""), str):
+            problems.append(f"{where}: base of slice {number} is {entry['base']!r}, not a model")
         for given in [entry, *(source for source in entry["sources"] if isinstance(source, dict))]:
             if not _words(given.get("parameters") or {}):
                 problems.append(f"{where}: parameters of slice {number} is no mapping")

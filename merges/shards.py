@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from vectors.files import permissions
 from vectors.weights import SIZES, header_bytes
 
 LARGEST = 5_000_000_000  # bytes of a file
+FLUSH = 64 << 20  # bytes between two flushes
 
 
 def size(job: Job) -> int:
@@ -56,16 +58,34 @@ def pieces(shard: Sequence[Job], pool: Pool) -> Iterator[memoryview]:
 
 
 def write(path: Path, content: Iterator[memoryview], show: Callable[[int], None] = lambda written: None) -> str:
-    """Write a file under a temporary name, flush it, rename it; returns its digest, computed on the way."""
-    temporary, state, written = path.with_name(path.name + ".tmp"), hashlib.sha256(), 0
-    with temporary.open("wb", buffering=0) as file:
+    """Write a file under a temporary name, flush it, rename it; returns its digest.
+
+    What is written is hashed and flushed meanwhile, in threads of their own: one after the other, writing, hashing and
+    flushing took longer than merging.
+    """
+    temporary, state, written, flushed = path.with_name(path.name + ".tmp"), hashlib.sha256(), 0, 0
+    hashed: Future[None] | None = None
+    flushing: Future[None] | None = None
+    with (
+        temporary.open("wb", buffering=0) as file,
+        ThreadPoolExecutor(2, thread_name_prefix="merge-write") as beside,
+    ):
         for piece in content:
+            if hashed is not None:
+                hashed.result()  # in order, and never more than one piece behind
+            hashed = beside.submit(state.update, piece)
             view = piece
             while view:
                 view = view[file.write(view) :]
-            state.update(piece)
             written += len(piece)
+            if written - flushed > FLUSH and (flushing is None or flushing.done()):
+                if flushing is not None:
+                    flushing.result()  # an error is told once: the last flush would not tell it again
+                flushing, flushed = beside.submit(os.fdatasync, file.fileno()), written
             show(written)
+        for last in (hashed, flushing):
+            if last is not None:
+                last.result()
         os.fsync(file.fileno())
     os.chmod(temporary, permissions())
     os.replace(temporary, path)

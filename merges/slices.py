@@ -6,7 +6,9 @@
           - {model: A, layers: [8, 24]}
           - {model: B, layers: [8, 24], parameters: {weight: 0.5}}
 
-What stands before the layers comes from the first slice's sources, what stands after them from the last slice's.
+A method that works on deltas takes them from the recipe's base, or from a slice's own: `base: MODEL` beside `sources`.
+Where the base is a source too, that says which of its layers is meant. What stands before the layers comes from the
+first slice's sources, what stands after them from the last slice's. A gradient runs over the layers of its slice.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ class Place(NamedTuple):
     sources: dict[str, str]
     options: dict[str, dict[str, Any]]  # by model reference
     shared: dict[str, Any]  # the slice's own parameters
+    base: str | None  # the slice's own base
+    position: float  # in the slice, from 0 at its first layer to 1 at its last, along which gradients are interpolated
 
 
 def layer_of(name: str) -> int | None:
@@ -64,19 +68,22 @@ def places(slices: Sequence[Mapping[str, Any]], names: Mapping[str, Sequence[str
         sources = entry["sources"]
         options = {source["model"]: dict(source.get("parameters") or {}) for source in sources}
         shared = dict(entry.get("parameters") or {})
-        first = sources[0]
-        for offset in range(first["layers"][1] - first["layers"][0]):
+        first, base = sources[0], entry.get("base")
+        count = first["layers"][1] - first["layers"][0]
+        for offset in range(count):
+            position = offset / (count - 1) if count > 1 else 1.0
             for name in names[first["model"]]:
                 match = LAYER.fullmatch(name)
                 if match is None or int(match["index"]) != first["layers"][0] + offset:
                     continue
                 own = {s["model"]: f"{match['before']}{s['layers'][0] + offset}{match['after']}" for s in sources}
-                found.append(Place(f"{match['before']}{done + offset}{match['after']}", own, options, shared))
-        done += first["layers"][1] - first["layers"][0]
+                place = f"{match['before']}{done + offset}{match['after']}"
+                found.append(Place(place, own, options, shared, base, position))
+        done += count
         edge = number == 0, number == len(slices) - 1
         for name in names[first["model"]]:
             if layer_of(name) is None and edge[1 if AFTER.search(name) else 0]:
-                found.append(Place(name, {s["model"]: name for s in sources}, options, shared))
+                found.append(Place(name, {s["model"]: name for s in sources}, options, shared, base, 0.0))
     return found
 
 

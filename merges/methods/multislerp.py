@@ -12,13 +12,13 @@ import numpy as np
 
 from merges.fused import Fusion
 from merges.methods import _sphere
-from merges.options import weight
+from merges.options import Option, weight
 from merges.tensor import Tensor
 
 SUMMARY = "the weighted mean on the sphere, of models or of their deltas"
 SOURCE = "Karcher 1977; Buss and Fillmore 2001, Spherical averages"
 SPACE, BASE, INPUTS = "either", "optional", (1, None)
-OPTIONS = (weight(),)
+OPTIONS = (weight(), Option("normalize", True, "the length is the mean of the lengths, not their weighted sum"))
 
 
 def NORMALIZED(_options: Mapping[str, Any]) -> bool:
@@ -33,7 +33,9 @@ def check(tensor: Tensor) -> list[str]:
 
 def prepare(tensor: Tensor) -> np.ndarray:
     """The coefficients of the inputs."""
-    return _sphere.mean(tensor.gram(), tensor.each["weight"])
+    weights = tensor.each["weight"]
+    found = _sphere.mean(tensor.gram(), weights)
+    return found if tensor.options["normalize"] else found * weights.sum()
 
 
 def fusion(_tensor: Tensor, coefficients: np.ndarray) -> Fusion:

@@ -102,7 +102,8 @@ def bake(request: Request, mode: Mode, *, tell: Tell = lambda entry: None) -> di
         models = {"base": evaluation.look(loaded.model, held)}
         if teacher is not None and teacher.within is not comparing.plain:
             models["steered"] = evaluation.look(loaded.model, held, teacher.within)
-        trained, model, more = _train(request, mode, loaded, prepared.train, prepared.held_out, place, tell)
+        scored = _scored(tell, models["base"].get("kl_teacher", 0.0)) if teacher is not None else tell
+        trained, model, more = _train(request, mode, loaded, prepared.train, prepared.held_out, place, scored)
         without = None
         if request.compare_mix:
             tell({"stage": "training once more, without general data"})
@@ -145,6 +146,16 @@ def check(request: Request, mode: Mode) -> tuple[Source, dict[str, Any]]:
         errors.append(UsageError(problems, "see steer bake --help"))
     raise_together(errors)
     return source, identity
+
+
+def _scored(tell: Tell, apart: float) -> Tell:
+    """`tell` with the trait's score so far: the share of the base's divergence from the teacher that is gone."""
+
+    def told(entry: dict[str, Any]) -> None:
+        held = entry.get(f"eval_{BEHAVIOUR}_loss")
+        tell(entry if held is None or not apart else {**entry, "trait": 1 - held / apart})
+
+    return told
 
 
 def _mixed(mix: data.Mix) -> dict[str, Any]:

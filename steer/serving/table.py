@@ -27,7 +27,7 @@ from vectors.steering import SteeringVector
 class Row(NamedTuple):
     """One row on the CPU, float32: `added` [layers, hidden], `units` [layers, K, hidden], `factors` [layers, K, 2].
 
-    `factors` holds level and gain. Directions that a layer does not need are zero.
+    `factors` holds level and gain. Directions that a layer does not need are zero; where nothing projects, K is 0.
     """
 
     added: Tensor
@@ -62,51 +62,82 @@ def row_of(
 
     Raises ValueError when a layer needs more directions than K; admission refuses such a composition first.
     """
-    index = {layer: i for i, layer in enumerate(layers)}
-    added = torch.zeros(len(layers), hidden)
-    units = torch.zeros(len(layers), directions, hidden)
-    factors = torch.zeros(len(layers), directions, 2)
+    everywhere = tuple(layers)
+    index = {layer: i for i, layer in enumerate(everywhere)}
+    count = directions if any(term.operation != "add" for term in terms) else 0
+    added = torch.zeros(len(index), hidden)
+    units = torch.zeros(len(index), count, hidden)
+    factors = torch.zeros(len(index), count, 2)
     places: dict[str, Tensor] = {}  # by name, at every layer: which of the directions, -1 for none
-    used = torch.zeros(len(layers), dtype=torch.long)
+    used = torch.zeros(len(index), dtype=torch.long)
+    even: dict[str, int] = {}  # by name: which of the directions, where it is the same at every layer
     for term in terms:
-        held, stacked, lengths = _stacked(vectors[term.name])
+        held, asked = _held(vectors[term.name]), layers_of(term, vectors[term.name])
+        gain = -term.value if term.operation == "ablate" else -1.0
+        # At all layers there is nothing to index: the same as below, at a tenth of the cost.
+        if asked == held.layers == everywhere and term.operation == "add":
+            added.add_(held.stacked, alpha=term.value)
+            continue
+        room = term.name in even or len(even) < directions
+        if asked == held.layers == everywhere and held.directed and room and not places:
+            if term.name not in even:
+                even[term.name] = len(even)
+                units[:, even[term.name]] = held.units
+            factors[:, even[term.name], 1] += gain
+            if term.operation == "clamp":
+                factors[:, even[term.name], 0] += term.value * held.lengths
+            continue
+        if even and not places:
+            places = {name: torch.full((len(index),), place) for name, place in even.items()}
+            used += len(even)
         # Layers that are not in the index are another worker's, in a pipeline.
-        acts = [layer for layer in layers_of(term, vectors[term.name]) if layer in index]
-        at, rows = torch.tensor([index[i] for i in acts]), torch.tensor([held[i] for i in acts])
+        acts = [layer for layer in asked if layer in index]
+        at, rows = torch.tensor([index[i] for i in acts]), torch.tensor([held.places[i] for i in acts])
         if not acts:
             continue
         if term.operation == "add":
-            added[at] += term.value * stacked[rows]
+            added.index_add_(0, at, held.stacked[rows], alpha=term.value)
             continue
-        there = lengths[rows] > 0  # no direction, no component along it
+        there = held.lengths[rows] > 0  # no direction, no component along it
         at, rows = at[there], rows[there]
-        place = places.setdefault(term.name, torch.full((len(layers),), -1))
+        place = places.setdefault(term.name, torch.full((len(index),), -1))
         new = at[place[at] < 0]
         place[new] = used[new]
         used[new] += 1
         if bool((used > directions).any()):
-            layer = layers[int((used > directions).nonzero()[0])]
+            layer = everywhere[int((used > directions).nonzero()[0])]
             raise ValueError(f"layer {layer} needs more than {directions} directions")
-        units[at, place[at]] = stacked[rows] / lengths[rows, None]
-        gain = -term.value if term.operation == "ablate" else -1.0
+        units[at, place[at]] = held.units[rows]
         factors[at, place[at], 1] += gain
         if term.operation == "clamp":
-            factors[at, place[at], 0] += term.value * lengths[rows]
+            factors[at, place[at], 0] += term.value * held.lengths[rows]
     return Row(added, units, factors)
 
 
-_STACKED: weakref.WeakKeyDictionary[SteeringVector, tuple[dict[int, int], Tensor, Tensor]] = weakref.WeakKeyDictionary()
+class _Held(NamedTuple):
+    """A vector as tensors: `stacked`, `units` [layers, hidden], `lengths` [layers], and where each layer stands."""
+
+    layers: tuple[int, ...]
+    places: dict[int, int]
+    stacked: Tensor
+    lengths: Tensor
+    units: Tensor
+    directed: bool  # whether every length is above 0
 
 
-def _stacked(vector: SteeringVector) -> tuple[dict[int, int], Tensor, Tensor]:
-    """A vector as one tensor [layers, hidden], where each layer stands in it, and the lengths [layers].
+_HELD: weakref.WeakKeyDictionary[SteeringVector, _Held] = weakref.WeakKeyDictionary()
 
-    Kept while the vector lives: with a tensor a layer, a new composition would take longer than a step.
-    """
-    if vector not in _STACKED:
+
+def _held(vector: SteeringVector) -> _Held:
+    """Kept while the vector lives: with a tensor a layer, a new composition would take longer than a step."""
+    found = _HELD.get(vector)
+    if found is None:
         stacked = torch.stack(list(vector.layers.values()))
-        _STACKED[vector] = {layer: i for i, layer in enumerate(vector.layers)}, stacked, stacked.norm(dim=1)
-    return _STACKED[vector]
+        lengths = stacked.norm(dim=1)
+        units = stacked / lengths.where(lengths > 0, torch.ones(()))[:, None]
+        places = {layer: i for i, layer in enumerate(vector.layers)}
+        found = _HELD[vector] = _Held(tuple(vector.layers), places, stacked, lengths, units, bool((lengths > 0).all()))
+    return found
 
 
 class Table:
@@ -123,6 +154,7 @@ class Table:
         self.units = torch.zeros(len(self.layers), directions, rows + 1, hidden, device=device)
         self.factors = torch.zeros(len(self.layers), directions, rows + 1, 2, device=device)
         self.free = list(range(rows, 0, -1))
+        self.projecting: set[int] = set()  # rows that have directions
         self.held: dict[str, list[int]] = {}  # key: row of every phase, 0 where nothing acts
         self.users: dict[str, int] = {}
         self.idle: OrderedDict[str, None] = OrderedDict()  # keys without users, the longest idle first
@@ -165,6 +197,11 @@ class Table:
         for terms, row in written:
             at = rows[terms] = self.free.pop()
             self.added[:, at] = row.added.to(self.added.device)
-            self.units[:, :, at] = row.units.to(self.units.device)
-            self.factors[:, :, at] = row.factors.to(self.factors.device)
+            if row.units.shape[1]:
+                self.units[:, :, at] = row.units.to(self.units.device)
+                self.factors[:, :, at] = row.factors.to(self.factors.device)
+                self.projecting.add(at)
+            elif at in self.projecting:
+                self.units[:, :, at], self.factors[:, :, at] = 0, 0
+                self.projecting.discard(at)
         return [rows[phase.terms] for phase in found]

@@ -18,7 +18,6 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import random
 import re
 import resource
@@ -28,8 +27,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
+
+from figures import machine, spread
 
 DATA = Path(__file__).parents[2] / "examples" / "data"
 PASSES = (256, 512, 1024)  # tokens of a bare pass; the fastest counts
@@ -88,21 +88,6 @@ def bare(stack: Any, vocabulary: int, tokens: int, length: int, processor: bool 
         with torch.inference_mode():
             found.append(timed(repeated, processor) * tokens / (times * ids.numel()))
     return min(found)
-
-
-def machine() -> str:
-    """The processor, as its maker names it, and how many cores may be used."""
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if "model name" in line
-    ]
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
-
-
-def spread(values: list[float]) -> str:
-    """The median, and the least and greatest."""
-    return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def compare(arguments: argparse.Namespace) -> None:

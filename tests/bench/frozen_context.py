@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from optimisers import machine, spread
+from figures import machine, spread
 
 import steer
 from steer.baking import frozen

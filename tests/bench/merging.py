@@ -32,6 +32,7 @@ from statistics import median
 from typing import NamedTuple
 
 import numpy as np
+from figures import machine, spread
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("base", "a", "b", "c")
@@ -165,11 +166,6 @@ def floor(method: str) -> list[str]:
     ]
 
 
-def spread(values: list[float]) -> str:
-    """The median, and the least and greatest."""
-    return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-
-
 def warm(folder: Path) -> None:
     """Read all inputs once."""
     for name in NAMES:
@@ -189,13 +185,6 @@ def rounds(contestants: dict[str, Callable[[], list[str]]], folder: Path, count:
             found[name].append(timed(command(), folder))
     shutil.rmtree(folder / "out", ignore_errors=True)
     return found
-
-
-def machine() -> str:
-    """The processor, as its maker names it, and how many cores may be used."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
 
 
 def report(methods: list[str], found: dict[str, list[Run]], size: int, first: dict[str, float]) -> None:

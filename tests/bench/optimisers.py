@@ -11,13 +11,11 @@ seconds of one thread instead of the time on the wall, for a machine that others
 from __future__ import annotations
 
 import argparse
-import platform
 import time
-from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
+from figures import machine, spread
 from torch import nn
 
 from steer.baking import optimisers
@@ -60,18 +58,6 @@ def state_bytes(optimiser: torch.optim.Optimizer) -> int:
     """Bytes of the tensors that a checkpoint of the optimiser holds."""
     states = optimiser.state_dict()["state"].values()
     return sum(v.numel() * v.element_size() for state in states for v in state.values() if isinstance(v, torch.Tensor))
-
-
-def spread(values: list[float], form: str = ".2f") -> str:
-    """The median, and the least and greatest."""
-    return f"{median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
-
-
-def machine() -> str:
-    """The processor, as its maker names it, and how many cores may be used."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
-    return f"{names[0] if names else platform.processor()}, torch {torch.__version__}"
 
 
 def main() -> None:

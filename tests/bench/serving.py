@@ -39,8 +39,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # in this order: tests/ has a folder named steer too
 
 from engine_process import Engines, random_vectors, write_settings  # noqa: E402
-
-from bench.extraction import machine  # noqa: E402
+from figures import machine  # noqa: E402
 
 VOCABULARY, HIDDEN, LAYERS = 49_152, 576, 30  # of smollm2
 DRAWS = 10_000

@@ -16,25 +16,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from steer.cli import run
 from vectors.files import digest_file
 from vectors.steering import SteeringVector
 
 Outcome = tuple[int, str, str]
 WARM = ["you are dear to me", "what a lovely day friend", "I am so glad for you", "take good care of you"] * 3
 COLD = ["the form is incomplete", "submit the document now", "no further reply follows", "the request is denied"] * 3
-
-
-@pytest.fixture
-def steer(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Run the command line in this process: exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> Outcome:
-        code = run([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture

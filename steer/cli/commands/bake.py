@@ -148,6 +148,7 @@ def _tell(entry: dict[str, Any]) -> None:
     parts = [f"step {int(entry['step'])}/{entry['steps']}"]
     parts += [f"loss {entry['loss']:.4f}"] if "loss" in entry else []
     parts += [f"held out {held:.4f}"] if held is not None else []
+    parts += [f"trait {entry['trait']:.2f}"] if "trait" in entry else []
     parts += [f"KL to the base {general:.4f}"] if general is not None else []
     parts += [f"{entry['left']:.0f} s left"] if entry["left"] < 1e6 else []
     output.say("  ".join(parts))

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from merges import running
 from merges.recipe import Part, Recipe
 from steer.baking import bake as baking
-from steer.baking import data, sampling, training, work
+from steer.baking import data, training, work
 from steer.baking.bake import Request, bake
 from steer.baking.comparing import Row
 from steer.baking.context import FrozenPass
@@ -34,13 +34,6 @@ from vectors.steering import SteeringVector
 from vectors.task import TaskVector
 
 WORDS = ("the", "warm", "cold", "is", "and", "yes", "no", "user", "sun", "rain")
-
-
-@pytest.fixture(autouse=True)
-def random_models_speak(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a model with random weights says is no text to anybody."""
-    monkeypatch.setattr(sampling, "PERPLEXITY", 1e9)
-    monkeypatch.setattr(sampling, "REPEATED", 1.0)
 
 
 @pytest.fixture(scope="module")

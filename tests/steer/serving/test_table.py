@@ -73,6 +73,39 @@ def test_a_row_does_what_the_language_says(text: str, vectors: dict[str, Steerin
         assert torch.allclose(stream.double() + change, changed(stream, composition, layer, vectors), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1.2*warm - 0.4*formal + 0.3*calm",
+        "ablate(warm) + clamp(formal, 2) + ablate(warm, 0.5) + clamp(calm, -1) + 0.3*warm",
+        "ablate(warm) + clamp(formal[1], 2) + ablate(formal) + clamp(calm, 3)",
+        "clamp(calm[2], 3) + ablate(warm) + ablate(none) + 2*none",
+    ],
+)
+def test_what_acts_at_all_layers_is_what_it_is_at_each(text: str) -> None:
+    """The short way for vectors that act everywhere, against the long one, which a single layer takes."""
+    generator = torch.Generator().manual_seed(1)
+    drawn = {name: {i: torch.randn(HIDDEN, generator=generator) for i in range(LAYERS)} for name in ("warm", "calm")}
+    drawn |= {"formal": {i: torch.randn(HIDDEN, generator=generator) for i in range(LAYERS)}}
+    drawn |= {"none": {0: torch.zeros(HIDDEN), 1: torch.ones(HIDDEN), 2: torch.zeros(HIDDEN)}}
+    everywhere = {name: SteeringVector(layers) for name, layers in drawn.items()}
+    composition = parse(text)
+    whole = row_of(composition.terms, everywhere, range(LAYERS), HIDDEN, 3)
+    stream = torch.randn(5, HIDDEN, generator=generator)
+    rows = torch.zeros(5, dtype=torch.int32)
+    for layer in range(LAYERS):
+        alone = row_of(composition.terms, everywhere, [layer], HIDDEN, 3)
+        torch.testing.assert_close(whole.added[layer], alone.added[0])
+        changes = [
+            blocks.change_of(stream, rows, row.added[at][None], row.units[at][:, None], row.factors[at][:, None])
+            for row, at in ((whole, layer), (alone, 0))
+        ]
+        torch.testing.assert_close(*changes)
+        torch.testing.assert_close(
+            stream.double() + changes[0], changed(stream, composition, layer, everywhere), atol=1e-5, rtol=1e-5
+        )
+
+
 def test_a_worker_of_a_pipeline_holds_its_own_layers(vectors: dict[str, SteeringVector]) -> None:
     whole = row_of(parse("warm + ablate(calm)").terms, vectors, range(LAYERS), HIDDEN, 1)
     last = row_of(parse("warm + ablate(calm)").terms, vectors, [2], HIDDEN, 1)
