@@ -30,16 +30,10 @@ def _log_softmax(rows: np.ndarray) -> np.ndarray:
 
 
 def prepare(tensor: Tensor) -> float:
-    """The median plus 1.5 interquartile ranges, with linear interpolation between neighbours."""
-    last = tensor.count - 1
-    places = [share * last for share in (0.25, 0.5, 0.75)]
-    ranks = [tensor.count - at for place in places for at in (int(place), min(int(place) + 1, last))]
-    found = tensor.magnitudes([ranks], lambda block: importance(tensor, block))[0].astype(np.float64)
-    first, middle, third = (
-        low + (place - int(place)) * (high - low)
-        for place, low, high in zip(places, found[::2], found[1::2], strict=True)
-    )
-    return float(middle + 1.5 * (third - first))
+    """The median plus 1.5 interquartile ranges; a quartile between two elements is the lower one, as in mergekit."""
+    ranks = [tensor.count - int(share * (tensor.count - 1)) for share in (0.25, 0.5, 0.75)]
+    first, middle, third = tensor.magnitudes([ranks], lambda block: importance(tensor, block))[0]
+    return float(middle + np.float32(1.5) * (third - first))
 
 
 def combine(tensor: Tensor, block: Block, least: float) -> np.ndarray:

@@ -170,7 +170,7 @@ def fusion(b: np.ndarray, x: np.ndarray) -> np.ndarray:
         log_p = log_p - np.log(np.exp(log_p).sum())
         importance[r] = np.abs(rows_x[r] - rows_b[r]) * max(float((np.exp(log_p) * (log_p - log_q)).sum()), 0)
     importance = importance.astype(np.float32).astype(float)
-    q1, q2, q3 = np.quantile(importance, [0.25, 0.5, 0.75])
+    q1, q2, q3 = np.quantile(importance, [0.25, 0.5, 0.75], method="lower")
     return np.where(importance >= q2 + 1.5 * (q3 - q1), rows_x, rows_b).reshape(b.shape)
 
 

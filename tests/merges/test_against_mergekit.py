@@ -3,7 +3,7 @@
 Where we differ on purpose: what ties at a threshold is kept (mergekit keeps one of them, whichever its sort puts
 first), so models here have no ties; a cancelled vote gives the base (reading mergekit's YAML sets `zero: positive`);
 multislerp is a true mean on the sphere; model_stock never goes against the mean of the deltas; breadcrumbs with a small
-gamma keeps the delta; random methods draw other numbers; arcee_fusion keeps the dtype, with exact quartiles.
+gamma keeps the delta; random methods draw other numbers; arcee_fusion keeps the dtype, with the quartiles of all elements.
 """
 
 from __future__ import annotations
@@ -127,9 +127,6 @@ def test_mergekit_makes_the_same(theirs: Path, case: str) -> None:
     loose = 1e-5 if case == "karcher" else 2e-6
     for name in ours:
         assert ours[name].shape == other[name].shape
-        if case == "arcee_fusion":  # which elements are taken depends on a threshold, which they round to float32
-            assert ((ours[name] - other[name]).abs() > loose).float().mean() < 0.001
-            continue
         np.testing.assert_allclose(ours[name], other[name], rtol=2e-5, atol=loose, err_msg=name)
     configs = [json.loads((theirs / f"{case} {whose}" / "config.json").read_text()) for whose in ("ours", "theirs")]
     for key in ("num_hidden_layers", "vocab_size", "hidden_size"):
