@@ -7,7 +7,7 @@ a test compares with the hooked model stands here; what does not is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 
@@ -98,9 +98,18 @@ LAYOUTS = {
 }
 
 
-def layout(config: Mapping[str, Any]) -> Layout | None:
-    """The layout of a model by its configuration, or None."""
-    return LAYOUTS.get(str(config.get("model_type")))
+def layout(config: Mapping[str, Any], names: Collection[str]) -> Layout | None:
+    """The layout of a model by its configuration and its parameters' names, or None.
+
+    Some checkpoints hold the stack alone, whose names lack the first word: `h.0.` for `transformer.h.0.`.
+    """
+    found = LAYOUTS.get(str(config.get("model_type")))
+    if found is None or found.embeddings[0] in names:
+        return found
+    short = found._replace(
+        block=found.block.partition(".")[2], embeddings=tuple(name.partition(".")[2] for name in found.embeddings)
+    )
+    return short if short.embeddings[0] in names else None
 
 
 def writers(found: Layout, names: Iterable[str], layers: range) -> dict[str, str | None]:

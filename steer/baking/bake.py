@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -35,7 +37,7 @@ from steer.baking.student import Lora
 from steer.baking.teachers import Teacher
 from steer.baking.training import Settings
 from vectors.errors import SteerError, UsageError, kept, raise_together
-from vectors.files import canonical_json, write_atomically
+from vectors.files import canonical_json, digest_json, write_atomically
 
 Tell = Callable[[dict[str, Any]], None]
 NEUTRAL_TOKENS = 32
@@ -87,38 +89,39 @@ def bake(request: Request, mode: Mode, *, tell: Tell = lambda entry: None) -> di
     """
     started = time.monotonic()
     source, identity = check(request, mode)
-    run = json.loads(json.dumps({
-        "base": identity["digest"], "mode": mode.name, "behaviour": mode.behaviour, "inputs": dict(mode.identity),
-        "settings": request.settings._asdict(), "lora": request.lora._asdict() if request.lora else None,
-        "mix": _mixed(request.mix), "context": request.context, "extra": dict(request.extra),
-    }))  # fmt: skip
+    run = run_of(request, mode, identity)
     going_on = work.check(request.out, run)
     loaded = load(find(request.model), request.device, request.dtype)
     teacher = mode.teacher(loaded) if mode.teacher else None
     with work.working(request.out, run) as place:
         prepared = _prepared(place, going_on, loaded, teacher, mode, tell)
-        held = _held(request, loaded, prepared, tell)
+        tell({"stage": "asking the base for neutral text"})
+        behaviour = [sample for sample in prepared.held_out if sample.kind == BEHAVIOUR]
+        measured = held(request, loaded, behaviour, taught=teacher is not None)
         tell({"stage": "measuring the base and the teacher"})
-        models = {"base": evaluation.look(loaded.model, held)}
+        models = {"base": evaluation.look(loaded.model, measured)}
         if teacher is not None and teacher.within is not comparing.plain:
-            models["steered"] = evaluation.look(loaded.model, held, teacher.within)
+            models["steered"] = evaluation.look(loaded.model, measured, teacher.within)
         scored = _scored(tell, models["base"].get("kl_teacher", 0.0)) if teacher is not None else tell
         trained, model, more = _train(request, mode, loaded, prepared.train, prepared.held_out, place, scored)
         without = None
         if request.compare_mix:
             tell({"stage": "training once more, without general data"})
-            without = _without_mix(request, mode, prepared, held, models["base"], place, tell)
+            without = _without_mix(request, mode, prepared, measured, models["base"], place, tell)
         model.eval()
         found: dict[str, Any] = {
             "schema": 1, "mode": mode.name, "behaviour": mode.behaviour, "base": identity,
-            "inputs": dict(mode.identity), "as": request.as_,
-            "settings": {**run["settings"], **{key: run[key] for key in ("lora", "mix", "context")}},
+            "inputs": run["inputs"], "as": request.as_,
+            "settings": {**run["settings"], **{key: run[key] for key in ("lora", "mix", "context", "device", "dtype")}},
             "samples": {**prepared.counts, "training": len(prepared.train), "held_out": len(prepared.held_out)},
             "extra": run["extra"], **more,
         }  # fmt: skip
         kept_at = result.keep(model, place, source, request.lora is None)
+        if request.as_ == "model":
+            del model, loaded, teacher  # what was written is loaded to be measured: one copy at a time
+            model = None
         tell({"stage": "writing"})
-        _finish(request, found, models, trained, kept_at, source, held, model, without)
+        _finish(request, found, models, trained, kept_at, source, measured, model, without)
     return {**found, "seconds": {"training": trained.seconds, "all": time.monotonic() - started}}
 
 
@@ -142,10 +145,25 @@ def check(request: Request, mode: Mode) -> tuple[Source, dict[str, Any]]:
     if request.pos or request.neg:
         with kept(errors):
             read(request.pos, request.neg)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        problems.append("this is one of several processes, and a bake is one: start it without a launcher")
+    problems += student.missing(request.lora, source.entries) if request.lora else []
     if problems:
         errors.append(UsageError(problems, "see steer bake --help"))
     raise_together(errors)
     return source, identity
+
+
+def run_of(request: Request, mode: Mode, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run follows from, as JSON values: only its own checkpoints are gone on from."""
+    measured = {name: data.file_digest(path) for name, path in (("pos", request.pos), ("neg", request.neg)) if path}
+    found: dict[str, Any] = json.loads(json.dumps({
+        "base": identity["digest"], "mode": mode.name, "behaviour": mode.behaviour,
+        "inputs": {**mode.identity, **measured}, "settings": request.settings._asdict(),
+        "lora": request.lora._asdict() if request.lora else None, "mix": _mixed(request.mix),
+        "context": request.context, "device": request.device, "dtype": request.dtype, "extra": dict(request.extra),
+    }))  # fmt: skip
+    return found
 
 
 def _scored(tell: Tell, apart: float) -> Tell:
@@ -179,9 +197,11 @@ def _prepared(
     return prepared
 
 
-def _held(request: Request, loaded: LoadedModel, prepared: Prepared, tell: Tell) -> evaluation.Held:
-    """What is measured on: held-out samples, neutral continuations that the base writes, examples of the trait."""
-    tell({"stage": "asking the base for neutral text"})
+def held(request: Request, loaded: LoadedModel, behaviour: Sequence[Sample], *, taught: bool) -> evaluation.Held:
+    """What is measured on: held-out samples, neutral continuations that the base writes, examples of the trait.
+
+    `taught`: the samples are a teacher's.
+    """
     neutral = neutral_rows(loaded, request.settings.seed)
     base = dict(comparing.completions(loaded.model, neutral))
     sides: list[list[comparing.Row]] = [[], []]
@@ -189,8 +209,7 @@ def _held(request: Request, loaded: LoadedModel, prepared: Prepared, tell: Tell)
         contrast = read(request.pos, request.neg)
         longest = getattr(text_part(loaded.model.config), "max_position_embeddings", None)
         sides = [data.rows(side, loaded.tokenizer, longest) for side in (contrast.positive, contrast.negative)]
-    behaviour = [s for s in prepared.held_out if s.kind == BEHAVIOUR]
-    return evaluation.Held(behaviour, neutral, base, *sides)
+    return evaluation.Held(behaviour, taught, neutral, base, *sides)
 
 
 def neutral_rows(loaded: LoadedModel, seed: int) -> list[comparing.Row]:
@@ -210,18 +229,30 @@ def _train(
 ) -> tuple[training.Trained, Any, dict[str, Any]]:  # fmt: skip
     """A student, trained in place, and what more there is to report: learning rates that were tried, stale contexts."""
     settings, more = request.settings, dict[str, Any]()
-    frozen = FrozenPass() if request.context == "frozen" else None
     pad = loaded.tokenizer.pad_token_id or 0
+    adapted: list[Any] = []
+    frozen: list[FrozenPass] = []
+    if request.context == "frozen":  # batches come again in one order, in which all kinds of samples are mixed
+        train = sorted(train, key=lambda sample: digest_json([settings.seed, sample.digest]))
 
     def fresh() -> Any:
         if request.lora is None:
-            return student.freed(load(loaded.source.path, request.device, request.dtype).model)
-        return student.adapted(_unwrapped(loaded.model), request.lora, settings.seed)
+            # The model itself, so that there is one; where learning rates are tried it is needed again as it was.
+            again = request.settings.lr is None
+            return student.freed(
+                load(loaded.source.path, request.device, request.dtype).model if again else loaded.model
+            )
+        if adapted:
+            adapted.pop().unload()  # PEFT puts its layers into the model itself
+        adapted.append(student.adapted(loaded.model, request.lora, settings.seed))
+        return adapted[-1]
 
     def run(model: Any, own: Settings, where: Path) -> training.Trained:
+        if request.context == "frozen":
+            frozen[:] = [FrozenPass(training.looks(own) * own.accumulate)]
         return training.train(
-            model, train, held_out, mode.objective, own, where, forward=frozen or training.whole_pass, pad=pad,
-            tell=tell, shuffled=frozen is None,
+            model, train, held_out, mode.objective, own, where, forward=frozen[0] if frozen else training.whole_pass,
+            pad=pad, tell=tell, shuffled=not frozen,
         )  # fmt: skip
 
     if settings.lr is None:
@@ -232,19 +263,14 @@ def _train(
             tell({"stage": "trying learning rates"})
             rates = training.sweep(fresh, run, settings, place / "sweep")
             write_atomically(noted, json.dumps(rates).encode())
-        more["learning_rates"] = rates
+        more["learning_rates"] = {rate: loss if math.isfinite(loss) else None for rate, loss in rates.items()}
         settings = settings._replace(lr=float(min(rates, key=lambda name: rates[name])))
     tell({"stage": f"training at learning rate {settings.lr:g}"})
     model = fresh()
     trained = run(model, settings, place / "checkpoints")
-    if frozen is not None:
-        more["staleness"] = frozen.stale
+    if frozen:
+        more["staleness"] = frozen[0].stale
     return trained, model, more
-
-
-def _unwrapped(model: Any) -> Any:
-    """The plain model, without the adapter of an earlier try."""
-    return model.unload() if hasattr(model, "unload") else model
 
 
 def _without_mix(

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from merges.pool import Pool
 from merges.sources import open_source
+from steer.baking import routes
 from steer.baking.draft import draft_of
 from steer.baking.effects import effects_of
-from steer.baking.fold import plan
+from steer.baking.fold import NOTHING, plan
 from vectors.errors import ModelError, UsageError
 from vectors.resolve import compose
 from vectors.steering import SteeringVector
@@ -18,8 +19,12 @@ from vectors.steering import SteeringVector
 def choose(
     composition: str, model: str, vectors: Mapping[str, str | Path | SteeringVector] | None, via: str = "auto"
 ) -> tuple[str, str]:
-    """`fold` or `distil`, and the reason, from headers alone. Raises ExpressionError, ModelError."""
+    """`fold` or `distil`, and the reason, from headers alone. Raises ExpressionError, UsageError, ModelError."""
     parsed, found = compose(composition, vectors)
+    if all(term.operation != "clamp" and term.value == 0 for term in parsed.terms):
+        raise UsageError(NOTHING, "give it a strength other than 0")
+    if via != "auto":
+        routes.find(via)
     source = open_source(model)
     try:
         effects = effects_of(parsed, found)

@@ -110,8 +110,8 @@ def divergence(reference: Tensor, other: Tensor) -> Tensor:
 def difference(references: Sequence[Tensor], others: Sequence[Tensor]) -> Difference:
     """How far two models' logits lie apart, row by row."""
     kl = torch.cat([divergence(a, b) for a, b in zip(references, others, strict=True)])
-    most = max(float((a - b).abs().max()) for a, b in zip(references, others, strict=True))
-    return Difference(most, float(kl.mean()), float(kl.max()), len(kl))
+    most = torch.stack([(a - b).abs().max() for a, b in zip(references, others, strict=True)]).max()
+    return Difference(float(most), float(kl.mean()), float(kl.max()), len(kl))
 
 
 def _device(model: Any) -> torch.device:

@@ -1,7 +1,8 @@
 """The pass of `--context frozen`: prompts are computed once and stay fixed for a while; completions alone are trained.
 
-Batches come in the same order every epoch, so a batch's contexts serve again until `frozen.due` says that the weights
-have moved on; then they are computed anew, and how far they had fallen behind is noted.
+Batches come in the same order every epoch, so a batch's contexts serve again until the weights have moved on: at every
+checkpoint all are given up, and computed anew when they are needed, which notes how far they had fallen behind. So a
+run that goes on from a checkpoint has the contexts that it would have had.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ ROOM = 1 << 30  # bytes of states that are kept at a time
 
 class _Kept(NamedTuple):
     context: FrozenContext
-    at: int  # updates when it was computed
+    period: int  # between two checkpoints, in which it was computed
 
 
 class FrozenPass:
@@ -30,7 +31,8 @@ class FrozenPass:
     """
 
     def __init__(self, every: int = 50) -> None:
-        self.every, self.updates = every, 0
+        """`every`: the batches from one checkpoint to the next."""
+        self.every, self.batches = every, 0
         self.kept: dict[bytes, _Kept] = {}
         self.used = 0
         self.stale: list[float] = []
@@ -39,18 +41,18 @@ class FrozenPass:
         """Logits [count, vocabulary] before each token of a completion."""
         if not model.training:
             return training.whole_pass(model, batch)  # what is judged is what will be served
-        self.updates += 1
         ids, mask = batch["input_ids"], batch["attention_mask"]
         place = torch.arange(ids.shape[1], device=ids.device)
         labelled = (place >= batch["prompts"][:, None]) & mask.bool()
         cut = frozen.split(ids, mask, ids.masked_fill(~labelled, frozen.IGNORED))
         logits = frozen.continued(model, self._context(model, cut), cut.segment_ids, cut.segment_mask)
+        self.batches += 1
         return logits[:, :-1][cut.labels[:, 1:] != frozen.IGNORED]
 
     def _context(self, model: Any, cut: frozen.Split) -> FrozenContext:
         key = cut.context_ids.cpu().numpy().tobytes() + cut.context_mask.cpu().numpy().tobytes()
-        kept = self.kept.get(key)
-        if kept is not None and not frozen.due(self.updates - kept.at, every=self.every):
+        kept, period = self.kept.get(key), self.batches // self.every
+        if kept is not None and kept.period == period:
             return kept.context
         if kept is None:
             context = frozen.freeze(model, cut.context_ids, cut.context_mask)
@@ -61,7 +63,7 @@ class FrozenPass:
         else:
             stale, context = frozen.staleness(model, kept.context, cut.segment_ids, cut.segment_mask)
             self.stale.append(stale)
-        self.kept[key] = _Kept(context, self.updates)
+        self.kept[key] = _Kept(context, period)
         return context
 
 

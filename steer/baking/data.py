@@ -105,7 +105,10 @@ def rows(examples: Sequence[Example], tokenizer: Any, longest: int | None) -> li
 
     Raises ExampleError for examples beyond `longest` tokens, and for those without a token to learn.
     """
-    tokens = tokenise(examples, tokenizer, "completion", longest=longest)
+    try:
+        tokens = tokenise(examples, tokenizer, "completion", longest=longest)
+    except ExampleError as error:
+        raise ExampleError(error.problems, "shorten them, or leave them out") from error
     ends = tokenizer.eos_token_id
     found = []
     for one in tokens:

@@ -18,6 +18,7 @@ class Held(NamedTuple):
     """What nothing was trained on: the teacher's samples; neutral rows with the base's logits; rows of both classes."""
 
     behaviour: Sequence[Sample]
+    taught: bool  # whether those are a teacher's, or texts that were given
     neutral: Sequence[Row]
     neutral_base: Mapping[int, Tensor]  # by place
     positive: Sequence[Row]
@@ -27,12 +28,13 @@ class Held(NamedTuple):
 def look(model: Any, held: Held, within: Within = comparing.plain) -> dict[str, float]:
     """The figures of one model: nats, and a perplexity.
 
-    `kl_teacher` is KL(teacher || it) on the held-out samples, `kl_neutral` KL(base || it) and `perplexity_neutral` on
-    neutral rows, `margin` the log-likelihood per token of the positive less the negative examples, where there are any.
+    `kl_teacher` is KL(teacher || it) on the held-out samples, or `loss` the cross-entropy of texts that were given;
+    `kl_neutral` KL(base || it) and `perplexity_neutral` on neutral rows; `margin` the log-likelihood per token of the
+    positive less the negative examples, where there are any.
     """
     found: dict[str, float] = {}
     if held.behaviour:
-        found["kl_teacher"] = from_teacher(model, held.behaviour, within)
+        found["kl_teacher" if held.taught else "loss"] = from_teacher(model, held.behaviour, within)
     kl, scores = [], []
     for place, logits in comparing.completions(model, held.neutral, within):
         kl.append(float(comparing.divergence(held.neutral_base[place], logits).mean()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from vectors.resolve import compose
 from vectors.steering import SteeringVector
 
 Progress = Callable[[int, int], None]
+NOTHING = "the composition changes nothing"
 INSTEAD = "train it in: --mode distil; or serve it: steer serve"
 
 
@@ -59,7 +60,7 @@ def fold(
             written = time.monotonic() - started
             original = load(str(source.path), device, "float32")
             proved = proof.prove(
-                folder, original, parsed, found, effects, _layout(source.config),
+                folder, original, parsed, found, effects, _layout(source.config, source.entries),
                 list(asked) if asked else prompts.held_out(), rounded=_rounded(draft), vllm=vllm, any_base=any_base,
                 waiting=waiting,
             )  # fmt: skip
@@ -79,10 +80,10 @@ def fold(
 
 def plan(draft: Draft, effects: Effects, via: str) -> tuple[Draft, dict[str, str]]:
     """The draft with the effects in it, and in what way each got there, with the reason. Raises UsageError."""
-    found = _layout(draft.config)
+    found = _layout(draft.config, draft.jobs)
     kinds: dict[str, str] = {}
     if not effects.added and not effects.ablates:
-        raise UsageError("the composition changes nothing", "give it a strength other than 0")
+        raise UsageError(NOTHING, "give it a strength other than 0")
     if effects.ablates:
         refused = orthogonal.refusal(effects, found)
         if refused:
@@ -124,8 +125,8 @@ def identity_of(source: Source) -> dict[str, Any]:
     return references.identity(source.model)
 
 
-def _layout(config: Mapping[str, Any]) -> Layout:
-    found = layout(config)
+def _layout(config: Mapping[str, Any], names: Collection[str]) -> Layout:
+    found = layout(config, names)
     if found is None:
         raise ModelError(f"it is not known where {config.get('model_type')} writes to its residual stream", INSTEAD)
     return found

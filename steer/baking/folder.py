@@ -15,6 +15,7 @@ from merges.output import companions
 from merges.planning import check_output
 from merges.sources import Source
 from steer.baking.draft import Draft
+from steer.baking.report import proof_page
 from vectors import references
 from vectors.errors import OutputError
 from vectors.files import digest_bytes, permissions, write_atomically
@@ -76,9 +77,10 @@ def write_draft(draft: Draft, source: Source, folder: Path, progress: Callable[[
 
 
 def write_report(folder: Path, report: Mapping[str, Any], source: Source, summary: str) -> None:
-    """report.json, and the model card for people."""
+    """report.json, and for people report.html and the model card."""
     text = json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     write_atomically(folder / REPORT, text.encode())
+    write_atomically(folder / "report.html", proof_page(report).encode())
     write_card(folder, report, source, summary)
 
 

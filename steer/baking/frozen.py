@@ -177,14 +177,6 @@ def staleness(
     return float((new.exp() * (new - old)).sum(-1).mean().clamp(min=0)), fresh
 
 
-def due(updates: int, stale: float | None = None, *, every: int = 50, limit: float = 0.01) -> bool:
-    """Whether contexts are to be computed again: `updates` of the weights after they were, or measured this stale.
-
-    `limit` is in nats, as `staleness` gives them.
-    """
-    return updates >= every or (stale is not None and stale > limit)
-
-
 def _unfreezable(model: Any, reason: str) -> ModelError:
     return ModelError(
         f"the context of {type(model).__name__} can't be frozen: {reason}", "train with the whole context instead"

@@ -31,6 +31,7 @@ def general_samples(
         rows = data.rows(examples, loaded.tokenizer, longest)
         rows = sorted(rows, key=lambda row: digest_json([seed, row.ids]))[: count + HELD]
         held, rows = rows[: min(HELD, len(rows) // 4)], rows[min(HELD, len(rows) // 4) :]
+        rows = (rows * -(-count // len(rows)))[:count]  # a short file comes again, so that the share is what was asked
     else:
         held = _continued(loaded, prompts.general(held_out=True)[:HELD], HELD, tokens, seed)
         rows = _continued(loaded, prompts.general(held_out=False), count, tokens, seed)

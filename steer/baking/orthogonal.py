@@ -43,7 +43,12 @@ def edit(draft: Draft, effects: Effects, layout: Layout) -> Draft:
         strengths: np.ndarray | None = effects.strengths.numpy()
         if norm is not None:
             directions, strengths = through_norm(directions, draft.read(norm) + float(layout.plus_one)), None
-        jobs[name] = _orthogonalised(draft, job, directions, strengths, layout)
+        if len(job.shape) == 1:  # a bias: small, and float32 as those that additions make, so that it is exact
+            scale = np.ones(len(directions)) if strengths is None else strengths
+            own = draft.read(name).astype(np.float64)
+            jobs[name] = draft.constant(name, own - ((own @ directions.T) * scale) @ directions)
+        else:
+            jobs[name] = _orthogonalised(draft, job, directions, strengths, layout)
     if not draft.config.get("tie_word_embeddings", _tied_by_default(draft)):
         return draft.changed(jobs)
     embedding = draft.jobs[layout.embeddings[0]]
@@ -66,10 +71,10 @@ def _tied_by_default(draft: Draft) -> bool:
 def _orthogonalised(
     draft: Draft, job: Copy, directions: np.ndarray, strengths: np.ndarray | None, layout: Layout
 ) -> Tensor:
-    """The job of one writer. `strengths` None removes the directions whole."""
-    rows_are_stream = len(job.shape) > 1 and job.name not in layout.embeddings and not layout.columns
+    """The job of one matrix. `strengths` None removes the directions whole."""
+    rows_are_stream = job.name not in layout.embeddings and not layout.columns
     scale = np.ones(len(directions)) if strengths is None else strengths
-    method: Any = SimpleNamespace(SPACE="weight", UNIT="row" if len(job.shape) > 1 else "tensor")
+    method: Any = SimpleNamespace(SPACE="weight", UNIT="row")
     if not rows_are_stream:
 
         def by_row(_tensor: Tensor, block: Block, _prepared: Any) -> np.ndarray:

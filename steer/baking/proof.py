@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from vectors.steering import SteeringVector
 TOKENS = 12  # of each response
 PROMPTS = 12
 LOGIT = 2e-3  # the greatest difference of logits in float32 that is rounding, and of log-probabilities in vLLM
+CLEAR = 4  # times nearer to the steered model than the unsteered one is, or nothing was proved
 ROUNDED_KL = 2e-3  # nats in the mean, where changed matrices had to be rounded to 16 bits
 
 
@@ -81,17 +83,20 @@ def prove(
     }
     if effects.ablates:
         proof["composition"] = comparing.difference(served, found)._asdict()
-    equal = against.kl_mean <= ROUNDED_KL if rounded else against.max_logit <= LOGIT
+    key, most = ("kl_mean", ROUNDED_KL) if rounded else ("max_logit", LOGIT)
+    off, base = getattr(against, key), getattr(unsteered, key)
+    equal = off <= most and CLEAR * off <= base  # a weak composition is nearer to the base than that
     there = importlib.util.find_spec("vllm") is not None
     if vllm is False or not there:
         proof["vllm"] = {"skipped": "as asked" if there else "vLLM is not installed"}
     elif equal:
         waiting("loading what was written in vLLM")
-        proof["vllm"] = _in_vllm(written, rows, found)
+        # What was rounded in the file is rounded in both, so there the two readers of it are compared.
+        proof["vllm"] = _in_vllm(written, rows, found if rounded else expected)
         equal = proof["vllm"]["max_log_probability"] <= LOGIT
     proof["verdict"] = "equal" if equal and not rounded else "equal up to rounding" if equal else "different"
     if not equal:
-        worst = proof["vllm"].get("max_log_probability", against.max_logit)
+        worst = proof.get("vllm", {}).get("max_log_probability", against.max_logit)
         raise ProofError(
             f"the proof failed, and nothing was kept: the greatest difference is {worst:.3g} "
             f"(KL {against.kl_mean:.3g} nats in the mean; the unsteered model lies {unsteered.kl_mean:.3g} away)",
@@ -104,7 +109,8 @@ def _in_vllm(written: Path, rows: Sequence[comparing.Row], logits: Sequence[Any]
     scores = vllm_scores.scores(written, [row.ids for row in rows])
     expected = [comparing.scores_of(one[:-1], row.ids[1:]) for one, row in zip(logits, rows, strict=True)]
     pairs = [pair for a, b in zip(expected, scores, strict=True) for pair in zip(a, b, strict=True)]
-    return {"max_log_probability": max(abs(a - b) for a, b in pairs), "tokens": len(pairs)}
+    gaps = [abs(a - b) for a, b in pairs]
+    return {"max_log_probability": max(gaps) if all(map(math.isfinite, gaps)) else math.inf, "tokens": len(pairs)}
 
 
 @contextlib.contextmanager

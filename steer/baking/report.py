@@ -14,6 +14,7 @@ from vectors.files import write_atomically
 COLUMNS = {
     "margin": ("trait margin", "nats per token: positive less negative examples, held out"),
     "kl_teacher": ("KL to the teacher", "nats per token, on the teacher's held-out responses"),
+    "loss": ("loss", "nats per token, on the examples that were held out"),
     "kl_neutral": ("KL to the base", "nats per token, on neutral text"),
     "perplexity_neutral": ("perplexity", "on neutral text that the base wrote"),
 }
@@ -36,12 +37,64 @@ def rows(models: Mapping[str, Mapping[str, float]]) -> tuple[list[str], list[lis
     ]
 
 
+PROVED = {"max_logit": "max |delta logit|", "kl_mean": "mean KL (nats)", "kl_max": "greatest KL"}
+
+
+def proof_rows(proof: Mapping[str, Any]) -> list[list[str]]:
+    """The comparisons of a fold's proof, a row each, under the columns PROVED."""
+    compared = {f"folded against {proof['reference']}": proof["transformers"]}
+    if "composition" in proof:
+        compared["folded against the composition as served"] = proof["composition"]
+    compared["the unsteered model against it"] = proof["base"]
+    return [[name, *(f"{figures[key]:.3g}" for key in PROVED)] for name, figures in compared.items()]
+
+
+def told_by_vllm(proof: Mapping[str, Any]) -> str:
+    """What came of the comparison in vLLM."""
+    vllm = proof["vllm"]
+    return vllm.get("skipped") or f"log-probabilities within {vllm['max_log_probability']:.2g}"
+
+
+def proof_page(report: Mapping[str, Any]) -> str:
+    """The report of a fold as one page."""
+    proof = report["proof"]
+    facts = {
+        **report["via"],
+        "verdict": f"{proof['verdict']}, on {proof['prompts']} held-out prompts ({proof['tokens']} tokens)",
+        "vLLM": told_by_vllm(proof),
+        "base": report["base"]["digest"],
+        **{f"vector {name}": digest for name, digest in report["vectors"].items()},
+        **report["outputs"],
+    }
+    table = _table(["", *PROVED.values()], proof_rows(proof))
+    return _framed(f"fold: {report['composition']}", table + _facts(facts))
+
+
+def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    heads = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    cells = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in body)
+    return f"<table><tr>{heads}</tr>{cells}</table>"
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    lines = "".join(
+        f"<tr><td>{html.escape(key)}</td><td style='text-align:left'><code>{html.escape(str(value))}</code></td></tr>"
+        for key, value in facts.items()
+    )
+    return f"<table>{lines}</table>"
+
+
+def _framed(title: str, body: str) -> str:
+    return (
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Bake</title><style>{STYLE}</style>"
+        f"<h1>{html.escape(title)}</h1>{body}<p class='note'>Everything in numbers: report.json.</p></html>\n"
+    )
+
+
 def page(report: Mapping[str, Any], curve: str) -> str:
     """The report as one page, which needs nothing from elsewhere."""
-    header, body = rows(report["models"])
-    cells = "".join(f"<tr>{''.join(f'<td>{html.escape(c)}</td>' for c in row)}</tr>" for row in body)
-    heads = "".join(f"<th>{html.escape(c)}</th>" for c in header)
-    notes = "".join(f"<li>{name}: {note}</li>" for name, note in COLUMNS.values())
+    seen = {key for figures in report["models"].values() for key in figures}
+    notes = "".join(f"<li>{name}: {note}</li>" for key, (name, note) in COLUMNS.items() if key in seen)
     facts = {
         "behaviour": report["behaviour"],
         "dose": ", ".join(f"{key} {value:.3f}" for key, value in report["dose"].items()) or "-",
@@ -51,16 +104,8 @@ def page(report: Mapping[str, Any], curve: str) -> str:
     }
     if "retention_without_mix" in report:
         facts["retention without general data"] = f"{report['retention_without_mix']:.4f}"
-    lines = "".join(
-        f"<tr><td>{key}</td><td style='text-align:left'><code>{html.escape(str(value))}</code></td></tr>"
-        for key, value in facts.items()
-    )
-    return (
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Bake</title><style>{STYLE}</style>"
-        f"<h1>{html.escape(report['mode'])}: {html.escape(report['behaviour'])}</h1>"
-        f"<table><tr>{heads}</tr>{cells}</table><ul class='note'>{notes}</ul>{curve}<table>{lines}</table>"
-        f"<p class='note'>Everything in numbers: report.json.</p></html>\n"
-    )
+    table = f"{_table(*rows(report['models']))}<ul class='note'>{notes}</ul>"
+    return _framed(f"{report['mode']}: {report['behaviour']}", f"{table}{curve}{_facts(facts)}")
 
 
 def curves(history: Sequence[Mapping[str, float]]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from steer.baking import student
 from steer.baking.draft import Draft
 from steer.baking.folder import write_draft
 from vectors.errors import UsageError
+from vectors.files import digest_file
 from vectors.taskwriter import check_vector_path
 
 KINDS = ("model", "lora", "vector")
@@ -53,25 +55,25 @@ def name_of(base: Source) -> str:
 def write(
     kind: str, kept: Path, base: Source, out: Path, *, threads: int | None, progress: Callable[[int, int], None]
 ) -> dict[str, str]:
-    """Write the result at `out`; returns the digest of each file."""
-    recipe = Recipe("task_arithmetic", (Part(str(kept), "bake", {"weight": 1.0}),), base.reference)
-    if kind == "vector":
-        record = running.merge(_as_vector(recipe), out, threads=threads, progress=progress)
-        found: dict[str, str] = record["outputs"]
-        return found
+    """Write what `keep` saved at `out`; returns the digest of each file."""
     if kind == "lora":
-        from vectors.files import digest_file
-
         for file in kept.iterdir():
             shutil.copy2(file, out / file.name)
         return {file.name: digest_file(file) for file in sorted(out.iterdir())}
+    return write_sum(kind, (Part(str(kept), "bake", {"weight": 1.0}),), base, out, threads=threads, progress=progress)
+
+
+def write_sum(
+    kind: str, parts: tuple[Part, ...], base: Source, out: Path, *, threads: int | None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, str]:  # fmt: skip
+    """Write the base and the weighted sum of parts, or the sum as a vector; returns the digest of each file."""
+    recipe = Recipe("task_arithmetic", parts, base.reference)
+    if kind == "vector":
+        record = running.merge(replace(recipe, as_="vector"), out, threads=threads, progress=progress)
+        found: dict[str, str] = record["outputs"]
+        return found
     made = plan(recipe, threads=threads)
     with made.pool:
         draft = Draft({job.name: job for job in made.jobs}, base.config, made.pool)
         return write_draft(draft, base, out, progress)
-
-
-def _as_vector(recipe: Recipe) -> Recipe:
-    from dataclasses import replace
-
-    return replace(recipe, as_="vector")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +40,14 @@ def check(lora: Lora) -> list[str]:
     if not 0 <= lora.dropout < 1:
         problems.append(f"the dropout {lora.dropout} is not in [0, 1)")
     return problems
+
+
+def missing(lora: Lora, names: Iterable[str]) -> list[str]:
+    """Which of its targets no parameter of a checkpoint belongs to, one sentence each."""
+    if lora.targets == PRESETS["default"].targets:
+        return []
+    parts = {part for name in names for part in name.split(".")}
+    return [f"--lora-targets: the model has no module {target}" for target in lora.targets if target not in parts]
 
 
 def adapted(model: Any, lora: Lora, seed: int) -> Any:

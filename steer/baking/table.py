@@ -45,7 +45,7 @@ def compare(
             ]
             neutral = neutral_rows(ready, seed)
             base = dict(comparing.completions(ready.model, neutral))
-            held = evaluation.Held([], neutral, base, *sides)
+            held = evaluation.Held([], False, neutral, base, *sides)
         within: comparing.Within = comparing.plain
         if shown.composition is not None:
 

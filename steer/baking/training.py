@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import Dataset
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from probes.seeds import child_seed
@@ -61,7 +62,8 @@ class TrainingError(SteerError):
 
 
 GRID = (1e-4, 3e-4, 1e-3)
-SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup", "warmup_stable_decay")
+DECAYING = "warmup_stable_decay"  # over the last fifth of the steps
+SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup", DECAYING)
 
 
 def check(settings: Settings) -> list[str]:
@@ -77,11 +79,28 @@ def check(settings: Settings) -> list[str]:
         problems.append(f"the warm-up {settings.warmup} is not in [0, 1)")
     if settings.schedule not in SCHEDULES:
         problems.append(f"there is no schedule {settings.schedule!r}; there are {', '.join(SCHEDULES)}")
+    if settings.report_to != "none":
+        from transformers.integrations import get_available_reporting_integrations
+
+        there = get_available_reporting_integrations()
+        if settings.report_to not in there:
+            problems.append(f"--report-to {settings.report_to} is not installed; there are none, {', '.join(there)}")
+    if settings.lr is not None and not settings.lr > 0:
+        problems.append(f"--lr is {settings.lr:g}, not above 0")
     if not settings.beta > 0:
         problems.append(f"beta is {settings.beta}, not above 0")
     return problems + optimisers.problems(
-        settings.optimiser, lr=settings.lr or GRID[0], weight_decay=settings.weight_decay, **settings.options
+        settings.optimiser, lr=_rate(settings), weight_decay=settings.weight_decay, **settings.options
     )
+
+
+def _rate(settings: Settings) -> float:
+    return GRID[0] if settings.lr is None else settings.lr
+
+
+def looks(settings: Settings) -> int:
+    """Steps between two looks at what was held out, and two checkpoints."""
+    return settings.evaluate or max(1, min(50, settings.steps // 6))
 
 
 class _Samples(Dataset[Sample]):
@@ -148,7 +167,8 @@ class _Watch(TrainerCallback):
             elif loss > SPIKE * max(usual, 0.05):
                 self.failed = f"the loss leapt from about {usual:.3g} to {loss:.3g} at step {state.global_step}"
             self.losses.append(loss)
-            control.should_training_stop |= bool(self.failed)
+            if self.failed:  # and these weights are no checkpoint to go on from
+                control.should_training_stop, control.should_save = True, False
         done = state.global_step - self.began_at
         left = (time.monotonic() - self.began) / done * (state.max_steps - state.global_step) if done > 0 else math.inf
         self.tell({**entry, "steps": state.max_steps, "left": left})
@@ -180,18 +200,20 @@ def train(
     good checkpoint, for a loss that is no number or leaps.
     """
     started = time.monotonic()
-    every = settings.evaluate or max(1, min(50, settings.steps // 6))
+    every = looks(settings)
     looked_at = {kind: _Samples([s for s in held_out if s.kind == kind]) for kind in (BEHAVIOUR, GENERAL)}
     looked_at = {kind: found for kind, found in looked_at.items() if len(found)}
     arguments = TrainingArguments(
         output_dir=str(folder), max_steps=settings.steps, per_device_train_batch_size=settings.batch,
         per_device_eval_batch_size=settings.batch, gradient_accumulation_steps=settings.accumulate,
-        learning_rate=settings.lr or GRID[0], weight_decay=settings.weight_decay,
+        learning_rate=_rate(settings), weight_decay=settings.weight_decay,
         warmup_steps=int(settings.warmup * settings.steps), lr_scheduler_type=settings.schedule,
         max_grad_norm=settings.clip, logging_strategy="steps", logging_steps=1, logging_nan_inf_filter=False,
         eval_strategy="steps", eval_steps=every, save_strategy="steps", save_steps=every, save_total_limit=2,
         load_best_model_at_end=True, metric_for_best_model=f"eval_{BEHAVIOUR}_loss", greater_is_better=False,
         gradient_checkpointing=settings.checkpointing, remove_unused_columns=False, disable_tqdm=True,
+        restore_callback_states_from_checkpoint=True,
+        lr_scheduler_kwargs={"num_decay_steps": max(1, settings.steps // 5)} if settings.schedule == DECAYING else {},
         report_to=settings.report_to, seed=child_seed(settings.seed, "train") % 2**31, dataloader_pin_memory=False,
         prediction_loss_only=True, label_names=[], log_level="error",
         train_sampling_strategy="random" if shuffled else "sequential",
@@ -203,17 +225,33 @@ def train(
     )  # fmt: skip
     _be_quiet(trainer)
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
+    ended = _ended(last, settings)
+    if ended is None:
+        trainer.train(resume_from_checkpoint=last)
+    else:  # by a run that was killed behind its training: not one step more
+        trainer.state, watch.history = ended, [_numbers(entry) for entry in ended.log_history]
+        trainer._load_best_model()
     if watch.failed:
         kept = get_last_checkpoint(str(folder))
         where = f"; the last good checkpoint is {kept}" if kept else "; there is no checkpoint yet"
         raise TrainingError(
-            f"{watch.failed}, so training stopped{where}", "lower the learning rate: --lr, or --lr auto"
+            f"{watch.failed}, so training stopped{where}",
+            f"lower the learning rate (--lr, or --lr auto), and remove {folder.parent} first: rm -r {folder.parent}",
         )
     best = trainer.state.best_metric
     return Trained(
         watch.history, trainer.state.global_step, float(math.nan if best is None else best), time.monotonic() - started
     )
+
+
+def _ended(checkpoint: str | None, settings: Settings) -> TrainerState | None:
+    """The state of a checkpoint behind which there is nothing to train: all steps are done, or patience ran out."""
+    if checkpoint is None:
+        return None
+    state: TrainerState = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+    early = (state.stateful_callbacks or {}).get(EarlyStoppingCallback.__name__, {}).get("attributes", {})
+    waited = early.get("early_stopping_patience_counter", 0)
+    return state if state.global_step >= settings.steps or waited >= settings.patience else None
 
 
 def _be_quiet(trainer: Trainer) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from vectors.errors import OutputError, UsageError
+from vectors.errors import OutputError, SteerError, UsageError
 from vectors.files import canonical_json, digest_json, permissions, write_atomically
 
 RUN = "run.json"
@@ -45,13 +45,22 @@ def check(out: Path, run: Mapping[str, Any]) -> bool:
 
 @contextlib.contextmanager
 def working(out: Path, run: Mapping[str, Any]) -> Iterator[Path]:
-    """Within: the run's folder; it is removed at the end, and kept when anything fails. Raises OutputError."""
+    """Within: the run's folder; it is removed at the end, and kept when anything fails that could go on from it.
+
+    A refusal before the first checkpoint leaves nothing, so that a better command is not refused for it. Raises
+    OutputError.
+    """
     folder = place(out)
     try:
         folder.mkdir(exist_ok=True, mode=permissions(0o777))
         with FileLock(folder / ".lock", timeout=0):
             write_atomically(folder / RUN, canonical_json(dict(run)).encode())
-            yield folder
+            try:
+                yield folder
+            except SteerError:
+                if next(folder.rglob("checkpoint-*"), None) is None:
+                    shutil.rmtree(folder)
+                raise
         shutil.rmtree(folder)
     except Timeout:
         raise OutputError(f"another process is baking {out}", "wait for it") from None

@@ -3,7 +3,8 @@
 Where we differ on purpose: what ties at a threshold is kept (mergekit keeps one of them, whichever its sort puts
 first), so models here have no ties; a cancelled vote gives the base (reading mergekit's YAML sets `zero: positive`);
 multislerp is a true mean on the sphere; model_stock never goes against the mean of the deltas; breadcrumbs with a small
-gamma keeps the delta; random methods draw other numbers; arcee_fusion keeps the dtype, with the quartiles of all elements.
+gamma keeps the delta; random methods draw other numbers; arcee_fusion keeps the dtype, and counts
+all elements.
 """
 
 from __future__ import annotations

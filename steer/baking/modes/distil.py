@@ -45,6 +45,10 @@ def mode(
         raise UsageError(
             "a teacher is a composition or a --teacher-prompt, one of them", "steer bake 'warm' --mode distil"
         )
+    problems = [f"--tokens is {tokens}, not at least 1"] if tokens < 1 else []
+    problems += [f"--temperature is {temperature:g}, not at least 0"] if temperature < 0 else []
+    if problems:
+        raise UsageError(problems, "see steer bake --help")
     own, digest = data.prompts_of(asked) if asked else ([], None)
     inputs: dict[str, Any] = {"prompts": digest or digest_json(list(prompts.PROMPTS))}
     if composition is not None:
@@ -67,7 +71,10 @@ def mode(
 
     def prepare(loaded: LoadedModel, shown: Teacher | None, tell: Tell) -> Prepared:
         assert shown is not None
-        return _prepare(request, loaded, shown, own or prompts.taught(), prompts.held_out(), tokens, temperature, tell)
+        # The user's, and as many generic ones: a behaviour that is learned on one kind of prompt stays there.
+        taught = list(dict.fromkeys([*own, *prompts.taught()[: len(own) or None]]))
+        held = [prompt for prompt in prompts.held_out() if prompt not in taught]
+        return _prepare(request, loaded, shown, taught, held, tokens, temperature, tell)
 
     return Mode("distil", behaviour, divergence, teacher, prepare, inputs)
 

@@ -84,8 +84,9 @@ class Apollo:
         step = adam_step(projected, state, group)
         state["steps"] += 1
         over = side if group["channels"] else (0, 1)
-        norms = norm(step, over)
-        factors = norms / norm(projected, over).clamp_(min=torch.finfo(projected.dtype).tiny)
+        norms, sizes = norm(step, over), norm(projected, over)
+        # A channel without a gradient does not move, whatever its moments say: its factor would be infinite.
+        factors = torch.where(sizes > 0, norms / sizes, 0)
         factors *= limited(torch.linalg.vector_norm(norms), state["last_norm"], group["limiter"])
         if group["weight_decay"]:
             weight.mul_(1 - group["lr"] * group["weight_decay"])

@@ -7,11 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from steer.cli import options, output
 from vectors.errors import UsageError
 
-COLUMNS = {"max_logit": "max |delta logit|", "kl_mean": "mean KL (nats)", "kl_max": "greatest KL"}
+FOLD, TEACHER, DATA = "fold", "distil", "train"
+# What belongs to some of the modes: an option that is typed for another one is an error, not a word unheard.
+ONLY = {
+    "via": (FOLD,), "skip_vllm": (FOLD,), "prompts": (FOLD, TEACHER), "tokens": (TEACHER,), "temperature": (TEACHER,),
+    **dict.fromkeys(
+        ("mix", "compare_mix", "pos", "neg", "steps", "batch", "accumulate", "lr", "optimiser", "given_options",
+         "weight_decay", "warmup", "schedule", "preset", "lora_rank", "lora_alpha", "lora_targets", "full", "context",
+         "evaluate_every", "patience", "checkpointing", "report_to", "seed", "dtype"), (TEACHER, DATA),
+    ),
+}  # fmt: skip
 
 
 @options.command(
@@ -55,7 +65,7 @@ COLUMNS = {"max_logit": "max |delta logit|", "kl_mean": "mean KL (nats)", "kl_ma
 @click.option("--context", type=click.Choice(["full", "frozen"]), default="full", help="frozen: prompts stay fixed.")
 @click.option("--tokens", default=48, help="Distil: the longest completion.")
 @click.option("--temperature", default=1.0, help="Distil: of the samples.")
-@click.option("--evaluate-every", default=0, help="Steps between looks at what is held out.  [default: an eighth]")
+@click.option("--evaluate-every", default=0, help="Steps between looks.  [default: a sixth of all, at most 50]")
 @click.option("--patience", default=5, help="Looks without progress, after which it stops.")
 @click.option("--checkpointing", is_flag=True, help="Compute activations again in the backward pass, to save memory.")
 @click.option("--report-to", default="none", help="none, tensorboard, wandb or trackio.")
@@ -82,6 +92,9 @@ def command(composition: str | None, model: str, out: Path, mode: str, as_json: 
         assert composition is not None
         mode, why = choice.choose(composition, model, given["vectors"], given["via"])
         output.say(f"mode {mode}: {why}")
+        unused = _misplaced(mode)
+        if unused:
+            output.say(f"not used by mode {mode}: {', '.join(unused)}")
     if mode == "fold":
         assert composition is not None
         if given["as_"] != "model":
@@ -123,10 +136,19 @@ def _check_inputs(composition: str | None, mode: str, given: dict[str, Any]) -> 
         )
     elif composition is not None and given["teacher_prompt"] is not None:
         problems.append("a teacher is a composition or a --teacher-prompt, not both")
+    problems += [f"{flag} is of no use to --mode {mode}" for flag in (_misplaced(mode) if mode else [])]
     if bool(given["pos"]) != bool(given["neg"]):
         problems.append("--pos and --neg are measured together: give both")
     if problems:
         raise UsageError(problems, "see steer bake --help")
+
+
+def _misplaced(mode: str) -> list[str]:
+    """The options that were typed and that this mode does not know."""
+    context = click.get_current_context()
+    flags = {parameter.name: parameter.opts[-1] for parameter in context.command.params}
+    typed = [name for name in ONLY if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    return [flags[name] for name in typed if mode not in ONLY[name]]
 
 
 def _stage(what: str) -> None:
@@ -155,21 +177,13 @@ def _tell(entry: dict[str, Any]) -> None:
 
 
 def _print_fold(report: dict[str, Any], out: Path) -> None:
+    from steer.baking.report import PROVED, proof_rows, told_by_vllm
+
     proof = report["proof"]
     for part, how in report["via"].items():
         click.echo(f"{part}: {how}")
-    rows = [
-        [name, *(f"{figures[key]:.3g}" for key in COLUMNS)]
-        for name, figures in [
-            (f"folded against {proof['reference']}", proof["transformers"]),
-            *([("folded against the composition as served", proof["composition"])] if "composition" in proof else []),
-            ("the unsteered model against it", proof["base"]),
-        ]
-    ]
-    click.echo("\n" + output.table(["", *COLUMNS.values()], rows, left=1))
-    vllm = proof["vllm"]
-    told = vllm.get("skipped") or f"log-probabilities within {vllm['max_log_probability']:.2g}"
-    click.echo(f"\nvLLM: {told}\nverdict: {proof['verdict']}, on {proof['prompts']} held-out prompts")
+    click.echo("\n" + output.table(["", *PROVED.values()], proof_rows(proof), left=1))
+    click.echo(f"\nvLLM: {told_by_vllm(proof)}\nverdict: {proof['verdict']}, on {proof['prompts']} held-out prompts")
     click.echo(f"wrote {out}")
     output.say(f"\n{report['seconds']['writing']:.1f} s to write, {report['seconds']['all']:.1f} s with the proof")
 
@@ -180,9 +194,8 @@ def _print_trained(report: dict[str, Any], out: Path) -> None:
 
         header, body = rows(report["models"])
         click.echo(output.table(header, body, left=1))
-        click.echo(
-            f"\ndose      {', '.join(f'{k} {v:.2f}' for k, v in report['dose'].items()) or '-'}  (1 is the teacher)"
-        )
+        dose = ", ".join(f"{key} {value:.2f}" for key, value in report["dose"].items())
+        click.echo(f"\ndose      {dose}  (1 is the teacher)" if dose else "")
         without = report.get("retention_without_mix")
         beside = f"; without general data {without:.3f}" if without is not None else ""
         click.echo(f"retention {report['retention']:.3f}{beside}")

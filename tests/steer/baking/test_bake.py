@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +159,9 @@ def test_the_difference_of_both_signs_is_a_task_vector(folder: Path, texts: tupl
     report = contrast.contrast(made, *texts, tell=stages.append)
     both = TaskVector.open(tmp_path / "warmth.safetensors")
     assert report["weights"] == {"for": 1.0, "against": -1.0}
+    assert set(report["models"]) == {"base", "baked"}
+    assert report["dose"] == {}
+    assert json.loads((tmp_path / "warmth.report.json").read_text())["reports"]["for"]["models"]["baked"]["loss"] > 0
     halves = {}
     for name, file in zip(("for", "against"), texts, strict=True):
         own = request(folder, tmp_path / f"{name}.safetensors", as_="vector", mix=data.Mix(None, 0.0))
@@ -173,10 +176,9 @@ def test_the_difference_of_both_signs_is_a_task_vector(folder: Path, texts: tupl
 def test_a_frozen_context_trains_completions_alone(
     folder: Path, texts: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(baking, "FrozenPass", lambda: FrozenPass(every=8))
     made = request(
-        folder, tmp_path / "out", context="frozen", settings={"steps": 40}, mix=data.Mix(None, 0.0), pos=texts[0],
-        neg=texts[1],
+        folder, tmp_path / "out", context="frozen", settings={"steps": 40, "evaluate": 8}, mix=data.Mix(None, 0.0),
+        pos=texts[0], neg=texts[1],
     )  # fmt: skip
     report = bake(made, train.imitate(made, texts[0]))
     assert report["models"]["baked"]["margin"] > report["models"]["base"]["margin"] + 0.3
@@ -305,6 +307,90 @@ def test_learning_rates_are_tried_on_a_short_grid(folder: Path, texts: tuple[Pat
     assert min(report["learning_rates"], key=report["learning_rates"].get) == "0.001"
 
 
+def test_learning_rates_are_tried_for_a_teacher_that_acts_above_the_first_layer(
+    folder: Path, vector: SteeringVector, asked: Path, tmp_path: Path
+) -> None:
+    report = distilled(folder, vector, asked, tmp_path / "out", settings={"lr": None, "steps": 16})
+    assert len(report["learning_rates"]) == 3
+
+
+def test_a_run_that_was_killed_behind_its_training_trains_no_more(
+    folder: Path, texts: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where patience ran out: the look counts are part of a checkpoint."""
+    mix = data.Mix(None, 0.0)
+    for name, settings in (("all", {"steps": 20}), ("early", {"steps": 40, "patience": 1, "lr": 1e-9})):
+        whole = request(folder, tmp_path / name, settings=settings, mix=mix)
+        expected = bake(whole, train.imitate(whole, texts[0]))
+        made = request(folder, tmp_path / f"{name} again", settings=settings, mix=mix)
+        with monkeypatch.context() as patched:
+            patched.setattr(baking.result, "keep", _interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                bake(made, train.imitate(made, texts[0]))
+        with monkeypatch.context() as patched:
+            patched.setattr(training.BakeTrainer, "training_step", lambda *_: pytest.fail("it trains"))
+            again = bake(made, train.imitate(made, texts[0]))
+        assert again["steps"] == expected["steps"]
+        assert (expected["steps"] < settings["steps"]) == (name == "early")
+        assert files(tmp_path / f"{name} again")["model.safetensors"] == files(tmp_path / name)["model.safetensors"]
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_frozen_contexts_are_those_of_an_uninterrupted_run(
+    folder: Path, texts: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"steps": 24, "evaluate": 6}
+    mix = data.Mix(texts[1], 0.25)
+    whole, made = (
+        request(folder, tmp_path / name, context="frozen", settings=settings, mix=mix) for name in ("a", "b")
+    )
+    bake(whole, train.imitate(whole, texts[0]))
+    step, steps = training.BakeTrainer.training_step, [0]
+
+    def interrupted(*given: Any, **more: Any) -> Any:
+        steps[0] += 1
+        if steps[0] == 16:
+            raise KeyboardInterrupt
+        return step(*given, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training.BakeTrainer, "training_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            bake(made, train.imitate(made, texts[0]))
+    bake(made, train.imitate(made, texts[0]))
+    assert files(tmp_path / "a")["model.safetensors"] == files(tmp_path / "b")["model.safetensors"]
+
+
+def test_a_short_file_of_general_data_comes_again(folder: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
+    few = tmp_path / "few.jsonl"
+    few.write_text("\n".join(json.dumps({"text": f"{word} {word} rain"}) for word in WORDS[:4]))
+    made = request(folder, tmp_path / "out", mix=data.Mix(few, 0.5), settings={"steps": 4})
+    samples = bake(made, train.imitate(made, texts[0]))["samples"]
+    assert samples["general"] == samples["behaviour"]
+
+
+def test_another_dtype_is_another_run(
+    folder: Path, texts: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = request(folder, tmp_path / "out", mix=data.Mix(None, 0.0))
+    mode = train.imitate(made, texts[0])
+    _, identity = baking.check(made, mode)
+    other = replace(made, dtype="bfloat16")
+    with (
+        pytest.raises(KeyboardInterrupt),
+        work.working(made.out, baking.run_of(made, mode, identity)),
+    ):
+        raise KeyboardInterrupt
+    with pytest.raises(UsageError, match="differs in dtype"):
+        bake(other, mode)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="one of several processes"):
+        bake(made, mode)
+
+
 def test_retention_is_measured_with_and_without_general_data(
     folder: Path, texts: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -327,24 +413,31 @@ def test_bad_input_is_refused_before_any_work(
         made = request(folder, tmp_path / "out", **changes)
         return bake(made, train.imitate(made, file))
 
+    def contrasting(against: Path) -> Any:
+        made = request(folder, tmp_path / "out")
+        return contrast.contrast(made, texts[0], against, tell=lambda entry: pytest.fail("it began to train"))
+
     cases: list[tuple[Any, type[SteerError], str]] = [
         (lambda: imitating(tmp_path / "empty.jsonl"), ExampleError, "is empty"),
         (lambda: imitating(tmp_path / "one.jsonl"), ExampleError, "holds one example"),
         (lambda: imitating(tmp_path / "void.jsonl"), ExampleError, "empty|no token"),
         (lambda: imitating(tmp_path / "long.jsonl"), ExampleError, "longer than the model's context of 256"),
+        (lambda: contrasting(tmp_path / "empty.jsonl"), ExampleError, "is empty"),
         (lambda: imitating(texts[0], mix=data.Mix(texts[0], 0.25)), UsageError, "are the training data"),
         (lambda: imitating(texts[0], settings={"steps": 0, "warmup": 2.0}), UsageError, "steps is 0"),
         (lambda: imitating(texts[0], settings={"optimiser": "adamv"}), UsageError, "no optimiser 'adamv'"),
         (lambda: imitating(texts[0], as_="lora", lora=None), UsageError, "no adapter to write"),
         (lambda: imitating(texts[0], lora=Lora(0)), UsageError, "rank 0"),
-        (lambda: imitating(texts[0], lora=Lora(targets=("nowhere",))), UsageError, "none of the modules nowhere"),
+        (lambda: imitating(texts[0], settings={"lr": 0.0}), UsageError, "--lr is 0, not above 0"),
+        (lambda: imitating(texts[0], settings={"report_to": "foo"}), UsageError, "--report-to foo is not installed"),
+        (lambda: imitating(texts[0], lora=Lora(targets=("nowhere",))), UsageError, "has no module nowhere"),
         (lambda: distilled(folder, 1e-6 * vector, asked, tmp_path / "out"), UsageError, "nothing to learn"),
     ]
     for call, kind, reason in cases:
         with pytest.raises(kind, match=reason):
             call()
         assert not (tmp_path / "out").exists()
-        shutil.rmtree(work.place(tmp_path / "out"), ignore_errors=True)
+        assert not work.place(tmp_path / "out").exists(), "a better command would be refused for it"
     (tmp_path / "out").mkdir()
     with pytest.raises(OutputError, match="exists"):
         imitating(texts[0])

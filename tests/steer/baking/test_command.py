@@ -34,7 +34,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 MODEL = ("--model", "model", "--any-base")
-SHORT = ("--steps", 12, "--tokens", 6, "--lr", "1e-2", "--mix", "0.2")
+SHORT = ("--steps", 12, "--lr", "1e-2", "--mix", "0.2")
 
 
 def test_a_fold_prints_its_way_and_its_proof(here: Path, steer: Callable[..., Outcome]) -> None:
@@ -46,19 +46,20 @@ def test_a_fold_prints_its_way_and_its_proof(here: Path, steer: Callable[..., Ou
     code, out, err = steer("bake", "2*warm", *MODEL, "-o", "again", "--skip-vllm", "--json")
     found = json.loads(out)
     assert found["proof"]["verdict"] == "equal"
+    assert "folded against the composition" in (here / "again" / "report.html").read_text()
     assert {"output", "mode", "composition", "vectors", "base", "via", "outputs", "proof", "seconds"} <= found.keys()
 
 
 def test_what_can_not_be_folded_is_distilled_and_the_reason_is_said(here: Path, steer: Callable[..., Outcome]) -> None:
     given = ("--prompts", "prompts.jsonl", "--pos", "warm.jsonl", "--neg", "cold.jsonl")
-    code, out, err = steer("bake", "2*warm@response", *MODEL, "-o", "out", *SHORT, *given)
+    code, out, err = steer("bake", "2*warm@response", *MODEL, "-o", "out", *SHORT, "--tokens", 6, *given)
     assert code == 0, err
     assert "mode distil: it can't be folded: 2*warm@response acts on some tokens only" in err
     rows = [line.split()[0] for line in out.splitlines()[1:4]]
     assert rows == ["base", "steered", "baked"]
     assert "dose " in out
     assert "retention " in out
-    said = dict(re.findall(r"step (\d+)/12 .*trait (-?[\d.]+)  KL to the base", err))
+    said = dict(re.findall(r"step (\d+)/12 .*trait (-?[\d.]+)", err))
     dose = float(re.search(r"dose +kl (-?[\d.]+)", out)[1])  # type: ignore[index]
     assert abs(float(said["12"]) - dose) < 0.05
     assert {p.name for p in (here / "out").iterdir()} >= {"config.json", "report.html", "curves.svg", "README.md"}
@@ -98,6 +99,11 @@ def test_training_takes_files_and_prints_json(here: Path, steer: Callable[..., O
         (("warm", "--mode", "train", "--data", "warm.jsonl"), "has no teacher"),
         (("warm", "--pos", "warm.jsonl"), "are measured together"),
         (("warm", "--mode", "distil", "--lr", "fast"), "--lr is 'fast'"),
+        (("warm", "--mode", "distil", "--tokens", "0", "--temperature", "-1"), "--tokens is 0, not at least 1"),
+        (("warm", "--mode", "fold", "--steps", "3"), "--steps is of no use to --mode fold"),
+        (("warm", "--mode", "distil", "--via", "bias"), "--via is of no use to --mode distil"),
+        (("warm", "--via", "bais"), "there is no route 'bais'"),
+        (("0*warm",), "the composition changes nothing"),
         (("warm", "--mode", "distil", "--mix", "2"), "has no share in [0, 1)"),
         (("warm", "--mode", "distil", "--optimiser", "adam"), "there is no optimiser 'adam'"),
         (("warm", "--mode", "distil", "--set", "beta3=1"), "has no option 'beta3'"),

@@ -12,6 +12,7 @@ from typing import Any
 import pico
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from probes.steered import steered
@@ -113,6 +114,41 @@ def test_additions_and_ablations_fold_together(tmp_path: Path) -> None:
     assert report["proof"]["verdict"] == "equal"
     assert report["via"]["addition"].startswith("via layer")
     assert "not bias, because qwen3 has no bias at the end of a block" in report["via"]["addition"]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "phi"])
+def test_a_bias_is_ablated_and_added_to(name: str, tmp_path: Path) -> None:
+    folder = pico.save(tmp_path / "model", name)
+    report = fold(folder, "warm + ablate(calm)", tmp_path / "out")
+    assert report["proof"]["verdict"] == "equal"
+    assert report["via"]["addition"].startswith("via bias")
+
+
+@pytest.mark.parametrize("composition", ["warm", "ablate(calm)", "warm + ablate(calm)"])
+def test_a_checkpoint_may_hold_the_stack_alone(composition: str, tmp_path: Path) -> None:
+    """As the hub's GPT-2 does: h.0. and not transformer.h.0."""
+    folder = pico.save(tmp_path / "model", "gpt2")
+    weights = load_file(folder / "model.safetensors")
+    short = {name.removeprefix("transformer."): tensor for name, tensor in weights.items() if name != "lm_head.weight"}
+    save_file(short, folder / "model.safetensors", {"format": "pt"})
+    assert fold(folder, composition, tmp_path / "out")["proof"]["verdict"] == "equal"
+
+
+def test_what_is_too_weak_for_a_tolerance_is_proved_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = pico.save(tmp_path / "model", "llama")
+    weak = fold(folder, "0.0005*warm", tmp_path / "weak")["proof"]
+    assert weak["base"]["max_logit"] < proof.LOGIT
+    assert weak["verdict"] == "equal"
+    original = folding.write_draft
+
+    def dropped(draft: Any, source: Any, target: Path, progress: Any) -> Any:
+        return original(folding.draft_of(source, draft.pool), source, target, progress)
+
+    monkeypatch.setattr(folding, "write_draft", dropped)
+    with pytest.raises(SteerError, match="the proof failed"):
+        fold(folder, "0.0005*warm", tmp_path / "out")
 
 
 def test_sixteen_bit_matrices_are_equal_up_to_rounding(tmp_path: Path) -> None:

@@ -217,12 +217,6 @@ def test_staleness_is_the_divergence_of_frozen_from_fresh_logits() -> None:
     assert found[1] > found[0] > 0
 
 
-def test_contexts_are_due_after_so_many_updates_or_when_they_are_stale() -> None:
-    assert [frozen.due(n, every=3) for n in range(5)] == [False, False, False, True, True]
-    assert frozen.due(1, 0.02, limit=0.01)
-    assert not frozen.due(1, 0.005, limit=0.01)
-
-
 def test_examples_are_cut_before_the_token_that_predicts_the_first_label() -> None:
     batch = torch.tensor([[5, 6, 7, 8, 0], [9, 10, 11, 12, 13]])
     mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
