@@ -26,6 +26,7 @@ from vectors.resolve import compose
 from vectors.steering import SteeringVector
 
 ON_POLICY = 0.25  # of the completions are the student's own
+LOOKED_AT = 8  # prompts that are held out at least
 LEAST = 1e-4  # nats: a teacher that is nearer to the base teaches nothing
 
 
@@ -73,7 +74,8 @@ def mode(
         assert shown is not None
         # The user's, and as many generic ones: a behaviour that is learned on one kind of prompt stays there.
         taught = list(dict.fromkeys([*own, *prompts.taught()[: len(own) or None]]))
-        held = [prompt for prompt in prompts.held_out() if prompt not in taught]
+        # Half as many are held out, but not fewer than a mean wants: few prompts are for a short run.
+        held = [prompt for prompt in prompts.held_out() if prompt not in taught][: max(LOOKED_AT, len(taught) // 2)]
         return _prepare(request, loaded, shown, taught, held, tokens, temperature, tell)
 
     return Mode("distil", behaviour, divergence, teacher, prepare, inputs)
