@@ -89,15 +89,15 @@ def bake(vector: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     warm = ["2*warm", "--vector", f"warm={vector}"]
     step("Folded into the weights, and proved equal", "bake", *warm, "--mode", "fold", "-o", str(made["folded"]))
-    short = ["--steps", "24", "--lr", "2e-3", "--tokens", "24", "--evaluate-every", "12"]
+    few = ["--steps", "24", "--batch", "4", "--evaluate-every", "12"]
+    short = [*few, "--lr", "2e-3", "--tokens", "24", "--prompts", str(DATA / "prompts.jsonl")]
     distilled = str(made["distilled"])
     step(
         "Distilled: the steered model teaches the plain one", "bake", *warm, "--mode", "distil", "-o", distilled, *short
     )
     step("The weight change is a task vector", "diff", "smollm2", distilled, "-o", str(task))
     data = str(DATA / "formal.jsonl")
-    steps = ["--steps", "24", "--lr", "1e-3", "--evaluate-every", "12"]
-    imitated = ["--mode", "train", "--data", data, "--as", "vector", "-o", str(formal), *steps]
+    imitated = ["--mode", "train", "--data", data, "--as", "vector", "-o", str(formal), *few, "--lr", "1e-3"]
     formal.unlink(missing_ok=True)
     step("A second behaviour, from examples", "bake", *imitated)
     parts = [str(task), str(formal), "--ties", "--density", "0.5", "--base", "smollm2"]

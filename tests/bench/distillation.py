@@ -9,9 +9,10 @@ clipping, and AdamW's step, on the bundled model in float32 with a LoRA of rank 
 random tokens, the same for both. TRL's trainer asks a second copy of the model in every step; `bake` asks the one model
 under the composition once, before training, and keeps its likeliest tokens: `with the teacher` counts that in every
 step, as if each sample were seen once only. TRL samples completions in every step too; that is left out, so each is
-given the batch as it would have sampled it. Each round runs all contestants once, in an order drawn anew; the first
-round is thrown away. A ratio is of one round's two times. `--memory` runs each contestant alone, in a process of its
-own, and prints the peak of its resident memory. `--cpu` counts the processor seconds of one thread.
+given the batch as it would have sampled it. Its teacher has the student's own weights, so its loss is 0 at first. Each
+round runs all contestants once, in an order drawn anew; the first round is thrown away. A ratio is of one round's two
+times. `--memory` runs each contestant alone, in a process of its own, and prints the peak of its resident memory.
+`--cpu` counts the processor seconds of one thread.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ def ours(given: list[Row], folder: Path, ask: bool) -> Callable[[], float]:
         train_dataset=training._Samples(made),
     )
     trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = 1
     target.train()
 
     def step() -> float:
@@ -149,7 +151,7 @@ def memory(arguments: argparse.Namespace) -> None:
     """Each alone, in a process of its own."""
     found = {}
     for name in (OURS, TRL):
-        command = [sys.executable, "-P", __file__, "--alone", name]
+        command = [sys.executable, __file__, "--alone", name]
         for key in ("batch", "prompt", "completion", "threads"):
             command += [f"--{key}", str(getattr(arguments, key))]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
