@@ -98,7 +98,7 @@ def bake(request: Request, mode: Mode, *, tell: Tell = lambda entry: None) -> di
         tell({"stage": "asking the base for neutral text"})
         behaviour = [sample for sample in prepared.held_out if sample.kind == BEHAVIOUR]
         measured = held(request, loaded, behaviour, taught=teacher is not None)
-        tell({"stage": "measuring the base and the teacher"})
+        tell({"stage": "measuring the base" + (" and the teacher" if teacher is not None else "")})
         models = {"base": evaluation.look(loaded.model, measured)}
         if teacher is not None and teacher.within is not comparing.plain:
             models["steered"] = evaluation.look(loaded.model, measured, teacher.within)
