@@ -12,6 +12,7 @@ from engine_process import Engines
 NEED_VLLM = {"engines", "stock", "server", "pair"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before the groups are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Everything that starts an engine is slow, needs vLLM, and shares its engines: one worker has them all."""
     there = importlib.util.find_spec("vllm") is not None

@@ -20,7 +20,9 @@ from engine_process import ENVIRONMENT, random_vectors, save_model
 
 KEY = "secret"
 # -P: whatever folder the tests run in, its own folder `steer` must not stand before the package.
-STEER = (sys.executable, "-P", "-c", "from steer.cli import main; main()")
+# A shell's background job, as CI may be, begins with SIGINT ignored.
+LISTEN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+STEER = (sys.executable, "-P", "-c", f"{LISTEN}; from steer.cli import main; main()")
 MESSAGES = [{"role": "user", "content": "the warm and the cold"}]
 
 
