@@ -16,7 +16,7 @@ setup:
 demo: setup
 	@.venv/bin/python examples/demo.py
 
-# One worker a core; what starts an engine runs in one of them, on the first core.
+# One worker a core; loadgroup deals out few tests at a time, so that slow ones do not wait behind each other.
 PYTEST = .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 test: setup

@@ -239,7 +239,6 @@ def test_what_is_added_before_an_ablation_is_ablated_too() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("engines")
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed: make setup, on Linux")
 @pytest.mark.parametrize(("name", "via"), [("llama", "bias"), ("qwen2", "llama"), ("qwen3", "layer")])
 def test_vllm_serves_what_was_folded(name: str, via: str, tmp_path: Path) -> None:
@@ -252,7 +251,6 @@ def test_vllm_serves_what_was_folded(name: str, via: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("engines")
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed: make setup, on Linux")
 def test_a_bias_that_vllm_drops_fails_the_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Llama whose configuration lacks the flag only for vLLM: transformers loads the bias, vLLM does not see it."""

@@ -12,14 +12,12 @@ from engine_process import Engines
 NEED_VLLM = {"engines", "stock", "server", "pair"}
 
 
-@pytest.hookimpl(tryfirst=True)  # before the groups are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything that starts an engine is slow, needs vLLM, and shares its engines: one worker has them all."""
+    """Everything that starts an engine is slow, and needs vLLM."""
     there = importlib.util.find_spec("vllm") is not None
     for item in items:
         if Path(__file__).parent in item.path.parents and NEED_VLLM & set(item.fixturenames):  # type: ignore[attr-defined]
             item.add_marker(pytest.mark.slow)
-            item.add_marker(pytest.mark.xdist_group("engines"))
             if not there:
                 item.add_marker(pytest.mark.skip(reason="vLLM is not installed: make setup, on Linux"))
 
