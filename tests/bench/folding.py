@@ -1,7 +1,8 @@
 """Writing a fold beside copying the model's folder, in turn: `.venv/bin/python tests/bench/folding.py [--rounds 6]`.
 
 Planning, reading, writing, hashing and the flush to disk are inside; start-up and the proof are not. The copy is
-`cp -r` and `sync`. The vector is random; what is folded is an addition at one layer of the bundled model, and an ablation.
+`cp -r` and `sync`. The vector is random; what is folded is an addition at one layer of the bundled model, and an
+ablation.
 """
 
 from __future__ import annotations
