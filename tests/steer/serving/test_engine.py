@@ -164,9 +164,9 @@ def test_preemption_changes_nothing_and_counts_no_token_twice(
 
 
 def test_aborted_requests_give_their_rows_back(
-    engines: Engines, model_path: Path, folder: Path, vectors: dict[str, Path], model: Any
+    engines: Engines, model_path: Path, tmp_path: Path, vectors: dict[str, Path], model: Any
 ) -> None:
-    engines.start(model_path, write_settings(folder, vectors, rows=2))
+    engines.start(model_path, write_settings(tmp_path, vectors, rows=2))
     ids = pico.sequences(3, 20, 20, seed=4)
     steps: list[dict[str, Any]] = [
         {"add": {"ids": ids[0], "steer": "1*warm", "tokens": 50}, "id": "a"},
@@ -199,9 +199,9 @@ def test_aborted_requests_give_their_rows_back(
 
 
 def test_more_compositions_than_rows_wait_and_all_are_steered(
-    engines: Engines, model_path: Path, folder: Path, vectors: dict[str, Path], model: Any
+    engines: Engines, model_path: Path, tmp_path: Path, vectors: dict[str, Path], model: Any
 ) -> None:
-    engines.start(model_path, write_settings(folder, vectors, rows=3))
+    engines.start(model_path, write_settings(tmp_path, vectors, rows=3))
     steering = [f"{1 + i / 10}*warm + calm@response" for i in range(12)] + [None]
     jobs = [{"ids": ids, "steer": c} for ids, c in zip(pico.sequences(13, 5, 30), steering, strict=True)]
     for job, answer in zip(jobs, engines.generate(jobs), strict=True):
@@ -235,9 +235,9 @@ def test_what_cannot_be_steered_is_refused_with_its_reason_and_the_rest_runs(
 
 
 def test_too_many_projections_name_the_flag(
-    engines: Engines, model_path: Path, folder: Path, vectors: dict[str, Path]
+    engines: Engines, model_path: Path, tmp_path: Path, vectors: dict[str, Path]
 ) -> None:
-    engines.start(model_path, write_settings(folder, vectors, directions=1, rows=1))
+    engines.start(model_path, write_settings(tmp_path, vectors, directions=1, rows=1))
     ids = pico.sequences(1, 10, 10)[0]
     found = engines.generate(
         [{"ids": ids, "steer": "ablate(warm) + ablate(calm)"}, {"ids": ids, "steer": "warm@prompt + calm"}]

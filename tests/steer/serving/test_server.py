@@ -294,6 +294,7 @@ def test_loading_by_path_stays_in_its_folders(server: Serving) -> None:
         assert (status, "is no .safetensors file in the folders" in answer["error"]["message"]) == (400, True)
     assert load("inner.safetensors")[0] == 200
     assert chat(server, **steer("'by-path'"))[0] == 200
+    assert server.call("DELETE", "/steer/vectors/by-path")[0] == 200  # other tests read what is loaded
 
 
 def test_bad_vector_files_are_refused(server: Serving) -> None:
@@ -328,6 +329,7 @@ def test_the_routes_follow_the_api_key(server: Serving) -> None:
 
 def test_metrics_stand_beside_those_of_vllm(server: Serving) -> None:
     chat(server, "pico:friendly")
+    chat(server, **steer("warm +"))
     text = server.call("GET", "/metrics")[2]
     assert "vllm:num_requests_running" in text
     assert 'steer:requests_total{arm="friendly",outcome="done"}' in text
