@@ -161,6 +161,29 @@ def merge(  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
+def sample(addresses, kinds, roles, base, base_kind, starts, size, out):  # type: ignore[no-untyped-def]
+    """The values of `size` elements from each of `starts` on, finite or not: out is [inputs, starts * size]."""
+    values, below = np.empty((addresses.size, size), np.float32), np.empty(size, np.float32)
+    for j in range(starts.size):
+        _tile(addresses, kinds, roles, base, base_kind, starts[j], values, below)
+        out[:, j * size : (j + 1) * size] = values
+
+
+@njit(**OPTIONS)
+def split(addresses, kinds, roles, base, base_kind, start, stop, lows, highs, counts, found):  # type: ignore[no-untyped-def]
+    """kernels.split over [start, stop); False if a number is not finite or there is no room for what is found."""
+    good = True
+    for first in range(start, stop, TILE):
+        size = min(TILE, stop - first)
+        values, below = np.empty((addresses.size, size), np.float32), np.empty(size, np.float32)
+        good &= _tile(addresses, kinds, roles, base, base_kind, first, values, below)
+        good = good and kernels.split(values, lows, highs, counts, found)
+        if not good:
+            break
+    return good
+
+
+@njit(**OPTIONS)
 def coarse(addresses, kinds, roles, base, base_kind, start, stop, tables):  # type: ignore[no-untyped-def]
     """kernels.coarse over [start, stop); False if a number is not finite."""
     good = True

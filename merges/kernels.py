@@ -14,6 +14,7 @@ from merges.floats import OPTIONS
 MAGNITUDE = np.uint32(0x7FFFFFFF)  # the bits of a float32 but for its sign: ordered as the magnitudes are
 GOLDEN, LOWER, TOP = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xFFFFFFFF), np.uint64(63)
 LANES = 8
+LINES = 256
 TILE = 1024  # elements whose sums stay in the smallest cache while the inputs are gone through
 
 
@@ -160,6 +161,50 @@ def fine(bits, buckets, used, tables):  # type: ignore[no-untyped-def]
                     hits += 1 if (part[i] & MAGNITUDE) >> np.uint32(16) == bucket else 0
                 if hits:
                     _fine(part, bucket, counts)
+
+
+@njit(**OPTIONS)
+def split(values, lows, highs, counts, found):  # type: ignore[no-untyped-def]
+    """Count the magnitudes of each row from the ends of a bracket on, and keep those that lie strictly within.
+
+    `lows` and `highs` are [rows, brackets] float32, `found` [rows, brackets, room] float32; `counts`, [rows, brackets,
+    4] int64, has how many are above `high`, at least `high`, at least `low`, and how many were kept. Few are, so
+    stretches without any are passed over, eight at a time. False once there is no room for more. Rows have at most
+    255 * LINES elements.
+    """
+    flags = np.zeros((values.shape[1] + 7) // 8 * 8, np.uint8)
+    words = flags.view(np.uint64)
+    lines = np.empty(LINES, np.int32)
+    for m in range(values.shape[0]):
+        row = values[m]
+        for place in range(lows.shape[1]):
+            low, high, count, kept = lows[m, place], highs[m, place], counts[m, place], found[m, place]
+            filled = count[3]
+            if filled + row.size > kept.size:
+                return False
+            for i in range(row.size):
+                flags[i] = np.uint8(abs(row[i]) > low) & np.uint8(abs(row[i]) < high)
+            # The three counts side by side in one number, in many lines: so the loop becomes vector instructions.
+            lines[:] = 0
+            for first in range(0, row.size, LINES):
+                part = row[first : first + LINES]
+                for i in range(part.size):
+                    above = np.int32(abs(part[i]) > high)
+                    from_high = np.int32(abs(part[i]) >= high) << np.int32(8)
+                    from_low = np.int32(abs(part[i]) >= low) << np.int32(16)
+                    lines[i] = np.int32(lines[i] + (above | from_high | from_low))
+            for line in lines:
+                count[0] += line & 255
+                count[1] += (line >> 8) & 255
+                count[2] += line >> 16
+            for word in range(words.size):
+                if words[word]:
+                    for i in range(8 * word, 8 * word + 8):
+                        if flags[i]:
+                            kept[filled] = abs(row[i])
+                            filled += 1
+            count[3] = filled
+    return True
 
 
 @njit(**OPTIONS)

@@ -1,8 +1,11 @@
-"""The k-th greatest magnitude, exactly and out of core: by counting bit patterns, without sorting or sampling.
+"""The k-th greatest magnitude, exactly and out of core, for one tensor or for a model.
 
-Without its sign a float32 is a number of 31 bits whose order is that of the magnitudes. A first pass counts the upper
-15 bits, which tells in which of 32,768 buckets the wanted element lies; a second counts the lower 16 bits within that
-bucket, which tells its value. Two passes over the data and half a megabyte of counters, for one tensor or for a model.
+What lies in mapped files is gone through once (after Floyd and Rivest 1975, SELECT): a sample says between which
+magnitudes the wanted one must be, the pass counts what lies beyond them and keeps the few that lie within, and the
+counts prove that the wanted one is among those. Where they do not, and everywhere else, two passes count bit patterns:
+without its sign a float32 is a number of 31 bits whose order is that of the magnitudes. The first counts the upper 15
+bits, which tells in which of 32,768 buckets the wanted element lies; the second counts the lower 16 bits within that
+bucket, which tells its value. They need half a megabyte of counters, whatever the values.
 """
 
 from __future__ import annotations
@@ -20,6 +23,11 @@ if TYPE_CHECKING:
     from merges.tensor import Block, Tensor
 
 LANES = 4  # tables that kernels.coarse counts into
+RUN = 16  # neighbours that are sampled together: a cache line's worth of them costs what one costs
+SHARE, SAMPLED = 256, 1 << 20  # one element of so many is sampled, and so many at most
+MARGIN = 6.0  # standard deviations of a sampled rank: four, and half as much again since neighbours are alike
+ROOM = 1 << 18  # magnitudes that a task may keep of each row
+KEPT = 1 << 24  # magnitudes that are kept of all: 64 MB
 Make = Callable[["Block"], np.ndarray]
 
 
@@ -33,6 +41,8 @@ def magnitudes(tensors: Sequence[Tensor], ranks: Sequence[Sequence[int]], make: 
     wanted = np.clip(np.asarray(ranks, np.int64), 1, max(total, 1))
     if len(tensors) == 1 and len(list(tensors[0].chunks())) == 1:
         return _sorted(rows_of(tensors[0].block(0, tensors[0].count)), wanted)
+    if make is None and (found := _bracketed(tensors, wanted, total)) is not None:
+        return found
     rows = len(wanted)
 
     def upper(block: Block, table: np.ndarray) -> None:
@@ -66,14 +76,84 @@ def magnitudes(tensors: Sequence[Tensor], ranks: Sequence[Sequence[int]], make: 
     return bits.view(np.float32)
 
 
+def _bracketed(tensors: Sequence[Tensor], wanted: np.ndarray, total: int) -> np.ndarray | None:
+    """The same in one pass, where all tensors lie in mapped files; None where a sample does not tell enough."""
+    places = [tensor.direct for tensor in tensors if tensor.direct is not None]
+    if len(places) < len(tensors):
+        return None
+    pool, lock = tensors[0].pool, threading.Lock()
+    lows, highs, share = _brackets(tensors, wanted, total)
+    if share * total > KEPT:
+        return None
+    counts, kept = np.zeros((*wanted.shape, 4), np.int64), list[tuple[np.ndarray, np.ndarray]]()
+
+    def group(direct: Direct, start: int, stop: int) -> bool:
+        own = np.zeros_like(counts)
+        # Room for all that a short piece holds, and for a tile more: that much must be free before it is gone through.
+        room = pool.buffer("kept", (*wanted.shape, min(ROOM, stop - start) + fused.TILE), np.float32)
+        if not fused.split(*direct, start, stop, lows, highs, own, room):
+            return False
+        filled = own[..., 3]
+        few = np.concatenate([room[place][: filled[place]] for place in np.ndindex(*wanted.shape)])
+        with lock:
+            counts[...] += own
+            kept.append((filled, few))
+        return True
+
+    pieces = ((direct, *piece) for tensor, direct in zip(tensors, places, strict=True) for piece in tensor.groups())
+    if not all(pool.map(group, pieces)):
+        return None
+    found = np.empty(wanted.shape, np.float32)
+    for number, place in enumerate(np.ndindex(*wanted.shape)):
+        rank, (above, from_high, from_low, inside) = wanted[place], counts[place]
+        if not above < rank <= from_low:
+            return None
+        if rank <= from_high:
+            found[place] = highs[place]
+        elif rank > from_high + inside:
+            found[place] = lows[place]
+        else:
+            ends = [np.concatenate([[0], np.cumsum(filled)]) for filled, _ in kept]
+            own = [few[end[number] : end[number + 1]] for (_, few), end in zip(kept, ends, strict=True)]
+            found[place] = np.sort(np.concatenate(own))[inside - (rank - from_high)]
+    return found
+
+
+def _brackets(tensors: Sequence[Tensor], wanted: np.ndarray, total: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Between which magnitudes a sample says that the wanted ones are, and what share of all elements lies there."""
+    draw = np.random.default_rng(0)
+    runs = max(min(total // SHARE, SAMPLED) // RUN, 64)
+    parts = []
+    for tensor in tensors:
+        own = min(round(runs * tensor.count / total), tensor.count // RUN)
+        # One run in each of as many equal stretches, anywhere in it: at even distances all could be of one column.
+        edges = np.linspace(0, tensor.count, own + 1).astype(np.int64)
+        starts = edges[:-1] + (draw.random(own) * (np.diff(edges) - RUN + 1)).astype(np.int64)
+        values = np.empty((len(wanted), own * RUN), np.float32)
+        assert tensor.direct is not None
+        fused.sample(*tensor.direct, starts, RUN, values)
+        parts.append(np.abs(values, out=values))
+    rows = np.sort(np.concatenate(parts, axis=1), axis=1)
+    size, share = rows.shape[1], 0.0
+    lows, highs = np.zeros(wanted.shape, np.float32), np.full(wanted.shape, np.inf, np.float32)
+    for place in np.ndindex(*wanted.shape):
+        part = wanted[place] / total
+        margin = MARGIN * float(size * part * (1 - part)) ** 0.5 + RUN
+        upper, lower = int(size * part - margin), int(size * part + margin) + 1  # counted from the greatest
+        ordered = rows[place[0]]
+        if lower < size:
+            lows[place] = ordered[size - 1 - lower]
+        if upper >= 0:
+            highs[place] = ordered[size - 1 - upper]
+        share += min((lower - upper) / max(size, 1), 1.0)
+    return lows, highs, share
+
+
 def _sorted(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """The same for what fits into one piece."""
-    size = values.shape[1]
-    found = np.empty(wanted.shape, np.float32)
-    for row, magnitude in enumerate(np.abs(values)):
-        places = size - wanted[row]
-        found[row] = np.partition(magnitude, sorted(set(places.tolist())))[places]
-    return found
+    # Sorted, not partitioned: NumPy's partition is slow where values come often, and in deltas of bfloat16 they do.
+    ordered = np.sort(np.abs(values), axis=1)
+    return np.take_along_axis(ordered, values.shape[1] - wanted, axis=1)
 
 
 def _locate(counts: np.ndarray, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

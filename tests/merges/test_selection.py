@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from merges import selection, tensor
 from merges.pool import Pool
-from merges.readers import Array
+from merges.readers import Array, Dense
 from merges.tensor import Input, Tensor
+from vectors.weights import read_header
 
 PLAIN = SimpleNamespace(SPACE="weight")
 
@@ -64,3 +68,64 @@ def test_over_several_tensors_it_is_that_of_the_flattened_model(sizes: tuple[int
     for row, ranks in enumerate(([1, total // 5], [total // 2, total])):
         ordered = np.sort(np.abs(np.concatenate([pair[row] for pair in arrays])))[::-1]
         np.testing.assert_array_equal(found[row], [ordered[rank - 1] for rank in ranks])
+
+
+SIZES = (300_000, 17, 70_001)  # 17: shorter than what is sampled at once, and alone sampled not at all
+
+
+def mapped(path: Path, kind: str, pool: Pool) -> tuple[list[Tensor], list[np.ndarray]]:
+    """Tensors of mapped files, two inputs each, and the magnitudes of both inputs over all of them."""
+    draw = np.random.default_rng(1)
+    tensors, rows = [], []
+    for number, size in enumerate(SIZES):
+        values = draw.standard_normal((2, size)).astype(np.float32)
+        if kind == "few":  # as the deltas of bfloat16 models: few values, each of them often
+            values = np.round(2 * values) / 2
+        if kind == "zeros":
+            values *= draw.random((2, size)) < 0.1
+        if kind == "columns":  # of very different size, in rows of 1,024
+            values *= (10.0 ** ((np.arange(size) % 1024) / 200)).astype(np.float32)
+        if kind == "sorted":
+            values.sort(axis=1)
+        file = path / f"{kind}{number}.safetensors"
+        save_file({f"{m}": torch.from_numpy(row) for m, row in enumerate(values)}, file)
+        entries = read_header(file)[0]
+        inputs = tuple(Input(f"m{m}", Dense(entries[f"{m}"]), False) for m in range(2))
+        tensors.append(Tensor("w", (size,), "F32", inputs, None, PLAIN, pool))  # type: ignore[arg-type]
+        rows.append(np.abs(values))
+    return tensors, [np.sort(np.concatenate([part[m] for part in rows]))[::-1] for m in range(2)]
+
+
+@pytest.mark.parametrize("kind", ["wide", "few", "zeros", "columns", "sorted"])
+def test_one_pass_over_mapped_files_finds_what_sorting_does(kind: str, tmp_path: Path) -> None:
+    total = sum(SIZES)
+    ranks = [[1, 2, total // 100, total // 5], [total // 2, total - 5, total, total]]
+    with Pool(2) as pool:
+        tensors, ordered = mapped(tmp_path, kind, pool)
+        found = selection._bracketed(tensors, np.array(ranks), total)
+    assert found is not None
+    for row in range(2):
+        np.testing.assert_array_equal(found[row], [ordered[row][rank - 1] for rank in ranks[row]])
+
+
+@pytest.mark.parametrize("wrong", ["above", "below", "room", "kept", "one"])
+def test_where_the_sample_leads_astray_two_passes_find_it(
+    wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    total = sum(SIZES)
+    ranks = [[total // 5], [total // 2]]
+    with Pool(2) as pool:
+        tensors, ordered = mapped(tmp_path, "wide", pool)
+        lows, highs, share = selection._brackets(tensors, np.array(ranks), total)
+        moved = {
+            "above": (lows * 1.5, highs * 1.5), "below": (lows * 0.5, lows * 0.6), "one": (lows, lows),
+            "room": (lows * 0, highs * 9),
+        }  # fmt: skip
+        if wrong in moved:
+            monkeypatch.setattr(selection, "_brackets", lambda *_: (*moved[wrong], share))
+        monkeypatch.setattr(selection, "ROOM", 1000 if wrong == "room" else selection.ROOM)
+        monkeypatch.setattr(selection, "KEPT", 10 if wrong == "kept" else selection.KEPT)
+        assert selection._bracketed(tensors, np.array(ranks), total) is None
+        found = selection.magnitudes(tensors, ranks)
+    for row in range(2):
+        np.testing.assert_array_equal(found[row], [ordered[row][rank - 1] for rank in ranks[row]])
