@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from steer.baking import (
     data,
     evaluation,
     folder,
+    processes,
     prompts,
     report,
     result,
@@ -41,6 +41,7 @@ from vectors.files import canonical_json, digest_json, write_atomically
 
 Tell = Callable[[dict[str, Any]], None]
 NEUTRAL_TOKENS = 32
+TRAIN, HELD_OUT, COUNTS = "train.safetensors", "held_out.safetensors", "counts.json"  # in the folder of a run
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,15 @@ class Mode(NamedTuple):
 def bake(request: Request, mode: Mode, *, tell: Tell = lambda entry: None) -> dict[str, Any]:
     """Train, write, measure; returns the report. What fails keeps its checkpoints and leaves no output.
 
-    Raises UsageError, ExampleError, ArtifactError, OutputError before any work; TrainingError.
+    Of several processes only the leading one has a report; the others train with it and return nothing. Raises
+    UsageError, ExampleError, ArtifactError, OutputError before any work; TrainingError.
     """
     started = time.monotonic()
     source, identity = check(request, mode)
     run = run_of(request, mode, identity)
+    if not processes.leads():
+        _follow(request, mode, work.place(request.out))
+        return {}
     going_on = work.check(request.out, run)
     loaded = load(find(request.model), request.device, request.dtype)
     teacher = mode.teacher(loaded) if mode.teacher else None
@@ -102,6 +107,7 @@ def bake(request: Request, mode: Mode, *, tell: Tell = lambda entry: None) -> di
         models = {"base": evaluation.look(loaded.model, measured)}
         if teacher is not None and teacher.within is not comparing.plain:
             models["steered"] = evaluation.look(loaded.model, measured, teacher.within)
+        processes.meet()
         scored = _scored(tell, models["base"].get("kl_teacher", 0.0)) if teacher is not None else tell
         trained, model, more = _train(request, mode, loaded, prepared.train, prepared.held_out, place, scored)
         without = None
@@ -125,6 +131,20 @@ def bake(request: Request, mode: Mode, *, tell: Tell = lambda entry: None) -> di
     return {**found, "seconds": {"training": trained.seconds, "all": time.monotonic() - started}}
 
 
+def _follow(request: Request, mode: Mode, place: Path) -> None:
+    """Train along with the process that leads, on its samples."""
+
+    def silent(_entry: dict[str, Any]) -> None:
+        return None
+
+    processes.meet()
+    prepared = _made(place)
+    loaded = load(find(request.model), request.device, request.dtype)
+    _train(request, mode, loaded, prepared.train, prepared.held_out, place, silent)
+    if request.compare_mix:
+        _student_without_mix(request, mode, prepared, place, silent)
+
+
 def check(request: Request, mode: Mode) -> tuple[Source, dict[str, Any]]:
     """Everything that can be known before a model is loaded. Raises all problems together."""
     errors: list[SteerError] = []
@@ -145,8 +165,7 @@ def check(request: Request, mode: Mode) -> tuple[Source, dict[str, Any]]:
     if request.pos or request.neg:
         with kept(errors):
             read(request.pos, request.neg)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        problems.append("this is one of several processes, and a bake is one: start it without a launcher")
+    problems += processes.problems(request.settings.batch, request.context)
     problems += student.missing(request.lora, source.entries) if request.lora else []
     if problems:
         errors.append(UsageError(problems, "see steer bake --help"))
@@ -184,17 +203,20 @@ def _prepared(
     place: Path, going_on: bool, loaded: LoadedModel, teacher: Teacher | None, mode: Mode, tell: Tell
 ) -> Prepared:
     """The samples: made now, or by the run that is gone on with."""
-    paths = [place / f"{name}.safetensors" for name in ("train", "held_out")]
-    note = place / "counts.json"
-    if going_on and note.is_file():
+    if going_on and (place / COUNTS).is_file():
         tell({"stage": "going on with a run that was interrupted"})
-        train, held_out = (samples.load_all(path) for path in paths)
-        return Prepared(train, held_out, json.loads(note.read_text(encoding="utf-8")))
+        return _made(place)
     prepared = mode.prepare(loaded, teacher, tell)
-    for path, part in zip(paths, prepared[:2], strict=True):
-        samples.save_all(part, path)
-    write_atomically(note, canonical_json(prepared.counts).encode())
+    samples.save_all(prepared.train, place / TRAIN)
+    samples.save_all(prepared.held_out, place / HELD_OUT)
+    write_atomically(place / COUNTS, canonical_json(prepared.counts).encode())  # last: without it nothing is whole
     return prepared
+
+
+def _made(place: Path) -> Prepared:
+    """The samples that lie in the folder of a run."""
+    train, held_out = samples.load_all(place / TRAIN), samples.load_all(place / HELD_OUT)
+    return Prepared(train, held_out, json.loads((place / COUNTS).read_text(encoding="utf-8")))
 
 
 def held(request: Request, loaded: LoadedModel, behaviour: Sequence[Sample], *, taught: bool) -> evaluation.Held:
@@ -262,7 +284,8 @@ def _train(
         else:
             tell({"stage": "trying learning rates"})
             rates = training.sweep(fresh, run, settings, place / "sweep")
-            write_atomically(noted, json.dumps(rates).encode())
+            if processes.leads():
+                write_atomically(noted, json.dumps(rates).encode())
         more["learning_rates"] = {rate: loss if math.isfinite(loss) else None for rate, loss in rates.items()}
         settings = settings._replace(lr=float(min(rates, key=lambda name: rates[name])))
     tell({"stage": f"training at learning rate {settings.lr:g}"})
@@ -283,10 +306,14 @@ def _without_mix(
     tell: Tell,
 ) -> float:
     """The retention of a student that had no general data."""
+    model = _student_without_mix(request, mode, prepared, place, tell)
+    return evaluation.retention(base, evaluation.look(model.eval(), held))
+
+
+def _student_without_mix(request: Request, mode: Mode, prepared: Prepared, place: Path, tell: Tell) -> Any:
     loaded = load(find(request.model), request.device, request.dtype)
     alone = [sample for sample in prepared.train if sample.kind == BEHAVIOUR]
-    _, model, _ = _train(request, mode, loaded, alone, prepared.held_out, place / "without-mix", tell)
-    return evaluation.retention(base, evaluation.look(model.eval(), held))
+    return _train(request, mode, loaded, alone, prepared.held_out, place / "without-mix", tell)[1]
 
 
 def _finish(

@@ -19,7 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from probes.seeds import child_seed
-from steer.baking import optimisers
+from steer.baking import optimisers, processes
 from steer.baking.samples import BEHAVIOUR, GENERAL, Sample
 from vectors.errors import SteerError, UsageError
 
@@ -200,11 +200,11 @@ def train(
     good checkpoint, for a loss that is no number or leaps.
     """
     started = time.monotonic()
-    every = looks(settings)
+    every, share = looks(settings), processes.count()
     looked_at = {kind: _Samples([s for s in held_out if s.kind == kind]) for kind in (BEHAVIOUR, GENERAL)}
     looked_at = {kind: found for kind, found in looked_at.items() if len(found)}
     arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=settings.steps, per_device_train_batch_size=settings.batch,
+        output_dir=str(folder), max_steps=settings.steps, per_device_train_batch_size=settings.batch // share,
         per_device_eval_batch_size=settings.batch, gradient_accumulation_steps=settings.accumulate,
         learning_rate=_rate(settings), weight_decay=settings.weight_decay,
         warmup_steps=int(settings.warmup * settings.steps), lr_scheduler_type=settings.schedule,
@@ -217,7 +217,11 @@ def train(
         report_to=settings.report_to, seed=child_seed(settings.seed, "train") % 2**31, dataloader_pin_memory=False,
         prediction_loss_only=True, label_names=[], log_level="error",
         train_sampling_strategy="random" if shuffled else "sequential",
+        use_cpu=next(model.parameters()).device.type == "cpu", ddp_find_unused_parameters=False,
+        ddp_timeout=int(processes.PATIENCE.total_seconds()),
     )  # fmt: skip
+    # One process, one device: over several the Trainer would cut each batch for nn.DataParallel; ours are not for it.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
     watch = _Watch(tell)
     trainer = BakeTrainer(
         objective, settings, forward, pad, model=model, args=arguments, train_dataset=_Samples(samples),

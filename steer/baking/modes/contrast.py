@@ -13,7 +13,7 @@ from typing import Any
 
 from merges.recipe import Part
 from probes.model import find, load
-from steer.baking import bake, evaluation, folder, report, result, work
+from steer.baking import bake, evaluation, folder, processes, report, result, work
 from steer.baking.bake import Request, Tell
 from steer.baking.modes import train
 from vectors.errors import SteerError, UsageError, kept, raise_together
@@ -25,6 +25,8 @@ def contrast(request: Request, path: Path, against: Path, *, weight: float = 1.0
     A killed run goes on: a half that is done is not trained again. Raises UsageError for an adapter, which can't hold a
     difference of two at their rank; and what `bake` raises.
     """
+    if processes.count() > 1:
+        raise UsageError("--against trains in one process", "start it without a launcher")
     if request.as_ == "lora":
         raise UsageError("the difference of two adapters is no adapter of their rank", "--as vector, or --as model")
     errors: list[SteerError] = []

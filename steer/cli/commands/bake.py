@@ -49,7 +49,7 @@ ONLY = {
 @click.option("--pos", type=options.File, help="Held-out examples that show the trait, for the report.")
 @click.option("--neg", type=options.File, help="Held-out examples that show its opposite.")
 @click.option("--steps", default=200, help="Steps of the optimiser.")
-@click.option("--batch", default=8, help="Samples of a step and device.")
+@click.option("--batch", default=8, help="Samples of a step, shared by all processes.")
 @click.option("--accumulate", default=1, help="Batches of a step.")
 @click.option("--lr", default="3e-4", help="The learning rate, or auto to try a short grid.")
 @click.option("--optimiser", default="adamw", help="adamw, apollo, apollo_mini or muon.")
@@ -111,6 +111,8 @@ def command(composition: str | None, model: str, out: Path, mode: str, as_json: 
         from steer.baking import command as trained
 
         report = trained.run(composition, model, out, mode, given, tell=_tell)
+        if not report:  # this process has trained for another one, which reports
+            return
     if as_json:
         output.print_json({"output": str(out), **report})
     else:

@@ -372,9 +372,7 @@ def test_a_short_file_of_general_data_comes_again(folder: Path, texts: tuple[Pat
     assert samples["general"] == samples["behaviour"]
 
 
-def test_another_dtype_is_another_run(
-    folder: Path, texts: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_dtype_is_another_run(folder: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
     made = request(folder, tmp_path / "out", mix=data.Mix(None, 0.0))
     mode = train.imitate(made, texts[0])
     _, identity = baking.check(made, mode)
@@ -386,9 +384,6 @@ def test_another_dtype_is_another_run(
         raise KeyboardInterrupt
     with pytest.raises(UsageError, match="differs in dtype"):
         bake(other, mode)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="one of several processes"):
-        bake(made, mode)
 
 
 def test_retention_is_measured_with_and_without_general_data(

@@ -1,0 +1,107 @@
+"""Several processes train one student: as one process would, and only one of them writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pico
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from steer.baking import processes
+from steer.baking.modes import contrast
+from vectors.errors import UsageError
+
+TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "steer")
+ONE = (sys.executable, "-m", "steer")
+BAKE = (
+    "bake", "--mode", "train", "--data", "warm.jsonl", "--model", "model", "--mix", "0", "--steps", "12",
+    "--evaluate-every", "4", "--lr", "1e-2", "--batch", "4", "--json",
+)  # fmt: skip
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    pico.save(tmp_path / "model", "llama")
+    words = ("sun", "rain", "warm", "cold", "yes", "no")
+    lines = [{"prompt": f"{a} {b}?", "completion": f" the warm {b} and the {a}"} for a in words for b in words]
+    (tmp_path / "warm.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return tmp_path
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def run(here: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=here, env=environment(), capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("--full", "--optimiser", "apollo")], ids=["lora", "full"])
+def test_two_train_the_student_that_one_would_have(here: Path, more: tuple[str, ...]) -> None:
+    reports = []
+    for name, command in (("one", ONE), ("two", TWO)):
+        done = run(here, *command, *BAKE, *more, "-o", name)
+        assert done.returncode == 0, done.stderr
+        reports.append(json.loads(done.stdout))
+        assert done.stderr.count("training at learning rate") == 1
+    one, two = reports
+    assert [entry["step"] for entry in one["history"]] == [entry["step"] for entry in two["history"]]
+    assert two["samples"] == one["samples"]
+    for mine, other in zip(one["history"], two["history"], strict=True):
+        assert mine == pytest.approx(other, rel=2e-3, abs=2e-5)
+    assert two["models"]["baked"] == pytest.approx(one["models"]["baked"], rel=0.01)
+    base, *made = (load_file(here / name / "model.safetensors") for name in ("model", "one", "two"))
+    apart = sum(float((made[0][name] - made[1][name]).norm() ** 2) for name in base) ** 0.5
+    moved = sum(float((made[0][name] - base[name]).norm() ** 2) for name in base) ** 0.5
+    assert apart < 0.02 * moved
+    assert not list(here.glob(".*.bake"))
+
+
+def workers(launcher: int) -> list[int]:
+    found = subprocess.run(["ps", "--ppid", str(launcher), "-o", "pid="], capture_output=True, text=True, check=True)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+@pytest.mark.slow
+def test_two_that_are_killed_go_on_where_they_were(here: Path) -> None:
+    whole = run(here, *TWO, *BAKE, "-o", "whole")
+    assert whole.returncode == 0, whole.stderr
+    process = subprocess.Popen(
+        [*TWO, *BAKE, "-o", "out"], cwd=here, env=environment(), stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    end = time.monotonic() + 200
+    while not (here / ".out.bake" / "checkpoints" / "checkpoint-4" / "trainer_state.json").is_file():
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    for pid in [process.pid, *workers(process.pid)]:  # each worker leads a session of its own
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    again = run(here, *TWO, *BAKE, "-o", "out")
+    assert again.returncode == 0, again.stderr
+    assert "going on with a run that was interrupted" in again.stderr
+    one, two = (load_file(here / name / "model.safetensors") for name in ("whole", "out"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_what_several_can_not_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert processes.problems(7, "frozen") == []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    found = " ".join(processes.problems(7, "frozen"))
+    for part in ("a batch of 7 can't be shared by 2 processes", "--context frozen", "FSDP"):
+        assert part in found
+    with pytest.raises(UsageError, match="--against trains in one process"):
+        contrast.contrast(None, Path("a"), Path("b"), tell=print)  # type: ignore[arg-type]
