@@ -41,6 +41,7 @@ from vectors.files import canonical_json, digest_json, write_atomically
 
 Tell = Callable[[dict[str, Any]], None]
 NEUTRAL_TOKENS = 32
+WITHOUT_MIX = "without-mix"
 TRAIN, HELD_OUT, COUNTS = "train.safetensors", "held_out.safetensors", "counts.json"  # in the folder of a run
 
 
@@ -269,12 +270,15 @@ def _train(
         adapted.append(student.adapted(loaded.model, request.lora, settings.seed))
         return adapted[-1]
 
+    name = request.out.stem if request.as_ == "vector" else request.out.name
+    logged = request.out.parent / "runs" / (name if place.name != WITHOUT_MIX else f"{name}-{WITHOUT_MIX}")
+
     def run(model: Any, own: Settings, where: Path) -> training.Trained:
         if request.context == "frozen":
             frozen[:] = [FrozenPass(training.looks(own) * own.accumulate)]
         return training.train(
-            model, train, held_out, mode.objective, own, where, forward=frozen[0] if frozen else training.whole_pass,
-            pad=pad, tell=tell, shuffled=not frozen,
+            model, train, held_out, mode.objective, own, where, logged, pad=pad, tell=tell, shuffled=not frozen,
+            forward=frozen[0] if frozen else training.whole_pass,
         )  # fmt: skip
 
     if settings.lr is None:
@@ -313,7 +317,7 @@ def _without_mix(
 def _student_without_mix(request: Request, mode: Mode, prepared: Prepared, place: Path, tell: Tell) -> Any:
     loaded = load(find(request.model), request.device, request.dtype)
     alone = [sample for sample in prepared.train if sample.kind == BEHAVIOUR]
-    return _train(request, mode, loaded, alone, prepared.held_out, place / "without-mix", tell)[1]
+    return _train(request, mode, loaded, alone, prepared.held_out, place / WITHOUT_MIX, tell)[1]
 
 
 def _finish(

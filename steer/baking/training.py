@@ -186,6 +186,7 @@ def train(
     objective: ModuleType,
     settings: Settings,
     folder: Path,
+    logged: Path,
     *,
     forward: Callable[..., Any],
     pad: int,
@@ -196,7 +197,8 @@ def train(
     """Train `model` in place; it ends as the best of what was looked at on the way.
 
     `shuffled` False keeps the samples in their order, so that the same batches come again. Checkpoints lie in
-    `folder`, and what lies there already is gone on from. Raises TrainingError, which names the last
+    `folder`, and what lies there already is gone on from. `logged` is where TensorBoard's files go, whose name is that
+    of the run for other trackers. Raises TrainingError, which names the last
     good checkpoint, for a loss that is no number or leaps.
     """
     started = time.monotonic()
@@ -214,7 +216,8 @@ def train(
         gradient_checkpointing=settings.checkpointing, remove_unused_columns=False, disable_tqdm=True,
         restore_callback_states_from_checkpoint=True,
         lr_scheduler_kwargs={"num_decay_steps": max(1, settings.steps // 5)} if settings.schedule == DECAYING else {},
-        report_to=settings.report_to, seed=child_seed(settings.seed, "train") % 2**31, dataloader_pin_memory=False,
+        report_to="none" if settings.report_to == "tensorboard" else settings.report_to, run_name=logged.name,
+        project="steer", seed=child_seed(settings.seed, "train") % 2**31, dataloader_pin_memory=False,
         prediction_loss_only=True, label_names=[], log_level="error",
         train_sampling_strategy="random" if shuffled else "sequential",
         use_cpu=next(model.parameters()).device.type == "cpu", ddp_find_unused_parameters=False,
@@ -223,6 +226,8 @@ def train(
     # One process, one device: over several the Trainer would cut each batch for nn.DataParallel; ours are not for it.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     watch = _Watch(tell)
+    if settings.report_to == "tensorboard":
+        callbacks = [*callbacks, _tensorboard(logged)]
     trainer = BakeTrainer(
         objective, settings, forward, pad, model=model, args=arguments, train_dataset=_Samples(samples),
         eval_dataset=looked_at, callbacks=[watch, EarlyStoppingCallback(settings.patience), *callbacks],
@@ -256,6 +261,15 @@ def _ended(checkpoint: str | None, settings: Settings) -> TrainerState | None:
     early = (state.stateful_callbacks or {}).get(EarlyStoppingCallback.__name__, {}).get("attributes", {})
     waited = early.get("early_stopping_patience_counter", 0)
     return state if state.global_step >= settings.steps or waited >= settings.patience else None
+
+
+def _tensorboard(folder: Path) -> TrainerCallback:
+    """transformers' own, whose files would lie among the checkpoints, which are removed in the end."""
+    from transformers.integrations import TensorBoardCallback
+
+    callback = TensorBoardCallback()
+    callback.logging_dir = callback.logging_dir or str(folder)  # unless TENSORBOARD_LOGGING_DIR says where
+    return callback
 
 
 def _be_quiet(trainer: Trainer) -> None:

@@ -26,16 +26,17 @@ variance, 2 / r of a squared norm:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from merges.options import Option
 from probes.seeds import child_seed
+from steer.baking.optimisers import _optimiser
 from steer.baking.optimisers._optimiser import Batch, fused_adamw
 
 KINDS = ("signs", "gaussian")
@@ -212,3 +213,18 @@ def limited(size: Tensor, last: Tensor, limiter: float) -> Tensor:
     factor = torch.where(last > 0, (limiter * last / size).clamp_(max=1), 1)
     last.copy_(torch.where(size > 0, size * factor, last))
     return factor
+
+
+def build(
+    parameters: Iterable[tuple[str, nn.Parameter]], name: str, *, lr: float, weight_decay: float, seed: int,
+    rounding: str, beta1: float, beta2: float, eps: float, **own: Any,
+) -> torch.optim.Optimizer:  # fmt: skip
+    """This rule over the matrices, with its `own` numbers, and AdamW over embeddings, head, norms and all else."""
+    between, rest = _optimiser.matrices(parameters)
+    adam = {"beta1": beta1, "beta2": beta2, "eps": eps}
+    groups = [
+        {"name": name, "rule": "apollo", "params": between, "weight_decay": weight_decay, **own, **adam},
+        *_optimiser.adamw_groups(rest, weight_decay, **adam),
+    ]
+    rules: dict[str, _optimiser.Rule] = {"apollo": Apollo(), "adamw": _optimiser.adamw}
+    return _optimiser.Optimiser(groups, rules, lr=lr, seed=seed, rounding=rounding)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import nn
@@ -42,20 +41,8 @@ def build(
     State of a matrix [m, n]: 6 max(m, n) rank bytes. Projections are drawn from the seed, never saved.
     The direction is the raw gradient of the step, so it wants larger batches than AdamW: accumulate. Raises UsageError.
     """
-    between, rest = _optimiser.matrices(parameters)
-    own: dict[str, Any] = {
-        "rank": rank,
-        "channels": True,
-        "refresh": refresh,
-        "limiter": limiter,
-        "scale": scale,
-        "projection": projection,
-    }
-    own |= {"mean_dtype": mean_dtype, "weight_decay": weight_decay}
-    adam = {"beta1": beta1, "beta2": beta2, "eps": eps}
-    groups = [
-        {"name": "apollo", "rule": "apollo", "params": between, **own, **adam},
-        *_optimiser.adamw_groups(rest, weight_decay, **adam),
-    ]
-    rules: dict[str, _optimiser.Rule] = {"apollo": _apollo.Apollo(), "adamw": _optimiser.adamw}
-    return _optimiser.Optimiser(groups, rules, lr=lr, seed=seed, rounding=rounding)
+    return _apollo.build(
+        parameters, "apollo", lr=lr, weight_decay=weight_decay, seed=seed, rounding=rounding,
+        beta1=beta1, beta2=beta2, eps=eps, rank=rank, channels=True, refresh=refresh, limiter=limiter, scale=scale,
+        mean_dtype=mean_dtype, projection=projection,
+    )  # fmt: skip

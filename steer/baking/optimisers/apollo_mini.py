@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import nn
@@ -34,20 +33,8 @@ def build(
 
     State of a matrix [m, n]: 8 max(m, n) bytes. Raises UsageError.
     """
-    between, rest = _optimiser.matrices(parameters)
-    own: dict[str, Any] = {
-        "rank": 1,
-        "channels": False,
-        "refresh": refresh,
-        "limiter": limiter,
-        "scale": scale,
-        "projection": projection,
-    }
-    own |= {"mean_dtype": "float32", "weight_decay": weight_decay}
-    adam = {"beta1": beta1, "beta2": beta2, "eps": eps}
-    groups = [
-        {"name": "apollo-mini", "rule": "apollo", "params": between, **own, **adam},
-        *_optimiser.adamw_groups(rest, weight_decay, **adam),
-    ]
-    rules: dict[str, _optimiser.Rule] = {"apollo": _apollo.Apollo(), "adamw": _optimiser.adamw}
-    return _optimiser.Optimiser(groups, rules, lr=lr, seed=seed, rounding=rounding)
+    return _apollo.build(
+        parameters, "apollo-mini", lr=lr, weight_decay=weight_decay, seed=seed, rounding=rounding,
+        beta1=beta1, beta2=beta2, eps=eps, rank=1, channels=False, refresh=refresh, limiter=limiter, scale=scale,
+        mean_dtype="float32", projection=projection,
+    )  # fmt: skip

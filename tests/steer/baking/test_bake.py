@@ -386,6 +386,17 @@ def test_another_dtype_is_another_run(folder: Path, texts: tuple[Path, Path], tm
         bake(other, mode)
 
 
+def test_tensorboard_keeps_the_curves(folder: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    made = request(folder, tmp_path / "out", mix=data.Mix(None, 0.0), settings={"report_to": "tensorboard"})
+    report = bake(made, train.imitate(made, texts[0]))
+    found = EventAccumulator(str(tmp_path / "runs" / "out")).Reload().Scalars("train/loss")
+    history = [(entry["step"], entry["loss"]) for entry in report["history"] if "loss" in entry]
+    assert [(event.step, pytest.approx(event.value)) for event in found] == history
+
+
 def test_retention_is_measured_with_and_without_general_data(
     folder: Path, texts: tuple[Path, Path], tmp_path: Path
 ) -> None:
