@@ -89,18 +89,26 @@ def open_pair(base: str, finetuned: str) -> tuple[Source, Source]:
     theirs, ours = tuned.config.get("architectures"), below.config.get("architectures")
     if theirs != ours:
         problems.append(f"{finetuned} is a {theirs}, {base} a {ours}")
-    for name in sorted(set(below.entries) | set(tuned.entries)):
-        a, b = below.entries.get(name), tuned.entries.get(name)
-        if a is None or b is None:
-            problems.append(f"{finetuned if b is None else base} lacks {name}")
-        elif a.shape != b.shape:
+    hint = "a task vector needs a base and a model that was fine-tuned from it"
+    for where, names in (
+        (base, tuned.entries.keys() - below.entries),
+        (finetuned, below.entries.keys() - tuned.entries),
+    ):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            problems.append(f"{where} lacks {', '.join(sorted(names)[:3])}{more}")
+    if problems and all(name.endswith(".bias") for name in tuned.entries.keys() ^ below.entries):
+        hint = "a fold that adds biases is no fine-tuning: merge the steering vectors, or bake with --mode distil"
+    for name in sorted(below.entries.keys() & tuned.entries):
+        a, b = below.entries[name], tuned.entries[name]
+        if a.shape != b.shape:
             problems.append(f"{name} is {list(a.shape)} in {base}, {list(b.shape)} in {finetuned}")
         elif (a.dtype in FLOATS) != (b.dtype in FLOATS) or (a.dtype[0] == "F" and a.dtype not in FLOATS):
             problems.append(f"{name} is {a.dtype} in {base}, {b.dtype} in {finetuned}")
         elif a.dtype not in FLOATS and not np.array_equal(mapped(a), mapped(b)):
             problems.append(f"{name} is {a.dtype}, no floating-point number, and differs")
     if problems:
-        raise ModelError(problems, "a task vector needs a base and a model that was fine-tuned from it")
+        raise ModelError(problems, hint)
     return below, tuned
 
 

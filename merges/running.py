@@ -130,6 +130,10 @@ def _dtype(job: Tensor, made: Plan) -> str:
 def read_record(out: Path) -> dict[str, Any]:
     """The record of a finished merge. Raises ArtifactError."""
     path = out / card.RECORD
+    if out.is_file():
+        raise ArtifactError(
+            f"{out} is a file, and has no record to be verified by", "name a model folder that `steer merge` wrote"
+        )
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         for key in ("recipe", "plan"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os.path
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,8 +59,14 @@ def _find(name: str, bindings: Mapping[str, str | Path | SteeringVector]) -> Ste
     # A name from an expression never leaves the current folder; only a binding names a path.
     path = Path(bound) if bound is not None else Path(f"{name}.safetensors")
     if bound is None and (path.name != str(path) or not os.path.isfile(path)):
+        known = {
+            *bindings,
+            *(file.removesuffix(".safetensors") for file in os.listdir() if file.endswith(".safetensors")),
+        }
+        near = difflib.get_close_matches(name, known, 1)
+        guess = f" (did you mean {near[0]}?)" if near else ""
         raise ExpressionError(
-            f"the name {name!r} is not bound, and there is no file {path} here",
-            f"bind it: --vector {name}=FILE",
+            f"the name {name!r} is not bound, and there is no file {path} here{guess}",
+            f"bind it: --vector {name}=FILE (a name with signs in it stands in quotes, as 'warm-v2')",
         )
     return SteeringVector.load(path)

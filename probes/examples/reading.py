@@ -42,8 +42,9 @@ def read(pos: Source | None = None, neg: Source | None = None, pairs: Source | N
             )
         return _read_both_classes(pairs)
     if pos is None or neg is None:
-        missing = "--neg" if neg is None else "--pos"
-        raise ExampleError(f"one class only: {missing} is missing", "give --pos FILE and --neg FILE, or --pairs FILE")
+        missing = "--neg is" if neg is None else "--pos is"
+        said = "there are no examples" if pos is neg else f"one class only: {missing} missing"
+        raise ExampleError(said, "give --pos FILE and --neg FILE, or --pairs FILE")
     sides, problems = [], []
     for flag, source in (("--pos", pos), ("--neg", neg)):
         try:

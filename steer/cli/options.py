@@ -15,15 +15,15 @@ from vectors.errors import UsageError
 File = click.Path(path_type=Path)
 
 
-def command(name: str | None = None, *, examples: str) -> Callable[[Callable[..., Any]], click.Command]:
-    """A click command with its examples last, `--debug`, and defaults shown."""
+def command(name: str | None = None, *, summary: str, examples: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """A click command with its examples last, `--debug`, and defaults shown; `summary` is its line in a list."""
 
     def wrap(function: Callable[..., Any]) -> click.Command:
         function = click.option(
             "--debug", is_flag=True, expose_value=False, callback=_debug, help="Show a traceback when something fails."
         )(function)
         epilog = "\b\nExamples:\n" + "\n".join(f"  {line.strip()}" for line in examples.strip().splitlines())
-        return click.command(name, epilog=epilog, context_settings={"show_default": True})(function)
+        return click.command(name, epilog=epilog, short_help=summary, context_settings={"show_default": True})(function)
 
     return wrap
 

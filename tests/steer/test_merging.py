@@ -56,6 +56,37 @@ def test_from_two_models_to_a_merge_that_transformers_loads(here: Path, capsys: 
     assert run(["merge", "--verify", "both", "--vector", "a=moved.safetensors", "--base", "elsewhere"]) == 0
 
 
+def test_what_a_task_vector_is_can_be_seen(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "ab":
+        assert run(["diff", "base", name, "-o", f"{name}.safetensors"]) == 0
+    assert run(["merge", "a.safetensors", "b.safetensors", "--ties", "-o", "both.safetensors"]) == 0
+    capsys.readouterr()
+    digests = []
+    for name in ("a", "b", "both"):
+        assert run(["vectors", "show", f"{name}.safetensors", "--json"]) == 0
+        digests.append(json.loads(capsys.readouterr().out)["digest"])
+    assert run(["vectors", "show", "both.safetensors"]) == 0
+    shown = capsys.readouterr().out
+    assert digests[2] in shown
+    assert "method       ties\n" in shown
+    assert "parent a " in shown
+    assert "parent b " in shown
+    # Writing over one says which; a difference of nothing says so; what can't be taken away is named, shortly.
+    assert run(["diff", "base", "base", "-o", "a.safetensors"]) == 0
+    said = capsys.readouterr().err
+    assert f"replaces a.safetensors, which was {digests[0]}" in said
+    assert "base is base: the vector is empty" in said
+    model = AutoModelForCausalLM.from_pretrained("a")
+    state = {n: t.clone() for n, t in model.state_dict().items()}
+    biases = {n.replace("weight", "bias"): t[0].clone() for n, t in state.items() if ".mlp." in n}
+    model.save_pretrained("folded", state_dict=state | biases)
+    assert run(["diff", "base", "folded", "-o", "x.safetensors"]) == 1
+    said = capsys.readouterr().err
+    assert "base lacks model.layers.0.mlp.down_proj.bias, model.layers.0.mlp.gate_proj.bias" in said
+    assert "more\n" in said
+    assert "a fold that adds biases is no fine-tuning" in said
+
+
 def test_apply_restores_the_fine_tuned_model_and_takes_expressions(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

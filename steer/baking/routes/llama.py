@@ -30,6 +30,8 @@ def refusal(draft: Draft, layout: Layout) -> str | None:
     """Why the model is no Llama in other words, or None."""
     config = draft.config
     kind = config.get("model_type")
+    if kind == "llama":
+        return "the model is a Llama, which has biases of its own (via bias)"
     if kind not in ("qwen2", "mistral", "phi3"):
         return f"{kind} computes what no Llama computes"
     if config.get("sliding_window") and config.get("use_sliding_window", True):

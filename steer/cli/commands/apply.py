@@ -10,10 +10,11 @@ from steer.cli import options, output
 
 
 @options.command(
+    summary="A model folder: a base plus a task vector or an expression.",
     examples="""
     steer apply smollm2 poet.safetensors -o poet/
     steer apply org/base "poet + 0.6*code - 0.5*toxic" -o mixed/ --vector toxic=vectors/toxic.safetensors
-    """
+    """,
 )
 @click.argument("base")
 @click.argument("what", metavar="VECTOR_OR_EXPR")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,13 @@ ONLY = {
 
 
 @options.command(
+    summary="A behaviour into the weights, by algebra or by training.",
     examples="""
     steer bake 1.5*warm --mode fold -o warm-model/
     steer bake "2*warm@response" -o warm-model/ --pos warm.jsonl --neg cold.jsonl
     steer bake --teacher-prompt "You answer as a pirate." -o pirate.safetensors --as vector
     steer bake --mode train --data warm.jsonl --against cold.jsonl -o warmth.safetensors --as vector
-    """
+    """,
 )
 @click.argument("composition", required=False)
 @click.option("--model", default="smollm2", help="A folder, a hub id (org/name@revision), or the bundled smollm2.")
@@ -65,7 +67,12 @@ ONLY = {
 @click.option("--context", type=click.Choice(["full", "frozen"]), default="full", help="frozen: prompts stay fixed.")
 @click.option("--tokens", default=48, help="Distil: the longest completion.")
 @click.option("--temperature", default=1.0, help="Distil: of the samples.")
-@click.option("--evaluate-every", default=0, help="Steps between looks.  [default: a sixth of all, at most 50]")
+@click.option(
+    "--evaluate-every",
+    default=0,
+    show_default=False,
+    help="Steps between looks.  [default: a sixth of all, at most 50]",
+)
 @click.option("--patience", default=5, help="Looks without progress, after which it stops.")
 @click.option("--checkpointing", is_flag=True, help="Compute activations again in the backward pass, to save memory.")
 @click.option("--report-to", default="none", help="none, tensorboard, wandb or trackio.")
@@ -110,7 +117,8 @@ def command(composition: str | None, model: str, out: Path, mode: str, as_json: 
     else:
         from steer.baking import command as trained
 
-        report = trained.run(composition, model, out, mode, given, tell=_tell)
+        with contextlib.redirect_stdout(sys.stderr):  # trackers print, and stdout is the report's
+            report = trained.run(composition, model, out, mode, given, tell=_tell)
         if not report:  # this process has trained for another one, which reports
             return
     if as_json:

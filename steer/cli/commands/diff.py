@@ -10,11 +10,12 @@ from steer.cli import options, output
 
 
 @options.command(
+    summary="The task vector between a base and its fine-tuned model.",
     examples="""
     steer diff smollm2 ./poet -o poet.safetensors
     steer diff org/base org/poet -o poet.safetensors --storage lowrank:32
     steer diff org/base org/poet -o poet-lora --to-lora 16
-    """
+    """,
 )
 @click.argument("base")
 @click.argument("finetuned")
@@ -33,12 +34,16 @@ def command(
     from merges import diff, lora_out
 
     output.say_preparing(base)
+    replaced = output.replacing(out)
     with output.progress("reading") as progress:
         if to_lora is not None:
             report = lora_out.from_models(base, finetuned, out, to_lora, threads=threads, progress=progress)
             _print_lora(out, report, as_json)
             return
         vector = diff.diff(base, finetuned, out, storage_=storage, threads=threads, progress=progress)
+    output.say(replaced)
+    if not vector.parameters:
+        output.warn(f"{finetuned} is {base}: the vector is empty")
     size = sum(file.stat().st_size for file in vector.files)
     stored = vector.metadata["storage"]
     if as_json:

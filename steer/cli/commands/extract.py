@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 @options.command(
+    summary="A steering vector from contrasting examples, judged.",
     examples="""
     steer extract --pos warm.jsonl --neg cold.jsonl
     steer extract --pairs pairs.jsonl --method whitened --layers 8-20 --out warm.safetensors
-    """
+    """,
 )
 @click.option("--pos", type=options.File, help="Examples that show the behaviour, one JSON value a line.")
 @click.option("--neg", type=options.File, help="Examples that show its opposite.")

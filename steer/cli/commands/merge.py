@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
 
 @options.command(
+    summary="Merge models, task vectors, adapters or steering vectors.",
     examples="""
     steer merge org/poet org/coder --base org/base --ties -o both/
     steer merge poet.safetensors coder.safetensors --ties --density 0.1 --scope global -o both/
     steer merge --expr "poet + 0.6*coder - 0.5*toxic" -o mixed/
     steer merge --recipe recipe.yaml -o mixed/ --dry-run
     steer merge --verify mixed/
-    """
+    """,
 )
 @click.argument("inputs", nargs=-1)
 @click.option("-o", "--out", type=options.File, help="The folder to make, or a .safetensors file for a vector.")

@@ -15,6 +15,7 @@ from steer.cli import options, output
 
 @options.command(
     "serve",
+    summary="Serve a model with vLLM, steered per request.",
     examples="""
     steer serve smollm2 --vector warm=warm.safetensors
     steer serve smollm2 --vector warm=w.safetensors --vector formal=f.safetensors --arm friendly='1.2*warm - 0.4*formal'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +24,14 @@ def command() -> None:
 @click.argument("file", type=options.File)
 @options.as_json
 def show(file: Path, as_json: bool) -> None:
-    """What a vector is: where it came from, where it acts, what was measured."""
+    """What a vector is: where it came from, where it acts, what was measured; of a task vector, what it changes."""
     from vectors.files import digest_file
     from vectors.steering import SteeringVector, spans
+    from vectors.task import is_task_vector
 
+    if os.path.isfile(file) and is_task_vector(file):
+        _show_task(file, as_json)
+        return
     vector = SteeringVector.load(file)
     digest = digest_file(file)
     norms = vector.norm()
@@ -50,9 +55,11 @@ def show(file: Path, as_json: bool) -> None:
         "recommended": (vector.metadata.get("recommended") or {}).get("reason", ""),
         "licence": vector.metadata.get("licence", ""),
     }
-    for parent in vector.metadata.get("parents", []):
-        facts[f"parent x {parent['strength']:g}"] = parent["digest"]
-    click.echo("\n".join(f"{key:12} {value}" for key, value in facts.items() if value))
+    lines = [
+        *facts.items(),
+        *((f"parent x {p['strength']:g}", p["digest"]) for p in vector.metadata.get("parents", [])),
+    ]
+    click.echo("\n".join(f"{key:12} {value}" for key, value in lines if value))
     rows = [
         ["*" if i in vector.apply else "", str(i), f"{norm:.2f}", *_cells(measured.get(str(i), {}))]
         for i, norm in norms.items()
@@ -68,6 +75,31 @@ def _cells(entry: dict[str, Any]) -> list[str]:
         f"{entry['auroc_low']:.3f} to {entry['auroc_high']:.3f}",
         f"{entry['cohens_d']:.2f}",
     ]
+
+
+def _show_task(file: Path, as_json: bool) -> None:
+    """A task vector: what it was taken from, and what it changes."""
+    from vectors.task import TaskVector
+
+    vector = TaskVector.open(file)
+    facts = {key: value for key, value in vector.metadata.items() if key not in ("parameters", "unchanged")}
+    changed, total = len(vector.parameters), len(vector.parameters) + len(vector.unchanged)
+    if as_json:
+        output.print_json({**facts, "vector": str(file), "digest": vector.digest, "changed": changed, "total": total})
+        return
+    model, method = facts.get("model") or {}, facts.get("method") or {}
+    lines = [
+        ("task vector", str(file)),
+        ("digest", vector.digest),
+        ("base", f"{vector.base.get('name') or vector.base.get('architecture')}  {vector.base['digest']}"),
+        ("model", model.get("digest", "")),
+        ("method", method.get("name", "")),
+        ("storage", vector.storage),
+        ("changes", f"{changed} of {total} parameters"),
+        ("licence", facts.get("licence", "")),
+        *((f"parent {parent.get('name', '')}", parent.get("identity", "")) for parent in facts.get("parents", [])),
+    ]
+    click.echo("\n".join(f"{key:12} {value}" for key, value in lines if value))
 
 
 @command.command("convert")

@@ -42,7 +42,7 @@ def test_a_fold_prints_its_way_and_its_proof(here: Path, steer: Callable[..., Ou
     assert code == 0, err
     assert "mode fold: weights can do it exactly" in err
     assert "via bias, the bias of each block's last projection (the model has the slot)" in out
-    assert "vLLM: as asked\nverdict: equal, on 12 held-out prompts\nwrote out" in out
+    assert "vLLM: not asked (--skip-vllm)\nverdict: equal, on 12 held-out prompts\nwrote out" in out
     code, out, err = steer("bake", "2*warm", *MODEL, "-o", "again", "--skip-vllm", "--json")
     found = json.loads(out)
     assert found["proof"]["verdict"] == "equal"
@@ -84,8 +84,8 @@ def test_training_takes_files_and_prints_json(here: Path, steer: Callable[..., O
     found = json.loads(out)
     assert {"models", "dose", "retention", "samples", "settings", "history", "outputs", "seconds"} <= found.keys()
     assert (here / "v.report.html").is_file()
-    code, out, err = steer("vectors", "show", "v.safetensors")
-    assert code == 1, "a task vector is no steering vector"
+    assert "parameters" in steer("vectors", "show", "v.safetensors")[1]
+    assert steer("try", "v.safetensors", "-p", "the", *MODEL)[0] == 1, "a task vector is no steering vector"
 
 
 @pytest.mark.parametrize(
