@@ -21,7 +21,7 @@ from merges.readers import Dense
 from merges.sources import Source, open_source
 from merges.tensor import Block, Input, Tensor
 from vectors import references
-from vectors.errors import ArtifactError, ModelError, SteerError, UsageError
+from vectors.errors import ArtifactError, ModelError, SteerError, UsageError, shortened
 from vectors.task import TaskVector
 from vectors.taskwriter import Writer, check_vector_path, paths, room, shards, write_index
 from vectors.weights import FLOATS, mapped
@@ -95,9 +95,9 @@ def open_pair(base: str, finetuned: str) -> tuple[Source, Source]:
         (finetuned, below.entries.keys() - tuned.entries),
     ):
         if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            problems.append(f"{where} lacks {', '.join(sorted(names)[:3])}{more}")
-    if problems and all(name.endswith(".bias") for name in tuned.entries.keys() ^ below.entries):
+            problems.append(f"{where} lacks {shortened(sorted(names))}")
+    differing = tuned.entries.keys() ^ below.entries
+    if differing and all(name in tuned.entries and name.endswith(".bias") for name in differing):
         hint = "a fold that adds biases is no fine-tuning: merge the steering vectors, or bake with --mode distil"
     for name in sorted(below.entries.keys() & tuned.entries):
         a, b = below.entries[name], tuned.entries[name]

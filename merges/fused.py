@@ -172,15 +172,14 @@ def sample(addresses, kinds, roles, base, base_kind, starts, size, out):  # type
 @njit(**OPTIONS)
 def split(addresses, kinds, roles, base, base_kind, start, stop, lows, highs, counts, found):  # type: ignore[no-untyped-def]
     """kernels.split over [start, stop); False if a number is not finite or there is no room for what is found."""
-    good = True
     for first in range(start, stop, TILE):
         size = min(TILE, stop - first)
         values, below = np.empty((addresses.size, size), np.float32), np.empty(size, np.float32)
-        good &= _tile(addresses, kinds, roles, base, base_kind, first, values, below)
-        good = good and kernels.split(values, lows, highs, counts, found)
-        if not good:
-            break
-    return good
+        if not _tile(addresses, kinds, roles, base, base_kind, first, values, below):
+            return False
+        if not kernels.split(values, lows, highs, counts, found):
+            return False
+    return True
 
 
 @njit(**OPTIONS)

@@ -12,13 +12,13 @@ import numpy as np
 
 from merges import slices, vocabulary
 from merges.engine import Copy, Job
-from merges.options import guess, resolve
+from merges.options import resolve
 from merges.pool import Pool
 from merges.readers import Dense, Reader, Zero
 from merges.recipe import Part, Recipe
 from merges.sources import Source
 from merges.tensor import Input, Tensor
-from vectors.errors import SteerError
+from vectors.errors import SteerError, guess, shortened
 from vectors.files import digest_bytes
 from vectors.weights import FLOATS, Entry, mapped, read_header
 
@@ -77,8 +77,7 @@ class Builder:
 
     def _list(self, names: list[str], what: str) -> None:
         if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            self.problems.append(f"{what} {', '.join(names[:3])}{more}")
+            self.problems.append(f"{what} {shortened(names)}")
 
     def _check_scope(self) -> None:
         if not self.scope:

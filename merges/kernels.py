@@ -14,7 +14,7 @@ from merges.floats import OPTIONS
 MAGNITUDE = np.uint32(0x7FFFFFFF)  # the bits of a float32 but for its sign: ordered as the magnitudes are
 GOLDEN, LOWER, TOP = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xFFFFFFFF), np.uint64(63)
 LANES = 8
-LINES = 256
+LINES = 256  # sums that kernels.split runs side by side
 TILE = 1024  # elements whose sums stay in the smallest cache while the inputs are gone through
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from merges.options import guess
-from vectors.errors import UsageError
+from vectors.errors import UsageError, guess
 
 if TYPE_CHECKING:
     from merges.recipe import Recipe

@@ -6,12 +6,13 @@ first matching entry counts. A filter is a glob over the tensor's name; one with
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, NamedTuple
+
+from vectors.errors import guess
 
 
 class Option(NamedTuple):
@@ -71,12 +72,6 @@ ZERO = Option(
     "the sign elected where the votes cancel: none (the result is 0) or positive",
     choices=("none", "positive"),
 )
-
-
-def guess(name: str, known: Iterable[str]) -> str:
-    """` (did you mean X?)`, or nothing."""
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def check_value(option: Option, value: Any, where: str) -> list[str]:

@@ -79,7 +79,7 @@ def plan(recipe: Recipe, *, memory: int = MEMORY, threads: int | None = None, sh
     main = base or (models[0] if models else None)
     problems += _families(main, sources, base)
     if problems:
-        unknown = main is None or base is None
+        unknown = main is None or (needs_base and base is None)
         raise ModelError(problems, "name what they were fine-tuned from: --base MODEL" if unknown else "")
     for source in sources:
         trained = source.adapter.base_name if source.adapter is not None else None

@@ -33,8 +33,8 @@ from typing import Any
 
 from merges import methods
 from merges.chat_templates import NAMED
-from merges.options import Option, check_value, guess
-from vectors.errors import UsageError
+from merges.options import Option, check_value
+from vectors.errors import UsageError, guess
 from vectors.files import digest_json
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")

@@ -12,12 +12,11 @@ import numpy as np
 
 from merges import bases, card, output
 from merges.engine import run
-from merges.options import guess
 from merges.planning import MEMORY, SHARD, Plan, plan
 from merges.recipe import Part, Recipe, parse
 from merges.tensor import Tensor
 from vectors import references
-from vectors.errors import ArtifactError, ExpressionError, SteerError, UsageError
+from vectors.errors import ArtifactError, ExpressionError, SteerError, UsageError, guess
 from vectors.task import TaskVector
 from vectors.taskwriter import Writer, check_vector_path, paths, room, shards, write_index
 

@@ -36,9 +36,14 @@ def magnitudes(tensors: Sequence[Tensor], ranks: Sequence[Sequence[int]], make: 
 
     A rank beyond the number of elements gives the least magnitude.
     """
-    rows_of = make or (lambda block: block.values)
     total = sum(tensor.count for tensor in tensors)
-    wanted = np.clip(np.asarray(ranks, np.int64), 1, max(total, 1))
+    # Ranks that are the same in every row are looked up once.
+    wanted, places = np.unique(np.clip(np.asarray(ranks, np.int64), 1, max(total, 1)), axis=1, return_inverse=True)
+    return np.ascontiguousarray(_magnitudes(tensors, wanted, total, make)[:, places.reshape(-1)])
+
+
+def _magnitudes(tensors: Sequence[Tensor], wanted: np.ndarray, total: int, make: Make | None) -> np.ndarray:
+    rows_of = make or (lambda block: block.values)
     if len(tensors) == 1 and len(list(tensors[0].chunks())) == 1:
         return _sorted(rows_of(tensors[0].block(0, tensors[0].count)), wanted)
     if make is None and (found := _bracketed(tensors, wanted, total)) is not None:
@@ -81,28 +86,25 @@ def _bracketed(tensors: Sequence[Tensor], wanted: np.ndarray, total: int) -> np.
     places = [tensor.direct for tensor in tensors if tensor.direct is not None]
     if len(places) < len(tensors):
         return None
-    pool, lock = tensors[0].pool, threading.Lock()
+    pool = tensors[0].pool
     lows, highs, share = _brackets(tensors, wanted, total)
     if share * total > KEPT:
         return None
-    counts, kept = np.zeros((*wanted.shape, 4), np.int64), list[tuple[np.ndarray, np.ndarray]]()
 
-    def group(direct: Direct, start: int, stop: int) -> bool:
-        own = np.zeros_like(counts)
+    def group(direct: Direct, start: int, stop: int) -> tuple[np.ndarray, list[np.ndarray]] | None:
+        counts = np.zeros((*wanted.shape, 4), np.int64)
         # Room for all that a short piece holds, and for a tile more: that much must be free before it is gone through.
         room = pool.buffer("kept", (*wanted.shape, min(ROOM, stop - start) + fused.TILE), np.float32)
-        if not fused.split(*direct, start, stop, lows, highs, own, room):
-            return False
-        filled = own[..., 3]
-        few = np.concatenate([room[place][: filled[place]] for place in np.ndindex(*wanted.shape)])
-        with lock:
-            counts[...] += own
-            kept.append((filled, few))
-        return True
+        if not fused.split(*direct, start, stop, lows, highs, counts, room):
+            return None
+        return counts, [room[place][: counts[place][3]].copy() for place in np.ndindex(*wanted.shape)]
 
     pieces = ((direct, *piece) for tensor, direct in zip(tensors, places, strict=True) for piece in tensor.groups())
-    if not all(pool.map(group, pieces)):
+    parts = pool.map(group, pieces)
+    splits = [part for part in parts if part is not None]
+    if len(splits) < len(parts):
         return None
+    counts = np.sum([part for part, _ in splits], axis=0)
     found = np.empty(wanted.shape, np.float32)
     for number, place in enumerate(np.ndindex(*wanted.shape)):
         rank, (above, from_high, from_low, inside) = wanted[place], counts[place]
@@ -113,9 +115,7 @@ def _bracketed(tensors: Sequence[Tensor], wanted: np.ndarray, total: int) -> np.
         elif rank > from_high + inside:
             found[place] = lows[place]
         else:
-            ends = [np.concatenate([[0], np.cumsum(filled)]) for filled, _ in kept]
-            own = [few[end[number] : end[number + 1]] for (_, few), end in zip(kept, ends, strict=True)]
-            found[place] = np.sort(np.concatenate(own))[inside - (rank - from_high)]
+            found[place] = np.sort(np.concatenate([kept[number] for _, kept in splits]))[inside - (rank - from_high)]
     return found
 
 

@@ -12,7 +12,7 @@ SteerError
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 
 class SteerError(Exception):
@@ -53,6 +53,19 @@ class ModelError(SteerError):
 
 class OutputError(SteerError):
     """A file that can't be written."""
+
+
+def guess(name: str, known: Iterable[str]) -> str:
+    """` (did you mean X?)`, or nothing."""
+    import difflib  # what only a mistake needs
+
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 @contextlib.contextmanager

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import os.path
 from collections.abc import Mapping
 from pathlib import Path
 
-from vectors.errors import ExpressionError, SteerError
+from vectors.errors import ExpressionError, SteerError, guess
 from vectors.expression import Composition, Term, parse
 from vectors.steering import SteeringVector, spans
 
@@ -59,14 +58,9 @@ def _find(name: str, bindings: Mapping[str, str | Path | SteeringVector]) -> Ste
     # A name from an expression never leaves the current folder; only a binding names a path.
     path = Path(bound) if bound is not None else Path(f"{name}.safetensors")
     if bound is None and (path.name != str(path) or not os.path.isfile(path)):
-        known = {
-            *bindings,
-            *(file.removesuffix(".safetensors") for file in os.listdir() if file.endswith(".safetensors")),
-        }
-        near = difflib.get_close_matches(name, known, 1)
-        guess = f" (did you mean {near[0]}?)" if near else ""
+        known = [*bindings, *(file.stem for file in Path().glob("*.safetensors"))]
         raise ExpressionError(
-            f"the name {name!r} is not bound, and there is no file {path} here{guess}",
+            f"the name {name!r} is not bound, and there is no file {path} here{guess(name, known)}",
             f"bind it: --vector {name}=FILE (a name with signs in it stands in quotes, as 'warm-v2')",
         )
     return SteeringVector.load(path)

@@ -59,8 +59,6 @@ def _limits(tensor: Tensor, tensors: Sequence[Tensor]) -> tuple[np.ndarray, np.n
     if partial:
         # The first rank only where something is dropped at the top: each rank costs counting.
         wanted = [ranks[m] if ranks[m][0] > 1 else ranks[m][1:] * 2 for m in partial]
-        if all(first == last for first, last in wanted):
-            wanted = [rank[1:] for rank in wanted]
         every = len(partial) == len(ranks)
         found[partial] = magnitudes(tensors, wanted, None if every else lambda block: block.values[partial])
         found[[m for m in partial if ranks[m][0] == 1], 0] = np.inf

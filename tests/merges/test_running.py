@@ -355,7 +355,16 @@ def test_models_that_do_not_fit_are_refused_with_every_misfit(here: Path) -> Non
     )  # fmt: skip
     refused(recipe("other"), ModelError, "other is a Qwen2ForCausalLM, base a LlamaForCausalLM")
     refused(recipe("nowhere", "neither"), ModelError, "'nowhere'", "'neither'")
-    refused(recipe("a", base=None), ModelError, "none is named")
+    assert "--base MODEL" in refused(recipe("a", base=None), ModelError, "none is named").hint
+    # A hint that fits: no base would make one family of two, and other names than biases are no fold's.
+    alone = refused(
+        recipe("a", "other", base=None, method="linear"), ModelError, "a is a LlamaForCausalLM, other a Qwen2"
+    )
+    assert "--base" not in alone.hint
+    for tuned in ("other", "lacking"):
+        with pytest.raises(ModelError) as caught:
+            diff("base", tuned, "x.safetensors")
+        assert caught.value.hint == "a task vector needs a base and a model that was fine-tuned from it"
 
 
 def test_a_vector_for_another_base_is_refused(here: Path) -> None:

@@ -34,12 +34,12 @@ def command(
     from merges import diff, lora_out
 
     output.say_preparing(base)
-    replaced = output.replacing(out)
     with output.progress("reading") as progress:
         if to_lora is not None:
             report = lora_out.from_models(base, finetuned, out, to_lora, threads=threads, progress=progress)
             _print_lora(out, report, as_json)
             return
+        replaced = output.replacing(out)
         vector = diff.diff(base, finetuned, out, storage_=storage, threads=threads, progress=progress)
     output.say(replaced)
     if not vector.parameters:
