@@ -211,7 +211,7 @@ def _write(writer: Writer, tensor: Tensor, tuned: Source, kept_as: Storage, erro
                     lost.append(where + begin)
                     bits.append(_bits(tuned, tensor.name)[where + begin])
             else:
-                encode(delta.astype(np.float64), "BF16", own, tensor.pool.buffer("scratch", delta.shape, np.float32))
+                encode(delta.astype(np.float64), "BF16", own)
                 _measure(delta, to_float32(own, "BF16"), sums)
         positions = np.concatenate(lost) if lost else np.empty(0, np.int64)
         return (
@@ -255,7 +255,7 @@ def _residual(tensor: Tensor, tuned: Source, block: Block, delta: np.ndarray) ->
     assert block.base is not None
     np.add(block.base, delta, out=block.out, dtype=np.float64)
     again = np.empty(delta.size, storage(tensor.dtype))
-    encode(block.out, tensor.dtype, again, tensor.pool.buffer("scratch", delta.shape, np.float32))
+    encode(block.out, tensor.dtype, again)
     mine = again.view(np.int32) if tensor.dtype == "F32" else again
     return np.flatnonzero(mine != _bits(tuned, tensor.name)[block.start : block.start + delta.size])
 

@@ -80,9 +80,15 @@ def _compute(job: Tensor, start: int, stop: int, prepared: Any) -> Piece:
     fusion = job.method.fusion(job, prepared) if hasattr(job.method, "fusion") else None
     based = 0 if job.base is None or job.in_deltas == job.as_delta else 1 if job.in_deltas else -1
     if fusion is not None and job.direct is not None and job.dtype != "F16":
+        if job.pool.device is not None:
+            from merges import gpu
+
+            there = gpu.merge(job, fusion, based, start, stop, job.pool.device)
+            if there is not None:
+                return job, _patched(job, start, there)
         half, wide = (result, NOTHING) if job.dtype == "BF16" else (NOTHING.view(np.uint16), result)
         # Where a number is not finite it is looked for once more below, and named.
-        if fused.merge(*job.direct, *fusion.arrays(), based, start, half, wide):
+        if fused.merge(*job.direct, *fusion.arrays(), fusion.few(), based, start, half, wide):
             return job, _patched(job, start, result)
     finite = True
     for begin, end in job.chunks(start, stop):
@@ -93,8 +99,7 @@ def _compute(job: Tensor, start: int, stop: int, prepared: Any) -> Piece:
             kernels.add(out, block.base)
         elif block.base is not None and based < 0:
             out = out - block.base
-        scratch = job.pool.buffer("scratch", (out.size,), np.float32)
-        finite &= encode(out, job.dtype, result[begin - start : end - start], scratch)
+        finite &= encode(out, job.dtype, result[begin - start : end - start])
     if not finite:
         raise ArtifactError(
             f"the merge of {job.name} leaves the range of {NAMES[job.dtype]}",

@@ -11,7 +11,9 @@ casts after each step.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import njit, types
+from numba.extending import intrinsic
 
 from vectors.weights import SIZES
 
@@ -19,11 +21,41 @@ OPTIONS = {"nogil": True, "cache": True, "error_model": "numpy"}
 _HALF_BIAS = np.float32(2.0**112)  # between the exponents' biases of float16 and float32
 
 
+@intrinsic
+def from_bits(_context, bits):  # type: ignore[no-untyped-def]
+    """The float32 that 32 bits stand for."""
+
+    def code(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.uint32), code
+
+
+@intrinsic
+def to_bits(_context, value):  # type: ignore[no-untyped-def]
+    """The 32 bits of a float32."""
+
+    def code(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.uint32(types.float32), code
+
+
 @njit(**OPTIONS)
-def decode_bfloat16(raw, bits):  # type: ignore[no-untyped-def]
+def decode_bfloat16(raw, out):  # type: ignore[no-untyped-def]
     worst = np.uint16(0)
     for i in range(raw.size):
-        bits[i] = np.uint32(raw[i]) << np.uint32(16)
+        out[i] = from_bits(np.uint32(raw[i]) << np.uint32(16))
+        worst = max(worst, np.uint16(raw[i] & np.uint16(0x7FFF)))
+    return worst < 0x7F80
+
+
+@njit(**OPTIONS)
+def subtract_bfloat16(raw, base, out):  # type: ignore[no-untyped-def]
+    """decode_bfloat16, less the base (float32), at once: one store for two."""
+    worst = np.uint16(0)
+    for i in range(raw.size):
+        out[i] = from_bits(np.uint32(raw[i]) << np.uint32(16)) - base[i]
         worst = max(worst, np.uint16(raw[i] & np.uint16(0x7FFF)))
     return worst < 0x7F80
 
@@ -55,22 +87,22 @@ def decode_float32(raw, values):  # type: ignore[no-untyped-def]
 def decode(raw: np.ndarray, dtype: str, out: np.ndarray) -> bool:
     """Fill `out` (float32) with the numbers that the bits `raw` of `dtype` stand for; False if one is not finite."""
     if dtype == "BF16":
-        return bool(decode_bfloat16(raw, out.view(np.uint32)))
+        return bool(decode_bfloat16(raw, out))
     if dtype == "F16":
         return bool(decode_float16(raw, out.view(np.uint32), out))
     return bool(decode_float32(raw, out))
 
 
 @njit(**OPTIONS)
-def encode_bfloat16(values, single, bits, out):  # type: ignore[no-untyped-def]
+def encode_bfloat16(values, out):  # type: ignore[no-untyped-def]
     worst = np.uint32(0)
     for i in range(values.size):
-        single[i] = np.float32(values[i])
-    for i in range(values.size):
-        wide = np.float64(single[i])
-        inexact = np.uint32(wide != values[i])
-        away = np.uint32(abs(wide) > abs(values[i]))
-        odd = np.uint32(bits[i] - np.uint32(inexact & away)) | inexact
+        value = values[i]
+        single = np.float32(value)
+        wide = np.float64(single)
+        inexact = np.uint32(wide != value)
+        away = np.uint32(abs(wide) > abs(value))
+        odd = np.uint32(to_bits(single) - np.uint32(inexact & away)) | inexact
         even = np.uint32(odd >> np.uint32(16)) & np.uint32(1)
         rounded = np.uint32(odd + np.uint32(0x7FFF) + np.uint32(even)) >> np.uint32(16)
         out[i] = np.uint16(rounded)
@@ -88,14 +120,10 @@ def encode_float32(values, bits, out):  # type: ignore[no-untyped-def]
     return worst < 0x7F800000
 
 
-def encode(values: np.ndarray, dtype: str, out: np.ndarray, scratch: np.ndarray) -> bool:
-    """Round `values` (float64) to `dtype` in `out` (an array of `storage(dtype)`); False where one overflows or is NaN.
-
-    `scratch` is float32 and at least as long.
-    """
+def encode(values: np.ndarray, dtype: str, out: np.ndarray) -> bool:
+    """Round `values` (float64) to `dtype` in `out`, of `storage(dtype)`; False where one overflows or is NaN."""
     if dtype == "BF16":
-        single = scratch[: values.size]
-        return bool(encode_bfloat16(values, single, single.view(np.uint32), out))
+        return bool(encode_bfloat16(values, out))
     if dtype == "F16":
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
             half = values.astype(np.float16)

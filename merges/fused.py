@@ -17,12 +17,21 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from merges import kernels
-from merges.floats import OPTIONS, decode_bfloat16, decode_float16, decode_float32, encode_bfloat16, encode_float32
+from merges.floats import (
+    OPTIONS,
+    decode_bfloat16,
+    decode_float16,
+    decode_float32,
+    encode_bfloat16,
+    encode_float32,
+    subtract_bfloat16,
+)
+from merges.kernels import TILE
 
 if TYPE_CHECKING:
     from merges.tensor import Block
 
-TILE = 4096  # elements: what is touched of four inputs stays in the cache of a core
+FEW = 8  # inputs for which loops are unrolled
 KINDS = {"BF16": 0, "F16": 1, "F32": 2}
 ALONE, LESS, MORE = 0, 1, 2  # an input as it is, minus the base, plus the base
 
@@ -56,6 +65,15 @@ class Fusion(NamedTuple):
             self.mean, self.positive, float(self.scale),
         )  # fmt: skip
 
+    def few(self) -> tuple[tuple[float, ...], ...] | None:
+        """For `merge`, where there are few inputs: factors, votes, and what `elect` makes of the weights, as tuples."""
+        if len(self.weights) > FEW:
+            return None
+        factors = np.ones(len(self.weights)) if self.factors is None else self.factors
+        votes = np.zeros(len(self.weights)) if self.votes is None else self.votes
+        turned, heavy = factors * np.sign(self.weights), np.abs(self.weights)
+        return tuple(tuple(map(float, row)) for row in (factors, votes, turned, heavy, self.weights * factors))
+
 
 class Direct(NamedTuple):
     """Where the inputs of a tensor lie in memory: addresses, kinds of numbers, and what the base does to each."""
@@ -75,14 +93,35 @@ def apply(fusion: Fusion, block: Block) -> np.ndarray:
 
 @njit(**OPTIONS)
 def _apply(values, weights, factors, votes, low, high, keys, keep, mean, positive, scale, start, out):  # type: ignore[no-untyped-def]
-    if low.size:
-        kernels.trim(values, low, high)
-    if keys.size:
-        kernels.drop(values, keys, keep, start)
+    _select(values, low, high, keys, keep, start)
     if votes.size:
         kernels.elect(values, factors if factors.size else np.ones(weights.size), votes, weights, mean, positive, out)
     else:
         kernels.weighted_sum(values, weights * factors if factors.size else weights, out)
+    _scale(out, scale)
+
+
+@njit(**OPTIONS)
+def _apply_few(values, votes, few, low, high, keys, keep, mean, positive, scale, start, out):  # type: ignore[no-untyped-def]
+    _select(values, low, high, keys, keep, start)
+    rows = values.reshape(-1)
+    if votes.size:
+        kernels.elect_few(rows, few[0], few[1], few[2], few[3], mean, positive, out)
+    else:
+        kernels.weighted_sum_few(rows, few[4], out)
+    _scale(out, scale)
+
+
+@njit(**OPTIONS)
+def _select(values, low, high, keys, keep, start):  # type: ignore[no-untyped-def]
+    if low.size:
+        kernels.trim(values, low, high)
+    if keys.size:
+        kernels.drop(values, keys, keep, start)
+
+
+@njit(**OPTIONS)
+def _scale(out, scale):  # type: ignore[no-untyped-def]
     if scale != 1.0:
         for i in range(out.size):
             out[i] *= scale
@@ -104,7 +143,7 @@ def _load(address, kind, start, out):  # type: ignore[no-untyped-def]
     raw = carray(_pointer(address + np.uint64(2 * start)), (out.size,), np.uint16)
     if kind == 1:
         return decode_float16(raw, out.view(np.uint32), out)
-    return decode_bfloat16(raw, out.view(np.uint32))
+    return decode_bfloat16(raw, out)
 
 
 @njit(**OPTIONS)
@@ -115,6 +154,10 @@ def _tile(addresses, kinds, roles, base, base_kind, start, values, below):  # ty
         finite &= _load(base, base_kind, start, below)
     for m in range(addresses.size):
         row = values[m]
+        if kinds[m] == 0 and roles[m] == 1:
+            raw = carray(_pointer(addresses[m] + np.uint64(2 * start)), (row.size,), np.uint16)
+            finite &= subtract_bfloat16(raw, below, row)
+            continue
         finite &= _load(addresses[m], kinds[m], start, row)
         if roles[m] == 1:
             for i in range(row.size):
@@ -128,7 +171,7 @@ def _tile(addresses, kinds, roles, base, base_kind, start, values, below):  # ty
 @njit(**OPTIONS)
 def merge(  # type: ignore[no-untyped-def]
     addresses, kinds, roles, base, base_kind,
-    weights, factors, votes, low, high, keys, keep, mean, positive, scale, add, start, half, wide,
+    weights, factors, votes, low, high, keys, keep, mean, positive, scale, few, add, start, half, wide,
 ):  # fmt: skip
     """Elements from `start` on, as bfloat16 into `half` or as float32 into `wide`, of which the other is empty.
 
@@ -137,23 +180,28 @@ def merge(  # type: ignore[no-untyped-def]
     """
     count = half.size + wide.size
     size = min(TILE, count)
-    values, below = np.empty((addresses.size, size), np.float32), np.empty(size, np.float32)
-    out, single = np.empty(size), np.empty(size, np.float32)
+    values, below, out = np.empty((addresses.size, size), np.float32), np.empty(size, np.float32), np.empty(size)
     good = True
     for first in range(0, count, TILE):
         if count - first < size:
             size = count - first
-            values, below = np.empty((addresses.size, size), np.float32), np.empty(size, np.float32)
-            out, single = np.empty(size), np.empty(size, np.float32)
+            values, below, out = (
+                np.empty((addresses.size, size), np.float32),
+                np.empty(size, np.float32),
+                np.empty(size),
+            )
         good &= _tile(addresses, kinds, roles, base, base_kind, start + first, values, below)
-        _apply(values, weights, factors, votes, low, high, keys, keep, mean, positive, scale, start + first, out)
+        if few is None or size < TILE:
+            _apply(values, weights, factors, votes, low, high, keys, keep, mean, positive, scale, start + first, out)
+        else:
+            _apply_few(values, votes, few, low, high, keys, keep, mean, positive, scale, start + first, out)
         if add > 0:
             kernels.add(out, below)
         elif add < 0:
             for i in range(size):
                 out[i] -= below[i]
         if half.size:
-            good &= encode_bfloat16(out, single, single.view(np.uint32), half[first : first + size])
+            good &= encode_bfloat16(out, half[first : first + size])
         else:
             own = wide[first : first + size]
             good &= encode_float32(out, own.view(np.uint32), own)
@@ -172,12 +220,17 @@ def sample(addresses, kinds, roles, base, base_kind, starts, size, out):  # type
 @njit(**OPTIONS)
 def split(addresses, kinds, roles, base, base_kind, start, stop, lows, highs, counts, found):  # type: ignore[no-untyped-def]
     """kernels.split over [start, stop); False if a number is not finite or there is no room for what is found."""
+    size = min(TILE, stop - start)
+    values, below = np.empty((addresses.size, size), np.float32), np.empty(size, np.float32)
+    flags, marked = np.zeros((size + 7) // 8 * 8, np.uint8), np.empty((size + 7) // 8 + 1, np.int64)
     for first in range(start, stop, TILE):
-        size = min(TILE, stop - first)
-        values, below = np.empty((addresses.size, size), np.float32), np.empty(size, np.float32)
+        if stop - first < size:
+            size = stop - first
+            values, below = np.empty((addresses.size, size), np.float32), np.empty(size, np.float32)
+            flags = np.zeros((size + 7) // 8 * 8, np.uint8)
         if not _tile(addresses, kinds, roles, base, base_kind, first, values, below):
             return False
-        if not kernels.split(values, lows, highs, counts, found):
+        if not kernels.split(values, lows, highs, flags, marked, counts, found):
             return False
     return True
 
@@ -186,9 +239,12 @@ def split(addresses, kinds, roles, base, base_kind, start, stop, lows, highs, co
 def coarse(addresses, kinds, roles, base, base_kind, start, stop, tables):  # type: ignore[no-untyped-def]
     """kernels.coarse over [start, stop); False if a number is not finite."""
     good = True
+    size = min(TILE, stop - start)
+    values, below = np.empty((addresses.size, size), np.float32), np.empty(size, np.float32)
     for first in range(start, stop, TILE):
-        size = min(TILE, stop - first)
-        values, below = np.empty((addresses.size, size), np.float32), np.empty(size, np.float32)
+        if stop - first < size:
+            size = stop - first
+            values, below = np.empty((addresses.size, size), np.float32), np.empty(size, np.float32)
         good &= _tile(addresses, kinds, roles, base, base_kind, first, values, below)
         kernels.coarse(values.view(np.uint32), tables)
     return good
@@ -198,9 +254,12 @@ def coarse(addresses, kinds, roles, base, base_kind, start, stop, tables):  # ty
 def fine(addresses, kinds, roles, base, base_kind, start, stop, buckets, used, tables):  # type: ignore[no-untyped-def]
     """kernels.fine over [start, stop); False if a number is not finite."""
     good = True
+    size = min(TILE, stop - start)
+    values, below = np.empty((addresses.size, size), np.float32), np.empty(size, np.float32)
     for first in range(start, stop, TILE):
-        size = min(TILE, stop - first)
-        values, below = np.empty((addresses.size, size), np.float32), np.empty(size, np.float32)
+        if stop - first < size:
+            size = stop - first
+            values, below = np.empty((addresses.size, size), np.float32), np.empty(size, np.float32)
         good &= _tile(addresses, kinds, roles, base, base_kind, first, values, below)
         kernels.fine(values.view(np.uint32), buckets, used, tables)
     return good

@@ -14,8 +14,7 @@ from merges.floats import OPTIONS
 MAGNITUDE = np.uint32(0x7FFFFFFF)  # the bits of a float32 but for its sign: ordered as the magnitudes are
 GOLDEN, LOWER, TOP = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xFFFFFFFF), np.uint64(63)
 LANES = 8
-LINES = 256  # sums that kernels.split runs side by side
-TILE = 1024  # elements whose sums stay in the smallest cache while the inputs are gone through
+TILE = 512  # elements: what is touched of four inputs, and their sums, stay in the smallest cache
 
 
 @njit(**OPTIONS)
@@ -98,6 +97,40 @@ def elect(values, factors, votes, weights, mean, positive, out):  # type: ignore
 
 
 @njit(**OPTIONS)
+def elect_few(rows, factors, votes, turned, heavy, mean, positive, out):  # type: ignore[no-untyped-def]
+    """The same as `elect` for one whole tile of a few inputs: nothing on the way leaves the registers.
+
+    `rows` is [inputs * TILE] float32, `out` [TILE]; all that inputs have is a tuple, whose length is known when this is
+    compiled, so the loops over inputs are unrolled.
+    """
+    for i in range(TILE):
+        sign = 0.0
+        for m in range(len(votes)):
+            sign += votes[m] * (factors[m] * rows[np.uint64(m * TILE + i)])
+        if positive:
+            sign = -1.0 if sign < 0 else 1.0
+        total, mass = 0.0, 0.0
+        for m in range(len(votes)):
+            value = turned[m] * rows[np.uint64(m * TILE + i)]
+            share = heavy[m] if value * sign > 0 else 0.0
+            total += share * value
+            mass += share
+        if mean:
+            total = total / (mass if mass > 0 else 1.0)
+        out[i] = total
+
+
+@njit(**OPTIONS)
+def weighted_sum_few(rows, weights, out):  # type: ignore[no-untyped-def]
+    """The same as `weighted_sum`, likewise."""
+    for i in range(TILE):
+        total = weights[0] * rows[i]
+        for m in range(1, len(weights)):
+            total += weights[m] * rows[np.uint64(m * TILE + i)]
+        out[i] = total
+
+
+@njit(**OPTIONS)
 def gram(values, out):  # type: ignore[no-untyped-def]
     """out[a, b] = sum of values[a] * values[b]; eight running sums each, in a fixed order."""
     models, count = values.shape
@@ -164,47 +197,51 @@ def fine(bits, buckets, used, tables):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def split(values, lows, highs, counts, found):  # type: ignore[no-untyped-def]
+def split(values, lows, highs, flags, marked, counts, found):  # type: ignore[no-untyped-def]
     """Count the magnitudes of each row from the ends of a bracket on, and keep those that lie strictly within.
 
     `lows` and `highs` are [rows, brackets] float32, `found` [rows, brackets, room] float32; `counts`, [rows, brackets,
     4] int64, has how many are above `high`, at least `high`, at least `low`, and how many were kept. Few are, so
-    stretches without any are passed over, eight at a time. False once there is no room for more. Rows have at most
-    255 * LINES elements.
+    stretches without any are passed over, eight at a time. False once there is no room for more. `flags` [elements, to
+    the next multiple of 8] uint8, zeros, and `marked` [an eighth of that, and 1] int64 are room to work in.
     """
-    flags = np.zeros((values.shape[1] + 7) // 8 * 8, np.uint8)
-    words = flags.view(np.uint64)
-    lines = np.empty(LINES, np.int32)
+    size, words = values.shape[1], flags.view(np.uint64)
     for m in range(values.shape[0]):
         row = values[m]
         for place in range(lows.shape[1]):
             low, high, count, kept = lows[m, place], highs[m, place], counts[m, place], found[m, place]
             filled = count[3]
-            if filled + row.size > kept.size:
+            if filled + flags.size > kept.size:
                 return False
-            for i in range(row.size):
-                flags[i] = np.uint8(abs(row[i]) > low) & np.uint8(abs(row[i]) < high)
-            # The three counts side by side in one number, in many lines: so the loop becomes vector instructions.
-            lines[:] = 0
-            for first in range(0, row.size, LINES):
-                part = row[first : first + LINES]
-                for i in range(part.size):
-                    above = np.int32(abs(part[i]) > high)
-                    from_high = np.int32(abs(part[i]) >= high) << np.int32(8)
-                    from_low = np.int32(abs(part[i]) >= low) << np.int32(16)
-                    lines[i] = np.int32(lines[i] + (above | from_high | from_low))
-            for line in lines:
-                count[0] += line & 255
-                count[1] += (line >> 8) & 255
-                count[2] += line >> 16
+            above, from_high, from_low = np.int32(0), np.int32(0), np.int32(0)
+            for i in range(size):
+                magnitude = abs(row[i])
+                above = np.int32(above + np.int32(magnitude > high))
+                from_high = np.int32(from_high + np.int32(magnitude >= high))
+                from_low = np.int32(from_low + np.int32(magnitude >= low))
+                flags[i] = np.uint8(magnitude > low) & np.uint8(magnitude < high)
+            count[0] += above
+            count[1] += from_high
+            count[2] += from_low
+            # What is not wanted is overwritten by what comes next: a branch that nobody can foretell would cost more.
+            some = 0
             for word in range(words.size):
-                if words[word]:
-                    for i in range(8 * word, 8 * word + 8):
-                        if flags[i]:
-                            kept[filled] = abs(row[i])
-                            filled += 1
+                marked[some] = word
+                some += 1 if words[word] != 0 else 0
+            for number in range(some):
+                first = 8 * marked[number]
+                for i in range(first, min(first + 8, size)):
+                    kept[filled] = abs(row[i])
+                    filled += np.int64(flags[i])
             count[3] = filled
     return True
+
+
+@njit(**OPTIONS)
+def bins(bits, least, shift, counts):  # type: ignore[no-untyped-def]
+    """counts[(bits - least) >> shift] += 1 for each."""
+    for i in range(bits.size):
+        counts[np.uint32(bits[i] - least) >> shift] += 1
 
 
 @njit(**OPTIONS)

@@ -54,10 +54,11 @@ def from_recipe(
     *,
     memory: int = MEMORY,
     threads: int | None = None,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write the delta that a recipe gives (`as: vector`) as an adapter, one tensor in memory at a time."""
-    made = plan(recipe, memory=memory, threads=threads)
+    made = plan(recipe, memory=memory, threads=threads, device=device)
     jobs = [job for job in made.jobs if isinstance(job, Tensor)]
 
     def merged(job: Tensor) -> np.ndarray:

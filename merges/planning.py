@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from merges import methods, shards, vocabulary
 from merges.engine import AHEAD, Job
@@ -16,12 +17,13 @@ from merges.recipe import Recipe, refuse
 from merges.shards import size
 from merges.sources import Source, open_all
 from merges.tensor import CHUNK, GROUP, Tensor
-from vectors.errors import ModelError, OutputError
+from vectors.errors import ModelError, OutputError, UsageError
 from vectors.files import canonical_json, digest_json
 from vectors.weights import SIZES
 
 MEMORY = 2 << 30  # bytes beyond mapped files
 INTERPRETER = 96 << 20  # bytes that Python, NumPy and the compiled loops take by themselves, and some to spare
+TORCH = 1 << 30  # what torch with a GPU takes
 SHARD = shards.LARGEST
 VERSION = 2  # of the arithmetic: raised when the same recipe gives other bytes
 
@@ -59,9 +61,15 @@ class Plan:
         return digest_json([VERSION, value, layout])
 
 
-def plan(recipe: Recipe, *, memory: int = MEMORY, threads: int | None = None, shard: int = SHARD) -> Plan:
-    """Check a recipe against the headers of everything it names. Raises UsageError, ModelError with all problems."""
+def plan(
+    recipe: Recipe, *, memory: int = MEMORY, threads: int | None = None, shard: int = SHARD, device: str = "cpu"
+) -> Plan:
+    """Check a recipe against the headers of everything it names. Raises UsageError, ModelError with all problems.
+
+    `device` is where the elements are computed, which changes no bit: cpu, cuda or cuda:N.
+    """
     refuse(recipe)
+    place = _device(device)
     method = methods.find(recipe.method)
     references = [part.model for part in recipe.parts]
     sources, base = open_all(references, recipe.base)
@@ -91,15 +99,15 @@ def plan(recipe: Recipe, *, memory: int = MEMORY, threads: int | None = None, sh
     if recipe.tokenizer:
         assert main is not None
         union = vocabulary.union(recipe.tokenizer, main, [main, *models])
-    pool = Pool(threads)
+    pool = Pool(threads, place)
     builder = Builder(recipe, method, sources, uses_base, main, pool, union)
     jobs = builder.build()
     if builder.problems:
         raise ModelError(builder.problems, builder.hint())
-    need = _memory(jobs, pool.threads)
+    need = _memory(jobs, pool.threads, place)
     if need > memory and pool.threads > 1:
-        fit = next((n for n in range(pool.threads, 0, -1) if _memory(jobs, n) <= memory), 1)
-        pool, need = Pool(fit), _memory(jobs, fit)
+        fit = next((n for n in range(pool.threads, 0, -1) if _memory(jobs, n, place) <= memory), 1)
+        pool, need = Pool(fit, place), _memory(jobs, fit, place)
         for job in jobs:
             if isinstance(job, Tensor):
                 job.pool = pool
@@ -112,6 +120,17 @@ def plan(recipe: Recipe, *, memory: int = MEMORY, threads: int | None = None, sh
             f"--memory {-(-need // 2**20)}MiB" + ", or a method that works in pieces" * whole,
         )
     return Plan(recipe, tuple(sources), base, main, jobs, shards.cut(jobs, shard), pool, need, union, notes)
+
+
+def _device(name: str) -> Any:
+    """The torch.device of that name, or None for the CPU, which needs no torch. Raises UsageError."""
+    if name == "cpu":
+        return None
+    try:
+        from merges import gpu
+    except ImportError:
+        raise UsageError(f"the device {name!r} needs torch, which is not installed", "pip install torch") from None
+    return gpu.find(name)
 
 
 def check_output(path: Path, needed: int, *, have: int = 0) -> None:
@@ -167,7 +186,7 @@ def _families(main: Source | None, sources: list[Source], base: Source | None) -
     return problems
 
 
-def _memory(jobs: list[Job], threads: int) -> int:
+def _memory(jobs: list[Job], threads: int, device: Any) -> int:
     """The most bytes beyond mapped files: the interpreter, buffers of each thread, finished pieces, counters."""
     most = 0
     for job in jobs:
@@ -181,5 +200,7 @@ def _memory(jobs: list[Job], threads: int) -> int:
         each = chunk * (4 * (inputs + 2) + 8 * 4) + AHEAD * inputs * (5 << 18)
         if job.unit == "tensor":
             each += job.count * 8 * (3 * inputs + 6)
+        if device is not None:
+            each += (inputs + 1) * 4 * group
         most = max(most, threads * each + (3 * threads + 2) * group * SIZES[job.dtype])
-    return INTERPRETER + most
+    return INTERPRETER + (TORCH if device is not None else 0) + most

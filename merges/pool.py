@@ -31,8 +31,9 @@ def in_background(function: Callable[..., T], *arguments: Any) -> Future[T]:
 class Pool:
     """A thread for each core. The inner loops let go of the interpreter's lock, so threads are enough."""
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, device: Any = None) -> None:
         self.threads = threads or len(os.sched_getaffinity(0))
+        self.device = device  # a torch.device that computes instead of the threads, or None
         self.executor = ThreadPoolExecutor(self.threads, thread_name_prefix="merge")
         self.local = threading.local()
         self.tables: dict[tuple[tuple[int, ...], Any], list[Any]] = {}

@@ -28,7 +28,7 @@ Progress = Callable[[int, int], None]
 
 def merge(
     recipe: Recipe, out: str | Path, *, memory: int = MEMORY, threads: int | None = None, shard: int = SHARD,
-    progress: Progress | None = None, planned: Callable[[Plan], None] | None = None,
+    device: str = "cpu", progress: Progress | None = None, planned: Callable[[Plan], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Do what a recipe says: a model folder at `out`, or a task vector where the recipe says `as: vector`.
 
@@ -36,7 +36,7 @@ def merge(
     ModelError and OutputError before any work; ArtifactError for values that can't be merged.
     """
     target = Path(out)
-    made = plan(recipe, memory=memory, threads=threads, shard=shard)
+    made = plan(recipe, memory=memory, threads=threads, shard=shard, device=device)
     with made.pool:
         if planned:
             planned(made)
@@ -155,7 +155,7 @@ def read_record(out: Path) -> dict[str, Any]:
 
 def verify(
     out: str | Path, *, places: Mapping[str, str | Path] | None = None, memory: int = MEMORY,
-    threads: int | None = None, progress: Progress | None = None,
+    threads: int | None = None, device: str = "cpu", progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Compute a finished merge again from its recipe and compare every byte. Raises ArtifactError with what differs.
 
@@ -173,7 +173,7 @@ def verify(
         raise UsageError(unknown, f"it has {', '.join(known)}")
     recipe = recipe.renamed({known[name]: place for name, place in moved.items()})
     try:
-        made = plan(recipe, memory=memory, threads=threads)
+        made = plan(recipe, memory=memory, threads=threads, device=device)
     except SteerError as error:
         hint = "verify from the folder in which the merge was made, or say where its inputs are: --vector NAME=PATH"
         raise ArtifactError(error.problems, hint) from error

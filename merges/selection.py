@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 LANES = 4  # tables that kernels.coarse counts into
 RUN = 16  # neighbours that are sampled together: a cache line's worth of them costs what one costs
 SHARE, SAMPLED = 256, 1 << 20  # one element of so many is sampled, and so many at most
-MARGIN = 6.0  # standard deviations of a sampled rank: four, and half as much again since neighbours are alike
+MARGIN = 4.0  # standard deviations of a sampled rank: a bracket that misses costs a second pass, no error
 ROOM = 1 << 18  # magnitudes that a task may keep of each row
 KEPT = 1 << 24  # magnitudes that are kept of all: 64 MB
+BITS = 12  # of the bins in which the wanted one of these is looked for
 Make = Callable[["Block"], np.ndarray]
 
 
@@ -46,7 +47,10 @@ def _magnitudes(tensors: Sequence[Tensor], wanted: np.ndarray, total: int, make:
     rows_of = make or (lambda block: block.values)
     if len(tensors) == 1 and len(list(tensors[0].chunks())) == 1:
         return _sorted(rows_of(tensors[0].block(0, tensors[0].count)), wanted)
-    if make is None and (found := _bracketed(tensors, wanted, total)) is not None:
+    device = tensors[0].pool.device if make is None and all(tensor.direct is not None for tensor in tensors) else None
+    if device is not None:
+        from merges import gpu
+    elif make is None and (found := _bracketed(tensors, wanted, total)) is not None:
         return found
     rows = len(wanted)
 
@@ -56,7 +60,8 @@ def _magnitudes(tensors: Sequence[Tensor], wanted: np.ndarray, total: int, make:
     def upper_direct(direct: Direct, start: int, stop: int, table: np.ndarray) -> bool:
         return bool(fused.coarse(*direct, start, stop, table))
 
-    counts = _count(tensors, upper, None if make else upper_direct, (rows, LANES, 1 << 15))
+    there = gpu.coarse(tensors, device) if device is not None else None
+    counts = _count(tensors, upper, None if make else upper_direct, (rows, LANES, 1 << 15)) if there is None else there
     buckets, within = _locate(counts, wanted)
     distinct = [np.unique(row) for row in buckets]
     used = np.array([len(row) for row in distinct])
@@ -71,7 +76,8 @@ def _magnitudes(tensors: Sequence[Tensor], wanted: np.ndarray, total: int, make:
     def lower_direct(direct: Direct, start: int, stop: int, table: np.ndarray) -> bool:
         return bool(fused.fine(*direct, start, stop, wide, used, table[:, 0]))
 
-    fine = _count(tensors, lower, None if make else lower_direct, (rows, 1, most, 1 << 16))
+    there = gpu.fine(tensors, distinct, device) if device is not None else None
+    fine = _count(tensors, lower, None if make else lower_direct, (rows, 1, most, 1 << 16)) if there is None else there
     bits = np.empty(wanted.shape, np.uint32)
     for row in range(rows):
         for column, bucket in enumerate(buckets[row]):
@@ -94,7 +100,7 @@ def _bracketed(tensors: Sequence[Tensor], wanted: np.ndarray, total: int) -> np.
     def group(direct: Direct, start: int, stop: int) -> tuple[np.ndarray, list[np.ndarray]] | None:
         counts = np.zeros((*wanted.shape, 4), np.int64)
         # Room for all that a short piece holds, and for a tile more: that much must be free before it is gone through.
-        room = pool.buffer("kept", (*wanted.shape, min(ROOM, stop - start) + fused.TILE), np.float32)
+        room = pool.buffer("kept", (*wanted.shape, min(ROOM, stop - start) + kernels.TILE), np.float32)
         if not fused.split(*direct, start, stop, lows, highs, counts, room):
             return None
         return counts, [room[place][: counts[place][3]].copy() for place in np.ndindex(*wanted.shape)]
@@ -115,8 +121,19 @@ def _bracketed(tensors: Sequence[Tensor], wanted: np.ndarray, total: int) -> np.
         elif rank > from_high + inside:
             found[place] = lows[place]
         else:
-            found[place] = np.sort(np.concatenate([kept[number] for _, kept in splits]))[inside - (rank - from_high)]
+            found[place] = _ranked(np.concatenate([kept[number] for _, kept in splits]), rank - from_high)
     return found
+
+
+def _ranked(values: np.ndarray, rank: int) -> np.float32:
+    """The `rank`-th greatest of some magnitudes: those that share its bin of a few thousand are sorted, not all."""
+    bits = values.view(np.uint32)
+    least = bits.min()
+    shift = max(int(bits.max() - least).bit_length() - BITS, 0)
+    counts = np.zeros(1 << BITS, np.int64)
+    kernels.bins(bits, least, np.uint32(shift), counts)
+    place, within = kernels.locate(counts, rank)
+    return np.sort(values[(bits - least) >> np.uint32(shift) == place])[-within]
 
 
 def _brackets(tensors: Sequence[Tensor], wanted: np.ndarray, total: int) -> tuple[np.ndarray, np.ndarray, float]:
@@ -133,14 +150,19 @@ def _brackets(tensors: Sequence[Tensor], wanted: np.ndarray, total: int) -> tupl
         assert tensor.direct is not None
         fused.sample(*tensor.direct, starts, RUN, values)
         parts.append(np.abs(values, out=values))
-    rows = np.sort(np.concatenate(parts, axis=1), axis=1)
+    rows = np.concatenate(parts, axis=1)
     size, share = rows.shape[1], 0.0
     lows, highs = np.zeros(wanted.shape, np.float32), np.full(wanted.shape, np.inf, np.float32)
     for place in np.ndindex(*wanted.shape):
-        part = wanted[place] / total
-        margin = MARGIN * float(size * part * (1 - part)) ** 0.5 + RUN
-        upper, lower = int(size * part - margin), int(size * part + margin) + 1  # counted from the greatest
-        ordered = rows[place[0]]
+        middle, row = size * wanted[place] / total, rows[place[0]]
+        # Neighbours are alike, so the deviation is not that of independent draws: it is seen in the runs.
+        center = size - 1 - min(int(middle), size - 1)
+        value = np.partition(row, center)[center]
+        spread = max(float(part.reshape(-1, RUN).sum(axis=1).std()) for part in (row >= value, row > value))
+        margin = MARGIN * spread * (size / RUN) ** 0.5 + RUN
+        upper, lower = int(middle - margin), int(middle + margin) + 1  # counted from the greatest
+        bounds = [size - 1 - rank for rank in (lower, upper) if 0 <= rank < size]
+        ordered = np.partition(row, bounds) if bounds else row
         if lower < size:
             lows[place] = ordered[size - 1 - lower]
         if upper >= 0:

@@ -72,7 +72,13 @@ class Bytes(click.ParamType[int]):
 
 
 def merging(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`--memory` and `--threads`."""
+    """`--memory`, `--threads` and `--device`."""
+    function = click.option(
+        "--device",
+        default="cpu",
+        show_default=True,
+        help="cpu, cuda or cuda:N: computes the elements, with the same bits.",
+    )(function)
     function = click.option("--threads", type=click.IntRange(1), help="How many.  [default: one for each core]")(
         function
     )

@@ -1,4 +1,4 @@
-"""The compiled pass over mapped files gives the bits of the one over pieces in memory, for every method that has it."""
+"""The pass over mapped files, compiled or in torch, gives the bits of the one over pieces in memory."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from vectors.errors import ArtifactError
 from vectors.weights import read_header
 
 FUSED = sorted(name for name, method in methods.available().items() if hasattr(method, "fusion"))
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -49,6 +50,7 @@ def test_all_that_adds_up_is_fused() -> None:
 @given(
     method=st.sampled_from(FUSED),
     size=st.sampled_from([1, 2, 4095, 4097, 9001]),
+    inputs=st.sampled_from([1, 2, 3, 4, fused.FEW, fused.FEW + 1]),
     dtypes=st.lists(st.sampled_from(list(DTYPES)), min_size=3, max_size=3),
     deltas=st.lists(st.booleans(), min_size=2, max_size=2),
     out=st.sampled_from(["F32", "BF16"]),
@@ -58,17 +60,21 @@ def test_all_that_adds_up_is_fused() -> None:
     ),
 )
 def test_both_paths_give_the_same_bits(
-    tmp_path: Path, method: str, size: int, dtypes: list[str], deltas: list[bool], out: str, as_delta: bool,
-    variant: dict[str, Any],
+    tmp_path: Path, method: str, size: int, inputs: int, dtypes: list[str], deltas: list[bool], out: str,
+    as_delta: bool, variant: dict[str, Any],
 ) -> None:  # fmt: skip
     draw = np.random.default_rng(size)
+    inputs = min(inputs, methods.find(method).INPUTS[1] or inputs)
+    inputs = max(inputs, methods.find(method).INPUTS[0])
+    dtypes, deltas = (dtypes * inputs)[: inputs + 1], (deltas * inputs)[:inputs]
     base = draw.standard_normal(size).astype(np.float32)
     arrays = [base, *((not d) * base + 0.1 * draw.standard_normal(size).astype(np.float32) for d in deltas)]
     known = {o.name for o in methods.find(method).OPTIONS}
     options = {name: value for name, value in variant.items() if name in known}
     found = []
     with Pool(2) as pool:
-        for direct in (True, False):
+        for direct, device in ((True, None), (False, None), *((True, torch.device(name)) for name in DEVICES)):
+            pool.device = device
             tensor = made(
                 tmp_path / "t.safetensors", arrays, dtypes, deltas, method, pool,
                 options=options, dtype=out, as_delta=as_delta,
@@ -78,7 +84,8 @@ def test_both_paths_give_the_same_bits(
             else:
                 tensor.__dict__["direct"] = None
             found.append(np.concatenate([piece.copy() for _, piece in run([tensor], pool)]))
-    np.testing.assert_array_equal(found[0].view(np.uint8), found[1].view(np.uint8))
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0].view(np.uint8), other.view(np.uint8))
 
 
 def test_what_is_not_finite_is_named_and_what_lies_askew_is_read_otherwise(tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from merges import selection, tensor
+from merges import gpu, selection, tensor
 from merges.pool import Pool
 from merges.readers import Array, Dense
 from merges.tensor import Input, Tensor
 from vectors.weights import read_header
 
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 PLAIN = SimpleNamespace(SPACE="weight")
 
 
@@ -104,6 +105,19 @@ def test_one_pass_over_mapped_files_finds_what_sorting_does(kind: str, tmp_path:
         tensors, ordered = mapped(tmp_path, kind, pool)
         found = selection._bracketed(tensors, np.array(ranks), total)
     assert found is not None
+    for row in range(2):
+        np.testing.assert_array_equal(found[row], [ordered[row][rank - 1] for rank in ranks[row]])
+
+
+@pytest.mark.parametrize("kind", ["wide", "few"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_on_a_device_bit_patterns_are_counted_too(device: str, kind: str, tmp_path: Path) -> None:
+    total = sum(SIZES)
+    ranks = [[1, 2, total // 100, total // 5], [total // 2, total - 5, total, total]]
+    with Pool(2, torch.device(device)) as pool:
+        tensors, ordered = mapped(tmp_path, kind, pool)
+        found = selection.magnitudes(tensors, ranks)
+        assert gpu.coarse(tensors, pool.device) is not None  # it was not the threads that counted
     for row in range(2):
         np.testing.assert_array_equal(found[row], [ordered[row][rank - 1] for rank in ranks[row]])
 

@@ -31,6 +31,7 @@ def command(
     vectors: dict[str, Path],
     memory: int,
     threads: int | None,
+    device: str,
     as_json: bool,
 ) -> None:
     """Write a complete Hugging Face folder: BASE plus a task vector, an adapter, or an expression over them.
@@ -45,5 +46,7 @@ def command(
     output.say_preparing(base)
     recipe = replace(expression(what, vectors, base), dtype=dtype)
     with output.progress("merging") as progress:
-        record = running.merge(recipe, out, memory=memory, threads=threads, progress=progress, planned=say_notes)
+        record = running.merge(
+            recipe, out, memory=memory, threads=threads, device=device, progress=progress, planned=say_notes
+        )
     print_merge(out, record, as_json)

@@ -67,6 +67,7 @@ def command(
     to_lora: int | None,
     memory: int,
     threads: int | None,
+    device: str,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -89,7 +90,9 @@ def command(
             raise UsageError("--verify takes nothing but a finished merge", "steer merge --verify OUT")
         with output.progress("verifying") as progress:
             places = vectors | ({"base": given["base"]} if given["base"] else {})
-            record = running.verify(verify, places=places, memory=memory, threads=threads, progress=progress)
+            record = running.verify(
+                verify, places=places, memory=memory, threads=threads, device=device, progress=progress
+            )
         if as_json:
             output.print_json({"verified": True, "output": str(verify), **record})
         else:
@@ -109,7 +112,7 @@ def command(
     if to_lora is not None:
         made = replace(made, as_="vector")
     if dry_run:
-        checked = plan(made, memory=memory, threads=threads)
+        checked = plan(made, memory=memory, threads=threads, device=device)
         if out is not None and made.as_ == "model":
             check_output(out, checked.bytes)
         print_plan(checked, out, as_json)
@@ -117,10 +120,14 @@ def command(
     assert out is not None
     with output.progress("merging") as progress:
         if to_lora is not None:
-            report = lora_out.from_recipe(made, out, to_lora, memory=memory, threads=threads, progress=progress)
+            report = lora_out.from_recipe(
+                made, out, to_lora, memory=memory, threads=threads, device=device, progress=progress
+            )
             lora_out_print(out, report, as_json)
             return
-        record = running.merge(made, out, memory=memory, threads=threads, progress=progress, planned=say_notes)
+        record = running.merge(
+            made, out, memory=memory, threads=threads, device=device, progress=progress, planned=say_notes
+        )
     print_merge(out, record, as_json)
 
 
