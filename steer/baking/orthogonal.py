@@ -111,13 +111,14 @@ def hook(effects: Effects, norm: torch.Tensor | None) -> Any:
     if norm is None:
         directions, strengths = effects.directions, effects.strengths
     else:
-        directions = torch.from_numpy(through_norm(effects.directions.numpy(), norm.double().numpy()))
+        directions = torch.from_numpy(through_norm(effects.directions.numpy(), norm.double().cpu().numpy()))
         strengths = torch.ones(len(directions), dtype=torch.float64)
 
     def call(_module: Any, _inputs: Any, output: Any) -> Any:
         written = output if isinstance(output, torch.Tensor) else output[0]
         wide = written.double()
-        wide = wide - ((wide @ directions.T) * strengths) @ directions
+        along = directions.to(wide.device)
+        wide = wide - ((wide @ along.T) * strengths.to(wide.device)) @ along
         moved = wide.to(written.dtype)
         return moved if isinstance(output, torch.Tensor) else (moved, *output[1:])
 
