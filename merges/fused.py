@@ -65,14 +65,28 @@ class Fusion(NamedTuple):
             self.mean, self.positive, float(self.scale),
         )  # fmt: skip
 
-    def few(self) -> tuple[tuple[float, ...], ...] | None:
-        """For `merge`, where there are few inputs: factors, votes, and what `elect` makes of the weights, as tuples."""
+    def few(self) -> tuple[tuple[float, ...] | None, ...] | None:
+        """For `merge`, where there are few inputs: what each is multiplied by, as tuples; see `kernels.elect_few`.
+
+        None where there are too many, or where it takes two roundings what one multiplication can't do.
+        """
+        factors = np.ones(len(self.weights)) if self.factors is None else self.factors
         if len(self.weights) > FEW:
             return None
-        factors = np.ones(len(self.weights)) if self.factors is None else self.factors
-        votes = np.zeros(len(self.weights)) if self.votes is None else self.votes
-        turned, heavy = factors * np.sign(self.weights), np.abs(self.weights)
-        return tuple(tuple(map(float, row)) for row in (factors, votes, turned, heavy, self.weights * factors))
+        if self.votes is None:
+            return _numbers(self.weights * factors), None, None
+        if not (factors == 1).all() and not np.isin(self.votes, (-1, 0, 1)).all():
+            return None
+        voting, turned, heavy = self.votes * factors, factors * np.sign(self.weights), np.abs(self.weights)
+        return (
+            _numbers(voting),
+            None if (turned == voting).all() else _numbers(turned),
+            None if (heavy == 1).all() else _numbers(heavy),
+        )
+
+
+def _numbers(row: np.ndarray) -> tuple[float, ...]:
+    return tuple(map(float, row))
 
 
 class Direct(NamedTuple):
@@ -106,9 +120,9 @@ def _apply_few(values, votes, few, low, high, keys, keep, mean, positive, scale,
     _select(values, low, high, keys, keep, start)
     rows = values.reshape(-1)
     if votes.size:
-        kernels.elect_few(rows, few[0], few[1], few[2], few[3], mean, positive, out)
+        kernels.elect_few(rows, few[0], few[1], few[2], mean, positive, out)
     else:
-        kernels.weighted_sum_few(rows, few[4], out)
+        kernels.weighted_sum_few(rows, few[0], out)
     _scale(out, scale)
 
 

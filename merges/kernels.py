@@ -97,22 +97,23 @@ def elect(values, factors, votes, weights, mean, positive, out):  # type: ignore
 
 
 @njit(**OPTIONS)
-def elect_few(rows, factors, votes, turned, heavy, mean, positive, out):  # type: ignore[no-untyped-def]
+def elect_few(rows, voting, turned, heavy, mean, positive, out):  # type: ignore[no-untyped-def]
     """The same as `elect` for one whole tile of a few inputs: nothing on the way leaves the registers.
 
-    `rows` is [inputs * TILE] float32, `out` [TILE]; all that inputs have is a tuple, whose length is known when this is
-    compiled, so the loops over inputs are unrolled.
+    `rows` is [inputs * TILE] float32, `out` [TILE]; what inputs have is a tuple, whose length is known when this is
+    compiled, so the loops over inputs are unrolled: `voting` is vote * factor, `turned` the factor with the weight's
+    sign, or None where that is the same, `heavy` the weight without its sign, or None where each is one.
     """
     for i in range(TILE):
         sign = 0.0
-        for m in range(len(votes)):
-            sign += votes[m] * (factors[m] * rows[np.uint64(m * TILE + i)])
+        for m in range(len(voting)):
+            sign += voting[m] * rows[np.uint64(m * TILE + i)]
         if positive:
             sign = -1.0 if sign < 0 else 1.0
         total, mass = 0.0, 0.0
-        for m in range(len(votes)):
-            value = turned[m] * rows[np.uint64(m * TILE + i)]
-            share = heavy[m] if value * sign > 0 else 0.0
+        for m in range(len(voting)):
+            value = (voting[m] if turned is None else turned[m]) * rows[np.uint64(m * TILE + i)]
+            share = (1.0 if heavy is None else heavy[m]) if value * sign > 0 else 0.0
             total += share * value
             mass += share
         if mean:
@@ -242,6 +243,16 @@ def bins(bits, least, shift, counts):  # type: ignore[no-untyped-def]
     """counts[(bits - least) >> shift] += 1 for each."""
     for i in range(bits.size):
         counts[np.uint32(bits[i] - least) >> shift] += 1
+
+
+@njit(**OPTIONS)
+def gather(bits, least, shift, place, out):  # type: ignore[no-untyped-def]
+    """Fill `out`, with room for one more than there are, with those of which `bins` counts in this place."""
+    filled = 0
+    for i in range(bits.size):
+        # What does not belong is overwritten by what comes next.
+        out[filled] = bits[i]
+        filled += 1 if np.uint32(bits[i] - least) >> shift == place else 0
 
 
 @njit(**OPTIONS)

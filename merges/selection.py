@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from merges.tensor import Block, Tensor
 
 LANES = 4  # tables that kernels.coarse counts into
-RUN = 16  # neighbours that are sampled together: a cache line's worth of them costs what one costs
+RUN = 32  # neighbours that are sampled together: a cache line's worth of them costs what one costs
 SHARE, SAMPLED = 256, 1 << 20  # one element of so many is sampled, and so many at most
 MARGIN = 4.0  # standard deviations of a sampled rank: a bracket that misses costs a second pass, no error
 ROOM = 1 << 18  # magnitudes that a task may keep of each row
@@ -129,11 +129,14 @@ def _ranked(values: np.ndarray, rank: int) -> np.float32:
     """The `rank`-th greatest of some magnitudes: those that share its bin of a few thousand are sorted, not all."""
     bits = values.view(np.uint32)
     least = bits.min()
-    shift = max(int(bits.max() - least).bit_length() - BITS, 0)
+    shift = np.uint32(max(int(bits.max() - least).bit_length() - BITS, 0))
     counts = np.zeros(1 << BITS, np.int64)
-    kernels.bins(bits, least, np.uint32(shift), counts)
+    kernels.bins(bits, least, shift, counts)
     place, within = kernels.locate(counts, rank)
-    return np.sort(values[(bits - least) >> np.uint32(shift) == place])[-within]
+    few = np.empty(counts[place] + 1, np.uint32)
+    kernels.gather(bits, least, shift, place, few)
+    few[:-1].sort()
+    return few[-1 - within : -within].view(np.float32)[0]
 
 
 def _brackets(tensors: Sequence[Tensor], wanted: np.ndarray, total: int) -> tuple[np.ndarray, np.ndarray, float]:
