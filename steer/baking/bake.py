@@ -26,6 +26,7 @@ from steer.baking import (
     result,
     samples,
     sampling,
+    sharding,
     student,
     training,
     work,
@@ -115,6 +116,7 @@ def bake(request: Request, mode: Mode, *, tell: Tell = lambda entry: None) -> di
         if request.compare_mix:
             tell({"stage": "training once more, without general data"})
             without = _without_mix(request, mode, prepared, measured, models["base"], place, tell)
+        processes.part()
         model.eval()
         found: dict[str, Any] = {
             "schema": 1, "mode": mode.name, "behaviour": mode.behaviour, "base": identity,
@@ -144,6 +146,7 @@ def _follow(request: Request, mode: Mode, place: Path) -> None:
     _train(request, mode, loaded, prepared.train, prepared.held_out, place, silent)
     if request.compare_mix:
         _student_without_mix(request, mode, prepared, place, silent)
+    processes.part()
 
 
 def check(request: Request, mode: Mode) -> tuple[Source, dict[str, Any]]:
@@ -167,6 +170,9 @@ def check(request: Request, mode: Mode) -> tuple[Source, dict[str, Any]]:
         with kept(errors):
             read(request.pos, request.neg)
     problems += processes.problems(request.settings.batch, request.context)
+    problems += sharding.problems(
+        request.settings.sharded, request.settings.optimiser, request.lora is None, request.dtype
+    )
     problems += student.missing(request.lora, source.entries) if request.lora else []
     if problems:
         errors.append(UsageError(problems, "see steer bake --help"))
@@ -261,10 +267,13 @@ def _train(
     def fresh() -> Any:
         if request.lora is None:
             # The model itself, so that there is one; where learning rates are tried it is needed again as it was.
-            again = request.settings.lr is None
+            again = request.settings.lr is None or settings.sharded
             return student.freed(
                 load(loaded.source.path, request.device, request.dtype).model if again else loaded.model
             )
+        if settings.sharded:  # what was cut is no model to start from
+            own = load(loaded.source.path, request.device, request.dtype).model
+            return student.adapted(own, request.lora, settings.seed)
         if adapted:
             adapted.pop().unload()  # PEFT puts its layers into the model itself
         adapted.append(student.adapted(loaded.model, request.lora, settings.seed))
@@ -295,6 +304,8 @@ def _train(
     tell({"stage": f"training at learning rate {settings.lr:g}"})
     model = fresh()
     trained = run(model, settings, place / "checkpoints")
+    if settings.sharded:
+        model = sharding.whole(model, fresh)
     if frozen:
         more["staleness"] = frozen[0].stale
     return trained, model, more

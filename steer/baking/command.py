@@ -48,7 +48,7 @@ def request_of(composition: str | None, model: str, out: Path, given: Mapping[st
         options=parsed_settings(given["given_options"]), lr=lr, weight_decay=given["weight_decay"],
         warmup=given["warmup"], schedule=given["schedule"], evaluate=given["evaluate_every"],
         patience=given["patience"], checkpointing=given["checkpointing"], seed=given["seed"],
-        report_to=given["report_to"],
+        report_to=given["report_to"], sharded=given["fsdp"],
     )  # fmt: skip
     return Request(
         model, out, given["as_"], settings, _lora(composition, given), data.parse_mix(given["mix"]),

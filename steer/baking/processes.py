@@ -33,8 +33,8 @@ def problems(batch: int, context: str) -> list[str]:
         found.append(f"a batch of {batch} can't be shared by {count()} processes: use a multiple of {count()}")
     if context == "frozen":
         found.append("--context frozen trains in one process: start it without a launcher")
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true" or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        found.append("each process holds the whole model: FSDP and DeepSpeed are not supported, plain torchrun is")
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        found.append("DeepSpeed is not supported: start with plain torchrun; --fsdp cuts the model")
     return found
 
 
@@ -56,3 +56,13 @@ def meet() -> None:
             f"the {count()} processes do not find each other: {str(error).splitlines()[0]}",
             "start them together: torchrun --nproc-per-node N -m steer bake ...",
         ) from error
+
+
+def part() -> None:
+    """Take leave of the others, all of whom have trained: who ends first would tear the connection apart."""
+    if count() == 1:
+        return
+    import torch
+
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()

@@ -19,7 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from probes.seeds import child_seed
-from steer.baking import optimisers, processes
+from steer.baking import optimisers, processes, sharding
 from steer.baking.samples import BEHAVIOUR, GENERAL, Sample
 from vectors.errors import SteerError, UsageError
 
@@ -46,6 +46,7 @@ class Settings(NamedTuple):
     seed: int = 0
     report_to: str = "none"
     beta: float = 0.1  # of preferences
+    sharded: bool = False  # weights, gradients and state are cut over the processes
 
 
 class Trained(NamedTuple):
@@ -213,12 +214,13 @@ def train(
         max_grad_norm=settings.clip, logging_strategy="steps", logging_steps=1, logging_nan_inf_filter=False,
         eval_strategy="steps", eval_steps=every, save_strategy="steps", save_steps=every, save_total_limit=2,
         load_best_model_at_end=True, metric_for_best_model=f"eval_{BEHAVIOUR}_loss", greater_is_better=False,
-        gradient_checkpointing=settings.checkpointing, remove_unused_columns=False, disable_tqdm=True,
+        remove_unused_columns=False, disable_tqdm=True,
+        **sharding.arguments(model, settings.sharded, settings.checkpointing),
         restore_callback_states_from_checkpoint=True,
         lr_scheduler_kwargs={"num_decay_steps": max(1, settings.steps // 5)} if settings.schedule == DECAYING else {},
         report_to="none" if settings.report_to == "tensorboard" else settings.report_to, run_name=logged.name,
         project="steer", seed=child_seed(settings.seed, "train") % 2**31, dataloader_pin_memory=False,
-        prediction_loss_only=True, label_names=[], log_level="error",
+        prediction_loss_only=True, label_names=[], log_level="error", log_level_replica="error",
         train_sampling_strategy="random" if shuffled else "sequential",
         use_cpu=next(model.parameters()).device.type == "cpu", ddp_find_unused_parameters=False,
         ddp_timeout=int(processes.PATIENCE.total_seconds()),

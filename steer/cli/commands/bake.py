@@ -20,7 +20,7 @@ ONLY = {
     **dict.fromkeys(
         ("mix", "compare_mix", "pos", "neg", "steps", "batch", "accumulate", "lr", "optimiser", "given_options",
          "weight_decay", "warmup", "schedule", "preset", "lora_rank", "lora_alpha", "lora_targets", "full", "context",
-         "evaluate_every", "patience", "checkpointing", "report_to", "seed", "dtype"), (TEACHER, DATA),
+         "evaluate_every", "patience", "checkpointing", "fsdp", "report_to", "seed", "dtype"), (TEACHER, DATA),
     ),
 }  # fmt: skip
 
@@ -75,6 +75,7 @@ ONLY = {
 )
 @click.option("--patience", default=5, help="Looks without progress, after which it stops.")
 @click.option("--checkpointing", is_flag=True, help="Compute activations again in the backward pass, to save memory.")
+@click.option("--fsdp", is_flag=True, help="Under torchrun: cut weights, gradients and state over the processes.")
 @click.option("--report-to", default="none", help="none, tensorboard, wandb or trackio.")
 @options.bindings
 @options.any_base
