@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -14,18 +14,16 @@ from typing import Any, NamedTuple
 from merges.sources import Source, open_source
 from probes.examples.reading import read
 from probes.model import LoadedModel, find, load
-from probes.residual import text_part
 from steer.baking import (
     comparing,
     data,
     evaluation,
     folder,
+    held_rows,
     processes,
-    prompts,
     report,
     result,
     samples,
-    sampling,
     sharding,
     student,
     training,
@@ -41,7 +39,6 @@ from vectors.errors import SteerError, UsageError, kept, raise_together
 from vectors.files import canonical_json, digest_json, write_atomically
 
 Tell = Callable[[dict[str, Any]], None]
-NEUTRAL_TOKENS = 32
 WITHOUT_MIX = "without-mix"
 TRAIN, HELD_OUT, COUNTS = "train.safetensors", "held_out.safetensors", "counts.json"  # in the folder of a run
 
@@ -104,11 +101,17 @@ def bake(request: Request, mode: Mode, *, tell: Tell = lambda entry: None) -> di
         prepared = _prepared(place, going_on, loaded, teacher, mode, tell)
         tell({"stage": "asking the base for neutral text"})
         behaviour = [sample for sample in prepared.held_out if sample.kind == BEHAVIOUR]
-        measured = held(request, loaded, behaviour, taught=teacher is not None)
+        measured = held_rows.held(
+            loaded, behaviour, taught=teacher is not None, pos=request.pos, neg=request.neg, seed=request.settings.seed
+        )
         tell({"stage": "measuring the base" + (" and the teacher" if teacher is not None else "")})
         models = {"base": evaluation.look(loaded.model, measured)}
         if teacher is not None and teacher.within is not comparing.plain:
             models["steered"] = evaluation.look(loaded.model, measured, teacher.within)
+        elif teacher is not None and request.pos and request.neg:
+            # Neutral text is asked for without the prompt, so the margin is all that can be said of the prompted model.
+            positive, negative = held_rows.sides(loaded, request.pos, request.neg, told=teacher.told)
+            models["prompted"] = {"kl_teacher": 0.0, "margin": evaluation.margin(loaded.model, positive, negative)}
         processes.meet()
         scored = _scored(tell, models["base"].get("kl_teacher", 0.0)) if teacher is not None else tell
         trained, model, more = _train(request, mode, loaded, prepared.train, prepared.held_out, place, scored)
@@ -226,32 +229,6 @@ def _made(place: Path) -> Prepared:
     return Prepared(train, held_out, json.loads((place / COUNTS).read_text(encoding="utf-8")))
 
 
-def held(request: Request, loaded: LoadedModel, behaviour: Sequence[Sample], *, taught: bool) -> evaluation.Held:
-    """What is measured on: held-out samples, neutral continuations that the base writes, examples of the trait.
-
-    `taught`: the samples are a teacher's.
-    """
-    neutral = neutral_rows(loaded, request.settings.seed)
-    base = dict(comparing.completions(loaded.model, neutral))
-    sides: list[list[comparing.Row]] = [[], []]
-    if request.pos and request.neg:
-        contrast = read(request.pos, request.neg)
-        longest = getattr(text_part(loaded.model.config), "max_position_embeddings", None)
-        sides = [data.rows(side, loaded.tokenizer, longest) for side in (contrast.positive, contrast.negative)]
-    return evaluation.Held(behaviour, taught, neutral, base, *sides)
-
-
-def neutral_rows(loaded: LoadedModel, seed: int) -> list[comparing.Row]:
-    """Texts of other kinds than conversation, which the base itself continues; nothing is trained on them."""
-    texts = prompts.general(held_out=True)
-    ids = [list(loaded.tokenizer(text)["input_ids"]) for text in texts]
-    found = sampling.sample(
-        loaded.model, loaded.tokenizer, ids, tokens=NEUTRAL_TOKENS, temperature=1.0, seed=seed,
-        names=texts,
-    )  # fmt: skip
-    return [row for row in found if len(row.ids) > row.prompt]
-
-
 def _train(
     request: Request, mode: Mode, loaded: LoadedModel, train: list[Sample], held_out: list[Sample], place: Path,
     tell: Tell,
@@ -339,7 +316,7 @@ def _finish(
 
     def measure(measured: Any) -> None:
         models["baked"] = evaluation.look(measured, held)
-        teacher = models.get("steered", {"kl_teacher": 0.0, **models["base"]})
+        teacher = models.get("steered") or models.get("prompted") or {"kl_teacher": 0.0, **models["base"]}
         found.update(
             models=models, dose=evaluation.dose(models["base"], teacher, models["baked"]),
             retention=evaluation.retention(models["base"], models["baked"]), steps=trained.steps,

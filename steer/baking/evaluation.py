@@ -29,8 +29,8 @@ def look(model: Any, held: Held, within: Within = comparing.plain) -> dict[str, 
     """The figures of one model: nats, and a perplexity.
 
     `kl_teacher` is KL(teacher || it) on the held-out samples, or `loss` the cross-entropy of texts that were given;
-    `kl_neutral` KL(base || it) and `perplexity_neutral` on neutral rows; `margin` the log-likelihood per token of the
-    positive less the negative examples, where there are any.
+    `kl_neutral` KL(base || it) and `perplexity_neutral` on neutral rows; `margin` that of the examples of both classes,
+    where there are any.
     """
     found: dict[str, float] = {}
     if held.behaviour:
@@ -41,8 +41,13 @@ def look(model: Any, held: Held, within: Within = comparing.plain) -> dict[str, 
         scores.append(_mean(comparing.scores_of(logits, held.neutral[place].said)))
     found["kl_neutral"], found["perplexity_neutral"] = _mean(kl), math.exp(-_mean(scores))
     if held.positive and held.negative:
-        found["margin"] = likelihood(model, held.positive, within) - likelihood(model, held.negative, within)
+        found["margin"] = margin(model, held.positive, held.negative, within)
     return found
+
+
+def margin(model: Any, positive: Sequence[Row], negative: Sequence[Row], within: Within = comparing.plain) -> float:
+    """The log-likelihood per token of the positive less that of the negative examples, in nats."""
+    return likelihood(model, positive, within) - likelihood(model, negative, within)
 
 
 def from_teacher(model: Any, held: Sequence[Sample], within: Within = comparing.plain) -> float:

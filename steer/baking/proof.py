@@ -88,7 +88,7 @@ def prove(
     equal = off <= most and CLEAR * off <= base  # a weak composition is nearer to the base than that
     there = importlib.util.find_spec("vllm") is not None
     if vllm is False or not there:
-        proof["vllm"] = {"skipped": "not asked (--skip-vllm)" if there else "vLLM is not installed"}
+        proof["vllm"] = {"skipped": "not asked (--skip-vllm)" if vllm is False else "vLLM is not installed"}
     elif equal:
         waiting("loading what was written in vLLM")
         # What was rounded in the file is rounded in both, so there the two readers of it are compared.

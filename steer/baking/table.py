@@ -6,12 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from probes.examples.reading import read
 from probes.model import load
-from probes.residual import text_config
 from probes.steered import steered
-from steer.baking import comparing, data, evaluation
-from steer.baking.bake import neutral_rows
+from steer.baking import comparing, evaluation, held_rows
 
 
 class Shown(NamedTuple):
@@ -30,7 +27,6 @@ def compare(
     The first model is the base, which writes the neutral text and which the others are compared with. Of the examples
     the last ones are taken. Raises ExampleError, ModelError.
     """
-    contrast = read(pos, neg)
     found: dict[str, dict[str, float]] = {}
     held: evaluation.Held | None = None
     loaded: dict[str, Any] = {}
@@ -39,13 +35,7 @@ def compare(
             loaded = {shown.model: load(shown.model, device, "float32")}  # one at a time in memory
         ready = loaded[shown.model]
         if held is None:
-            longest = getattr(text_config(ready.model), "max_position_embeddings", None)
-            sides = [
-                data.rows(side[-examples:], ready.tokenizer, longest) for side in (contrast.positive, contrast.negative)
-            ]
-            neutral = neutral_rows(ready, seed)
-            base = dict(comparing.completions(ready.model, neutral))
-            held = evaluation.Held([], False, neutral, base, *sides)
+            held = held_rows.held(ready, pos=pos, neg=neg, last=examples, seed=seed)
         within: comparing.Within = comparing.plain
         if shown.composition is not None:
 

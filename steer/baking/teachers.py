@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
+from probes.examples import Example, Message
 from probes.steered import steered
 from probes.tokens import rendered
 from steer.baking import comparing
@@ -21,12 +22,13 @@ class Teacher(NamedTuple):
     """How the model is made to show the behaviour.
 
     `within` is the context for rows by their prompts' lengths, `batched` the one for a generation; `asked` gives the
-    ids of prompts as the teacher is asked them.
+    ids of prompts as the teacher is asked them, `told` an example as the teacher sees it.
     """
 
     within: Within
     batched: Batched
     asked: Any  # from prompts and a tokenizer to a list of ids
+    told: Callable[[Example, Any], Example]  # from an example and a tokenizer
     first: int  # the lowest layer at which anything happens
 
 
@@ -42,7 +44,7 @@ def by_composition(
         return steered(model, composition, vectors=vectors, any_base=any_base)
 
     layers = [i for t in composition.terms for i in (t.layers if t.layers is not None else vectors[t.name].apply)]
-    return Teacher(within, batched, rendered, min(layers))
+    return Teacher(within, batched, rendered, lambda example, _: example, min(layers))
 
 
 def by_prompt(prompt: str) -> Teacher:
@@ -63,7 +65,18 @@ def by_prompt(prompt: str) -> Teacher:
             found.append(list(tokenizer(text, add_special_tokens=False)["input_ids"]))
         return found
 
-    return Teacher(comparing.plain, contextlib.nullcontext, asked, 0)
+    def told(example: Example, tokenizer: Any) -> Example:
+        context = example.context
+        if isinstance(context, str) and getattr(tokenizer, "chat_template", None):
+            context = (Message("user", context),)
+        if context is None or isinstance(context, str):
+            return example._replace(context=f"{prompt}\n\n{context or ''}")
+        first, rest = prompt, context
+        if context and context[0].role == "system":  # one system turn, as templates want it
+            first, rest = f"{prompt}\n\n{context[0].content}", context[1:]
+        return example._replace(context=(Message("system", first), *rest))
+
+    return Teacher(comparing.plain, contextlib.nullcontext, asked, told, 0)
 
 
 def as_student(rows: Sequence[Row], prompts: Sequence[Sequence[int]]) -> list[Row]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from merges.recipe import Part
 from probes.model import find, load
-from steer.baking import bake, evaluation, folder, processes, report, result, work
+from steer.baking import bake, evaluation, folder, held_rows, processes, report, result, work
 from steer.baking.bake import Request, Tell
 from steer.baking.modes import train
 from vectors.errors import SteerError, UsageError, kept, raise_together
@@ -76,7 +76,7 @@ def contrast(request: Request, path: Path, against: Path, *, weight: float = 1.0
 def _measured(request: Request, whole: Path) -> dict[str, Any]:
     """The base and the difference on neutral text, and on the examples of the trait where there are any."""
     loaded = load(find(request.model), request.device, request.dtype)
-    held = bake.held(request, loaded, [], taught=False)
+    held = held_rows.held(loaded, pos=request.pos, neg=request.neg, seed=request.settings.seed)
     models = {"base": evaluation.look(loaded.model, held)}
     del loaded
     models["baked"] = evaluation.look(load(whole, request.device, request.dtype).model, held)

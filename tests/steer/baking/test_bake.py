@@ -125,11 +125,14 @@ def test_a_vector_and_an_adapter_say_the_same_as_the_model(
     assert (tmp_path / "v.report.json").is_file()
 
 
-def test_a_prompt_can_be_the_teacher(folder: Path, asked: Path, tmp_path: Path) -> None:
-    made = request(folder, tmp_path / "out", settings={"steps": 60})
+def test_a_prompt_can_be_the_teacher(folder: Path, asked: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
+    made = request(folder, tmp_path / "out", settings={"steps": 60}, pos=texts[0], neg=texts[1])
     mode = distil.mode(made, teacher_prompt="warm warm warm the sun is warm", asked=asked, tokens=8)
     report = bake(made, mode)
     assert report["dose"]["kl"] > 0.3
+    base, prompted, baked = (report["models"][name]["margin"] for name in ("base", "prompted", "baked"))
+    assert prompted != base
+    assert report["dose"]["margin"] == pytest.approx((baked - base) / (prompted - base))
     assert report["behaviour"] == "warm warm warm the sun is warm"
 
 
@@ -319,7 +322,7 @@ def test_a_run_that_was_killed_behind_its_training_trains_no_more(
 ) -> None:
     """Also where patience ran out: the look counts are part of a checkpoint."""
     mix = data.Mix(None, 0.0)
-    for name, settings in (("all", {"steps": 20}), ("early", {"steps": 40, "patience": 1, "lr": 1e-9})):
+    for name, settings in (("all", {"steps": 20}), ("early", {"steps": 40, "patience": 1, "lr": 1e-30})):
         whole = request(folder, tmp_path / name, settings=settings, mix=mix)
         expected = bake(whole, train.imitate(whole, texts[0]))
         made = request(folder, tmp_path / f"{name} again", settings=settings, mix=mix)
