@@ -7,7 +7,8 @@ by the threads of the pool. A test compares the bits, in torch on the CPU and, w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from merges.tensor import Tensor
 
 KINDS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+Count = Callable[[torch.Tensor, int], torch.Tensor]  # from the bits of magnitudes, and the number of their row
 GOLDEN = 0x9E3779B97F4A7C15
 LOWER = 0xFFFFFFFF
 
@@ -107,18 +109,21 @@ def fine(tensors: Sequence[Tensor], buckets: Sequence[np.ndarray], device: torch
     return _counted(tensors, count, device)
 
 
-def _counted(tensors: Sequence[Tensor], count: object, device: torch.device) -> np.ndarray | None:
+def _counted(tensors: Sequence[Tensor], count: Count, device: torch.device) -> np.ndarray | None:
+    """The sum of `count` over all pieces, [rows, ...]; each thread adds up its own."""
     pool = tensors[0].pool
+    tables: dict[int, torch.Tensor] = {}
 
-    def group(tensor: Tensor, start: int, stop: int) -> tuple[bool, torch.Tensor]:
+    def group(tensor: Tensor, start: int, stop: int) -> bool:
         values, _, good = _rows(tensor, start, stop, device)
-        parts = [count(row.view(torch.int32) & 0x7FFFFFFF, m) for m, row in enumerate(values)]  # type: ignore[operator]
-        return bool(good), torch.stack(parts)
+        own = torch.stack([count(row.view(torch.int32) & 0x7FFFFFFF, m) for m, row in enumerate(values)])
+        thread = threading.get_ident()
+        tables[thread] = tables[thread] + own if thread in tables else own
+        return bool(good)
 
-    parts = pool.map(group, ((tensor, *piece) for tensor in tensors for piece in tensor.groups()))
-    if not all(good for good, _ in parts):
+    if not all(pool.map(group, ((tensor, *piece) for tensor in tensors for piece in tensor.groups()))):
         return None
-    return cast(torch.Tensor, sum(part for _, part in parts)).cpu().numpy()
+    return np.sum([table.cpu().numpy() for table in tables.values()], axis=0)
 
 
 def _rows(
