@@ -41,7 +41,17 @@ def find(device: str) -> torch.device:
 
 
 def merge(job: Tensor, fusion: Fusion, add: int, start: int, stop: int, device: torch.device) -> np.ndarray | None:
-    """The bits of the elements [start, stop), as fused.merge gives them; None where a number is not finite."""
+    """The bits of the elements [start, stop), as fused.merge gives them.
+
+    None where a number is not finite, which the loops name then, or where the device has no room.
+    """
+    try:
+        return _merged(job, fusion, add, start, stop, device)
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _merged(job: Tensor, fusion: Fusion, add: int, start: int, stop: int, device: torch.device) -> np.ndarray | None:
     values, base, good = _rows(job, start, stop, device)
     weights = fusion.weights.tolist()
     factors = [1.0] * len(weights) if fusion.factors is None else fusion.factors.tolist()
@@ -115,8 +125,11 @@ def _counted(tensors: Sequence[Tensor], count: Count, device: torch.device) -> n
     tables: dict[int, torch.Tensor] = {}
 
     def group(tensor: Tensor, start: int, stop: int) -> bool:
-        values, _, good = _rows(tensor, start, stop, device)
-        own = torch.stack([count(row.view(torch.int32) & 0x7FFFFFFF, m) for m, row in enumerate(values)])
+        try:
+            values, _, good = _rows(tensor, start, stop, device)
+            own = torch.stack([count(row.view(torch.int32) & 0x7FFFFFFF, m) for m, row in enumerate(values)])
+        except torch.OutOfMemoryError:
+            return False
         thread = threading.get_ident()
         tables[thread] = tables[thread] + own if thread in tables else own
         return bool(good)
@@ -178,7 +191,8 @@ def _bfloat16(out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     inexact = (wide != out).int()
     odd = (single.view(torch.int32) - (inexact & (wide.abs() > out.abs()).int())) | inexact
     rounded = ((odd + 0x7FFF + ((odd >> 16) & 1)) >> 16) & 0xFFFF
-    return rounded.to(torch.int16), (rounded & 0x7FFF).max() < 0x7F80
+    # A NaN is asked for by itself: rounding up may carry the bits of one beyond all others, to those of -0.
+    return rounded.to(torch.int16), ((rounded & 0x7FFF).max() < 0x7F80) & ~single.isnan().any()
 
 
 def _float32(out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -156,6 +156,8 @@ def _brackets(tensors: Sequence[Tensor], wanted: np.ndarray, total: int) -> tupl
     rows = np.concatenate(parts, axis=1)
     size, share = rows.shape[1], 0.0
     lows, highs = np.zeros(wanted.shape, np.float32), np.full(wanted.shape, np.inf, np.float32)
+    if not size:  # many small tensors: all that they hold is kept
+        return lows, highs, 1.0
     for place in np.ndindex(*wanted.shape):
         middle, row = size * wanted[place] / total, rows[place[0]]
         # Neighbours are alike, so the deviation is not that of independent draws: it is seen in the runs.
@@ -170,7 +172,7 @@ def _brackets(tensors: Sequence[Tensor], wanted: np.ndarray, total: int) -> tupl
             lows[place] = ordered[size - 1 - lower]
         if upper >= 0:
             highs[place] = ordered[size - 1 - upper]
-        share += min((lower - upper) / max(size, 1), 1.0)
+        share += min((lower - upper) / size, 1.0)
     return lows, highs, share
 
 

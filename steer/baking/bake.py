@@ -97,21 +97,21 @@ def bake(request: Request, mode: Mode, *, tell: Tell = lambda entry: None) -> di
     going_on = work.check(request.out, run)
     loaded = load(find(request.model), request.device, request.dtype)
     teacher = mode.teacher(loaded) if mode.teacher else None
+    shown = held_rows.sides(loaded, request.pos, request.neg)
+    # Neutral text is asked for without a prompt, so the margin is all that can be said of a model that is prompted.
+    prompted = teacher.within is comparing.plain if teacher is not None else False
+    told = held_rows.sides(loaded, request.pos, request.neg, told=teacher.told) if teacher and prompted else None
     with work.working(request.out, run) as place:
         prepared = _prepared(place, going_on, loaded, teacher, mode, tell)
         tell({"stage": "asking the base for neutral text"})
         behaviour = [sample for sample in prepared.held_out if sample.kind == BEHAVIOUR]
-        measured = held_rows.held(
-            loaded, behaviour, taught=teacher is not None, pos=request.pos, neg=request.neg, seed=request.settings.seed
-        )
+        measured = held_rows.held(loaded, shown, behaviour, taught=teacher is not None, seed=request.settings.seed)
         tell({"stage": "measuring the base" + (" and the teacher" if teacher is not None else "")})
         models = {"base": evaluation.look(loaded.model, measured)}
-        if teacher is not None and teacher.within is not comparing.plain:
+        if teacher is not None and not prompted:
             models["steered"] = evaluation.look(loaded.model, measured, teacher.within)
-        elif teacher is not None and request.pos and request.neg:
-            # Neutral text is asked for without the prompt, so the margin is all that can be said of the prompted model.
-            positive, negative = held_rows.sides(loaded, request.pos, request.neg, told=teacher.told)
-            models["prompted"] = {"kl_teacher": 0.0, "margin": evaluation.margin(loaded.model, positive, negative)}
+        elif told is not None and told[0]:
+            models["prompted"] = {"kl_teacher": 0.0, "margin": evaluation.margin(loaded.model, *told)}
         processes.meet()
         scored = _scored(tell, models["base"].get("kl_teacher", 0.0)) if teacher is not None else tell
         trained, model, more = _train(request, mode, loaded, prepared.train, prepared.held_out, place, scored)
@@ -174,7 +174,7 @@ def check(request: Request, mode: Mode) -> tuple[Source, dict[str, Any]]:
             read(request.pos, request.neg)
     problems += processes.problems(request.settings.batch, request.context)
     problems += sharding.problems(
-        request.settings.sharded, request.settings.optimiser, request.lora is None, request.dtype
+        request.settings.sharded, request.settings.optimiser, request.lora is None, request.dtype, request.context
     )
     problems += student.missing(request.lora, source.entries) if request.lora else []
     if problems:
@@ -188,7 +188,7 @@ def run_of(request: Request, mode: Mode, identity: Mapping[str, Any]) -> dict[st
     measured = {name: data.file_digest(path) for name, path in (("pos", request.pos), ("neg", request.neg)) if path}
     found: dict[str, Any] = json.loads(json.dumps({
         "base": identity["digest"], "mode": mode.name, "behaviour": mode.behaviour,
-        "inputs": {**mode.identity, **measured}, "settings": request.settings._asdict(),
+        "inputs": {**mode.identity, **measured}, "settings": request.settings.identity(),
         "lora": request.lora._asdict() if request.lora else None, "mix": _mixed(request.mix),
         "context": request.context, "device": request.device, "dtype": request.dtype, "extra": dict(request.extra),
     }))  # fmt: skip
@@ -241,16 +241,11 @@ def _train(
     if request.context == "frozen":  # batches come again in one order, in which all kinds of samples are mixed
         train = sorted(train, key=lambda sample: digest_json([settings.seed, sample.digest]))
 
-    def fresh() -> Any:
-        if request.lora is None:
-            # The model itself, so that there is one; where learning rates are tried it is needed again as it was.
-            again = request.settings.lr is None or settings.sharded
-            return student.freed(
-                load(loaded.source.path, request.device, request.dtype).model if again else loaded.model
-            )
-        if settings.sharded:  # what was cut is no model to start from
-            own = load(loaded.source.path, request.device, request.dtype).model
-            return student.adapted(own, request.lora, settings.seed)
+    def fresh(again: bool = request.settings.lr is None) -> Any:
+        # The model itself, so that there is one; where learning rates are tried it is needed `again` as it was.
+        if request.lora is None or settings.sharded:
+            own = load(loaded.source.path, request.device, request.dtype).model if again else loaded.model
+            return student.adapted(own, request.lora, settings.seed) if request.lora else student.freed(own)
         if adapted:
             adapted.pop().unload()  # PEFT puts its layers into the model itself
         adapted.append(student.adapted(loaded.model, request.lora, settings.seed))
@@ -282,7 +277,7 @@ def _train(
     model = fresh()
     trained = run(model, settings, place / "checkpoints")
     if settings.sharded:
-        model = sharding.whole(model, fresh)
+        model = sharding.whole(model, lambda: fresh(again=True))
     if frozen:
         more["staleness"] = frozen[0].stale
     return trained, model, more

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from probes.examples import Example
 from probes.examples.reading import read
 from probes.model import LoadedModel
 from probes.residual import text_part
@@ -14,34 +12,40 @@ from steer.baking import comparing, data, prompts, sampling
 from steer.baking.comparing import Row
 from steer.baking.evaluation import Held
 from steer.baking.samples import Sample
+from steer.baking.teachers import Told
 
 NEUTRAL_TOKENS = 32
 
 
-def held(
-    loaded: LoadedModel, behaviour: Sequence[Sample] = (), *, taught: bool = False, pos: Path | None = None,
-    neg: Path | None = None, last: int = 0, seed: int = 0,
-) -> Held:  # fmt: skip
-    """All of it, with what the base says of neutral text. `taught`: the samples of the behaviour are a teacher's.
+Sides = tuple[list[Row], list[Row]]  # examples that show a trait, and those of its opposite
 
-    `last` takes so many of each side's examples, from the end; 0 all. Raises ExampleError.
-    """
+
+def held(
+    loaded: LoadedModel, shown: Sides, behaviour: Sequence[Sample] = (), *, taught: bool = False, seed: int = 0
+) -> Held:
+    """All of it, with what the base says of neutral text. `taught`: the samples of the behaviour are a teacher's."""
     neutral = neutral_rows(loaded, seed)
     base = dict(comparing.completions(loaded.model, neutral))
-    return Held(behaviour, taught, neutral, base, *(sides(loaded, pos, neg, last=last) if pos and neg else ([], [])))
+    return Held(behaviour, taught, neutral, base, *shown)
 
 
-def sides(
-    loaded: LoadedModel, pos: Path, neg: Path, *, last: int = 0,
-    told: Callable[[Example, Any], Example] = lambda example, _: example,
-) -> list[list[Row]]:  # fmt: skip
-    """The examples that show the trait, and those of its opposite, as a teacher is `told` them."""
+def sides(loaded: LoadedModel, pos: Path | None, neg: Path | None, *, last: int = 0, told: Told | None = None) -> Sides:
+    """The examples of both files, or none where there are none; of each side the last ones only, if so many are asked.
+
+    `told` gives them as a teacher sees them, or None where it can't. Raises ExampleError.
+    """
+    if not (pos and neg):
+        return [], []
     contrast = read(pos, neg)
     longest = getattr(text_part(loaded.model.config), "max_position_embeddings", None)
-    return [
-        data.rows([told(example, loaded.tokenizer) for example in side[-last:]], loaded.tokenizer, longest)
-        for side in (contrast.positive, contrast.negative)
-    ]
+    found: list[list[Row]] = []
+    for side in (contrast.positive, contrast.negative):
+        examples = list(side[-last:])
+        seen = examples if told is None else told(examples, loaded.tokenizer)
+        if seen is None:
+            return [], []
+        found.append(data.rows(seen, loaded.tokenizer, longest))
+    return found[0], found[1]
 
 
 def neutral_rows(loaded: LoadedModel, seed: int) -> list[Row]:

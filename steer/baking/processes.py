@@ -60,9 +60,12 @@ def meet() -> None:
 
 def part() -> None:
     """Take leave of the others, all of whom have trained: who ends first would tear the connection apart."""
+    os.environ.pop("ACCELERATE_USE_FSDP", None)  # which accelerate has set, for whoever trains next in this process
     if count() == 1:
         return
     import torch
+    from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
 
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+    AcceleratorState._reset_state(True)

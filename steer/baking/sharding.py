@@ -1,8 +1,8 @@
 """Weights cut over the processes that train: torch's fully_shard (FSDP2), as accelerate and the Trainer drive it.
 
 Each process keeps its part of every block's weights, gradients and optimiser state, and gathers a block when it is
-computed. Before training each holds the whole model, since one of them samples; afterwards the one that leads gathers
-what was trained into a whole model again.
+computed. Before training each holds the whole model, which is cut in place (where learning rates are tried, a copy of
+it is); afterwards the one that leads gathers what was trained into a whole model again.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from probes import residual
 from steer.baking import processes
 
 
-def problems(sharded: bool, optimiser: str, full: bool, dtype: str) -> list[str]:
+def problems(sharded: bool, optimiser: str, full: bool, dtype: str, context: str) -> list[str]:
     """What can't be cut, one sentence each."""
     found = []
+    if sharded and context == "frozen":
+        found.append("--fsdp does not know --context frozen: leave one of them out")
     if sharded and processes.count() == 1 and "LOCAL_RANK" not in os.environ:
         found.append(
             "--fsdp cuts the model over processes, and there is one: torchrun --nproc-per-node N -m steer bake"

@@ -35,7 +35,7 @@ def compare(
             loaded = {shown.model: load(shown.model, device, "float32")}  # one at a time in memory
         ready = loaded[shown.model]
         if held is None:
-            held = held_rows.held(ready, pos=pos, neg=neg, last=examples, seed=seed)
+            held = held_rows.held(ready, held_rows.sides(ready, pos, neg, last=examples), seed=seed)
         within: comparing.Within = comparing.plain
         if shown.composition is not None:
 

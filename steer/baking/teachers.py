@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from probes.examples import Example, Message
 from probes.steered import steered
-from probes.tokens import rendered
+from probes.tokens import rendered, templated
 from steer.baking import comparing
 from steer.baking.comparing import Row, Within
 from steer.baking.sampling import Batched
@@ -17,18 +17,20 @@ from vectors.errors import UsageError
 from vectors.expression import Composition
 from vectors.steering import SteeringVector
 
+Told = Callable[[Sequence[Example], Any], list[Example] | None]  # from examples and a tokenizer
+
 
 class Teacher(NamedTuple):
     """How the model is made to show the behaviour.
 
     `within` is the context for rows by their prompts' lengths, `batched` the one for a generation; `asked` gives the
-    ids of prompts as the teacher is asked them, `told` an example as the teacher sees it.
+    ids of prompts as the teacher is asked them, `told` examples as the teacher sees them, or None.
     """
 
     within: Within
     batched: Batched
     asked: Any  # from prompts and a tokenizer to a list of ids
-    told: Callable[[Example, Any], Example]  # from an example and a tokenizer
+    told: Told
     first: int  # the lowest layer at which anything happens
 
 
@@ -44,7 +46,7 @@ def by_composition(
         return steered(model, composition, vectors=vectors, any_base=any_base)
 
     layers = [i for t in composition.terms for i in (t.layers if t.layers is not None else vectors[t.name].apply)]
-    return Teacher(within, batched, rendered, lambda example, _: example, min(layers))
+    return Teacher(within, batched, rendered, lambda examples, _: list(examples), min(layers))
 
 
 def by_prompt(prompt: str) -> Teacher:
@@ -65,16 +67,23 @@ def by_prompt(prompt: str) -> Teacher:
             found.append(list(tokenizer(text, add_special_tokens=False)["input_ids"]))
         return found
 
-    def told(example: Example, tokenizer: Any) -> Example:
-        context = example.context
-        if isinstance(context, str) and getattr(tokenizer, "chat_template", None):
-            context = (Message("user", context),)
-        if context is None or isinstance(context, str):
-            return example._replace(context=f"{prompt}\n\n{context or ''}")
-        first, rest = prompt, context
-        if context and context[0].role == "system":  # one system turn, as templates want it
-            first, rest = f"{prompt}\n\n{context[0].content}", context[1:]
-        return example._replace(context=(Message("system", first), *rest))
+    def told(examples: Sequence[Example], tokenizer: Any) -> list[Example] | None:
+        chat, _ = templated(examples, tokenizer)
+        found = []
+        for example in examples:
+            context = example.context
+            if not isinstance(context, tuple) and not chat and getattr(tokenizer, "chat_template", None):
+                return None  # rendered already, or no conversation: there is no place for a system's turn
+            if isinstance(context, str) and chat:
+                context = (Message("user", context),)
+            if not isinstance(context, tuple):
+                found.append(example._replace(context=f"{prompt}\n\n{context or ''}"))
+                continue
+            first, rest = prompt, context
+            if context and context[0].role == "system":  # one system turn, as templates want it
+                first, rest = f"{prompt}\n\n{context[0].content}", context[1:]
+            found.append(example._replace(context=(Message("system", first), *rest)))
+        return found
 
     return Teacher(comparing.plain, contextlib.nullcontext, asked, told, 0)
 

@@ -48,6 +48,10 @@ class Settings(NamedTuple):
     beta: float = 0.1  # of preferences
     sharded: bool = False  # weights, gradients and state are cut over the processes
 
+    def identity(self) -> dict[str, Any]:
+        """What a run follows from: the same as before there was a choice, where it is the usual one."""
+        return {name: value for name, value in self._asdict().items() if name != "sharded" or value}
+
 
 class Trained(NamedTuple):
     """What a run was like: the history of losses by step, and where the best checkpoint was."""

@@ -64,10 +64,9 @@ def root(ctx: click.Context, debug: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong usage."""
-    # Imports make objects by the hundred thousand, none of them garbage: looking for some, again and again meanwhile
-    # and once more at the end, would take a third of a second.
-    gc.set_threshold(100_000, 20, 20)
-    atexit.register(gc.freeze)
+    atexit.register(
+        gc.freeze
+    )  # to look once more for garbage, of all that was imported, would take a fifth of a second
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from merges import fused, methods
+from merges import fused, gpu, methods
 from merges.engine import run
 from merges.pool import Pool
 from merges.readers import Dense
@@ -126,3 +126,21 @@ def test_a_random_mask_depends_on_the_index_alone() -> None:
         kernels.drop(part, keys, keep, 1000 + first)
         np.testing.assert_array_equal(part, whole[:, first:last])
     assert fused.TILE % 2 == 0
+
+
+def test_a_nan_is_seen_on_a_device_whatever_its_bits() -> None:
+    """Those of a GPU's own NaN are carried to the bits of -0 by rounding up."""
+    for bits in (0x7FFFFFFFFFFFFFFF, 0x7FF8000000000000, 0xFFF8000000000000, 0x7FF0000000000000):
+        out = torch.from_numpy(np.array([0, bits], np.uint64).view(np.float64))
+        assert not gpu._bfloat16(out)[1]
+        assert not gpu._float32(out)[1]
+    assert gpu._bfloat16(torch.tensor([0.0, -1e30], dtype=torch.float64))[1]
+
+
+def test_what_overflows_on_the_way_is_refused_on_every_path(tmp_path: Path) -> None:
+    arrays = [np.full(3000, value, np.float32) for value in (3e38, -3e38, -3e38)]
+    for device in (None, *map(torch.device, DEVICES)):
+        with Pool(1, device) as pool:
+            tensor = made(tmp_path / "t.safetensors", arrays, ["BF16"] * 3, [False] * 2, "ties", pool, dtype="BF16")
+            with pytest.raises(ArtifactError):
+                list(run([tensor], pool))

@@ -122,6 +122,22 @@ def test_on_a_device_bit_patterns_are_counted_too(device: str, kind: str, tmp_pa
         np.testing.assert_array_equal(found[row], [ordered[row][rank - 1] for rank in ranks[row]])
 
 
+def test_many_small_tensors_are_ranked_together(tmp_path: Path) -> None:
+    """So small that none has a share of the sample."""
+    draw = np.random.default_rng(0)
+    values = draw.standard_normal((200, 1000)).astype(np.float32)
+    save_file({f"{i}": torch.from_numpy(row) for i, row in enumerate(values)}, tmp_path / "many")
+    entries = read_header(tmp_path / "many")[0]
+    with Pool(2) as pool:
+        tensors = [
+            Tensor("w", (1000,), "F32", (Input("m", Dense(entries[f"{i}"]), False),), None, PLAIN, pool)  # type: ignore[arg-type]
+            for i in range(200)
+        ]
+        found = selection.magnitudes(tensors, [[1, 40_000, 200_000]])
+    ordered = np.sort(np.abs(values).reshape(-1))[::-1]
+    np.testing.assert_array_equal(found[0], ordered[[0, 39_999, 199_999]])
+
+
 @pytest.mark.parametrize("wrong", ["above", "below", "room", "kept", "one"])
 def test_where_the_sample_leads_astray_two_passes_find_it(
     wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

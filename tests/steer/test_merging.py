@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from merges import gpu
 from steer.cli import run
 from vectors.steering import SteeringVector
 
@@ -54,6 +55,21 @@ def test_from_two_models_to_a_merge_that_transformers_loads(here: Path, capsys: 
     assert run(["merge", "--verify", "both"]) == 1
     assert "say where its inputs are: --vector NAME=PATH" in capsys.readouterr().err
     assert run(["merge", "--verify", "both", "--vector", "a=moved.safetensors", "--base", "elsewhere"]) == 0
+
+
+def test_a_device_gives_the_same_bytes_and_one_that_is_not_there_is_refused(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for device, told in (("mps", "does not run on the device 'mps'"), ("cuda:99", "'cuda:99' is not available")):
+        assert run(["merge", "a", "b", "--base", "base", "--ties", "-o", "out", "--device", device]) == 2
+        assert told in capsys.readouterr().err
+    asked = []
+    monkeypatch.setattr(gpu, "find", lambda name: asked.append(name) or torch.device("cpu"))
+    for out, device in (("loops", "cpu"), ("torch", "cuda")):
+        assert run(["merge", "a", "b", "--base", "base", "--ties", "-o", out, "--device", device]) == 0
+    assert Path("loops/model.safetensors").read_bytes() == Path("torch/model.safetensors").read_bytes()
+    assert run(["merge", "--verify", "torch", "--device", "cuda"]) == 0
+    assert asked == ["cuda", "cuda"]
 
 
 def test_what_a_task_vector_is_can_be_seen(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

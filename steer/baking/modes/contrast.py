@@ -25,8 +25,8 @@ def contrast(request: Request, path: Path, against: Path, *, weight: float = 1.0
     A killed run goes on: a half that is done is not trained again. Raises UsageError for an adapter, which can't hold a
     difference of two at their rank; and what `bake` raises.
     """
-    if processes.count() > 1:
-        raise UsageError("--against trains in one process", "start it without a launcher")
+    if processes.count() > 1 or request.settings.sharded:
+        raise UsageError("--against trains in one process", "start it without a launcher, and without --fsdp")
     if request.as_ == "lora":
         raise UsageError("the difference of two adapters is no adapter of their rank", "--as vector, or --as model")
     errors: list[SteerError] = []
@@ -76,7 +76,7 @@ def contrast(request: Request, path: Path, against: Path, *, weight: float = 1.0
 def _measured(request: Request, whole: Path) -> dict[str, Any]:
     """The base and the difference on neutral text, and on the examples of the trait where there are any."""
     loaded = load(find(request.model), request.device, request.dtype)
-    held = held_rows.held(loaded, pos=request.pos, neg=request.neg, seed=request.settings.seed)
+    held = held_rows.held(loaded, held_rows.sides(loaded, request.pos, request.neg), seed=request.settings.seed)
     models = {"base": evaluation.look(loaded.model, held)}
     del loaded
     models["baked"] = evaluation.look(load(whole, request.device, request.dtype).model, held)

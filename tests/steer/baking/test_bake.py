@@ -19,8 +19,9 @@ from transformers import AutoModelForCausalLM
 
 from merges import running
 from merges.recipe import Part, Recipe
+from probes.examples import Example, Message
 from steer.baking import bake as baking
-from steer.baking import data, training, work
+from steer.baking import data, teachers, training, work
 from steer.baking.bake import Request, bake
 from steer.baking.comparing import Row
 from steer.baking.context import FrozenPass
@@ -134,6 +135,21 @@ def test_a_prompt_can_be_the_teacher(folder: Path, asked: Path, texts: tuple[Pat
     assert prompted != base
     assert report["dose"]["margin"] == pytest.approx((baked - base) / (prompted - base))
     assert report["behaviour"] == "warm warm warm the sun is warm"
+
+
+def test_a_prompted_teacher_sees_examples_with_the_prompt_where_there_is_a_place_for_it() -> None:
+    told = teachers.by_prompt("Be warm.").told
+    plain, chat = pico.tokenizer(), pico.tokenizer()
+    plain.chat_template = None
+    asked, text = Example(" yes", "Is it?"), Example("a text")
+    talk = Example(" yes", (Message("user", "Is it?"),))
+    ruled = Example(" yes", (Message("system", "Be short."), *talk.context))
+    assert [e.context for e in told([asked, text], plain)] == ["Be warm.\n\nIs it?", "Be warm.\n\n"]
+    wanted = (Message("system", "Be warm."), Message("user", "Is it?"))
+    assert [e.context for e in told([asked, talk], chat)] == [wanted, wanted]
+    assert told([ruled], chat)[0].context[0] == Message("system", "Be warm.\n\nBe short.")
+    assert told([asked._replace(context=f"{chat.bos_token}Is it?")], chat) is None
+    assert told([text], chat) is None
 
 
 def test_texts_are_imitated_and_pairs_preferred(folder: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:

@@ -70,9 +70,10 @@ def run(here: Path, *command: str) -> subprocess.CompletedProcess[str]:
         (TWO, (), ()),
         (TWO, (), ("--full", "--optimiser", "apollo")),
         (CUT, ("--fsdp",), ()),
+        (CUT, ("--fsdp",), ("--lr", "auto")),
         (CUT, ("--fsdp", "--checkpointing"), ("--full", "--dtype", "float32")),
     ],
-    ids=["lora", "full", "lora-fsdp", "full-fsdp"],
+    ids=["lora", "full", "lora-fsdp", "rates-fsdp", "full-fsdp"],
 )
 def test_two_train_the_student_that_one_would_have(
     here: Path, launcher: tuple[str, ...], cut: tuple[str, ...], more: tuple[str, ...]
@@ -137,13 +138,13 @@ def test_what_several_can_not_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_what_can_not_be_cut_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sharding.problems(False, "apollo", True, "bfloat16") == []
+    assert sharding.problems(False, "apollo", True, "bfloat16", "frozen") == []
     for name in ("WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    found = " ".join(sharding.problems(True, "apollo", True, "auto"))
-    for part in ("and there is one: torchrun", "of which apollo needs the whole", "in float32 only"):
+    found = " ".join(sharding.problems(True, "apollo", True, "auto", "frozen"))
+    for part in ("and there is one: torchrun", "of which apollo needs the whole", "in float32 only", "frozen"):
         assert part in found
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert sharding.problems(True, "adamw", False, "auto") == []
+    assert sharding.problems(True, "adamw", False, "auto", "full") == []
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert "say --fsdp" in sharding.problems(False, "adamw", False, "auto")[0]
+    assert "say --fsdp" in sharding.problems(False, "adamw", False, "auto", "full")[0]
