@@ -43,7 +43,7 @@ def arguments(model: Any, sharded: bool, checkpointing: bool) -> dict[str, Any]:
         "fsdp": True,
         "fsdp_config": {
             "transformer_layer_cls_to_wrap": blocks, "activation_checkpointing": checkpointing,
-            "state_dict_type": "FULL_STATE_DICT",  # in one file, which is read without unpickling
+            "state_dict_type": "FULL_STATE_DICT",  # one file, read with weights_only: the index of parts is a pickle
         },
     }  # fmt: skip
 

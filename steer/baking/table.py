@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from probes.examples.reading import read
 from probes.model import load
 from probes.steered import steered
 from steer.baking import comparing, evaluation, held_rows
@@ -27,6 +28,7 @@ def compare(
     The first model is the base, which writes the neutral text and which the others are compared with. Of the examples
     the last ones are taken. Raises ExampleError, ModelError.
     """
+    read(pos, neg)  # refused, if it must be, before a model is loaded
     found: dict[str, dict[str, float]] = {}
     held: evaluation.Held | None = None
     loaded: dict[str, Any] = {}
