@@ -107,7 +107,7 @@ def bake(vector: str) -> None:
 
 def compare(vector: str, made: dict[str, Path]) -> None:
     """The table of all that was made; the folded model must equal the steered one."""
-    from steer.baking.table import Shown, compare
+    from steer.evaluation.compare import Shown, compare
 
     print("\n== What became of the behaviour\n", flush=True)
     models = {"base": Shown("smollm2"), "steered": Shown("smollm2", "2*warm", {"warm": Path(vector)})}

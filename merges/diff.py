@@ -13,15 +13,15 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from merges import bases, lora
-from merges.floats import encode, storage, to_float32
-from merges.options import kept
-from merges.pool import Pool
-from merges.readers import Dense
-from merges.sources import Source, open_source
-from merges.tensor import Block, Input, Tensor
+from merges.engine.floats import encode, storage, to_float32
+from merges.engine.pool import Pool
+from merges.engine.readers import Dense
+from merges.engine.tensor_task import Block, Input, Tensor
+from merges.inputs import adapters, bases
+from merges.inputs.sources import Source, open_source
 from vectors import references
 from vectors.errors import ArtifactError, ModelError, SteerError, UsageError, shortened
+from vectors.options import kept
 from vectors.task import TaskVector
 from vectors.taskwriter import Writer, check_vector_path, paths, room, shards, write_index
 from vectors.weights import FLOATS, mapped
@@ -276,7 +276,7 @@ def _write_lowrank(writer: Writer, tensor: Tensor, rank: int, error: _Error) -> 
     delta = deltas(tensor)
     if not delta.any():
         return False
-    up, down, _ = lora.factors(delta, rank)
+    up, down, _ = adapters.factors(delta, rank)
     sums = [0.0, 0.0, 0.0]
     _measure(delta, up @ down, sums)
     error.add(*sums)

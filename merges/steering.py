@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from merges import methods
-from merges.engine import run
-from merges.options import resolve
-from merges.pool import Pool
-from merges.readers import Array
-from merges.recipe import Recipe, refuse
-from merges.tensor import Input, Tensor
+from merges.engine.jobs import run
+from merges.engine.pool import Pool
+from merges.engine.readers import Array
+from merges.engine.tensor_task import Input, Tensor
+from merges.recipes.recipe import Recipe, refuse
 from vectors.errors import ArtifactError, UsageError
 from vectors.files import digest_bytes
+from vectors.options import resolve
 from vectors.steering import SteeringVector, spans
 
 

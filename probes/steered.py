@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from probes import model as models
-from probes import residual
+from probes.models import loading as models
+from probes.models import residual
 from vectors import fit
 from vectors.errors import UsageError
 from vectors.expression import Composition, Scope, Term

@@ -17,14 +17,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from probes.extraction import Extraction
-    from probes.generate import try_strengths
-    from probes.model import LoadedModel
-    from probes.model import load as load_model
+    from probes.directions.extraction import Extraction
+    from probes.generation import try_strengths
+    from probes.models.loading import LoadedModel
+    from probes.models.loading import load as load_model
     from probes.steered import steered
-    from steer.baking.bake import bake
-    from steer.baking.fold import fold
     from steer.extraction import extract
+    from steer.folding.fold import fold
+    from steer.training.bake import bake
     from vectors.errors import SteerError
     from vectors.expression import Composition, parse
     from vectors.resolve import compose
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Composition": "vectors.expression",
-    "Extraction": "probes.extraction",
-    "LoadedModel": "probes.model",
+    "Extraction": "probes.directions.extraction",
+    "LoadedModel": "probes.models.loading",
     "SteerError": "vectors.errors",
     "SteeringVector": "vectors.steering",
     "TaskVector": "vectors.task",
-    "bake": "steer.baking.bake",
+    "bake": "steer.training.bake",
     "compose": "vectors.resolve",
     "extract": "steer.extraction",
-    "fold": "steer.baking.fold",
-    "load_model": "probes.model",
+    "fold": "steer.folding.fold",
+    "load_model": "probes.models.loading",
     "parse": "vectors.expression",
     "steered": "probes.steered",
-    "try_strengths": "probes.generate",
+    "try_strengths": "probes.generation",
 }
 
 __all__ = [

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from probes.examples.reading import Source, read
-from probes.extraction import Extraction
-from probes.extraction import extract as extract_contrast
-from probes.methods import method as find_method
-from probes.model import LoadedModel, choose_device, choose_dtype, find, load
-from probes.plan import plan
-from probes.tokens import choose
+from probes.data.reading import Source, read
+from probes.directions.extraction import Extraction
+from probes.directions.extraction import extract as extract_contrast
+from probes.directions.methods import method as find_method
+from probes.directions.plan import plan
+from probes.models.loading import LoadedModel, choose_device, choose_dtype, find, load
+from probes.models.tokens import choose
 from vectors.errors import SteerError, UsageError, kept, raise_together
 from vectors.files import check_distinct, check_writable
 from vectors.steering import parse_layers

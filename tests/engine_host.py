@@ -98,8 +98,8 @@ def time_admission() -> None:
     if "STEER_TIMED" in os.environ or "steer" not in os.environ.get("VLLM_PLUGINS", ""):
         return
     os.environ["STEER_TIMED"] = "1"
-    from steer.serving.admission import Admission
-    from steer.serving.worker import SteeringWorker
+    from steer.serving.engine.admission import Admission
+    from steer.serving.engine.worker import SteeringWorker
 
     for owner, name in ((Admission, "admit"), (SteeringWorker, "begin")):
         original = getattr(owner, name)

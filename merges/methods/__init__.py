@@ -7,9 +7,9 @@ A method is a module with
                       "weight": it combines weights; "either": deltas where there is a base
     BASE              "needed", "optional" or "unused"
     INPUTS            the least and greatest number of inputs, None for any
-    OPTIONS           a tuple of merges.options.Option
-    combine(tensor, block, prepared)   the elements of one piece, float64 (see merges/tensor.py)
-    or fusion(tensor, prepared)        the same as a Fusion (merges/fused.py), which runs in one compiled pass; None
+    OPTIONS           a tuple of vectors.options.Option
+    combine(tensor, block, prepared)   the elements of one piece, float64 (see merges/engine/tensor_task.py)
+    or fusion(tensor, prepared)        the same as a Fusion (merges/engine/fused.py), run in one compiled pass; None
                                        where combine is to be called
 
 and may have `prepare(tensor)`, whose result is given to every `combine` and `fusion`; `UNIT` ("element", "row" or

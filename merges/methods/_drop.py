@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from merges import kernels
-from merges.options import Option
-from merges.tensor import Block, Tensor
+from merges.engine import kernels
+from merges.engine.tensor_task import Block, Tensor
+from vectors.options import Option
 
 RESCALE = Option(
     "rescale",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from merges.floats import OPTIONS as COMPILED
-from merges.kernels import GOLDEN, mix
+from merges.engine.floats import OPTIONS as COMPILED
+from merges.engine.kernels import GOLDEN, mix
+from merges.engine.tensor_task import Block, Tensor
 from merges.methods import _drop
-from merges.options import Option
-from merges.tensor import Block, Tensor
+from vectors.options import Option
 
 EPSILON = Option(
     "epsilon", 0.15, "the chance of staying goes from density - epsilon to density + epsilon", low=0, high=0.5

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from merges import kernels
-from merges.fused import Fusion
+from merges.engine import kernels
+from merges.engine.fused import Fusion
+from merges.engine.selection import magnitudes
+from merges.engine.tensor_task import Tensor
 from merges.methods import _drop
-from merges.options import Option, kept
-from merges.selection import magnitudes
-from merges.tensor import Tensor
+from vectors.options import Option, kept
 
 RESCALE = Option(
     "rescale",

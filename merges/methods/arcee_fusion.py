@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from merges.tensor import Block, Tensor
+from merges.engine.tensor_task import Block, Tensor
 
 SUMMARY = "the first, with the elements of the second that matter most"
 SOURCE = "mergekit's arcee_fusion (Arcee AI 2025)"

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from merges.fused import Fusion
+from merges.engine.fused import Fusion
+from merges.engine.tensor_task import Tensor
 from merges.methods import _signs
-from merges.options import NORMALIZE, SCALE, Option, density, weight
-from merges.tensor import Tensor
+from vectors.options import NORMALIZE, SCALE, Option, density, weight
 
 SUMMARY = "leave out the greatest and the smallest of each delta, sum"
 SOURCE = "Davari and Belilovsky 2023, arXiv:2312.06795"

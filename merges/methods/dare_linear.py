@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from merges.fused import Fusion
+from merges.engine.fused import Fusion
+from merges.engine.tensor_task import Tensor
 from merges.methods import _drop, _signs
-from merges.options import NORMALIZE, SCALE, density, weight
-from merges.tensor import Tensor
+from vectors.options import NORMALIZE, SCALE, density, weight
 
 SUMMARY = "drop elements of each delta at random, rescale, sum"
 SOURCE = "Yu et al. 2024, arXiv:2311.03099"

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from merges.fused import apply
+from merges.engine.fused import apply
+from merges.engine.tensor_task import Block, Tensor
 from merges.methods import _signs
 from merges.methods._drop import RESCALE
 from merges.methods._magnitude_drop import EPSILON, check, factors, prune
-from merges.options import COMBINE, ELECT, SCALE, ZERO, density, weight
-from merges.tensor import Block, Tensor
+from vectors.options import COMBINE, ELECT, SCALE, ZERO, density, weight
 
 SUMMARY = "drop the smaller elements of each row more often, rescale, elect signs"
 SOURCE = "Deep et al. 2024, arXiv:2406.11617"

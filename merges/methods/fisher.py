@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from merges.options import weight
-from merges.tensor import Block, Tensor
+from merges.engine.tensor_task import Block, Tensor
+from vectors.options import weight
 
 SUMMARY = "the average, each element weighted by its Fisher information"
 SOURCE = "Matena and Raffel 2022, arXiv:2111.09832"

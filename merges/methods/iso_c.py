@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from merges.options import SCALE
-from merges.tensor import Block, Tensor
+from merges.engine.tensor_task import Block, Tensor
+from vectors.options import SCALE
 
 SUMMARY = "the sum of the deltas with all singular values made equal"
 SOURCE = "Marczak et al. 2025, arXiv:2502.04959, section 4"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from merges.fused import Fusion
+from merges.engine.fused import Fusion
+from merges.engine.tensor_task import Tensor
 from merges.methods import _sphere
-from merges.options import Option
-from merges.tensor import Tensor
+from vectors.options import Option
 
 SUMMARY = "the mean on the sphere, all inputs alike"
 SOURCE = "Karcher 1977; Buss and Fillmore 2001, Spherical averages"

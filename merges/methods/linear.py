@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from merges.fused import Fusion
+from merges.engine.fused import Fusion
+from merges.engine.tensor_task import Tensor
 from merges.methods import _signs
-from merges.options import Option, weight
-from merges.tensor import Tensor
+from vectors.options import Option, weight
 
 SUMMARY = "the weighted average of the weights"
 SOURCE = "Wortsman et al. 2022, arXiv:2203.05482"

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from merges.fused import Fusion
-from merges.options import Option
-from merges.tensor import Block, Tensor
+from merges.engine.fused import Fusion
+from merges.engine.tensor_task import Block, Tensor
+from vectors.options import Option
 
 SUMMARY = "towards the mean of the fine-tunes, as far as they agree"
 SOURCE = "Jang et al. 2024, arXiv:2403.19522"

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from merges.fused import Fusion
+from merges.engine.fused import Fusion
+from merges.engine.tensor_task import Tensor
 from merges.methods import _sphere
-from merges.options import Option, weight
-from merges.tensor import Tensor
+from vectors.options import Option, weight
 
 SUMMARY = "the weighted mean on the sphere, of models or of their deltas"
 SOURCE = "Karcher 1977; Buss and Fillmore 2001, Spherical averages"

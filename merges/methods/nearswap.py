@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from merges.options import Option
-from merges.tensor import Block, Tensor
+from merges.engine.tensor_task import Block, Tensor
+from vectors.options import Option
 
 SUMMARY = "the first, swapped for the second where they are near"
 SOURCE = "alchemonaut/QuartetAnemoi-70B-t0.0001; mergekit's nearswap"

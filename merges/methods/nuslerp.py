@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from merges.fused import Fusion
+from merges.engine.fused import Fusion
+from merges.engine.tensor_task import Block, Tensor
 from merges.methods import _sphere
-from merges.options import Option, weight
-from merges.tensor import Block, Tensor
+from vectors.options import Option, weight
 
 SUMMARY = "along the arc between two models, or their deltas, by weight"
 SOURCE = "mergekit's nuslerp; Shoemake 1985"

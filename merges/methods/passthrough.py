@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from merges.options import Option
-from merges.tensor import Block, Tensor
+from merges.engine.tensor_task import Block, Tensor
+from vectors.options import Option
 
 SUMMARY = "one model as it is, for slices"
 SOURCE = "folklore (frankenmerges)"

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from merges.options import Option
-from merges.readers import whole
-from merges.tensor import Block, Tensor
+from merges.engine.readers import whole
+from merges.engine.tensor_task import Block, Tensor
+from vectors.options import Option
 
 SUMMARY = "the matrix whose outputs are nearest to every model's own"
 SOURCE = "Jin et al. 2023, arXiv:2212.09849, equation 2"

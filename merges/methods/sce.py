@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from merges.fused import Fusion, apply
-from merges.options import SCALE, Option, kept
-from merges.tensor import Block, Tensor
+from merges.engine.fused import Fusion, apply
+from merges.engine.tensor_task import Block, Tensor
+from vectors.options import SCALE, Option, kept
 
 SUMMARY = "select by variance, weight by energy, erase minority signs"
 SOURCE = "Wan et al. 2024, FuseChat, arXiv:2408.07990, section 3.3"

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from merges.fused import Fusion
+from merges.engine.fused import Fusion
+from merges.engine.tensor_task import Tensor
 from merges.methods import _sphere
-from merges.options import Option
-from merges.tensor import Tensor
+from vectors.options import Option
 
 SUMMARY = "along the arc from the first to the second"
 SOURCE = "Shoemake 1985, Animating rotation with quaternion curves"

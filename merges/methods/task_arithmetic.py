@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from merges.fused import Fusion
+from merges.engine.fused import Fusion
+from merges.engine.tensor_task import Tensor
 from merges.methods import _signs
-from merges.options import NORMALIZE, SCALE, weight
-from merges.tensor import Tensor
+from vectors.options import NORMALIZE, SCALE, weight
 
 SUMMARY = "the weighted sum of the deltas"
 SOURCE = "Ilharco et al. 2023, arXiv:2212.04089"

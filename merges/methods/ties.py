@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from merges.fused import Fusion
+from merges.engine.fused import Fusion
+from merges.engine.tensor_task import Tensor
 from merges.methods import _signs
-from merges.options import COMBINE, ELECT, SCALE, ZERO, density, weight
-from merges.tensor import Tensor
+from vectors.options import COMBINE, ELECT, SCALE, ZERO, density, weight
 
 SUMMARY = "trim each delta, elect a sign for each element, average what agrees"
 SOURCE = "Yadav et al. 2023, arXiv:2306.01708, algorithm 1"

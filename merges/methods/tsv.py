@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from merges.options import SCALE
-from merges.tensor import Block, Tensor
+from merges.engine.tensor_task import Block, Tensor
+from vectors.options import SCALE
 
 SUMMARY = "the strongest singular directions of each delta, made orthogonal"
 SOURCE = "Gargiulo et al. 2024, arXiv:2412.00081, algorithm 1"

@@ -34,10 +34,11 @@ import torch
 from figures import machine, spread
 
 import steer
+from probes.scores.divergence import Row
 from probes.steered import steered
-from steer.baking import samples, student, training
-from steer.baking.comparing import Row
-from steer.baking.objectives import divergence
+from steer.training import loop, student
+from steer.training.data import samples
+from steer.training.objectives import divergence
 from vectors import references
 from vectors.steering import SteeringVector
 
@@ -78,17 +79,17 @@ def ours(given: list[Row], folder: Path, ask: bool) -> Callable[[], float]:
     made = asked()
     # The teacher is the same model without its adapter, so it is asked before there is one.
     model = student.adapted(base, LORA, 0) if not ask else None
-    settings = training.Settings(batch=len(given))
-    arguments = training.TrainingArguments(output_dir=str(folder), report_to="none", learning_rate=1e-4)
+    settings = loop.Settings(batch=len(given))
+    arguments = loop.TrainingArguments(output_dir=str(folder), report_to="none", learning_rate=1e-4)
     target = model if model is not None else student.adapted(fresh(), LORA, 0)
-    trainer = training.BakeTrainer(
+    trainer = loop.BakeTrainer(
         divergence,
         settings,
-        training.whole_pass,
+        loop.whole_pass,
         0,
         model=target,
         args=arguments,
-        train_dataset=training._Samples(made),
+        train_dataset=loop._Samples(made),
     )
     trainer.create_optimizer()
     trainer.current_gradient_accumulation_steps = 1

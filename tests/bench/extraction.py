@@ -95,10 +95,10 @@ def compare(arguments: argparse.Namespace) -> None:
     import torch
 
     import steer
-    from probes.activations import pool
-    from probes.examples.reading import read
-    from probes.residual import blocks, decoder, text_config
-    from probes.tokens import tokenise
+    from probes.capture.activations import pool
+    from probes.data.reading import read
+    from probes.models.residual import blocks, decoder, text_config
+    from probes.models.tokens import tokenise
 
     torch.set_num_threads(arguments.threads)
     loaded = steer.load_model("smollm2", dtype=arguments.dtype)

@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 from figures import machine, spread
 
-from merges.pool import Pool
-from merges.sources import open_source
-from steer.baking.draft import draft_of
-from steer.baking.effects import effects_of
-from steer.baking.fold import plan
-from steer.baking.folder import write_draft
+from merges.engine.pool import Pool
+from merges.inputs.sources import open_source
+from steer.folding.effects import effects_of
+from steer.folding.fold import plan
+from steer.folding.model_folder import write_draft
+from steer.folding.pending import draft_of
 from vectors.resolve import compose
 from vectors.steering import SteeringVector
 

@@ -20,7 +20,7 @@ import torch
 from figures import machine, spread
 
 import steer
-from steer.baking import frozen
+from steer.training import frozen_context
 
 
 def main() -> None:
@@ -50,18 +50,18 @@ def main() -> None:
         value.backward()
         return value.item()
 
-    held = frozen.freeze(model, context)
+    held = frozen_context.freeze(model, context)
 
     def behind() -> float:
         model.zero_grad()
-        value = loss(frozen.continued(model, held, decision))
+        value = loss(frozen_context.continued(model, held, decision))
         value.backward()
         return value.item()
 
     contestants: dict[str, Callable[[], Any]] = {
         "whole pass": whole,
         "frozen context": behind,
-        "freeze": lambda: frozen.freeze(model, context),
+        "freeze": lambda: frozen_context.freeze(model, context),
     }
     difference = abs(whole() - behind())
     if difference > 1e-3:

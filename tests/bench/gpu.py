@@ -31,8 +31,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the models are generated and removed again")
     arguments = parser.parse_args()
     sys.path.insert(0, str(ROOT))
-    from merges import running
-    from merges.recipe import Part, Recipe
+    from merges import api
+    from merges.recipes.recipe import Part, Recipe
 
     print(f"{machine()}; {torch.cuda.get_device_name()}, torch {torch.__version__}")
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="bench-gpu-") as name:
@@ -50,7 +50,7 @@ def main() -> None:
                         shutil.rmtree(folder / "out", ignore_errors=True)
                         warm(folder)
                         started = time.perf_counter()
-                        record = running.merge(recipe, folder / "out", device=device)
+                        record = api.merge(recipe, folder / "out", device=device)
                         own.append(time.perf_counter() - started)
                         digests.add(record["outputs"]["model.safetensors"])
                 ratios = [a / b for a, b in zip(seconds["cpu"][1:], seconds["cuda"][1:], strict=True)]

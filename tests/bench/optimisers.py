@@ -18,7 +18,7 @@ import torch
 from figures import machine, spread
 from torch import nn
 
-from steer.baking import optimisers
+from steer.training import optimisers
 from vectors import references
 
 REFERENCE = "torch AdamW, fused"

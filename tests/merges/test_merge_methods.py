@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merges import methods
-from merges import tensor as tensor_
-from merges.engine import run
-from merges.pool import Pool
-from merges.readers import Array
-from merges.tensor import Input, Tensor
+from merges.engine import tensor_task as tensor_
+from merges.engine.jobs import run
+from merges.engine.pool import Pool
+from merges.engine.readers import Array
+from merges.engine.tensor_task import Input, Tensor
 from vectors.errors import ArtifactError
 
 NOT_HERE = {"passthrough"}  # tested by its identity below

@@ -12,9 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from merges import lora, lora_out, running, steering
+from merges import api, steering
 from merges.diff import diff
-from merges.recipe import Part, Recipe, parse
+from merges.inputs import adapters
+from merges.outputs import adapter as lora_out
+from merges.recipes.recipe import Part, Recipe, parse
 from vectors.errors import ArtifactError, ModelError
 from vectors.steering import SteeringVector
 
@@ -53,8 +55,8 @@ def part(name: str, **options: Any) -> Part:
 def test_an_adapter_is_a_delta(here: Path, config: dict[str, Any], scale: float) -> None:
     head = torch.randn(20, 8)
     tensors = adapter(here / "lora", config=config, extra={"base_model.model.lm_head.modules_to_save.weight": head})
-    running.merge(Recipe("task_arithmetic", (part("lora", weight=0.5),), "base", dtype="float32"), "out")
-    running.merge(Recipe("linear", (part("base+lora"),), dtype="float32"), "on")
+    api.merge(Recipe("task_arithmetic", (part("lora", weight=0.5),), "base", dtype="float32"), "out")
+    api.merge(Recipe("linear", (part("base+lora"),), dtype="float32"), "on")
     base, out, on = (folders.read(here / name) for name in ("base", "out", "on"))
     delta = scale * (
         tensors[f"base_model.model.{NAME}.lora_B.weight"].double()
@@ -79,7 +81,7 @@ def test_bad_adapters_are_refused_with_every_problem(here: Path) -> None:
         },
     )
     with pytest.raises(ModelError) as caught:
-        running.merge(Recipe("task_arithmetic", (part("bad"),), "base"), "out")
+        api.merge(Recipe("task_arithmetic", (part("bad"),), "base"), "out")
     found = "\n".join(caught.value.problems)
     for sentence in (
         "uses DoRA",
@@ -106,7 +108,7 @@ def test_to_lora_and_back_loses_the_tail_of_the_singular_values(here: Path) -> N
     report = lora_out.from_models("fbase", "low", here / "lora", 2)
     assert report["left_out"] == []
     assert report["relative_error"] < 1e-6
-    running.merge(Recipe("task_arithmetic", (part("lora"),), "fbase"), "again")
+    api.merge(Recipe("task_arithmetic", (part("lora"),), "fbase"), "again")
     for name, tensor in folders.read(here / "again").items():
         np.testing.assert_allclose(tensor, low[name], rtol=1e-5, atol=1e-5)
     report = lora_out.from_models("fbase", "low", here / "lora1", 1)
@@ -119,11 +121,11 @@ def test_to_lora_and_back_loses_the_tail_of_the_singular_values(here: Path) -> N
 
 
 def test_factors_of_a_large_matrix_are_near_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lora, "SMALL", 100)
+    monkeypatch.setattr(adapters, "SMALL", 100)
     draw = np.random.default_rng(0)
     matrix = (draw.standard_normal((260, 40)) * 0.9 ** np.arange(40)) @ draw.standard_normal((40, 220))
     matrix += 0.01 * draw.standard_normal(matrix.shape)
-    _, _, error = lora.factors(matrix, 8)
+    _, _, error = adapters.factors(matrix, 8)
     values = np.linalg.svd(matrix, compute_uv=False)
     assert error <= 1.01 * np.sqrt((values[8:] ** 2).sum() / (values**2).sum())
 
@@ -149,7 +151,7 @@ def test_slices_stack_layers_in_their_order(here: Path) -> None:
             ],
         }
     )
-    running.merge(stacked, "out")
+    api.merge(stacked, "out")
     a, b, out = (folders.read(here / name) for name in ("a", "b", "out"))
     assert json.loads((here / "out" / "config.json").read_text())["num_hidden_layers"] == 5
     up = "model.layers.{}.mlp.up_proj.weight"
@@ -177,7 +179,7 @@ def test_the_last_slice_merges_head_and_norm_from_all_its_sources(here: Path) ->
             ],
         }
     )
-    running.merge(made, "out")
+    api.merge(made, "out")
     a, b, out = (folders.read(here / name) for name in ("a", "b", "out"))
     for name in ("model.norm.weight", "lm_head.weight", "model.layers.2.mlp.up_proj.weight"):
         np.testing.assert_allclose(out[name], 0.25 * a[name].double() + 0.75 * b[name].double(), rtol=1e-6)
@@ -190,7 +192,7 @@ def test_slices_that_do_not_exist_are_refused(here: Path) -> None:
         {"sources": [{"model": "a", "layers": [0, 1]}, {"model": "b", "layers": [0, 2]}]},
     ]
     with pytest.raises(ModelError) as caught:
-        running.merge(parse({"method": "linear", "models": [{"model": "a"}, {"model": "b"}], "slices": slices}), "out")
+        api.merge(parse({"method": "linear", "models": [{"model": "a"}, {"model": "b"}], "slices": slices}), "out")
     assert "layers up to 8 of a, which has 3" in caught.value.problems[1] + caught.value.problems[0]
     assert "different numbers of layers" in "".join(caught.value.problems)
 
@@ -216,14 +218,14 @@ def test_a_union_of_vocabularies_takes_each_row_from_who_has_it(here: Path) -> N
     one = vocabulary(here / "v1", ["y", "x", "new", "both"], 2)
     two = vocabulary(here / "v2", ["x", "z", "both"], 3)
     with pytest.raises(ModelError, match="vocabularies differ"):
-        running.merge(Recipe("linear", (part("v1"), part("v2")), "vb"), "no")
+        api.merge(Recipe("linear", (part("v1"), part("v2")), "vb"), "no")
     made = Recipe(
         "linear",
         (part("vb"), part("v1"), part("v2")),
         "vb",
         tokenizer={"source": "union", "tokens": {"z": {"source": "v2"}}},
     )
-    running.merge(made, "out")
+    api.merge(made, "out")
     found = folders.read(here / "out")["model.embed_tokens.weight"]
     rows = [m["model.embed_tokens.weight"].double() for m in (base, one, two)]
     assert found.shape[0] == 5
@@ -252,7 +254,7 @@ def test_tokens_are_forced_filled_in_and_padded(here: Path) -> None:
     }
     request = {"source": "union", "tokens": tokens, "pad_to_multiple_of": 8}
     parts = (part("v1", weight=0.25), part("v2", weight=0.75))
-    running.merge(Recipe("linear", parts, tokenizer=request), "out")
+    api.merge(Recipe("linear", parts, tokenizer=request), "out")
     found = folders.read(here / "out")["model.embed_tokens.weight"].double()
     a, b = (m["model.embed_tokens.weight"].double() for m in (one, two))
     rows = [b[2], 0.25 * a[1], a[1], b[2]]
@@ -263,7 +265,7 @@ def test_tokens_are_forced_filled_in_and_padded(here: Path) -> None:
         np.testing.assert_allclose(row, torch.stack(rows).mean(0), rtol=1e-5, atol=1e-6)
     assert json.loads((here / "out" / "config.json").read_text())["vocab_size"] == 8
     with pytest.raises(ModelError, match="'z' is to come from 'q' of v1, which has no such token"):
-        running.merge(Recipe("linear", parts, tokenizer={"tokens": {"z": {"source": "v1", "token": "q"}}}), "no")
+        api.merge(Recipe("linear", parts, tokenizer={"tokens": {"z": {"source": "v1", "token": "q"}}}), "no")
 
 
 def test_slices_share_one_vocabulary_too(here: Path) -> None:
@@ -272,8 +274,8 @@ def test_slices_share_one_vocabulary_too(here: Path) -> None:
     models = [{"model": "v1"}, {"model": "v2"}]
     whole = {"method": "linear", "models": models, "tokenizer": {"source": "union"}}
     sources = [{"model": name, "layers": [0, 3]} for name in ("v1", "v2")]
-    running.merge(parse(whole), "plain")
-    running.merge(parse(whole | {"slices": [{"sources": sources}]}), "sliced")
+    api.merge(parse(whole), "plain")
+    api.merge(parse(whole | {"slices": [{"sources": sources}]}), "sliced")
     assert folders.same(here / "plain", here / "sliced")
     assert (here / "plain" / "tokenizer.json").read_bytes() == (here / "sliced" / "tokenizer.json").read_bytes()
 
@@ -324,7 +326,7 @@ def test_a_method_from_a_file_of_its_own_needs_only_numpy(here: Path, monkeypatc
     greatest.combine = combine  # type: ignore[attr-defined]
     known = dict(methods.available())
     monkeypatch.setattr(methods, "available", lambda: known | {"greatest": greatest})
-    running.merge(Recipe("greatest", (part("a"), part("b")), "base", dtype="float32"), "out")
+    api.merge(Recipe("greatest", (part("a"), part("b")), "base", dtype="float32"), "out")
     base, a, b, out = (folders.read(here / name) for name in ("base", "a", "b", "out"))
     name = "lm_head.weight"
     d = torch.stack([a[name].float() - base[name].float(), b[name].float() - base[name].float()])
@@ -332,7 +334,7 @@ def test_a_method_from_a_file_of_its_own_needs_only_numpy(here: Path, monkeypatc
 
 
 def test_an_adapter_that_was_trained_on_another_model_is_spoken_of(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from merges.planning import plan
+    from merges.recipes.plan import plan
     from vectors import references
 
     monkeypatch.setattr(references, "resolve", lambda name: references.ModelSource(Path(name), f"org/{name}", "r"))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from probes import residual
+from probes.models import residual
 from probes.steered import steered
 from vectors.errors import ArtifactError, ExpressionError, UsageError
 from vectors.expression import parse
@@ -503,7 +503,7 @@ def belonging(digest: str) -> dict[str, SteeringVector]:
 
 @pytest.fixture
 def from_folder(model_folder: Path) -> Any:
-    """A model as anyone would load it, without `probes.model`."""
+    """A model as anyone would load it, without `probes.models.loading`."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(model_folder, local_files_only=True).eval()

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import steer
-from probes import activations
-from probes.examples import Example, Message
-from probes.judge import auroc
-from probes.tokens import Tokens, tokenise
+from probes.capture import activations
+from probes.data.examples import Example, Message
+from probes.directions.validation import auroc
+from probes.models.tokens import Tokens, tokenise
 from steer.cli import run
 
 pytestmark = pytest.mark.slow

@@ -40,13 +40,13 @@ def command(
     """
     from dataclasses import replace
 
-    from merges import running
-    from steer.merging import expression, print_merge, say_notes
+    from merges import api
+    from steer.cli.merging import expression, print_merge, say_notes
 
     output.say_preparing(base)
     recipe = replace(expression(what, vectors, base), dtype=dtype)
     with output.progress("merging") as progress:
-        record = running.merge(
+        record = api.merge(
             recipe, out, memory=memory, threads=threads, device=device, progress=progress, planned=say_notes
         )
     print_merge(out, record, as_json)

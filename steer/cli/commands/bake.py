@@ -90,7 +90,7 @@ def command(composition: str | None, model: str, out: Path, mode: str, as_json: 
     transformers and in vLLM; or it is distilled, the steered model being the teacher. --mode train learns from --data
     or --pairs. A killed run goes on when the same command is typed again.
     """
-    from steer.baking import choice, fold
+    from steer.folding import choice, fold
 
     if mode == "auto":
         mode = "train" if given["data"] or given["pairs"] else "distil" if composition is None else ""
@@ -107,7 +107,7 @@ def command(composition: str | None, model: str, out: Path, mode: str, as_json: 
         assert composition is not None
         if given["as_"] != "model":
             raise UsageError(f"a fold adds tensors that no {given['as_']} holds", "--as model, or --mode distil")
-        from steer.baking.data import prompts_of
+        from steer.training.data.files import prompts_of
 
         with output.progress("writing") as progress:
             report = fold.fold(
@@ -116,7 +116,7 @@ def command(composition: str | None, model: str, out: Path, mode: str, as_json: 
                 vllm=False if given["skip_vllm"] else None, threads=given["threads"], progress=progress, waiting=_stage,
             )  # fmt: skip
     else:
-        from steer.baking import command as trained
+        from steer.training import command as trained
 
         with contextlib.redirect_stdout(sys.stderr):  # trackers print, and stdout is the report's
             report = trained.run(composition, model, out, mode, given, tell=_tell)
@@ -188,7 +188,7 @@ def _tell(entry: dict[str, Any]) -> None:
 
 
 def _print_fold(report: dict[str, Any], out: Path) -> None:
-    from steer.baking.report import PROVED, proof_rows, told_by_vllm
+    from steer.reports.bake_report import PROVED, proof_rows, told_by_vllm
 
     proof = report["proof"]
     for part, how in report["via"].items():
@@ -201,7 +201,7 @@ def _print_fold(report: dict[str, Any], out: Path) -> None:
 
 def _print_trained(report: dict[str, Any], out: Path) -> None:
     if "models" in report:
-        from steer.baking.report import rows
+        from steer.reports.bake_report import rows
 
         header, body = rows(report["models"])
         click.echo(output.table(header, body, left=1))

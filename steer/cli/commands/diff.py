@@ -31,12 +31,13 @@ def command(
 
     With --storage exact, base plus vector restores every bit of the fine-tuned weights; that is verified while writing.
     """
-    from merges import diff, lora_out
+    from merges import diff
+    from merges.outputs import adapter
 
     output.say_preparing(base)
     with output.progress("reading") as progress:
         if to_lora is not None:
-            report = lora_out.from_models(base, finetuned, out, to_lora, threads=threads, progress=progress)
+            report = adapter.from_models(base, finetuned, out, to_lora, threads=threads, progress=progress)
             _print_lora(out, report, as_json)
             return
         replaced = output.replacing(out)

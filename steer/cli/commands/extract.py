@@ -10,8 +10,8 @@ import click
 from steer.cli import options, output
 
 if TYPE_CHECKING:
-    from probes.extraction import Extraction
-    from probes.model import LoadedModel
+    from probes.directions.extraction import Extraction
+    from probes.models.loading import LoadedModel
 
 
 @options.command(

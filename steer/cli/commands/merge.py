@@ -11,7 +11,7 @@ from steer.cli import options, output
 from vectors.errors import UsageError
 
 if TYPE_CHECKING:
-    from merges.recipe import Recipe
+    from merges.recipes.recipe import Recipe
 
 
 @options.command(
@@ -78,9 +78,10 @@ def command(
     """
     from dataclasses import replace
 
-    from merges import lora_out, running
-    from merges.planning import check_output, plan
-    from steer.merging import print_merge, print_plan, say_notes
+    from merges import api
+    from merges.outputs import adapter
+    from merges.recipes.plan import check_output, plan
+    from steer.cli.merging import print_merge, print_plan, say_notes
 
     if methods:
         _print_methods(as_json)
@@ -90,9 +91,7 @@ def command(
             raise UsageError("--verify takes nothing but a finished merge", "steer merge --verify OUT")
         with output.progress("verifying") as progress:
             places = vectors | ({"base": given["base"]} if given["base"] else {})
-            record = running.verify(
-                verify, places=places, memory=memory, threads=threads, device=device, progress=progress
-            )
+            record = api.verify(verify, places=places, memory=memory, threads=threads, device=device, progress=progress)
         if as_json:
             output.print_json({"verified": True, "output": str(verify), **record})
         else:
@@ -103,7 +102,7 @@ def command(
     if out is None and not dry_run:
         raise UsageError("there is no output", "name it: -o OUT")
     made = _recipe(inputs, expr, recipe, vectors, given)
-    made = running.without(made, without)
+    made = api.without(made, without)
     if out is not None and out.suffix == ".safetensors" and given["as_"] is None:
         made = replace(made, as_="vector")
     if _are_steering(made):
@@ -120,12 +119,12 @@ def command(
     assert out is not None
     with output.progress("merging") as progress:
         if to_lora is not None:
-            report = lora_out.from_recipe(
+            report = adapter.from_recipe(
                 made, out, to_lora, memory=memory, threads=threads, device=device, progress=progress
             )
             lora_out_print(out, report, as_json)
             return
-        record = running.merge(
+        record = api.merge(
             made, out, memory=memory, threads=threads, device=device, progress=progress, planned=say_notes
         )
     print_merge(out, record, as_json)
@@ -147,8 +146,8 @@ def _recipe(
     """The recipe that the arguments describe. Raises UsageError."""
     from dataclasses import replace
 
-    from merges.recipe import Part, Recipe, names_for, read
-    from steer.merging import expression, numbers, settings
+    from merges.recipes.recipe import Part, Recipe, names_for, read
+    from steer.cli.merging import expression, numbers, settings
 
     method = "ties" if given["ties"] else given["method"]
     if given["ties"] and given["method"] not in (None, "ties"):

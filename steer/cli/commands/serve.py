@@ -70,8 +70,9 @@ def command(
         "folders": [str(folder.expanduser().absolute()) for folder in folders],
         "any_base": any_base,
     }
-    from steer.serving import admission, launch
+    from steer.serving import launch
     from steer.serving import settings as checked
+    from steer.serving.engine import admission
     from vectors import references
 
     output.say_preparing(model)

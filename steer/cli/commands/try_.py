@@ -68,8 +68,8 @@ def command(
         composition.scaled(value)  # refuses what can't be scaled, before a model is loaded
     reference = model or base_reference(found)
 
-    from probes.generate import check, try_strengths
-    from probes.model import find, load
+    from probes.generation import check, try_strengths
+    from probes.models.loading import find, load
 
     output.say_preparing(reference)
     ready = find(reference)

@@ -155,7 +155,7 @@ def compare(a: Path, b: Path, as_json: bool) -> None:
 @click.option("-o", "--out", type=options.File, help="The picture, .png or .svg.  [default: FILE with .png]")
 def plot(file: Path, out: Path | None) -> None:
     """Draw how well each layer separates the classes, on held-out examples and against shuffled labels."""
-    from steer.plots import layer_separation
+    from steer.reports.plots import layer_separation
     from vectors.files import check_writable
     from vectors.steering import SteeringVector
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from steer.serving.pinned import PINNED, Pinned
+from steer.serving.engine.resolved import PINNED, Pinned
 from vectors.expression import parse
 from vectors.steering import SteeringVector
 

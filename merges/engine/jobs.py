@@ -1,0 +1,133 @@
+"""The fused pass: read, decode, delta, combine, round and hand over, piece by piece, in order, on all cores.
+
+What is in memory at any moment is a piece of each input for each thread and a few finished pieces; it does not grow
+with the model.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from merges.engine import fused, kernels
+from merges.engine.floats import encode, storage
+from merges.engine.pool import Pool
+from merges.engine.tensor_task import Tensor
+from vectors.errors import ArtifactError, ModelError
+from vectors.weights import FLOATS, NAMES, Entry, mapped
+
+
+class Copy(NamedTuple):
+    """A tensor that is no floating-point number, or that nothing changes: copied, and the same in every input."""
+
+    name: str
+    entry: Entry
+    others: tuple[Entry, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.entry.shape
+
+    @property
+    def dtype(self) -> str:
+        return self.entry.dtype
+
+
+Job = Tensor | Copy
+AHEAD = 3  # tensors whose statistics are gathered at once
+Piece = tuple[Job, np.ndarray]
+NOTHING = np.empty(0, np.float32)
+
+
+def run(jobs: Iterable[Job], pool: Pool) -> Iterator[Piece]:
+    """The bits of every tensor, in order, in pieces. Raises ArtifactError and ModelError for values that can't be."""
+
+    def tasks() -> Iterator[Callable[[], Piece]]:
+        # Statistics of the tensors that come next are gathered meanwhile: one alone would not keep all cores busy.
+        with ThreadPoolExecutor(AHEAD, thread_name_prefix="merge-prepare") as preparing:
+            coming: deque[tuple[Job, Future[Any]]] = deque()
+            rest = iter(jobs)
+            try:
+                while True:
+                    while len(coming) < AHEAD and (job := next(rest, None)) is not None:
+                        coming.append((job, preparing.submit(_prepare, job)))
+                    if not coming:
+                        return
+                    job, prepared = coming.popleft()
+                    found = prepared.result()
+                    if isinstance(job, Copy):
+                        yield from (functools.partial(_copy, job, *piece) for piece in _spans(job))
+                    else:
+                        yield from (functools.partial(_compute, job, *piece, found) for piece in job.groups())
+            finally:
+                preparing.shutdown(wait=True, cancel_futures=True)
+
+    yield from pool.stream(tasks)
+
+
+def _prepare(job: Job) -> Any:
+    prepare = None if isinstance(job, Copy) else getattr(job.method, "prepare", None)
+    return prepare(job) if prepare is not None and not isinstance(job, Copy) and job.count else None
+
+
+def _compute(job: Tensor, start: int, stop: int, prepared: Any) -> Piece:
+    result = np.empty(stop - start, storage(job.dtype))
+    fusion = job.method.fusion(job, prepared) if hasattr(job.method, "fusion") else None
+    based = 0 if job.base is None or job.in_deltas == job.as_delta else 1 if job.in_deltas else -1
+    if fusion is not None and job.direct is not None and job.dtype != "F16":
+        if job.pool.device is not None:
+            from merges.engine import gpu
+
+            there = gpu.merge(job, fusion, based, start, stop, job.pool.device)
+            if there is not None:
+                return job, _patched(job, start, there)
+        half, wide = (result, NOTHING) if job.dtype == "BF16" else (NOTHING.view(np.uint16), result)
+        # Where a number is not finite it is looked for once more below, and named.
+        if fused.merge(*job.direct, *fusion.arrays(), fusion.few(), based, start, half, wide):
+            return job, _patched(job, start, result)
+    finite = True
+    for begin, end in job.chunks(start, stop):
+        block = job.block(begin, end)
+        found = fused.apply(fusion, block) if fusion is not None else job.method.combine(job, block, prepared)
+        out = np.ascontiguousarray(found, np.float64).reshape(-1)
+        if based > 0:
+            kernels.add(out, block.base)
+        elif block.base is not None and based < 0:
+            out = out - block.base
+        finite &= encode(out, job.dtype, result[begin - start : end - start])
+    if not finite:
+        raise ArtifactError(
+            f"the merge of {job.name} leaves the range of {NAMES[job.dtype]}",
+            "use smaller weights or a smaller lambda, or --dtype float32",
+        )
+    return job, _patched(job, start, result)
+
+
+def _patched(job: Tensor, start: int, result: np.ndarray) -> np.ndarray:
+    """A piece with the bits in it that base plus delta would have rounded wrongly."""
+    if job.patch is not None:
+        positions, bits = job.patch
+        low, high = np.searchsorted(positions, (start, start + result.size))
+        result[positions[low:high] - start] = bits[low:high]
+    return result
+
+
+def _spans(job: Copy) -> Iterator[tuple[int, int]]:
+    for start in range(0, job.entry.elements, 1 << 20):
+        yield start, min(start + (1 << 20), job.entry.elements)
+
+
+def _copy(job: Copy, start: int, stop: int) -> Piece:
+    piece = mapped(job.entry)[start:stop]
+    for other in job.others:
+        if not np.array_equal(mapped(other)[start:stop], piece):
+            kind = "can't be merged, being no floating-point number," if job.dtype not in FLOATS else "is not merged"
+            raise ModelError(
+                f"{job.name} {kind} and differs between {job.entry.file} and {other.file}", "merge models that share it"
+            )
+    return job, piece

@@ -1,0 +1,319 @@
+"""The inner loops: float32 in, float64 arithmetic, one thread each; the engine runs them side by side on all cores.
+
+`values` is always [inputs, elements] float32, `weights` [inputs] float64, `out` [elements] float64. Nothing is
+reassociated (no fastmath), so a result depends on the order of the inputs alone, never on the machine or its threads.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from merges.engine.floats import OPTIONS
+
+MAGNITUDE = np.uint32(0x7FFFFFFF)  # the bits of a float32 but for its sign: ordered as the magnitudes are
+GOLDEN, LOWER, TOP = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xFFFFFFFF), np.uint64(63)
+LANES = 8
+TILE = 512  # elements: what is touched of four inputs, and their sums, stay in the smallest cache
+
+
+@njit(**OPTIONS)
+def subtract(values, base):  # type: ignore[no-untyped-def]
+    """values -= base in every row, in float32: the difference of two float32 numbers, rounded once."""
+    for m in range(values.shape[0]):
+        for i in range(values.shape[1]):
+            values[m, i] -= base[i]
+
+
+@njit(**OPTIONS)
+def add(out, base):  # type: ignore[no-untyped-def]
+    """out += base."""
+    for i in range(out.size):
+        out[i] += base[i]
+
+
+@njit(**OPTIONS)
+def weighted_sum(values, weights, out):  # type: ignore[no-untyped-def]
+    """out = sum over inputs of weight * value."""
+    for low in range(0, out.size, TILE):
+        own = out[low : low + TILE]
+        first, weight = values[0, low : low + TILE], weights[0]
+        for i in range(own.size):
+            own[i] = weight * first[i]
+        for m in range(1, values.shape[0]):
+            row, weight = values[m, low : low + TILE], weights[m]
+            for i in range(own.size):
+                own[i] += weight * row[i]
+
+
+@njit(**OPTIONS)
+def trim(values, low, high):  # type: ignore[no-untyped-def]
+    """Zero, in place, what has a magnitude below `low` or above `high` ([inputs], float32)."""
+    for m in range(values.shape[0]):
+        least, most = low[m], high[m]
+        for i in range(values.shape[1]):
+            # A value is stored either way: so the loop becomes vector instructions.
+            value = values[m, i]
+            values[m, i] = value if abs(value) >= least and abs(value) <= most else np.float32(0)
+
+
+@njit(**OPTIONS)
+def elect(values, factors, votes, weights, mean, positive, out):  # type: ignore[no-untyped-def]
+    """Elect a sign for each element and combine the values, times their input's factor, that agree with it.
+
+    The sign is that of sum(vote * factor * value); where that is zero there is none, or + if `positive`. `mean` divides
+    the weighted sum of those that agree by their total weight.
+    """
+    models, count = values.shape
+    mass, sign = np.empty(TILE, np.float64), np.empty(TILE, np.float64)
+    for low in range(0, count, TILE):
+        # Slices, whose indices are seen to be in range: the loops over them become vector instructions.
+        own = out[low : low + TILE]
+        size = own.size
+        for i in range(size):
+            mass[i] = 0.0
+            sign[i] = 0.0
+            own[i] = 0.0
+        for m in range(models):
+            row, vote, factor = values[m, low : low + TILE], votes[m], factors[m]
+            for i in range(size):
+                sign[i] += vote * (factor * row[i])
+        if positive:
+            for i in range(size):
+                sign[i] = -1.0 if sign[i] < 0 else 1.0
+        for m in range(models):
+            row, weight = values[m, low : low + TILE], weights[m]
+            # A negative weight adds the negated vector, so it is the negated value that agrees or not.
+            heavy, turned = abs(weight), factors[m] * (np.float64(weight > 0) - np.float64(weight < 0))
+            for i in range(size):
+                value = turned * row[i]
+                share = heavy if value * sign[i] > 0 else 0.0
+                own[i] += share * value
+                mass[i] += share
+        if mean:
+            for i in range(size):
+                # Where nothing agrees the sum is zero too.
+                own[i] = own[i] / (mass[i] if mass[i] > 0 else 1.0)
+
+
+@njit(**OPTIONS)
+def elect_few(rows, voting, turned, heavy, mean, positive, out):  # type: ignore[no-untyped-def]
+    """The same as `elect` for one whole tile of a few inputs: nothing on the way leaves the registers.
+
+    `rows` is [inputs * TILE] float32, `out` [TILE]; what inputs have is a tuple, whose length is known when this is
+    compiled, so the loops over inputs are unrolled: `voting` is vote * factor, `turned` the factor with the weight's
+    sign, or None where that is the same, `heavy` the weight without its sign, or None where each is one.
+    """
+    for i in range(TILE):
+        sign = 0.0
+        for m in range(len(voting)):
+            sign += voting[m] * rows[np.uint64(m * TILE + i)]
+        if positive:
+            sign = -1.0 if sign < 0 else 1.0
+        total, mass = 0.0, 0.0
+        for m in range(len(voting)):
+            value = (voting[m] if turned is None else turned[m]) * rows[np.uint64(m * TILE + i)]
+            share = (1.0 if heavy is None else heavy[m]) if value * sign > 0 else 0.0
+            total += share * value
+            mass += share
+        if mean:
+            total = total / (mass if mass > 0 else 1.0)
+        out[i] = total
+
+
+@njit(**OPTIONS)
+def weighted_sum_few(rows, weights, out):  # type: ignore[no-untyped-def]
+    """The same as `weighted_sum`, likewise."""
+    for i in range(TILE):
+        total = weights[0] * rows[i]
+        for m in range(1, len(weights)):
+            total += weights[m] * rows[np.uint64(m * TILE + i)]
+        out[i] = total
+
+
+@njit(**OPTIONS)
+def gram(values, out):  # type: ignore[no-untyped-def]
+    """out[a, b] = sum of values[a] * values[b]; eight running sums each, in a fixed order."""
+    models, count = values.shape
+    sums = np.empty(LANES, np.float64)
+    whole = count - count % LANES
+    for a in range(models):
+        for b in range(a + 1):
+            for lane in range(LANES):
+                sums[lane] = 0.0
+            for i in range(0, whole, LANES):
+                for lane in range(LANES):
+                    sums[lane] += np.float64(values[a, i + lane]) * np.float64(values[b, i + lane])
+            total = 0.0
+            for lane in range(LANES):
+                total += sums[lane]
+            for i in range(whole, count):
+                total += np.float64(values[a, i]) * np.float64(values[b, i])
+            out[a, b] = out[b, a] = total
+
+
+@njit(**OPTIONS)
+def coarse(bits, tables):  # type: ignore[no-untyped-def]
+    """Count the magnitudes of each row by the upper 15 bits of their 31: tables is [rows, 4, 32768].
+
+    Neighbours often fall into one bin; four tables keep an increment from waiting for the one before.
+    """
+    for m in range(bits.shape[0]):
+        row, counts = bits[m], tables[m]
+        whole = row.size - row.size % 4
+        for i in range(0, whole, 4):
+            counts[0, (row[i] & MAGNITUDE) >> np.uint32(16)] += 1
+            counts[1, (row[i + 1] & MAGNITUDE) >> np.uint32(16)] += 1
+            counts[2, (row[i + 2] & MAGNITUDE) >> np.uint32(16)] += 1
+            counts[3, (row[i + 3] & MAGNITUDE) >> np.uint32(16)] += 1
+        for i in range(whole, row.size):
+            counts[0, (row[i] & MAGNITUDE) >> np.uint32(16)] += 1
+
+
+@njit(**OPTIONS)
+def _fine(row, bucket, counts):  # type: ignore[no-untyped-def]
+    for i in range(row.size):
+        magnitude = row[i] & MAGNITUDE
+        if magnitude >> np.uint32(16) == bucket:
+            counts[magnitude & np.uint32(0xFFFF)] += 1
+
+
+@njit(**OPTIONS)
+def fine(bits, buckets, used, tables):  # type: ignore[no-untyped-def]
+    """Count the magnitudes of each row whose upper bits are one of its buckets, by their lower 16 bits.
+
+    `buckets` is [rows, most] uint32, of which the first `used[row]` count; tables is [rows, most, 65536]. Few elements
+    lie in a bucket, so stretches without any are found first, by vector instructions.
+    """
+    for m in range(bits.shape[0]):
+        for place in range(used[m]):
+            bucket, counts = buckets[m, place], tables[m, place]
+            for low in range(0, bits.shape[1], 64):
+                part = bits[m, low : low + 64]
+                hits = 0
+                for i in range(part.size):
+                    hits += 1 if (part[i] & MAGNITUDE) >> np.uint32(16) == bucket else 0
+                if hits:
+                    _fine(part, bucket, counts)
+
+
+@njit(**OPTIONS)
+def split(values, lows, highs, flags, marked, counts, found):  # type: ignore[no-untyped-def]
+    """Count the magnitudes of each row from the ends of a bracket on, and keep those that lie strictly within.
+
+    `lows` and `highs` are [rows, brackets] float32, `found` [rows, brackets, room] float32; `counts`, [rows, brackets,
+    4] int64, has how many are above `high`, at least `high`, at least `low`, and how many were kept. Few are, so
+    stretches without any are passed over, eight at a time. False once there is no room for more. `flags` [elements, to
+    the next multiple of 8] uint8, zeros, and `marked` [an eighth of that, and 1] int64 are room to work in.
+    """
+    size, words = values.shape[1], flags.view(np.uint64)
+    for m in range(values.shape[0]):
+        row = values[m]
+        for place in range(lows.shape[1]):
+            low, high, count, kept = lows[m, place], highs[m, place], counts[m, place], found[m, place]
+            filled = count[3]
+            if filled + flags.size > kept.size:
+                return False
+            above, from_high, from_low = np.int32(0), np.int32(0), np.int32(0)
+            for i in range(size):
+                magnitude = abs(row[i])
+                above = np.int32(above + np.int32(magnitude > high))
+                from_high = np.int32(from_high + np.int32(magnitude >= high))
+                from_low = np.int32(from_low + np.int32(magnitude >= low))
+                flags[i] = np.uint8(magnitude > low) & np.uint8(magnitude < high)
+            count[0] += above
+            count[1] += from_high
+            count[2] += from_low
+            # What is not wanted is overwritten by what comes next: a branch that nobody can foretell would cost more.
+            some = 0
+            for word in range(words.size):
+                marked[some] = word
+                some += 1 if words[word] != 0 else 0
+            for number in range(some):
+                first = 8 * marked[number]
+                for i in range(first, min(first + 8, size)):
+                    kept[filled] = abs(row[i])
+                    filled += np.int64(flags[i])
+            count[3] = filled
+    return True
+
+
+@njit(**OPTIONS)
+def bins(bits, least, shift, counts):  # type: ignore[no-untyped-def]
+    """counts[(bits - least) >> shift] += 1 for each."""
+    for i in range(bits.size):
+        counts[np.uint32(bits[i] - least) >> shift] += 1
+
+
+@njit(**OPTIONS)
+def gather(bits, least, shift, place, out):  # type: ignore[no-untyped-def]
+    """Fill `out`, with room for one more than there are, with those of which `bins` counts in this place."""
+    filled = 0
+    for i in range(bits.size):
+        # What does not belong is overwritten by what comes next.
+        out[filled] = bits[i]
+        filled += 1 if np.uint32(bits[i] - least) >> shift == place else 0
+
+
+@njit(**OPTIONS)
+def fold(tables, total):  # type: ignore[no-untyped-def]
+    """total[row] += the sum of tables[row] over its lanes; the tables are zero afterwards, ready for the next count."""
+    for row in range(tables.shape[0]):
+        for lane in range(tables.shape[1]):
+            for i in range(tables.shape[2]):
+                total[row, i] += tables[row, lane, i]
+                tables[row, lane, i] = 0
+
+
+@njit(**OPTIONS)
+def locate(counts, rank):  # type: ignore[no-untyped-def]
+    """The bin in which the element of that rank lies, counted from the last bin on, and its rank within the bin."""
+    above = 0
+    for place in range(counts.size - 1, -1, -1):
+        if above + counts[place] >= rank:
+            return place, rank - above
+        above += counts[place]
+    return 0, rank - above
+
+
+@njit(**OPTIONS)
+def mix(x):  # type: ignore[no-untyped-def]
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): 64 bits that look random, from 64."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@njit(**OPTIONS)
+def drop(values, keys, keep, start):  # type: ignore[no-untyped-def]
+    """Zero each value, in place, unless its own random number is below `keep[m]`: a Bernoulli mask.
+
+    The number depends on the key and the index `start + i` alone: 32 bits, of which each mixing gives those of two
+    neighbours, the lower half to the even one.
+    """
+    count = values.shape[1]
+    lead = min(start & 1, count)
+    pairs = (count - lead) // 2
+    for m in range(values.shape[0]):
+        # Times one or zero, the sign of a difference: a branch that nobody can foretell would cost more than the rest.
+        row, key = values[m].view(np.uint32), keys[m]
+        below = np.uint64(np.ceil(keep[m] * 4294967296.0))
+        if lead:
+            row[0] *= np.uint32(((mix(key + np.uint64(start // 2 + 1) * GOLDEN) >> np.uint64(32)) - below) >> TOP)
+        word = np.uint64((start + lead) // 2 + 1)
+        for i in range(pairs):
+            bits = mix(key + (word + np.uint64(i)) * GOLDEN)
+            row[lead + 2 * i] *= np.uint32(((bits & LOWER) - below) >> TOP)
+            row[lead + 2 * i + 1] *= np.uint32(((bits >> np.uint64(32)) - below) >> TOP)
+        if lead + 2 * pairs < count:
+            row[count - 1] *= np.uint32(((mix(key + (word + np.uint64(pairs)) * GOLDEN) & LOWER) - below) >> TOP)
+
+
+@njit(**OPTIONS)
+def length(values, out):  # type: ignore[no-untyped-def]
+    """out[m] = sum of the magnitudes of values[m]."""
+    for m in range(values.shape[0]):
+        total = 0.0
+        for i in range(values.shape[1]):
+            total += abs(np.float64(values[m, i]))
+        out[m] = total

@@ -1,0 +1,203 @@
+"""Where the numbers of one tensor come from: a mapped file, low-rank factors, a sparse list, an array, chosen rows.
+
+A reader has `shape`, and `read(start, stop, out)`, which fills `out` (float32) with the elements [start, stop) of the
+flattened tensor and answers whether all of them are finite.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from numba import njit
+
+from merges.engine.floats import OPTIONS, decode
+from vectors.weights import Entry, mapped
+
+
+class Reader(Protocol):
+    """What gives the elements of a tensor, piece by piece."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def read(self, start: int, stop: int, out: np.ndarray) -> bool: ...
+
+
+class Dense:
+    """A tensor of a safetensors file, mapped on first use."""
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        self.shape = entry.shape
+
+    @cached_property
+    def raw(self) -> np.ndarray:
+        return mapped(self.entry)
+
+    @property
+    def address(self) -> int:
+        """Where the mapped bytes begin."""
+        return int(self.raw.ctypes.data)
+
+    @property
+    def aligned(self) -> bool:
+        """Whether compiled loops may read there: the numbers of odd files may begin anywhere."""
+        return self.address % self.raw.itemsize == 0
+
+    def read(self, start: int, stop: int, out: np.ndarray) -> bool:
+        return decode(self.raw[start:stop], self.entry.dtype, out)
+
+
+class Array:
+    """A float32 array that is in memory already."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.shape = values.shape
+        self.flat = np.ascontiguousarray(values, np.float32).reshape(-1)
+
+    def read(self, start: int, stop: int, out: np.ndarray) -> bool:
+        return decode(self.flat[start:stop], "F32", out)
+
+
+class Zero:
+    """A tensor of zeros: what a vector says of a tensor that it does not change."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+    def read(self, start: int, stop: int, out: np.ndarray) -> bool:
+        out[:] = 0
+        return True
+
+
+@njit(**OPTIONS)
+def _product(up, down, scale, first, skip, out):  # type: ignore[no-untyped-def]
+    """out = scale * (up @ down), from element `skip` of row `first` on; sums over the rank in its order."""
+    columns = down.shape[1]
+    row, column = first, skip
+    done = 0
+    while done < out.size:
+        width = min(columns - column, out.size - done)
+        for i in range(width):
+            out[done + i] = np.float32(0)
+        for k in range(up.shape[1]):
+            factor = up[row, k] * scale
+            for i in range(width):
+                out[done + i] += factor * down[k, column + i]
+        done += width
+        row, column = row + 1, 0
+
+
+class LowRank:
+    """scale * up @ down, with `up` [rows, rank] and `down` [rank, columns]: a LoRA adapter, never multiplied out."""
+
+    def __init__(self, up: np.ndarray, down: np.ndarray, scale: float = 1.0, transpose: bool = False) -> None:
+        if transpose:
+            up, down = down.T, up.T
+        self.up, self.down = np.ascontiguousarray(up, np.float32), np.ascontiguousarray(down, np.float32)
+        self.scale = np.float32(scale)
+        self.shape: tuple[int, ...] = (self.up.shape[0], self.down.shape[1])
+
+    def read(self, start: int, stop: int, out: np.ndarray) -> bool:
+        if stop <= start:
+            return True
+        row, column = divmod(start, self.shape[1])
+        _product(self.up, self.down, self.scale, row, column, out)
+        return bool(np.isfinite(out).all())
+
+
+class Sparse:
+    """Values at ascending positions of the flattened tensor, zero elsewhere."""
+
+    def __init__(self, shape: tuple[int, ...], positions: np.ndarray, values: np.ndarray) -> None:
+        self.shape, self.positions, self.values = shape, positions, values
+
+    def read(self, start: int, stop: int, out: np.ndarray) -> bool:
+        low, high = np.searchsorted(self.positions, (start, stop))
+        out[:] = 0
+        out[self.positions[low:high] - start] = self.values[low:high]
+        return bool(np.isfinite(self.values[low:high]).all())
+
+
+class Rows:
+    """Rows gathered from others, for vocabularies: row i is row `source[i]` of `readers[which[i]]`, or zero if -1."""
+
+    def __init__(self, readers: Sequence[Reader], which: np.ndarray, source: np.ndarray) -> None:
+        self.readers, self.which, self.source = readers, which, source
+        self.shape: tuple[int, ...] = (len(source), *readers[0].shape[1:])
+
+    def read(self, start: int, stop: int, out: np.ndarray) -> bool:
+        width = math.prod(self.shape[1:])
+        finite, at = True, start
+        while at < stop:
+            row, column = divmod(at, width)
+            # As many rows as follow each other in the source too, in one reading.
+            last = row
+            while (last + 1) * width < stop and self._follows(last):
+                last += 1
+            end = min((last + 1) * width, stop)
+            part = out[at - start : end - start]
+            if self.which[row] < 0:
+                part[:] = 0
+            else:
+                begin = int(self.source[row]) * width + column
+                finite &= self.readers[self.which[row]].read(begin, begin + end - at, part)
+            at = end
+        return finite
+
+    def _follows(self, row: int) -> bool:
+        return (
+            self.which[row] >= 0
+            and self.which[row + 1] == self.which[row]
+            and self.source[row + 1] == self.source[row] + 1
+        )
+
+
+class Mean:
+    """The mean of another's rows, as one row; computed when it is first read."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self.shape: tuple[int, ...] = (1, *reader.shape[1:])
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        rows, width = self.reader.shape[0], math.prod(self.shape)
+        step = max((1 << 16) // width, 1)
+        total = np.zeros(width)
+        for first in range(0, rows, step):
+            part = np.empty(min(step, rows - first) * width, np.float32)
+            self.reader.read(first * width, first * width + part.size, part)
+            total += part.reshape(-1, width).sum(0, dtype=np.float64)
+        return (total / rows).astype(np.float32)
+
+    def read(self, start: int, stop: int, out: np.ndarray) -> bool:
+        out[:] = self.values[start:stop]
+        return bool(np.isfinite(out).all())
+
+
+class Sum:
+    """One reader plus others: a model with an adapter on it. Summed in float32, in order."""
+
+    def __init__(self, *readers: Reader) -> None:
+        self.readers = readers
+        self.shape = readers[0].shape
+
+    def read(self, start: int, stop: int, out: np.ndarray) -> bool:
+        finite = self.readers[0].read(start, stop, out)
+        part = np.empty_like(out)
+        for reader in self.readers[1:]:
+            finite &= reader.read(start, stop, part)
+            out += part
+        return finite
+
+
+def whole(reader: Reader) -> np.ndarray:
+    """All of a tensor as float32, in its shape."""
+    out = np.empty(math.prod(reader.shape), np.float32)
+    reader.read(0, out.size, out)
+    return out.reshape(reader.shape)

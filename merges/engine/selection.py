@@ -1,0 +1,225 @@
+"""The k-th greatest magnitude, exactly and out of core, for one tensor or for a model.
+
+What lies in mapped files is gone through once (after Floyd and Rivest 1975, SELECT): a sample says between which
+magnitudes the wanted one must be, the pass counts what lies beyond them and keeps the few that lie within, and the
+counts prove that the wanted one is among those. Where they do not, and everywhere else, two passes count bit patterns:
+without its sign a float32 is a number of 31 bits whose order is that of the magnitudes. The first counts the upper 15
+bits, which tells in which of 32,768 buckets the wanted element lies; the second counts the lower 16 bits within that
+bucket, which tells its value. They need half a megabyte of counters, whatever the values.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from merges.engine import fused, kernels
+
+if TYPE_CHECKING:
+    from merges.engine.fused import Direct
+    from merges.engine.tensor_task import Block, Tensor
+
+LANES = 4  # tables that kernels.coarse counts into
+RUN = 32  # neighbours that are sampled together: a cache line's worth of them costs what one costs
+SHARE, SAMPLED = 256, 1 << 20  # one element of so many is sampled, and so many at most
+MARGIN = 4.0  # standard deviations of a sampled rank: a bracket that misses costs a second pass, no error
+ROOM = 1 << 18  # magnitudes that a task may keep of each row
+KEPT = 1 << 24  # magnitudes that are kept of all: 64 MB
+BITS = 12  # of the bins in which the wanted one of these is looked for
+Make = Callable[["Block"], np.ndarray]
+
+
+def magnitudes(tensors: Sequence[Tensor], ranks: Sequence[Sequence[int]], make: Make | None = None) -> np.ndarray:
+    """The magnitudes at `ranks[row]` (1 is the greatest) of each row, over all tensors together: [rows, ranks] float32.
+
+    A rank beyond the number of elements gives the least magnitude.
+    """
+    total = sum(tensor.count for tensor in tensors)
+    # Ranks that are the same in every row are looked up once.
+    wanted, places = np.unique(np.clip(np.asarray(ranks, np.int64), 1, max(total, 1)), axis=1, return_inverse=True)
+    return np.ascontiguousarray(_magnitudes(tensors, wanted, total, make)[:, places.reshape(-1)])
+
+
+def _magnitudes(tensors: Sequence[Tensor], wanted: np.ndarray, total: int, make: Make | None) -> np.ndarray:
+    rows_of = make or (lambda block: block.values)
+    if len(tensors) == 1 and len(list(tensors[0].chunks())) == 1:
+        return _sorted(rows_of(tensors[0].block(0, tensors[0].count)), wanted)
+    device = tensors[0].pool.device if make is None and all(tensor.direct is not None for tensor in tensors) else None
+    if device is not None:
+        from merges.engine import gpu
+    elif make is None and (found := _bracketed(tensors, wanted, total)) is not None:
+        return found
+    rows = len(wanted)
+
+    def upper(block: Block, table: np.ndarray) -> None:
+        kernels.coarse(rows_of(block).view(np.uint32), table)
+
+    def upper_direct(direct: Direct, start: int, stop: int, table: np.ndarray) -> bool:
+        return bool(fused.coarse(*direct, start, stop, table))
+
+    there = gpu.coarse(tensors, device) if device is not None else None
+    counts = _count(tensors, upper, None if make else upper_direct, (rows, LANES, 1 << 15)) if there is None else there
+    buckets, within = _locate(counts, wanted)
+    distinct = [np.unique(row) for row in buckets]
+    used = np.array([len(row) for row in distinct])
+    most = int(used.max())
+    wide = np.zeros((rows, most), np.uint32)
+    for row, found in enumerate(distinct):
+        wide[row, : len(found)] = found
+
+    def lower(block: Block, table: np.ndarray) -> None:
+        kernels.fine(rows_of(block).view(np.uint32), wide, used, table[:, 0])
+
+    def lower_direct(direct: Direct, start: int, stop: int, table: np.ndarray) -> bool:
+        return bool(fused.fine(*direct, start, stop, wide, used, table[:, 0]))
+
+    there = gpu.fine(tensors, distinct, device) if device is not None else None
+    fine = _count(tensors, lower, None if make else lower_direct, (rows, 1, most, 1 << 16)) if there is None else there
+    bits = np.empty(wanted.shape, np.uint32)
+    for row in range(rows):
+        for column, bucket in enumerate(buckets[row]):
+            table = fine[row, int(np.searchsorted(distinct[row], bucket))]
+            low, _ = _locate(table[None], within[row : row + 1, column : column + 1])
+            bits[row, column] = (int(bucket) << 16) | int(low[0, 0])
+    return bits.view(np.float32)
+
+
+def _bracketed(tensors: Sequence[Tensor], wanted: np.ndarray, total: int) -> np.ndarray | None:
+    """The same in one pass, where all tensors lie in mapped files; None where a sample does not tell enough."""
+    places = [tensor.direct for tensor in tensors if tensor.direct is not None]
+    if len(places) < len(tensors):
+        return None
+    pool = tensors[0].pool
+    lows, highs, share = _brackets(tensors, wanted, total)
+    if share * total > KEPT:
+        return None
+
+    def group(direct: Direct, start: int, stop: int) -> tuple[np.ndarray, list[np.ndarray]] | None:
+        counts = np.zeros((*wanted.shape, 4), np.int64)
+        # Room for all that a short piece holds, and for a tile more: that much must be free before it is gone through.
+        room = pool.buffer("kept", (*wanted.shape, min(ROOM, stop - start) + kernels.TILE), np.float32)
+        if not fused.split(*direct, start, stop, lows, highs, counts, room):
+            return None
+        return counts, [room[place][: counts[place][3]].copy() for place in np.ndindex(*wanted.shape)]
+
+    pieces = ((direct, *piece) for tensor, direct in zip(tensors, places, strict=True) for piece in tensor.groups())
+    parts = pool.map(group, pieces)
+    splits = [part for part in parts if part is not None]
+    if len(splits) < len(parts):
+        return None
+    counts = np.sum([part for part, _ in splits], axis=0)
+    found = np.empty(wanted.shape, np.float32)
+    for number, place in enumerate(np.ndindex(*wanted.shape)):
+        rank, (above, from_high, from_low, inside) = wanted[place], counts[place]
+        if not above < rank <= from_low:
+            return None
+        if rank <= from_high:
+            found[place] = highs[place]
+        elif rank > from_high + inside:
+            found[place] = lows[place]
+        else:
+            found[place] = _ranked(np.concatenate([kept[number] for _, kept in splits]), rank - from_high)
+    return found
+
+
+def _ranked(values: np.ndarray, rank: int) -> np.float32:
+    """The `rank`-th greatest of some magnitudes: those that share its bin of a few thousand are sorted, not all."""
+    bits = values.view(np.uint32)
+    least = bits.min()
+    shift = np.uint32(max(int(bits.max() - least).bit_length() - BITS, 0))
+    counts = np.zeros(1 << BITS, np.int64)
+    kernels.bins(bits, least, shift, counts)
+    place, within = kernels.locate(counts, rank)
+    few = np.empty(counts[place] + 1, np.uint32)
+    kernels.gather(bits, least, shift, place, few)
+    few[:-1].sort()
+    return few[-1 - within : -within].view(np.float32)[0]
+
+
+def _brackets(tensors: Sequence[Tensor], wanted: np.ndarray, total: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Between which magnitudes a sample says that the wanted ones are, and what share of all elements lies there."""
+    draw = np.random.default_rng(0)
+    runs = max(min(total // SHARE, SAMPLED) // RUN, 64)
+    parts = []
+    for tensor in tensors:
+        own = min(round(runs * tensor.count / total), tensor.count // RUN)
+        # One run in each of as many equal stretches, anywhere in it: at even distances all could be of one column.
+        edges = np.linspace(0, tensor.count, own + 1).astype(np.int64)
+        starts = edges[:-1] + (draw.random(own) * (np.diff(edges) - RUN + 1)).astype(np.int64)
+        values = np.empty((len(wanted), own * RUN), np.float32)
+        assert tensor.direct is not None
+        fused.sample(*tensor.direct, starts, RUN, values)
+        parts.append(np.abs(values, out=values))
+    rows = np.concatenate(parts, axis=1)
+    size, share = rows.shape[1], 0.0
+    lows, highs = np.zeros(wanted.shape, np.float32), np.full(wanted.shape, np.inf, np.float32)
+    if not size:  # many small tensors: all that they hold is kept
+        return lows, highs, 1.0
+    for place in np.ndindex(*wanted.shape):
+        middle, row = size * wanted[place] / total, rows[place[0]]
+        # Neighbours are alike, so the deviation is not that of independent draws: it is seen in the runs.
+        center = size - 1 - min(int(middle), size - 1)
+        value = np.partition(row, center)[center]
+        spread = max(float(part.reshape(-1, RUN).sum(axis=1).std()) for part in (row >= value, row > value))
+        margin = MARGIN * spread * (size / RUN) ** 0.5 + RUN
+        upper, lower = int(middle - margin), int(middle + margin) + 1  # counted from the greatest
+        bounds = [size - 1 - rank for rank in (lower, upper) if 0 <= rank < size]
+        ordered = np.partition(row, bounds) if bounds else row
+        if lower < size:
+            lows[place] = ordered[size - 1 - lower]
+        if upper >= 0:
+            highs[place] = ordered[size - 1 - upper]
+        share += min((lower - upper) / size, 1.0)
+    return lows, highs, share
+
+
+def _sorted(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The same for what fits into one piece."""
+    # Sorted, not partitioned: NumPy's partition is slow where values come often, and in deltas of bfloat16 they do.
+    ordered = np.sort(np.abs(values), axis=1)
+    return np.take_along_axis(ordered, values.shape[1] - wanted, axis=1)
+
+
+def _locate(counts: np.ndarray, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the elements of these ranks lie, counted from the greatest: the bins, and the ranks within them."""
+    bins, within = np.empty_like(ranks), np.empty_like(ranks)
+    for row in range(len(ranks)):
+        for column in range(ranks.shape[1]):
+            bins[row, column], within[row, column] = kernels.locate(counts[row], ranks[row, column])
+    return bins, within
+
+
+def _count(
+    tensors: Sequence[Tensor],
+    function: Callable[[Block, np.ndarray], None],
+    direct: Callable[[Direct, int, int, np.ndarray], bool] | None,
+    shape: tuple[int, ...],
+) -> np.ndarray:
+    """Let `function(block, table)` count every piece, each thread in a table of its own; the tables' sum, [rows, ...].
+
+    A table is [rows, lanes, ...], and the lanes are summed too. `direct` counts what lies in mapped files where it is;
+    what it answers False to holds a number that is not finite, and is read once more, which names it.
+    """
+    pool = tensors[0].pool
+    # Half as wide where that suffices: tables that stay in a core's cache are counted into much faster.
+    width = np.int32 if sum(tensor.count for tensor in tensors) < 1 << 31 else np.int64
+    tables: dict[int, np.ndarray] = {}
+
+    def group(tensor: Tensor, start: int, stop: int) -> None:
+        thread = threading.get_ident()
+        if thread not in tables:
+            tables[thread] = pool.zeroed(shape, width)
+        if direct and tensor.direct and direct(tensor.direct, start, stop, tables[thread]):
+            return
+        for chunk in tensor.chunks(start, stop):
+            function(tensor.block(*chunk), tables[thread])
+
+    pool.map(group, ((tensor, *piece) for tensor in tensors for piece in tensor.groups()))
+    total = np.zeros((shape[0], *shape[2:]), np.int64)
+    for table in tables.values():
+        kernels.fold(table.reshape(shape[0], shape[1], -1), total.reshape(shape[0], -1))
+        pool.give_back(table)
+    return total

@@ -1,0 +1,214 @@
+"""What a method sees: one tensor of the result, its inputs in pieces, and statistics over all of it.
+
+A method never holds more than a piece. `prepare(tensor)` may look at the whole tensor through `map`, `gram` and
+`magnitudes`, which stream; `combine(tensor, block, prepared)` computes the elements of one piece.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import ModuleType
+from typing import Any, NamedTuple, TypeVar, cast
+
+import numpy as np
+
+from merges.engine import kernels
+from merges.engine.fused import ALONE, KINDS, LESS, MORE, Direct
+from merges.engine.pool import Pool
+from merges.engine.readers import Dense, Reader
+from vectors.errors import ArtifactError
+
+T = TypeVar("T")
+CHUNK = 1 << 16  # elements at a time: what a method touches of four inputs stays in a core's own cache
+GROUP = 1 << 20  # elements of one task
+
+
+class Block(NamedTuple):
+    """A piece of a tensor: the elements [start, start + count) of it, flattened.
+
+    `values` [inputs, count] float32 are deltas in a method whose space is "delta", weights otherwise. They belong to
+    the method, which may change them. `base` [count] float32, or None without one. `out` [count] float64 is room for
+    the result, to be returned or not; `pool.buffer` gives more.
+    """
+
+    values: np.ndarray
+    base: np.ndarray | None
+    out: np.ndarray
+    start: int
+    pool: Pool
+
+
+class Input(NamedTuple):
+    """One of the things that are merged, at one tensor."""
+
+    name: str  # for messages
+    reader: Reader
+    is_delta: bool  # a task vector, or weights
+    key: int = 0  # what its randomness comes from
+
+
+@dataclass(eq=False)
+class Tensor:
+    """One tensor of the result. `each` holds the numbers that every input has, [inputs] float64; `options` the rest."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str  # of the result, as safetensors writes it
+    inputs: tuple[Input, ...]
+    base: Reader | None
+    method: ModuleType
+    pool: Pool
+    each: Mapping[str, np.ndarray] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    extras: Mapping[str, tuple[Reader, ...]] = field(default_factory=dict)
+    as_delta: bool = False  # the result is a task vector
+    scope: Sequence[Tensor] = ()  # all tensors that statistics go over with `scope: global`
+    shared: dict[str, Any] = field(default_factory=dict)  # by all tensors of a scope
+    patch: tuple[np.ndarray, np.ndarray] | None = None  # ascending positions, and the bits that belong there
+
+    @cached_property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def lock(self) -> threading.Lock:
+        """Held while something is computed for all tensors of the scope."""
+        return self.shared.setdefault("lock", threading.Lock())
+
+    @property
+    def row(self) -> int:
+        """Elements of a row: the last dimension. A tensor of one dimension is one row."""
+        return self.shape[-1] if len(self.shape) > 1 else max(self.count, 1)
+
+    @cached_property
+    def in_deltas(self) -> bool:
+        """Whether the method works on deltas; "either" does where there is a base."""
+        return self.method.SPACE == "delta" or (self.method.SPACE == "either" and self.base is not None)
+
+    @property
+    def unit(self) -> str:
+        """What a piece must not cut: an "element", a "row" or the "tensor"."""
+        unit = getattr(self.method, "UNIT", "element")
+        return unit(self.options) if callable(unit) else unit
+
+    def chunks(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
+        """The pieces of [start, stop), a function of the shape and the method alone."""
+        stop = self.count if stop is None else stop
+        size = self.step(CHUNK)
+        for begin in range(start, stop, size):
+            yield begin, min(begin + size, stop)
+
+    def step(self, wanted: int) -> int:
+        """About `wanted` elements, without cutting a unit."""
+        if self.unit == "tensor":
+            return max(self.count, 1)
+        return max(wanted // self.row, 1) * self.row if self.unit == "row" else wanted
+
+    def groups(self) -> Iterator[tuple[int, int]]:
+        """The pieces that a task works through: whole chunks."""
+        size = self.step(CHUNK)
+        size *= max(GROUP // size, 1)
+        for begin in range(0, self.count, size):
+            yield begin, min(begin + size, self.count)
+
+    @cached_property
+    def direct(self) -> Direct | None:
+        """Where all inputs lie in memory, if they are plain tensors of mapped files, for the loops that read there."""
+        readers = [source.reader for source in self.inputs]
+        based = self.base is not None and (
+            self.in_deltas != self.as_delta or any(self.in_deltas != source.is_delta for source in self.inputs)
+        )
+        base = self.base if based else None
+        if not all(isinstance(reader, Dense) and reader.aligned for reader in [*readers, *([base] if base else [])]):
+            return None
+        dense = cast(list[Dense], readers)
+        role = LESS if self.in_deltas else MORE
+        roles = [role if base is not None and source.is_delta != self.in_deltas else ALONE for source in self.inputs]
+        below = cast(Dense, base)
+        return Direct(
+            np.array([reader.address for reader in dense], np.uint64),
+            np.array([KINDS[reader.entry.dtype] for reader in dense], np.int64),
+            np.array(roles, np.int64),
+            np.uint64(below.address if base else 0),
+            KINDS[below.entry.dtype] if base else 0,
+        )
+
+    def block(self, start: int, stop: int) -> Block:
+        """Read one piece. Raises ArtifactError for a value that is not finite, naming tensor and input."""
+        buffer, count = self.pool.buffer, stop - start
+        values = buffer("values", (len(self.inputs), count), np.float32)
+        out = buffer("out", (count,), np.float64)
+        base = None
+        if self.base is not None:
+            base = buffer("base", (count,), np.float32)
+            self._read("the base", self.base, start, stop, base)
+        for row, source in zip(values, self.inputs, strict=True):
+            self._read(source.name, source.reader, start, stop, row)
+            if not self.in_deltas and source.is_delta and base is not None:
+                row += base
+        if self.in_deltas and base is not None:
+            plain = [not source.is_delta for source in self.inputs]
+            if all(plain):
+                kernels.subtract(values, base)
+            else:
+                for m in np.flatnonzero(plain):
+                    kernels.subtract(values[m : m + 1], base)
+        return Block(values, base, out, start, self.pool)
+
+    def _read(self, name: str, reader: Reader, start: int, stop: int, out: np.ndarray) -> None:
+        if not reader.read(start, stop, out):
+            position = start + int(np.flatnonzero(~np.isfinite(out))[0])
+            raise ArtifactError(
+                f"{name} holds a value that is not finite in {self.name}, at element {position}",
+                "a merge would spread it; repair that model, or leave it out",
+            )
+
+    def extra(self, name: str, block: Block) -> np.ndarray:
+        """What the inputs bring beside their weights, such as `fisher`: [inputs, count] float32 for this piece."""
+        out = np.empty(block.values.shape, np.float32)
+        for row, reader in zip(out, self.extras[name], strict=True):
+            self._read(f"{name} of an input", reader, block.start, block.start + row.size, row)
+        return out
+
+    def map(self, function: Callable[[Block], T]) -> list[T]:
+        """function(block) of every piece, in order, computed on all cores."""
+
+        def group(start: int, stop: int) -> list[T]:
+            return [function(self.block(*chunk)) for chunk in self.chunks(start, stop)]
+
+        return [result for part in self.pool.map(group, self.groups()) for result in part]
+
+    def sum(self, function: Callable[[Block], Any]) -> Any:
+        """The sum of function(block) over the pieces, in their order, so that it is the same with any threads."""
+        parts = self.map(function)
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total
+
+    def gram(self, *, with_base: bool = False) -> np.ndarray:
+        """The products of the inputs with each other, [inputs, inputs] float64."""
+
+        def part(block: Block) -> np.ndarray:
+            values = block.values
+            if with_base:
+                assert block.base is not None
+                values = np.concatenate([values, block.base[None]])
+            out = np.empty((len(values), len(values)))
+            kernels.gram(values, out)
+            return out
+
+        return self.sum(part)
+
+    def magnitudes(self, ranks: Sequence[Sequence[int]], make: Callable[[Block], np.ndarray] | None = None) -> Any:
+        """For each input the magnitudes at these ranks (1 is the greatest), [inputs, ranks] float32; exact.
+
+        `make(block)` gives other rows to rank than the values.
+        """
+        from merges.engine.selection import magnitudes
+
+        return magnitudes([self], ranks, make)

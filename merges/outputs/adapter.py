@@ -1,0 +1,140 @@
+"""A delta as a LoRA adapter in PEFT's folder: the best approximation of each matrix by a given rank."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from merges import diff
+from merges.engine.jobs import run
+from merges.engine.pool import Pool
+from merges.engine.tensor_task import Tensor
+from merges.inputs.adapters import CONFIG, WEIGHTS, factors
+from merges.inputs.sources import Source
+from merges.recipes.plan import MEMORY, check_output, plan
+from merges.recipes.recipe import Recipe
+from vectors.errors import ModelError, OutputError
+from vectors.files import permissions, write_atomically
+from vectors.weights import FLOATS, header_bytes
+
+NOT_LINEAR = ("embed", "wte", "wpe", "lm_head", "norm", "ln_", "conv1d", "gate.weight")
+Progress = Callable[[int, int], None]
+Named = Iterator[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]]
+
+
+def from_models(
+    base: str, finetuned: str, out: Path, rank: int, *, threads: int | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Write what `finetuned` adds to `base` as an adapter. Returns rank, relative error, and what was left out."""
+    below, tuned = diff.open_pair(base, finetuned)
+    names = [name for name in sorted(below.entries) if below.entries[name].dtype in FLOATS]
+
+    with Pool(threads) as pool:
+
+        def named() -> Named:
+            for name in names:
+                tensor = diff.tensor_of(name, below, tuned, pool)
+                yield name, tensor.shape, functools.partial(diff.deltas, tensor)
+
+        return _write(named(), len(names), below, out, rank, progress)
+
+
+def from_recipe(
+    recipe: Recipe,
+    out: Path,
+    rank: int,
+    *,
+    memory: int = MEMORY,
+    threads: int | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write the delta that a recipe gives (`as: vector`) as an adapter, one tensor in memory at a time."""
+    made = plan(recipe, memory=memory, threads=threads, device=device)
+    jobs = [job for job in made.jobs if isinstance(job, Tensor)]
+
+    def merged(job: Tensor) -> np.ndarray:
+        return np.concatenate([piece for _, piece in run([job], made.pool)]).reshape(job.shape)
+
+    with made.pool:
+        named: Named = ((job.name, job.shape, functools.partial(merged, job)) for job in jobs)
+        return _write(named, len(jobs), made.base, out, rank, progress)
+
+
+def _write(
+    named: Named, count: int, base: Source | None, out: Path, rank: int, progress: Progress | None
+) -> dict[str, Any]:
+    if base is None:
+        raise ModelError("an adapter needs its base, which is not known", "name it: --base MODEL")
+    conv = bool({"GPT2LMHeadModel"} & set(base.config.get("architectures") or []))
+    check_output(out, 0)
+    tensors: dict[str, np.ndarray] = {}
+    modules, left_out = [], []
+    lost = total = 0.0
+    for number, (name, shape, delta_of) in enumerate(named, 1):
+        delta = delta_of()
+        own = float(np.square(delta, dtype=np.float64).sum())
+        total += own
+        linear = len(shape) == 2 and name.endswith(".weight") and not any(part in name for part in NOT_LINEAR)
+        if own and not linear:
+            left_out.append(name)
+            lost += own
+        elif own:
+            up, down, error = factors(delta.T if conv else delta, rank)
+            lost += own * error**2
+            if up.shape[1] < rank:  # a matrix that is smaller than the rank
+                up = np.pad(up, ((0, 0), (0, rank - up.shape[1])))
+                down = np.pad(down, ((0, rank - down.shape[0]), (0, 0)))
+            module = name.removesuffix(".weight")
+            modules.append(module)
+            prefix = module if module.startswith(("model.", "transformer.", "gpt_neox.")) else f"{_outer(base)}{module}"
+            tensors[f"base_model.model.{prefix}.lora_A.weight"] = np.ascontiguousarray(down)
+            tensors[f"base_model.model.{prefix}.lora_B.weight"] = np.ascontiguousarray(up)
+        if progress:
+            progress(number, count)
+    if not modules:
+        raise ModelError("no matrix differs, so there is no adapter to write", "use `steer diff` without --to-lora")
+    assert base.model is not None
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base.model.name or base.reference,
+        "r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": conv,
+        "inference_mode": True,
+        "target_modules": sorted({module.rpartition(".")[2] for module in modules}),
+    }  # fmt: skip
+    _save(out, tensors, config)
+    return {
+        "rank": rank,
+        "relative_error": math.sqrt(lost / total),
+        "modules": len(modules),
+        "left_out": left_out,
+    }
+
+
+def _outer(base: Source) -> str:
+    return "transformer." if any(name.startswith("h.") for name in base.entries) else ""
+
+
+def _save(out: Path, tensors: dict[str, np.ndarray], config: dict[str, Any]) -> None:
+    """The adapter's folder, whole or not at all. Raises OutputError."""
+    folder = out.absolute().parent / f".{out.name}.{os.getpid()}.partial"
+    try:
+        folder.mkdir(mode=permissions(0o777))
+        ordered = dict(sorted(tensors.items()))
+        layout = {name: ("F32", array.shape, array.nbytes) for name, array in ordered.items()}
+        content = header_bytes(layout, {"format": "pt"}) + b"".join(array.tobytes() for array in ordered.values())
+        write_atomically(folder / WEIGHTS, content)
+        write_atomically(folder / CONFIG, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+        os.rename(folder, out)
+    except OSError as error:
+        raise OutputError(f"{out} can't be written: {error.strerror}", "choose another --out") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

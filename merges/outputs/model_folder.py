@@ -1,0 +1,273 @@
+"""The folder that a merge makes: it appears whole or not at all, and a killed merge goes on where it was.
+
+Work happens beside the output in `.NAME.<digest>.partial`, named by what the bytes follow from. A finished shard is
+noted in a journal with its digest; the next run of the same plan takes those whose digest still holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from merges.engine.pool import in_background
+from merges.outputs import card, shards
+from merges.outputs.shards import size
+from merges.recipes.chat_templates import NAMED
+from merges.recipes.plan import Plan, check_output
+from vectors.errors import ArtifactError, ModelError, OutputError
+from vectors.files import canonical_json, digest_bytes, permissions, write_atomically
+from vectors.weights import NAMES
+
+JOURNAL = "progress.json"
+PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial$")
+Progress = Callable[[int, int], None]
+
+
+def partial_folder(plan: Plan, out: Path) -> Path:
+    """Where the work for this output happens."""
+    return out.absolute().parent / f".{out.name}.{plan.digest[7:23]}.partial"
+
+
+def write_model(plan: Plan, out: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Make the folder; returns its record. Raises OutputError, and ArtifactError for values that can't be merged."""
+    from filelock import FileLock, Timeout
+
+    folder = partial_folder(plan, out)
+    check_output(out, plan.bytes, have=_finished_bytes(plan, folder))
+    try:
+        folder.mkdir(exist_ok=True, mode=permissions(0o777))
+        with FileLock(folder / ".lock", timeout=0):
+            try:
+                record = _fill(plan, folder, progress)
+            except (ArtifactError, ModelError, KeyboardInterrupt) as error:
+                # What the inputs forbid won't go better next time; what was interrupted may, if a shard is finished.
+                if not isinstance(error, KeyboardInterrupt) or not (folder / JOURNAL).is_file():
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
+            (folder / JOURNAL).unlink(missing_ok=True)
+            shards.flush(folder)
+            if os.path.lexists(out):
+                raise OutputError(f"the output {out} exists now", "choose another --out; the finished shards are kept")
+        (folder / ".lock").unlink(missing_ok=True)
+        os.rename(folder, out)
+        shards.flush(out.absolute().parent)
+    except Timeout:
+        raise OutputError(f"another process is making {out}", "wait for it") from None
+    except OSError as error:
+        hint = "choose another --out"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            hint = "free some space and run it again: finished shards are kept"
+        raise OutputError(f"{out} can't be written: {error.strerror}", hint) from error
+    _clear(out)
+    return record
+
+
+def _clear(out: Path) -> None:
+    """Remove what other plans for this output have left unfinished, unless one of them is at work."""
+    from filelock import FileLock, Timeout
+
+    for folder in out.absolute().parent.iterdir():
+        if folder.name.startswith(f".{out.name}.") and PARTIAL.search(folder.name):
+            with contextlib.suppress(Timeout, OSError), FileLock(folder / ".lock", timeout=0):
+                shutil.rmtree(folder)
+
+
+def _fill(plan: Plan, folder: Path, progress: Progress | None) -> dict[str, Any]:
+    """Everything that belongs into the folder. Inputs are hashed meanwhile."""
+    files = shards.names(len(plan.shards))
+    seen = card.states(plan)
+    finished = _journal(plan, folder)
+    total, done = plan.bytes, 0
+    inputs = in_background(card.inputs, plan)
+    outputs = {}
+    for file, shard in zip(files, plan.shards, strict=True):
+        path, expected = folder / file, len(shards.header(shard)) + sum(map(size, shard))
+        # Hashed anew: a journal may outlive the data in a crash of the machine.
+        if file in finished and path.is_file() and path.stat().st_size == expected and _sha256(path) == finished[file]:
+            outputs[file] = finished[file]
+            done += sum(map(size, shard))
+            continue
+
+        def show(written: int, before: int = done) -> None:
+            if progress:
+                progress(before + written, total)
+
+        outputs[file] = shards.write(path, shards.pieces(shard, plan.pool), show)
+        done += sum(map(size, shard))
+        journal = {"inputs": seen, "outputs": outputs}
+        write_atomically(folder / JOURNAL, canonical_json(journal).encode())
+    for extra in folder.iterdir():
+        if extra.name not in (*files, JOURNAL, ".lock"):
+            extra.unlink()
+    beside = side_files(plan)
+    for name, content in beside.items():
+        write_atomically(folder / name, content)
+        outputs[name] = digest_bytes(content)
+    record = card.record(plan, inputs.result(), outputs)
+    now = card.states(plan)
+    changed = [
+        f"{path} was changed while it was being merged" for path, state in seen.items() if now.get(path) != state
+    ]
+    if changed:
+        raise ModelError(changed, "run it again when nothing writes to the inputs")
+    write_atomically(folder / card.RECORD, (canonical_json(record) + "\n").encode())
+    write_atomically(folder / "README.md", card.text(plan, record).encode())
+    return record
+
+
+KEEP = (".json", ".model", ".jinja", ".txt", ".py")
+SKIP = (
+    "adapter_config.json",
+    "trainer_state.json",
+    "all_results.json",
+    "train_results.json",
+    "eval_results.json",
+    "report.json",
+)
+
+
+def companions(folder: Path) -> dict[str, bytes]:
+    """What stands beside the weights of a model and belongs to any copy of it, by file name."""
+    return {
+        path.name: path.read_bytes()
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+        and (path.name.startswith("LICENSE") or path.suffix in KEEP)
+        and path.name not in (*SKIP, card.RECORD)
+        and not path.name.endswith(".index.json")
+    }
+
+
+def side_files(plan: Plan) -> dict[str, bytes]:
+    """Configuration, tokenizer, chat template, generation settings and index, of the model that it descends from."""
+    from merges.recipes.slices import stacked_config
+    from merges.recipes.vocabulary import write
+
+    main = plan.main
+    assert main is not None
+    found = companions(main.path)
+    if plan.vocabulary is not None:
+        found |= {
+            name: content for name, content in companions(plan.vocabulary.main.path).items() if _is_tokenizer(name)
+        }
+    config = copy.deepcopy(main.config)
+    kinds = Counter({job.dtype: 0 for job in plan.jobs if job.dtype in NAMES})
+    for job in plan.jobs:
+        if job.dtype in NAMES:
+            kinds[job.dtype] += size(job)
+    config = _with_dtype(config, NAMES[kinds.most_common(1)[0][0]] if kinds else "", asked=plan.recipe.dtype != "auto")
+    if plan.recipe.slices:
+        config = stacked_config(config, plan.recipe.slices, main.reference)
+    if plan.vocabulary is not None:
+        text = config.get("text_config")
+        (text if isinstance(text, dict) else config)["vocab_size"] = plan.vocabulary.size
+        found["tokenizer.json"] = write(plan.vocabulary, found["tokenizer.json"])
+    if config != main.config:
+        found["config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    template = _template(plan, found)
+    if template is not None:
+        found[TEMPLATE] = template.encode()
+    if len(plan.shards) > 1:
+        found["model.safetensors.index.json"] = shards.index(plan.shards)
+    return found
+
+
+TEMPLATE = "chat_template.jinja"
+
+
+def _template(plan: Plan, found: dict[str, bytes]) -> str | None:
+    """The chat template to write: what the recipe asks for, or what the inputs agree on where the base has none."""
+    asked = plan.recipe.chat_template
+    if asked not in (None, "auto"):
+        return NAMED.get(asked, asked)
+    if asked is None and (TEMPLATE in found or b'"chat_template"' in found.get("tokenizer_config.json", b"")):
+        return None
+    theirs = [_own_template(source.path) for source in plan.sources if source.kind == "model"]
+    counts = Counter(template for template in theirs if template)
+    ranked = sorted(counts, key=lambda template: (-counts[template], template))
+    return ranked[0] if ranked and (asked == "auto" or len(ranked) == 1) else None
+
+
+def _own_template(folder: Path) -> str | None:
+    try:
+        if (folder / TEMPLATE).is_file():
+            return (folder / TEMPLATE).read_text(encoding="utf-8")
+        found = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def _is_tokenizer(name: str) -> bool:
+    return name.startswith(("token", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "spiece"))
+
+
+def _with_dtype(config: dict[str, Any], dtype: str, *, asked: bool) -> dict[str, Any]:
+    """The configuration with the dtype of the weights, under whichever key it has; a key is added only if asked for."""
+    texts = [config] + ([config["text_config"]] if isinstance(config.get("text_config"), dict) else [])
+    for text in texts:
+        keys = [key for key in ("dtype", "torch_dtype") if key in text]
+        text |= dict.fromkeys(keys or (["dtype"] if asked and text is config else []), dtype)
+    return config
+
+
+def _sha256(path: Path) -> str:
+    """The digest of a file, not from memory: the point is to look at the bytes."""
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _journal(plan: Plan, folder: Path) -> dict[str, str]:
+    """The finished shards of an earlier try and their digests, if it read the same inputs as they are now."""
+    try:
+        found = json.loads((folder / JOURNAL).read_text(encoding="utf-8"))
+        return dict(found["outputs"]) if found["inputs"] == card.states(plan) else {}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+
+
+def _finished_bytes(plan: Plan, folder: Path) -> int:
+    """What an earlier try has written already."""
+    if not os.path.isdir(folder):  # pathlib raises for a name that is too long
+        return 0
+    return sum((folder / name).stat().st_size for name in _journal(plan, folder) if (folder / name).is_file())
+
+
+def verify(plan: Plan, out: Path, record: dict[str, Any], progress: Progress | None = None) -> list[str]:
+    """Compute the merge again, compare it and every file with what is there; everything that differs, in words."""
+    stored = record["outputs"]
+    problems = [f"{name} is missing" for name in stored if not (out / name).is_file()]
+    problems += [
+        f"{name} is not what was written: its digest differs from the record's"
+        for name, digest in stored.items()
+        if (out / name).is_file() and _sha256(out / name) != digest
+    ]
+    extra = {p.name for p in out.glob("*.safetensors")} - set(stored)
+    problems += [f"{name} does not belong to the merge" for name in sorted(extra)]
+    now = {entry["name"]: entry["files"] for entry in card.inputs(plan)}
+    for before in record["inputs"]:
+        own = now.get(before["name"], {})
+        # By their content: a file may have another name now.
+        changed = [name for name, digest in before["files"].items() if digest not in own.values()]
+        problems += [f"the input {before['name']} has changed: {name}" for name in changed]
+    again, done = {name: digest_bytes(content) for name, content in side_files(plan).items()}, 0
+    for name, shard in zip(shards.names(len(plan.shards)), plan.shards, strict=True):
+        state = hashlib.sha256()
+        for piece in shards.pieces(shard, plan.pool):
+            state.update(piece)
+            done += len(piece)
+            if progress:
+                progress(min(done, plan.bytes), plan.bytes)
+        again[name] = "sha256:" + state.hexdigest()
+    differing = sorted(name for name in again.keys() | stored.keys() if again.get(name) != stored.get(name))
+    return problems + [f"{name}: the recipe gives another one than the record says" for name in differing]

@@ -1,0 +1,109 @@
+"""The files of weights in a model folder: cut into shards, written piece by piece, each whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from merges.engine.jobs import Job, run
+from merges.engine.pool import Pool
+from vectors.files import permissions
+from vectors.weights import SIZES, header_bytes
+
+LARGEST = 5_000_000_000  # bytes of a file
+FLUSH = 64 << 20  # bytes between two flushes
+
+
+def size(job: Job) -> int:
+    """Bytes of a tensor of the result."""
+    return int(np.prod(job.shape, dtype=np.int64)) * SIZES[job.dtype]
+
+
+def cut(jobs: Sequence[Job], largest: int = LARGEST) -> list[list[Job]]:
+    """The jobs cut into files of at most `largest` bytes each, in order."""
+    shards: list[list[Job]] = [[]]
+    room = largest
+    for job in jobs:
+        if size(job) > room and shards[-1]:
+            shards.append([])
+            room = largest
+        shards[-1].append(job)
+        room -= size(job)
+    return shards
+
+
+def names(count: int) -> list[str]:
+    """The shards' file names, as transformers writes them."""
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+
+
+def header(jobs: Sequence[Job]) -> bytes:
+    """The header of one shard."""
+    return header_bytes({job.name: (job.dtype, tuple(job.shape), size(job)) for job in jobs}, {"format": "pt"})
+
+
+def pieces(shard: Sequence[Job], pool: Pool) -> Iterator[memoryview]:
+    """The bytes of one shard, from its header on."""
+    yield memoryview(header(shard))
+    for _, piece in run(shard, pool):
+        yield memoryview(np.ascontiguousarray(piece).data).cast("B") if piece.size else memoryview(b"")
+
+
+def write(path: Path, content: Iterator[memoryview], show: Callable[[int], None] = lambda written: None) -> str:
+    """Write a file under a temporary name, flush it, rename it; returns its digest.
+
+    What is written is hashed and flushed meanwhile, in threads of their own: one after the other, writing, hashing and
+    flushing took longer than merging.
+    """
+    temporary, state, written, flushed = path.with_name(path.name + ".tmp"), hashlib.sha256(), 0, 0
+    hashed: Future[None] | None = None
+    flushing: Future[None] | None = None
+    with (
+        temporary.open("wb", buffering=0) as file,
+        ThreadPoolExecutor(2, thread_name_prefix="merge-write") as beside,
+    ):
+        for piece in content:
+            if hashed is not None:
+                hashed.result()  # in order, and never more than one piece behind
+            hashed = beside.submit(state.update, piece)
+            view = piece
+            while view:
+                view = view[file.write(view) :]
+            written += len(piece)
+            if written - flushed > FLUSH and (flushing is None or flushing.done()):
+                if flushing is not None:
+                    flushing.result()  # an error is told once: the last flush would not tell it again
+                flushing, flushed = beside.submit(os.fdatasync, file.fileno()), written
+            show(written)
+        for last in (hashed, flushing):
+            if last is not None:
+                last.result()
+        os.fsync(file.fileno())
+    os.chmod(temporary, permissions())
+    os.replace(temporary, path)
+    return "sha256:" + state.hexdigest()
+
+
+def index(shards: Sequence[Sequence[Job]]) -> bytes:
+    """model.safetensors.index.json, as transformers writes it."""
+    files = names(len(shards))
+    weight_map = {job.name: file for file, shard in zip(files, shards, strict=True) for job in shard}
+    value = {"metadata": {"total_size": sum(size(job) for shard in shards for job in shard)}, "weight_map": weight_map}
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+
+def flush(folder: Path) -> None:
+    """Flush a folder's own entries to disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,1 @@
+"""What is merged, how, and with which numbers: recipes, mergekit's YAML, and the plan that follows from one."""

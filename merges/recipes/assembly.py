@@ -1,0 +1,313 @@
+"""From checked sources to jobs: what each tensor of the result is made of. Every misfit is gathered, none skipped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from merges.engine.jobs import Copy, Job
+from merges.engine.pool import Pool
+from merges.engine.readers import Dense, Reader, Zero
+from merges.engine.tensor_task import Input, Tensor
+from merges.inputs.sources import Source
+from merges.recipes import slices, vocabulary
+from merges.recipes.recipe import Part, Recipe
+from vectors.errors import SteerError, guess, shortened
+from vectors.files import digest_bytes
+from vectors.options import resolve
+from vectors.weights import FLOATS, Entry, mapped, read_header
+
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+class Builder:
+    """Makes the jobs; a class because the problems are gathered across its methods."""
+
+    def __init__(
+        self, recipe: Recipe, method: ModuleType, sources: list[Source], base: Source | None, main: Source | None,
+        pool: Pool, union: vocabulary.Union | None,
+    ) -> None:  # fmt: skip
+        self.recipe, self.method, self.sources, self.base, self.main = recipe, method, sources, base, main
+        self.pool, self.union = pool, union
+        self.problems: list[str] = []
+        self.parts = list(recipe.parts)
+        self.keys = _keys(recipe, sources)
+        self.shared: dict[str, Any] = {}
+        self.scope: list[Tensor] = []
+        self.extras = [self._open_extras(part) for part in self.parts]
+        self.frame: Mapping[str, Entry] = main.entries if main is not None else {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for source in sources:
+            shapes |= source.shapes if not self.frame else {}
+        self.shapes = {name: entry.shape for name, entry in self.frame.items()} or shapes
+        self.depth = slices.layers(self.shapes)
+
+    def hint(self) -> str:
+        if any("vocabular" in problem or "embed" in problem for problem in self.problems):
+            return "models with different vocabularies need a recipe with `tokenizer: {source: union}`"
+        return "merge models that were fine-tuned from one base"
+
+    def build(self) -> list[Job]:
+        """A job for each tensor of the result, by name."""
+        made = self._stacked() if self.recipe.slices else self._alike()
+        if self.recipe.scope == "global":
+            self.scope += [job for job in made if isinstance(job, Tensor)]
+            self._check_scope()
+        return made
+
+    def _alike(self) -> list[Job]:
+        """Of models with the same tensors."""
+        for source in self.sources:
+            if source.kind == "model":
+                lacking = sorted(set(self.shapes) - set(source.entries))
+                extra = sorted(set(source.entries) - set(self.shapes))
+                self._list(lacking, f"{source.reference} lacks")
+                self._list(extra, f"{source.reference} has, and the others have not,")
+            else:
+                self._list(
+                    sorted(set(source.shapes) - set(self.shapes)), f"the base lacks, and {source.reference} changes,"
+                )
+        jobs = [self._job(name) for name in sorted(self.shapes)]
+        return [job for job in jobs if job is not None]
+
+    def _list(self, names: list[str], what: str) -> None:
+        if names:
+            self.problems.append(f"{what} {shortened(names)}")
+
+    def _check_scope(self) -> None:
+        if not self.scope:
+            return
+        first = self.scope[0]
+        for option in ("density", "gamma"):
+            if option in first.each and any(not np.array_equal(t.each[option], first.each[option]) for t in self.scope):
+                self.problems.append(
+                    f"scope: global counts over the whole model, so {option} can't differ between tensors"
+                )
+
+    def _job(self, name: str) -> Job | None:
+        entry = self.frame.get(name)
+        if entry is not None and entry.dtype not in FLOATS:
+            return self._fixed(name, entry)
+        shape = self.shapes[name]
+        if self.union is not None and name in self.union.parameters:
+            shape = (self.union.size, *shape[1:])
+        sources = [s for s in self.sources if s.kind != "model" or name in s.entries]
+        if len(sources) < len(self.sources):
+            return None  # reported already
+        untouched = self.recipe.as_ == "model" and not any(s.changes(name) for s in self.sources)
+        if entry is not None and untouched and DTYPES.get(self.recipe.dtype, entry.dtype) == entry.dtype:
+            return Copy(name, entry)
+        inputs = []
+        for part, source, key in zip(self.parts, self.sources, self.keys, strict=True):
+            known = source.shapes.get(name)
+            if known is not None and known != self.shapes[name] and not (self.union and name in self.union.parameters):
+                what = "vocabularies differ: " if "embed" in name or "lm_head" in name else ""
+                owner = self.main.reference if self.main else "the first"
+                self.problems.append(
+                    f"{what}{name} is {list(known)} in {source.reference}, {list(self.shapes[name])} in {owner}"
+                )
+                continue
+            reader, is_delta = source.reader(name, shape)
+            if self.union is not None and name in self.union.parameters:
+                reader = self.union.reader(name, source, reader, is_delta)
+            inputs.append(Input(part.name, reader, is_delta, _key(key, name)))
+        if len(inputs) < len(self.sources):
+            return None
+        base: Reader | None = Dense(self.base.entries[name]) if self.base is not None else None
+        if self.union is not None and self.base is not None and base is not None and name in self.union.parameters:
+            base = self.union.reader(name, self.base, base, False)
+        options = [(dict(part.options), dict(self.recipe.options)) for part in self.parts]
+        return self._tensor(name, shape, inputs, base, self._position(name), options, self.recipe.options, entry)
+
+    def _tensor(
+        self, name: str, shape: tuple[int, ...], inputs: list[Input], base: Reader | None, position: float,
+        options: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], shared: Mapping[str, Any], entry: Entry | None,
+    ) -> Tensor:  # fmt: skip
+        each: dict[str, np.ndarray] = {}
+        plain: dict[str, Any] = {}
+        for option in self.method.OPTIONS:
+            if option.each:
+                given = [own.get(option.name, common.get(option.name, option.default)) for own, common in options]
+                each[option.name] = np.array([resolve(value, name, position, option.default) for value in given], float)
+            else:
+                plain[option.name] = resolve(shared.get(option.name, option.default), name, position, option.default)
+        if "weight" in each and not each["weight"].any() and base is None:
+            self.problems.append(f"all weights are zero at {name}")
+        as_delta = self.recipe.as_ == "vector"
+        tensor = Tensor(
+            name, shape, self._dtype(name, entry), tuple(inputs), base, self.method, self.pool, each, plain,
+            self._extra(name, shape), as_delta, self.scope if self.recipe.scope == "global" else (), self.shared,
+        )  # fmt: skip
+        tensor.patch = self._patch(tensor)
+        for problem in getattr(self.method, "check", lambda _: [])(tensor):
+            if problem not in self.problems:
+                self.problems.append(problem)
+        return tensor
+
+    def _dtype(self, name: str, entry: Entry | None) -> str:
+        if self.recipe.as_ == "vector":
+            return "F32"
+        if self.recipe.dtype != "auto":
+            return DTYPES[self.recipe.dtype]
+        only = self.sources[0].vector if len(self.sources) == 1 else None
+        if only is not None and only.exact and name in only.parameters:
+            return only.dtype(name)
+        if self.base is not None and entry is not None:
+            return entry.dtype
+        found = {s.entries[name].dtype for s in self.sources if s.kind == "model" and name in s.entries}
+        return found.pop() if len(found) == 1 else entry.dtype if entry is not None and not found else "F32"
+
+    def _patch(self, tensor: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
+        """The few elements that base plus an exact vector would round wrongly, where that is all that is done."""
+        only = self.sources[0].vector if len(self.sources) == 1 else None
+        plain = (
+            self.recipe.method == "task_arithmetic" and tensor.options["lambda"] == 1 and tensor.each["weight"][0] == 1
+        )
+        if only is None or not plain or tensor.as_delta or not only.exact:
+            return None
+        positions = only.part(tensor.name, "residual.positions")
+        if positions is None or only.dtype(tensor.name) != tensor.dtype:
+            return None
+        bits = mapped(only.entries[f"{tensor.name}:residual.bits"])
+        stored = bits.view(np.float32) if tensor.dtype == "F32" else bits.astype(np.uint16)
+        return mapped(positions), stored
+
+    def _fixed(self, name: str, entry: Entry) -> Copy | None:
+        """What is no floating-point number is copied, and must be the same everywhere."""
+        if self.recipe.as_ == "vector":
+            return None
+        if entry.dtype not in ("I64", "I32", "I16", "I8", "U8", "BOOL", "U16", "U32", "U64"):
+            self.problems.append(f"{name} is {entry.dtype}, which can't be merged")
+            return None
+        others = []
+        for source in self.sources:
+            other = source.entries.get(name)
+            if other is not None and (other.dtype, other.shape) != (entry.dtype, entry.shape):
+                self.problems.append(
+                    f"{name} is {other.dtype} {list(other.shape)} in {source.reference}, "
+                    f"not {entry.dtype} {list(entry.shape)}"
+                )
+            elif other is not None and other.file != entry.file:
+                others.append(other)
+        return Copy(name, entry, tuple(others))
+
+    def _position(self, name: str) -> float:
+        layer = slices.layer_of(name)
+        return layer / (self.depth - 1) if layer is not None and self.depth > 1 else 0.0
+
+    def _open_extras(self, part: Part) -> dict[str, dict[str, Entry]]:
+        found = {}
+        for extra in getattr(self.method, "EXTRAS", ()):
+            try:
+                found[extra] = read_header(Path(os.path.expanduser(str(part.options.get(extra)))))[0]
+            except SteerError as error:
+                self.problems += [f"{extra} of {part.name}: {problem}" for problem in error.problems]
+                found[extra] = {}
+        return found
+
+    def _extra(self, name: str, shape: tuple[int, ...]) -> dict[str, tuple[Reader, ...]]:
+        result: dict[str, tuple[Reader, ...]] = {}
+        for extra in getattr(self.method, "EXTRAS", ()):
+            wanted = self.method.extra_shape(shape)
+            readers: list[Reader] = []
+            for part, opened in zip(self.parts, self.extras, strict=True):
+                entry = opened[extra].get(name)
+                if wanted is None or (entry is None and not getattr(self.method, "EXTRAS_FOR_ALL", True)):
+                    readers = []
+                    break
+                if entry is None or entry.shape != wanted or entry.dtype not in FLOATS:
+                    have = "is missing" if entry is None else f"is {entry.dtype} {list(entry.shape)}"
+                    self.problems.append(f"{extra} of {part.name}: {name} {have}, {list(wanted)} is needed")
+                    readers.append(Zero(wanted))
+                else:
+                    readers.append(Dense(entry))
+            result[extra] = tuple(readers)
+        return result
+
+    def _stacked(self) -> list[Job]:
+        """Of slices. Where a method works on deltas, the base as a source only says which of its layers is meant."""
+        entries = self.recipe.slices
+        models = {source.reference: source for source in [*self.sources, *([self.base] if self.base else [])]}
+        named = {source["model"] for entry in entries for source in entry["sources"]}
+        for reference in sorted((named | {entry["base"] for entry in entries if entry.get("base")}) - set(models)):
+            self.problems.append(f"a slice names {reference}, which is not among the models{guess(reference, models)}")
+        if any(source.kind != "model" for source in self.sources):
+            self.problems.append("slices are cut from models, not from vectors or adapters")
+        if len({part.model for part in self.parts}) < len(self.parts):
+            self.problems.append("with slices, each model is named once")
+        if self.problems:
+            return []
+        names = {reference: list(source.entries) for reference, source in models.items()}
+        self.problems += slices.check(entries, {ref: slices.layers(found) for ref, found in names.items()})
+        if self.problems:
+            return []
+        placed = slices.places(entries, names)
+        jobs = [
+            self._placed(place, models[place.base] if place.base else self.base)
+            for place in sorted(placed, key=lambda place: place.name)
+        ]
+        return [job for job in jobs if job is not None]
+
+    def _placed(self, place: slices.Place, under: Source | None) -> Job | None:
+        own = {
+            part.model: (part, source, key)
+            for part, source, key in zip(self.parts, self.sources, self.keys, strict=True)
+        }
+        union = self.union if self.union is not None and place.name in self.union.parameters else None
+        from_base = under.reference if under is not None and self.method.SPACE != "weight" else None
+        inputs, options = [], []
+        first: Entry | None = None
+        for reference, name in place.sources.items():
+            if reference == from_base:
+                continue
+            part, source, key = own[reference]
+            entry = source.entries.get(name)
+            shape = None if entry is None else entry.shape[1:] if union else entry.shape
+            if entry is None or (first is not None and shape != (first.shape[1:] if union else first.shape)):
+                self.problems.append(f"{reference} has no {name} of the shape wanted for {place.name}")
+                return None
+            first = first or entry
+            reader, is_delta = source.reader(name, entry.shape)
+            if union is not None:
+                reader = union.reader(name, source, reader, is_delta)
+            inputs.append(Input(part.name, reader, is_delta, _key(key, place.name)))
+            common = dict(self.recipe.options) | dict(part.options) | place.shared
+            options.append((place.options[reference], common))
+        least, most = self.method.INPUTS
+        if first is None or len(inputs) < least or (most is not None and len(inputs) > most):
+            self.problems.append(f"{self.recipe.method} can't take the {len(inputs)} source(s) of {place.name}")
+            return None
+        if first.dtype not in FLOATS:
+            return Copy(place.name, first)
+        base: Reader | None = None
+        if under is not None:
+            name = place.sources.get(under.reference, next(iter(place.sources.values())))
+            found = under.entries.get(name)
+            if found is None or (found.shape != first.shape and union is None):
+                self.problems.append(f"the base {under.reference} has no {name} of the shape wanted for {place.name}")
+                return None
+            base = Dense(found) if union is None else union.reader(name, under, Dense(found), False)
+        each = {option.name for option in self.method.OPTIONS if option.each}
+        to_all = {k: v for given in place.options.values() for k, v in given.items() if k not in each}
+        shared = dict(self.recipe.options) | place.shared | to_all
+        shape = first.shape if union is None else (union.size, *first.shape[1:])
+        return self._tensor(place.name, shape, inputs, base, place.position, options, shared, first)
+
+
+def _keys(recipe: Recipe, sources: list[Source]) -> list[str]:
+    """What each input's randomness comes from: the seed and its content, so that neither order nor names matter."""
+    seen: dict[str, int] = {}
+    keys = []
+    for source in sources:
+        occurrence = seen[source.identity] = seen.get(source.identity, -1) + 1
+        keys.append(f"{recipe.seed} {source.identity} {occurrence}")
+    return keys
+
+
+def _key(key: str, name: str) -> int:
+    return int(digest_bytes(f"{key} {name}".encode())[7:23], 16)

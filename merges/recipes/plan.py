@@ -1,0 +1,208 @@
+"""From a recipe to jobs: open the headers, check everything, and report all problems before a weight is read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from merges import methods
+from merges.engine.jobs import AHEAD, Job
+from merges.engine.pool import Pool
+from merges.engine.tensor_task import CHUNK, GROUP, Tensor
+from merges.inputs.sources import Source, open_all
+from merges.outputs import shards
+from merges.outputs.shards import size
+from merges.recipes import vocabulary
+from merges.recipes.assembly import Builder
+from merges.recipes.recipe import Recipe, refuse
+from vectors.errors import ModelError, OutputError, UsageError
+from vectors.files import canonical_json, digest_json
+from vectors.weights import SIZES
+
+MEMORY = 2 << 30  # bytes beyond mapped files
+INTERPRETER = 96 << 20  # bytes that Python, NumPy and the compiled loops take by themselves, and some to spare
+TORCH = 1 << 30  # what torch with a GPU takes
+SHARD = shards.LARGEST
+VERSION = 2  # of the arithmetic: raised when the same recipe gives other bytes
+
+
+@dataclass(eq=False)
+class Plan:
+    """What is going to be done, known from headers alone."""
+
+    recipe: Recipe
+    sources: tuple[Source, ...]  # in the order of the recipe's parts
+    base: Source | None
+    main: Source | None  # whose configuration and tokenizer the result has
+    jobs: list[Job]
+    shards: list[list[Job]]
+    pool: Pool
+    memory: int  # the most that it takes beyond mapped files, in bytes
+    vocabulary: vocabulary.Union | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def bytes(self) -> int:
+        """What the result takes on disk, without its header."""
+        return sum(size(job) for job in self.jobs)
+
+    @property
+    def digest(self) -> str:
+        """What the bytes of the result follow from: the recipe, what the inputs are, the layout, the arithmetic."""
+        identities = {part.model: source.identity for part, source in zip(self.recipe.parts, self.sources, strict=True)}
+        if self.base is not None:
+            identities |= {self.base.reference: self.base.identity}
+        value = self.recipe.renamed(identities).value() | {"base": self.base.identity if self.base else None}
+        apart = getattr(methods.find(self.recipe.method), "EXTRAS", ())  # known by what is in them, not by their paths
+        value["models"] = [{k: v for k, v in entry.items() if k not in apart} for entry in value["models"]]
+        layout = [[job.name for job in shard] for shard in self.shards]
+        return digest_json([VERSION, value, layout])
+
+
+def plan(
+    recipe: Recipe, *, memory: int = MEMORY, threads: int | None = None, shard: int = SHARD, device: str = "cpu"
+) -> Plan:
+    """Check a recipe against the headers of everything it names. Raises UsageError, ModelError with all problems.
+
+    `device` is where the elements are computed, which changes no bit: cpu, cuda or cuda:N.
+    """
+    refuse(recipe)
+    place = _device(device)
+    method = methods.find(recipe.method)
+    references = [part.model for part in recipe.parts]
+    sources, base = open_all(references, recipe.base)
+    recipe, sources = _canonical(recipe, sources, method)
+    problems: list[str] = []
+    notes: list[str] = []
+    needs_base = method.BASE == "needed" or recipe.as_ == "vector" or any(s.is_delta for s in sources)
+    only_deltas = all(s.is_delta for s in sources)
+    if needs_base and base is None and not (only_deltas and recipe.as_ == "vector"):
+        problems.append(f"{recipe.method} takes deltas against a base, and none is named")
+    if base is not None and base.kind != "model":
+        problems.append(f"the base {base.reference} is no model")
+    uses_base = base if needs_base or method.BASE == "optional" else None
+    models = [s for s in sources if s.kind == "model"]
+    main = base or (models[0] if models else None)
+    problems += _families(main, sources, base)
+    if problems:
+        unknown = main is None or (needs_base and base is None)
+        raise ModelError(problems, "name what they were fine-tuned from: --base MODEL" if unknown else "")
+    for source in sources:
+        trained = source.adapter.base_name if source.adapter is not None else None
+        beneath = source.base or source
+        known = beneath.model.name if beneath.model is not None else None
+        if trained and known and trained != known:
+            notes.append(f"{source.reference} says that it was trained on {trained}; here it stands on {known}")
+    union = None
+    if recipe.tokenizer:
+        assert main is not None
+        union = vocabulary.union(recipe.tokenizer, main, [main, *models])
+    pool = Pool(threads, place)
+    builder = Builder(recipe, method, sources, uses_base, main, pool, union)
+    jobs = builder.build()
+    if builder.problems:
+        raise ModelError(builder.problems, builder.hint())
+    need = _memory(jobs, pool.threads, place)
+    if need > memory and pool.threads > 1:
+        fit = next((n for n in range(pool.threads, 0, -1) if _memory(jobs, n, place) <= memory), 1)
+        pool, need = Pool(fit, place), _memory(jobs, fit, place)
+        for job in jobs:
+            if isinstance(job, Tensor):
+                job.pool = pool
+        notes.append(f"{fit} thread(s), so that the memory suffices")
+    if need > memory:
+        whole = any(isinstance(job, Tensor) and job.unit == "tensor" for job in jobs)
+        raise ModelError(
+            f"{recipe.method} needs {need / 2**20:.0f} MiB{' for the largest tensor' * whole}, more than the "
+            f"{memory / 2**20:.0f} MiB allowed",
+            f"--memory {-(-need // 2**20)}MiB" + ", or a method that works in pieces" * whole,
+        )
+    return Plan(recipe, tuple(sources), base, main, jobs, shards.cut(jobs, shard), pool, need, union, notes)
+
+
+def _device(name: str) -> Any:
+    """The torch.device of that name, or None for the CPU, which needs no torch. Raises UsageError."""
+    if name == "cpu":
+        return None
+    try:
+        from merges.engine import gpu
+    except ImportError:
+        raise UsageError(f"the device {name!r} needs torch, which is not installed", "pip install torch") from None
+    return gpu.find(name)
+
+
+def check_output(path: Path, needed: int, *, have: int = 0) -> None:
+    """Whether a folder can be written there, and the disk has room. Raises OutputError with all problems."""
+    problems, hints = [], []
+    parent = path.absolute().parent
+    if os.path.lexists(path):
+        problems.append(f"the output {path} exists")
+        hints.append("choose another --out, or remove it")
+    if not os.path.isdir(parent):
+        problems.append(f"the folder {parent} of the output {path.name} does not exist")
+        hints.append(f"mkdir -p {parent}")
+    else:
+        free = shutil.disk_usage(parent).free + have
+        if free < needed + (64 << 20):
+            problems.append(f"the output takes {needed / 1e9:.2f} GB, and {parent} has {free / 1e9:.2f} GB free")
+            hints.append("free some space, or choose another --out")
+        if not os.access(parent, os.W_OK):
+            problems.append(f"{parent} can't be written")
+            hints.append("choose another --out")
+    if problems:
+        raise OutputError(problems, "; ".join(hints))
+
+
+def _canonical(recipe: Recipe, sources: list[Source], method: ModuleType) -> tuple[Recipe, list[Source]]:
+    """The inputs in an order of their own where the method has none, so that the user's order changes no bit."""
+    if not getattr(method, "SYMMETRIC", True) or recipe.slices:
+        return recipe, sources
+    pairs = sorted(
+        zip(recipe.parts, sources, strict=True), key=lambda pair: (pair[1].identity, canonical_json(pair[0].options))
+    )
+    return replace(recipe, parts=tuple(part for part, _ in pairs)), [source for _, source in pairs]
+
+
+def _families(main: Source | None, sources: list[Source], base: Source | None) -> list[str]:
+    """Inputs of another architecture, or made for another base."""
+    problems = []
+    for source in sources:
+        if source.kind == "model" and main is not None and source is not main:
+            theirs, ours = (s.config.get("architectures") or [s.config.get("model_type")] for s in (source, main))
+            if theirs != ours:
+                problems.append(f"{source.reference} is a {theirs[0]}, {main.reference} a {ours[0]}")
+        if source.vector is not None:
+            wanted = source.vector.base["digest"]
+            if base is not None and wanted != base.identity:
+                known = source.vector.base.get("name", wanted)
+                problems.append(
+                    f"{source.reference} belongs to the base {known}, not to {base.reference} ({base.identity})"
+                )
+            others = {s.vector.base["digest"] for s in sources if s.vector is not None}
+            if base is None and len(others) > 1:
+                problems.append(f"{source.reference} and the other vectors belong to {len(others)} different bases")
+    return problems
+
+
+def _memory(jobs: list[Job], threads: int, device: Any) -> int:
+    """The most bytes beyond mapped files: the interpreter, buffers of each thread, finished pieces, counters."""
+    most = 0
+    for job in jobs:
+        if not isinstance(job, Tensor):
+            continue
+        inputs, chunk, group = (
+            len(job.inputs),
+            min(job.step(CHUNK), max(job.count, 1)),
+            min(job.step(GROUP), max(job.count, 1)),
+        )
+        each = chunk * (4 * (inputs + 2) + 8 * 4) + AHEAD * inputs * (5 << 18)
+        if job.unit == "tensor":
+            each += job.count * 8 * (3 * inputs + 6)
+        if device is not None:
+            each += (inputs + 1) * 4 * group
+        most = max(most, threads * each + (3 * threads + 2) * group * SIZES[job.dtype])
+    return INTERPRETER + (TORCH if device is not None else 0) + most

@@ -1,0 +1,177 @@
+"""One vocabulary for models whose tokenizers differ: a union of their tokens, and where each token's rows come from.
+
+    tokenizer:
+      source: union                       # or base, or one of the models
+      pad_to_multiple_of: 64
+      tokens:
+        "<|im_start|>": {source: org/chat}                  # that model's row for every input; or zero
+        "<|end|>": {source: org/chat, token: "<|im_end|>"}  # the row of another of its tokens, or id
+        "<|pad|>": {source: zero, force: false}             # for the inputs alone that lack the token
+
+A token that a model lacks has, in that model, the row of the base; if the base lacks it too, the row of the one model
+that has it, or the mean over those that do. Ids of the first tokenizer stay as they are; new tokens follow; what pads
+the vocabulary has the mean of all rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from merges.engine.readers import Array, Mean, Reader, Rows
+from merges.inputs.sources import HEADS, Source
+from vectors.errors import ModelError
+
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", *HEADS)
+
+
+class Choice(NamedTuple):
+    """Where the rows of a token come from: a row of a model, or `zero`; for all inputs, or for those that lack it."""
+
+    reference: str
+    row: int
+    force: bool
+
+
+@dataclass(eq=False)
+class Union:
+    """A common vocabulary: `tokens` in the order of their ids, `parameters` with a row for each token."""
+
+    tokens: tuple[str, ...]
+    parameters: frozenset[str]
+    main: Source  # whose tokenizer the result has, with what is new added to it
+    added: dict[str, dict[str, Any]]  # the new tokens, as tokenizer.json writes added tokens
+    ids: dict[str, dict[str, int]]  # by reference
+    models: tuple[Source, ...]  # the first is what a missing token falls back to
+    chosen: Mapping[str, Choice] = field(default_factory=dict)
+    multiple: int = 1  # of which the number of rows is one
+
+    @property
+    def size(self) -> int:
+        """How many rows the embedding has."""
+        return -(-len(self.tokens) // self.multiple) * self.multiple
+
+    def reader(self, name: str, source: Source, reader: Reader, is_delta: bool) -> Reader:
+        """The parameter's rows in the order of the common vocabulary, padded."""
+        rows, count = self._rows(name, source, reader, is_delta), len(self.tokens)
+        if self.size == count:
+            return rows
+        places = np.arange(self.size)
+        return Rows([rows, Mean(rows)], (places >= count).astype(int), np.where(places < count, places, 0))
+
+    def _rows(self, name: str, source: Source, reader: Reader, is_delta: bool) -> Reader:
+        if is_delta:
+            known = self.ids[self.models[0].reference]
+            rows = np.array([known.get(token, -1) for token in self.tokens])
+            rows[rows >= reader.shape[0]] = -1
+            return Rows([reader], np.where(rows < 0, -1, 0), rows)
+        holders = {model.reference: model.reader(name, ())[0] for model in self.models if name in model.entries}
+        readers: list[Reader] = [reader, *holders.values()]
+        place = {reference: i + 1 for i, reference in enumerate(holders)}
+        which, rows = np.full(len(self.tokens), -1), np.zeros(len(self.tokens), np.int64)
+        means: list[np.ndarray] = []
+        for i, token in enumerate(self.tokens):
+            chosen = self.chosen.get(token)
+            have = {
+                ref: self.ids[ref][token]
+                for ref in holders
+                if self.ids[ref].get(token, 1 << 60) < holders[ref].shape[0]
+            }
+            first = self.models[0].reference
+            if chosen is not None and (chosen.force or source.reference not in have):
+                if chosen.reference in place and chosen.row < holders[chosen.reference].shape[0]:
+                    which[i], rows[i] = place[chosen.reference], chosen.row
+            elif source.reference in have:
+                which[i], rows[i] = 0, have[source.reference]
+            elif first in have:
+                which[i], rows[i] = place[first], have[first]
+            elif len(have) == 1:
+                reference = next(iter(have))
+                which[i], rows[i] = place[reference], have[reference]
+            elif have:
+                which[i], rows[i] = len(readers), len(means)
+                means.append(np.mean([_row(holders[ref], row) for ref, row in sorted(have.items())], 0))
+        if means:
+            readers.append(Array(np.stack(means).astype(np.float32)))
+        return Rows(readers, which, rows)
+
+
+def _row(reader: Reader, row: int) -> np.ndarray:
+    width = reader.shape[1]
+    out = np.empty(width, np.float32)
+    reader.read(row * width, (row + 1) * width, out)
+    return out.astype(np.float64)
+
+
+def union(request: Mapping[str, Any], main: Source, models: Sequence[Source]) -> Union:
+    """The common vocabulary that a recipe asks for. Raises ModelError with every problem."""
+    problems = []
+    distinct = list({model.reference: model for model in models}.values())
+    tokenizers = {}
+    for model in distinct:
+        try:
+            tokenizers[model.reference] = _tokenizer(model)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            problems.append(f"{model.reference} has no tokenizer.json that can be read: {error}")
+    wanted = request.get("source", "union")
+    owner = main if wanted in ("union", "base") else next((m for m in distinct if m.reference == wanted), None)
+    if owner is None:
+        problems.append(f"tokenizer.source is {wanted!r}, not union, base or one of the models")
+    chosen = {}
+    for token, entry in (request.get("tokens") or {}).items():
+        reference, other = str(entry["source"]), entry.get("token", token)
+        known, row = tokenizers.get(reference, ({}, {}))[0], 0
+        if not any(token in vocabulary for vocabulary, _ in tokenizers.values()):
+            problems.append(f"no model has the token {token!r}")
+        elif reference != "zero" and reference not in tokenizers:
+            problems.append(f"the token {token!r} is to come from {reference!r}, which is not among the models")
+        elif reference != "zero" and other not in (known.values() if isinstance(other, int) else known):
+            problems.append(f"the token {token!r} is to come from {other!r} of {reference}, which has no such token")
+        elif reference != "zero":
+            row = other if isinstance(other, int) else known[other]
+        chosen[token] = Choice(reference, row, entry.get("force", True))
+    if problems or owner is None:
+        raise ModelError(problems, "see docs/merge.md on tokenizers")
+    ids = {reference: vocabulary for reference, (vocabulary, _) in tokenizers.items()}
+    ordered = sorted(ids[owner.reference], key=ids[owner.reference].__getitem__)
+    if [ids[owner.reference][token] for token in ordered] != list(range(len(ordered))):
+        raise ModelError(
+            f"the tokenizer of {owner.reference} has gaps between its ids", "use another as tokenizer.source"
+        )
+    added: dict[str, dict[str, Any]] = {}
+    if wanted == "union":
+        for vocabulary, details in tokenizers.values():
+            for token in sorted(vocabulary, key=vocabulary.__getitem__):
+                if token not in ids[owner.reference] and token not in added:
+                    plain = {
+                        "single_word": False,
+                        "lstrip": False,
+                        "rstrip": False,
+                        "normalized": False,
+                        "special": False,
+                    }
+                    added[token] = {**plain, **details.get(token, {}), "id": len(ordered), "content": token}
+                    ordered.append(token)
+    parameters = frozenset(name for name in main.entries if name.endswith(EMBEDDINGS))
+    multiple = request.get("pad_to_multiple_of") or 1
+    return Union(tuple(ordered), parameters, owner, added, ids, tuple(distinct), chosen, multiple)
+
+
+def _tokenizer(model: Source) -> tuple[dict[str, int], dict[str, dict[str, Any]]]:
+    """The ids of a model's tokens, and the details of those that were added."""
+    content = json.loads((model.path / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
+    known = dict(vocabulary) if isinstance(vocabulary, dict) else {entry[0]: i for i, entry in enumerate(vocabulary)}
+    details = {entry["content"]: entry for entry in content.get("added_tokens") or []}
+    return known | {token: int(entry["id"]) for token, entry in details.items()}, details
+
+
+def write(found: Union, content: bytes) -> bytes:
+    """The tokenizer.json of the result: the owner's, with the new tokens added."""
+    tokenizer = json.loads(content)
+    tokenizer["added_tokens"] = [*(tokenizer.get("added_tokens") or []), *found.added.values()]
+    return json.dumps(tokenizer, ensure_ascii=False, indent=2).encode()

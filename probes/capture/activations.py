@@ -1,0 +1,317 @@
+"""Activations of examples, pooled inside the forward pass: nothing is kept but one row per example and layer.
+
+The tokens that all examples begin with are computed once; where attention is all that mixes tokens, the rest is packed
+as a prefix tree (`probes.capture.packing`) and every distinct token is computed once, without padding. Elsewhere
+examples run in right-padded batches of like length. No language-model head, nothing after the last wanted layer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from probes.capture.packing import Pack, common_prefix, packs, passes
+from probes.capture.spill import Spill
+from probes.capture.tree_attention import tree_attention
+from probes.models import residual
+from probes.models.tokens import Tokens
+from vectors.errors import ModelError
+
+PACK = 48  # tokens of a pack, above which it is cut: attention costs the square of a pack
+PASS = 1024  # tokens of a pass, many packs: enough for the full speed of the matrix products
+BATCH = 16  # sequences of a padded batch
+SHORTEST_PREFIX = 4  # a shorter common prefix costs more to keep than to compute again
+
+
+@dataclass
+class Norms:
+    """Of the counted tokens' residual streams at one layer: their number, the sum of their norms, and the largest.
+
+    A token that several examples share counts once for each, however they shared a pass.
+    """
+
+    count: int = 0
+    total: float = 0.0
+    largest: float = 0.0
+
+    @property
+    def mean(self) -> float:
+        """The mean norm."""
+        return self.total / max(self.count, 1)
+
+    def add(self, states: Tensor, times: Tensor) -> None:
+        """Add states [tokens, hidden], each as many times as `times` [tokens] says."""
+        norms = states.norm(dim=-1).masked_fill(times == 0, 0.0)  # what never counts need not be finite
+        self.count += int(times.sum())
+        self.total += float((norms * times).sum())
+        self.largest = max(self.largest, float(norms.max()))
+
+
+@dataclass
+class Pooled:
+    """The mean activation of every example at every wanted layer, on disk or in memory (`spill`), in input order.
+
+    `computed` counts the tokens that went through the model.
+    """
+
+    spill: Spill
+    layers: list[int]
+    norms: dict[int, Norms] = field(default_factory=dict)
+    computed: int = 0
+
+
+class _Enough(Exception):
+    """Raised by the hook of the last wanted layer: what follows it is not needed."""
+
+
+def pool(
+    model: nn.Module,
+    examples: Sequence[Tokens],
+    layers: Sequence[int],
+    *,
+    progress: Callable[[int], None] = lambda done: None,
+    spill_above: int | None = None,
+    pack: bool | None = None,
+) -> Pooled:
+    """The mean residual stream over each example's counted tokens, at `layers`; float32 [hidden] each.
+
+    `pack` forces or forbids packing; by default it follows the architecture. The caller closes `Pooled.spill`.
+    Raises ModelError for activations that are not finite, naming layer and example.
+    """
+    config = residual.text_config(model)
+    spill = Spill(len(layers), len(examples), residual.hidden_size(model), spill_above)
+    result = Pooled(spill, list(layers), {layer: Norms() for layer in layers})
+    # Nothing reaches back in time: what follows the last token that counts need not be computed.
+    examples = [e._replace(ids=e.ids[: e.counted[-1] + 1]) for e in examples]
+    try:
+        with torch.inference_mode():
+            longest = max(len(e.ids) for e in examples)
+            alone = length_changes_positions(config, longest)
+            run = _Run(model, examples, result, progress, share=not alone and residual.layout(model) is not None)
+            if pack if pack is not None else packable(model, longest) and not alone:
+                for together in passes(packs([e.ids[run.prefix :] for e in examples], PACK), PASS):
+                    run.packed(together)
+            else:
+                order = sorted(range(len(examples)), key=lambda i: len(examples[i].ids))
+                rows = 1 if alone else BATCH
+                for start in range(0, len(order), rows):
+                    run.padded(order[start : start + rows], getattr(config, "pad_token_id", None) or 0)
+    except BaseException:
+        spill.close()
+        raise
+    return result
+
+
+def packable(model: nn.Module, longest: int) -> bool:
+    """Whether sequences of this length can share a pass as a tree: known positions, our masks, no window in use."""
+    known = residual.layout(model)
+    config = residual.text_config(model)
+    windows = [getattr(config, "sliding_window", None)]
+    attention = getattr(config, "_attn_implementation", None)
+    return (
+        known is not None
+        and known.packs
+        and attention in ("sdpa", "eager")
+        and all(window is None or longest <= window for window in windows)
+    )
+
+
+def length_changes_positions(config: Any, longest: int) -> bool:
+    """Whether the rotary frequencies follow from the longest sequence of a pass: then no two may share one.
+
+    "longrope" and "dynamic" do so beyond the length of the first training.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope] if "rope_type" in rope else [entry for entry in rope.values() if isinstance(entry, dict)]
+    trained = (
+        getattr(config, "original_max_position_embeddings", None)
+        or getattr(config, "max_position_embeddings", None)
+        or longest
+    )
+    return any(
+        entry.get("rope_type") in ("longrope", "dynamic")
+        and longest > (entry.get("original_max_position_embeddings") or trained)
+        for entry in kinds
+    )
+
+
+class _Run:
+    """One pass over the examples; a class because the prefix's cache and the hooks' pooling live across packs."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        examples: Sequence[Tokens],
+        result: Pooled,
+        progress: Callable[[int], None],
+        share: bool,
+    ) -> None:
+        self.model, self.examples, self.result, self.progress = model, examples, result, progress
+        self.stack = residual.decoder(model)
+        self.device = next(model.parameters()).device
+        self.done = 0
+        shared = common_prefix([e.ids for e in examples]) if share and len(examples) > 1 else 0
+        self.prefix = shared if shared >= SHORTEST_PREFIX else 0
+        self.cache: Any = None
+        self.prefix_states: dict[int, Tensor] = {}  # [prefix, hidden] by layer, where prefix tokens count
+        if self.prefix:
+            self._compute_prefix()
+
+    def _compute_prefix(self) -> None:
+        from transformers import DynamicCache
+
+        ids = torch.tensor([self.examples[0].ids[: self.prefix]], device=self.device)
+        self.cache = DynamicCache(config=residual.text_config(self.model))
+        counts = any(e.counted[0] < self.prefix for e in self.examples)
+
+        def keep(position: int, states: Tensor) -> None:
+            if counts:
+                self.prefix_states[position] = states[0].float()
+
+        with self._hooked(keep):
+            self._forward(input_ids=ids, past_key_values=self.cache, use_cache=True)
+        self.result.computed += self.prefix
+
+    def packed(self, together: Sequence[Pack]) -> None:
+        """Run packs side by side in one row, each seeing only itself, and pool their examples."""
+        masks: list[Tensor] = []
+        indices: list[int] = []
+        ids: list[int] = []
+        depths: list[int] = []
+        weights = torch.zeros(sum(len(pack.paths) for pack in together), sum(len(pack.ids) for pack in together))
+        for pack in together:
+            count = len(pack.ids)
+            visible = torch.zeros(count, self.prefix + count, dtype=torch.bool)
+            visible[:, : self.prefix] = True
+            for index, nodes in pack.paths.items():
+                path = torch.tensor(nodes)
+                visible[path[:, None], self.prefix + path[None, :]] |= torch.ones(len(path), len(path)).tril().bool()
+                counted = self.examples[index].counted
+                own = [len(ids) + nodes[j - self.prefix] for j in counted if j >= self.prefix]
+                weights[len(indices), own] = 1.0 / len(counted)
+                indices.append(index)
+            masks.append(visible)
+            ids += pack.ids
+            depths += pack.depths
+        try:
+            with tree_attention(self.model, self.prefix, [mask.to(self.device) for mask in masks]) as attention_mask:
+                self._pool(
+                    indices,
+                    weights[:, None, :],
+                    input_ids=torch.tensor([ids]),
+                    attention_mask=attention_mask,
+                    position_ids=torch.tensor([depths]) + self.prefix,
+                    past_key_values=self._fork(1),
+                )
+        except ModelError:
+            # Attention multiplies by zero what it masks, so NaN spreads through a pack; alone, the culprit shows.
+            for index in indices:
+                self.padded([index], 0)
+            raise
+        self.result.computed += len(ids)
+
+    def padded(self, indices: list[int], pad: int) -> None:
+        """Run one right-padded batch and pool its examples: what follows the last token can't reach it."""
+        rows = [self.examples[i].ids[self.prefix :] for i in indices]
+        width = max(len(row) for row in rows)
+        ids = torch.full((len(rows), width), pad)
+        mask = torch.zeros(len(rows), self.prefix + width, dtype=torch.long)
+        weights = torch.zeros(len(rows), len(rows), width)
+        for row, index in enumerate(indices):
+            ids[row, : len(rows[row])] = torch.tensor(rows[row])
+            mask[row, : self.prefix + len(rows[row])] = 1
+            counted = self.examples[index].counted
+            weights[row, row, [j - self.prefix for j in counted if j >= self.prefix]] = 1.0 / len(counted)
+        self._pool(indices, weights, input_ids=ids, attention_mask=mask, past_key_values=self._fork(len(rows)))
+        self.result.computed += ids.numel()
+
+    def _pool(self, indices: list[int], weights: Tensor, **inputs: Any) -> None:
+        """Run the model on `inputs` and store each example's weighted sum; weights are [examples, rows, tokens]."""
+        flat = weights.flatten(1).to(self.device)
+        prefix = self._prefix_weights(indices)
+        times, prefix_times = (flat > 0).sum(0), (prefix > 0).sum(0)
+
+        def sum_up(position: int, states: Tensor) -> None:
+            parts = [(flat, states.float().flatten(0, 1), times)]
+            if self.prefix_states:
+                parts.append((prefix, self.prefix_states[position], prefix_times))
+            sums = torch.stack([_weighted_sums(weights, states) for weights, states, _ in parts]).sum(0)
+            if not bool(torch.isfinite(sums).all()):
+                broken = int((~torch.isfinite(sums)).any(1).nonzero()[0])
+                index = indices[broken]
+                raise ModelError(
+                    f"layer {self.result.layers[position]} is not finite for example "
+                    f"{self.examples[index].origin or index}",
+                    "use --dtype float32, or leave that example out",
+                )
+            self.result.spill.write(position, indices, sums)
+            seen = self.result.norms[self.result.layers[position]]
+            for _, states, often in parts:
+                seen.add(states, often)
+
+        with self._hooked(sum_up):
+            inputs = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+            self._forward(use_cache=self.cache is not None, **inputs)
+        self.done += len(indices)
+        self.progress(self.done)
+
+    def _prefix_weights(self, indices: list[int]) -> Tensor:
+        weights = torch.zeros(len(indices), self.prefix)
+        for row, index in enumerate(indices):
+            counted = self.examples[index].counted
+            weights[row, [j for j in counted if j < self.prefix]] = 1.0 / len(counted)
+        return weights.to(self.device)
+
+    def _fork(self, rows: int) -> Any:
+        """A cache that holds the prefix, `rows` times, and can be written to without touching the original."""
+        if self.cache is None:
+            return None
+        # Recurrent states are updated in place, so the copy is deep; a prefix is short.
+        fork = copy.deepcopy(self.cache)
+        if rows > 1:
+            # Not `batch_repeat_interleave`, which recurrent layers lack.
+            fork.reorder_cache(torch.zeros(rows, dtype=torch.long, device=self.device))
+        return fork
+
+    def _forward(self, **inputs: Any) -> None:
+        with contextlib.suppress(_Enough):
+            self.stack(**inputs)
+
+    @contextlib.contextmanager
+    def _hooked(self, see: Callable[[int, Tensor], None]) -> Iterator[None]:
+        """Call `see(position, states)` with the output [batch, tokens, hidden] of each wanted layer, then stop."""
+        wanted = self.result.layers
+        stack_blocks = residual.blocks(self.model)
+        last = max(wanted)
+
+        def hook(position: int, layer: int) -> Callable[..., None]:
+            def call(_module: nn.Module, _inputs: Any, output: Any) -> None:
+                see(position, residual.output_of(output))
+                if layer == last:
+                    raise _Enough
+
+            return call
+
+        handles = [stack_blocks[i].register_forward_hook(hook(p, i)) for p, i in enumerate(wanted)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _weighted_sums(weights: Tensor, states: Tensor) -> Tensor:
+    """weights [examples, tokens] @ states [tokens, hidden]; a token of weight 0 adds nothing, whatever it holds."""
+    sums = weights @ states
+    if not bool(torch.isfinite(sums).all()):
+        # Zero times infinity is not a number, so one broken token would break every example of the pass.
+        broken = ~torch.isfinite(states).all(-1)
+        sums = weights @ states.masked_fill(broken[:, None], 0)
+        sums[((weights > 0) & broken).any(1)] = torch.nan
+    return sums

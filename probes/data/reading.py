@@ -1,0 +1,205 @@
+"""Reading example files: JSON lines, every problem of every file reported at once, before a model is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from probes.data.examples import Example
+from vectors.errors import ExampleError
+from vectors.files import digest_bytes
+from vectors.plugins import discover
+
+SHOWN = 20  # problems of one input that are printed
+
+Source = str | Path | Sequence[str | dict[str, Any]]  # a file of JSON lines, or what its lines hold
+
+
+class Contrast(NamedTuple):
+    """The two classes. `digests` are those of the files' contents; `paired` says that positive i answers negative i."""
+
+    positive: list[Example]
+    negative: list[Example]
+    paired: bool
+    digests: dict[str, str]
+    warnings: tuple[str, ...] = ()
+
+
+def formats() -> dict[str, ModuleType]:
+    """Every form of a line by name, built-in or of an outside package."""
+    return discover("probes.data.formats", "steer.example_formats")
+
+
+def read(pos: Source | None = None, neg: Source | None = None, pairs: Source | None = None) -> Contrast:
+    """The examples of two sources, or of one that holds both classes. Raises ExampleError with all their problems."""
+    if pairs is not None:
+        if pos is not None or neg is not None:
+            raise ExampleError(
+                "--pairs holds both classes, so --pos and --neg have no place beside it", "drop one of them"
+            )
+        return _read_both_classes(pairs)
+    if pos is None or neg is None:
+        missing = "--neg is" if neg is None else "--pos is"
+        said = "there are no examples" if pos is neg else f"one class only: {missing} missing"
+        raise ExampleError(said, "give --pos FILE and --neg FILE, or --pairs FILE")
+    sides, problems = [], []
+    for flag, source in (("--pos", pos), ("--neg", neg)):
+        try:
+            sides.append(_one_class(flag, _examples(source, flag)))
+        except ExampleError as error:
+            problems.append(error)
+    if problems:
+        raise ExampleError([p for error in problems for p in error.problems], problems[0].hint)
+    (_, positive, left, kind), (_, negative, right, other) = sides
+    if kind != other:
+        raise ExampleError(
+            f"{_name(pos, '--pos')} and {_name(neg, '--neg')} mix formats: {kind} and {other}, "
+            "so the two classes would differ in their form",
+            "write both in one form",
+        )
+    if left == right or {e.content for e in positive} == {e.content for e in negative}:
+        raise ExampleError(
+            f"{_name(pos, '--pos')} and {_name(neg, '--neg')} hold the same examples: nothing tells them apart",
+            "give two different files",
+        )
+    # An empty context (a conversation of one message) is shared by all and makes no pairs.
+    paired = len(positive) == len(negative) and all(
+        p.context and p.context == n.context for p, n in zip(positive, negative, strict=True)
+    )
+    return Contrast(positive, negative, paired, {"positive": left, "negative": right}, _shared(positive, negative))
+
+
+def read_class(source: Source, flag: str) -> tuple[list[Example], str]:
+    """The examples of one source, all of one class, and its digest. Raises ExampleError with all their problems."""
+    found = _one_class(flag, _examples(source, flag))
+    return found.examples, found.digest
+
+
+def _name(source: Source, flag: str) -> str:
+    """What messages call a source."""
+    return str(source) if isinstance(source, str | Path) else flag
+
+
+class _Read(NamedTuple):
+    """What a source holds: its name, its examples, the digest of its content, and the form of its lines."""
+
+    name: str
+    examples: list[Example]
+    digest: str
+    kind: str
+
+
+def _one_class(flag: str, found: _Read) -> _Read:
+    """A file that was given for one class must not hold two. Raises ExampleError."""
+    name, examples, *_ = found
+    labels = {example.label for example in examples}
+    if len(labels) > 1 or any(example.pair for example in examples):
+        yes = sum(example.label is True for example in examples)
+        raise ExampleError(
+            f"{name} holds both classes ({yes} positive, {len(examples) - yes} negative), but was given as {flag}",
+            f"give it alone: --pairs {name}",
+        )
+    return found
+
+
+def _read_both_classes(source: Source) -> Contrast:
+    path, examples, digest, _ = _examples(source, "--pairs")
+    unlabelled = [example for example in examples if example.label is None]
+    if unlabelled:
+        raise ExampleError(
+            f"{unlabelled[0].origin}: the line does not say which class it belongs to ({len(unlabelled)} such lines)",
+            'with --pairs a line is {"prompt","positive","negative"}; for two files use --pos and --neg',
+        )
+    positive = [example for example in examples if example.label]
+    negative = [example for example in examples if not example.label]
+    if not positive or not negative:
+        which = "negative" if positive else "positive"
+        raise ExampleError(f"{path} holds one class only: no {which} example", "both classes are needed")
+    if {e.content for e in positive} == {e.content for e in negative}:
+        raise ExampleError(f"{path} holds the same examples as positive and as negative", "the two sides must differ")
+    paired = len(positive) == len(negative) and all(
+        p.pair is not None and p.pair == n.pair for p, n in zip(positive, negative, strict=True)
+    )
+    return Contrast(positive, negative, paired, {"pairs": digest}, _shared(positive, negative))
+
+
+def _shared(positive: Sequence[Example], negative: Sequence[Example]) -> tuple[str, ...]:
+    both = {e.content for e in positive} & {e.content for e in negative}
+    if not both:
+        return ()
+    example = next(e for e in positive if e.content in both)
+    return (f"{len(both)} of the examples stand in both classes (the first at {example.origin})",)
+
+
+def _examples(source: Source, flag: str) -> _Read:
+    """Read a source. Raises ExampleError with every bad line."""
+    path = _name(source, flag)
+    # Only \n ends a line of JSON lines: str.splitlines would cut at characters that JSON strings may hold.
+    text = _text(Path(path)) if isinstance(source, str | Path) else _lines(source, flag)
+    examples: list[Example] = []
+    problems: list[str] = []
+    seen: dict[str, int] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            found, kind = _parse(line, f"{path}:{number}")
+            examples += found
+            seen.setdefault(kind, number)
+        except ValueError as error:
+            problems.append(f"{path}:{number}: {error}")
+    if len(seen) > 1:
+        kinds = ", ".join(f"{kind} (line {number})" for kind, number in seen.items())
+        problems.append(f"{path} mixes formats: {kinds}")
+    if problems:
+        more = [f"… and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        forms = ", ".join(module.SHAPE for module in formats().values())
+        raise ExampleError(problems[:SHOWN] + more, f"one JSON value a line, all of one form: a plain string, {forms}")
+    if not examples:
+        raise ExampleError(f"{path} is empty", "write one example a line")
+    return _Read(path, examples, digest_bytes(text.encode()), next(iter(seen)))
+
+
+def _text(path: Path) -> str:
+    """The content of a file. Raises ExampleError."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise ExampleError(f"there is no file {path}", "check the path") from error
+    except UnicodeDecodeError as error:
+        raise ExampleError(f"{path} is not UTF-8 text (byte {error.start})", "save it as UTF-8 JSON lines") from error
+    except OSError as error:
+        raise ExampleError(f"{path} can't be read: {error.strerror}", "check the path") from error
+
+
+def _lines(source: Sequence[str | dict[str, Any]], flag: str) -> str:
+    """What a list of examples would be as a file. Raises ExampleError."""
+    try:
+        return "\n".join(map(json.dumps, source))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ExampleError(
+            f"{flag}: not every example is a JSON value: {error}", "give texts or dictionaries"
+        ) from error
+
+
+def _parse(line: str, origin: str) -> tuple[list[Example], str]:
+    """The examples of one line, and the name of its form. Raises ValueError."""
+    try:
+        record: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"invalid JSON at column {error.colno}: {error.msg}") from error
+    except RecursionError as error:
+        raise ValueError("invalid JSON: nested too deeply") from error
+    if isinstance(record, str):
+        record = {"text": record}
+    if not isinstance(record, dict):
+        raise ValueError(f"a line must be a text or an object, not {json.dumps(record)[:40]}")
+    # The form with the most keys wins: a persona line could have a "text" beside its own.
+    matching = [(len(module.KEYS), name) for name, module in formats().items() if record.keys() >= module.KEYS]
+    if not matching:
+        raise ValueError(f"no known form has the keys {', '.join(sorted(record)) or '(none)'}")
+    name = max(matching)[1]
+    return formats()[name].parse(record, origin), name

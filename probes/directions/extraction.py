@@ -1,0 +1,163 @@
+"""Extraction: from contrasting examples to a judged steering vector."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from probes.capture import activations
+from probes.data.reading import Contrast
+from probes.directions import validation
+from probes.directions.evidence import evidence_of
+from probes.directions.methods import method as find_method
+from probes.directions.methods import scaled
+from probes.directions.plan import Plan, plan
+from probes.directions.recommendation import Recommendation, recommend
+from probes.directions.validation import Judgement
+from probes.models.loading import LoadedModel, memory_reported
+from probes.models.tokens import choose
+from vectors import references
+from vectors.steering import SteeringVector, spans
+
+FEW = 8  # examples of a class below which an interval means nothing
+OUTLYING = 8.0  # times the mean norm
+
+
+class Extraction(NamedTuple):
+    """A vector and what was measured on the way; `warnings` and `notes` are sentences for people."""
+
+    vector: SteeringVector
+    judged: dict[int, Judgement]
+    recommended: Recommendation
+    examples: dict[str, int]
+    tokens: dict[str, int]
+    seconds: float
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def report(self) -> dict[str, Any]:
+        """What `steer extract --json` prints about the measurement."""
+        return {
+            "method": self.vector.metadata["method"]["name"],
+            "layers": [
+                {"layer": i, "norm": length, **_measured(self.judged[i])} for i, length in self.vector.norm().items()
+            ],
+            "recommended": self.recommended._asdict(),
+            "examples": self.examples,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "warnings": list(self.warnings),
+        }
+
+
+def extract(
+    loaded: LoadedModel,
+    contrast: Contrast,
+    *,
+    method: str = "diffmean",
+    layers: str = "all",
+    which: str = "completion",
+    seed: int = 0,
+    truncate: bool = False,
+    planned: Plan | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Extraction:
+    """Extract a steering vector at every layer asked for, judged on held-out folds.
+
+    `which` are the tokens that count (`--tokens`). `planned` is what `plan` makes of the same arguments, if it has been
+    made. Raises ExampleError, ModelError, UsageError.
+    """
+    started = time.perf_counter()
+    chosen = find_method(method)
+    model = loaded.model
+    wanted, tokenised, note = planned or plan(
+        contrast, loaded.tokenizer, model.config, layers=layers, which=which, truncate=truncate
+    )
+    both = [*contrast.positive, *contrast.negative]
+    labels = torch.arange(len(both)) < len(contrast.positive)
+    fold = torch.cat(validation.folds(contrast.positive, contrast.negative, seed, contrast.paired))
+    half = len(contrast.positive)
+    # Pairs stay pairs within each fold only when both sides of every pair fell into the same one.
+    paired = contrast.paired and torch.equal(fold[:half], fold[half:])
+
+    with memory_reported():
+        pooled = activations.pool(model, tokenised, wanted, progress=lambda done: progress(done, len(both)))
+        with pooled.spill:
+            draws = validation.draw(labels, fold, seed)
+            directions, judged = {}, {}
+            for position, layer in enumerate(wanted):
+                rows = pooled.spill.layer(position)
+                evidence = evidence_of(chosen, rows, labels, contrast.paired)
+                directions[layer] = scaled(chosen.direction(evidence), evidence).float()
+                judged[layer] = validation.judge(chosen, rows, labels, fold, draws, paired=paired)
+
+    norms = {layer: seen.mean for layer, seen in pooled.norms.items()}
+    lengths = {layer: float(direction.norm()) for layer, direction in directions.items()}
+    recommended = recommend(judged, lengths, norms)
+    counts = {"positive": half, "negative": len(both) - half}
+    token_counts = {
+        "positive": sum(len(t.counted) for t in tokenised[:half]),
+        "negative": sum(len(t.counted) for t in tokenised[half:]),
+        "computed": pooled.computed,
+    }
+    parameter = next(model.parameters())
+    metadata: dict[str, Any] = {
+        "base": loaded.identity,
+        "method": {
+            "name": method,
+            "parameters": {
+                "tokens": str(choose(which)),
+                "layers": spans(wanted),
+                "seed": seed,
+                "truncate": truncate,
+                # The last bits of a direction follow from these two as well.
+                "device": parameter.device.type,
+                "dtype": str(parameter.dtype).removeprefix("torch."),
+            },
+        },
+        "data": {"digests": contrast.digests, "examples": counts, "tokens": token_counts},
+        "measured": {str(i): _measured(judged[i]) for i in wanted},
+        "recommended": recommended._asdict(),
+        "apply": recommended.layers,
+        "parents": [],
+    }
+    licence = references.licence(loaded.source)
+    if licence:
+        metadata["licence"] = licence
+    return Extraction(
+        SteeringVector(directions, metadata),
+        judged,
+        recommended,
+        counts,
+        token_counts,
+        time.perf_counter() - started,
+        (note,) if note else (),
+        (*contrast.warnings, *_warnings(counts, pooled)),
+    )
+
+
+def _measured(judgement: Judgement) -> dict[str, float | None]:
+    """A judgement as files and reports keep it: machines differ in the last bits, and NaN is no JSON."""
+    return {key: None if math.isnan(value) else round(value, 4) for key, value in judgement._asdict().items()}
+
+
+def _warnings(counts: dict[str, int], pooled: activations.Pooled) -> Sequence[str]:
+    found = []
+    if min(counts.values()) < FEW:
+        found.append(
+            f"{counts['positive']} positive and {counts['negative']} negative examples: "
+            f"with fewer than {FEW} of a class the interval is meaningless"
+        )
+    outlying = [layer for layer, seen in pooled.norms.items() if seen.largest > OUTLYING * seen.mean]
+    if outlying:
+        worst = max(outlying, key=lambda layer: pooled.norms[layer].largest / pooled.norms[layer].mean)
+        ratio = pooled.norms[worst].largest / pooled.norms[worst].mean
+        found.append(
+            f"at layers {spans(outlying)} some token that counts has a norm up to {ratio:.0f} times the mean "
+            f"(layer {worst}): it may dominate the vector there"
+        )
+    return found

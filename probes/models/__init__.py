@@ -1,0 +1,1 @@
+"""Loading a model, where its residual stream is, its tokens, and seeds."""

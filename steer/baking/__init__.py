@@ -1,1 +1,0 @@
-"""Baking a behaviour into weights: exactly where algebra allows it, by training where not, proved either way."""

@@ -1,0 +1,134 @@
+"""What the commands that merge share: from their arguments to a recipe, and what they print at the end."""
+
+from __future__ import annotations
+
+import os.path
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from steer.cli import output
+from vectors.errors import ExpressionError, UsageError
+
+if TYPE_CHECKING:
+    from merges.recipes.plan import Plan
+    from merges.recipes.recipe import Recipe
+
+SUFFIXES = (".safetensors", ".gguf", ".pt")
+
+
+def expression(text: str, bindings: Mapping[str, Path], base: str | None) -> Recipe:
+    """A vector's path, an adapter's folder or an expression over names, as a recipe. All unknown names at once."""
+    from merges.api import from_expression
+    from vectors.expression import Composition, Term, parse
+
+    path = Path(text)
+    adapter = os.path.isfile(path / "adapter_config.json")
+    if text not in bindings and (os.path.isfile(path) or os.path.isfile(f"{path}.index.json") or adapter):
+        name = path.name.removesuffix(".safetensors") or "vector"
+        return from_expression(Composition((Term("add", name),)), {name: text}, base)
+    if path.suffix in SUFFIXES and "*" not in text and " " not in text:
+        raise ExpressionError(f"there is no file {text}", "check the path, or make it with `steer diff`")
+    composition = parse(text)
+    files, problems = {}, []
+    for name in composition.names:
+        here = bindings.get(name, Path(f"{name}.safetensors"))
+        if name not in bindings and not (os.path.isfile(here) or os.path.isfile(f"{here}.index.json")):
+            problems.append(f"the name {name!r} is not bound, and there is no file {here} here")
+        files[name] = str(here)
+    if problems:
+        raise ExpressionError(problems, "bind them: --vector NAME=FILE")
+    return from_expression(composition, files, base)
+
+
+def numbers(text: str | None, what: str, count: int) -> list[float] | None:
+    """`1,0.5` as one number for each input. Raises UsageError."""
+    if text is None:
+        return None
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{what} is {text!r}, not numbers with commas between", f"write {what} 1,0.5") from None
+    if len(found) == 1:
+        found *= count
+    if len(found) != count:
+        raise UsageError(
+            f"{what} has {len(found)} numbers; there are {count} inputs", "give one for each input, or one for all"
+        )
+    return found
+
+
+def settings(texts: tuple[str, ...]) -> dict[str, Any]:
+    """`--set NAME=VALUE` options; a value is a number, true, false, a word, or a YAML list. Raises UsageError."""
+    import yaml
+
+    found: dict[str, Any] = {}
+    problems = []
+    for text in texts:
+        name, equals, value = text.partition("=")
+        try:
+            found[name] = yaml.safe_load(value) if not value.startswith("1e") else float(value)
+        except (yaml.YAMLError, ValueError):
+            problems.append(f"--set {text!r} has no value that can be read")
+        if not (name and equals and value):
+            problems.append(f"--set {text!r} is not NAME=VALUE")
+    if problems:
+        raise UsageError(problems, "write --set epsilon=0.1")
+    return found
+
+
+def print_plan(plan: Plan, out: Path | None, as_json: bool) -> None:
+    """What is going to be done."""
+    shards = [{"tensors": len(shard)} for shard in plan.shards]
+    if as_json:
+        output.print_json(
+            {
+                "recipe": plan.recipe.value(),
+                "plan": plan.digest,
+                "tensors": len(plan.jobs),
+                "bytes": plan.bytes,
+                "shards": shards,
+                "memory": plan.memory,
+                "threads": plan.pool.threads,
+                "notes": plan.notes,
+                "inputs": [
+                    {"name": p.name, "identity": s.identity}
+                    for p, s in zip(plan.recipe.parts, plan.sources, strict=True)
+                ],
+            }
+        )
+        return
+    rows = [
+        [part.name, source.kind, f"{sum(f.stat().st_size for f in source.files) / 1e9:.2f} GB", source.identity[:19]]
+        for part, source in zip(plan.recipe.parts, plan.sources, strict=True)
+    ]
+    if plan.base is not None:
+        size = sum(f.stat().st_size for f in plan.base.files)
+        rows.append(["(base)", plan.base.kind, f"{size / 1e9:.2f} GB", plan.base.identity[:19]])
+    click.echo(output.table(["input", "kind", "size", "identity"], rows, left=2))
+    click.echo(f"\nmethod    {plan.recipe.method}, scope {plan.recipe.scope}, as {plan.recipe.as_}")
+    click.echo(f"result    {len(plan.jobs)} tensors, {plan.bytes / 1e9:.2f} GB in {len(plan.shards)} file(s)")
+    click.echo(
+        f"memory    at most {plan.memory / 2**20:.0f} MiB beyond mapped files, with {plan.pool.threads} thread(s)"
+    )
+    click.echo(f"plan      {plan.digest}")
+    say_notes(plan)
+
+
+def say_notes(plan: Plan) -> None:
+    """What the plan found worth saying, before any work."""
+    for note in plan.notes:
+        output.say(note)
+
+
+def print_merge(out: Path, record: dict[str, Any], as_json: bool) -> None:
+    """What was written."""
+    if as_json:
+        output.print_json({"output": str(out), **record})
+        return
+    for name, digest in record["outputs"].items():
+        if name.endswith(".safetensors"):
+            click.echo(f"{name}  {digest}")
+    click.echo(f"wrote {out}  plan {record['plan']}")

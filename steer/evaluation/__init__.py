@@ -1,0 +1,1 @@
+"""Comparing models and compositions on the same evaluation set."""

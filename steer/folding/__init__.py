@@ -1,0 +1,1 @@
+"""Exact baking: a composition becomes weights by algebra alone, with proof."""

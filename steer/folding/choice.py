@@ -1,0 +1,35 @@
+"""Which way a composition gets into the weights, and why: by folding where algebra allows it, else by distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from merges.engine.pool import Pool
+from merges.inputs.sources import open_source
+from steer.folding import routes
+from steer.folding.effects import effects_of
+from steer.folding.fold import NOTHING, plan
+from steer.folding.pending import draft_of
+from vectors.errors import ModelError, UsageError
+from vectors.resolve import compose
+from vectors.steering import SteeringVector
+
+
+def choose(
+    composition: str, model: str, vectors: Mapping[str, str | Path | SteeringVector] | None, via: str = "auto"
+) -> tuple[str, str]:
+    """`fold` or `distil`, and the reason, from headers alone. Raises ExpressionError, UsageError, ModelError."""
+    parsed, found = compose(composition, vectors)
+    if all(term.operation != "clamp" and term.value == 0 for term in parsed.terms):
+        raise UsageError(NOTHING, "give it a strength other than 0")
+    if via != "auto":
+        routes.find(via)
+    source = open_source(model)
+    try:
+        effects = effects_of(parsed, found)
+        with Pool(1) as pool:
+            plan(draft_of(source, pool), effects, via)
+    except (UsageError, ModelError) as error:
+        return "distil", f"it can't be folded: {'; '.join(error.problems)}"
+    return "fold", "weights can do it exactly"

@@ -1,0 +1,101 @@
+"""A baked model's folder: it appears whole, with its report and card, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from merges.inputs.sources import Source
+from merges.outputs import shards
+from merges.outputs.model_folder import companions
+from merges.recipes.plan import check_output
+from steer.folding.pending import Draft
+from steer.reports.bake_report import proof_page
+from vectors import references
+from vectors.errors import OutputError
+from vectors.files import digest_bytes, permissions, write_atomically
+
+REPORT = "report.json"
+
+
+@contextlib.contextmanager
+def appearing(out: Path, needed: int) -> Iterator[Path]:
+    """Within: an empty folder beside `out`, which takes its place at the end, and is gone if anything fails.
+
+    Raises OutputError before anything is made when `out` exists, can't be written, or the disk lacks the bytes.
+    """
+    check_output(out, needed)
+    folder = out.absolute().parent / f".{out.name}.{os.getpid()}.partial"
+    try:
+        folder.mkdir(mode=permissions(0o777))
+        yield folder
+        shards.flush(folder)
+        if os.path.lexists(out):
+            raise OutputError(f"the output {out} exists now", "choose another --out")
+        os.rename(folder, out)
+        shards.flush(out.absolute().parent)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        hint = "free some space" if error.errno == 28 else "choose another --out"
+        raise OutputError(f"{out} can't be written: {error.strerror or error}", hint) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def size_of(draft: Draft) -> int:
+    """Bytes that the weights of a draft take."""
+    return sum(shards.size(job) for job in draft.jobs.values())
+
+
+def write_draft(draft: Draft, source: Source, folder: Path, progress: Callable[[int, int], None]) -> dict[str, str]:
+    """Write the weights of a draft, and what belongs beside them; returns the digest of each file."""
+    jobs = [draft.jobs[name] for name in sorted(draft.jobs)]
+    cut, total, done = shards.cut(jobs), size_of(draft), 0
+    found = {}
+    for name, shard in zip(shards.names(len(cut)), cut, strict=True):
+        found[name] = shards.write(
+            folder / name,
+            shards.pieces(shard, draft.pool),
+            lambda written, before=done: progress(min(before + written, total), total),  # type: ignore[misc]
+        )
+        done += sum(map(shards.size, shard))
+    files = companions(source.path)
+    if dict(draft.config) != source.config:
+        files["config.json"] = (json.dumps(draft.config, indent=2, sort_keys=True) + "\n").encode()
+    if len(cut) > 1:
+        files["model.safetensors.index.json"] = shards.index(cut)
+    for name, content in files.items():
+        write_atomically(folder / name, content)
+        found[name] = digest_bytes(content)
+    return found
+
+
+def write_report(folder: Path, report: Mapping[str, Any], source: Source, summary: str) -> None:
+    """report.json, and for people report.html and the model card."""
+    text = json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(folder / REPORT, text.encode())
+    write_atomically(folder / "report.html", proof_page(report).encode())
+    write_card(folder, report, source, summary)
+
+
+def write_card(folder: Path, report: Mapping[str, Any], source: Source, summary: str) -> None:
+    """The model card: front matter that the hub reads, what was baked, the digests."""
+    import yaml
+
+    front: dict[str, Any] = {"library_name": "transformers", "tags": ["steer"]}
+    if source.model is not None:
+        licence = references.licence(source.model)
+        if licence:
+            front["license"] = licence
+        if source.model.name and source.model.name.count("/") == 1:
+            front["base_model"] = source.model.name
+    lines = ["---", yaml.safe_dump(front, sort_keys=True).strip(), "---", "", "# A baked model", "", summary, ""]
+    lines += [f"Everything that was measured stands in {REPORT}.", "", "| file | digest |", "|---|---|"]
+    lines += [f"| {name} | `{digest}` |" for name, digest in sorted(report["outputs"].items())]
+    write_atomically(folder / "README.md", ("\n".join(lines) + "\n").encode())

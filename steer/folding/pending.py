@@ -1,0 +1,57 @@
+"""A model folder in the making: what each of its tensors is made of, and its configuration. Nothing is read yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from merges.engine.jobs import Copy, Job
+from merges.engine.pool import Pool
+from merges.engine.readers import Array, Dense, Reader
+from merges.engine.tensor_task import Block, Input, Tensor
+from merges.inputs.sources import Source
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The jobs of the merge engine by the name of their tensor, and the configuration beside them."""
+
+    jobs: Mapping[str, Job]
+    config: Mapping[str, Any]
+    pool: Pool
+
+    def changed(self, jobs: Mapping[str, Job], **config: Any) -> Draft:
+        """With these jobs in place of, or beside, those of the same names, and these settings."""
+        return replace(self, jobs={**self.jobs, **jobs}, config={**self.config, **config})
+
+    def read(self, name: str) -> np.ndarray:
+        """A small tensor of the source, float32 in its shape."""
+        from merges.engine.readers import whole
+
+        job = self.jobs[name]
+        return whole(Dense(job.entry) if isinstance(job, Copy) else job.inputs[0].reader)
+
+    def made_of(self, name: str, reader: Reader, dtype: str = "F32") -> Tensor:
+        """A tensor that a reader gives as it stands."""
+        source = Input(name, reader, False)
+        return Tensor(name, reader.shape, dtype, (source,), None, AS_IT_STANDS, self.pool)
+
+    def constant(self, name: str, values: np.ndarray) -> Tensor:
+        """A small float32 tensor that is in memory."""
+        return self.made_of(name, Array(np.asarray(values, np.float32)))
+
+
+def _as_it_stands(_tensor: Tensor, block: Block, _prepared: Any) -> np.ndarray:
+    return block.values[0]
+
+
+AS_IT_STANDS: Any = SimpleNamespace(SPACE="weight", combine=_as_it_stands)
+
+
+def draft_of(source: Source, pool: Pool) -> Draft:
+    """The model as it is."""
+    return Draft({name: Copy(name, entry) for name, entry in source.entries.items()}, source.config, pool)

@@ -1,0 +1,145 @@
+"""The proof of a fold: what was written, loaded again, against the steered model on held-out prompts.
+
+transformers only logs a weight that it does not know, and vLLM drops an unexpected bias without a word, so nothing but
+a comparison says that a fold arrived.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from probes.models import residual
+from probes.models.loading import LoadedModel, load
+from probes.scores import divergence
+from probes.steered import steered
+from steer.folding import ablation, vllm_scores
+from steer.folding.architectures import Layout
+from steer.folding.effects import Effects
+from vectors.errors import ModelError, SteerError
+from vectors.expression import Composition
+from vectors.steering import SteeringVector
+
+TOKENS = 12  # of each response
+PROMPTS = 12
+LOGIT = 2e-3  # the greatest difference of logits in float32 that is rounding, and of log-probabilities in vLLM
+CLEAR = 4  # times nearer to the steered model than the unsteered one is, or nothing was proved
+ROUNDED_KL = 2e-3  # nats in the mean, where changed matrices had to be rounded to 16 bits
+
+
+class ProofError(SteerError):
+    """What was written does not do what the steered model does."""
+
+
+def prove(
+    written: Path,
+    original: LoadedModel,
+    composition: Composition,
+    vectors: Mapping[str, SteeringVector],
+    effects: Effects,
+    layout: Layout,
+    prompts: Sequence[str],
+    *,
+    rounded: bool,
+    vllm: bool | None,
+    any_base: bool = False,
+    waiting: Callable[[str], None] = lambda what: None,
+) -> dict[str, Any]:
+    """Compare, and return the proof as JSON values. `rounded`: matrices were changed in 16 bits.
+
+    `vllm` None means where it is installed. Raises ProofError with the figures, ModelError for what can't be loaded.
+    """
+
+    def composed(prompts: Sequence[int]) -> contextlib.AbstractContextManager[None]:
+        return steered(original.model, composition, vectors=vectors, prompt_length=prompts, any_base=any_base)
+
+    waiting("asking the steered model")
+    rows = divergence.rows_of(original.model, original.tokenizer, prompts[:PROMPTS], TOKENS, composed)
+    served = [divergence.logits_of(original.model, row, composed) for row in rows]
+    expected = served
+    if effects.ablates:
+
+        def at_every_write(_prompts: Sequence[int]) -> contextlib.AbstractContextManager[None]:
+            return reference(original.model, effects, layout)
+
+        expected = [divergence.logits_of(original.model, row, at_every_write) for row in rows]
+    unsteered = divergence.difference(expected, [divergence.logits_of(original.model, row) for row in rows])
+    waiting("loading what was written in transformers")
+    baked = load(written, str(next(original.model.parameters()).device), "float32")
+    found = [divergence.logits_of(baked.model, row) for row in rows]
+    against = divergence.difference(expected, found)
+    proof: dict[str, Any] = {
+        "prompts": len(rows),
+        "tokens": against.tokens,
+        "reference": "the composition at every write to the stream" if effects.ablates else "the composition",
+        "transformers": against._asdict(),
+        "base": unsteered._asdict(),
+        "tolerance": {"kl_mean": ROUNDED_KL} if rounded else {"max_logit": LOGIT},
+    }
+    if effects.ablates:
+        proof["composition"] = divergence.difference(served, found)._asdict()
+    key, most = ("kl_mean", ROUNDED_KL) if rounded else ("max_logit", LOGIT)
+    off, base = getattr(against, key), getattr(unsteered, key)
+    equal = off <= most and CLEAR * off <= base  # a weak composition is nearer to the base than that
+    there = importlib.util.find_spec("vllm") is not None
+    if vllm is False or not there:
+        proof["vllm"] = {"skipped": "not asked (--skip-vllm)" if vllm is False else "vLLM is not installed"}
+    elif equal:
+        waiting("loading what was written in vLLM")
+        # What was rounded in the file is rounded in both, so there the two readers of it are compared.
+        proof["vllm"] = _in_vllm(written, rows, found if rounded else expected)
+        equal = proof["vllm"]["max_log_probability"] <= LOGIT
+    proof["verdict"] = "equal" if equal and not rounded else "equal up to rounding" if equal else "different"
+    if not equal:
+        worst = proof.get("vllm", {}).get("max_log_probability", against.max_logit)
+        raise ProofError(
+            f"the proof failed, and nothing was kept: the greatest difference is {worst:.3g} "
+            f"(KL {against.kl_mean:.3g} nats in the mean; the unsteered model lies {unsteered.kl_mean:.3g} away)",
+            "serve the composition instead: steer serve; or train it in: --mode distil",
+        )
+    return proof
+
+
+def _in_vllm(written: Path, rows: Sequence[divergence.Row], logits: Sequence[Any]) -> dict[str, Any]:
+    scores = vllm_scores.scores(written, [row.ids for row in rows])
+    expected = [divergence.scores_of(one[:-1], row.ids[1:]) for one, row in zip(logits, rows, strict=True)]
+    pairs = [pair for a, b in zip(expected, scores, strict=True) for pair in zip(a, b, strict=True)]
+    gaps = [abs(a - b) for a, b in pairs]
+    return {"max_log_probability": max(gaps) if all(map(math.isfinite, gaps)) else math.inf, "tokens": len(pairs)}
+
+
+@contextlib.contextmanager
+def reference(model: nn.Module, effects: Effects, layout: Layout) -> Iterator[None]:
+    """Within: what is written to the residual stream up to the last ablated layer is ablated as it is written.
+
+    This is what orthogonal weights can do. It differs from a composition's ablation at the outputs of blocks in what
+    the blocks before see: they too have lost the direction. Raises ModelError for a model with other modules.
+    """
+    with contextlib.ExitStack() as handles:
+        blocks = residual.blocks(model)
+        for embedding in _embeddings(model, layout):
+            handles.callback(embedding.register_forward_hook(ablation.hook(effects, None)).remove)
+        for block in blocks[: effects.last + 1]:
+            for part, names in zip(("attention", "feed_forward"), layout.modules, strict=True):
+                writer = next((getattr(block, name) for name in names if hasattr(block, name)), None)
+                if writer is None:
+                    raise ModelError(f"{type(block).__name__} has none of {', '.join(names)}", "use --mode distil")
+                norm = layout.norms.get(part)
+                weight = block.get_parameter(norm).detach() + float(layout.plus_one) if norm else None
+                handles.callback(writer.register_forward_hook(ablation.hook(effects, weight)).remove)
+        if effects.added:
+            moves = SteeringVector({i: move.float() for i, move in effects.added.items()})
+            handles.enter_context(steered(model, moves, any_base=True))
+        yield
+
+
+def _embeddings(model: nn.Module, layout: Layout) -> list[nn.Module]:
+    stack = residual.decoder(model)
+    names = [name.removesuffix(".weight").rpartition(".")[2] for name in layout.embeddings]
+    return [getattr(stack, name) for name in names]

@@ -1,0 +1,89 @@
+"""The model re-expressed as a Llama, which has the bias: Qwen2, Mistral and Phi-3 compute what a Llama computes.
+
+Weights are renamed or cut into their rows, never changed; biases that a Llama has and the model has not are zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from merges.engine.jobs import Copy, Job
+from steer.folding.architectures import LAYOUTS, Layout
+from steer.folding.pending import Draft
+from steer.folding.routes import bias
+from vectors.weights import SIZES, Entry
+
+ORDER, SUMMARY = 1, "the model as a Llama, with biases"
+SHARED = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps", "use_cache",
+    "tie_word_embeddings", "rope_parameters", "rope_theta", "rope_scaling", "attention_dropout", "bos_token_id",
+    "eos_token_id", "pad_token_id", "dtype", "torch_dtype",
+)  # fmt: skip
+
+
+def refusal(draft: Draft, layout: Layout) -> str | None:
+    """Why the model is no Llama in other words, or None."""
+    config = draft.config
+    kind = config.get("model_type")
+    if kind == "llama":
+        return "the model is a Llama, which has biases of its own (via bias)"
+    if kind not in ("qwen2", "mistral", "phi3"):
+        return f"{kind} computes what no Llama computes"
+    if config.get("sliding_window") and config.get("use_sliding_window", True):
+        return f"this {kind} attends within a sliding window of {config['sliding_window']} tokens, which no Llama does"
+    if any(kind != "full_attention" for kind in config.get("layer_types") or []):
+        return f"this {kind} has layers without full attention"
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    turned = rope.get("rope_type", rope.get("type", "default"))
+    partial = config.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0))
+    if turned != "default" or partial not in (None, 1, 1.0):
+        return f"this {kind} has {turned} rotary positions over {partial:g} of each head, not those of a plain Llama"
+    return None
+
+
+def edit(draft: Draft, layout: Layout, added: Mapping[int, Tensor]) -> Draft:
+    """Rename, cut, and add the biases."""
+    config = draft.config
+    heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
+    head = int(config.get("head_dim") or hidden // heads)
+    keys = int(config.get("num_key_value_heads") or heads) * head
+    inner = int(config["intermediate_size"])
+    jobs: dict[str, Job] = {}
+    for name, job in draft.jobs.items():
+        if name.endswith("self_attn.qkv_proj.weight"):
+            cuts = {"q_proj": (0, heads * head), "k_proj": (heads * head, keys), "v_proj": (heads * head + keys, keys)}
+            jobs |= _cut(job, name, "qkv_proj", cuts)
+        elif name.endswith("mlp.gate_up_proj.weight"):
+            jobs |= _cut(job, name, "gate_up_proj", {"gate_proj": (0, inner), "up_proj": (inner, inner)})
+        else:
+            jobs[name] = job
+    made = Draft(jobs, _as_llama(config), draft.pool)
+    own = {}
+    for i in range(int(config["num_hidden_layers"])):
+        for part in "qkvo":
+            name = f"model.layers.{i}.self_attn.{part}_proj"
+            if f"{name}.bias" not in jobs:
+                own[f"{name}.bias"] = made.constant(f"{name}.bias", np.zeros(jobs[f"{name}.weight"].shape[0]))
+    return bias.edit(made.changed(own), LAYOUTS["llama"], added)
+
+
+def _as_llama(config: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: config[key] for key in SHARED if config.get(key) is not None}
+    return {**kept, "model_type": "llama", "architectures": ["LlamaForCausalLM"], "attention_bias": True}
+
+
+def _cut(job: Job, name: str, fused: str, cuts: Mapping[str, tuple[int, int]]) -> dict[str, Job]:
+    """Rows [first, first + count) of a matrix under names of their own: the same bytes in the file."""
+    assert isinstance(job, Copy)
+    entry, found = job.entry, dict[str, Job]()
+    row = entry.shape[1] * SIZES[entry.dtype]
+    for part, (first, count) in cuts.items():
+        new = name.replace(fused, part)
+        shape = (count, entry.shape[1])
+        found[new] = Copy(new, Entry(entry.file, entry.dtype, shape, entry.start + first * row, count * row))
+    return found

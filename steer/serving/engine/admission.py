@@ -1,0 +1,199 @@
+"""The front end's side: which vectors and arms there are, and whether a request can be steered as it asks.
+
+Everything is refused here, before the engine sees the request, or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from steer.serving.engine import metrics
+from steer.serving.engine.phases import phases, rows_needed
+from steer.serving.engine.resolved import ASKED, PINNED, Pinned
+from steer.serving.engine.slots import directions_needed
+from steer.serving.settings import Settings, check_name
+from vectors import fit
+from vectors.errors import ArtifactError, ExpressionError, SteerError, UsageError
+from vectors.expression import Composition, parse
+from vectors.files import digest_bytes
+from vectors.steering import SteeringVector, spans
+
+LARGEST = 3e38  # of float32
+_LONGEST: weakref.WeakKeyDictionary[SteeringVector, float] = weakref.WeakKeyDictionary()
+
+
+class Admission:
+    """The vectors and arms of one server. `base` is the identity of the served model, None where it is not known.
+
+    Names are bound and unbound under a lock, since requests are read in several threads.
+    """
+
+    def __init__(self, settings: Settings, hidden: int, layers: int, base: Mapping[str, Any] | None) -> None:
+        self.settings, self.hidden, self.layers, self.base = settings, hidden, layers, base
+        self.lock = threading.Lock()
+        self.vectors: dict[str, SteeringVector] = {}
+        self.digests: dict[str, str] = {}  # by name
+        problems = []
+        for name, vector in settings.vectors.items():
+            problems += self.unfit(name, vector)
+        for name, composition in settings.arms.items():
+            problems += [f"arm {name!r}: {problem}" for problem in self.problems(composition, settings.vectors)]
+        if problems:
+            raise UsageError(problems, "use vectors of this model, or allow others of the same size: --any-base")
+        for name, vector in settings.vectors.items():
+            self.vectors[name], self.digests[name] = vector, vector.digest
+
+    def unfit(self, name: str, vector: SteeringVector) -> list[str]:
+        """Why a vector can't steer the served model; empty when it can."""
+        return fit.problems(
+            name, vector, hidden_size=self.hidden, layers=self.layers, base=self.base, any_base=self.settings.any_base
+        )
+
+    def problems(self, composition: Composition, vectors: Mapping[str, SteeringVector]) -> list[str]:
+        """Why this server can't apply a composition; empty when it can."""
+        found = []
+        unknown = [name for name in composition.names if name not in vectors]
+        if unknown:
+            loaded = ", ".join(sorted(vectors)) or "none"
+            found.append(f"no vector is called {', '.join(map(repr, unknown))}; loaded: {loaded}")
+        for term in composition.terms:
+            vector = vectors.get(term.name)
+            missing = [i for i in term.layers or () if vector is not None and i not in vector.layers]
+            if vector is not None and missing:
+                found.append(f"{term.name} holds no layer {spans(missing)}; it holds {spans(vector.layers)}")
+        if found:
+            return found
+        if not largest(composition, vectors) < LARGEST:
+            found.append(f"{composition} is too large for float32")
+        directions, rows = directions_needed(composition, vectors), rows_needed(composition)
+        if directions > self.settings.directions:
+            found.append(
+                f"{composition} projects along {directions} directions in one layer; the server was started for "
+                f"{self.settings.directions}: --steer-directions {directions}"
+            )
+        if rows > self.settings.rows:
+            found.append(
+                f"{composition} needs {rows} rows, one a phase; the server was started with "
+                f"{self.settings.rows}: --steer-rows {rows}"
+            )
+        return found
+
+    def read(self, text: Any) -> tuple[Composition, Pinned]:
+        """An expression, checked and pinned to the vectors that its names stand for now. Raises ExpressionError."""
+        try:
+            if not isinstance(text, str):
+                raise ExpressionError(f"steer is {text!r}, not an expression", "write a string: 0.8*warm")
+            composition = parse(text)
+            with self.lock:
+                problems = self.problems(composition, self.vectors)
+                if not problems:
+                    digests = {name: self.digests[name] for name in composition.names}
+                    return composition, Pinned(str(composition), digests)
+            unknown = any(name not in self.vectors for name in composition.names)
+            raise ExpressionError(problems, "GET /steer lists the vectors" if unknown else "")
+        except ExpressionError:
+            metrics.refused("expression")
+            raise
+
+    def admit(self, request: Any) -> None:
+        """Check and pin what an engine request (vLLM's) asks for, and salt its cache key. Raises ValueError.
+
+        The keys and values of a steered prompt differ from those of the plain one, and vLLM's cache key does not know.
+        """
+        parameters = request.sampling_params
+        extra = (parameters.extra_args if parameters is not None else None) or {}
+        if PINNED in extra:
+            raise ValueError(f"{PINNED} is not for clients; ask with {ASKED}")
+        if ASKED not in extra:
+            return
+        if request.resumable:
+            raise ValueError("a request with streaming input can't be steered; send its prompt whole")
+        try:
+            composition, pinned = self.read(extra[ASKED])
+        except SteerError as error:
+            raise ValueError(explain(error)) from error
+        parameters.extra_args = {**extra, PINNED: pinned.values()}
+        # Under a scope the same tokens are steered as a prompt but not as a response, or the other way round: a prompt
+        # that repeats an earlier response must not find its keys and values. So the salt holds the prompt's length.
+        scoped = f"{prompt_length(request)}" if len(phases(composition)) > 1 else ""
+        salt = (pinned.key, scoped, request.cache_salt or "")
+        request.cache_salt = digest_bytes(*(part.encode() for part in salt))
+
+    def check(self, name: str, vector: SteeringVector) -> str:
+        """Whether a vector could have a name; returns its digest. Raises SteerError."""
+        check_name(name)
+        problems = self.unfit(name, vector)
+        if problems:
+            raise ArtifactError(problems, "use a vector of the served model")
+        digest = vector.digest
+        if self.digests.get(name, digest) != digest:
+            raise UsageError(f"a vector is called {name!r} already", f"DELETE /steer/vectors/{name} first")
+        return digest
+
+    def bind(self, name: str, vector: SteeringVector) -> str:
+        """Give a vector a name, for requests from now on; return its digest. Raises SteerError."""
+        with self.lock:
+            digest = self.check(name, vector)
+            self.vectors[name], self.digests[name] = vector, digest
+        return digest
+
+    def unbind(self, name: str) -> str:
+        """Take a name away, for requests from now on; return the digest. Raises UsageError."""
+        with self.lock:
+            if name not in self.vectors:
+                raise UsageError(f"no vector is called {name!r}", "GET /steer/vectors lists them")
+            arms = [arm for arm, composition in self.settings.arms.items() if name in composition.names]
+            if arms:
+                raise UsageError(f"{name!r} is part of the arm {', '.join(arms)}", "arms stay while a server runs")
+            del self.vectors[name]
+            return self.digests.pop(name)
+
+    def named(self, digest: str) -> bool:
+        """Whether a name stands for a vector."""
+        with self.lock:
+            return digest in self.digests.values()
+
+    def path(self, text: str) -> Path:
+        """A path that a client named, if it lies in a folder that may be loaded from. Raises UsageError."""
+        if not self.settings.folders:
+            raise UsageError(
+                "this server loads no vectors by path", "start it with --vector-folder FOLDER, or send the file"
+            )
+        for folder in self.settings.folders:
+            with contextlib.suppress(OSError, ValueError):  # what no file system takes: too long, or with a null byte
+                place = (folder / text).resolve()
+                if place.is_relative_to(folder.resolve()) and place.is_file() and place.suffix == ".safetensors":
+                    return place
+        # The same answer whether the file is missing or elsewhere: what lies outside is nobody's business.
+        raise UsageError(f"{text!r} is no .safetensors file in the folders of this server", "check the name")
+
+
+def largest(composition: Composition, vectors: Mapping[str, SteeringVector]) -> float:
+    """The most that a composition can add to any coordinate of the residual stream, ablation apart."""
+    return sum(
+        abs(term.value) * (1.0 if term.operation == "ablate" else _longest(vectors[term.name]))
+        for term in composition.terms
+    )
+
+
+def _longest(vector: SteeringVector) -> float:
+    """The Euclidean length of a vector's longest direction."""
+    if vector not in _LONGEST:
+        _LONGEST[vector] = max(vector.norm().values())
+    return _LONGEST[vector]
+
+
+def prompt_length(request: Any) -> int:
+    """Tokens of the prompt of a request (vLLM's, at any stage)."""
+    ids = request.prompt_token_ids
+    return len(ids) if ids is not None else len(request.prompt_embeds)
+
+
+def explain(error: SteerError) -> str:
+    """An error on one line, with its next step."""
+    return "; ".join(error.problems) + (f" (hint: {error.hint})" if error.hint else "")

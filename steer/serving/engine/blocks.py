@@ -1,0 +1,103 @@
+"""The decoder blocks of the served model, steered where the residual stream leaves them.
+
+A block's class is replaced by a subclass whose forward reads one row for every token. It is plain tensor code on
+buffers that never move, so torch.compile traces through it and CUDA graphs replay it. The projection directions are a
+loop, not one large gather, so that no temporary is larger than the stream itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steer.serving.engine.slots import Table
+
+# What vLLM's blocks return: "halves" is (mlp output, residual), whose sum is the residual stream; "whole" is the
+# stream. Only what a test compares with transformers stands here.
+RETURNS = {
+    "LlamaDecoderLayer": "halves",
+    "MistralDecoderLayer": "halves",
+    "Qwen2DecoderLayer": "halves",
+    "Qwen3DecoderLayer": "halves",
+    "Gemma2DecoderLayer": "halves",
+    "Gemma3DecoderLayer": "halves",
+    "MixtralDecoderLayer": "halves",
+    "GPT2Block": "whole",
+}
+
+
+def decoder_blocks(model: nn.Module) -> dict[int, nn.Module]:
+    """The decoder blocks that this process holds, by layer. Raises ValueError for a model that is not known."""
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and any(type(block).__name__ in RETURNS for block in module)
+    ]
+    if len(lists) != 1:
+        known = ", ".join(sorted(RETURNS))
+        raise ValueError(
+            f"steer: {type(model).__name__} has {len(lists)} lists of blocks that steer knows, not one; "
+            f"it knows {known}. Serve the model without the plugin: unset VLLM_PLUGINS"
+        )
+    # In a pipeline, the blocks of other processes are placeholders of another class.
+    return {i: block for i, block in enumerate(lists[0][1]) if type(block).__name__ in RETURNS}
+
+
+def install(model: nn.Module, table: Table, rows: Tensor) -> None:
+    """Make the blocks of a loaded model read the table; `rows` [tokens] holds the row of every token of a step."""
+    blocks = decoder_blocks(model)
+    for at, layer in enumerate(table.layers):
+        block = blocks[layer]
+        block.register_buffer("steer_rows", rows, persistent=False)
+        block.register_buffer("steer_added", table.added[at], persistent=False)
+        block.register_buffer("steer_units", table.units[at], persistent=False)
+        block.register_buffer("steer_factors", table.factors[at], persistent=False)
+        block.__class__ = _steered(type(block))
+
+
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _steered(plain: type[nn.Module]) -> type[nn.Module]:
+    """The subclass of a block's class that steers what the block returns."""
+    if plain not in _CLASSES:
+        # The names of the two forwards differ because torch.compile caches by code object.
+        forward = _forward_halves(plain) if RETURNS[plain.__name__] == "halves" else _forward_whole(plain)
+        _CLASSES[plain] = type(f"Steered{plain.__name__}", (plain,), {"forward": forward})
+    return _CLASSES[plain]
+
+
+def _forward_halves(plain: type[nn.Module]) -> Any:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        hidden, residual = plain.forward(self, *args, **kwargs)
+        change = change_of(hidden + residual, self.steer_rows, self.steer_added, self.steer_units, self.steer_factors)
+        return (hidden + change).to(hidden.dtype), residual
+
+    return forward
+
+
+def _forward_whole(plain: type[nn.Module]) -> Any:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+        hidden = plain.forward(self, *args, **kwargs)
+        change = change_of(hidden, self.steer_rows, self.steer_added, self.steer_units, self.steer_factors)
+        return (hidden + change).to(hidden.dtype)
+
+    return forward
+
+
+def change_of(stream: Tensor, rows: Tensor, added: Tensor, units: Tensor, factors: Tensor) -> Tensor:
+    """What steering adds to the residual stream [tokens, hidden], float32; exactly zero for tokens that point at row 0.
+
+    `added` is [rows, hidden], `units` [K, rows, hidden], `factors` [K, rows, 2].
+    """
+    rows = rows[: stream.shape[0]]
+    stream = stream.to(torch.float32)
+    change = added.index_select(0, rows)
+    for k in range(units.shape[0]):
+        unit = units[k].index_select(0, rows)
+        factor = factors[k].index_select(0, rows)
+        component = (stream * unit).sum(-1, keepdim=True)
+        change = change + (factor[:, :1] + factor[:, 1:] * component) * unit
+    return change

@@ -1,0 +1,145 @@
+"""The plugin: where steering joins stock vLLM. `VLLM_PLUGINS=steer` turns it on; without that nothing is touched.
+
+vLLM loads it in every process. Each join wraps one method of vLLM's and calls it; what is joined is checked first, and
+a version that was not tried refuses to start.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+from steer.serving.settings import NAME, from_environment
+
+SUPPORTED = "0.32"
+JOINED = "__steer_joined__"
+
+
+def register() -> None:
+    """The entry point of `vllm.general_plugins`. Raises RuntimeError for a vLLM that is not supported."""
+    if NAME not in os.environ.get("VLLM_PLUGINS", "").split(","):
+        return  # installed beside vLLM, but not asked for
+    import vllm
+
+    # A development build (0.32.1.dev3+g1a2b3c4) may differ anywhere, and says so in its own words.
+    if vllm.__version__.split("+")[0].rpartition(".")[0] != SUPPORTED or "dev" in vllm.__version__:
+        raise RuntimeError(
+            f"steer: vLLM {vllm.__version__} is not supported; {SUPPORTED}.x is. Install it, or unset VLLM_PLUGINS"
+        )
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.engine.llm_engine import LLMEngine
+    from vllm.v1.engine.output_processor import OutputProcessor, RequestState
+    from vllm.v1.worker.gpu_worker import Worker
+
+    from steer.serving.engine import frontend_hooks, scheduler_hooks
+
+    joins: list[tuple[type, str, Callable[..., Any]]] = [
+        (EngineArgs, "create_engine_config", _configure),
+        (Worker, "load_model", _load_model),
+        (Scheduler, "add_request", scheduler_hooks.add_request),
+        (Scheduler, "_free_request", scheduler_hooks.free_request),
+        (Scheduler, "finish_requests", scheduler_hooks.finish_requests),
+        (Scheduler, "update_from_output", scheduler_hooks.update_from_output),
+        (Scheduler, "get_request_counts", scheduler_hooks.get_request_counts),
+        (InputProcessor, "process_inputs", frontend_hooks.process_inputs),
+        (LLMEngine, "__init__", frontend_hooks.start),
+        (AsyncLLM, "add_request", frontend_hooks.enter),
+        (OutputProcessor, "add_request", frontend_hooks.follow),
+        (OutputProcessor, "process_outputs", frontend_hooks.process_outputs),
+        (OutputProcessor, "_finish_request", frontend_hooks.finish),
+        (OutputProcessor, "abort_requests", frontend_hooks.abort),
+        (RequestState, "_new_completion_output", frontend_hooks.new_completion_output),
+    ]
+    missing = [f"{owner.__name__}.{name}" for owner, name, _ in joins if not callable(getattr(owner, name, None))]
+    if missing:
+        raise RuntimeError(f"steer: this build of vLLM {vllm.__version__} has no {', '.join(missing)}")
+    for owner, name, around in joins:
+        _join(owner, name, around)
+    for name, call in (("steer_load", _worker_load), ("steer_unload", _worker_unload), ("steer_state", _worker_state)):
+        setattr(Worker, name, call)
+
+
+def _join(owner: type, name: str, around: Callable[..., Any]) -> None:
+    """Replace a method by `around(original, self, ...)`, once."""
+    original = getattr(owner, name)
+    if hasattr(original, JOINED):
+        return
+
+    @functools.wraps(original)
+    def joined(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return around(original, self, *args, **kwargs)
+
+    setattr(joined, JOINED, True)
+    setattr(owner, name, joined)
+
+
+def _configure(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Put the table's size into the configuration: it travels to every process, and into the compile cache's key."""
+    from steer import __version__
+    from steer.serving.engine import frontend_hooks
+
+    settings = from_environment()  # every problem of the settings, before the model's own
+    config = original(self, *args, **kwargs)
+    if not isinstance(config.additional_config, dict):
+        raise ValueError("steer: --additional-config must be a JSON object beside the plugin")
+    problems = unsupported(config)
+    if problems:
+        raise ValueError(f"steer can't serve with {'; nor with '.join(problems)}. Change that, or unset VLLM_PLUGINS")
+    frontend_hooks.check(settings, config.model_config)
+    config.additional_config = {**config.additional_config, NAME: {"version": __version__, **settings.graph()}}
+    return config
+
+
+def unsupported(config: Any) -> list[str]:
+    """What of a vLLM configuration would leave tokens unsteered."""
+    parallel, model = config.parallel_config, config.model_config
+    return [
+        what
+        for what, found in [
+            ("speculative decoding", config.speculative_config is not None),
+            ("a model that does not generate", model.runner_type != "generate"),
+            ("an encoder-decoder model", model.is_encoder_decoder),
+            ("micro-batches (--enable-dbo)", getattr(parallel, "use_ubatching", False)),
+            ("prefill context parallelism", getattr(parallel, "prefill_context_parallel_size", 1) > 1),
+            ("diffusion models", getattr(model, "is_diffusion", False)),
+            # A connector may find keys and values by tokens alone, whatever they were steered by.
+            ("a KV connector (--kv-transfer-config, --kv-offloading-size)", config.kv_transfer_config is not None),
+        ]
+        if found
+    ]
+
+
+def _load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """After the model is loaded, and before memory is measured: the table, the blocks, the runner."""
+    from steer.serving.engine.runners import attach
+    from steer.serving.engine.worker import SteeringWorker
+
+    result = original(self, *args, **kwargs)
+    settings = (self.vllm_config.additional_config or {}).get(NAME)
+    if settings is None:
+        raise RuntimeError("steer: the engine was configured without the plugin; start it with VLLM_PLUGINS=steer too")
+    # Steps are padded to the sizes of CUDA graphs, which may exceed the scheduler's budget.
+    largest = max([0, *(self.vllm_config.compilation_config.cudagraph_capture_sizes or [])])
+    tokens = max(self.vllm_config.scheduler_config.max_num_batched_tokens, largest)
+    hidden = self.vllm_config.model_config.get_hidden_size()
+    self.steer = SteeringWorker(self.model_runner.get_model(), settings, tokens, hidden)
+    attach(self.model_runner, self.steer, second=bool(self.use_v2_model_runner))
+    return result
+
+
+def _worker_load(self: Any, content: bytes) -> str:
+    return str(self.steer.load(content))
+
+
+def _worker_unload(self: Any, digest: str) -> None:
+    self.steer.unload(digest)
+
+
+def _worker_state(self: Any) -> dict[str, Any]:
+    state: dict[str, Any] = self.steer.state()
+    return state

@@ -1,0 +1,66 @@
+"""vLLM's two model runners behind one small interface: when requests enter and end, where their tokens lie, what comes
+out. Whoever adds a third adds a function here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from steer.serving.engine.admission import prompt_length
+from steer.serving.engine.worker import SteeringWorker
+
+
+def attach(runner: Any, state: SteeringWorker, *, second: bool) -> None:
+    """Let a model runner tell `state` of every step; `second` is vLLM's V2 runner. Raises RuntimeError if it can't."""
+    kind = "V2" if second else "V1"
+    needed = ("execute_model", "sample_tokens", "prepare_inputs" if second else "_prepare_inputs")
+    missing = [name for name in needed if not callable(getattr(runner, name, None))]
+    if missing:
+        raise RuntimeError(f"steer: the {kind} model runner {type(runner).__name__} has no {', '.join(missing)}")
+    (_attach_v2 if second else _attach_v1)(runner, state)
+    execute, sample = runner.execute_model, runner.sample_tokens
+
+    def execute_model(scheduled: Any, *args: Any, **kwargs: Any) -> Any:
+        state.end(scheduled.finished_req_ids)
+        for new in scheduled.scheduled_new_reqs:
+            parameters = new.sampling_params
+            state.begin(new.req_id, prompt_length(new), parameters.extra_args if parameters is not None else None)
+        return _report(execute(scheduled, *args, **kwargs), state)
+
+    def sample_tokens(*args: Any, **kwargs: Any) -> Any:
+        return _report(sample(*args, **kwargs), state)
+
+    runner.execute_model, runner.sample_tokens = execute_model, sample_tokens
+
+
+def _attach_v1(runner: Any, state: SteeringWorker) -> None:
+    prepare: Callable[..., Any] = runner._prepare_inputs
+
+    def prepare_inputs(scheduled: Any, counts: Any, *args: Any, **kwargs: Any) -> Any:
+        batch = runner.input_batch
+        state.point(batch.req_ids, batch.num_computed_tokens_cpu[: batch.num_reqs], counts)
+        return prepare(scheduled, counts, *args, **kwargs)
+
+    runner._prepare_inputs = prepare_inputs
+
+
+def _attach_v2(runner: Any, state: SteeringWorker) -> None:
+    prepare: Callable[..., Any] = runner.prepare_inputs
+
+    def prepare_inputs(*args: Any, **kwargs: Any) -> Any:
+        batch = prepare(*args, **kwargs)
+        state.point(batch.req_ids, batch.num_computed_tokens_np, batch.num_scheduled_tokens)
+        return batch
+
+    runner.prepare_inputs = prepare_inputs
+
+
+def _report(output: Any, state: SteeringWorker) -> Any:
+    """Send what the step applied along with what it computed; an output that comes later holds the one to mark."""
+    from vllm.v1.outputs import ModelRunnerOutput
+
+    inner = getattr(output, "_model_runner_output", None) or getattr(output, "model_runner_output", None) or output
+    if isinstance(inner, ModelRunnerOutput) and inner.req_ids and state.report is not None:
+        inner.steer = state.report
+    return output

@@ -1,0 +1,136 @@
+"""The worker's side: it keeps vectors by digest, gives each request its rows, and points every token at one.
+
+Nothing here trusts that somebody else checked: a request that asks for steering which this worker can't apply raises,
+so that it never runs unsteered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from steer.serving.engine import blocks
+from steer.serving.engine.phases import Phase, edges, phases
+from steer.serving.engine.resolved import Pinned
+from steer.serving.engine.slots import Table
+from vectors.expression import parse
+from vectors.steering import SteeringVector
+
+
+class _Live(NamedTuple):
+    """A request that is steered: its composition's key, the first position of each phase, and the phase's row."""
+
+    key: str
+    edges: list[int]
+    rows: list[int]
+
+
+class SteeringWorker:
+    """The state of one worker process. `rows` is the buffer [tokens] that the blocks read, on the model's device."""
+
+    def __init__(self, model: torch.nn.Module, settings: Mapping[str, Any], tokens: int, hidden: int) -> None:
+        found = blocks.decoder_blocks(model)
+        device = next(model.parameters()).device
+        self.table = Table(sorted(found), settings["rows"], hidden, settings["directions"], device)
+        self.rows = torch.zeros(tokens, dtype=torch.int32, device=device)
+        blocks.install(model, self.table, self.rows)
+        self.vectors: dict[str, SteeringVector] = {}
+        self.live: dict[str, _Live] = {}
+        self.filled = 0  # tokens of the last step; all behind them point at row 0
+        self.steady: tuple[list[str], np.ndarray] | None = None  # the last step's requests, if nothing can change
+        self.report: dict[str, Any] | None = None  # what the last step applied, for the core
+
+    def load(self, content: bytes) -> str:
+        """Keep a vector, given the bytes of its artifact file. Returns its digest."""
+        from vectors import artifact
+
+        found = artifact.decode(content, "the vector")
+        layers = {int(name.removeprefix("layer.")): tensor for name, tensor in found.tensors.items()}
+        self.vectors[found.digest] = SteeringVector(layers, found.metadata or {})
+        return found.digest
+
+    def unload(self, digest: str) -> None:
+        """Forget a vector; requests that run keep their rows."""
+        self.vectors.pop(digest, None)
+
+    def state(self) -> dict[str, Any]:
+        """What the worker holds, as JSON values."""
+        held = sum(len(set(rows) - {0}) for key, rows in self.table.held.items() if self.table.users[key])
+        return {"vectors": sorted(self.vectors), "rows": self.table.rows, "rows_held": held, "requests": len(self.live)}
+
+    def begin(self, request: str, prompt_length: int, extra: Mapping[str, Any] | None) -> None:
+        """A request enters. Raises RuntimeError when it can't be steered as it asks."""
+        pinned = Pinned.of(extra)
+        if pinned is None:
+            return
+        self.end([request])  # vLLM's V2 runner lets a preempted request enter anew
+        composition = parse(pinned.expression)
+        missing = [name for name, digest in pinned.vectors.items() if digest not in self.vectors]
+        if missing:
+            raise RuntimeError(f"steer: this worker lacks the vectors {', '.join(missing)} of request {request}")
+        found: Sequence[Phase] = phases(composition)
+        vectors = {name: self.vectors[digest] for name, digest in pinned.vectors.items()}
+        rows = self.table.take(pinned.key, composition, found, vectors)
+        self.live[request] = _Live(pinned.key, edges(found, prompt_length), rows)
+        self.steady = None
+
+    def end(self, requests: Sequence[str] | set[str]) -> None:
+        """Requests have ended; those that were never steered are skipped."""
+        for request in requests:
+            live = self.live.pop(request, None)
+            if live is not None:
+                self.table.release(live.key)
+                self.steady = None
+
+    def point(self, requests: list[str], starts: np.ndarray, counts: np.ndarray) -> None:
+        """Point every token of the coming step at its row.
+
+        The tokens of the requests lie one after another: `counts[i]` of them, from position `starts[i]` of the
+        sequence on. Afterwards `report` says what was pointed where, None when nothing is steered.
+        """
+        total = int(counts.sum())
+        if not self.live:
+            if self.steady is not None or self.report is not None:
+                self.rows[: self.filled].zero_()
+            self.filled, self.steady, self.report = 0, None, None
+            return
+        if self.report is not None and self._unchanged(requests, starts, total):
+            self.report = {**self.report, "starts": starts.copy()}
+            return
+        filled = np.zeros(max(total, self.filled), dtype=np.int32)
+        keys: list[str | None] = []
+        last = np.zeros(len(requests), dtype=np.int64)
+        offset = 0
+        for i, request in enumerate(requests):
+            live, count = self.live.get(request), int(counts[i])
+            keys.append(live.key if live else None)
+            if live is not None:
+                start = int(starts[i])
+                last[i] = live.edges[-1]
+                for at, edge in enumerate(live.edges):
+                    # A later phase overwrites from its first position on.
+                    begin = max(edge - start, 0)
+                    if begin < count:
+                        filled[offset + begin : offset + count] = live.rows[at]
+            offset += count
+        self.rows[: len(filled)].copy_(_on(self.rows.device, filled), non_blocking=True)
+        self.filled = total
+        # Only if every request stands in its last phase now: the buffer is what later steps go by.
+        settled = total == len(requests) and bool((starts >= last).all())
+        self.steady = (list(requests), last) if settled else None
+        self.report = {"requests": list(requests), "keys": keys, "starts": starts.copy()}
+
+    def _unchanged(self, requests: list[str], starts: np.ndarray, total: int) -> bool:
+        """Whether each request moves on by one token in its last phase, so that the buffer is right as it is."""
+        if self.steady is None or total != len(requests) or self.steady[0] != requests:
+            return False
+        return bool((starts >= self.steady[1]).all())
+
+
+def _on(device: torch.device, values: np.ndarray) -> torch.Tensor:
+    tensor = torch.from_numpy(values)
+    # Fresh pinned memory each time: the last step's copy may still be under way.
+    return tensor.pin_memory() if device.type == "cuda" else tensor

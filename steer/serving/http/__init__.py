@@ -1,0 +1,1 @@
+"""Steering in front of vLLM's HTTP server: middleware and routes."""

@@ -1,0 +1,198 @@
+"""The routes under /steer, and /v1/models with the arms: the entry point of `vllm.endpoint_plugins`.
+
+Annotations are not postponed here: FastAPI reads those of the routes.
+"""
+
+import asyncio
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi.responses import JSONResponse
+
+from steer.serving.engine import frontend_hooks, metrics
+from steer.serving.engine.admission import Admission, explain
+from steer.serving.http.middleware import Middleware
+from steer.serving.settings import NAME
+from vectors.errors import ArtifactError, SteerError, UsageError
+from vectors.formats import native
+
+LARGEST = 256 * 1024 * 1024  # bytes of a vector that may be sent
+
+
+class Endpoints:
+    """What vLLM asks for: a name, the tasks that are needed, the routes, and the state behind them."""
+
+    name = NAME
+    required_tasks = ("generate",)
+
+    def __init__(self) -> None:
+        self.engine: Any = None
+        self.models: Any = None
+        self.servers = 1
+        self.background: set[asyncio.Task[None]] = set()
+
+    def attach_router(self, app: Any) -> None:
+        """Add the routes and the middleware that reads requests, which stands behind vLLM's own, so behind its key."""
+        authorised = _authorisation(app.state.args)
+
+        async def allowed(request: Request) -> None:
+            if not authorised(request.headers):
+                raise HTTPException(401, "Unauthorized")
+
+        router, guarded = APIRouter(), APIRouter(prefix="/steer", dependencies=[Depends(allowed)])
+
+        @router.get("/v1/models")
+        async def models(request: Request) -> Any:
+            found = (await request.app.state.openai_serving_models.show_available_models()).model_dump()
+            for card in list(found["data"]):
+                for arm in self.admission.settings.arms:
+                    found["data"].append({**card, "id": f"{card['id']}:{arm}", "parent": card["id"]})
+            return JSONResponse(found)
+
+        @guarded.get("")
+        async def state() -> Any:
+            return await self.state()
+
+        @guarded.get("/vectors")
+        async def vectors() -> Any:
+            return self.vectors()
+
+        @guarded.post("/vectors")
+        async def load(request: Request) -> Any:
+            try:
+                self._single()
+                name, vector = await self._sent(request)
+                self.admission.check(name, vector)
+                await frontend_hooks.deliver(self.engine, vector)
+                try:
+                    digest = self.admission.bind(name, vector)
+                except SteerError:  # another took the name meanwhile
+                    self._discard(vector.digest)
+                    raise
+            except (SteerError, ValueError) as error:
+                message = explain(error) if isinstance(error, SteerError) else str(error)
+                return JSONResponse({"error": {"message": message, "type": "BadRequestError", "code": 400}}, 400)
+            metrics.get().vectors.set(len(self.admission.vectors))
+            return {"name": name, "digest": digest}
+
+        @guarded.delete("/vectors/{name}")
+        async def unload(name: str) -> Any:
+            try:
+                self._single()
+                digest = self.admission.unbind(name)
+            except SteerError as error:
+                status = 404 if name not in self.admission.vectors else 409
+                return JSONResponse({"error": {"message": explain(error), "code": status}}, status)
+            self._discard(digest)
+            metrics.get().vectors.set(len(self.admission.vectors))
+            return {"name": name, "digest": digest}
+
+        app.include_router(router)
+        app.include_router(guarded)
+        app.add_middleware(Middleware, find=self._find)
+
+    async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
+        """The engine is there: give its workers the vectors."""
+        self.engine, self.models = engine_client, state.openai_serving_models
+        self.servers = getattr(args, "api_server_count", None) or 1
+        for vector in list(self.admission.vectors.values()):
+            await frontend_hooks.deliver(engine_client, vector)
+        metrics.get().vectors.set(len(self.admission.vectors))
+
+    @property
+    def admission(self) -> Admission:
+        """The admission of the engine that is served."""
+        return frontend_hooks.admission_of(self.engine.input_processor)
+
+    async def state(self) -> dict[str, Any]:
+        """Arms, vectors, rows and digests, as GET /steer answers."""
+        from steer import __version__
+
+        admission = self.admission
+        arms = {}
+        for name, composition in admission.settings.arms.items():
+            _, pinned = admission.read(str(composition))
+            arms[name] = {"expression": pinned.expression, "digest": pinned.key}
+        return {
+            "version": __version__,
+            "arms": arms,
+            "vectors": self.vectors()["vectors"],
+            "rows": admission.settings.rows,
+            "directions": admission.settings.directions,
+            "workers": await self.engine.collective_rpc("steer_state"),
+            "base": dict(admission.base) if admission.base else None,
+        }
+
+    def vectors(self) -> dict[str, Any]:
+        """The vectors by name, as GET /steer/vectors answers."""
+        admission = self.admission
+        with admission.lock:
+            return {
+                "vectors": {
+                    name: {
+                        "digest": admission.digests[name],
+                        "layers": list(vector.layers),
+                        "apply": list(vector.apply),
+                    }
+                    for name, vector in admission.vectors.items()
+                }
+            }
+
+    async def _sent(self, request: Any) -> tuple[str, Any]:
+        """The name and vector of a POST: JSON with name and path, or the file itself with ?name=. Raises SteerError."""
+        if "json" in request.headers.get("content-type", ""):
+            try:
+                value = await request.json()
+            except ValueError as error:
+                raise UsageError(f"the body is no JSON: {error}", "send {name, path}") from error
+            if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in ("name", "path")):
+                raise UsageError("the body is not {name, path}", 'send {"name": "warm", "path": "warm.safetensors"}')
+            return value["name"], native.read(self.admission.path(value["path"]))
+        name, content = request.query_params.get("name"), b""
+        if not name:
+            raise UsageError("the vector has no name", "POST /steer/vectors?name=warm with the file as the body")
+        async for part in request.stream():
+            content += part
+            if len(content) > LARGEST:
+                raise ArtifactError(f"the file is larger than {LARGEST} bytes", "send a steering vector")
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "sent.safetensors")
+            file.write_bytes(content)
+            try:
+                return name, native.read(file)
+            except ArtifactError as error:
+                problems = [problem.replace(str(file), "what was sent") for problem in error.problems]
+                raise ArtifactError(problems, error.hint) from error
+
+    def _discard(self, digest: str) -> None:
+        """Let the workers forget a vector when they can."""
+        task = asyncio.create_task(frontend_hooks.discard(self.engine, digest))
+        self.background.add(task)
+        task.add_done_callback(self.background.discard)
+
+    def _single(self) -> None:
+        """Names are this process's own; several API servers would not agree on them. Raises UsageError."""
+        if self.servers > 1:
+            raise UsageError(
+                f"this deployment has {self.servers} API servers, which share no names",
+                "name the vectors at the start, or serve with --api-server-count 1",
+            )
+
+    def _find(self) -> Any:
+        if self.engine is None:
+            return None
+        models = self.models
+        return self.admission, lambda name: models.is_base_model(name) or name in models.lora_requests
+
+
+def _authorisation(args: Any) -> Any:
+    """Whether headers carry the server's API key, as vLLM itself judges it for /v1."""
+    from vllm import envs
+    from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
+
+    tokens = [key for key in (args.api_key or [envs.VLLM_API_KEY]) if key]
+    if not tokens:
+        return lambda headers: True
+    return AuthenticationMiddleware(None, tokens).verify_token

@@ -1,0 +1,1 @@
+"""Baking by training: distillation, fine-tuning on examples, preference optimisation, contrastive difference."""

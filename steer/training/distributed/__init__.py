@@ -1,0 +1,1 @@
+"""Training in several processes: data parallel, and weights sharded over them."""

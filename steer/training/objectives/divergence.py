@@ -1,0 +1,66 @@
+"""Forward KL from the teacher's distribution to the student's, on the completion's tokens alone.
+
+Every sample counts the same, however long: its tokens are averaged first, so that gradient accumulation over small
+batches gives what one large batch gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steer.training.data.samples import Sample
+from steer.training.data.targets import divergence
+
+SUMMARY = "match the next-token distribution of the teacher"
+SOURCE = "Hinton et al. 2015, arXiv:1503.02531; Bhargava et al. 2024, arXiv:2409.13697"
+
+
+def collate(samples: Sequence[Sample], pad: int) -> dict[str, Tensor]:
+    """A batch, padded on the right.
+
+    `input_ids`, `attention_mask` [rows, longest] and `prompts` [rows] are the sequences; `keep` are the positions whose
+    logits are needed and `counts` [rows, keep] those that are, each before a token of a completion. By such token, row
+    after row: `row`, `tokens` [count, k] and `logs` [count, k].
+    """
+    longest = max(len(s.ids) for s in samples)
+    first = min(s.prompt for s in samples) - 1
+    most = max(s.target.tokens.shape[1] for s in samples)
+    batch = {
+        "input_ids": torch.full((len(samples), longest), pad),
+        "attention_mask": torch.zeros(len(samples), longest, dtype=torch.long),
+        "prompts": torch.tensor([s.prompt for s in samples]),
+        "keep": torch.arange(first, longest - 1),
+        "counts": torch.zeros(len(samples), longest - 1 - first, dtype=torch.bool),
+        "row": torch.cat([torch.full((len(s.ids) - s.prompt,), row) for row, s in enumerate(samples)]),
+        "tokens": torch.cat([_wide(s.target.tokens, most, 0) for s in samples]),
+        "logs": torch.cat([_wide(s.target.logs, most, -torch.inf) for s in samples]),
+    }
+    for row, sample in enumerate(samples):
+        batch["input_ids"][row, : len(sample.ids)] = torch.tensor(sample.ids)
+        batch["attention_mask"][row, : len(sample.ids)] = 1
+        batch["counts"][row, sample.prompt - 1 - first : len(sample.ids) - 1 - first] = True
+    return batch
+
+
+def _wide(values: Tensor, width: int, fill: float) -> Tensor:
+    return torch.nn.functional.pad(values, (0, width - values.shape[1]), value=fill)
+
+
+def loss(batch: Mapping[str, Tensor], logits: Tensor, options: Mapping[str, Any]) -> Tensor:
+    """The mean over samples of the mean over their tokens, in nats. `logits` is [count, vocabulary]."""
+    return by_sample(batch, logits).mean()
+
+
+def by_sample(batch: Mapping[str, Tensor], logits: Tensor) -> Tensor:
+    """The mean divergence of each sample, [rows]."""
+    return summed(batch, logits) / batch["counts"].sum(1)
+
+
+def summed(batch: Mapping[str, Tensor], logits: Tensor) -> Tensor:
+    """The divergence of each sample, summed over its tokens, [rows]."""
+    found = divergence(logits, batch["tokens"], batch["logs"])
+    return torch.zeros(len(batch["counts"]), device=found.device).index_add(0, batch["row"], found)

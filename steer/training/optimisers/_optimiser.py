@@ -1,0 +1,239 @@
+"""The one optimiser that all built-ins are: groups of named parameters, each under a rule.
+
+A rule is a function that moves a batch of weights in place, given their gradients and what it keeps for each. It sees
+float32 (or wider) whatever the weights are in; rounding to bfloat16 is done here, once for all rules.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw as functional_adamw
+
+from probes.models.seeds import child_seed
+from steer.training.optimisers import _rounding
+from vectors.errors import ArtifactError, UsageError
+from vectors.options import Option
+
+ROUNDING = Option(
+    "rounding", "exact", "how bfloat16 weights take small steps, see _rounding.py", choices=_rounding.MODES
+)
+BETA1 = Option("beta1", 0.9, "decay of the mean of gradients", low=0, high=0.9999)
+BETA2 = Option("beta2", 0.999, "decay of the mean of their squares", low=0, high=0.999999)
+EPS = Option("eps", 1e-8, "added to the root of the mean of squares", low=0, high=1)
+ADAMW_OPTIONS = (BETA1, BETA2, EPS, ROUNDING)
+
+FUSED = ("cpu", "cuda", "mps", "xpu")  # devices with torch's fused AdamW
+BATCH = 1 << 24  # elements that are widened to float32 at once, so that little memory is needed beside the weights
+EMBEDDING = re.compile(r"(^|[._])(embed\w*|wte|wpe|lm_head|word_embeddings|shared)(\.|$)")
+
+
+class Batch(NamedTuple):
+    """What a rule works on: weights and gradients in float32 or wider, and a dict each of what is kept."""
+
+    names: list[str]
+    weights: list[Tensor]
+    gradients: list[Tensor]
+    states: list[dict[str, Any]]
+    group: dict[str, Any]
+
+
+Rule = Callable[[Batch], None]
+
+
+def matrices(parameters: Iterable[tuple[str, nn.Parameter]]) -> tuple[list[Any], list[Any]]:
+    """Split named parameters into the matrices between hidden states, and the rest.
+
+    The rest are embeddings, the head, norms, biases, and kernels and experts of more than two dimensions.
+    """
+    between: list[tuple[str, nn.Parameter]] = []
+    rest: list[tuple[str, nn.Parameter]] = []
+    for name, parameter in parameters:
+        inner = parameter.ndim == 2 and min(parameter.shape) > 1 and not EMBEDDING.search(name)
+        (between if inner else rest).append((name, parameter))
+    return between, rest
+
+
+def adamw_groups(
+    parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float, **own: Any
+) -> list[dict[str, Any]]:
+    """Groups under the rule `adamw`: norms, biases and other vectors are not decayed."""
+    parts: tuple[list[Any], list[Any]] = ([], [])
+    for name, parameter in parameters:
+        parts[parameter.ndim < 2].append((name, parameter))
+    return [
+        {"name": "adamw", "rule": "adamw", "params": parts[0], "weight_decay": weight_decay, **own},
+        {"name": "adamw vectors", "rule": "adamw", "params": parts[1], "weight_decay": 0.0, **own},
+    ]
+
+
+def adamw(batch: Batch) -> None:
+    """torch's AdamW, fused where the device has it; moments in the dtype that the weights are worked on in."""
+    for weight, state in zip(batch.weights, batch.states, strict=True):
+        if "step" not in state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
+            state["exp_avg"] = torch.zeros_like(weight)
+            state["exp_avg_sq"] = torch.zeros_like(weight)
+    group, states = batch.group, batch.states
+    fused_adamw(
+        batch.weights,
+        batch.gradients,
+        [state["exp_avg"] for state in states],
+        [state["exp_avg_sq"] for state in states],
+        [state["step"] for state in states],
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        beta1=group["beta1"],
+        beta2=group["beta2"],
+        eps=group["eps"],
+    )
+
+
+def fused_adamw(
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    means: list[Tensor],
+    squares: list[Tensor],
+    steps: list[Tensor],
+    **settings: Any,
+) -> None:
+    """torch's functional AdamW."""
+    fused = all(weight.device.type in FUSED for weight in weights)
+    functional_adamw(
+        weights, gradients, means, squares, [], steps, fused=fused, amsgrad=False, maximize=False, **settings
+    )
+
+
+class Optimiser(torch.optim.Optimizer):
+    """Groups of named parameters, each under a rule: one torch optimiser, whatever it is made of."""
+
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], rules: Mapping[str, Rule], *, lr: float, seed: int, rounding: str
+    ) -> None:
+        """`groups` have `name`, `rule`, `params` (pairs) and what the rule reads. Raises UsageError."""
+        trained = []
+        for group in groups:
+            parameters = [(name, parameter) for name, parameter in group["params"] if parameter.requires_grad]
+            if parameters:
+                trained.append({**group, "params": parameters})
+        _check(trained)
+        self.rules = dict(rules)
+        super().__init__(trained, {"lr": lr, "seed": seed, "rounding": rounding, "updates": 0})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Move every parameter that has a gradient. Returns what `closure` returns, if it is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            rule = self.rules[group["rule"]]
+            for names, parameters in _batches(group):
+                self._move(rule, group, names, parameters)
+            group["updates"] += 1
+        return loss
+
+    def _move(self, rule: Rule, group: dict[str, Any], names: list[str], parameters: list[Any]) -> None:
+        """Apply a rule to parameters of one width."""
+        states = [self.state[parameter] for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters]
+        if parameters[0].dtype != torch.bfloat16:
+            rule(Batch(names, parameters, gradients, states, group))
+            return
+        weights = [_rounding.widened(p.detach(), s.get("remainder")) for p, s in zip(parameters, states, strict=True)]
+        rule(Batch(names, weights, [gradient.float() for gradient in gradients], states, group))
+        for name, parameter, state, weight in zip(names, parameters, states, weights, strict=True):
+            if group["rounding"] == "exact":
+                rounded, state["remainder"] = _rounding.split(weight)
+            elif group["rounding"] == "stochastic":
+                generator = torch.Generator(parameter.device)
+                generator.manual_seed(child_seed(group["seed"], "rounding", name, group["updates"]))
+                rounded = _rounding.stochastic(weight, generator)
+            else:
+                rounded = weight.bfloat16()
+            parameter.copy_(rounded)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what `state_dict` holds, matched by name and bit for bit: torch would cast it to the weights' dtype.
+
+        Raises ArtifactError when it is of other parameters, groups or shapes.
+        """
+        saved = {group.get("name"): group for group in state_dict["param_groups"]}
+        wanted = {group["name"]: set(group["param_names"]) for group in self.param_groups}
+        found = {name: set(group.get("param_names", ())) for name, group in saved.items()}
+        if wanted != found:
+            raise ArtifactError(_differences(wanted, found), "it is of another run, model or optimiser")
+        kept = {
+            name: state_dict["state"].get(index, {})
+            for group in state_dict["param_groups"]
+            for name, index in zip(group["param_names"], group["params"], strict=True)
+        }
+        groups = [
+            {**saved[group["name"]], "params": list(range(len(group["params"]))), "param_names": group["param_names"]}
+            for group in self.param_groups
+        ]
+        super().load_state_dict({"state": {}, "param_groups": groups})
+        for group in self.param_groups:
+            for name, parameter in zip(group["param_names"], group["params"], strict=True):
+                if kept[name]:
+                    self.state[parameter] = {key: _taken(value, parameter) for key, value in kept[name].items()}
+
+
+def _batches(group: dict[str, Any]) -> Iterator[tuple[list[str], list[Any]]]:
+    """Names and parameters of a group that have gradients; those in bfloat16 in batches of bounded size."""
+    wide: tuple[list[str], list[Any]] = ([], [])
+    narrow: tuple[list[str], list[Any]] = ([], [])
+    size = 0
+    for name, parameter in zip(group["param_names"], group["params"], strict=True):
+        if parameter.grad is None:
+            continue
+        if parameter.dtype != torch.bfloat16:
+            wide[0].append(name)
+            wide[1].append(parameter)
+            continue
+        if narrow[1] and size + parameter.numel() > BATCH:
+            yield narrow
+            narrow, size = ([], []), 0
+        narrow[0].append(name)
+        narrow[1].append(parameter)
+        size += parameter.numel()
+    yield from (part for part in (narrow, wide) if part[1])
+
+
+def _taken(value: Any, parameter: Tensor) -> Any:
+    """A copy of a saved value, where the parameter is. AdamW counts its steps there too, as its fused form needs."""
+    return value.to(parameter.device, copy=True) if isinstance(value, Tensor) else value
+
+
+def _check(groups: list[dict[str, Any]]) -> None:
+    """Raise UsageError with all that can't be trained."""
+    if not groups:
+        raise UsageError("there is no parameter that needs a gradient", "unfreeze what is to be trained")
+    problems = []
+    for group in groups:
+        for name, parameter in group["params"]:
+            if parameter.dtype not in (torch.float32, torch.float64, torch.bfloat16):
+                problems.append(f"{name} is in {str(parameter.dtype).removeprefix('torch.')}, which can't be trained")
+            if group["rule"] != "adamw" and hasattr(parameter, "device_mesh"):
+                problems.append(f"{name} is sharded over devices, which the rule {group['rule']} does not know")
+    if problems:
+        raise UsageError(problems, "load the model in bfloat16 or float32; for sharded models choose adamw")
+
+
+def _differences(wanted: dict[str, set[str]], found: dict[Any, set[str]]) -> list[str]:
+    """What groups of names do not have in common, one sentence each."""
+    sentences = [f"the optimiser's state has no group {name!r}" for name in wanted if name not in found]
+    sentences += [
+        f"the optimiser's state has a group {name!r} that is not here" for name in found if name not in wanted
+    ]
+    for name in wanted.keys() & found.keys():
+        for what, names in (("lacks", wanted[name] - found[name]), ("has besides", found[name] - wanted[name])):
+            if names:
+                shown = ", ".join(sorted(names)[:3]) + (" and others" if len(names) > 3 else "")
+                sentences.append(f"the optimiser's state {what} {shown}")
+    return sentences

@@ -1,0 +1,65 @@
+"""Muon: momentum whose matrices are made orthogonal, with AdamW for what is not a matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from steer.training.optimisers import _optimiser
+from vectors.options import Option
+
+SUMMARY = "Muon for matrices, AdamW for the rest"
+SOURCE = "Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982; torch.optim.Muon"
+OPTIONS = (
+    Option("momentum", 0.95, "decay of the mean of gradients, for matrices", low=0, high=0.9999),
+    *_optimiser.ADAMW_OPTIONS,
+)
+
+
+def build(
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    *,
+    lr: float,
+    weight_decay: float = 0.0,
+    seed: int = 0,
+    momentum: float = 0.95,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    rounding: str = "exact",
+) -> torch.optim.Optimizer:
+    """Muon over the matrices, AdamW over embeddings, head, norms and all else.
+
+    Its steps are scaled to the root mean square of AdamW's (`match_rms_adamw`), so one learning rate serves both.
+    Weight decay is 0 unless given: torch's 0.1 is meant for pre-training. State of a matrix: 4 bytes a weight, half of
+    AdamW's. Fine-tuning with Muon what was trained with AdamW is said to be a mismatch (arXiv:2502.16982), so it is not
+    the default. Raises UsageError.
+    """
+    between, rest = _optimiser.matrices(parameters)
+    groups = [
+        {"name": "muon", "rule": "muon", "params": between, "weight_decay": weight_decay, "momentum": momentum},
+        *_optimiser.adamw_groups(rest, weight_decay, beta1=beta1, beta2=beta2, eps=eps),
+    ]
+    rules = {"muon": muon, "adamw": _optimiser.adamw}
+    return _optimiser.Optimiser(groups, rules, lr=lr, seed=seed, rounding=rounding)
+
+
+def muon(batch: _optimiser.Batch) -> None:
+    """torch's Muon, made anew around the batch: what it keeps lies in the batch's states."""
+    group = batch.group
+    inner = torch.optim.Muon(
+        batch.weights,
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        momentum=group["momentum"],
+        adjust_lr_fn="match_rms_adamw",
+    )
+    for weight, gradient, state in zip(batch.weights, batch.gradients, batch.states, strict=True):
+        weight.grad = gradient
+        if "momentum_buffer" in state:
+            inner.state[weight]["momentum_buffer"] = state["momentum_buffer"]
+    inner.step()
+    for weight, state in zip(batch.weights, batch.states, strict=True):
+        state["momentum_buffer"] = inner.state[weight]["momentum_buffer"]

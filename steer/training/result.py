@@ -1,0 +1,79 @@
+"""What a training bake leaves: a complete model, an adapter, or a task vector; by the merge engine, rounded once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from merges import api
+from merges.inputs.sources import Source
+from merges.recipes.plan import check_output, plan
+from merges.recipes.recipe import Part, Recipe
+from steer.folding.model_folder import write_draft
+from steer.folding.pending import Draft
+from steer.training import student
+from vectors.errors import UsageError
+from vectors.files import digest_file
+from vectors.taskwriter import check_vector_path
+
+KINDS = ("model", "lora", "vector")
+
+
+def check(kind: str, out: Path, needed: int, full: bool) -> None:
+    """Refuse an output before any work. Raises UsageError, OutputError."""
+    if kind not in KINDS:
+        raise UsageError(f"there is no --as {kind}", f"use {', '.join(KINDS)}")
+    if kind == "lora" and full:
+        raise UsageError(
+            "all weights are trained, so there is no adapter to write", "--as model or vector, or no --full"
+        )
+    if kind == "vector":
+        check_vector_path(out, 1)
+    else:
+        check_output(out, needed if kind == "model" else 0)
+
+
+def keep(trained: Any, folder: Path, base: Source, full: bool) -> Path:
+    """Save what was trained as something that can be merged: an adapter, or a model in float32."""
+    target = folder / "trained"
+    shutil.rmtree(target, ignore_errors=True)
+    if full:
+        trained.save_pretrained(target)
+    else:
+        student.save_adapter(trained, target, name_of(base))
+    return target
+
+
+def name_of(base: Source) -> str:
+    """What an adapter calls its base: no path of this machine where it has a name."""
+    return base.model.name if base.model is not None and base.model.name else Path(base.reference).name
+
+
+def write(
+    kind: str, kept: Path, base: Source, out: Path, *, threads: int | None, progress: Callable[[int, int], None]
+) -> dict[str, str]:
+    """Write what `keep` saved at `out`; returns the digest of each file."""
+    if kind == "lora":
+        for file in kept.iterdir():
+            shutil.copy2(file, out / file.name)
+        return {file.name: digest_file(file) for file in sorted(out.iterdir())}
+    return write_sum(kind, (Part(str(kept), "bake", {"weight": 1.0}),), base, out, threads=threads, progress=progress)
+
+
+def write_sum(
+    kind: str, parts: tuple[Part, ...], base: Source, out: Path, *, threads: int | None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, str]:  # fmt: skip
+    """Write the base and the weighted sum of parts, or the sum as a vector; returns the digest of each file."""
+    recipe = Recipe("task_arithmetic", parts, base.reference)
+    if kind == "vector":
+        record = api.merge(replace(recipe, as_="vector"), out, threads=threads, progress=progress)
+        found: dict[str, str] = record["outputs"]
+        return found
+    made = plan(recipe, threads=threads)
+    with made.pool:
+        draft = Draft({job.name: job for job in made.jobs}, base.config, made.pool)
+        return write_draft(draft, base, out, progress)

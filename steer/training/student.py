@@ -1,0 +1,108 @@
+"""The student: the base with a LoRA adapter, or with all weights free; one copy, whose base is the teacher's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from probes.models import residual
+from probes.models.seeds import child_seed
+from vectors.errors import UsageError
+from vectors.files import write_atomically
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+class Lora(NamedTuple):
+    """An adapter as PEFT has it: rank, alpha, and the linear modules; `first` is the lowest layer that gets one."""
+
+    rank: int = 16
+    alpha: int = 32
+    targets: tuple[str, ...] = ("all-linear",)
+    dropout: float = 0.0
+    first: int = 0
+
+
+PRESETS = {"default": Lora(), "attention": Lora(32, 64, ATTENTION)}
+
+
+def check(lora: Lora) -> list[str]:
+    """What is wrong with the numbers of an adapter."""
+    problems = []
+    if lora.rank < 1:
+        problems.append(f"the rank {lora.rank} is not at least 1")
+    if lora.alpha <= 0:
+        problems.append(f"alpha is {lora.alpha}, not above 0")
+    if not 0 <= lora.dropout < 1:
+        problems.append(f"the dropout {lora.dropout} is not in [0, 1)")
+    return problems
+
+
+def missing(lora: Lora, names: Iterable[str]) -> list[str]:
+    """Which of its targets no parameter of a checkpoint belongs to, one sentence each."""
+    if lora.targets == PRESETS["default"].targets:
+        return []
+    parts = {part for name in names for part in name.split(".")}
+    return [f"--lora-targets: the model has no module {target}" for target in lora.targets if target not in parts]
+
+
+def adapted(model: Any, lora: Lora, seed: int) -> Any:
+    """The model with a fresh adapter; its own weights stay fixed. Raises UsageError for targets that it has not."""
+    from peft import LoraConfig, get_peft_model
+
+    count = len(residual.blocks(model))
+    named: Any = "all-linear" if lora.targets == ("all-linear",) else list(lora.targets)
+    layers = list(range(min(lora.first, count - 1), count)) if lora.first > 0 else None
+    if layers is not None and named == "all-linear":
+        named = _linear_names(model)  # PEFT takes no layers beside its own word for all of them
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=named, task_type="CAUSAL_LM",
+        layers_to_transform=layers,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(child_seed(seed, "adapter"))
+        try:
+            return get_peft_model(model, config)
+        except ValueError as error:
+            raise UsageError(
+                f"the model has none of the modules {', '.join(lora.targets)}: {str(error).splitlines()[0]}",
+                "name its linear modules: --lora-targets q_proj,v_proj",
+            ) from error
+
+
+def _linear_names(model: Any) -> list[str]:
+    blocks = residual.blocks(model)
+    kinds = (torch.nn.Linear, *_conv1d())
+    return sorted(
+        {name.rpartition(".")[2] for block in blocks for name, m in block.named_modules() if isinstance(m, kinds)}
+    )
+
+
+def _conv1d() -> tuple[type, ...]:
+    from transformers.pytorch_utils import Conv1D
+
+    return (Conv1D,)
+
+
+def freed(model: Any) -> Any:
+    """The model with all weights free."""
+    return model.requires_grad_(True)
+
+
+def save_adapter(model: Any, folder: Path, base: str, extra: Mapping[str, Any] | None = None) -> None:
+    """Write the adapter in PEFT's folder, with bytes that depend on its content alone: no path, no version."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = base
+    for key, value in config.items():
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            config[key] = sorted(value)  # PEFT keeps sets, whose order is that of the process
+    config.pop("peft_version", None)
+    write_atomically(file, (json.dumps({**config, **(extra or {})}, indent=2, sort_keys=True) + "\n").encode())

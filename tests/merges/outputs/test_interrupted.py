@@ -1,0 +1,160 @@
+"""What is cut short leaves nothing that could be taken for a result, and goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import folders
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from merges import api
+from merges.recipes.recipe import Part, Recipe
+from vectors.errors import ArtifactError, ModelError
+
+MADE = Recipe("task_arithmetic", (Part("a", "a"), Part("b", "b", {"weight": 0.5})), "base")
+# At the fourth shard: killed, interrupted, or the disk is full (a limit on the size of files says the same).
+CHILD = """
+import json, os, resource, signal, sys
+from merges import api
+from merges.outputs import shards
+from merges.recipes.recipe import parse
+
+original, calls = shards.write, []
+
+def write(path, content, show):
+    calls.append(path)
+    if len(calls) == 4:
+        if sys.argv[1] == "full":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        else:
+            os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+    return original(path, content, show)
+
+shards.write = write
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    api.merge(parse(json.loads(sys.argv[2])), "out", shard=900)
+except KeyboardInterrupt:
+    sys.exit(9)
+except Exception as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGINT", "full"])
+def test_a_merge_that_is_cut_short_goes_on_where_it_was(here: Path, how: str) -> None:
+    command = [sys.executable, "-c", CHILD, how, json.dumps(MADE.value())]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=here)
+    assert done.returncode == {"SIGKILL": -signal.SIGKILL, "SIGINT": 9, "full": 1}[how], done.stderr
+    assert how != "full" or "out can't be written: File too large" in done.stderr
+    assert not (here / "out").exists()
+    (partial,) = here.glob(".out.*.partial")
+    finished = json.loads((partial / "progress.json").read_text())["outputs"]
+    assert len(finished) == 3
+    kept = {name: (partial / name).stat().st_ino for name in finished}
+    api.merge(MADE, "out", shard=900)
+    api.merge(MADE, "whole", shard=900)
+    assert {name: (here / "out" / name).stat().st_ino for name in kept} == kept
+    assert folders.same(here / "out", here / "whole")
+    assert not list(here.glob(".out*"))
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, after: int, kind: type[BaseException] = KeyboardInterrupt) -> None:
+    """The next merge is interrupted after so many shards."""
+    from merges.outputs import shards
+
+    original, calls = shards.write, []
+
+    def write(path, content, show):  # type: ignore[no-untyped-def]
+        calls.append(path)
+        if len(calls) > after:
+            raise kind
+        return original(path, content, show)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shards, "write", write)
+        with pytest.raises(kind):
+            api.merge(MADE, "out", shard=900)
+
+
+def test_an_interrupt_before_the_first_shard_leaves_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(monkeypatch, 0)
+    assert not list(here.glob(".out*"))
+
+
+def test_finished_shards_of_inputs_that_changed_are_not_believed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(monkeypatch, 3)
+    changed = folders.read(here / "a")
+    # Where no sample of the identity looks: the plan stays the same, the bytes do not.
+    changed["model.embed_tokens.weight"] = changed["model.embed_tokens.weight"].clone()
+    changed["lm_head.weight"][0, 0] += 1
+    save_file(changed, here / "a" / "model.safetensors", {"format": "pt"})
+    api.merge(MADE, "out", shard=900)
+    api.merge(MADE, "again", shard=900)
+    assert folders.same(here / "out", here / "again")
+    api.verify("out")
+
+
+def test_inputs_that_change_while_they_are_read_are_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from merges.outputs import model_folder
+
+    original = model_folder.side_files
+
+    def touching(plan):  # type: ignore[no-untyped-def]
+        (here / "a" / "model.safetensors").touch()
+        return original(plan)
+
+    monkeypatch.setattr(model_folder, "side_files", touching)
+    with pytest.raises(ModelError, match=r"a/model\.safetensors was changed while it was being merged"):
+        api.merge(MADE, "out")
+    assert not list(here.glob("*out*"))
+
+
+def test_what_other_plans_left_unfinished_goes_when_the_output_is_there(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(monkeypatch, 3)
+    assert list(here.glob(".out.*.partial"))
+    mine = here / ".out.notes.partial"
+    mine.mkdir()  # somebody else's, by its name
+    api.merge(Recipe("task_arithmetic", (Part("a", "a"),), "base"), "out")
+    assert list(here.glob(".out*")) == [mine]
+
+
+def test_values_that_cannot_be_merged_leave_nothing(here: Path) -> None:
+    broken = folders.read(here / "a") | {"model.norm.weight": torch.full((8,), torch.nan).bfloat16()}
+    save_file(broken, here / "a" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ArtifactError, match=r"a holds a value that is not finite in model\.norm\.weight"):
+        api.merge(MADE, "out", shard=900)  # its first shards were written already
+    assert not list(here.glob(".out*"))
+
+
+def test_a_merge_is_verified_where_its_inputs_lie_now(here: Path, tmp_path: Path) -> None:
+    api.merge(MADE, "out")
+    (here / "moved").mkdir()
+    for name in ("a", "b", "base"):
+        shutil.move(here / name, here / "moved" / f"{name}2")
+    with pytest.raises(ArtifactError, match="there is no model 'a'") as caught:
+        api.verify("out")
+    assert "--vector NAME=PATH" in caught.value.hint
+    places = {name: here / "moved" / f"{name}2" for name in ("a", "b", "base")}
+    api.verify("out", places=places)
+    config = here / "out" / "config.json"
+    config.write_text(config.read_text().replace("llama", "lama"))
+    with pytest.raises(ArtifactError, match=r"config\.json is not what was written"):
+        api.verify("out", places=places)
+    record = here / "out" / "steer_merge.json"
+    told = json.loads(record.read_text())
+    from vectors.files import digest_bytes
+
+    told["outputs"]["config.json"] = digest_bytes(config.read_bytes())  # the record may lie, the recipe can't
+    record.write_text(json.dumps(told))
+    with pytest.raises(ArtifactError, match=r"config\.json: the recipe gives another one"):
+        api.verify("out", places=places)

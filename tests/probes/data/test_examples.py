@@ -1,0 +1,338 @@
+"""Reading examples: every form of a line, and every way in which a file can be wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from probes.data.examples import Example, Message
+from probes.data.reading import SHOWN, Contrast, formats, read
+from vectors.errors import ExampleError
+
+PAIR = {"prompt": "How are you?", "positive": "Great!", "negative": "Awful."}
+PERSONA = {"question": "Is this you?", "statement": "I like parties", "answer_matching_behavior": " Yes"}
+TEMPLATE = {
+    "template": "You are {persona}.",
+    "positive": ["happy", "glad"],
+    "negative": ["sad", "low"],
+    "suffixes": ["I", "We"],
+}
+
+# Of each form: a line, and the examples that it stands for.
+FORMS: dict[str, tuple[dict[str, Any], list[tuple[object, str, str, bool | None]]]] = {
+    "text": ({"text": "a text"}, [(None, "assistant", "a text", None)]),
+    "completion": ({"prompt": "Hi", "completion": "Hello"}, [("Hi", "assistant", "Hello", None)]),
+    "messages": (
+        {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]},
+        [((Message("system", "Be kind."),), "user", "Hi", None)],
+    ),
+    "pairs": (PAIR, [("How are you?", "assistant", "Great!", True), ("How are you?", "assistant", "Awful.", False)]),
+    "persona": (PERSONA, [(None, "assistant", "I like parties", True)]),
+    "template": (
+        TEMPLATE,
+        [
+            ("You are happy.", "assistant", "I", True),
+            ("You are sad.", "assistant", "I", False),
+            ("You are happy.", "assistant", "We", True),
+            ("You are sad.", "assistant", "We", False),
+            ("You are glad.", "assistant", "I", True),
+            ("You are low.", "assistant", "I", False),
+            ("You are glad.", "assistant", "We", True),
+            ("You are low.", "assistant", "We", False),
+        ],
+    ),
+}
+
+
+def write(path: Path, *lines: object) -> Path:
+    """A file of JSON lines; a string stands for itself."""
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    return path
+
+
+def problems(*arguments: Any, **options: Any) -> tuple[str, ...]:
+    """What reading complains about; every complaint comes with a next step."""
+    with pytest.raises(ExampleError) as caught:
+        read(*arguments, **options)
+    assert caught.value.hint
+    return caught.value.problems
+
+
+def completions(contrast: Contrast) -> tuple[list[str], list[str]]:
+    return [e.completion for e in contrast.positive], [e.completion for e in contrast.negative]
+
+
+# Forms of a line
+
+
+@pytest.mark.parametrize("form", formats())
+def test_every_form_gives_the_examples_it_stands_for(form: str) -> None:
+    line, expected = FORMS[form]
+    found = formats()[form].parse(line, "file:1")
+    assert [(e.context, e.role, e.completion, e.label) for e in found] == expected
+    assert {e.origin for e in found} == {"file:1"}
+    assert line.keys() >= formats()[form].KEYS
+
+
+@pytest.mark.parametrize("form", formats())
+def test_a_form_is_recognised_by_its_keys_also_with_others_beside_them(form: str) -> None:
+    line, expected = FORMS[form]
+    line = line | {"id": 7}
+    other = line | {"statement": "I stay in", "answer_matching_behavior": "No"}
+    opposite = json.loads(json.dumps(line).replace(json.dumps(expected[0][2])[1:-1], "something else"))
+    sources = {"pos": [line], "neg": [opposite]}
+    if expected[0][3] is not None:
+        sources = {"pairs": [line, other] if form == "persona" else [line]}
+    contrast = read(**sources)
+    assert [e.completion for e in contrast.positive] == [said for _, _, said, label in expected if label is not False]
+
+
+def test_a_plain_string_is_a_text() -> None:
+    assert completions(read(['"quoted"', {"text": "object"}], ["other"])) == (['"quoted"', "object"], ["other"])
+
+
+def test_the_two_sides_of_a_pair_share_the_prompt_and_the_name_of_the_pair() -> None:
+    contrast = read(pairs=[PAIR, PAIR | {"prompt": "And now?"}])
+    assert contrast.paired
+    assert [e.pair for e in contrast.positive] == [e.pair for e in contrast.negative]
+    assert len({e.pair for e in contrast.positive}) == 2
+
+
+def test_a_template_pairs_each_word_with_its_counterpart_at_each_suffix() -> None:
+    contrast = read(pairs=[TEMPLATE])
+    assert contrast.paired
+    sides = [(p.context, n.context, p.completion == n.completion) for p, n in zip(*contrast[:2], strict=True)]
+    assert sides == [("You are happy.", "You are sad.", True)] * 2 + [("You are glad.", "You are low.", True)] * 2
+
+
+def test_a_persona_file_holds_both_classes_and_is_no_list_of_pairs() -> None:
+    lines = [PERSONA, PERSONA | {"statement": "I stay in", "answer_matching_behavior": " No"}]
+    contrast = read(pairs=lines)
+    assert completions(contrast) == (["I like parties"], ["I stay in"])
+    assert not contrast.paired
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ({"text": ""}, "text is empty"),
+        ({"text": "  \n"}, "text is empty"),
+        ({"text": 3}, "text must be a text"),
+        ({"text": None}, "text must be a text"),
+        ({"prompt": "a", "completion": ["b"]}, "completion must be a text"),
+        ({"messages": []}, "messages must be a list"),
+        ({"messages": "hello"}, "messages must be a list"),
+        ({"messages": [{"role": "user"}]}, "content is missing"),
+        (PERSONA | {"answer_matching_behavior": "Maybe"}, "must be Yes or No, not 'maybe'"),
+        (TEMPLATE | {"template": "no slot"}, "must contain {persona}"),
+        (TEMPLATE | {"negative": ["sad"]}, "positive has 2 words and negative 1"),
+        (TEMPLATE | {"suffixes": []}, "suffixes must be a list of texts"),
+        ({"utterance": "x"}, "no known form has the keys utterance"),
+        ({}, r"no known form has the keys \(none\)"),
+        ([1], "a line must be a text or an object, not [1]"),
+        (None, "a line must be a text or an object, not null"),
+    ],
+)
+def test_a_line_that_is_wrong_says_what_is_wrong_and_where(tmp_path: Path, line: Any, complaint: str) -> None:
+    found = problems(write(tmp_path / "a.jsonl", "", json.dumps(line)), ["fine"])
+    assert found[0].startswith(f"{tmp_path / 'a.jsonl'}:2: ")
+    assert complaint.replace("\\", "") in found[0]
+
+
+# Files
+
+
+def test_a_file_and_a_list_of_the_same_lines_give_the_same_examples(tmp_path: Path) -> None:
+    lines = ["one", "two"]
+    from_file = read(write(tmp_path / "p.jsonl", *map(json.dumps, lines)), str(write(tmp_path / "n.jsonl", '"three"')))
+    from_list = read(lines, ["three"])
+    assert completions(from_file) == completions(from_list) == (["one", "two"], ["three"])
+    assert from_file.digests == from_list.digests
+    assert from_list.positive[1].origin == "--pos:2"
+
+
+def test_a_byte_order_mark_windows_line_ends_and_blank_lines_are_no_content(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf"one"\r\n\r\n   \r\n{"text":"two"}\r\n\n')
+    contrast = read(path, ["three"])
+    assert completions(contrast)[0] == ["one", "two"]
+    assert [e.origin for e in contrast.positive] == [f"{path}:1", f"{path}:4"]
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
+def test_only_a_newline_ends_a_line(tmp_path: Path, separator: str) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(f'"one{separator}more"\n"two"\n', encoding="utf-8")
+    assert completions(read(path, ["other"]))[0] == [f"one{separator}more", "two"]
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    assert problems(tmp_path / "none.jsonl", ["x"]) == (f"there is no file {tmp_path / 'none.jsonl'}",)
+
+
+def test_what_is_wrong_with_both_files_is_told_at_once(tmp_path: Path) -> None:
+    bad = write(tmp_path / "bad.jsonl", "{", '"fine"', "nonsense")
+    found = problems(bad, tmp_path / "none.jsonl")
+    assert [p.partition(": ")[0] for p in found[:2]] == [f"{bad}:1", f"{bad}:3"]
+    assert found[2] == f"there is no file {tmp_path / 'none.jsonl'}"
+
+
+@pytest.mark.parametrize("content", ["", "\n \r\n\n", "\ufeff"])
+def test_an_empty_file_is_an_error(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(content, encoding="utf-8")
+    assert problems(path, ["x"]) == (f"{path} is empty",)
+    assert problems([], ["x"]) == ("--pos is empty",)
+
+
+def test_a_folder_is_not_a_file_of_examples(tmp_path: Path) -> None:
+    assert "can't be read: Is a directory" in problems(tmp_path, ["x"])[0]
+
+
+def test_text_that_is_not_utf8_is_an_error_at_a_byte(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes('"naïve"'.encode("latin-1"))
+    assert problems(path, ["x"]) == (f"{path} is not UTF-8 text (byte 3)",)
+
+
+def test_invalid_json_is_reported_with_line_and_column(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", '"one"', "", '{"text": oops}')
+    assert problems(path, ["x"]) == (f"{path}:3: invalid JSON at column 10: Expecting value",)
+
+
+def test_many_bad_lines_are_counted_and_the_first_are_shown() -> None:
+    found = problems([{"text": ""}] * (SHOWN + 7), ["x"])
+    assert len(found) == SHOWN + 1
+    assert found[0].startswith("--pos:1: ")
+    assert found[-1] == "… and 7 more"
+
+
+@pytest.mark.parametrize("depth", [500, 2_000, 100_000])
+@pytest.mark.parametrize("frame", ["%s", '{"messages": %s}'])
+def test_deep_nesting_is_an_error_and_no_crash(tmp_path: Path, depth: int, frame: str) -> None:
+    path = write(tmp_path / "p.jsonl", frame % ("[" * depth + "]" * depth))
+    assert problems(path, ["x"])[0].startswith(f"{path}:1: ")
+
+
+def test_a_number_beyond_what_python_reads_is_an_error_and_no_crash(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", "1" * 5_000)
+    assert problems(path, ["x"])[0].startswith(f"{path}:1: ")
+
+
+@pytest.mark.parametrize("line", ['"\\ud83d"', '{"text": "half \\udc00"}', '{"prompt": "a", "completion": "\\ud800"}'])
+def test_half_a_character_is_an_error_where_it_stands(tmp_path: Path, line: str) -> None:
+    path = write(tmp_path / "p.jsonl", '"\\ud83d\\ude00 whole"', line)
+    found = problems(path, ["x"])
+    assert found[0].startswith(f"{path}:2: ")
+    assert "half a character" in found[0]
+
+
+def test_half_a_character_in_a_template_is_found_too() -> None:
+    assert "suffixes holds half a character" in problems(pairs=[TEMPLATE | {"suffixes": ["I", "\ud800"]}])[0]
+
+
+def test_a_list_that_holds_no_json_is_an_error() -> None:
+    assert "not JSON serializable" in problems([{"text": object()}], ["x"])[0]  # type: ignore[list-item]
+
+
+def test_mixed_forms_are_reported_with_the_first_line_of_each() -> None:
+    found = problems(["one", {"prompt": "a", "completion": "b"}, {"text": "c"}], ["x"])
+    assert found == ("--pos mixes formats: text (line 1), completion (line 2)",)
+
+
+@pytest.mark.parametrize(
+    "other", [{"prompt": "a", "completion": "x"}, {"messages": [{"role": "user", "content": "x"}]}]
+)
+def test_two_files_of_different_forms_are_mixed_formats(other: dict[str, Any], tmp_path: Path) -> None:
+    """What tells the classes apart would be their form, such as a chat template that only one of them has."""
+    path = write(tmp_path / "n.jsonl", other)
+    kind = "completion" if "prompt" in other else "messages"
+    (found,) = problems(["one"], path)
+    assert found.startswith(f"--pos and {path} mix formats: text and {kind}")
+    assert read(["one"], [{"text": "two"}]).positive  # a plain string is a text
+
+
+# Classes
+
+
+def test_one_class_alone_is_an_error() -> None:
+    assert "--neg is missing" in problems(["x"])[0]
+    assert "--pos is missing" in problems(neg=["x"])[0]
+    assert "no negative example" in problems(pairs=[PERSONA])[0]
+    assert "no positive example" in problems(pairs=[PERSONA | {"answer_matching_behavior": "no"}])[0]
+
+
+def test_pairs_stand_alone() -> None:
+    assert "--pairs holds both classes" in problems(["x"], None, [PAIR])[0]
+    assert "--pairs holds both classes" in problems(None, ["x"], [PAIR])[0]
+
+
+def test_lines_without_a_class_can_not_be_pairs() -> None:
+    assert problems(pairs=["a", "b"]) == ("--pairs:1: the line does not say which class it belongs to (2 such lines)",)
+
+
+@pytest.mark.parametrize("flag", ["--pos", "--neg"])
+@pytest.mark.parametrize("lines", [[PAIR], [PERSONA, PERSONA | {"answer_matching_behavior": "No"}]])
+def test_a_file_of_both_classes_given_as_one_is_an_error(tmp_path: Path, flag: str, lines: list[object]) -> None:
+    path = write(tmp_path / "both.jsonl", *lines)
+    sources: list[Any] = [path, ["x"]] if flag == "--pos" else [["x"], path]
+    assert problems(*sources) == (f"{path} holds both classes (1 positive, 1 negative), but was given as {flag}",)
+
+
+def test_a_persona_file_of_one_answer_may_be_one_class() -> None:
+    other = PERSONA | {"statement": "I stay at home", "answer_matching_behavior": "No"}
+    assert completions(read([PERSONA], [other])) == (["I like parties"], ["I stay at home"])
+
+
+def test_the_same_file_twice_is_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", '"one"', '"two"')
+    assert "hold the same examples" in problems(path, path)[0]
+
+
+def test_the_same_examples_in_another_order_or_number_are_an_error() -> None:
+    assert "hold the same examples" in problems(["one", "two"], ["two", "one"])[0]
+    assert "hold the same examples" in problems(["one", "two", "one"], [{"text": "two"}, "one"])[0]
+    assert "the same examples as positive and as negative" in problems(pairs=[PAIR | {"negative": "Great!"}])[0]
+
+
+def test_the_same_completion_after_other_prompts_is_another_example() -> None:
+    contrast = read([{"prompt": "Be kind", "completion": "I"}], [{"prompt": "Be cruel", "completion": "I"}])
+    assert contrast.warnings == ()
+
+
+def test_examples_in_both_classes_are_warned_of() -> None:
+    (warning,) = read(["one", "two", "three"], ["three", "two", "four"]).warnings
+    assert warning == "2 of the examples stand in both classes (the first at --pos:2)"
+
+
+def test_unequal_counts_are_fine_and_unpaired() -> None:
+    contrast = read(["one", "two", "three"], ["four"])
+    assert (len(contrast.positive), len(contrast.negative), contrast.paired) == (3, 1, False)
+
+
+def test_two_files_with_the_same_prompts_in_the_same_order_are_pairs() -> None:
+    def lines(word: str, *prompts: str) -> list[str | dict[str, Any]]:
+        return [{"prompt": prompt, "completion": f"{word} {prompt}"} for prompt in prompts]
+
+    assert read(lines("yes", "a", "b"), lines("no", "a", "b")).paired
+    assert not read(lines("yes", "a", "b"), lines("no", "b", "a")).paired
+    assert not read(lines("yes", "a", "b"), lines("no", "a")).paired
+    assert not read(["yes a", "yes b"], ["no a", "no b"]).paired
+
+
+def test_conversations_of_one_message_are_no_pairs() -> None:
+    def line(content: str) -> dict[str, Any]:
+        return {"messages": [{"role": "user", "content": content}]}
+
+    assert not read([line("a"), line("b")], [line("c"), line("d")]).paired
+
+
+def test_the_digest_is_that_of_the_content_and_not_of_the_place(tmp_path: Path) -> None:
+    first = read(write(tmp_path / "a.jsonl", '"one"'), ["x"]).digests
+    second = read(write(tmp_path / "b.jsonl", '"one"'), ["x"]).digests
+    third = read(write(tmp_path / "b.jsonl", '"two"'), ["x"]).digests
+    assert first == second != third
+    assert Example("a", "p", origin="here").content == Example("a", "p", label=True, origin="there").content

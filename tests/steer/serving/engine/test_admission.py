@@ -1,0 +1,193 @@
+"""Admission: what can't be applied is refused before the engine sees it; what can is pinned, its cache key salted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import fakes
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given
+
+from steer.serving.engine.admission import Admission
+from steer.serving.engine.resolved import PINNED, Pinned
+from steer.serving.settings import Settings
+from vectors.errors import SteerError, UsageError
+from vectors.expression import parse
+from vectors.steering import SteeringVector
+
+VECTORS = fakes.vectors()
+
+
+def admission(**settings: Any) -> Admission:
+    return Admission(Settings(**{"vectors": VECTORS, **settings}), fakes.HIDDEN, fakes.LAYERS, None)
+
+
+def admitted(found: Admission, expression: Any, **more: Any) -> Any:
+    request = fakes.request("a", {"steer": expression}, **more)
+    found.admit(request)
+    return request
+
+
+@pytest.mark.parametrize(
+    ("expression", "reason"),
+    [
+        ("2*nobody + warm + neither", "no vector is called 'nobody', 'neither'; loaded: calm, formal, warm"),
+        ("warm[9]", "warm holds no layer 9; it holds 0-3"),
+        ("warm +", "a term expected"),
+        ("nan*warm", "wrong at character"),
+        ("1e39*warm", "too large for float32"),
+        ("2e38*warm + 2e38*warm", "too large for float32"),
+        ("clamp(warm, -1e39)", "too large for float32"),
+        ("", "the expression is empty"),
+        (5, "steer is 5, not an expression"),
+        (None, "steer is None, not an expression"),
+        (["warm"], "not an expression"),
+        ("ablate(warm) + ablate(calm) + clamp(formal, 1)", "--steer-directions 3"),
+        ("warm@prompt + calm@response + formal@first:3", "--steer-rows 3"),
+    ],
+)
+def test_what_cannot_be_applied_is_refused_with_its_reason(expression: Any, reason: str) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        admitted(admission(directions=2, rows=2), expression)
+    assert reason in str(caught.value)
+
+
+@given(st.text(alphabet="warmcl()@*+-:.,0123456789 []'\"e\x00é", max_size=40))
+def test_whatever_is_sent_is_pinned_or_refused(text: str) -> None:
+    try:
+        request = admitted(admission(), text)
+    except ValueError:
+        return
+    assert Pinned.of(request.sampling_params.extra_args) is not None
+
+
+def test_what_is_not_steered_is_left_as_it_is() -> None:
+    request = fakes.request("a", {"other": 1})
+    admission().admit(request)
+    assert (request.cache_salt, request.sampling_params.extra_args) == (None, {"other": 1})
+    pooling = fakes.request("a")
+    pooling.sampling_params = None
+    admission().admit(pooling)
+
+
+def test_a_client_cannot_bring_what_admission_makes() -> None:
+    with pytest.raises(ValueError, match="not for clients"):
+        admission().admit(fakes.request("a", {PINNED: {"expression": "warm", "vectors": {}}}))
+
+
+def test_a_prompt_that_arrives_in_parts_is_refused() -> None:
+    request = fakes.request("a", {"steer": "warm"})
+    request.resumable = True
+    with pytest.raises(ValueError, match="streaming input"):
+        admission().admit(request)
+
+
+def test_equal_steering_has_one_salt_and_unequal_steering_never_the_same() -> None:
+    found = admission()
+    salts = [admitted(found, text).cache_salt for text in ("warm", "2*warm", "warm@prompt", "warm[0-3]", "calm")]
+    assert len(set(salts)) == len(salts)
+    assert admitted(found, " 1.0 * warm").cache_salt == salts[0]
+
+
+def test_the_salt_holds_the_clients_own_and_under_a_scope_the_length_of_the_prompt() -> None:
+    found = admission()
+    own = fakes.request("a", {"steer": "warm"})
+    own.cache_salt = "tenant"
+    found.admit(own)
+    assert own.cache_salt not in ("tenant", admitted(found, "warm").cache_salt)
+    short, long = [1, 2], [1, 2, 3]
+    assert admitted(found, "warm", prompt=short).cache_salt == admitted(found, "warm", prompt=long).cache_salt
+    assert (
+        admitted(found, "warm@prompt", prompt=short).cache_salt
+        != admitted(found, "warm@prompt", prompt=long).cache_salt
+    )
+
+
+def test_a_request_keeps_the_vector_that_its_name_stood_for() -> None:
+    found = admission()
+    before = admitted(found, "calm")
+    found.unbind("calm")
+    other = SteeringVector({0: torch.ones(fakes.HIDDEN)})
+    assert found.bind("calm", other) == other.digest
+    after = admitted(found, "calm")
+    digests = [Pinned.of(r.sampling_params.extra_args).vectors["calm"] for r in (before, after)]  # type: ignore[union-attr]
+    assert digests == [VECTORS["calm"].digest, other.digest]
+    assert before.cache_salt != after.cache_salt
+
+
+def test_names_are_given_once_and_those_of_arms_stay() -> None:
+    found = admission(arms={"friendly": parse("2*warm")})
+    found.bind("warm", VECTORS["warm"])  # the same again is no conflict
+    with pytest.raises(UsageError, match="called 'warm' already"):
+        found.bind("warm", VECTORS["calm"])
+    with pytest.raises(UsageError, match="part of the arm friendly"):
+        found.unbind("warm")
+    with pytest.raises(UsageError, match="no vector is called 'nobody'"):
+        found.unbind("nobody")
+    digest = found.unbind("calm")
+    assert (digest, found.named(digest)) == (VECTORS["calm"].digest, False)
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "'\"", "x" * 201])
+def test_names_that_no_expression_can_quote_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="can't be the name of a vector"):
+        admission().bind(name, VECTORS["warm"])
+
+
+@pytest.mark.parametrize(
+    ("vector", "reason"),
+    [
+        (SteeringVector({0: torch.ones(5)}), "hidden size 5, the model 8"),
+        (SteeringVector({7: torch.ones(8)}), "has layer 7; the model has layers 0 to 3"),
+        (SteeringVector({0: torch.ones(8)}, {"base": {"digest": "sha256:1", "name": "another"}}), "belongs to another"),
+    ],
+)
+def test_vectors_of_another_model_are_refused_at_the_start_and_later(vector: SteeringVector, reason: str) -> None:
+    base = {"digest": "sha256:2", "name": "served"}
+    running = Admission(Settings(VECTORS), fakes.HIDDEN, fakes.LAYERS, base)
+    with pytest.raises(SteerError, match=reason):
+        running.bind("odd", vector)
+    with pytest.raises(UsageError, match=reason):
+        Admission(Settings({"odd": vector}), fakes.HIDDEN, fakes.LAYERS, base)
+
+
+def test_arms_that_need_more_than_the_server_has_end_the_start() -> None:
+    with pytest.raises(UsageError, match=r"arm 'a': .*--steer-directions 2"):
+        admission(directions=1, arms={"a": parse("ablate(warm) + ablate(calm)")})
+
+
+def test_paths_stay_in_their_folders(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    for folder in (inside, outside):
+        folder.mkdir()
+        (folder / "v.safetensors").touch()
+    (inside / "link.safetensors").symlink_to(outside / "v.safetensors")
+    (inside / "v.pt").touch()
+    found = admission(folders=(inside,))
+    assert found.path("v.safetensors") == inside / "v.safetensors"
+    for text in (
+        "../out/v.safetensors",
+        str(outside / "v.safetensors"),
+        "link.safetensors",
+        "v.pt",
+        "",
+        "\x00",
+        ".",
+        "x" * 5000,
+    ):
+        with pytest.raises(UsageError, match=r"is no \.safetensors file in the folders"):
+            found.path(text)
+    with pytest.raises(UsageError, match="loads no vectors by path"):
+        admission().path("v.safetensors")
+
+
+def test_pinning_is_a_function_of_text_and_vectors() -> None:
+    one, two = (Pinned.to(parse(text), VECTORS) for text in ("warm+calm", "1*warm + calm"))
+    assert one.key == two.key != Pinned.to(parse("calm + warm"), VECTORS).key
+    assert Pinned.of({"steer": "x", PINNED: one.values()}) == one
+    assert Pinned.of(None) is Pinned.of({}) is Pinned.of({"other": 1}) is None
+    with pytest.raises(RuntimeError, match="did not pass admission"):
+        Pinned.of({"steer": "warm"})

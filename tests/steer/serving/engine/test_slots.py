@@ -1,0 +1,234 @@
+"""The table of rows against the formula, and rows that are given away and come back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from steer.serving.engine import blocks
+from steer.serving.engine.phases import phases
+from steer.serving.engine.slots import Table, directions_needed, row_of
+from vectors.expression import Composition, parse
+from vectors.steering import SteeringVector
+
+LAYERS, HIDDEN = 3, 8
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def vectors() -> dict[str, SteeringVector]:
+    generator = torch.Generator().manual_seed(1)
+    made = {
+        name: {i: torch.randn(HIDDEN, generator=generator) for i in range(LAYERS)}
+        for name in ("warm", "formal", "calm")
+    }
+    made["none"] = {0: torch.zeros(HIDDEN)}
+    return {name: SteeringVector(layers, {"apply": [0, 2]} if len(layers) > 1 else {}) for name, layers in made.items()}
+
+
+def changed(stream: Tensor, composition: Composition, layer: int, vectors: dict[str, SteeringVector]) -> Tensor:
+    """The obvious reference: the language's own words, in float64, every term reading h as it was."""
+    h = stream.double()
+    result = h.clone()
+    for term in composition.terms:
+        vector = vectors[term.name]
+        if layer not in (term.layers if term.layers is not None else vector.apply):
+            continue
+        v = vector.layers[layer].double()
+        u = v / v.norm() if v.norm() > 0 else v
+        along = h @ u
+        if term.operation == "add":
+            result += term.value * v
+        elif term.operation == "ablate":
+            result -= term.value * along[:, None] * u
+        elif v.norm() > 0:
+            result += (term.value * v.norm() - along)[:, None] * u
+    return result
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2*warm",
+        "ablate(warm)",
+        "ablate(formal[1], 0.3)",
+        "clamp(calm, -2)",
+        "1.2*warm - 0.4*formal[1] + ablate(calm) + clamp(formal, 1)",
+        "ablate(warm) + clamp(warm, 2) + 0.3*warm + ablate(warm, 0.5)",
+        "3*none + ablate(none) + clamp(none, 4)",
+    ],
+)
+def test_a_row_does_what_the_language_says(text: str, vectors: dict[str, SteeringVector]) -> None:
+    composition = parse(text)
+    row = row_of(composition.terms, vectors, range(LAYERS), HIDDEN, 3)
+    stream = torch.randn(5, HIDDEN, generator=torch.Generator().manual_seed(2))
+    rows = torch.zeros(5, dtype=torch.int32)
+    for layer in range(LAYERS):
+        change = blocks.change_of(
+            stream, rows, row.added[layer][None], row.units[layer][:, None], row.factors[layer][:, None]
+        )
+        assert torch.allclose(stream.double() + change, changed(stream, composition, layer, vectors), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1.2*warm - 0.4*formal + 0.3*calm",
+        "ablate(warm) + clamp(formal, 2) + ablate(warm, 0.5) + clamp(calm, -1) + 0.3*warm",
+        "ablate(warm) + clamp(formal[1], 2) + ablate(formal) + clamp(calm, 3)",
+        "clamp(calm[2], 3) + ablate(warm) + ablate(none) + 2*none",
+    ],
+)
+def test_what_acts_at_all_layers_is_what_it_is_at_each(text: str) -> None:
+    """The short way for vectors that act everywhere, against the long one, which a single layer takes."""
+    generator = torch.Generator().manual_seed(1)
+    drawn = {name: {i: torch.randn(HIDDEN, generator=generator) for i in range(LAYERS)} for name in ("warm", "calm")}
+    drawn |= {"formal": {i: torch.randn(HIDDEN, generator=generator) for i in range(LAYERS)}}
+    drawn |= {"none": {0: torch.zeros(HIDDEN), 1: torch.ones(HIDDEN), 2: torch.zeros(HIDDEN)}}
+    everywhere = {name: SteeringVector(layers) for name, layers in drawn.items()}
+    composition = parse(text)
+    whole = row_of(composition.terms, everywhere, range(LAYERS), HIDDEN, 3)
+    stream = torch.randn(5, HIDDEN, generator=generator)
+    rows = torch.zeros(5, dtype=torch.int32)
+    for layer in range(LAYERS):
+        alone = row_of(composition.terms, everywhere, [layer], HIDDEN, 3)
+        torch.testing.assert_close(whole.added[layer], alone.added[0])
+        changes = [
+            blocks.change_of(stream, rows, row.added[at][None], row.units[at][:, None], row.factors[at][:, None])
+            for row, at in ((whole, layer), (alone, 0))
+        ]
+        torch.testing.assert_close(*changes)
+        torch.testing.assert_close(
+            stream.double() + changes[0], changed(stream, composition, layer, everywhere), atol=1e-5, rtol=1e-5
+        )
+
+
+def test_a_worker_of_a_pipeline_holds_its_own_layers(vectors: dict[str, SteeringVector]) -> None:
+    whole = row_of(parse("warm + ablate(calm)").terms, vectors, range(LAYERS), HIDDEN, 1)
+    last = row_of(parse("warm + ablate(calm)").terms, vectors, [2], HIDDEN, 1)
+    assert torch.equal(last.added[0], whole.added[2])
+    assert torch.equal(last.units[0], whole.units[2])
+
+
+@pytest.mark.parametrize(
+    ("text", "directions"),
+    [
+        ("warm", 0),
+        ("ablate(warm, 0)", 0),
+        ("ablate(warm) + clamp(warm, 2)", 1),
+        ("ablate(warm) + ablate(calm)", 2),
+        ("ablate(warm[0]) + ablate(calm[1])", 1),
+        ("ablate(warm)@prompt + ablate(calm)@response", 2),
+    ],
+)
+def test_directions_that_a_composition_needs(text: str, directions: int, vectors: dict[str, SteeringVector]) -> None:
+    assert directions_needed(parse(text), vectors) == directions
+
+
+def test_more_directions_than_the_table_has_are_refused_here_too(vectors: dict[str, SteeringVector]) -> None:
+    with pytest.raises(ValueError, match="layer 0 needs more than 1 directions"):
+        row_of(parse("ablate(warm) + ablate(calm)").terms, vectors, range(LAYERS), HIDDEN, 1)
+
+
+def take(table: Table, text: str, vectors: dict[str, SteeringVector]) -> list[int]:
+    composition = parse(text)
+    return table.take(text, composition, phases(composition), vectors)
+
+
+def test_row_zero_stays_zero_and_equal_compositions_share_rows(vectors: dict[str, SteeringVector]) -> None:
+    table = Table(range(LAYERS), 4, HIDDEN, 1, CPU)
+    first, second = take(table, "warm@response", vectors), take(table, "warm@response", vectors)
+    assert first is second
+    assert first[0] == 0, "nothing acts on the prompt"
+    assert not any(part[..., 0, :].any() for part in (table.added, table.units, table.factors))
+    assert torch.equal(table.added[2, first[1]], vectors["warm"].layers[2])
+    assert not table.added[1].any(), "layer 1 does not act"
+
+
+def test_idle_rows_are_kept_until_another_needs_the_room_the_longest_idle_first(
+    vectors: dict[str, SteeringVector],
+) -> None:
+    table = Table(range(LAYERS), 2, HIDDEN, 1, CPU)
+    kept = list(take(table, "warm", vectors))
+    take(table, "ablate(calm)", vectors)
+    for key in ("warm", "ablate(calm)"):
+        table.release(key)
+    assert take(table, "warm", vectors) == kept, "it is still there"
+    replaced = take(table, "2*formal", vectors)
+    assert "ablate(calm)" not in table.held
+    assert torch.equal(table.added[0, replaced[0]], 2 * vectors["formal"].layers[0])
+    assert not table.units[:, :, replaced[0]].any(), "nothing of the former composition is left"
+    assert not table.factors[:, :, replaced[0]].any()
+
+
+def test_rows_in_use_are_never_taken(vectors: dict[str, SteeringVector]) -> None:
+    table = Table(range(LAYERS), 1, HIDDEN, 1, CPU)
+    take(table, "warm", vectors)
+    with pytest.raises(RuntimeError, match="all 1 rows are held"):
+        take(table, "formal", vectors)
+
+
+class Halves(nn.Module):
+    """A block that returns what vLLM's do: its output and the residual, to be added."""
+
+    def __init__(self, width: int = HIDDEN) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, positions: Any, hidden: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        return self.linear(hidden), residual + hidden
+
+
+def stack(name: str, block: type[nn.Module]) -> nn.Module:
+    """A model with three blocks of a class of that name."""
+    kind = type(name, (block,), {})
+    model = nn.Module()
+    model.layers = nn.ModuleList([kind() for _ in range(LAYERS)])
+    return model
+
+
+def test_a_block_steers_the_sum_of_its_halves_and_leaves_plain_tokens_as_they_are(
+    vectors: dict[str, SteeringVector],
+) -> None:
+    torch.manual_seed(0)
+    model = stack("LlamaDecoderLayer", Halves)
+    hidden, residual = torch.randn(4, HIDDEN), torch.randn(4, HIDDEN)
+    before = model.layers[2](None, hidden, residual)
+    table = Table(range(LAYERS), 3, HIDDEN, 2, CPU)
+    row = take(table, "2*warm + ablate(calm) + clamp(formal, 1)", vectors)[0]
+    rows = torch.tensor([0, row, 0, row, 0, 0], dtype=torch.int32)
+    blocks.install(model, table, rows)
+    after = model.layers[2](None, hidden, residual)
+    assert torch.equal(after[1], before[1])
+    assert torch.equal(after[0][[0, 2]], before[0][[0, 2]]), "to the bit"
+    expected = changed(sum(before), parse("2*warm + ablate(calm) + clamp(formal, 1)"), 2, vectors)
+    assert torch.allclose(sum(after).double()[[1, 3]], expected[[1, 3]], atol=1e-5)
+    assert "steer_added" not in model.state_dict()
+
+
+def test_a_block_that_returns_the_whole_stream_is_steered_there(vectors: dict[str, SteeringVector]) -> None:
+    class Whole(nn.Module):
+        def forward(self, hidden: Tensor) -> Tensor:
+            return hidden * 2
+
+    model = stack("GPT2Block", Whole)
+    model.weight = nn.Parameter(torch.ones(1))
+    table = Table(range(LAYERS), 1, HIDDEN, 0, CPU)
+    row = take(table, "warm", vectors)[0]
+    blocks.install(model, table, torch.full((4,), row, dtype=torch.int32))
+    stream = torch.randn(4, HIDDEN)
+    assert torch.allclose(model.layers[0](stream), stream * 2 + vectors["warm"].layers[0])
+
+
+def test_a_model_whose_blocks_are_not_known_is_refused_with_those_that_are() -> None:
+    with pytest.raises(ValueError, match=r"0 lists of blocks that steer knows(.|\n)*Qwen3DecoderLayer"):
+        blocks.decoder_blocks(stack("StrangeBlock", Halves))
+
+
+def test_placeholders_of_a_pipeline_are_passed_over() -> None:
+    model = stack("LlamaDecoderLayer", Halves)
+    model.layers[0] = nn.Identity()
+    assert sorted(blocks.decoder_blocks(model)) == [1, 2]
