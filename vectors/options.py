@@ -1,4 +1,7 @@
-"""What a method can be told: each option's name, default, range and meaning, and its value at each tensor.
+"""What a method, and what a request can be told: each option's name, default, range and meaning.
+
+`Option` is one of a method, with its value at each tensor; `option` makes a field of a typed request, from which the
+command line derives its options and their help.
 
 A value is a number, a list of numbers (a gradient, interpolated over the layers), or a list of {filter, value} whose
 first matching entry counts. A filter is a glob over the tensor's name; one without wildcards matches anywhere in it.
@@ -6,9 +9,10 @@ first matching entry counts. A filter is a glob over the tensor's name; one with
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -119,3 +123,114 @@ def matches(pattern: str, name: str) -> bool:
 def kept(density: float, count: int) -> int:
     """How many of `count` elements a density keeps: at least one. In decimals, so that 0.29 of 100 is 29."""
     return min(max(int(Decimal(repr(float(density))) * count), 1), count)
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    *,
+    help: str,
+    flag: str | tuple[str, ...] | None = None,
+    old: tuple[str, ...] = (),
+    metavar: str | None = None,
+    choices: tuple[str, ...] = (),
+    names: Callable[[], Iterable[str]] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    open_low: bool = False,
+    parse: Callable[[Any], Any] | None = None,
+    default_text: str | None = None,
+    argument: bool = False,
+    complete: str = "",
+    group: str = "",
+) -> Any:
+    """A field of a typed request (a frozen, keyword-only dataclass) that a command can derive an option from.
+
+    The field's name and type say the rest: `max_tokens: int` is `--max-tokens`, a bool is a flag, `tuple[X, ...]` may
+    be given several times, `Mapping[str, X]` takes NAME=VALUE several times, `X | None` has no default.
+
+    default       the value when nothing is given; left out: required
+    help          a full phrase; `{names}` in it is replaced by what `names` lists, when the help is printed
+    flag          the option's words where they are not the field's name, such as ("-o", "--out")
+    old           words of earlier releases: still taken, with a warning, and not shown
+    choices       the words it takes, checked by `problems_of`
+    names         what a registry lists, for help and completion; whoever looks the name up refuses an unknown one
+    low, high     its range, `low` excluded if `open_low`, checked by `problems_of`
+    parse         makes the field's value of the text (or texts) given; raises UsageError
+    default_text  the default as help shows it, where the value alone says little
+    argument      it is given by its place instead of a flag
+    complete      what a shell completes: "models", "vectors"; paths are completed for a Path anyway
+    group         the heading it stands under in the help
+    """
+    words = (flag,) if isinstance(flag, str) else flag or ()
+    facts = Flag(
+        help, words, old, metavar, choices, names, low, high, open_low, parse, default_text, argument, complete, group
+    )
+    if isinstance(default, dict | list):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata={OPTION: facts})
+    return dataclasses.field(default=default, metadata={OPTION: facts})
+
+
+OPTION = "option"  # the key of a field's metadata
+
+
+class Flag(NamedTuple):
+    """What `option` says of a field; see there."""
+
+    help: str
+    words: tuple[str, ...]
+    old: tuple[str, ...]
+    metavar: str | None
+    choices: tuple[str, ...]
+    names: Callable[[], Iterable[str]] | None
+    low: float | None
+    high: float | None
+    open_low: bool
+    parse: Callable[[Any], Any] | None
+    default_text: str | None
+    argument: bool
+    complete: str
+    group: str
+
+    def word(self, field: str) -> str:
+        """How a user calls the option: its long flag, or an argument's name."""
+        if self.argument:
+            return self.metavar or field.upper()
+        return next((word for word in self.words if word.startswith("--")), f"--{field.strip('_').replace('_', '-')}")
+
+
+def flags_of(request: Any) -> dict[str, Flag]:
+    """The fields of a request, or of its type, that were made by `option`."""
+    return {field.name: field.metadata[OPTION] for field in dataclasses.fields(request) if OPTION in field.metadata}
+
+
+def problems_of(request: Any) -> list[str]:
+    """What is wrong with the values of a request, one sentence each: words that are no choice, numbers out of range.
+
+    Requests inside it are checked with it.
+    """
+    problems = []
+    for field in dataclasses.fields(request):
+        value = getattr(request, field.name)
+        if dataclasses.is_dataclass(value):
+            problems += problems_of(value)
+        if OPTION not in field.metadata or value is None:
+            continue
+        flag: Flag = field.metadata[OPTION]
+        for item in value if isinstance(value, tuple) else (value,):
+            problem = _problem(flag, flag.word(field.name), item)
+            problems += [problem] if problem else []
+    return problems
+
+
+def _problem(flag: Flag, word: str, value: Any) -> str | None:
+    if flag.choices and value not in flag.choices:
+        known = ", ".join(flag.choices[:-1]) + " or " * (len(flag.choices) > 1) + flag.choices[-1]
+        return f"{word} is {value!r}, not {known}{guess(str(value), flag.choices)}"
+    if (flag.low is None and flag.high is None) or isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    low, high = (-math.inf if flag.low is None else flag.low), (math.inf if flag.high is None else flag.high)
+    if low <= value <= high and not (flag.open_low and value == low):
+        return None
+    if high == math.inf:
+        return f"{word} is {value:g}, not {'above' if flag.open_low else 'at least'} {low:g}"
+    return f"{word} is {value:g}, outside {Option(word, value, '', low=low, high=high, open_low=flag.open_low).range()}"

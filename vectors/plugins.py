@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import pkgutil
 from functools import cache
 from importlib.metadata import entry_points
@@ -48,3 +49,11 @@ def choose(what: str, name: str, available: dict[str, ModuleType]) -> ModuleType
     near = difflib.get_close_matches(name, available, 1)
     guess = f"did you mean {near[0]}? " if near else ""
     raise UsageError(f"there is no {what} {name!r}", f"{guess}available: {', '.join(sorted(available))}")
+
+
+def names(package: str, group: str) -> list[str]:
+    """The names that `discover` would find, in order, without importing a module of theirs, nor the package itself."""
+    spec = importlib.util.find_spec(package)
+    folders = spec.submodule_search_locations if spec else None
+    inside = [m.name for m in pkgutil.iter_modules(folders) if not m.name.startswith("_")]
+    return sorted({*inside, *(point.name for point in entry_points(group=group))})

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from vectors.errors import UsageError
+from steer.cli.requests import Command, parse_named
 
 File = click.Path(path_type=Path)
 
@@ -23,7 +23,8 @@ def command(name: str | None = None, *, summary: str, examples: str) -> Callable
             "--debug", is_flag=True, expose_value=False, callback=_debug, help="Show a traceback when something fails."
         )(function)
         epilog = "\b\nExamples:\n" + "\n".join(f"  {line.strip()}" for line in examples.strip().splitlines())
-        return click.command(name, epilog=epilog, short_help=summary, context_settings={"show_default": True})(function)
+        made = click.command(name, Command, epilog=epilog, short_help=summary, context_settings={"show_default": True})
+        return made(function)
 
     return wrap
 
@@ -87,22 +88,5 @@ def merging(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def parse_bindings(texts: tuple[str, ...]) -> dict[str, Path]:
     """`NAME=FILE` options. Raises UsageError with every bad one."""
-    found = parse_named(texts, "--vector", "FILE", "write --vector warm=warm.safetensors")
+    found = parse_named(texts, "--vector", "FILE")
     return {name: Path(file) for name, file in found.items()}
-
-
-def parse_named(texts: tuple[str, ...], flag: str, what: str, hint: str) -> dict[str, str]:
-    """Options of the form NAME=... in their order. Raises UsageError with every bad one."""
-    found: dict[str, str] = {}
-    problems = []
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not (name and equals and value):
-            problems.append(f"{flag} {text!r} is not NAME={what}")
-        elif name in found:
-            problems.append(f"{flag} {name} is given twice")
-        else:
-            found[name] = value
-    if problems:
-        raise UsageError(problems, hint)
-    return found

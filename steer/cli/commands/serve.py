@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from steer.cli import options, output
+from steer.cli.requests import parse_named
 
 
 @options.command(
@@ -64,7 +65,7 @@ def command(
     """
     settings: dict[str, Any] = {
         "vectors": {name: str(path.expanduser().absolute()) for name, path in vectors.items()},
-        "arms": options.parse_named(arms, "--arm", "EXPRESSION", "write --arm friendly='1.2*warm - 0.4*formal'"),
+        "arms": parse_named(arms, "--arm", "EXPRESSION"),
         "rows": steer_rows,
         "directions": steer_directions,
         "folders": [str(folder.expanduser().absolute()) for folder in folders],

@@ -1,0 +1,57 @@
+"""What a shell completes: models, vectors, and names that a registry lists. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from vectors.options import Flag
+
+Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
+
+def completer(flag: Flag) -> Completer | None:
+    """What completes the values of an option; None leaves it to its type."""
+    if flag.complete:
+        return KINDS[flag.complete]
+    if flag.choices or flag.names:
+        names = flag.names or (lambda: flag.choices)
+        return lambda _context, _parameter, text: _starting(names(), text)
+    return None
+
+
+def models(_context: click.Context, _parameter: click.Parameter, text: str) -> list[CompletionItem]:
+    """The bundled model, the hub models in the cache, and folders (which the shell itself completes)."""
+    from vectors import references
+
+    if text.startswith((".", "/", "~")):
+        return [CompletionItem(text, type="dir")]
+    here = [entry.name for entry in os.scandir() if entry.is_dir() and os.path.isfile(Path(entry, "config.json"))]
+    cached = [str(source.name) for source in references.cached()]
+    return _starting([references.DEFAULT, *sorted(here), *dict.fromkeys(cached)], text)
+
+
+def vectors(_context: click.Context, _parameter: click.Parameter, text: str) -> list[CompletionItem]:
+    """The vectors of the current folder: NAME.safetensors; behind NAME= of a binding too. Paths beyond it as files."""
+    bound, equals, value = text.rpartition("=")
+    if "/" in value or value.startswith("~"):
+        return [CompletionItem(text, type="file")]
+    here = sorted(entry.name for entry in os.scandir() if entry.name.endswith(".safetensors") and entry.is_file())
+    return _starting([f"{bound}{equals}{name}" for name in here], text)
+
+
+def inputs(context: click.Context, parameter: click.Parameter, text: str) -> list[CompletionItem]:
+    """What can be merged: vectors and models."""
+    return [*vectors(context, parameter, text), *models(context, parameter, text)]
+
+
+KINDS: dict[str, Completer] = {"models": models, "vectors": vectors, "inputs": inputs}
+
+
+def _starting(names: Iterable[Any], text: str) -> list[CompletionItem]:
+    return [CompletionItem(name) for name in names if name.startswith(text)]
