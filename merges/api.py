@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from merges.engine.jobs import run
-from merges.engine.tensor_task import Tensor
+from merges.engine.tensor_task import TensorTask
 from merges.inputs import bases
 from merges.outputs import card, model_folder
 from merges.recipes.plan import MEMORY, SHARD, Plan, plan
@@ -74,7 +74,7 @@ def _write_vector(made: Plan, path: Path, largest: int, progress: Progress | Non
     """The merged delta as an artifact of float32 values."""
     import contextlib
 
-    jobs = {job.name: job for job in made.jobs if isinstance(job, Tensor)}
+    jobs = {job.name: job for job in made.jobs if isinstance(job, TensorTask)}
     groups = shards({name: 4 * job.count for name, job in jobs.items()}, largest)
     check_vector_path(path, len(groups))
     inputs = card.inputs(made)
@@ -123,7 +123,7 @@ def _write_vector(made: Plan, path: Path, largest: int, progress: Progress | Non
     return {"recipe": made.recipe.value(), "plan": made.digest, "inputs": inputs, "outputs": files}
 
 
-def _dtype(job: Tensor, made: Plan) -> str:
+def _dtype(job: TensorTask, made: Plan) -> str:
     return next((s.vector.dtype(job.name) for s in made.sources if s.vector and job.name in s.vector.parameters), "F32")
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from merges.engine.floats import encode, storage, to_float32
 from merges.engine.pool import Pool
 from merges.engine.readers import Dense
-from merges.engine.tensor_task import Block, Input, Tensor
+from merges.engine.tensor_task import Block, Input, TensorTask
 from merges.inputs import adapters, bases
 from merges.inputs.sources import Source, open_source
 from vectors import references
@@ -179,13 +179,13 @@ def _check_room(path: Path, needed: int) -> None:
         )
 
 
-def tensor_of(name: str, below: Source, tuned: Source, pool: Pool) -> Tensor:
+def tensor_of(name: str, below: Source, tuned: Source, pool: Pool) -> TensorTask:
     entry = tuned.entries[name]
     source = Input(tuned.reference, tuned.reader(name, entry.shape)[0], False)
-    return Tensor(name, entry.shape, entry.dtype, (source,), below.reader(name, entry.shape)[0], DELTAS, pool)
+    return TensorTask(name, entry.shape, entry.dtype, (source,), below.reader(name, entry.shape)[0], DELTAS, pool)
 
 
-def _write(writer: Writer, tensor: Tensor, tuned: Source, kept_as: Storage, error: _Error) -> bool:
+def _write(writer: Writer, tensor: TensorTask, tuned: Source, kept_as: Storage, error: _Error) -> bool:
     """Write one parameter's delta; False, and nothing written, where the fine-tuning left it alone."""
     if kept_as.kind == "lowrank" and len(tensor.shape) == 2:
         return _write_lowrank(writer, tensor, int(kept_as.value), error)
@@ -250,7 +250,7 @@ def _bits(tuned: Source, name: str) -> np.ndarray:
     return reader.raw.view(np.int32) if reader.entry.dtype == "F32" else reader.raw
 
 
-def _residual(tensor: Tensor, tuned: Source, block: Block, delta: np.ndarray) -> np.ndarray:
+def _residual(tensor: TensorTask, tuned: Source, block: Block, delta: np.ndarray) -> np.ndarray:
     """The positions in a piece where base plus delta, rounded, is not the fine-tuned value to the bit."""
     assert block.base is not None
     np.add(block.base, delta, out=block.out, dtype=np.float64)
@@ -272,7 +272,7 @@ def _measure(delta: np.ndarray, stored: np.ndarray, sums: list[float]) -> None:
     sums[2] = max(sums[2], float(np.abs(off).max(initial=0)))
 
 
-def _write_lowrank(writer: Writer, tensor: Tensor, rank: int, error: _Error) -> bool:
+def _write_lowrank(writer: Writer, tensor: TensorTask, rank: int, error: _Error) -> bool:
     delta = deltas(tensor)
     if not delta.any():
         return False
@@ -285,7 +285,7 @@ def _write_lowrank(writer: Writer, tensor: Tensor, rank: int, error: _Error) -> 
     return True
 
 
-def _write_sparse(writer: Writer, tensor: Tensor, density: float, error: _Error) -> bool:
+def _write_sparse(writer: Writer, tensor: TensorTask, density: float, error: _Error) -> bool:
     if not tensor.count:
         return False
     least = float(tensor.magnitudes([[kept(density, tensor.count)]])[0, 0])
@@ -310,7 +310,7 @@ def _write_sparse(writer: Writer, tensor: Tensor, density: float, error: _Error)
     return True
 
 
-def deltas(tensor: Tensor) -> np.ndarray:
+def deltas(tensor: TensorTask) -> np.ndarray:
     """The whole delta of a tensor with one input, float32 in its shape."""
     flat = np.empty(tensor.count, np.float32)
 

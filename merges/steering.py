@@ -12,7 +12,7 @@ from merges import methods
 from merges.engine.jobs import run
 from merges.engine.pool import Pool
 from merges.engine.readers import Array
-from merges.engine.tensor_task import Input, Tensor
+from merges.engine.tensor_task import Input, TensorTask
 from merges.recipes.recipe import Recipe, refuse
 from vectors.errors import ArtifactError, UsageError
 from vectors.files import digest_bytes
@@ -54,8 +54,8 @@ def merge(recipe: Recipe, vectors: Sequence[SteeringVector]) -> SteeringVector:
     depth = max(len(first.layers) - 1, 1)
     layers: dict[int, torch.Tensor] = {}
     with Pool(1) as pool:
-        scope: list[Tensor] = []
-        jobs: list[Tensor] = []
+        scope: list[TensorTask] = []
+        jobs: list[TensorTask] = []
         shared: dict[str, Any] = {}
         for place, i in enumerate(first.layers):
             name, position = f"layer.{i}", place / depth
@@ -75,7 +75,7 @@ def merge(recipe: Recipe, vectors: Sequence[SteeringVector]) -> SteeringVector:
                 for m in order
             )  # fmt: skip
             jobs.append(
-                Tensor(
+                TensorTask(
                     name, (first.hidden_size,), "F32", inputs, None, method, pool, each, plain,
                     as_delta=True, scope=scope if recipe.scope == "global" else (), shared=shared,
                 )

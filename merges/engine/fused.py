@@ -1,6 +1,6 @@
 """The fused pass itself: from the bits of mapped files to the bits of the result, tile by tile, in one compiled call.
 
-A `Fusion` says what is done to each element; `apply` does it to a piece that is in memory already, and `merge` to what
+A `Fusion` says what is done to each element; `apply` does it to values that are in memory already, and `merge` to what
 lies on disk as it is. Both run the same loops on every element, so they give the same bits.
 
 Numba keeps what it compiled until this file changes, and does not see when loops from kernels.py or floats.py do that
@@ -9,7 +9,7 @@ are compiled into it: touch this file then (a test that compares both paths fail
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import carray, njit, types
@@ -27,9 +27,6 @@ from merges.engine.floats import (
     subtract_bfloat16,
 )
 from merges.engine.kernels import TILE
-
-if TYPE_CHECKING:
-    from merges.engine.tensor_task import Block
 
 FEW = 8  # inputs for which loops are unrolled
 KINDS = {"BF16": 0, "F16": 1, "F32": 2}
@@ -99,10 +96,9 @@ class Direct(NamedTuple):
     base_kind: int
 
 
-def apply(fusion: Fusion, block: Block) -> np.ndarray:
-    """The result for a piece in memory, [count] float64."""
-    _apply(block.values, *fusion.arrays(), block.start, block.out)
-    return block.out
+def apply(fusion: Fusion, values: np.ndarray, start: int, out: np.ndarray) -> None:
+    """Fill `out` [count] float64 from `values` [inputs, count] float32, the elements from `start` on; changes `values`."""
+    _apply(values, *fusion.arrays(), start, out)
 
 
 @njit(**OPTIONS)

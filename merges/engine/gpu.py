@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import torch
 
 from merges.engine.fused import LESS, MORE, Fusion
 from merges.engine.readers import Dense, Reader
+from merges.engine.tensor_task import TensorTask
 from vectors.errors import UsageError
-
-if TYPE_CHECKING:
-    from merges.engine.tensor_task import Tensor
 
 KINDS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 Count = Callable[[torch.Tensor, int], torch.Tensor]  # from the bits of magnitudes, and the number of their row
@@ -40,7 +38,7 @@ def find(device: str) -> torch.device:
     return found
 
 
-def merge(job: Tensor, fusion: Fusion, add: int, start: int, stop: int, device: torch.device) -> np.ndarray | None:
+def merge(job: TensorTask, fusion: Fusion, add: int, start: int, stop: int, device: torch.device) -> np.ndarray | None:
     """The bits of the elements [start, stop), as fused.merge gives them.
 
     None where a number is not finite, which the loops name then, or where the device has no room.
@@ -51,7 +49,9 @@ def merge(job: Tensor, fusion: Fusion, add: int, start: int, stop: int, device: 
         return None
 
 
-def _merged(job: Tensor, fusion: Fusion, add: int, start: int, stop: int, device: torch.device) -> np.ndarray | None:
+def _merged(
+    job: TensorTask, fusion: Fusion, add: int, start: int, stop: int, device: torch.device
+) -> np.ndarray | None:
     values, base, good = _rows(job, start, stop, device)
     weights = fusion.weights.tolist()
     factors = [1.0] * len(weights) if fusion.factors is None else fusion.factors.tolist()
@@ -97,7 +97,7 @@ def _elect(
     return total / torch.where(mass > 0, mass, 1.0) if mean else total
 
 
-def coarse(tensors: Sequence[Tensor], device: torch.device) -> np.ndarray | None:
+def coarse(tensors: Sequence[TensorTask], device: torch.device) -> np.ndarray | None:
     """How many magnitudes of each row have these upper 15 of their 31 bits, [rows, 32768]; None as in `merge`."""
 
     def count(bits: torch.Tensor, row: int) -> torch.Tensor:
@@ -106,7 +106,7 @@ def coarse(tensors: Sequence[Tensor], device: torch.device) -> np.ndarray | None
     return _counted(tensors, count, device)
 
 
-def fine(tensors: Sequence[Tensor], buckets: Sequence[np.ndarray], device: torch.device) -> np.ndarray | None:
+def fine(tensors: Sequence[TensorTask], buckets: Sequence[np.ndarray], device: torch.device) -> np.ndarray | None:
     """How many of each of a row's buckets have these lower 16 bits, [rows, most buckets, 65536]; None as in `merge`."""
     most = max(len(own) for own in buckets)
 
@@ -119,12 +119,12 @@ def fine(tensors: Sequence[Tensor], buckets: Sequence[np.ndarray], device: torch
     return _counted(tensors, count, device)
 
 
-def _counted(tensors: Sequence[Tensor], count: Count, device: torch.device) -> np.ndarray | None:
+def _counted(tensors: Sequence[TensorTask], count: Count, device: torch.device) -> np.ndarray | None:
     """The sum of `count` over all pieces, [rows, ...]; each thread adds up its own."""
     pool = tensors[0].pool
     tables: dict[int, torch.Tensor] = {}
 
-    def group(tensor: Tensor, start: int, stop: int) -> bool:
+    def group(tensor: TensorTask, start: int, stop: int) -> bool:
         try:
             values, _, good = _rows(tensor, start, stop, device)
             own = torch.stack([count(row.view(torch.int32) & 0x7FFFFFFF, m) for m, row in enumerate(values)])
@@ -140,7 +140,7 @@ def _counted(tensors: Sequence[Tensor], count: Count, device: torch.device) -> n
 
 
 def _rows(
-    job: Tensor, start: int, stop: int, device: torch.device
+    job: TensorTask, start: int, stop: int, device: torch.device
 ) -> tuple[list[torch.Tensor], torch.Tensor | None, torch.Tensor]:
     """What fused._tile reads: the inputs, less or plus the base where that is their role, the base, are all finite."""
     assert job.direct is not None

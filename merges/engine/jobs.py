@@ -17,7 +17,7 @@ import numpy as np
 from merges.engine import fused, kernels
 from merges.engine.floats import encode, storage
 from merges.engine.pool import Pool
-from merges.engine.tensor_task import Tensor
+from merges.engine.tensor_task import TensorTask
 from vectors.errors import ArtifactError, ModelError
 from vectors.weights import FLOATS, NAMES, Entry, mapped
 
@@ -38,7 +38,7 @@ class Copy(NamedTuple):
         return self.entry.dtype
 
 
-Job = Tensor | Copy
+Job = TensorTask | Copy
 AHEAD = 3  # tensors whose statistics are gathered at once
 Piece = tuple[Job, np.ndarray]
 NOTHING = np.empty(0, np.float32)
@@ -75,7 +75,7 @@ def _prepare(job: Job) -> Any:
     return prepare(job) if prepare is not None and not isinstance(job, Copy) and job.count else None
 
 
-def _compute(job: Tensor, start: int, stop: int, prepared: Any) -> Piece:
+def _compute(job: TensorTask, start: int, stop: int, prepared: Any) -> Piece:
     result = np.empty(stop - start, storage(job.dtype))
     fusion = job.method.fusion(job, prepared) if hasattr(job.method, "fusion") else None
     based = 0 if job.base is None or job.in_deltas == job.as_delta else 1 if job.in_deltas else -1
@@ -93,7 +93,7 @@ def _compute(job: Tensor, start: int, stop: int, prepared: Any) -> Piece:
     finite = True
     for begin, end in job.chunks(start, stop):
         block = job.block(begin, end)
-        found = fused.apply(fusion, block) if fusion is not None else job.method.combine(job, block, prepared)
+        found = block.apply(fusion) if fusion is not None else job.method.combine(job, block, prepared)
         out = np.ascontiguousarray(found, np.float64).reshape(-1)
         if based > 0:
             kernels.add(out, block.base)
@@ -108,7 +108,7 @@ def _compute(job: Tensor, start: int, stop: int, prepared: Any) -> Piece:
     return job, _patched(job, start, result)
 
 
-def _patched(job: Tensor, start: int, result: np.ndarray) -> np.ndarray:
+def _patched(job: TensorTask, start: int, result: np.ndarray) -> np.ndarray:
     """A piece with the bits in it that base plus delta would have rounded wrongly."""
     if job.patch is not None:
         positions, bits = job.patch

@@ -12,15 +12,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from merges.engine import fused, kernels
-
-if TYPE_CHECKING:
-    from merges.engine.fused import Direct
-    from merges.engine.tensor_task import Block, Tensor
+from merges.engine.fused import Direct
+from merges.engine.tensor_task import Block, TensorTask
 
 LANES = 4  # tables that kernels.coarse counts into
 RUN = 32  # neighbours that are sampled together: a cache line's worth of them costs what one costs
@@ -29,10 +26,10 @@ MARGIN = 4.0  # standard deviations of a sampled rank: a bracket that misses cos
 ROOM = 1 << 18  # magnitudes that a task may keep of each row
 KEPT = 1 << 24  # magnitudes that are kept of all: 64 MB
 BITS = 12  # of the bins in which the wanted one of these is looked for
-Make = Callable[["Block"], np.ndarray]
+Make = Callable[[Block], np.ndarray]
 
 
-def magnitudes(tensors: Sequence[Tensor], ranks: Sequence[Sequence[int]], make: Make | None = None) -> np.ndarray:
+def magnitudes(tensors: Sequence[TensorTask], ranks: Sequence[Sequence[int]], make: Make | None = None) -> np.ndarray:
     """The magnitudes at `ranks[row]` (1 is the greatest) of each row, over all tensors together: [rows, ranks] float32.
 
     A rank beyond the number of elements gives the least magnitude.
@@ -43,7 +40,7 @@ def magnitudes(tensors: Sequence[Tensor], ranks: Sequence[Sequence[int]], make: 
     return np.ascontiguousarray(_magnitudes(tensors, wanted, total, make)[:, places.reshape(-1)])
 
 
-def _magnitudes(tensors: Sequence[Tensor], wanted: np.ndarray, total: int, make: Make | None) -> np.ndarray:
+def _magnitudes(tensors: Sequence[TensorTask], wanted: np.ndarray, total: int, make: Make | None) -> np.ndarray:
     rows_of = make or (lambda block: block.values)
     if len(tensors) == 1 and len(list(tensors[0].chunks())) == 1:
         return _sorted(rows_of(tensors[0].block(0, tensors[0].count)), wanted)
@@ -87,7 +84,7 @@ def _magnitudes(tensors: Sequence[Tensor], wanted: np.ndarray, total: int, make:
     return bits.view(np.float32)
 
 
-def _bracketed(tensors: Sequence[Tensor], wanted: np.ndarray, total: int) -> np.ndarray | None:
+def _bracketed(tensors: Sequence[TensorTask], wanted: np.ndarray, total: int) -> np.ndarray | None:
     """The same in one pass, where all tensors lie in mapped files; None where a sample does not tell enough."""
     places = [tensor.direct for tensor in tensors if tensor.direct is not None]
     if len(places) < len(tensors):
@@ -139,7 +136,7 @@ def _ranked(values: np.ndarray, rank: int) -> np.float32:
     return few[-1 - within : -within].view(np.float32)[0]
 
 
-def _brackets(tensors: Sequence[Tensor], wanted: np.ndarray, total: int) -> tuple[np.ndarray, np.ndarray, float]:
+def _brackets(tensors: Sequence[TensorTask], wanted: np.ndarray, total: int) -> tuple[np.ndarray, np.ndarray, float]:
     """Between which magnitudes a sample says that the wanted ones are, and what share of all elements lies there."""
     draw = np.random.default_rng(0)
     runs = max(min(total // SHARE, SAMPLED) // RUN, 64)
@@ -193,7 +190,7 @@ def _locate(counts: np.ndarray, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _count(
-    tensors: Sequence[Tensor],
+    tensors: Sequence[TensorTask],
     function: Callable[[Block, np.ndarray], None],
     direct: Callable[[Direct, int, int, np.ndarray], bool] | None,
     shape: tuple[int, ...],
@@ -208,7 +205,7 @@ def _count(
     width = np.int32 if sum(tensor.count for tensor in tensors) < 1 << 31 else np.int64
     tables: dict[int, np.ndarray] = {}
 
-    def group(tensor: Tensor, start: int, stop: int) -> None:
+    def group(tensor: TensorTask, start: int, stop: int) -> None:
         thread = threading.get_ident()
         if thread not in tables:
             tables[thread] = pool.zeroed(shape, width)

@@ -1,7 +1,7 @@
 """What a method sees: one tensor of the result, its inputs in pieces, and statistics over all of it.
 
-A method never holds more than a piece. `prepare(tensor)` may look at the whole tensor through `map`, `gram` and
-`magnitudes`, which stream; `combine(tensor, block, prepared)` computes the elements of one piece.
+A method never holds more than a piece. `prepare(tensor)` may look at the whole tensor through `map`, `sum` and
+`gram`, which stream; `combine(tensor, block, prepared)` computes the elements of one piece.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from merges.engine import kernels
-from merges.engine.fused import ALONE, KINDS, LESS, MORE, Direct
+from merges.engine import fused, kernels
+from merges.engine.fused import ALONE, KINDS, LESS, MORE, Direct, Fusion
 from merges.engine.pool import Pool
 from merges.engine.readers import Dense, Reader
 from vectors.errors import ArtifactError
@@ -40,6 +40,11 @@ class Block(NamedTuple):
     out: np.ndarray
     start: int
     pool: Pool
+
+    def apply(self, fusion: Fusion) -> np.ndarray:
+        """The result of an elementwise formula, [count] float64, in `out`."""
+        fused.apply(fusion, self.values, self.start, self.out)
+        return self.out
 
 
 class Input(NamedTuple):
@@ -203,12 +208,3 @@ class Tensor:
             return out
 
         return self.sum(part)
-
-    def magnitudes(self, ranks: Sequence[Sequence[int]], make: Callable[[Block], np.ndarray] | None = None) -> Any:
-        """For each input the magnitudes at these ranks (1 is the greatest), [inputs, ranks] float32; exact.
-
-        `make(block)` gives other rows to rank than the values.
-        """
-        from merges.engine.selection import magnitudes
-
-        return magnitudes([self], ranks, make)

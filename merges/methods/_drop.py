@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from merges.engine import kernels
-from merges.engine.tensor_task import Block, Tensor
+from merges.engine.tensor_task import Block, TensorTask
 from vectors.options import Option
 
 RESCALE = Option(
@@ -16,12 +16,12 @@ RESCALE = Option(
 )  # fmt: skip
 
 
-def keys(tensor: Tensor) -> np.ndarray:
+def keys(tensor: TensorTask) -> np.ndarray:
     """Where each input's random numbers come from, uint64: its content, the seed, and the tensor's name."""
     return np.array([source.key for source in tensor.inputs], np.uint64)
 
 
-def factors(tensor: Tensor) -> np.ndarray:
+def factors(tensor: TensorTask) -> np.ndarray:
     """What the deltas are multiplied by after the Bernoulli mask of DARE, [inputs] float64."""
     chance = tensor.each["density"]
     if tensor.options["rescale"] == "density":
@@ -31,7 +31,7 @@ def factors(tensor: Tensor) -> np.ndarray:
     return lengths(tensor, lambda block: kernels.drop(block.values, keys(tensor), chance, block.start))
 
 
-def lengths(tensor: Tensor, drop) -> np.ndarray:  # type: ignore[no-untyped-def]
+def lengths(tensor: TensorTask, drop) -> np.ndarray:  # type: ignore[no-untyped-def]
     """Sum of magnitudes before over that after `drop(block)`, [inputs]; 1 where nothing is left."""
 
     def part(block: Block) -> np.ndarray:

@@ -7,7 +7,7 @@ from numba import njit
 
 from merges.engine.floats import OPTIONS as COMPILED
 from merges.engine.kernels import GOLDEN, mix
-from merges.engine.tensor_task import Block, Tensor
+from merges.engine.tensor_task import Block, TensorTask
 from merges.methods import _drop
 from vectors.options import Option
 
@@ -32,7 +32,7 @@ def _prune(values, order, row, keys, density, epsilon, start, divide):  # type: 
                     values[m, i] = np.float32(values[m, i] / chance)
 
 
-def prune(tensor: Tensor, block: Block, *, divide: bool) -> None:
+def prune(tensor: TensorTask, block: Block, *, divide: bool) -> None:
     """Drop in place. The chance is linear in the rank within the row, ties in the order of their places."""
     values = block.values
     rows = np.abs(values).reshape(len(values), -1, tensor.row)
@@ -49,14 +49,14 @@ def prune(tensor: Tensor, block: Block, *, divide: bool) -> None:
     )
 
 
-def factors(tensor: Tensor) -> np.ndarray | None:
+def factors(tensor: TensorTask) -> np.ndarray | None:
     """With `rescale: l1`, what the deltas are multiplied by; else None."""
     if tensor.options["rescale"] != "l1":
         return None
     return _drop.lengths(tensor, lambda block: prune(tensor, block, divide=False))
 
 
-def check(tensor: Tensor) -> list[str]:
+def check(tensor: TensorTask) -> list[str]:
     """Chances must lie in (0, 1]."""
     epsilon = tensor.options["epsilon"]
     bad = sorted({float(d) for d in tensor.each["density"] if d - epsilon <= 0 or d + epsilon > 1})

@@ -10,7 +10,7 @@ import numpy as np
 from merges.engine import kernels
 from merges.engine.fused import Fusion
 from merges.engine.selection import magnitudes
-from merges.engine.tensor_task import Tensor
+from merges.engine.tensor_task import TensorTask
 from merges.methods import _drop
 from vectors.options import Option, kept
 
@@ -22,7 +22,7 @@ RESCALE = Option(
 )
 
 
-def trimming(tensor: Tensor) -> dict[str, np.ndarray | None]:
+def trimming(tensor: TensorTask) -> dict[str, np.ndarray | None]:
     """Between which magnitudes, `low` and `high`, an element stays, and what it is multiplied by then, `factors`."""
     low, high = limits(tensor)
     factors = None
@@ -31,7 +31,7 @@ def trimming(tensor: Tensor) -> dict[str, np.ndarray | None]:
     return {"low": low, "high": high, "factors": factors}
 
 
-def limits(tensor: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def limits(tensor: TensorTask) -> tuple[np.ndarray, np.ndarray]:
     """Of each input the least and the greatest magnitude that stay, [inputs] float32 each.
 
     The greatest `gamma` of the elements are dropped (fewer, where else too few would be left), and the greatest
@@ -46,7 +46,7 @@ def limits(tensor: Tensor) -> tuple[np.ndarray, np.ndarray]:
         return tensor.shared["limits"]
 
 
-def _limits(tensor: Tensor, tensors: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
+def _limits(tensor: TensorTask, tensors: Sequence[TensorTask]) -> tuple[np.ndarray, np.ndarray]:
     total = sum(t.count for t in tensors)
     ranks = []
     for m, density in enumerate(tensor.each["density"]):
@@ -65,7 +65,7 @@ def _limits(tensor: Tensor, tensors: Sequence[Tensor]) -> tuple[np.ndarray, np.n
     return np.ascontiguousarray(found[:, 1]), np.ascontiguousarray(found[:, 0])
 
 
-def elected(tensor: Tensor, factors: np.ndarray | None = None, **more: Any) -> Fusion:
+def elected(tensor: TensorTask, factors: np.ndarray | None = None, **more: Any) -> Fusion:
     """Elect signs and combine what agrees, times lambda, by the options elect, combine and zero.
 
     `factors` [inputs] multiply the deltas first, as rescaling after a random drop does.
@@ -82,7 +82,7 @@ def elected(tensor: Tensor, factors: np.ndarray | None = None, **more: Any) -> F
     )
 
 
-def summed(tensor: Tensor, factors: np.ndarray | None = None, **more: Any) -> Fusion:
+def summed(tensor: TensorTask, factors: np.ndarray | None = None, **more: Any) -> Fusion:
     """The weighted sum of factor * delta, divided by the sum of the weights if `normalize`, times lambda."""
     weights = tensor.each["weight"]
     if tensor.options.get("normalize"):

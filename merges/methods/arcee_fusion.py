@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from merges.engine.tensor_task import Block, Tensor
+from merges.engine.selection import magnitudes
+from merges.engine.tensor_task import Block, TensorTask
 
 SUMMARY = "the first, with the elements of the second that matter most"
 SOURCE = "mergekit's arcee_fusion (Arcee AI 2025)"
@@ -16,7 +17,7 @@ SPACE, BASE, INPUTS, SYMMETRIC, UNIT = "weight", "unused", (2, 2), False, "row"
 OPTIONS = ()
 
 
-def importance(tensor: Tensor, block: Block) -> np.ndarray:
+def importance(tensor: TensorTask, block: Block) -> np.ndarray:
     """The importance of each element, [1, count] float32."""
     b, x = block.values.reshape(2, -1, tensor.row).astype(np.float64)
     log_p, log_q = _log_softmax(x), _log_softmax(b)
@@ -29,14 +30,14 @@ def _log_softmax(rows: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
 
 
-def prepare(tensor: Tensor) -> float:
+def prepare(tensor: TensorTask) -> float:
     """The median plus 1.5 interquartile ranges; a quartile between two elements is the lower one, as in mergekit."""
     ranks = [tensor.count - int(share * (tensor.count - 1)) for share in (0.25, 0.5, 0.75)]
-    first, middle, third = tensor.magnitudes([ranks], lambda block: importance(tensor, block))[0]
+    first, middle, third = magnitudes([tensor], [ranks], lambda block: importance(tensor, block))[0]
     return float(middle + np.float32(1.5) * (third - first))
 
 
-def combine(tensor: Tensor, block: Block, least: float) -> np.ndarray:
+def combine(tensor: TensorTask, block: Block, least: float) -> np.ndarray:
     """The second where its importance suffices, else the first."""
     taken = importance(tensor, block)[0] >= least
     return np.where(taken, block.values[1], block.values[0])

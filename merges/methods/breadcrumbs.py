@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from merges.engine.fused import Fusion
-from merges.engine.tensor_task import Tensor
+from merges.engine.tensor_task import TensorTask
 from merges.methods import _signs
 from vectors.options import NORMALIZE, SCALE, Option, density, weight
 
@@ -20,11 +20,11 @@ OPTIONS = (weight(), density(0.15), GAMMA, SCALE, NORMALIZE, _signs.RESCALE)
 GLOBAL = True
 
 
-def prepare(tensor: Tensor) -> dict[str, Any]:
+def prepare(tensor: TensorTask) -> dict[str, Any]:
     """Between which magnitudes an element stays."""
     return _signs.trimming(tensor)
 
 
-def fusion(tensor: Tensor, trimming: dict[str, Any]) -> Fusion:
+def fusion(tensor: TensorTask, trimming: dict[str, Any]) -> Fusion:
     """Mask, sum."""
     return _signs.summed(tensor, **trimming)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from merges.engine.fused import Fusion
-from merges.engine.tensor_task import Tensor
+from merges.engine.tensor_task import TensorTask
 from merges.methods import _signs
 from merges.methods.breadcrumbs import GAMMA
 from vectors.options import COMBINE, ELECT, SCALE, ZERO, density, weight
@@ -20,11 +20,11 @@ OPTIONS = (weight(), density(0.15), GAMMA, SCALE, ELECT, COMBINE, ZERO, _signs.R
 GLOBAL = True
 
 
-def prepare(tensor: Tensor) -> dict[str, Any]:
+def prepare(tensor: TensorTask) -> dict[str, Any]:
     """Between which magnitudes an element stays."""
     return _signs.trimming(tensor)
 
 
-def fusion(tensor: Tensor, trimming: dict[str, Any]) -> Fusion:
+def fusion(tensor: TensorTask, trimming: dict[str, Any]) -> Fusion:
     """Mask, elect, merge."""
     return _signs.elected(tensor, **trimming)

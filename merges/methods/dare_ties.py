@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from merges.engine.fused import Fusion
-from merges.engine.tensor_task import Tensor
+from merges.engine.tensor_task import TensorTask
 from merges.methods import _drop, _signs
 from vectors.options import COMBINE, ELECT, SCALE, ZERO, density, weight
 
@@ -19,11 +19,11 @@ SPACE, BASE, INPUTS = "delta", "needed", (1, None)
 OPTIONS = (weight(), density(0.5), SCALE, ELECT, COMBINE, ZERO, _drop.RESCALE)
 
 
-def prepare(tensor: Tensor) -> np.ndarray:
+def prepare(tensor: TensorTask) -> np.ndarray:
     """The factors that rescale."""
     return _drop.factors(tensor)
 
 
-def fusion(tensor: Tensor, factors: np.ndarray) -> Fusion:
+def fusion(tensor: TensorTask, factors: np.ndarray) -> Fusion:
     """Mask, rescale, combine."""
     return _signs.elected(tensor, factors, keys=_drop.keys(tensor), keep=tensor.each["density"])

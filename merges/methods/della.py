@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from merges.engine.fused import apply
-from merges.engine.tensor_task import Block, Tensor
+from merges.engine.tensor_task import Block, TensorTask
 from merges.methods import _signs
 from merges.methods._drop import RESCALE
 from merges.methods._magnitude_drop import EPSILON, check, factors, prune
@@ -22,12 +21,12 @@ OPTIONS = (weight(), density(0.5), SCALE, ELECT, COMBINE, ZERO, EPSILON, RESCALE
 __all__ = ["check"]
 
 
-def prepare(tensor: Tensor) -> np.ndarray | None:
+def prepare(tensor: TensorTask) -> np.ndarray | None:
     """The factors that rescale, where the whole tensor is asked."""
     return factors(tensor)
 
 
-def combine(tensor: Tensor, block: Block, scale: np.ndarray | None) -> np.ndarray:
+def combine(tensor: TensorTask, block: Block, scale: np.ndarray | None) -> np.ndarray:
     """Drop, rescale, combine."""
     prune(tensor, block, divide=tensor.options["rescale"] == "density")
-    return apply(_signs.elected(tensor, scale), block)
+    return block.apply(_signs.elected(tensor, scale))

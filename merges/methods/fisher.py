@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from merges.engine.tensor_task import Block, Tensor
+from merges.engine.tensor_task import Block, TensorTask
 from vectors.options import weight
 
 SUMMARY = "the average, each element weighted by its Fisher information"
@@ -23,12 +23,12 @@ def extra_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def check(tensor: Tensor) -> list[str]:
+def check(tensor: TensorTask) -> list[str]:
     """Information can't be weighted negatively."""
     return ["fisher takes no negative weights"] if (tensor.each["weight"] < 0).any() else []
 
 
-def combine(tensor: Tensor, block: Block, _prepared: None) -> np.ndarray:
+def combine(tensor: TensorTask, block: Block, _prepared: None) -> np.ndarray:
     """sum of w F x / sum of w F."""
     values, weights = block.values.astype(np.float64), tensor.each["weight"][:, None]
     shares = weights * np.abs(tensor.extra("fisher", block).astype(np.float64))

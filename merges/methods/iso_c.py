@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from merges.engine.tensor_task import Block, Tensor
+from merges.engine.tensor_task import Block, TensorTask
 from vectors.options import SCALE
 
 SUMMARY = "the sum of the deltas with all singular values made equal"
@@ -16,7 +16,7 @@ SPACE, BASE, INPUTS, UNIT = "delta", "needed", (1, None), "tensor"
 OPTIONS = (SCALE,)
 
 
-def combine(tensor: Tensor, block: Block, _prepared: None) -> np.ndarray:
+def combine(tensor: TensorTask, block: Block, _prepared: None) -> np.ndarray:
     """mean(S) U V of the sum."""
     deltas = block.values.reshape(len(block.values), *tensor.shape).astype(np.float64)
     if len(tensor.shape) != 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from merges.engine.fused import Fusion
-from merges.engine.tensor_task import Tensor
+from merges.engine.tensor_task import TensorTask
 from merges.methods import _sphere
 from vectors.options import Option
 
@@ -18,7 +18,7 @@ OPTIONS = (
 )
 
 
-def prepare(tensor: Tensor) -> np.ndarray:
+def prepare(tensor: TensorTask) -> np.ndarray:
     """The coefficients of the inputs."""
     return _sphere.mean(
         tensor.gram(),
@@ -28,6 +28,6 @@ def prepare(tensor: Tensor) -> np.ndarray:
     )
 
 
-def fusion(_tensor: Tensor, coefficients: np.ndarray) -> Fusion:
+def fusion(_tensor: TensorTask, coefficients: np.ndarray) -> Fusion:
     """Their combination."""
     return Fusion(coefficients)

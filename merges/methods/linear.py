@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from merges.engine.fused import Fusion
-from merges.engine.tensor_task import Tensor
+from merges.engine.tensor_task import TensorTask
 from merges.methods import _signs
 from vectors.options import Option, weight
 
@@ -21,6 +21,6 @@ def NORMALIZED(options: Mapping[str, Any]) -> bool:
     return bool(options.get("normalize", True))
 
 
-def fusion(tensor: Tensor, _prepared: None) -> Fusion:
+def fusion(tensor: TensorTask, _prepared: None) -> Fusion:
     """sum of weight * x / sum of weight."""
     return _signs.summed(tensor)

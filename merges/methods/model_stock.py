@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from merges.engine.fused import Fusion
-from merges.engine.tensor_task import Block, Tensor
+from merges.engine.tensor_task import Block, TensorTask
 from vectors.options import Option
 
 SUMMARY = "towards the mean of the fine-tunes, as far as they agree"
@@ -36,18 +36,18 @@ def ratio(gram: np.ndarray) -> float:
     return min(count * cosine / (1 + (count - 1) * cosine), 1.0) if cosine > 0 else 0.0
 
 
-def prepare(tensor: Tensor) -> float | None:
+def prepare(tensor: TensorTask) -> float | None:
     """t, unless each row has its own."""
     return None if tensor.options["filter_wise"] else ratio(tensor.gram())
 
 
-def fusion(tensor: Tensor, t: float | None) -> Fusion | None:
+def fusion(tensor: TensorTask, t: float | None) -> Fusion | None:
     """t times the mean of the deltas."""
     count = len(tensor.inputs)
     return None if t is None else Fusion(np.full(count, t / count))
 
 
-def combine(tensor: Tensor, block: Block, _t: None) -> np.ndarray:
+def combine(tensor: TensorTask, block: Block, _t: None) -> np.ndarray:
     """The same, with a t for each row."""
     count = len(block.values)
     rows = block.values.reshape(count, -1, tensor.row).astype(np.float64)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from merges.engine.fused import Fusion
-from merges.engine.tensor_task import Tensor
+from merges.engine.tensor_task import TensorTask
 from merges.methods import _sphere
 from vectors.options import Option, weight
 
@@ -26,18 +26,18 @@ def NORMALIZED(_options: Mapping[str, Any]) -> bool:
     return True
 
 
-def check(tensor: Tensor) -> list[str]:
+def check(tensor: TensorTask) -> list[str]:
     """Distances can't be weighted negatively."""
     return ["multislerp takes no negative weights"] if (tensor.each["weight"] < 0).any() else []
 
 
-def prepare(tensor: Tensor) -> np.ndarray:
+def prepare(tensor: TensorTask) -> np.ndarray:
     """The coefficients of the inputs."""
     weights = tensor.each["weight"]
     found = _sphere.mean(tensor.gram(), weights)
     return found if tensor.options["normalize"] else found * weights.sum()
 
 
-def fusion(_tensor: Tensor, coefficients: np.ndarray) -> Fusion:
+def fusion(_tensor: TensorTask, coefficients: np.ndarray) -> Fusion:
     """Their combination."""
     return Fusion(coefficients)

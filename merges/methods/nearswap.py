@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from merges.engine.tensor_task import Block, Tensor
+from merges.engine.tensor_task import Block, TensorTask
 from vectors.options import Option
 
 SUMMARY = "the first, swapped for the second where they are near"
@@ -13,7 +13,7 @@ SPACE, BASE, INPUTS, SYMMETRIC = "weight", "unused", (2, 2), False
 OPTIONS = (Option("t", 0.0001, "the distance below which the second is taken whole", low=0),)
 
 
-def combine(tensor: Tensor, block: Block, _prepared: None) -> np.ndarray:
+def combine(tensor: TensorTask, block: Block, _prepared: None) -> np.ndarray:
     """v * b + (1 - v) * a with v = min(t / |a - b|, 1)."""
     a, b = block.values.astype(np.float64)
     distance = np.maximum(np.abs(a - b), 1e-6)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from merges.engine.fused import Fusion
-from merges.engine.tensor_task import Block, Tensor
+from merges.engine.tensor_task import Block, TensorTask
 from merges.methods import _sphere
 from vectors.options import Option, weight
 
@@ -31,7 +31,7 @@ def UNIT(options: Mapping[str, Any]) -> str:
     return "element" if options["along"] == "tensor" else "row"
 
 
-def _share(tensor: Tensor) -> float:
+def _share(tensor: TensorTask) -> float:
     first, second = tensor.each["weight"]
     return float(second / (first + second)) if first + second else 0.5
 
@@ -41,11 +41,11 @@ def _coefficients(products: np.ndarray, share: float) -> np.ndarray:
     return np.stack([_sphere.slerp(gram, share, _sphere.PARALLEL) for gram in np.moveaxis(products, -1, 0)], 1)
 
 
-def _rows(tensor: Tensor, block: Block) -> np.ndarray:
+def _rows(tensor: TensorTask, block: Block) -> np.ndarray:
     return block.values.reshape(2, -1, tensor.row).astype(np.float64)
 
 
-def prepare(tensor: Tensor) -> np.ndarray | None:
+def prepare(tensor: TensorTask) -> np.ndarray | None:
     """The coefficients of the two, [2] or [2, columns]; None where each row has its own."""
     if tensor.options["along"] == "tensor":
         return _sphere.slerp(tensor.gram(), _share(tensor), _sphere.PARALLEL)
@@ -59,12 +59,12 @@ def prepare(tensor: Tensor) -> np.ndarray | None:
     return _coefficients(tensor.sum(products), _share(tensor))
 
 
-def fusion(tensor: Tensor, coefficients: np.ndarray | None) -> Fusion | None:
+def fusion(tensor: TensorTask, coefficients: np.ndarray | None) -> Fusion | None:
     """Their combination, with one arc for all."""
     return Fusion(coefficients) if coefficients is not None and tensor.options["along"] == "tensor" else None
 
 
-def combine(tensor: Tensor, block: Block, coefficients: np.ndarray | None) -> np.ndarray:
+def combine(tensor: TensorTask, block: Block, coefficients: np.ndarray | None) -> np.ndarray:
     """Their combination, with an arc for each line."""
     rows = _rows(tensor, block)
     if coefficients is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from merges.engine.readers import whole
-from merges.engine.tensor_task import Block, Tensor
+from merges.engine.tensor_task import Block, TensorTask
 from vectors.options import Option
 
 SUMMARY = "the matrix whose outputs are nearest to every model's own"
@@ -25,7 +25,7 @@ def extra_shape(shape: tuple[int, ...]) -> tuple[int, ...] | None:
     return (shape[1], shape[1]) if len(shape) == 2 else None
 
 
-def combine(tensor: Tensor, block: Block, _prepared: None) -> np.ndarray:
+def combine(tensor: TensorTask, block: Block, _prepared: None) -> np.ndarray:
     """The solution, or the average without products."""
     values = block.values.reshape(len(block.values), *tensor.shape).astype(np.float64)
     readers = tensor.extras["gram"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from merges.engine.fused import Fusion, apply
-from merges.engine.tensor_task import Block, Tensor
+from merges.engine.fused import Fusion
+from merges.engine.selection import magnitudes
+from merges.engine.tensor_task import Block, TensorTask
 from vectors.options import SCALE, Option, kept
 
 SUMMARY = "select by variance, weight by energy, erase minority signs"
@@ -27,14 +28,14 @@ def _select(block: Block, least: float) -> None:
         np.multiply(block.values, _variance(block)[0] >= least, out=block.values)
 
 
-def prepare(tensor: Tensor) -> tuple[float, np.ndarray]:
+def prepare(tensor: TensorTask) -> tuple[float, np.ndarray]:
     """The least variance that is kept (0: all), and the weights: each input's share of the energy that is left."""
     least = 0.0
     if tensor.options["select_topk"] < 1:
         vary = int(tensor.sum(lambda block: np.count_nonzero(_variance(block))))
         if vary:
             rank = kept(tensor.options["select_topk"], vary)
-            least = float(tensor.magnitudes([[rank]], _variance)[0, 0])
+            least = float(magnitudes([tensor], [[rank]], _variance)[0, 0])
 
     def energy(block: Block) -> np.ndarray:
         _select(block, least)
@@ -44,19 +45,19 @@ def prepare(tensor: Tensor) -> tuple[float, np.ndarray]:
     return least, found / found.sum() if found.sum() > 0 else np.full(len(found), 1 / len(found))
 
 
-def _erase(tensor: Tensor, weights: np.ndarray) -> Fusion:
+def _erase(tensor: TensorTask, weights: np.ndarray) -> Fusion:
     """The weighted mean of what agrees with the sign of the sum."""
     return Fusion(weights, votes=np.ones(len(weights)), mean=True, scale=tensor.options["lambda"])
 
 
-def fusion(tensor: Tensor, prepared: tuple[float, np.ndarray]) -> Fusion | None:
+def fusion(tensor: TensorTask, prepared: tuple[float, np.ndarray]) -> Fusion | None:
     """All of it, where nothing is left out."""
     least, weights = prepared
     return None if least > 0 else _erase(tensor, weights)
 
 
-def combine(tensor: Tensor, block: Block, prepared: tuple[float, np.ndarray]) -> np.ndarray:
+def combine(tensor: TensorTask, block: Block, prepared: tuple[float, np.ndarray]) -> np.ndarray:
     """The same for what is selected."""
     least, weights = prepared
     _select(block, least)
-    return apply(_erase(tensor, weights), block)
+    return block.apply(_erase(tensor, weights))

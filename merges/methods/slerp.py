@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from merges.engine.fused import Fusion
-from merges.engine.tensor_task import Tensor
+from merges.engine.tensor_task import TensorTask
 from merges.methods import _sphere
 from vectors.options import Option
 
@@ -18,11 +18,11 @@ SPACE, BASE, INPUTS, SYMMETRIC = "weight", "unused", (2, 2), False
 OPTIONS = (Option("t", 0.5, "how far from the first to the second", low=0, high=1),)
 
 
-def prepare(tensor: Tensor) -> np.ndarray:
+def prepare(tensor: TensorTask) -> np.ndarray:
     """The coefficients of the two."""
     return _sphere.slerp(tensor.gram(), float(tensor.options["t"]), _sphere.COLINEAR)
 
 
-def fusion(_tensor: Tensor, coefficients: np.ndarray) -> Fusion:
+def fusion(_tensor: TensorTask, coefficients: np.ndarray) -> Fusion:
     """Their combination."""
     return Fusion(coefficients)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from merges.engine.fused import Fusion
-from merges.engine.tensor_task import Tensor
+from merges.engine.tensor_task import TensorTask
 from merges.methods import _signs
 from vectors.options import NORMALIZE, SCALE, weight
 
@@ -13,6 +13,6 @@ SPACE, BASE, INPUTS = "delta", "needed", (1, None)
 OPTIONS = (weight(), SCALE, NORMALIZE)
 
 
-def fusion(tensor: Tensor, _prepared: None) -> Fusion:
+def fusion(tensor: TensorTask, _prepared: None) -> Fusion:
     """lambda * sum of weight * delta."""
     return _signs.summed(tensor)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from merges.engine.tensor_task import Block, Tensor
+from merges.engine.tensor_task import Block, TensorTask
 from vectors.options import SCALE
 
 SUMMARY = "the strongest singular directions of each delta, made orthogonal"
@@ -23,7 +23,7 @@ def nearest_orthonormal(columns: np.ndarray) -> np.ndarray:
     return left @ right
 
 
-def combine(tensor: Tensor, block: Block, _prepared: None) -> np.ndarray:
+def combine(tensor: TensorTask, block: Block, _prepared: None) -> np.ndarray:
     """U S V with the orthogonal U and V."""
     deltas = block.values.reshape(len(block.values), *tensor.shape).astype(np.float64)
     if len(tensor.shape) != 2 or min(tensor.shape) < len(deltas):

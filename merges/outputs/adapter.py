@@ -16,7 +16,7 @@ import numpy as np
 from merges import diff
 from merges.engine.jobs import run
 from merges.engine.pool import Pool
-from merges.engine.tensor_task import Tensor
+from merges.engine.tensor_task import TensorTask
 from merges.inputs.adapters import CONFIG, WEIGHTS, factors
 from merges.inputs.sources import Source
 from merges.recipes.plan import MEMORY, check_output, plan
@@ -59,9 +59,9 @@ def from_recipe(
 ) -> dict[str, Any]:
     """Write the delta that a recipe gives (`as: vector`) as an adapter, one tensor in memory at a time."""
     made = plan(recipe, memory=memory, threads=threads, device=device)
-    jobs = [job for job in made.jobs if isinstance(job, Tensor)]
+    jobs = [job for job in made.jobs if isinstance(job, TensorTask)]
 
-    def merged(job: Tensor) -> np.ndarray:
+    def merged(job: TensorTask) -> np.ndarray:
         return np.concatenate([piece for _, piece in run([job], made.pool)]).reshape(job.shape)
 
     with made.pool:

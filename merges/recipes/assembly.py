@@ -13,7 +13,7 @@ import numpy as np
 from merges.engine.jobs import Copy, Job
 from merges.engine.pool import Pool
 from merges.engine.readers import Dense, Reader, Zero
-from merges.engine.tensor_task import Input, Tensor
+from merges.engine.tensor_task import Input, TensorTask
 from merges.inputs.sources import Source
 from merges.recipes import slices, vocabulary
 from merges.recipes.recipe import Part, Recipe
@@ -38,7 +38,7 @@ class Builder:
         self.parts = list(recipe.parts)
         self.keys = _keys(recipe, sources)
         self.shared: dict[str, Any] = {}
-        self.scope: list[Tensor] = []
+        self.scope: list[TensorTask] = []
         self.extras = [self._open_extras(part) for part in self.parts]
         self.frame: Mapping[str, Entry] = main.entries if main is not None else {}
         shapes: dict[str, tuple[int, ...]] = {}
@@ -56,7 +56,7 @@ class Builder:
         """A job for each tensor of the result, by name."""
         made = self._stacked() if self.recipe.slices else self._alike()
         if self.recipe.scope == "global":
-            self.scope += [job for job in made if isinstance(job, Tensor)]
+            self.scope += [job for job in made if isinstance(job, TensorTask)]
             self._check_scope()
         return made
 
@@ -127,7 +127,7 @@ class Builder:
     def _tensor(
         self, name: str, shape: tuple[int, ...], inputs: list[Input], base: Reader | None, position: float,
         options: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], shared: Mapping[str, Any], entry: Entry | None,
-    ) -> Tensor:  # fmt: skip
+    ) -> TensorTask:  # fmt: skip
         each: dict[str, np.ndarray] = {}
         plain: dict[str, Any] = {}
         for option in self.method.OPTIONS:
@@ -139,7 +139,7 @@ class Builder:
         if "weight" in each and not each["weight"].any() and base is None:
             self.problems.append(f"all weights are zero at {name}")
         as_delta = self.recipe.as_ == "vector"
-        tensor = Tensor(
+        tensor = TensorTask(
             name, shape, self._dtype(name, entry), tuple(inputs), base, self.method, self.pool, each, plain,
             self._extra(name, shape), as_delta, self.scope if self.recipe.scope == "global" else (), self.shared,
         )  # fmt: skip
@@ -162,7 +162,7 @@ class Builder:
         found = {s.entries[name].dtype for s in self.sources if s.kind == "model" and name in s.entries}
         return found.pop() if len(found) == 1 else entry.dtype if entry is not None and not found else "F32"
 
-    def _patch(self, tensor: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
+    def _patch(self, tensor: TensorTask) -> tuple[np.ndarray, np.ndarray] | None:
         """The few elements that base plus an exact vector would round wrongly, where that is all that is done."""
         only = self.sources[0].vector if len(self.sources) == 1 else None
         plain = (

@@ -12,7 +12,7 @@ from typing import Any
 from merges import methods
 from merges.engine.jobs import AHEAD, Job
 from merges.engine.pool import Pool
-from merges.engine.tensor_task import CHUNK, GROUP, Tensor
+from merges.engine.tensor_task import CHUNK, GROUP, TensorTask
 from merges.inputs.sources import Source, open_all
 from merges.outputs import shards
 from merges.outputs.shards import size
@@ -111,11 +111,11 @@ def plan(
         fit = next((n for n in range(pool.threads, 0, -1) if _memory(jobs, n, place) <= memory), 1)
         pool, need = Pool(fit, place), _memory(jobs, fit, place)
         for job in jobs:
-            if isinstance(job, Tensor):
+            if isinstance(job, TensorTask):
                 job.pool = pool
         notes.append(f"{fit} thread(s), so that the memory suffices")
     if need > memory:
-        whole = any(isinstance(job, Tensor) and job.unit == "tensor" for job in jobs)
+        whole = any(isinstance(job, TensorTask) and job.unit == "tensor" for job in jobs)
         raise ModelError(
             f"{recipe.method} needs {need / 2**20:.0f} MiB{' for the largest tensor' * whole}, more than the "
             f"{memory / 2**20:.0f} MiB allowed",
@@ -192,7 +192,7 @@ def _memory(jobs: list[Job], threads: int, device: Any) -> int:
     """The most bytes beyond mapped files: the interpreter, buffers of each thread, finished pieces, counters."""
     most = 0
     for job in jobs:
-        if not isinstance(job, Tensor):
+        if not isinstance(job, TensorTask):
             continue
         inputs, chunk, group = (
             len(job.inputs),

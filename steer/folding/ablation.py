@@ -17,7 +17,7 @@ import torch
 
 from merges.engine.jobs import Copy
 from merges.engine.readers import Dense
-from merges.engine.tensor_task import Block, Input, Tensor
+from merges.engine.tensor_task import Block, Input, TensorTask
 from steer.folding.architectures import Layout, writers
 from steer.folding.effects import Effects
 from steer.folding.pending import Draft
@@ -70,14 +70,14 @@ def _tied_by_default(draft: Draft) -> bool:
 
 def _orthogonalised(
     draft: Draft, job: Copy, directions: np.ndarray, strengths: np.ndarray | None, layout: Layout
-) -> Tensor:
+) -> TensorTask:
     """The job of one matrix. `strengths` None removes the directions whole."""
     rows_are_stream = job.name not in layout.embeddings and not layout.columns
     scale = np.ones(len(directions)) if strengths is None else strengths
     method: Any = SimpleNamespace(SPACE="weight", UNIT="row")
     if not rows_are_stream:
 
-        def by_row(_tensor: Tensor, block: Block, _prepared: Any) -> np.ndarray:
+        def by_row(_tensor: TensorTask, block: Block, _prepared: Any) -> np.ndarray:
             rows = block.values[0].reshape(-1, directions.shape[1]).astype(np.float64)
             return rows - ((rows @ directions.T) * scale) @ directions
 
@@ -85,7 +85,7 @@ def _orthogonalised(
     else:
         width = job.shape[1]
 
-        def prepare(tensor: Tensor) -> np.ndarray:
+        def prepare(tensor: TensorTask) -> np.ndarray:
             """U W, [k, columns] float64, summed over pieces in their order."""
 
             def part(block: Block) -> np.ndarray:
@@ -95,7 +95,7 @@ def _orthogonalised(
 
             return tensor.sum(part)
 
-        def by_column(_tensor: Tensor, block: Block, products: np.ndarray) -> np.ndarray:
+        def by_column(_tensor: TensorTask, block: Block, products: np.ndarray) -> np.ndarray:
             rows = block.values[0].reshape(-1, width).astype(np.float64)
             first = block.start // width
             own = directions[:, first : first + len(rows)]
@@ -103,7 +103,7 @@ def _orthogonalised(
 
         method.prepare, method.combine = prepare, by_column
     source = Input(job.name, Dense(job.entry), False)
-    return Tensor(job.name, job.shape, job.dtype, (source,), None, method, draft.pool)
+    return TensorTask(job.name, job.shape, job.dtype, (source,), None, method, draft.pool)
 
 
 def hook(effects: Effects, norm: torch.Tensor | None) -> Any:

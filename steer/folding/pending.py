@@ -12,7 +12,7 @@ import numpy as np
 from merges.engine.jobs import Copy, Job
 from merges.engine.pool import Pool
 from merges.engine.readers import Array, Dense, Reader
-from merges.engine.tensor_task import Block, Input, Tensor
+from merges.engine.tensor_task import Block, Input, TensorTask
 from merges.inputs.sources import Source
 
 
@@ -35,17 +35,17 @@ class Draft:
         job = self.jobs[name]
         return whole(Dense(job.entry) if isinstance(job, Copy) else job.inputs[0].reader)
 
-    def made_of(self, name: str, reader: Reader, dtype: str = "F32") -> Tensor:
+    def made_of(self, name: str, reader: Reader, dtype: str = "F32") -> TensorTask:
         """A tensor that a reader gives as it stands."""
         source = Input(name, reader, False)
-        return Tensor(name, reader.shape, dtype, (source,), None, AS_IT_STANDS, self.pool)
+        return TensorTask(name, reader.shape, dtype, (source,), None, AS_IT_STANDS, self.pool)
 
-    def constant(self, name: str, values: np.ndarray) -> Tensor:
+    def constant(self, name: str, values: np.ndarray) -> TensorTask:
         """A small float32 tensor that is in memory."""
         return self.made_of(name, Array(np.asarray(values, np.float32)))
 
 
-def _as_it_stands(_tensor: Tensor, block: Block, _prepared: Any) -> np.ndarray:
+def _as_it_stands(_tensor: TensorTask, block: Block, _prepared: Any) -> np.ndarray:
     return block.values[0]
 
 

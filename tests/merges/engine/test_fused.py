@@ -17,7 +17,7 @@ from merges.engine import fused, gpu
 from merges.engine.jobs import run
 from merges.engine.pool import Pool
 from merges.engine.readers import Dense
-from merges.engine.tensor_task import Input, Tensor
+from merges.engine.tensor_task import Input, TensorTask
 from vectors.errors import ArtifactError
 from vectors.weights import read_header
 
@@ -28,7 +28,7 @@ DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 def made(
     path: Path, arrays: list[np.ndarray], dtypes: list[str], deltas: list[bool], method: str, pool: Pool, **more: Any
-) -> Tensor:
+) -> TensorTask:
     """A tensor whose base (the first) and inputs lie in a file."""
     save_file(
         {f"{i}": torch.from_numpy(a).to(DTYPES[d]) for i, (a, d) in enumerate(zip(arrays, dtypes, strict=True))}, path
@@ -38,7 +38,7 @@ def made(
     inputs = tuple(Input(f"m{i}", Dense(entries[f"{i}"]), deltas[i - 1], 77 * i) for i in range(1, len(arrays)))
     each = {o.name: np.linspace(0.3, 0.9, len(inputs)) for o in chosen.OPTIONS if o.each}
     options = {o.name: o.default for o in chosen.OPTIONS if not o.each} | more.pop("options", {})
-    return Tensor(
+    return TensorTask(
         "w", arrays[0].shape, more.pop("dtype", "F32"), inputs, Dense(entries["0"]), chosen, pool, each, options, **more
     )
 
@@ -107,7 +107,7 @@ def test_what_is_not_finite_is_named_and_what_lies_askew_is_read_otherwise(tmp_p
         (tmp_path / "odd").write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
         askew = read_header(tmp_path / "odd")[0]
         inputs = tuple(i._replace(reader=Dense(askew[f"{n}"])) for n, i in enumerate(tensor.inputs, 1))
-        odd = Tensor(
+        odd = TensorTask(
             "w", tensor.shape, "F32", inputs,
             Dense(askew["0"]), tensor.method, pool, tensor.each, tensor.options,
         )  # fmt: skip

@@ -15,16 +15,16 @@ from safetensors.torch import save_file
 from merges.engine import gpu, selection, tensor_task
 from merges.engine.pool import Pool
 from merges.engine.readers import Array, Dense
-from merges.engine.tensor_task import Input, Tensor
+from merges.engine.tensor_task import Input, TensorTask
 from vectors.weights import read_header
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 PLAIN = SimpleNamespace(SPACE="weight")
 
 
-def make(arrays: list[np.ndarray], pool: Pool) -> Tensor:
+def make(arrays: list[np.ndarray], pool: Pool) -> TensorTask:
     inputs = tuple(Input(f"m{i}", Array(a), False) for i, a in enumerate(arrays))
-    return Tensor("w", arrays[0].shape, "F32", inputs, None, PLAIN, pool)  # type: ignore[arg-type]
+    return TensorTask("w", arrays[0].shape, "F32", inputs, None, PLAIN, pool)  # type: ignore[arg-type]
 
 
 @given(
@@ -74,7 +74,7 @@ def test_over_several_tensors_it_is_that_of_the_flattened_model(sizes: tuple[int
 SIZES = (300_000, 17, 70_001)  # 17: shorter than what is sampled at once, and alone sampled not at all
 
 
-def mapped(path: Path, kind: str, pool: Pool) -> tuple[list[Tensor], list[np.ndarray]]:
+def mapped(path: Path, kind: str, pool: Pool) -> tuple[list[TensorTask], list[np.ndarray]]:
     """Tensors of mapped files, two inputs each, and the magnitudes of both inputs over all of them."""
     draw = np.random.default_rng(1)
     tensors, rows = [], []
@@ -92,7 +92,7 @@ def mapped(path: Path, kind: str, pool: Pool) -> tuple[list[Tensor], list[np.nda
         save_file({f"{m}": torch.from_numpy(row) for m, row in enumerate(values)}, file)
         entries = read_header(file)[0]
         inputs = tuple(Input(f"m{m}", Dense(entries[f"{m}"]), False) for m in range(2))
-        tensors.append(Tensor("w", (size,), "F32", inputs, None, PLAIN, pool))  # type: ignore[arg-type]
+        tensors.append(TensorTask("w", (size,), "F32", inputs, None, PLAIN, pool))  # type: ignore[arg-type]
         rows.append(np.abs(values))
     return tensors, [np.sort(np.concatenate([part[m] for part in rows]))[::-1] for m in range(2)]
 
@@ -130,7 +130,7 @@ def test_many_small_tensors_are_ranked_together(tmp_path: Path) -> None:
     entries = read_header(tmp_path / "many")[0]
     with Pool(2) as pool:
         tensors = [
-            Tensor("w", (1000,), "F32", (Input("m", Dense(entries[f"{i}"]), False),), None, PLAIN, pool)  # type: ignore[arg-type]
+            TensorTask("w", (1000,), "F32", (Input("m", Dense(entries[f"{i}"]), False),), None, PLAIN, pool)  # type: ignore[arg-type]
             for i in range(200)
         ]
         found = selection.magnitudes(tensors, [[1, 40_000, 200_000]])

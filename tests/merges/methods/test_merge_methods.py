@@ -16,7 +16,7 @@ from merges.engine import tensor_task as tensor_
 from merges.engine.jobs import run
 from merges.engine.pool import Pool
 from merges.engine.readers import Array
-from merges.engine.tensor_task import Input, Tensor
+from merges.engine.tensor_task import Input, TensorTask
 from vectors.errors import ArtifactError
 
 NOT_HERE = {"passthrough"}  # tested by its identity below
@@ -74,7 +74,7 @@ def merged(
     inputs = tuple(Input(f"m{i}", Array(model), False, 1000 + i) for i, model in enumerate(models))
     shape = models[0].shape
     needed = base if method.BASE != "unused" else None
-    tensor = Tensor(
+    tensor = TensorTask(
         "w", shape, dtype, inputs, None if needed is None else Array(needed), method, pool, numbers, plain, extras or {}
     )
     return np.concatenate([piece.copy() for _, piece in run([tensor], pool)]).reshape(shape)
