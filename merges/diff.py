@@ -16,6 +16,7 @@ import numpy as np
 from merges.engine.floats import encode, storage, to_float32
 from merges.engine.pool import Pool
 from merges.engine.readers import Dense
+from merges.engine.selection import magnitudes
 from merges.engine.tensor_task import Block, Input, TensorTask
 from merges.inputs import adapters, bases
 from merges.inputs.sources import Source, open_source
@@ -288,7 +289,7 @@ def _write_lowrank(writer: Writer, tensor: TensorTask, rank: int, error: _Error)
 def _write_sparse(writer: Writer, tensor: TensorTask, density: float, error: _Error) -> bool:
     if not tensor.count:
         return False
-    least = float(tensor.magnitudes([[kept(density, tensor.count)]])[0, 0])
+    least = float(magnitudes([tensor], [[kept(density, tensor.count)]])[0, 0])
 
     def piece(block: Block) -> tuple[np.ndarray, np.ndarray, list[float]]:
         delta = block.values[0]

@@ -97,7 +97,7 @@ class Direct(NamedTuple):
 
 
 def apply(fusion: Fusion, values: np.ndarray, start: int, out: np.ndarray) -> None:
-    """Fill `out` [count] float64 from `values` [inputs, count] float32, the elements from `start` on; changes `values`."""
+    """Fill `out` [count] float64 from `values` [inputs, count] float32, which it changes; they begin at `start`."""
     _apply(values, *fusion.arrays(), start, out)
 
 

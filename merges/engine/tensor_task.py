@@ -57,7 +57,7 @@ class Input(NamedTuple):
 
 
 @dataclass(eq=False)
-class Tensor:
+class TensorTask:
     """One tensor of the result. `each` holds the numbers that every input has, [inputs] float64; `options` the rest."""
 
     name: str
@@ -71,7 +71,7 @@ class Tensor:
     options: Mapping[str, Any] = field(default_factory=dict)
     extras: Mapping[str, tuple[Reader, ...]] = field(default_factory=dict)
     as_delta: bool = False  # the result is a task vector
-    scope: Sequence[Tensor] = ()  # all tensors that statistics go over with `scope: global`
+    scope: Sequence[TensorTask] = ()  # all tensors that statistics go over with `scope: global`
     shared: dict[str, Any] = field(default_factory=dict)  # by all tensors of a scope
     patch: tuple[np.ndarray, np.ndarray] | None = None  # ascending positions, and the bits that belong there
 
