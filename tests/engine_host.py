@@ -99,7 +99,7 @@ def time_admission() -> None:
         return
     os.environ["STEER_TIMED"] = "1"
     from steer.serving.engine.admission import Admission
-    from steer.serving.engine.worker import SteeringWorker
+    from steer.serving.engine.worker.steering_worker import SteeringWorker
 
     for owner, name in ((Admission, "admit"), (SteeringWorker, "begin")):
         original = getattr(owner, name)
@@ -198,13 +198,13 @@ def scheduler() -> Any:
 
 
 def state() -> dict[str, Any]:
-    """What the gate and the worker hold, and how often a request was preempted."""
-    gate = scheduler().steer_gate
+    """What the engine core and the worker hold, and how often a request was preempted."""
+    capacity = scheduler().steer_capacity
     return {
-        "gate": gate.state(),
+        "capacity": capacity.state(),
         "worker": ENGINE.collective_rpc("steer_state")[0],
         "preempted": PREEMPTED[0],
-        "progress": len(gate.progress),
+        "progress": len(capacity.progress),
     }
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from steer.serving.engine import metrics
-from steer.serving.engine.phases import phases, rows_needed
-from steer.serving.engine.resolved import ASKED, PINNED, Pinned
-from steer.serving.engine.slots import directions_needed
+from steer.serving.engine.phases import phases, slots_needed
+from steer.serving.engine.resolved import EXPRESSION, RESOLVED, ResolvedRequest, prompt_length
+from steer.serving.engine.worker.slots import directions_needed
 from steer.serving.settings import Settings, check_name
 from vectors import fit
 from vectors.errors import ArtifactError, ExpressionError, SteerError, UsageError
@@ -70,21 +70,21 @@ class Admission:
             return found
         if not largest(composition, vectors) < LARGEST:
             found.append(f"{composition} is too large for float32")
-        directions, rows = directions_needed(composition, vectors), rows_needed(composition)
+        directions, slots = directions_needed(composition, vectors), slots_needed(composition)
         if directions > self.settings.directions:
             found.append(
                 f"{composition} projects along {directions} directions in one layer; the server was started for "
                 f"{self.settings.directions}: --steer-directions {directions}"
             )
-        if rows > self.settings.rows:
+        if slots > self.settings.rows:
             found.append(
-                f"{composition} needs {rows} rows, one a phase; the server was started with "
-                f"{self.settings.rows}: --steer-rows {rows}"
+                f"{composition} needs {slots} slots, one a phase; the server was started with "
+                f"{self.settings.rows}: --steer-rows {slots}"
             )
         return found
 
-    def read(self, text: Any) -> tuple[Composition, Pinned]:
-        """An expression, checked and pinned to the vectors that its names stand for now. Raises ExpressionError."""
+    def read(self, text: Any) -> tuple[Composition, ResolvedRequest]:
+        """An expression, checked and resolved to the vectors that its names stand for now. Raises ExpressionError."""
         try:
             if not isinstance(text, str):
                 raise ExpressionError(f"steer is {text!r}, not an expression", "write a string: 0.8*warm")
@@ -93,7 +93,7 @@ class Admission:
                 problems = self.problems(composition, self.vectors)
                 if not problems:
                     digests = {name: self.digests[name] for name in composition.names}
-                    return composition, Pinned(str(composition), digests)
+                    return composition, ResolvedRequest(str(composition), digests)
             unknown = any(name not in self.vectors for name in composition.names)
             raise ExpressionError(problems, "GET /steer lists the vectors" if unknown else "")
         except ExpressionError:
@@ -107,21 +107,21 @@ class Admission:
         """
         parameters = request.sampling_params
         extra = (parameters.extra_args if parameters is not None else None) or {}
-        if PINNED in extra:
-            raise ValueError(f"{PINNED} is not for clients; ask with {ASKED}")
-        if ASKED not in extra:
+        if RESOLVED in extra:
+            raise ValueError(f"{RESOLVED} is not for clients; ask with {EXPRESSION}")
+        if EXPRESSION not in extra:
             return
         if request.resumable:
             raise ValueError("a request with streaming input can't be steered; send its prompt whole")
         try:
-            composition, pinned = self.read(extra[ASKED])
+            composition, resolved = self.read(extra[EXPRESSION])
         except SteerError as error:
             raise ValueError(explain(error)) from error
-        parameters.extra_args = {**extra, PINNED: pinned.values()}
+        parameters.extra_args = {**extra, RESOLVED: resolved.values()}
         # Under a scope the same tokens are steered as a prompt but not as a response, or the other way round: a prompt
         # that repeats an earlier response must not find its keys and values. So the salt holds the prompt's length.
         scoped = f"{prompt_length(request)}" if len(phases(composition)) > 1 else ""
-        salt = (pinned.key, scoped, request.cache_salt or "")
+        salt = (resolved.key, scoped, request.cache_salt or "")
         request.cache_salt = digest_bytes(*(part.encode() for part in salt))
 
     def check(self, name: str, vector: SteeringVector) -> str:
@@ -186,12 +186,6 @@ def _longest(vector: SteeringVector) -> float:
     if vector not in _LONGEST:
         _LONGEST[vector] = max(vector.norm().values())
     return _LONGEST[vector]
-
-
-def prompt_length(request: Any) -> int:
-    """Tokens of the prompt of a request (vLLM's, at any stage)."""
-    ids = request.prompt_token_ids
-    return len(ids) if ids is not None else len(request.prompt_embeds)
 
 
 def explain(error: SteerError) -> str:

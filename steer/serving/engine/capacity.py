@@ -1,4 +1,4 @@
-"""The core's side: no more compositions live than the table has rows, and a receipt for every request that ends.
+"""In the engine core: no more compositions live than there are slots, and a receipt for every request that ends.
 
 A request whose composition finds no room waits here, before the scheduler knows it, in the order of arrival; requests
 that are not steered pass. The receipt is counted from what the worker reports, step by step, that it applied.
@@ -11,33 +11,32 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from steer.serving.engine.phases import counts, rows_needed
-from steer.serving.engine.resolved import Pinned
+from steer.serving.engine.phases import counts, slots_needed
+from steer.serving.engine.resolved import ResolvedRequest, resolved_of
 from vectors.expression import parse
 
-_parsed = functools.lru_cache(1024)(
-    parse
-)  # a receipt in the making is told at every step of a request with stop strings
+# Cached, because a request with stop strings has a receipt made at every step.
+_parsed = functools.lru_cache(1024)(parse)
 
 
 class _Progress:
     """How far a steered request has come: its key, and the positions [cached, end) that went through the model."""
 
-    __slots__ = ("cached", "end", "pinned", "prompt_length")
+    __slots__ = ("cached", "end", "prompt_length", "resolved")
 
-    def __init__(self, pinned: Pinned, prompt_length: int) -> None:
-        self.pinned, self.prompt_length = pinned, prompt_length
+    def __init__(self, resolved: ResolvedRequest, prompt_length: int) -> None:
+        self.resolved, self.prompt_length = resolved, prompt_length
         self.cached: int | None = None  # tokens whose keys and values were there already, under the same composition
         self.end = 0
 
 
-class Gate:
-    """The rows that live requests hold, those who wait for one, and what was applied to each."""
+class Capacity:
+    """The slots that live requests hold, those who wait for one, and what was applied to each."""
 
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
         self.holders: dict[str, int] = {}  # requests by key
-        self.sizes: dict[str, int] = {}  # rows by key
+        self.sizes: dict[str, int] = {}  # slots by key
         self.progress: dict[str, _Progress] = {}  # by request
         self.waiting: deque[Any] = deque()
         self.stops: set[str] = set()  # requests that the front end may end, by a stop string
@@ -49,14 +48,14 @@ class Gate:
 
     def enter(self, request: Any) -> bool:
         """Whether a request (vLLM's) may go on to the scheduler now; if not, it waits here."""
-        pinned = pinned_of(request)
-        if pinned is None:
+        resolved = resolved_of(request)
+        if resolved is None:
             return True
         # In order: whoever comes later waits behind, even for a composition that lives, so that nobody starves.
-        if self.waiting or not self._fits(pinned):
+        if self.waiting or not self._fits(resolved):
             self.waiting.append(request)
             return False
-        self._hold(request, pinned)
+        self._hold(request, resolved)
         return True
 
     def leave(self, request: str) -> dict[str, Any] | None:
@@ -65,7 +64,7 @@ class Gate:
         if progress is None:
             return None
         self.stops.discard(request)
-        key = progress.pinned.key
+        key = progress.resolved.key
         self.holders[key] -= 1
         if not self.holders[key]:
             del self.holders[key], self.sizes[key]
@@ -75,11 +74,11 @@ class Gate:
         """The waiting requests that may go on now, in their order."""
         ready = []
         while self.waiting:
-            pinned = pinned_of(self.waiting[0])
-            assert pinned is not None
-            if not self._fits(pinned):
+            resolved = resolved_of(self.waiting[0])
+            assert resolved is not None
+            if not self._fits(resolved):
                 break
-            self._hold(self.waiting[0], pinned)
+            self._hold(self.waiting[0], resolved)
             ready.append(self.waiting.popleft())
         return ready
 
@@ -101,8 +100,10 @@ class Gate:
         for request in steered:
             progress = self.progress[request]
             key, start = applied.get(request, (None, 0))
-            if key != progress.pinned.key:
-                raise RuntimeError(f"steer: request {request} ran without its composition {progress.pinned.expression}")
+            if key != progress.resolved.key:
+                raise RuntimeError(
+                    f"steer: request {request} ran without its composition {progress.resolved.expression}"
+                )
             if progress.cached is None:
                 progress.cached = int(start)
             progress.end = max(progress.end, int(start) + scheduled[request])
@@ -110,11 +111,11 @@ class Gate:
     def receipt(self, progress: _Progress) -> dict[str, Any]:
         """What was applied, on how many tokens. A token counts when its own position went through the model, so the
         last token of a response, which nothing follows, does not."""
-        composition = _parsed(progress.pinned.expression)
+        composition = _parsed(progress.resolved.expression)
         applied = counts(composition, progress.prompt_length, progress.end)
         return {
-            "digest": progress.pinned.key,
-            "expression": progress.pinned.expression,
+            "digest": progress.resolved.key,
+            "expression": progress.resolved.expression,
             "prompt_tokens": min(progress.end, progress.prompt_length),
             "cached_tokens": min(progress.cached or 0, progress.end),
             "response_tokens": max(0, progress.end - progress.prompt_length),
@@ -122,7 +123,7 @@ class Gate:
                 {
                     "term": str(term),
                     "vector": term.name,
-                    "vector_digest": progress.pinned.vectors[term.name],
+                    "vector_digest": progress.resolved.vectors[term.name],
                     "prompt_tokens": prompt,
                     "response_tokens": response,
                 }
@@ -132,17 +133,17 @@ class Gate:
 
     def state(self) -> dict[str, int]:
         """Figures for the metrics."""
-        return {"rows": self.rows, "rows_held": self.held, "waiting": len(self.waiting)}
+        return {"rows": self.slots, "rows_held": self.held, "waiting": len(self.waiting)}
 
-    def _fits(self, pinned: Pinned) -> bool:
-        return pinned.key in self.holders or self.held + rows_needed(_parsed(pinned.expression)) <= self.rows
+    def _fits(self, resolved: ResolvedRequest) -> bool:
+        return resolved.key in self.holders or self.held + slots_needed(_parsed(resolved.expression)) <= self.slots
 
-    def _hold(self, request: Any, pinned: Pinned) -> None:
-        if pinned.key not in self.holders:
-            self.holders[pinned.key] = 0
-            self.sizes[pinned.key] = rows_needed(_parsed(pinned.expression))
-        self.holders[pinned.key] += 1
-        self.progress[request.request_id] = _Progress(pinned, request.num_prompt_tokens)
+    def _hold(self, request: Any, resolved: ResolvedRequest) -> None:
+        if resolved.key not in self.holders:
+            self.holders[resolved.key] = 0
+            self.sizes[resolved.key] = slots_needed(_parsed(resolved.expression))
+        self.holders[resolved.key] += 1
+        self.progress[request.request_id] = _Progress(resolved, request.num_prompt_tokens)
         if request.sampling_params.stop:
             self.stops.add(request.request_id)
 
@@ -151,9 +152,3 @@ def _by_request(report: Mapping[str, Any]) -> dict[str, tuple[str | None, int]]:
     """From a worker's report, by request: the key it ran under, and the position it went on from."""
     steps = zip(report["keys"], report["starts"], strict=True)
     return dict(zip(report["requests"], steps, strict=True))
-
-
-def pinned_of(request: Any) -> Pinned | None:
-    """What a request (vLLM's) asks for; None for one that is not steered, such as a pooling request."""
-    parameters = request.sampling_params
-    return Pinned.of(parameters.extra_args if parameters is not None else None)

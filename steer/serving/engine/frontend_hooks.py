@@ -11,8 +11,7 @@ from typing import Any
 
 from steer.serving.engine import metrics, receipts
 from steer.serving.engine.admission import Admission
-from steer.serving.engine.capacity import pinned_of
-from steer.serving.engine.resolved import ASKED
+from steer.serving.engine.resolved import EXPRESSION, resolved_of
 from steer.serving.engine.scheduler_hooks import RECEIPT
 from steer.serving.settings import Settings, from_environment
 from vectors import references
@@ -60,7 +59,7 @@ def process_inputs(original: Callable[..., Any], self: Any, *args: Any, **kwargs
 def _at_fault(message: str) -> Exception:
     from vllm.exceptions import VLLMValidationError
 
-    return VLLMValidationError(message, parameter=ASKED)
+    return VLLMValidationError(message, parameter=EXPRESSION)
 
 
 def start(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
@@ -109,14 +108,14 @@ def follow(original: Callable[..., Any], self: Any, request: Any, *args: Any, **
     """A request is under way: who waits for its receipt."""
     original(self, request, *args, **kwargs)
     state = self.request_states.get(request.request_id)
-    pinned = pinned_of(request)
-    if state is not None and pinned is not None:
-        state.steer_pinned = pinned
+    resolved = resolved_of(request)
+    if state is not None and resolved is not None:
+        state.steer_resolved = resolved
         state.steer_sheet = receipts.current()
         if state.steer_sheet is not None:
             state.steer_sheet.expect(request.request_id)
         metrics.began(state.steer_sheet)
-        _RUNNING.update(pinned.vectors.values())
+        _RUNNING.update(resolved.vectors.values())
 
 
 def process_outputs(original: Callable[..., Any], self: Any, outputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -126,7 +125,7 @@ def process_outputs(original: Callable[..., Any], self: Any, outputs: Any, *args
         if carried and RECEIPT in carried:
             receipt = carried.pop(RECEIPT)
             output.kv_transfer_params = carried or None
-            metrics.table(receipt.pop("table"))
+            metrics.capacity(receipt.pop("capacity"))
             state = self.request_states.get(output.request_id)
             if state is not None:
                 state.steer_receipt = receipt
@@ -154,7 +153,7 @@ def finish(original: Callable[..., Any], self: Any, state: Any) -> None:
 
 def abort(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """Requests are aborted."""
-    before = {key: state for key, state in self.request_states.items() if hasattr(state, "steer_pinned")}
+    before = {key: state for key, state in self.request_states.items() if hasattr(state, "steer_resolved")}
     result = original(self, *args, **kwargs)
     for key, state in before.items():
         if key not in self.request_states:
@@ -164,7 +163,7 @@ def abort(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) ->
 
 def _end(state: Any) -> None:
     """A request state of vLLM's is gone, done or aborted."""
-    pinned = state.__dict__.pop("steer_pinned", None)
-    if pinned is not None:
-        _RUNNING.subtract(pinned.vectors.values())
+    resolved = state.__dict__.pop("steer_resolved", None)
+    if resolved is not None:
+        _RUNNING.subtract(resolved.vectors.values())
         metrics.ended(state.steer_sheet, getattr(state, "steer_receipt", None))

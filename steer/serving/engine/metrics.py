@@ -35,9 +35,9 @@ def get() -> _Metrics:
                 Counter("steer:tokens", "Tokens that went through the model steered.", ["arm", "part"]),
                 Counter("steer:refused", "Requests refused at admission, by reason.", ["reason"]),
                 Gauge("steer:requests_running", "Steered requests under way.", ["arm"], **several),
-                Gauge("steer:rows", "Rows of the table.", **last),
-                Gauge("steer:rows_held", "Rows that live requests hold.", **last),
-                Gauge("steer:requests_waiting_for_rows", "Requests that wait for a row.", **last),
+                Gauge("steer:rows", "Slots for compositions.", **last),
+                Gauge("steer:rows_held", "Slots that live requests hold.", **last),
+                Gauge("steer:requests_waiting_for_rows", "Requests that wait for a free slot.", **last),
                 Gauge("steer:vectors", "Vectors that have a name.", **last),
             )
         )
@@ -64,8 +64,8 @@ def refused(reason: str) -> None:
     get().refused.labels(reason).inc()
 
 
-def table(state: dict[str, int]) -> None:
-    """The core's figures, as they came with a receipt."""
+def capacity(state: dict[str, int]) -> None:
+    """The engine core's figures, as they came with a receipt."""
     found = get()
     found.rows.set(state["rows"])
     found.rows_held.set(state["rows_held"])

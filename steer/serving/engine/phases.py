@@ -1,6 +1,6 @@
 """When a composition acts: scopes cut a sequence into phases, and in each phase the same terms act on every token.
 
-A phase takes one row of the table, so a scope costs nothing while a step runs. Positions count from the first token of
+A phase takes one slot of the table, so a scope costs nothing while a step runs. Positions count from the first token of
 the request's true prompt, so chunked prefill, preemption and caching change nothing.
 """
 
@@ -43,7 +43,7 @@ def phases(composition: Composition) -> tuple[Phase, ...]:
     return tuple(found)
 
 
-def rows_needed(composition: Composition) -> int:
+def slots_needed(composition: Composition) -> int:
     """Rows of the table that a composition takes: one for each set of terms that acts together."""
     return len({phase.terms for phase in phases(composition) if phase.terms})
 

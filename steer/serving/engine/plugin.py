@@ -116,8 +116,8 @@ def unsupported(config: Any) -> list[str]:
 
 def _load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """After the model is loaded, and before memory is measured: the table, the blocks, the runner."""
-    from steer.serving.engine.runners import attach
-    from steer.serving.engine.worker import SteeringWorker
+    from steer.serving.engine.worker.runners import attach
+    from steer.serving.engine.worker.steering_worker import SteeringWorker
 
     result = original(self, *args, **kwargs)
     settings = (self.vllm_config.additional_config or {}).get(NAME)

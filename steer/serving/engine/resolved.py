@@ -1,7 +1,7 @@
-"""A composition as it travels with a request: its canonical text, pinned to vectors by digest.
+"""A composition as it travels with a request: its canonical text, resolved to vectors by digest.
 
 Names can be bound anew while a server runs. What a request began with is what it keeps, so the front end replaces the
-name's meaning by digests once, and everything behind it (rows, cache salt, receipt) goes by them.
+name's meaning by digests once, and everything behind it (slots, cache salt, receipt) goes by them.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from vectors.expression import Composition
 from vectors.files import canonical_json, digest_bytes
 from vectors.steering import SteeringVector
 
-ASKED = "steer"  # in a request's extra arguments: the expression as it was written
-PINNED = "steer_pinned"  # beside it: what admission made of it
+EXPRESSION = "steer"  # in a request's extra arguments: the expression as it was written
+RESOLVED = "steer_resolved"  # beside it: what admission made of it
 
 
 @dataclass(frozen=True)
-class Pinned:
+class ResolvedRequest:
     """An expression in canonical text, and the digest of every vector that it names."""
 
     expression: str
@@ -31,23 +31,35 @@ class Pinned:
         return digest_bytes(canonical_json({"expression": self.expression, "vectors": self.vectors}).encode())
 
     @staticmethod
-    def to(composition: Composition, vectors: Mapping[str, SteeringVector]) -> Pinned:
+    def to(composition: Composition, vectors: Mapping[str, SteeringVector]) -> ResolvedRequest:
         """Pin a composition to the vectors that its names stand for now."""
-        return Pinned(str(composition), {name: vectors[name].digest for name in composition.names})
+        return ResolvedRequest(str(composition), {name: vectors[name].digest for name in composition.names})
 
     @staticmethod
-    def of(extra: Mapping[str, Any] | None) -> Pinned | None:
+    def of(extra: Mapping[str, Any] | None) -> ResolvedRequest | None:
         """What a request's extra arguments ask for; None for a request that is not steered.
 
         Raises RuntimeError for one that asks for steering but did not pass admission.
         """
-        if not extra or (ASKED not in extra and PINNED not in extra):
+        if not extra or (EXPRESSION not in extra and RESOLVED not in extra):
             return None
-        found = extra.get(PINNED)
+        found = extra.get(RESOLVED)
         if found is None:
             raise RuntimeError("steer: a request that asks for steering did not pass admission")
-        return Pinned(found["expression"], dict(found["vectors"]))
+        return ResolvedRequest(found["expression"], dict(found["vectors"]))
 
     def values(self) -> dict[str, Any]:
         """As JSON values."""
         return {"expression": self.expression, "vectors": dict(self.vectors)}
+
+
+def resolved_of(request: Any) -> ResolvedRequest | None:
+    """What a request (vLLM's) asks for; None for one that is not steered, such as a pooling request."""
+    parameters = request.sampling_params
+    return ResolvedRequest.of(parameters.extra_args if parameters is not None else None)
+
+
+def prompt_length(request: Any) -> int:
+    """Tokens of the prompt of a request (vLLM's, at any stage)."""
+    ids = request.prompt_token_ids
+    return len(ids) if ids is not None else len(request.prompt_embeds)

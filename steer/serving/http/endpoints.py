@@ -113,8 +113,8 @@ class Endpoints:
         admission = self.admission
         arms = {}
         for name, composition in admission.settings.arms.items():
-            _, pinned = admission.read(str(composition))
-            arms[name] = {"expression": pinned.expression, "digest": pinned.key}
+            _, resolved = admission.read(str(composition))
+            arms[name] = {"expression": resolved.expression, "digest": resolved.key}
         return {
             "version": __version__,
             "arms": arms,

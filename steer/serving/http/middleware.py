@@ -10,7 +10,7 @@ from typing import Any
 
 from steer.serving.engine import receipts
 from steer.serving.engine.admission import Admission, explain
-from steer.serving.engine.resolved import ASKED, PINNED
+from steer.serving.engine.resolved import EXPRESSION, RESOLVED
 from vectors.errors import SteerError
 
 Message = dict[str, Any]
@@ -77,9 +77,9 @@ def _request(
     if not isinstance(value, dict):
         return None
     extra, model, arm, names = value.get("vllm_xargs"), value.get("model"), None, None
-    asked = extra.get(ASKED) if isinstance(extra, dict) else None
-    if isinstance(extra, dict) and PINNED in extra:
-        raise _Refusal(400, "BadRequestError", "vllm_xargs", f"{PINNED} is not for clients; ask with {ASKED}")
+    asked = extra.get(EXPRESSION) if isinstance(extra, dict) else None
+    if isinstance(extra, dict) and RESOLVED in extra:
+        raise _Refusal(400, "BadRequestError", "vllm_xargs", f"{RESOLVED} is not for clients; ask with {EXPRESSION}")
     if isinstance(model, str) and ":" in model and not served(model):
         base, _, arm = model.rpartition(":")
         if served(base):
@@ -94,7 +94,7 @@ def _request(
                     f"the request names the arm {arm!r} and steer {asked!r}: give one",
                 )
             asked, names = str(admission.settings.arms[arm]), (base, model)
-            value = {**value, "model": base, "vllm_xargs": {**(extra or {}), ASKED: asked}}
+            value = {**value, "model": base, "vllm_xargs": {**(extra or {}), EXPRESSION: asked}}
             body = json.dumps(value).encode()
         else:
             arm = None
@@ -106,10 +106,10 @@ def _request(
             400, "BadRequestError", "vllm_xargs.steer", f"{unsteered} can't be steered: vLLM passes it no expression"
         )
     try:
-        _, pinned = admission.read(asked)
+        _, resolved = admission.read(asked)
     except SteerError as error:
         raise _Refusal(400, "BadRequestError", "vllm_xargs.steer", explain(error)) from error
-    return body, arm, pinned.key, names
+    return body, arm, resolved.key, names
 
 
 class _Answer:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from steer.serving.engine.resolved import PINNED, Pinned
+from steer.serving.engine.resolved import RESOLVED, ResolvedRequest
 from vectors.expression import parse
 from vectors.steering import SteeringVector
 
@@ -24,9 +24,9 @@ def vectors() -> dict[str, SteeringVector]:
     }
 
 
-def pinned(expression: str, known: Mapping[str, SteeringVector]) -> dict[str, Any]:
+def resolved(expression: str, known: Mapping[str, SteeringVector]) -> dict[str, Any]:
     """Extra arguments as they leave admission."""
-    return {"steer": expression, PINNED: Pinned.to(parse(expression), known).values()}
+    return {"steer": expression, RESOLVED: ResolvedRequest.to(parse(expression), known).values()}
 
 
 def request(

@@ -1,4 +1,4 @@
-"""Admission: what can't be applied is refused before the engine sees it; what can is pinned, its cache key salted."""
+"""Admission: what can't be applied is refused before the engine sees it; what can is resolved, its cache key salted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 
 from steer.serving.engine.admission import Admission
-from steer.serving.engine.resolved import PINNED, Pinned
+from steer.serving.engine.resolved import RESOLVED, ResolvedRequest
 from steer.serving.settings import Settings
 from vectors.errors import SteerError, UsageError
 from vectors.expression import parse
@@ -61,7 +61,7 @@ def test_whatever_is_sent_is_pinned_or_refused(text: str) -> None:
         request = admitted(admission(), text)
     except ValueError:
         return
-    assert Pinned.of(request.sampling_params.extra_args) is not None
+    assert ResolvedRequest.of(request.sampling_params.extra_args) is not None
 
 
 def test_what_is_not_steered_is_left_as_it_is() -> None:
@@ -75,7 +75,7 @@ def test_what_is_not_steered_is_left_as_it_is() -> None:
 
 def test_a_client_cannot_bring_what_admission_makes() -> None:
     with pytest.raises(ValueError, match="not for clients"):
-        admission().admit(fakes.request("a", {PINNED: {"expression": "warm", "vectors": {}}}))
+        admission().admit(fakes.request("a", {RESOLVED: {"expression": "warm", "vectors": {}}}))
 
 
 def test_a_prompt_that_arrives_in_parts_is_refused() -> None:
@@ -113,7 +113,7 @@ def test_a_request_keeps_the_vector_that_its_name_stood_for() -> None:
     other = SteeringVector({0: torch.ones(fakes.HIDDEN)})
     assert found.bind("calm", other) == other.digest
     after = admitted(found, "calm")
-    digests = [Pinned.of(r.sampling_params.extra_args).vectors["calm"] for r in (before, after)]  # type: ignore[union-attr]
+    digests = [ResolvedRequest.of(r.sampling_params.extra_args).vectors["calm"] for r in (before, after)]  # type: ignore[union-attr]
     assert digests == [VECTORS["calm"].digest, other.digest]
     assert before.cache_salt != after.cache_salt
 
@@ -185,9 +185,9 @@ def test_paths_stay_in_their_folders(tmp_path: Path) -> None:
 
 
 def test_pinning_is_a_function_of_text_and_vectors() -> None:
-    one, two = (Pinned.to(parse(text), VECTORS) for text in ("warm+calm", "1*warm + calm"))
-    assert one.key == two.key != Pinned.to(parse("calm + warm"), VECTORS).key
-    assert Pinned.of({"steer": "x", PINNED: one.values()}) == one
-    assert Pinned.of(None) is Pinned.of({}) is Pinned.of({"other": 1}) is None
+    one, two = (ResolvedRequest.to(parse(text), VECTORS) for text in ("warm+calm", "1*warm + calm"))
+    assert one.key == two.key != ResolvedRequest.to(parse("calm + warm"), VECTORS).key
+    assert ResolvedRequest.of({"steer": "x", RESOLVED: one.values()}) == one
+    assert ResolvedRequest.of(None) is ResolvedRequest.of({}) is ResolvedRequest.of({"other": 1}) is None
     with pytest.raises(RuntimeError, match="did not pass admission"):
-        Pinned.of({"steer": "warm"})
+        ResolvedRequest.of({"steer": "warm"})

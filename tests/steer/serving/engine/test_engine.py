@@ -182,7 +182,7 @@ def test_aborted_requests_give_their_rows_back(
         {"vectors": True},
     ]
     result = engines.call("script", steps=steps)
-    waiting, after = (state["gate"] for state in result["trace"])
+    waiting, after = (state["capacity"] for state in result["trace"])
     assert waiting == {"rows": 2, "rows_held": 2, "waiting": 2}
     assert after["waiting"] == 0
     assert set(result["answers"]) >= {"b", "c", "plain"}
@@ -190,7 +190,7 @@ def test_aborted_requests_give_their_rows_back(
     assert difference(answer, reference(model, ids[1], answer["ids"], "3*warm", vectors)) < CLOSE
     engines.generate([{"ids": ids[0]}])  # the worker hears of the end of a request with the next step
     end = engines.call("state")
-    assert (end["gate"]["rows_held"], end["worker"]["rows_held"], end["worker"]["requests"], end["progress"]) == (
+    assert (end["capacity"]["rows_held"], end["worker"]["rows_held"], end["worker"]["requests"], end["progress"]) == (
         0,
         0,
         0,
@@ -223,11 +223,11 @@ def test_what_cannot_be_steered_is_refused_with_its_reason_and_the_rest_runs(
     jobs: list[dict[str, Any]] = [{"ids": ids, "steer": steer} for steer in bad]
     jobs += [
         {"ids": ids, "extra": {"steer": 5}},
-        {"ids": ids, "extra": {"steer_pinned": {"expression": "warm", "vectors": {}}}},
+        {"ids": ids, "extra": {"steer_resolved": {"expression": "warm", "vectors": {}}}},
     ]
     good = {"ids": ids, "steer": "2*warm"}
     *refused, answer = engine.generate([*jobs, good])
-    reasons = [*bad.values(), "steer is 5, not an expression", "steer_pinned is not for clients"]
+    reasons = [*bad.values(), "steer is 5, not an expression", "steer_resolved is not for clients"]
     for reason, found in zip(reasons, refused, strict=True):
         assert found["error"].startswith("VLLMValidationError"), found
         assert reason in found["error"]

@@ -88,7 +88,7 @@ def test_what_failed_to_arrive_is_sent_again() -> None:
 def state(name: str) -> Any:
     """An output processor with one steered request under way."""
     processor = SimpleNamespace(request_states={})
-    request = fakes.request(name, fakes.pinned("2*warm", VECTORS))
+    request = fakes.request(name, fakes.resolved("2*warm", VECTORS))
 
     def add(self: Any, request: Any) -> None:
         self.request_states[request.request_id] = SimpleNamespace()
@@ -173,7 +173,7 @@ def test_the_receipt_is_taken_off_before_vllm_sees_the_output_and_put_on_the_com
     processor = state("a")
     one = processor.request_states["a"]
     table = {"rows": 4, "rows_held": 1, "waiting": 0}
-    carried = {"steer": {"response_tokens": 3, "prompt_tokens": 2, "table": table}}
+    carried = {"steer": {"response_tokens": 3, "prompt_tokens": 2, "capacity": table}}
     output = SimpleNamespace(request_id="a", kv_transfer_params=carried)
     other = SimpleNamespace(request_id="b", kv_transfer_params={"theirs": 1})
     seen = frontend_hooks.process_outputs(

@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from steer.serving.engine.phases import Phase, acting, counts, edges, phases, rows_needed
+from steer.serving.engine.phases import Phase, acting, counts, edges, phases, slots_needed
 from vectors.expression import Composition, Scope, Term, parse
 
 scopes = st.one_of(
@@ -49,7 +49,7 @@ def test_a_receipt_counts_each_term_token_by_token(composition: Composition, pro
 @given(compositions)
 def test_a_row_is_needed_for_every_set_of_terms_that_acts_together(composition: Composition) -> None:
     sets = {tuple(covers(t, 3, position) for t in composition.terms) for position in range(20)}
-    assert rows_needed(composition) == sum(any(one) for one in sets)
+    assert slots_needed(composition) == sum(any(one) for one in sets)
 
 
 def test_without_a_scope_there_is_one_phase_from_the_beginning_on() -> None:
@@ -58,7 +58,7 @@ def test_without_a_scope_there_is_one_phase_from_the_beginning_on() -> None:
 
 @pytest.mark.parametrize(("text", "rows"), [("0*a", 0), ("a", 1), ("a@prompt", 1), ("a@first:2", 1), ("a@prompt+b", 2)])
 def test_rows_of_an_expression(text: str, rows: int) -> None:
-    assert rows_needed(parse(text)) == rows
+    assert slots_needed(parse(text)) == rows
 
 
 def test_strength_zero_acts_nowhere_but_a_clamp_to_zero_does() -> None:

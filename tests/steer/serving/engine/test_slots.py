@@ -1,4 +1,4 @@
-"""The table of rows against the formula, and rows that are given away and come back."""
+"""The slot table against the formula, and slots that are given away and come back."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from steer.serving.engine import blocks
 from steer.serving.engine.phases import phases
-from steer.serving.engine.slots import Table, directions_needed, row_of
+from steer.serving.engine.worker import blocks
+from steer.serving.engine.worker.slots import SlotTable, content_of, directions_needed
 from vectors.expression import Composition, parse
 from vectors.steering import SteeringVector
 
@@ -63,12 +63,12 @@ def changed(stream: Tensor, composition: Composition, layer: int, vectors: dict[
 )
 def test_a_row_does_what_the_language_says(text: str, vectors: dict[str, SteeringVector]) -> None:
     composition = parse(text)
-    row = row_of(composition.terms, vectors, range(LAYERS), HIDDEN, 3)
+    slot = content_of(composition.terms, vectors, range(LAYERS), HIDDEN, 3)
     stream = torch.randn(5, HIDDEN, generator=torch.Generator().manual_seed(2))
-    rows = torch.zeros(5, dtype=torch.int32)
+    slots = torch.zeros(5, dtype=torch.int32)
     for layer in range(LAYERS):
         change = blocks.change_of(
-            stream, rows, row.added[layer][None], row.units[layer][:, None], row.factors[layer][:, None]
+            stream, slots, slot.added[layer][None], slot.units[layer][:, None], slot.factors[layer][:, None]
         )
         assert torch.allclose(stream.double() + change, changed(stream, composition, layer, vectors), atol=1e-5)
 
@@ -90,15 +90,15 @@ def test_what_acts_at_all_layers_is_what_it_is_at_each(text: str) -> None:
     drawn |= {"none": {0: torch.zeros(HIDDEN), 1: torch.ones(HIDDEN), 2: torch.zeros(HIDDEN)}}
     everywhere = {name: SteeringVector(layers) for name, layers in drawn.items()}
     composition = parse(text)
-    whole = row_of(composition.terms, everywhere, range(LAYERS), HIDDEN, 3)
+    whole = content_of(composition.terms, everywhere, range(LAYERS), HIDDEN, 3)
     stream = torch.randn(5, HIDDEN, generator=generator)
-    rows = torch.zeros(5, dtype=torch.int32)
+    slots = torch.zeros(5, dtype=torch.int32)
     for layer in range(LAYERS):
-        alone = row_of(composition.terms, everywhere, [layer], HIDDEN, 3)
+        alone = content_of(composition.terms, everywhere, [layer], HIDDEN, 3)
         torch.testing.assert_close(whole.added[layer], alone.added[0])
         changes = [
-            blocks.change_of(stream, rows, row.added[at][None], row.units[at][:, None], row.factors[at][:, None])
-            for row, at in ((whole, layer), (alone, 0))
+            blocks.change_of(stream, slots, slot.added[at][None], slot.units[at][:, None], slot.factors[at][:, None])
+            for slot, at in ((whole, layer), (alone, 0))
         ]
         torch.testing.assert_close(*changes)
         torch.testing.assert_close(
@@ -107,8 +107,8 @@ def test_what_acts_at_all_layers_is_what_it_is_at_each(text: str) -> None:
 
 
 def test_a_worker_of_a_pipeline_holds_its_own_layers(vectors: dict[str, SteeringVector]) -> None:
-    whole = row_of(parse("warm + ablate(calm)").terms, vectors, range(LAYERS), HIDDEN, 1)
-    last = row_of(parse("warm + ablate(calm)").terms, vectors, [2], HIDDEN, 1)
+    whole = content_of(parse("warm + ablate(calm)").terms, vectors, range(LAYERS), HIDDEN, 1)
+    last = content_of(parse("warm + ablate(calm)").terms, vectors, [2], HIDDEN, 1)
     assert torch.equal(last.added[0], whole.added[2])
     assert torch.equal(last.units[0], whole.units[2])
 
@@ -130,16 +130,16 @@ def test_directions_that_a_composition_needs(text: str, directions: int, vectors
 
 def test_more_directions_than_the_table_has_are_refused_here_too(vectors: dict[str, SteeringVector]) -> None:
     with pytest.raises(ValueError, match="layer 0 needs more than 1 directions"):
-        row_of(parse("ablate(warm) + ablate(calm)").terms, vectors, range(LAYERS), HIDDEN, 1)
+        content_of(parse("ablate(warm) + ablate(calm)").terms, vectors, range(LAYERS), HIDDEN, 1)
 
 
-def take(table: Table, text: str, vectors: dict[str, SteeringVector]) -> list[int]:
+def take(table: SlotTable, text: str, vectors: dict[str, SteeringVector]) -> list[int]:
     composition = parse(text)
     return table.take(text, composition, phases(composition), vectors)
 
 
 def test_row_zero_stays_zero_and_equal_compositions_share_rows(vectors: dict[str, SteeringVector]) -> None:
-    table = Table(range(LAYERS), 4, HIDDEN, 1, CPU)
+    table = SlotTable(range(LAYERS), 4, HIDDEN, 1, CPU)
     first, second = take(table, "warm@response", vectors), take(table, "warm@response", vectors)
     assert first is second
     assert first[0] == 0, "nothing acts on the prompt"
@@ -151,7 +151,7 @@ def test_row_zero_stays_zero_and_equal_compositions_share_rows(vectors: dict[str
 def test_idle_rows_are_kept_until_another_needs_the_room_the_longest_idle_first(
     vectors: dict[str, SteeringVector],
 ) -> None:
-    table = Table(range(LAYERS), 2, HIDDEN, 1, CPU)
+    table = SlotTable(range(LAYERS), 2, HIDDEN, 1, CPU)
     kept = list(take(table, "warm", vectors))
     take(table, "ablate(calm)", vectors)
     for key in ("warm", "ablate(calm)"):
@@ -165,9 +165,9 @@ def test_idle_rows_are_kept_until_another_needs_the_room_the_longest_idle_first(
 
 
 def test_rows_in_use_are_never_taken(vectors: dict[str, SteeringVector]) -> None:
-    table = Table(range(LAYERS), 1, HIDDEN, 1, CPU)
+    table = SlotTable(range(LAYERS), 1, HIDDEN, 1, CPU)
     take(table, "warm", vectors)
-    with pytest.raises(RuntimeError, match="all 1 rows are held"):
+    with pytest.raises(RuntimeError, match="all 1 slots are held"):
         take(table, "formal", vectors)
 
 
@@ -197,10 +197,10 @@ def test_a_block_steers_the_sum_of_its_halves_and_leaves_plain_tokens_as_they_ar
     model = stack("LlamaDecoderLayer", Halves)
     hidden, residual = torch.randn(4, HIDDEN), torch.randn(4, HIDDEN)
     before = model.layers[2](None, hidden, residual)
-    table = Table(range(LAYERS), 3, HIDDEN, 2, CPU)
-    row = take(table, "2*warm + ablate(calm) + clamp(formal, 1)", vectors)[0]
-    rows = torch.tensor([0, row, 0, row, 0, 0], dtype=torch.int32)
-    blocks.install(model, table, rows)
+    table = SlotTable(range(LAYERS), 3, HIDDEN, 2, CPU)
+    slot = take(table, "2*warm + ablate(calm) + clamp(formal, 1)", vectors)[0]
+    slots = torch.tensor([0, slot, 0, slot, 0, 0], dtype=torch.int32)
+    blocks.install(model, table, slots)
     after = model.layers[2](None, hidden, residual)
     assert torch.equal(after[1], before[1])
     assert torch.equal(after[0][[0, 2]], before[0][[0, 2]]), "to the bit"
@@ -216,9 +216,9 @@ def test_a_block_that_returns_the_whole_stream_is_steered_there(vectors: dict[st
 
     model = stack("GPT2Block", Whole)
     model.weight = nn.Parameter(torch.ones(1))
-    table = Table(range(LAYERS), 1, HIDDEN, 0, CPU)
-    row = take(table, "warm", vectors)[0]
-    blocks.install(model, table, torch.full((4,), row, dtype=torch.int32))
+    table = SlotTable(range(LAYERS), 1, HIDDEN, 0, CPU)
+    slot = take(table, "warm", vectors)[0]
+    blocks.install(model, table, torch.full((4,), slot, dtype=torch.int32))
     stream = torch.randn(4, HIDDEN)
     assert torch.allclose(model.layers[0](stream), stream * 2 + vectors["warm"].layers[0])
 

@@ -1,4 +1,4 @@
-"""The worker points every token at its row, and the two model runners tell it of every step."""
+"""The worker points every token at its slot, and the two model runners tell it of every step."""
 
 from __future__ import annotations
 
@@ -12,47 +12,47 @@ import pytest
 import torch
 from torch import nn
 
-from steer.serving.engine.runners import attach
-from steer.serving.engine.worker import SteeringWorker
+from steer.serving.engine.worker.runners import attach
+from steer.serving.engine.worker.steering_worker import SteeringWorker
 
 VECTORS = fakes.vectors()
 LlamaDecoderLayer = type("LlamaDecoderLayer", (nn.Linear,), {})
 
 
-def worker(rows: int = 8) -> SteeringWorker:
+def worker(slots: int = 8) -> SteeringWorker:
     model = nn.Module()
     model.layers = nn.ModuleList([LlamaDecoderLayer(1, 1) for _ in range(fakes.LAYERS)])
-    state = SteeringWorker(model, {"rows": rows, "directions": 2}, 64, fakes.HIDDEN)
+    state = SteeringWorker(model, {"rows": slots, "directions": 2}, 64, fakes.HIDDEN)
     for vector in VECTORS.values():
         assert state.load(vector.encode()) == vector.digest
     return state
 
 
 def begin(state: SteeringWorker, name: str, expression: str | None, prompt: int = 3) -> None:
-    state.begin(name, prompt, fakes.pinned(expression, VECTORS) if expression else None)
+    state.begin(name, prompt, fakes.resolved(expression, VECTORS) if expression else None)
 
 
 def point(state: SteeringWorker, steps: dict[str, tuple[int, int]]) -> list[int]:
     """Point a step (start and count by request) and return the buffer."""
     starts, counts = (np.array([step[i] for step in steps.values()]) for i in (0, 1))
     state.point(list(steps), starts, counts)
-    return state.rows.tolist()
+    return state.token_slots.tolist()
 
 
-def test_each_token_of_a_mixed_batch_points_at_the_row_of_its_phase() -> None:
+def test_each_token_of_a_mixed_batch_points_at_the_content_of_its_phase() -> None:
     state = worker()
     begin(state, "a", "warm@prompt + calm@first:2")
     begin(state, "plain", None)
     begin(state, "b", "2*warm")
-    prompt, first = state.live["a"].rows[:2]
-    (row,) = state.live["b"].rows
+    prompt, first = state.live["a"].slots[:2]
+    (slot,) = state.live["b"].slots
     assert point(state, {"a": (0, 6), "plain": (0, 2), "b": (4, 1)})[:10] == [
         *[prompt] * 3,
         *[first] * 2,
         0,
         0,
         0,
-        row,
+        slot,
         0,
     ]
     assert state.report is not None
@@ -62,18 +62,18 @@ def test_each_token_of_a_mixed_batch_points_at_the_row_of_its_phase() -> None:
 def test_chunks_of_a_prompt_and_what_is_computed_again_go_by_true_positions() -> None:
     state = worker()
     begin(state, "a", "warm@prompt", prompt=5)
-    row = state.live["a"].rows[0]
-    assert point(state, {"a": (0, 2)})[:3] == [row, row, 0]
-    assert point(state, {"a": (2, 4)})[:5] == [row, row, row, 0, 0]
+    slot = state.live["a"].slots[0]
+    assert point(state, {"a": (0, 2)})[:3] == [slot, slot, 0]
+    assert point(state, {"a": (2, 4)})[:5] == [slot, slot, slot, 0, 0]
     assert point(state, {"a": (6, 1)})[:1] == [0]
-    assert point(state, {"a": (0, 7)})[:8] == [row] * 5 + [0] * 3  # preempted, and computed again as one prefill
+    assert point(state, {"a": (0, 7)})[:8] == [slot] * 5 + [0] * 3  # preempted, and computed again as one prefill
 
 
 def test_what_lies_behind_a_step_is_unsteered_so_padding_is() -> None:
     state = worker()
     begin(state, "a", "warm")
-    assert sum(row > 0 for row in point(state, {"a": (0, 9)})) == 9
-    assert sum(row > 0 for row in point(state, {"a": (9, 1)})) == 1
+    assert sum(slot > 0 for slot in point(state, {"a": (0, 9)})) == 9
+    assert sum(slot > 0 for slot in point(state, {"a": (9, 1)})) == 1
     state.end(["a"])
     begin(state, "plain", None)
     assert sum(point(state, {"plain": (0, 4)})) == 0
@@ -87,14 +87,14 @@ def test_a_steady_batch_is_pointed_once_and_reported_every_step() -> None:
     point(state, {"a": (3, 1), "b": (3, 1)})
     assert state.steady is None, "a is not in its last phase yet"
     expected = point(state, {"a": (4, 1), "b": (4, 1)})
-    state.rows[5] = 7  # shows whether the buffer is written
+    state.token_slots[5] = 7  # shows whether the buffer is written
     assert point(state, {"a": (5, 1), "b": (5, 1)})[:2] == expected[:2]
-    assert int(state.rows[5]) == 7
+    assert int(state.token_slots[5]) == 7
     assert state.report is not None
     assert state.report["starts"].tolist() == [5, 5]
     assert point(state, {"b": (6, 1), "a": (6, 1)})[:2] == expected[1::-1], "another order is another step"
     point(state, {"b": (7, 1), "a": (2, 1)})
-    assert int(state.rows[1]) == 0, "a went back to its prompt"
+    assert int(state.token_slots[1]) == 0, "a went back to its prompt"
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -102,7 +102,7 @@ def test_any_sequence_of_steps_equals_asking_every_token(seed: int) -> None:
     """Random batches against the obvious: a fresh worker's idea of each token."""
     chosen = np.random.default_rng(seed)
     texts = ["warm", "warm@prompt", "calm@response", "warm@first:2 + calm", "calm@after:1", None]
-    state = worker(rows=16)
+    state = worker(slots=16)
     at = {}
     for i in range(6):
         begin(state, str(i), texts[int(chosen.integers(len(texts)))])
@@ -120,13 +120,13 @@ def test_any_sequence_of_steps_equals_asking_every_token(seed: int) -> None:
             live = state.live.get(name)
             for position in range(at[name], at[name] + counts[name]):
                 phase = max((i for i, edge in enumerate(live.edges) if edge <= position), default=0) if live else 0
-                expected.append(live.rows[phase] if live else 0)
+                expected.append(live.slots[phase] if live else 0)
             at[name] += counts[name]
         assert found == expected + [0] * (64 - len(expected))
 
 
 def test_a_request_that_enters_twice_holds_its_rows_once() -> None:
-    state = worker(rows=1)
+    state = worker(slots=1)
     begin(state, "a", "warm")
     begin(state, "a", "warm")
     state.end(["a", "never seen"])
@@ -152,8 +152,8 @@ def test_a_running_request_keeps_its_rows_when_its_vector_is_unloaded() -> None:
     state = worker()
     begin(state, "a", "warm")
     state.unload(VECTORS["warm"].digest)
-    row = point(state, {"a": (0, 1)})[0]
-    assert torch.equal(state.table.added[0, row], VECTORS["warm"].layers[0])
+    slot = point(state, {"a": (0, 1)})[0]
+    assert torch.equal(state.table.added[0, slot], VECTORS["warm"].layers[0])
 
 
 # The runners of vLLM, as far as steering sees them. What the real V1 runner does is tested with real engines; V2 needs
@@ -190,7 +190,7 @@ class V1:
         self._prepare_inputs(scheduled, np.array(list(scheduled.num_scheduled_tokens.values())))
 
     def _prepare_inputs(self, scheduled: Any, counts: Any) -> str:
-        self.seen = self.state.rows[: counts.sum()].tolist()  # the model would run on this
+        self.seen = self.state.token_slots[: counts.sum()].tolist()  # the model would run on this
         return "prepared"
 
     def sample_tokens(self, grammar: Any) -> Any:
@@ -207,7 +207,7 @@ class V2:
     def execute_model(self, scheduled: Any, dummy_run: bool = False) -> Any:
         if not dummy_run:
             batch = self.prepare_inputs(scheduled, None, None, 0)
-            self.seen = self.state.rows[: batch.num_scheduled_tokens.sum()].tolist()
+            self.seen = self.state.token_slots[: batch.num_scheduled_tokens.sum()].tolist()
 
     def prepare_inputs(self, scheduled: Any, *rest: Any) -> Any:
         self.order = sorted(scheduled.num_scheduled_tokens, key=lambda name: scheduled.num_scheduled_tokens[name])
@@ -227,7 +227,7 @@ def scheduled(
     finished: set[str] = frozenset(),  # type: ignore[assignment]
 ) -> Any:
     entering = [
-        fakes.request(name, fakes.pinned(text, VECTORS) if text else None) for name, text in (new or {}).items()
+        fakes.request(name, fakes.resolved(text, VECTORS) if text else None) for name, text in (new or {}).items()
     ]
     return SimpleNamespace(
         finished_req_ids=finished,
@@ -249,8 +249,8 @@ def test_a_runner_points_before_the_model_runs_and_reports_with_its_output(kind:
         return getattr(found, "_model_runner_output", None) or getattr(found, "model_runner_output", None) or found
 
     output = step(scheduled({"a": (0, 3), "plain": (0, 1)}, {"a": "warm@prompt", "plain": None}))
-    row = state.live["a"].rows[0]
-    assert sorted(runner.seen) == [0, row, row, row]
+    slot = state.live["a"].slots[0]
+    assert sorted(runner.seen) == [0, slot, slot, slot]
     assert output.steer["requests"] == output.req_ids
     assert dict(zip(output.steer["requests"], output.steer["keys"], strict=True))["plain"] is None
     step(scheduled({"a": (3, 1), "plain": (1, 1)}))
@@ -258,7 +258,7 @@ def test_a_runner_points_before_the_model_runs_and_reports_with_its_output(kind:
     # V2 lets a preempted request enter anew, with its true prompt and all its tokens to compute.
     again = {"a": "warm@prompt"} if kind == "V2" else None
     step(scheduled({"a": (0, 5)}, again))
-    assert runner.seen == [row] * 3 + [0, 0]
+    assert runner.seen == [slot] * 3 + [0, 0]
     output = step(scheduled({"plain": (2, 1)}, finished={"a"}))
     assert not hasattr(output, "steer")
     assert state.state()["rows_held"] == 0

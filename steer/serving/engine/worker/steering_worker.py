@@ -1,4 +1,4 @@
-"""The worker's side: it keeps vectors by digest, gives each request its rows, and points every token at one.
+"""The worker's side: it keeps vectors by digest, gives each request its slots, and points every token at one.
 
 Nothing here trusts that somebody else checked: a request that asks for steering which this worker can't apply raises,
 so that it never runs unsteered.
@@ -12,34 +12,37 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from steer.serving.engine import blocks
 from steer.serving.engine.phases import Phase, edges, phases
-from steer.serving.engine.resolved import Pinned
-from steer.serving.engine.slots import Table
+from steer.serving.engine.resolved import ResolvedRequest
+from steer.serving.engine.worker import blocks
+from steer.serving.engine.worker.slots import SlotTable
 from vectors.expression import parse
 from vectors.steering import SteeringVector
 
 
 class _Live(NamedTuple):
-    """A request that is steered: its composition's key, the first position of each phase, and the phase's row."""
+    """A request that is steered: its composition's key, the first position of each phase, and the phase's slot."""
 
     key: str
     edges: list[int]
-    rows: list[int]
+    slots: list[int]
 
 
 class SteeringWorker:
-    """The state of one worker process. `rows` is the buffer [tokens] that the blocks read, on the model's device."""
+    """The state of one worker process.
+
+    `token_slots`, int32 [tokens] on the model's device, is the buffer that the blocks read.
+    """
 
     def __init__(self, model: torch.nn.Module, settings: Mapping[str, Any], tokens: int, hidden: int) -> None:
         found = blocks.decoder_blocks(model)
         device = next(model.parameters()).device
-        self.table = Table(sorted(found), settings["rows"], hidden, settings["directions"], device)
-        self.rows = torch.zeros(tokens, dtype=torch.int32, device=device)
-        blocks.install(model, self.table, self.rows)
+        self.table = SlotTable(sorted(found), settings["rows"], hidden, settings["directions"], device)
+        self.token_slots = torch.zeros(tokens, dtype=torch.int32, device=device)
+        blocks.install(model, self.table, self.token_slots)
         self.vectors: dict[str, SteeringVector] = {}
         self.live: dict[str, _Live] = {}
-        self.filled = 0  # tokens of the last step; all behind them point at row 0
+        self.filled = 0  # tokens of the last step; all behind them point at slot 0
         self.steady: tuple[list[str], np.ndarray] | None = None  # the last step's requests, if nothing can change
         self.report: dict[str, Any] | None = None  # what the last step applied, for the core
 
@@ -53,28 +56,33 @@ class SteeringWorker:
         return found.digest
 
     def unload(self, digest: str) -> None:
-        """Forget a vector; requests that run keep their rows."""
+        """Forget a vector; requests that run keep their slots."""
         self.vectors.pop(digest, None)
 
     def state(self) -> dict[str, Any]:
         """What the worker holds, as JSON values."""
-        held = sum(len(set(rows) - {0}) for key, rows in self.table.held.items() if self.table.users[key])
-        return {"vectors": sorted(self.vectors), "rows": self.table.rows, "rows_held": held, "requests": len(self.live)}
+        held = sum(len(set(slots) - {0}) for key, slots in self.table.held.items() if self.table.users[key])
+        return {
+            "vectors": sorted(self.vectors),
+            "rows": self.table.slots,
+            "rows_held": held,
+            "requests": len(self.live),
+        }
 
     def begin(self, request: str, prompt_length: int, extra: Mapping[str, Any] | None) -> None:
         """A request enters. Raises RuntimeError when it can't be steered as it asks."""
-        pinned = Pinned.of(extra)
-        if pinned is None:
+        resolved = ResolvedRequest.of(extra)
+        if resolved is None:
             return
         self.end([request])  # vLLM's V2 runner lets a preempted request enter anew
-        composition = parse(pinned.expression)
-        missing = [name for name, digest in pinned.vectors.items() if digest not in self.vectors]
+        composition = parse(resolved.expression)
+        missing = [name for name, digest in resolved.vectors.items() if digest not in self.vectors]
         if missing:
             raise RuntimeError(f"steer: this worker lacks the vectors {', '.join(missing)} of request {request}")
         found: Sequence[Phase] = phases(composition)
-        vectors = {name: self.vectors[digest] for name, digest in pinned.vectors.items()}
-        rows = self.table.take(pinned.key, composition, found, vectors)
-        self.live[request] = _Live(pinned.key, edges(found, prompt_length), rows)
+        vectors = {name: self.vectors[digest] for name, digest in resolved.vectors.items()}
+        slots = self.table.take(resolved.key, composition, found, vectors)
+        self.live[request] = _Live(resolved.key, edges(found, prompt_length), slots)
         self.steady = None
 
     def end(self, requests: Sequence[str] | set[str]) -> None:
@@ -86,7 +94,7 @@ class SteeringWorker:
                 self.steady = None
 
     def point(self, requests: list[str], starts: np.ndarray, counts: np.ndarray) -> None:
-        """Point every token of the coming step at its row.
+        """Point every token of the coming step at its slot.
 
         The tokens of the requests lie one after another: `counts[i]` of them, from position `starts[i]` of the
         sequence on. Afterwards `report` says what was pointed where, None when nothing is steered.
@@ -94,7 +102,7 @@ class SteeringWorker:
         total = int(counts.sum())
         if not self.live:
             if self.steady is not None or self.report is not None:
-                self.rows[: self.filled].zero_()
+                self.token_slots[: self.filled].zero_()
             self.filled, self.steady, self.report = 0, None, None
             return
         if self.report is not None and self._unchanged(requests, starts, total):
@@ -114,9 +122,9 @@ class SteeringWorker:
                     # A later phase overwrites from its first position on.
                     begin = max(edge - start, 0)
                     if begin < count:
-                        filled[offset + begin : offset + count] = live.rows[at]
+                        filled[offset + begin : offset + count] = live.slots[at]
             offset += count
-        self.rows[: len(filled)].copy_(_on(self.rows.device, filled), non_blocking=True)
+        self.token_slots[: len(filled)].copy_(_on(self.token_slots.device, filled), non_blocking=True)
         self.filled = total
         # Only if every request stands in its last phase now: the buffer is what later steps go by.
         settled = total == len(requests) and bool((starts >= last).all())

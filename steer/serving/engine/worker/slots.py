@@ -1,12 +1,12 @@
-"""The table of rows: what each composition adds to the residual stream, layer by layer, at fixed addresses.
+"""The slot table: what each composition adds to the residual stream, layer by layer, at fixed addresses.
 
-A row holds, for every layer, what is added (a) and up to K directions (u, with level c and gain g). A token that points
-at the row has its residual stream h changed to
+A slot holds, for every layer, what is added (a) and up to K directions (u, with level c and gain g). A token that
+points at the slot has its residual stream h changed to
 
     h + a + sum_k (c_k + g_k <h, u_k>) u_k
 
 Adding v at strength s is a = s v. Ablating it by s is u = v/|v|, g = -s, c = 0; clamping it to x is g = -1, c = x |v|.
-All terms read h as it was, so terms along one direction share it. Row 0 is zero: unsteered.
+All terms read h as it was, so terms along one direction share it. Slot 0 is zero: unsteered.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from vectors.expression import Composition, Term
 from vectors.steering import SteeringVector
 
 
-class Row(NamedTuple):
-    """One row on the CPU, float32: `added` [layers, hidden], `units` [layers, K, hidden], `factors` [layers, K, 2].
+class SlotContent(NamedTuple):
+    """One slot on the CPU, float32: `added` [layers, hidden], `units` [layers, K, hidden], `factors` [layers, K, 2].
 
     `factors` holds level and gain. Directions that a layer does not need are zero; where nothing projects, K is 0.
     """
@@ -55,9 +55,9 @@ def layers_of(term: Term, vector: SteeringVector) -> tuple[int, ...]:
     return term.layers if term.layers is not None else vector.apply
 
 
-def row_of(
+def content_of(
     terms: Sequence[Term], vectors: Mapping[str, SteeringVector], layers: Sequence[int], hidden: int, directions: int
-) -> Row:
+) -> SlotContent:
     """What terms that act together do at the given layers (those of this worker), with `directions` = K.
 
     Raises ValueError when a layer needs more directions than K; admission refuses such a composition first.
@@ -92,14 +92,14 @@ def row_of(
             used += len(even)
         # Layers that are not in the index are another worker's, in a pipeline.
         acts = [layer for layer in asked if layer in index]
-        at, rows = torch.tensor([index[i] for i in acts]), torch.tensor([held.places[i] for i in acts])
+        at, sources = torch.tensor([index[i] for i in acts]), torch.tensor([held.places[i] for i in acts])
         if not acts:
             continue
         if term.operation == "add":
-            added.index_add_(0, at, held.stacked[rows], alpha=term.value)
+            added.index_add_(0, at, held.stacked[sources], alpha=term.value)
             continue
-        there = held.lengths[rows] > 0  # no direction, no component along it
-        at, rows = at[there], rows[there]
+        there = held.lengths[sources] > 0  # no direction, no component along it
+        at, sources = at[there], sources[there]
         place = places.setdefault(term.name, torch.full((len(index),), -1))
         new = at[place[at] < 0]
         place[new] = used[new]
@@ -107,11 +107,11 @@ def row_of(
         if bool((used > directions).any()):
             layer = everywhere[int((used > directions).nonzero()[0])]
             raise ValueError(f"layer {layer} needs more than {directions} directions")
-        units[at, place[at]] = held.units[rows]
+        units[at, place[at]] = held.units[sources]
         factors[at, place[at], 1] += gain
         if term.operation == "clamp":
-            factors[at, place[at], 0] += term.value * held.lengths[rows]
-    return Row(added, units, factors)
+            factors[at, place[at], 0] += term.value * held.lengths[sources]
+    return SlotContent(added, units, factors)
 
 
 class _Held(NamedTuple):
@@ -140,31 +140,31 @@ def _held(vector: SteeringVector) -> _Held:
     return found
 
 
-class Table:
-    """The rows of one worker: tensors of a fixed size, and who holds which row.
+class SlotTable:
+    """The slots of one worker: tensors of a fixed size, and who holds which slot.
 
-    `added` is [layers, rows, hidden], `units` [layers, K, rows, hidden], `factors` [layers, K, rows, 2], all float32.
-    A composition holds its rows while a request with it lives; afterwards they stay as they are until another
+    `added` is [layers, slots, hidden], `units` [layers, K, slots, hidden], `factors` [layers, K, slots, 2]: float32.
+    A composition holds its slots while a request with it lives; afterwards they stay as they are until another
     composition needs the room, so that the next request of the same arm writes nothing.
     """
 
-    def __init__(self, layers: Sequence[int], rows: int, hidden: int, directions: int, device: torch.device) -> None:
-        self.layers, self.rows, self.hidden, self.directions = tuple(layers), rows, hidden, directions
-        self.added = torch.zeros(len(self.layers), rows + 1, hidden, device=device)
-        self.units = torch.zeros(len(self.layers), directions, rows + 1, hidden, device=device)
-        self.factors = torch.zeros(len(self.layers), directions, rows + 1, 2, device=device)
-        self.free = list(range(rows, 0, -1))
-        self.projecting: set[int] = set()  # rows that have directions
-        self.held: dict[str, list[int]] = {}  # key: row of every phase, 0 where nothing acts
+    def __init__(self, layers: Sequence[int], slots: int, hidden: int, directions: int, device: torch.device) -> None:
+        self.layers, self.slots, self.hidden, self.directions = tuple(layers), slots, hidden, directions
+        self.added = torch.zeros(len(self.layers), slots + 1, hidden, device=device)
+        self.units = torch.zeros(len(self.layers), directions, slots + 1, hidden, device=device)
+        self.factors = torch.zeros(len(self.layers), directions, slots + 1, 2, device=device)
+        self.free = list(range(slots, 0, -1))
+        self.projecting: set[int] = set()  # slots that have directions
+        self.held: dict[str, list[int]] = {}  # key: slot of every phase, 0 where nothing acts
         self.users: dict[str, int] = {}
         self.idle: OrderedDict[str, None] = OrderedDict()  # keys without users, the longest idle first
 
     def take(
         self, key: str, composition: Composition, found: Sequence[Phase], vectors: Mapping[str, SteeringVector]
     ) -> list[int]:
-        """The row of each phase for one more request of a composition. Raises RuntimeError when no row is left.
+        """The slot of each phase for one more request of a composition. Raises RuntimeError when no slot is left.
 
-        `key` names the composition with the digests of its vectors, so equal keys have equal rows.
+        `key` names the composition with the digests of its vectors, so equal keys have equal slots.
         """
         if key not in self.held:
             self.held[key] = self._write(composition, found, vectors)
@@ -174,34 +174,43 @@ class Table:
         return self.held[key]
 
     def release(self, key: str) -> None:
-        """One request less."""
+        """One request of a composition has ended."""
         self.users[key] -= 1
-        if self.users[key] == 0:
+        if self.users[key] > 0:
+            return
+        if any(self.held[key]):
             self.idle[key] = None
+        else:  # it never acts (0*warm), so there is nothing to keep, and nothing that would ever evict it
+            del self.held[key], self.users[key]
 
     def _write(
         self, composition: Composition, found: Sequence[Phase], vectors: Mapping[str, SteeringVector]
     ) -> list[int]:
-        rows: dict[tuple[int, ...], int] = {(): 0}
+        slots: dict[tuple[int, ...], int] = {(): 0}
         written = [
-            (terms, row_of([composition.terms[i] for i in terms], vectors, self.layers, self.hidden, self.directions))
+            (
+                terms,
+                content_of([composition.terms[i] for i in terms], vectors, self.layers, self.hidden, self.directions),
+            )
             for terms in dict.fromkeys(phase.terms for phase in found)
             if terms
         ]
         while len(self.free) < len(written):
             if not self.idle:
-                raise RuntimeError(f"steer: all {self.rows} rows are held; the gate let in more than there is room for")
+                raise RuntimeError(
+                    f"steer: all {self.slots} slots are held; admitted requests need more than there are"
+                )
             oldest, _ = self.idle.popitem(last=False)
-            self.free += {row for row in self.held.pop(oldest) if row}
+            self.free += {slot for slot in self.held.pop(oldest) if slot}
             del self.users[oldest]
-        for terms, row in written:
-            at = rows[terms] = self.free.pop()
-            self.added[:, at] = row.added.to(self.added.device)
-            if row.units.shape[1]:
-                self.units[:, :, at] = row.units.to(self.units.device)
-                self.factors[:, :, at] = row.factors.to(self.factors.device)
+        for terms, content in written:
+            at = slots[terms] = self.free.pop()
+            self.added[:, at] = content.added.to(self.added.device)
+            if content.units.shape[1]:
+                self.units[:, :, at] = content.units.to(self.units.device)
+                self.factors[:, :, at] = content.factors.to(self.factors.device)
                 self.projecting.add(at)
             elif at in self.projecting:
                 self.units[:, :, at], self.factors[:, :, at] = 0, 0
                 self.projecting.discard(at)
-        return [rows[phase.terms] for phase in found]
+        return [slots[phase.terms] for phase in found]

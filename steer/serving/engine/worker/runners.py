@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from steer.serving.engine.admission import prompt_length
-from steer.serving.engine.worker import SteeringWorker
+from steer.serving.engine.resolved import prompt_length
+from steer.serving.engine.worker.steering_worker import SteeringWorker
 
 
 def attach(runner: Any, state: SteeringWorker, *, second: bool) -> None:

@@ -1,6 +1,6 @@
 """The decoder blocks of the served model, steered where the residual stream leaves them.
 
-A block's class is replaced by a subclass whose forward reads one row for every token. It is plain tensor code on
+A block's class is replaced by a subclass whose forward reads one slot for every token. It is plain tensor code on
 buffers that never move, so torch.compile traces through it and CUDA graphs replay it. The projection directions are a
 loop, not one large gather, so that no temporary is larger than the stream itself.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steer.serving.engine.slots import Table
+from steer.serving.engine.worker.slots import SlotTable
 
 # What vLLM's blocks return: "halves" is (mlp output, residual), whose sum is the residual stream; "whole" is the
 # stream. Only what a test compares with transformers stands here.
@@ -45,12 +45,12 @@ def decoder_blocks(model: nn.Module) -> dict[int, nn.Module]:
     return {i: block for i, block in enumerate(lists[0][1]) if type(block).__name__ in RETURNS}
 
 
-def install(model: nn.Module, table: Table, rows: Tensor) -> None:
-    """Make the blocks of a loaded model read the table; `rows` [tokens] holds the row of every token of a step."""
+def install(model: nn.Module, table: SlotTable, slots: Tensor) -> None:
+    """Make the blocks of a loaded model read the table; `slots` [tokens] holds the slot of every token of a step."""
     blocks = decoder_blocks(model)
     for at, layer in enumerate(table.layers):
         block = blocks[layer]
-        block.register_buffer("steer_rows", rows, persistent=False)
+        block.register_buffer("steer_slots", slots, persistent=False)
         block.register_buffer("steer_added", table.added[at], persistent=False)
         block.register_buffer("steer_units", table.units[at], persistent=False)
         block.register_buffer("steer_factors", table.factors[at], persistent=False)
@@ -72,7 +72,7 @@ def _steered(plain: type[nn.Module]) -> type[nn.Module]:
 def _forward_halves(plain: type[nn.Module]) -> Any:
     def forward(self: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         hidden, residual = plain.forward(self, *args, **kwargs)
-        change = change_of(hidden + residual, self.steer_rows, self.steer_added, self.steer_units, self.steer_factors)
+        change = change_of(hidden + residual, self.steer_slots, self.steer_added, self.steer_units, self.steer_factors)
         return (hidden + change).to(hidden.dtype), residual
 
     return forward
@@ -81,23 +81,23 @@ def _forward_halves(plain: type[nn.Module]) -> Any:
 def _forward_whole(plain: type[nn.Module]) -> Any:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
         hidden = plain.forward(self, *args, **kwargs)
-        change = change_of(hidden, self.steer_rows, self.steer_added, self.steer_units, self.steer_factors)
+        change = change_of(hidden, self.steer_slots, self.steer_added, self.steer_units, self.steer_factors)
         return (hidden + change).to(hidden.dtype)
 
     return forward
 
 
-def change_of(stream: Tensor, rows: Tensor, added: Tensor, units: Tensor, factors: Tensor) -> Tensor:
-    """What steering adds to the residual stream [tokens, hidden], float32; exactly zero for tokens that point at row 0.
+def change_of(stream: Tensor, slots: Tensor, added: Tensor, units: Tensor, factors: Tensor) -> Tensor:
+    """What steering adds to the residual stream [tokens, hidden], float32; exactly zero for tokens at slot 0.
 
-    `added` is [rows, hidden], `units` [K, rows, hidden], `factors` [K, rows, 2].
+    `added` is [slots, hidden], `units` [K, slots, hidden], `factors` [K, slots, 2].
     """
-    rows = rows[: stream.shape[0]]
+    slots = slots[: stream.shape[0]]
     stream = stream.to(torch.float32)
-    change = added.index_select(0, rows)
+    change = added.index_select(0, slots)
     for k in range(units.shape[0]):
-        unit = units[k].index_select(0, rows)
-        factor = factors[k].index_select(0, rows)
+        unit = units[k].index_select(0, slots)
+        factor = factors[k].index_select(0, slots)
         component = (stream * unit).sum(-1, keepdim=True)
         change = change + (factor[:, :1] + factor[:, 1:] * component) * unit
     return change
