@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import stat
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vectors.errors import OutputError
+from vectors.locks import remove_leftovers, temporary_file
 
 
 def canonical_json(value: Any) -> str:
@@ -28,8 +30,9 @@ def digest_bytes(*parts: bytes | memoryview) -> str:
 
 
 def digest_file(path: Path) -> str:
-    """The digest of a file's bytes."""
-    return digest_bytes(path.read_bytes())
+    """The digest of a file's bytes, read in pieces: a file may be larger than the memory. Raises OSError."""
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest_json(value: Any) -> str:
@@ -45,7 +48,7 @@ def permissions(requested: int = 0o666) -> int:
     return requested & ~mask
 
 
-def _written(path: Path) -> Path:
+def _link_target(path: Path) -> Path:
     """The file that writing to `path` makes: links are followed, as by any program that writes, not replaced."""
     return Path(os.path.realpath(path)) if os.path.islink(path) else path
 
@@ -55,7 +58,7 @@ def check_writable(path: Path) -> None:
 
     Only an ordinary file that allows writing may be replaced; renaming would replace anything else just as well.
     """
-    target = _written(path)
+    target = _link_target(path)
     folder = target.parent
     # os.path answers False where pathlib raises: for a name that is too long, or a folder that can't be entered.
     if os.path.isdir(path):
@@ -74,9 +77,12 @@ def check_writable(path: Path) -> None:
             f"the folder {folder} of the output {path.name} does not exist", f"make it first: mkdir -p {folder}"
         )
     try:
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(target)  # a name that is too long fails here
         # Asking the file system, not the mode bits: read-only mounts and quotas answer here too.
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}."):
-            pass
+        handle, temporary = temporary_file(target)
+        os.close(handle)
+        temporary.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{path} can't be written: {error.strerror}", "choose another --out") from error
 
@@ -89,27 +95,86 @@ def check_distinct(out: Path, inputs: Mapping[str, object]) -> None:
             raise OutputError(f"the output {out} is the file given as {name}", "name another file to write")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` under a temporary name beside `path`, flush it to disk, and rename it.
+class NewFile:
+    """A file that gets its name when it is whole: everything is written to `file`, under a temporary name beside it.
 
-    A kill or a full disk at any moment leaves the old file or none, never a part. A link stays, and what it leads to is
-    written. Raises OutputError.
+    A kill or a full disk at any moment leaves the old file or none, never a part; what a killed process left is removed
+    by the next one that writes in the same folder. A link stays, and what it leads to is written. `commit` or `discard`
+    ends it; all methods raise OutputError.
     """
-    temporary: Path | None = None
-    target = _written(path)
+
+    def __init__(self, path: Path, *, buffering: int = -1) -> None:
+        self.path, self._target = path, _link_target(path)
+        self._temporary: Path | None = None
+        self.file: IO[bytes]
+        remove_leftovers(self._target.parent)
+        with self._reporting():
+            handle, self._temporary = temporary_file(self._target)
+            try:
+                self.file = os.fdopen(handle, "w+b", buffering=buffering)
+            except BaseException:
+                self._temporary.unlink(missing_ok=True)
+                raise
+
+    def flush(self) -> None:
+        """Bring everything to the disk; the file keeps its temporary name."""
+        with self._reporting():
+            self.file.flush()
+            os.fsync(self.file.fileno())
+
+    def commit(self) -> None:
+        """Flush, and give the file its name. Afterwards it is closed."""
+        if self._temporary is None:
+            return
+        self.flush()
+        with self._reporting():
+            os.chmod(self._temporary, permissions())
+            os.replace(self._temporary, self._target)
+            self._temporary = None
+            self.file.close()
+
+    def discard(self) -> None:
+        """Close and remove what has not been committed."""
+        if self._temporary is not None:
+            self._temporary.unlink(missing_ok=True)
+            self._temporary = None
+        # What is still buffered need not be written any more.
+        with contextlib.suppress(OSError):
+            self.file.close()
+
+    @contextlib.contextmanager
+    def _reporting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+
+@contextlib.contextmanager
+def new_file(path: Path, *, buffering: int = -1) -> Iterator[IO[bytes]]:
+    """Within: a binary file to write to, which takes the name `path` at the end, and is gone if anything fails.
+
+    `buffering` is that of `open`. Raises OutputError, also for errors of writing to it.
+    """
+    new = NewFile(path, buffering=buffering)
     try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, permissions())
-        os.replace(temporary, target)
-        temporary = None
-    except OSError as error:
-        hint = "free some space, or choose another --out" if error.errno == 28 else "choose another --out"
-        raise OutputError(f"{path} can't be written: {error.strerror}", hint) from error
+        with new._reporting():
+            yield new.file
+        new.commit()
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        new.discard()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a whole file at once, by the rules of `NewFile`. Raises OutputError."""
+    with new_file(path) as file:
+        file.write(content)
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def cannot_write(path: Path, error: OSError) -> OutputError:
+    """The error that says why something can't be written, and what helps."""
+    hint = "free some space, or choose another --out" if error.errno in FULL else "choose another --out"
+    return OutputError(f"{path} can't be written: {error.strerror or error}", hint)

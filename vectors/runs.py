@@ -1,0 +1,135 @@
+"""The record of a run: what was asked, what was read, where it ran, what was measured, what was written.
+
+Every command that writes an output leaves one: `run.json` in an output folder, `NAME.run.json` beside an output file.
+It holds no time, no path of the machine and no user name, so that a repeated run leaves the same record.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vectors.errors import ArtifactError
+from vectors.files import write_atomically
+
+SCHEMA = 1
+RECORD = "run.json"
+FORMER = ("report.json", "steer_merge.json")  # what earlier versions wrote, which are still read
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run of one command, as JSON values. Every command uses the same keys.
+
+    `config` is what was asked, with the defaults filled in. `inputs` are models, vectors and data by name or in order,
+    each with its digests. `environment` are the versions that the result may depend on. `metrics` are what was
+    measured; `metrics["history"]` is a list of measurements over time, where there is one. `outputs` are the digests
+    of the files by name. `details` are facts of this command alone, such as the shards of a merge.
+    """
+
+    command: str
+    mode: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Any] | Sequence[Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    outputs: Mapping[str, str] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def value(self) -> dict[str, Any]:
+        """The record as it stands in the file."""
+        return {
+            "schema": SCHEMA,
+            "command": self.command,
+            "mode": self.mode,
+            "config": dict(self.config),
+            "inputs": self.inputs if isinstance(self.inputs, Sequence) else dict(self.inputs),
+            "environment": dict(self.environment),
+            "metrics": dict(self.metrics),
+            "outputs": dict(self.outputs),
+            "details": dict(self.details),
+        }
+
+    def write(self, output: Path) -> Path:
+        """Write the record in an output folder or beside an output file; returns its path. Raises OutputError."""
+        path = record_path(output)
+        text = json.dumps(self.value(), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        write_atomically(path, (text + "\n").encode())
+        return path
+
+    @staticmethod
+    def of(value: Mapping[str, Any]) -> RunRecord:
+        """The record that JSON values describe. Raises ValueError with everything that is wrong."""
+        problems = problems_of(value)
+        if problems:
+            raise ValueError("; ".join(problems))
+        return RunRecord(**{key: value[key] for key in _KINDS if key in value})
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "command": str,
+    "mode": str,
+    "config": dict,
+    "inputs": (dict, list),
+    "environment": dict,
+    "metrics": dict,
+    "outputs": dict,
+    "details": dict,
+}
+
+
+def problems_of(value: Any) -> list[str]:
+    """What keeps a JSON value from being a record of this schema."""
+    if not isinstance(value, dict):
+        return [f"it is a {type(value).__name__}, not an object"]
+    if value.get("schema") != SCHEMA or "command" not in value:
+        return [f"its schema is {value.get('schema')!r}, not {SCHEMA}"]
+    problems = [
+        f"{key} is a {type(value[key]).__name__}"
+        for key, kind in _KINDS.items()
+        if key in value and not isinstance(value[key], kind)
+    ]
+    outputs = value.get("outputs")
+    if isinstance(outputs, dict) and not all(isinstance(digest, str) for digest in outputs.values()):
+        problems.append("a digest of outputs is no text")
+    return problems
+
+
+def record_path(output: Path) -> Path:
+    """Where the record of an output lies: in a folder, or beside a file."""
+    return output / RECORD if output.is_dir() else output.with_name(output.name + "." + RECORD)
+
+
+def read_json(output: Path) -> tuple[Path, dict[str, Any]]:
+    """The record of an output as it stands in its file, of this version or an earlier one, and that file.
+
+    A record of an earlier version has other keys, and no `command`. Raises ArtifactError.
+    """
+    candidates = [record_path(output), *(output / name for name in FORMER)]
+    path = next((path for path in candidates if path.is_file()), candidates[0])
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError(f"it is a {type(value).__name__}, not an object")
+    except OSError as error:
+        raise ArtifactError(f"{path} can't be read: {error.strerror}", "name an output that `steer` wrote") from error
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} is damaged: {error}", "make the output again") from error
+    return path, value
+
+
+def environment(*packages: str) -> dict[str, str]:
+    """The versions of Python and of packages, for a record; packages that are not installed are left out."""
+    import importlib.metadata
+
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
