@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 from merges.inputs.sources import Source, open_source
@@ -25,6 +24,7 @@ from steer.training.data.teachers import Teacher
 from steer.training.distributed import processes, sharding
 from steer.training.frozen_pass import FrozenPass
 from steer.training.loop import Settings
+from steer.training.objectives.protocol import Objective
 from steer.training.student import Lora
 from vectors.errors import SteerError, UsageError, kept, raise_together
 from vectors.files import canonical_json, digest_json, write_atomically
@@ -67,7 +67,7 @@ class Mode(NamedTuple):
 
     name: str
     behaviour: str
-    objective: ModuleType
+    objective: Objective
     teacher: Callable[[LoadedModel], Teacher] | None
     prepare: Callable[[LoadedModel, Teacher | None, Tell], Prepared]
     identity: Mapping[str, Any]  # what its inputs are, by digest
@@ -82,7 +82,7 @@ def bake(request: Request, mode: Mode, *, tell: Tell = lambda entry: None) -> di
     started = time.monotonic()
     source, identity = check(request, mode)
     run = run_of(request, mode, identity)
-    if not processes.leads():
+    if not processes.is_main():
         _follow(request, mode, work.place(request.out))
         return {}
     going_on = work.check(request.out, run)
@@ -103,14 +103,14 @@ def bake(request: Request, mode: Mode, *, tell: Tell = lambda entry: None) -> di
             models["steered"] = evaluation.look(loaded.model, measured, teacher.within)
         elif told is not None and told[0]:
             models["prompted"] = {"kl_teacher": 0.0, "margin": evaluation.margin(loaded.model, *told)}
-        processes.meet()
+        processes.barrier()
         scored = _scored(tell, models["base"].get("kl_teacher", 0.0)) if teacher is not None else tell
         trained, model, more = _train(request, mode, loaded, prepared.train, prepared.held_out, place, scored)
         without = None
         if request.compare_mix:
             tell({"stage": "training once more, without general data"})
             without = _without_mix(request, mode, prepared, measured, models["base"], place, tell)
-        processes.part()
+        processes.close()
         model.eval()
         found: dict[str, Any] = {
             "schema": 1, "mode": mode.name, "behaviour": mode.behaviour, "base": identity,
@@ -134,13 +134,13 @@ def _follow(request: Request, mode: Mode, place: Path) -> None:
     def silent(_entry: dict[str, Any]) -> None:
         return None
 
-    processes.meet()
+    processes.barrier()
     prepared = _made(place)
     loaded = load(find(request.model), request.device, request.dtype)
     _train(request, mode, loaded, prepared.train, prepared.held_out, place, silent)
     if request.compare_mix:
         _student_without_mix(request, mode, prepared, place, silent)
-    processes.part()
+    processes.close()
 
 
 def check(request: Request, mode: Mode) -> tuple[Source, dict[str, Any]]:
@@ -163,8 +163,8 @@ def check(request: Request, mode: Mode) -> tuple[Source, dict[str, Any]]:
     if request.pos or request.neg:
         with kept(errors):
             read(request.pos, request.neg)
-    problems += processes.problems(request.settings.batch, request.context)
-    problems += sharding.problems(
+    problems += processes.problems_of(request.settings.batch, request.context)
+    problems += sharding.problems_of(
         request.settings.sharded, request.settings.optimiser, request.lora is None, request.dtype, request.context
     )
     problems += student.missing(request.lora, source.entries) if request.lora else []
@@ -260,7 +260,7 @@ def _train(
         else:
             tell({"stage": "trying learning rates"})
             rates = loop.sweep(fresh, run, settings, place / "sweep")
-            if processes.leads():
+            if processes.is_main():
                 write_atomically(noted, json.dumps(rates).encode())
         more["learning_rates"] = {rate: loss if math.isfinite(loss) else None for rate, loss in rates.items()}
         settings = settings._replace(lr=float(min(rates, key=lambda name: rates[name])))
@@ -268,7 +268,7 @@ def _train(
     model = fresh()
     trained = run(model, settings, place / "checkpoints")
     if settings.sharded:
-        model = sharding.whole(model, lambda: fresh(again=True))
+        model = sharding.gathered(model, lambda: fresh(again=True))
     if frozen:
         more["staleness"] = frozen[0].stale
     return trained, model, more

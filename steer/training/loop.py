@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +21,7 @@ from probes.models.seeds import child_seed
 from steer.training import optimisers
 from steer.training.data.samples import BEHAVIOUR, GENERAL, Sample
 from steer.training.distributed import processes, sharding
+from steer.training.objectives.protocol import Objective, ObjectiveSettings
 from vectors.errors import SteerError, UsageError
 
 SPIKE = 8.0  # times the median of the last losses, and beyond
@@ -95,7 +95,7 @@ def check(settings: Settings) -> list[str]:
         problems.append(f"--lr is {settings.lr:g}, not above 0")
     if not settings.beta > 0:
         problems.append(f"beta is {settings.beta}, not above 0")
-    return problems + optimisers.problems(
+    return problems + optimisers.problems_of(
         settings.optimiser, lr=_rate(settings), weight_decay=settings.weight_decay, **settings.options
     )
 
@@ -124,7 +124,7 @@ class BakeTrainer(Trainer):
     """The Trainer with our loss and optimisers. `forward(model, batch)` gives the logits that the loss takes."""
 
     def __init__(
-        self, objective: ModuleType, settings: Settings, forward: Callable[..., Any], pad: int, **given: Any
+        self, objective: Objective, settings: Settings, forward: Callable[..., Any], pad: int, **given: Any
     ) -> None:
         super().__init__(data_collator=lambda samples: objective.collate(samples, pad), **given)
         self.objective, self.settings, self.forward = objective, settings, forward
@@ -132,7 +132,7 @@ class BakeTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
         """The objective on one batch."""
-        loss = self.objective.loss(inputs, self.forward(model, inputs), {"beta": self.settings.beta})
+        loss = self.objective.loss(inputs, self.forward(model, inputs), ObjectiveSettings(self.settings.beta))
         return (loss, None) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
@@ -189,7 +189,7 @@ def train(
     model: Any,
     samples: Sequence[Sample],
     held_out: Sequence[Sample],
-    objective: ModuleType,
+    objective: Objective,
     settings: Settings,
     folder: Path,
     logged: Path,
@@ -220,7 +220,7 @@ def train(
         eval_strategy="steps", eval_steps=every, save_strategy="steps", save_steps=every, save_total_limit=2,
         load_best_model_at_end=True, metric_for_best_model=f"eval_{BEHAVIOUR}_loss", greater_is_better=False,
         remove_unused_columns=False, disable_tqdm=True,
-        **sharding.arguments(model, settings.sharded, settings.checkpointing),
+        **sharding.trainer_arguments(model, settings.sharded, settings.checkpointing),
         restore_callback_states_from_checkpoint=True,
         lr_scheduler_kwargs={"num_decay_steps": max(1, settings.steps // 5)} if settings.schedule == DECAYING else {},
         report_to="none" if settings.report_to == "tensorboard" else settings.report_to, run_name=logged.name,
@@ -228,7 +228,7 @@ def train(
         prediction_loss_only=True, label_names=[], log_level="error", log_level_replica="error",
         train_sampling_strategy="random" if shuffled else "sequential",
         use_cpu=next(model.parameters()).device.type == "cpu", ddp_find_unused_parameters=False,
-        ddp_timeout=int(processes.PATIENCE.total_seconds()),
+        ddp_timeout=int(processes.TIMEOUT.total_seconds()),
     )  # fmt: skip
     # One process, one device: over several the Trainer would cut each batch for nn.DataParallel; ours are not for it.
     arguments._n_gpu = min(arguments.n_gpu, 1)

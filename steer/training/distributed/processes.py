@@ -1,7 +1,7 @@
-"""A bake in several processes, as torchrun and `accelerate launch` start them: one leads, and all of them train.
+"""A bake in several processes, as torchrun and `accelerate launch` start them.
 
-The leader samples, writes and measures; the others wait for its samples, train on their share of every batch, and are
-done. What a launcher says of a process it says in the environment.
+Rank 0, the main process, samples, writes and evaluates. The others wait for its samples, train on their share of every
+batch, and end. A launcher passes rank and world size in the environment.
 """
 
 from __future__ import annotations
@@ -11,37 +11,37 @@ import os
 
 from vectors.errors import UsageError
 
-PATIENCE = datetime.timedelta(days=2)  # that others wait: the leader may sample for hours
+TIMEOUT = datetime.timedelta(days=2)  # the other ranks wait while rank 0 samples, which may take hours
 
 
 def count() -> int:
-    """How many processes there are."""
+    """The world size: how many processes train together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def leads() -> bool:
-    """Whether this is the one that writes and speaks."""
+def is_main() -> bool:
+    """Whether this process has rank 0, which alone writes files and reports."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def problems(batch: int, context: str) -> list[str]:
-    """What several processes can't do, one sentence each."""
+def problems_of(batch: int, context: str) -> list[str]:
+    """What several processes can't train with, one sentence per problem."""
     if count() == 1:
         return []
-    found = []
+    problems = []
     if batch % count():
-        found.append(f"a batch of {batch} can't be shared by {count()} processes: use a multiple of {count()}")
+        problems.append(f"a batch of {batch} can't be shared by {count()} processes: use a multiple of {count()}")
     if context == "frozen":
-        found.append("--context frozen trains in one process: start it without a launcher")
+        problems.append("--context frozen trains in one process: start it without a launcher")
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        found.append("DeepSpeed is not supported: start with plain torchrun; --fsdp cuts the model")
-    return found
+        problems.append("DeepSpeed is not supported: start with plain torchrun; --fsdp shards the model")
+    return problems
 
 
-def meet() -> None:
-    """Wait for all processes; the first time they find each other. One alone goes on at once.
+def barrier() -> None:
+    """Wait until all processes are here; the first call makes the process group. A single process does not wait.
 
-    Raises UsageError where they can't.
+    Raises UsageError when the processes can't connect.
     """
     if count() == 1:
         return
@@ -49,18 +49,20 @@ def meet() -> None:
     from accelerate import PartialState  # type: ignore[import-untyped]
 
     try:
-        PartialState(timeout=PATIENCE)
+        PartialState(timeout=TIMEOUT)
         torch.distributed.barrier()
     except (RuntimeError, ValueError) as error:
         raise UsageError(
-            f"the {count()} processes do not find each other: {str(error).splitlines()[0]}",
+            f"the {count()} processes can't connect to each other: {str(error).splitlines()[0]}",
             "start them together: torchrun --nproc-per-node N -m steer bake ...",
         ) from error
 
 
-def part() -> None:
-    """Take leave of the others, all of whom have trained: who ends first would tear the connection apart."""
-    os.environ.pop("ACCELERATE_USE_FSDP", None)  # which accelerate has set, for whoever trains next in this process
+def close() -> None:
+    """Leave the process group once all processes have trained: one that ended early would break the connection."""
+    os.environ.pop(
+        "ACCELERATE_USE_FSDP", None
+    )  # accelerate sets it, and the next training in this process would read it
     if count() == 1:
         return
     import torch

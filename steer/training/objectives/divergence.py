@@ -7,13 +7,13 @@ batches gives what one large batch gives.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from steer.training.data.samples import Sample
 from steer.training.data.targets import divergence
+from steer.training.objectives.protocol import ObjectiveSettings
 
 SUMMARY = "match the next-token distribution of the teacher"
 SOURCE = "Hinton et al. 2015, arXiv:1503.02531; Bhargava et al. 2024, arXiv:2409.13697"
@@ -50,7 +50,7 @@ def _wide(values: Tensor, width: int, fill: float) -> Tensor:
     return torch.nn.functional.pad(values, (0, width - values.shape[1]), value=fill)
 
 
-def loss(batch: Mapping[str, Tensor], logits: Tensor, options: Mapping[str, Any]) -> Tensor:
+def loss(batch: Mapping[str, Tensor], logits: Tensor, settings: ObjectiveSettings) -> Tensor:
     """The mean over samples of the mean over their tokens, in nats. `logits` is [count, vocabulary]."""
     return by_sample(batch, logits).mean()
 
@@ -62,5 +62,5 @@ def by_sample(batch: Mapping[str, Tensor], logits: Tensor) -> Tensor:
 
 def summed(batch: Mapping[str, Tensor], logits: Tensor) -> Tensor:
     """The divergence of each sample, summed over its tokens, [rows]."""
-    found = divergence(logits, batch["tokens"], batch["logs"])
-    return torch.zeros(len(batch["counts"]), device=found.device).index_add(0, batch["row"], found)
+    by_token = divergence(logits, batch["tokens"], batch["logs"])
+    return torch.zeros(len(batch["counts"]), device=by_token.device).index_add(0, batch["row"], by_token)

@@ -7,21 +7,20 @@ sample's `other` is the less wanted completion; `likelihood` is log p_base.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from steer.training.data.samples import Sample
 from steer.training.objectives import divergence
+from steer.training.objectives.protocol import ObjectiveSettings
 
 SUMMARY = "prefer one completion to another"
 SOURCE = "Rafailov et al. 2023, arXiv:2305.18290"
-BETA = 0.1
 
 
 def collate(samples: Sequence[Sample], pad: int) -> dict[str, Tensor]:
-    """The pairs one after another: rows 2i and 2i + 1 belong together. General samples stand alone, behind them."""
+    """The pairs one after another: rows 2i and 2i + 1 belong together. Replay samples stand alone, after them."""
     pairs = [
         one for sample in samples for one in (sample, sample.other) if sample.other is not None and one is not None
     ]
@@ -31,11 +30,11 @@ def collate(samples: Sequence[Sample], pad: int) -> dict[str, Tensor]:
     return batch
 
 
-def loss(batch: Mapping[str, Tensor], logits: Tensor, options: Mapping[str, Any]) -> Tensor:
-    """The mean over pairs, and over general samples their divergence from the base."""
+def loss(batch: Mapping[str, Tensor], logits: Tensor, settings: ObjectiveSettings) -> Tensor:
+    """The mean over pairs, and over replay samples their divergence from the base."""
     total = divergence.summed(batch, logits)
     paired = len(batch["likelihood"])
     gained = -total[:paired] - batch["likelihood"]
     margins = gained[0::2] - gained[1::2]
-    general = total[paired:] / batch["counts"][paired:].sum(1)
-    return torch.cat([-torch.nn.functional.logsigmoid(float(options.get("beta", BETA)) * margins), general]).mean()
+    replay = total[paired:] / batch["counts"][paired:].sum(1)
+    return torch.cat([-torch.nn.functional.logsigmoid(settings.beta * margins), replay]).mean()

@@ -26,21 +26,22 @@ variance, 2 / r of a squared norm:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from probes.models.seeds import child_seed
 from steer.training.optimisers import _optimiser
 from steer.training.optimisers._optimiser import Batch, fused_adamw
+from steer.training.optimisers._protocol import Parameters
 from vectors.options import Option
 
 KINDS = ("signs", "gaussian")
-PROJECTION = Option("projection", "signs", "the kind of random projection, see _apollo.py", choices=KINDS)
+PROJECTION = Option("projection", "signs", "the kind of random projection", choices=KINDS)
 REFRESH = Option("refresh", 200, "steps until a new random projection", low=1)
 LIMITER = Option("limiter", 1.01, "the most by which a step's norm grows over the last one's", low=1)
 SCALE = Option("scale", 1.0, "multiplies the step of matrices, besides sqrt(side / rank)", low=0, open_low=True)
@@ -50,6 +51,8 @@ MEAN = Option(
     "of the mean of projected gradients; what it rounds is a hundredth of the projection's noise",
     choices=("bfloat16", "float32"),
 )
+
+OPTIONS = (REFRESH, LIMITER, SCALE, PROJECTION)  # of APOLLO and its Mini
 
 
 class Apollo:
@@ -215,16 +218,10 @@ def limited(size: Tensor, last: Tensor, limiter: float) -> Tensor:
     return factor
 
 
-def build(
-    parameters: Iterable[tuple[str, nn.Parameter]], name: str, *, lr: float, weight_decay: float, seed: int,
-    rounding: str, beta1: float, beta2: float, eps: float, **own: Any,
-) -> torch.optim.Optimizer:  # fmt: skip
-    """This rule over the matrices, with its `own` numbers, and AdamW over embeddings, head, norms and all else."""
-    between, rest = _optimiser.matrices(parameters)
-    adam = {"beta1": beta1, "beta2": beta2, "eps": eps}
-    groups = [
-        {"name": name, "rule": "apollo", "params": between, "weight_decay": weight_decay, **own, **adam},
-        *_optimiser.adamw_groups(rest, weight_decay, **adam),
-    ]
-    rules: dict[str, _optimiser.Rule] = {"apollo": Apollo(), "adamw": _optimiser.adamw}
-    return _optimiser.Optimiser(groups, rules, lr=lr, seed=seed, rounding=rounding)
+def build(parameters: Parameters, group: dict[str, Any], *, lr: float, seed: int) -> torch.optim.Optimizer:
+    """This rule over the matrices, whose `group` has all options of APOLLO and AdamW; AdamW over all else."""
+    rounding = group.pop("rounding")
+    adam = {key: group[key] for key in ("beta1", "beta2", "eps")}
+    return _optimiser.rule_and_adamw(
+        parameters, "apollo", Apollo(), {**group, "rule": "apollo"}, adam, lr=lr, seed=seed, rounding=rounding
+    )

@@ -16,11 +16,12 @@ from torch.optim.adamw import adamw as functional_adamw
 
 from probes.models.seeds import child_seed
 from steer.training.optimisers import _rounding
+from steer.training.optimisers._protocol import Parameters
 from vectors.errors import ArtifactError, UsageError
 from vectors.options import Option
 
 ROUNDING = Option(
-    "rounding", "exact", "how bfloat16 weights take small steps, see _rounding.py", choices=_rounding.MODES
+    "rounding", "exact", "how bfloat16 weights keep small steps: exact, stochastic or nearest", choices=_rounding.MODES
 )
 BETA1 = Option("beta1", 0.9, "decay of the mean of gradients", low=0, high=0.9999)
 BETA2 = Option("beta2", 0.999, "decay of the mean of their squares", low=0, high=0.999999)
@@ -45,7 +46,21 @@ class Batch(NamedTuple):
 Rule = Callable[[Batch], None]
 
 
-def matrices(parameters: Iterable[tuple[str, nn.Parameter]]) -> tuple[list[Any], list[Any]]:
+def rule_and_adamw(
+    parameters: Parameters, name: str, rule: Rule, group: Mapping[str, Any], adam: Mapping[str, float],
+    **settings: Any,
+) -> Optimiser:  # fmt: skip
+    """`rule` over the matrices between hidden states, AdamW over embeddings, the head, norms, biases and all else.
+
+    `group` is what the rule reads of its group, beside `name` and `params`; `adam` the options of AdamW; `settings`
+    what `Optimiser` takes.
+    """
+    between, rest = matrices(parameters)
+    groups = [{**group, "params": between}, *adamw_groups(rest, group["weight_decay"], **adam)]
+    return Optimiser(groups, {name: rule, "adamw": adamw}, **settings)
+
+
+def matrices(parameters: Parameters) -> tuple[list[Any], list[Any]]:
     """Split named parameters into the matrices between hidden states, and the rest.
 
     The rest are embeddings, the head, norms, biases, and kernels and experts of more than two dimensions.
@@ -58,16 +73,14 @@ def matrices(parameters: Iterable[tuple[str, nn.Parameter]]) -> tuple[list[Any],
     return between, rest
 
 
-def adamw_groups(
-    parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float, **own: Any
-) -> list[dict[str, Any]]:
+def adamw_groups(parameters: Parameters, weight_decay: float, **adam: float) -> list[dict[str, Any]]:
     """Groups under the rule `adamw`: norms, biases and other vectors are not decayed."""
     parts: tuple[list[Any], list[Any]] = ([], [])
     for name, parameter in parameters:
         parts[parameter.ndim < 2].append((name, parameter))
     return [
-        {"name": "adamw", "rule": "adamw", "params": parts[0], "weight_decay": weight_decay, **own},
-        {"name": "adamw vectors", "rule": "adamw", "params": parts[1], "weight_decay": 0.0, **own},
+        {"name": "adamw", "rule": "adamw", "params": parts[0], "weight_decay": weight_decay, **adam},
+        {"name": "adamw vectors", "rule": "adamw", "params": parts[1], "weight_decay": 0.0, **adam},
     ]
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import nn
 
 from steer.training.optimisers import _optimiser
+from steer.training.optimisers._protocol import Parameters
 
 SUMMARY = "AdamW, fused; the default"
 SOURCE = "Loshchilov and Hutter 2019, arXiv:1711.05101; torch.optim"
@@ -15,20 +15,12 @@ OPTIONS = _optimiser.ADAMW_OPTIONS
 
 
 def build(
-    parameters: Iterable[tuple[str, nn.Parameter]],
-    *,
-    lr: float,
-    weight_decay: float = 0.0,
-    seed: int = 0,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    eps: float = 1e-8,
-    rounding: str = "exact",
+    parameters: Parameters, *, lr: float, weight_decay: float, seed: int, rounding: str, **adam: Any
 ) -> torch.optim.Optimizer:
     """AdamW over named parameters. Norms and biases are not decayed.
 
     The second beta is torch's 0.999, not the 0.95 of pre-training recipes: a bake has few and small batches, whose
     squares are noisy. State: 8 bytes a weight; `exact` rounding of bfloat16 adds 2. Raises UsageError.
     """
-    groups = _optimiser.adamw_groups(parameters, weight_decay, beta1=beta1, beta2=beta2, eps=eps)
+    groups = _optimiser.adamw_groups(parameters, weight_decay, **adam)
     return _optimiser.Optimiser(groups, {"adamw": _optimiser.adamw}, lr=lr, seed=seed, rounding=rounding)

@@ -1,40 +1,27 @@
-"""APOLLO: AdamW's adaptive rates, one a channel, from moments in a random projection: little state for full weights."""
+"""APOLLO: AdamW's adaptive rates, one per channel, from moments in a random projection: little optimiser state."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import nn
 
 from steer.training.optimisers import _apollo, _optimiser
+from steer.training.optimisers._protocol import Parameters
 from vectors.options import Option
 
 SUMMARY = "APOLLO: rates by channel from projected moments; for training all weights in little memory"
 SOURCE = "Zhu et al. 2025, arXiv:2412.05270"
 OPTIONS = (
     Option("rank", 64, "of the random projection", low=1),
-    *(_apollo.REFRESH, _apollo.LIMITER, _apollo.SCALE, _apollo.MEAN, _apollo.PROJECTION),
+    *_apollo.OPTIONS,
+    _apollo.MEAN,
     *_optimiser.ADAMW_OPTIONS,
 )
 
 
 def build(
-    parameters: Iterable[tuple[str, nn.Parameter]],
-    *,
-    lr: float,
-    weight_decay: float = 0.0,
-    seed: int = 0,
-    rank: int = 64,
-    refresh: int = 200,
-    limiter: float = 1.01,
-    scale: float = 1.0,
-    mean_dtype: str = "bfloat16",
-    projection: str = "signs",
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    eps: float = 1e-8,
-    rounding: str = "exact",
+    parameters: Parameters, *, lr: float, weight_decay: float, seed: int, **options: Any
 ) -> torch.optim.Optimizer:
     """APOLLO over the matrices, AdamW over embeddings, head, norms and all else.
 
@@ -42,7 +29,5 @@ def build(
     The direction is the raw gradient of the step, so it wants larger batches than AdamW: accumulate. Raises UsageError.
     """
     return _apollo.build(
-        parameters, "apollo", lr=lr, weight_decay=weight_decay, seed=seed, rounding=rounding,
-        beta1=beta1, beta2=beta2, eps=eps, rank=rank, channels=True, refresh=refresh, limiter=limiter, scale=scale,
-        mean_dtype=mean_dtype, projection=projection,
-    )  # fmt: skip
+        parameters, {"name": "apollo", "weight_decay": weight_decay, "channels": True, **options}, lr=lr, seed=seed
+    )

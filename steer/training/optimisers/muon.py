@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import nn
 
 from steer.training.optimisers import _optimiser
+from steer.training.optimisers._protocol import Parameters
 from vectors.options import Option
 
 SUMMARY = "Muon for matrices, AdamW for the rest"
@@ -19,16 +19,7 @@ OPTIONS = (
 
 
 def build(
-    parameters: Iterable[tuple[str, nn.Parameter]],
-    *,
-    lr: float,
-    weight_decay: float = 0.0,
-    seed: int = 0,
-    momentum: float = 0.95,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    eps: float = 1e-8,
-    rounding: str = "exact",
+    parameters: Parameters, *, lr: float, weight_decay: float, seed: int, momentum: float, rounding: str, **adam: Any
 ) -> torch.optim.Optimizer:
     """Muon over the matrices, AdamW over embeddings, head, norms and all else.
 
@@ -37,13 +28,8 @@ def build(
     AdamW's. Fine-tuning with Muon what was trained with AdamW is said to be a mismatch (arXiv:2502.16982), so it is not
     the default. Raises UsageError.
     """
-    between, rest = _optimiser.matrices(parameters)
-    groups = [
-        {"name": "muon", "rule": "muon", "params": between, "weight_decay": weight_decay, "momentum": momentum},
-        *_optimiser.adamw_groups(rest, weight_decay, beta1=beta1, beta2=beta2, eps=eps),
-    ]
-    rules = {"muon": muon, "adamw": _optimiser.adamw}
-    return _optimiser.Optimiser(groups, rules, lr=lr, seed=seed, rounding=rounding)
+    group = {"name": "muon", "rule": "muon", "weight_decay": weight_decay, "momentum": momentum}
+    return _optimiser.rule_and_adamw(parameters, "muon", muon, group, adam, lr=lr, seed=seed, rounding=rounding)
 
 
 def muon(batch: _optimiser.Batch) -> None:

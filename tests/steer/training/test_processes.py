@@ -127,24 +127,24 @@ def test_two_that_are_killed_go_on_where_they_were(command: tuple[str, ...], her
 
 
 def test_what_several_can_not_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert processes.problems(7, "frozen") == []
+    assert processes.problems_of(7, "frozen") == []
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    found = " ".join(processes.problems(7, "frozen"))
+    found = " ".join(processes.problems_of(7, "frozen"))
     for part in ("a batch of 7 can't be shared by 2 processes", "--context frozen", "DeepSpeed"):
         assert part in found
     with pytest.raises(UsageError, match="--against trains in one process"):
         contrast.contrast(None, Path("a"), Path("b"), tell=print)  # type: ignore[arg-type]
 
 
-def test_what_can_not_be_cut_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sharding.problems(False, "apollo", True, "bfloat16", "frozen") == []
+def test_what_cannot_be_sharded_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sharding.problems_of(False, "apollo", True, "bfloat16", "frozen") == []
     for name in ("WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    found = " ".join(sharding.problems(True, "apollo", True, "auto", "frozen"))
-    for part in ("and there is one: torchrun", "of which apollo needs the whole", "in float32 only", "frozen"):
+    found = " ".join(sharding.problems_of(True, "apollo", True, "auto", "frozen"))
+    for part in ("and there is one: torchrun", "which apollo needs whole", "in float32 only", "frozen"):
         assert part in found
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert sharding.problems(True, "adamw", False, "auto", "full") == []
+    assert sharding.problems_of(True, "adamw", False, "auto", "full") == []
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert "say --fsdp" in sharding.problems(False, "adamw", False, "auto", "full")[0]
+    assert "give --fsdp" in sharding.problems_of(False, "adamw", False, "auto", "full")[0]

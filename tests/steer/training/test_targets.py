@@ -12,6 +12,7 @@ from steer.training.data.samples import GENERAL, Sample, load_all, save_all, tol
 from steer.training.data.targets import Target, certain, divergence, top
 from steer.training.objectives import divergence as by_divergence
 from steer.training.objectives import preference
+from steer.training.objectives.protocol import ObjectiveSettings
 
 
 def buckets(teacher: torch.Tensor, student: torch.Tensor, kept: list[int]) -> float:
@@ -87,7 +88,7 @@ def test_each_sample_counts_the_same_however_long_or_padded() -> None:
     flat = whole[:, batch["keep"]][batch["counts"]]
     found = by_divergence.by_sample(batch, flat)
     assert found.tolist() == pytest.approx(alone, abs=1e-5)
-    assert float(by_divergence.loss(batch, flat, {})) == pytest.approx(sum(alone) / 3, abs=1e-5)
+    assert float(by_divergence.loss(batch, flat, ObjectiveSettings())) == pytest.approx(sum(alone) / 3, abs=1e-5)
 
 
 def test_the_preference_loss_is_equation_7() -> None:
@@ -105,7 +106,7 @@ def test_the_preference_loss_is_equation_7() -> None:
     expected = float(torch.nn.functional.softplus(torch.tensor(-0.3 * margin)))
     expected = (expected - likelihood(2, general) / 2) / 2
     kept = logits[:, batch["keep"]][batch["counts"]]
-    assert float(preference.loss(batch, kept, {"beta": 0.3})) == pytest.approx(expected, abs=1e-5)
+    assert float(preference.loss(batch, kept, ObjectiveSettings(beta=0.3))) == pytest.approx(expected, abs=1e-5)
 
 
 def test_samples_survive_the_disk(tmp_path: Path) -> None:
