@@ -1,130 +1,128 @@
-"""Trying strengths side by side: every prompt at every strength, in one left-padded batch with one seed."""
+"""Generating: the one batched, seeded way in which a model is asked for completions.
+
+Greedy, or sampled by the Gumbel maximum: argmax(logits / temperature + noise) is a draw from the softmax (Gumbel 1954).
+The noise of a row follows from the seed and the row's name, so neither the order of the prompts nor the batch that they
+share changes a completion.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from probes.models.loading import FoundModel, LoadedModel, memory_reported
-from probes.models.residual import text_part
+from probes.interventions import Intervention, no_intervention
+from probes.models.completions import Completion
+from probes.models.loading import memory_reported
 from probes.models.seeds import child_seed
-from probes.models.tokens import rendered
-from probes.steered import steered
-from vectors import fit
-from vectors.errors import SteerError, UsageError, kept, raise_together
-from vectors.expression import Composition
-from vectors.steering import SteeringVector
+
+BATCH = 64  # rows of a batch
 
 
-def check(
-    ready: FoundModel,
-    vectors: Mapping[str, SteeringVector],
-    prompts: Sequence[str],
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    intervention: Intervention = no_intervention,
     *,
     max_tokens: int,
-    any_base: bool = False,
-) -> None:
-    """Refuse, before a model's weights are loaded, vectors that do not fit it and prompts beyond its context.
-
-    Raises one error with all problems: ArtifactError, UsageError or ExampleError.
-    """
-    text = text_part(ready.config)
-    errors: list[SteerError] = []
-    with kept(errors):
-        fit.require(
-            vectors.items(),
-            hidden_size=int(text.hidden_size),
-            layers=int(text.num_hidden_layers),
-            base=ready.identity,
-            any_base=any_base,
-        )
-    with kept(errors):
-        _asked(prompts, ready.tokenizer, ready.config, max_tokens)
-    raise_together(errors)
-
-
-def try_strengths(
-    loaded: LoadedModel,
-    composition: Composition,
-    vectors: Mapping[str, str | Path | SteeringVector],
-    prompts: Sequence[str],
-    strengths: Sequence[float],
-    *,
-    max_tokens: int = 60,
     temperature: float = 0.0,
     seed: int = 0,
-    any_base: bool = False,
-) -> list[list[str]]:
-    """The completion of each prompt (rows) at each strength (columns), all in one batch.
+    names: Sequence[str] = (),
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Completion]:
+    """One completion of each prompt (ids), of at most `max_tokens` tokens, its end token included.
 
-    With `temperature` above 0 every strength of a prompt draws from the same random numbers, so that what differs is
-    the steering. Prompts are asked in the chat template by the rules of extraction (`probes.models.tokens.templated`).
-    Raises UsageError for a prompt beyond the context, ExampleError for prompts of which only some are rendered already.
+    Temperature 0 is greedy. `names` (one for each prompt; by default its place) decide the random numbers of a
+    temperature above 0: rows with the same name draw the same ones. `progress` is told how many prompts are done.
+    Raises ModelError when memory runs out.
     """
-    tokenizer = loaded.tokenizer
-    rows = [ids for ids in _asked(prompts, tokenizer, loaded.model.config, max_tokens) for _ in strengths]
+    names = names or [str(index) for index in range(len(prompts))]
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    completions: dict[int, Completion] = {}
+    for start in range(0, len(order), BATCH):
+        batch = order[start : start + BATCH]
+        made = generate_batch(
+            model,
+            tokenizer,
+            [prompts[index] for index in batch],
+            intervention,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            names=[names[index] for index in batch],
+        )
+        completions.update(zip(batch, made, strict=True))
+        progress(len(completions))
+    return [completions[index] for index in range(len(prompts))]
+
+
+def generate_batch(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    intervention: Intervention = no_intervention,
+    *,
+    max_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    names: Sequence[str],
+) -> list[Completion]:
+    """`generate` for prompts that share one batch, padded on the left, whose rows are in the order of `prompts`."""
+    if max_tokens == 0:
+        return [Completion(list(prompt), []) for prompt in prompts]
     # Padding is masked, so any token will do where a tokenizer has none of its own.
     pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-    length = max(map(len, rows))
-    compositions = [composition.scaled(strength) for _ in prompts for strength in strengths]
-    device = next(loaded.model.parameters()).device
-    inputs = {
-        "input_ids": torch.tensor([[pad] * (length - len(row)) + row for row in rows], device=device),
-        "attention_mask": torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=device),
-    }
-    sampling: dict[str, Any] = {"do_sample": False}
+    ends = end_tokens(model, tokenizer)
+    lengths = [len(prompt) for prompt in prompts]
+    width = max(lengths)
+    device = next(model.parameters()).device
+    ids = [[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (width - length) + [1] * length for length in lengths]
+    sampling: dict[str, Any] = {}
     if temperature > 0:
-        noise = SharedNoise(prompts, len(strengths), temperature, seed)
-        sampling["logits_processor"] = [noise]
-    with (
-        memory_reported(),
-        steered(loaded.model, compositions, vectors=vectors, any_base=any_base),
-        torch.inference_mode(),
-    ):
-        output = loaded.model.generate(
-            **inputs,
+        sampling["logits_processor"] = [NamedNoise(names, temperature, seed)]
+    with memory_reported(), intervention(lengths), torch.inference_mode():
+        output = model.generate(
+            input_ids=torch.tensor(ids, device=device),
+            attention_mask=torch.tensor(mask, device=device),
             max_new_tokens=max_tokens,
-            pad_token_id=pad,
+            do_sample=False,
             num_beams=1,
             temperature=None,
             top_p=None,
             top_k=None,
+            pad_token_id=pad,
+            eos_token_id=sorted(ends) or None,
             **sampling,
         )
-    completions: list[str] = tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
-    width = len(strengths)
-    return [[text.strip() for text in completions[i : i + width]] for i in range(0, len(completions), width)]
+    completions = []
+    for prompt, row in zip(prompts, output[:, width:].tolist(), strict=True):
+        stop = next((index + 1 for index, token in enumerate(row) if token in ends), len(row))
+        completions.append(Completion(list(prompt), row[:stop]))
+    return completions
 
 
-def _asked(prompts: Sequence[str], tokenizer: Any, config: Any, max_tokens: int) -> list[list[int]]:
-    """The ids of each prompt. Raises UsageError for one that leaves no room for an answer, and as `rendered` does."""
-    rows = rendered(prompts, tokenizer)
-    longest = getattr(text_part(config), "max_position_embeddings", None)
-    length = max(map(len, rows))
-    if longest is not None and length + max_tokens > longest:
-        raise UsageError(
-            f"the longest prompt has {length} tokens; {max_tokens} more exceed the model's context of {longest}",
-            "shorten the prompt, or lower --max-tokens",
-        )
-    return rows
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """The ids at which a completion ends: those of the model's generation settings, and the tokenizer's own."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    listed = configured if isinstance(configured, list) else [configured]
+    return {token for token in (*listed, tokenizer.eos_token_id) if token is not None}
 
 
-class SharedNoise:
-    """Sampling by the Gumbel maximum, with the same noise for every strength of a prompt.
+class NamedNoise:
+    """A logits processor under which greedy decoding samples, with random numbers that follow from a row's name."""
 
-    argmax(logits / temperature + noise) is a draw from the softmax (Gumbel 1954), so greedy decoding samples.
-    """
-
-    def __init__(self, prompts: Sequence[str], strengths: int, temperature: float, seed: int) -> None:
-        self.strengths, self.temperature = strengths, temperature
-        self.generators = [torch.Generator().manual_seed(child_seed(seed, "sample", prompt)) for prompt in prompts]
+    def __init__(self, names: Sequence[str], temperature: float, seed: int) -> None:
+        self.temperature = temperature
+        different = list(dict.fromkeys(names))
+        self.generators = [torch.Generator().manual_seed(child_seed(seed, "sample", name)) for name in different]
+        self.rows = torch.tensor([different.index(name) for name in names])
 
     def __call__(self, _ids: Tensor, scores: Tensor) -> Tensor:
+        """`scores` [rows, vocabulary] divided by the temperature, plus Gumbel noise."""
         uniform = torch.stack([torch.rand(scores.shape[1], generator=g) for g in self.generators])
         gumbel = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
-        noise = gumbel.repeat_interleave(self.strengths, 0).to(scores.device)
-        return scores.float() / self.temperature + noise
+        return scores.float() / self.temperature + gumbel[self.rows].to(scores.device)

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from probes.directions.extraction import Extraction
-    from probes.generation import try_strengths
     from probes.models.loading import LoadedModel
     from probes.models.loading import load as load_model
     from probes.steered import steered
+    from probes.strengths import try_strengths
     from steer.extraction import extract
     from steer.folding.fold import fold
     from steer.training.bake import bake
@@ -45,7 +45,7 @@ _HOME = {
     "load_model": "probes.models.loading",
     "parse": "vectors.expression",
     "steered": "probes.steered",
-    "try_strengths": "probes.generation",
+    "try_strengths": "probes.strengths",
 }
 
 __all__ = [

@@ -57,6 +57,12 @@ def text_part(config: Any) -> Any:
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
+def context_length(config: Any) -> int | None:
+    """The most tokens that a model of this configuration can read, or None where it states no limit."""
+    limit = getattr(text_part(config), "max_position_embeddings", None)
+    return None if limit is None else int(limit)
+
+
 def layout(model: nn.Module) -> Layout | None:
     """The table's row for this model, or None."""
     return LAYOUTS.get(str(getattr(text_config(model), "model_type", "")))

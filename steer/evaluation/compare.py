@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from probes.data.reading import read
+from probes.evaluation_set import EvaluationSet, contrast_of, evaluate, evaluation_set
+from probes.interventions import Intervention, no_intervention, steering
 from probes.models.loading import load
-from probes.scores import divergence
-from probes.steered import steered
-from steer.training import evaluation, evaluation_set
 
 
 class Shown(NamedTuple):
@@ -22,29 +21,33 @@ class Shown(NamedTuple):
 
 
 def compare(
-    models: Mapping[str, Shown], pos: Path, neg: Path, *, examples: int = 24, device: str = "auto", seed: int = 0
+    models: Mapping[str, Shown],
+    pos: Path,
+    neg: Path,
+    *,
+    examples: int = 24,
+    device: str = "auto",
+    seed: int = 0,
+    scores: Sequence[str] = (),
 ) -> dict[str, dict[str, float]]:
     """By name: `margin`, the log-likelihood per token of positive less negative examples, and `kl_neutral`, in nats.
 
     The first model is the base, which writes the neutral text and which the others are compared with. Of the examples
-    the last ones are taken. Raises ExampleError, ModelError.
+    the last ones are taken. `scores` names more to measure on the neutral text. Raises ExampleError, ModelError,
+    UsageError.
     """
     read(pos, neg)  # refused, if it must be, before a model is loaded
-    found: dict[str, dict[str, float]] = {}
-    held: evaluation.Held | None = None
+    figures: dict[str, dict[str, float]] = {}
+    measured_on: EvaluationSet | None = None
     loaded: dict[str, Any] = {}
     for name, shown in models.items():
         if shown.model not in loaded:
             loaded = {shown.model: load(shown.model, device, "float32")}  # one at a time in memory
         ready = loaded[shown.model]
-        if held is None:
-            held = evaluation_set.held(ready, evaluation_set.sides(ready, pos, neg, last=examples), seed=seed)
-        within: divergence.Within = divergence.plain
+        if measured_on is None:
+            measured_on = evaluation_set(ready, contrast_of(ready, pos, neg, last=examples), seed=seed)
+        intervention: Intervention = no_intervention
         if shown.composition is not None:
-
-            def within(prompts: Sequence[int], shown: Shown = shown, model: Any = ready.model) -> Any:
-                assert shown.composition is not None
-                return steered(model, shown.composition, vectors=shown.vectors, prompt_length=prompts)
-
-        found[name] = evaluation.look(ready.model, held, within)
-    return found
+            intervention = steering(ready.model, shown.composition, shown.vectors)
+        figures[name] = evaluate(ready.model, measured_on, intervention, more=scores)
+    return figures

@@ -15,8 +15,13 @@ from typing import Any
 
 from torch import nn
 
+from probes.generation import generate
+from probes.interventions import steering
+from probes.logits import log_likelihoods, logits_of
 from probes.models import residual
+from probes.models.completions import Completion
 from probes.models.loading import LoadedModel, load
+from probes.models.tokens import rendered
 from probes.scores import divergence
 from probes.steered import steered
 from steer.folding import ablation, vllm_scores
@@ -55,24 +60,22 @@ def prove(
 
     `vllm` None means where it is installed. Raises ProofError with the figures, ModelError for what can't be loaded.
     """
-
-    def composed(prompts: Sequence[int]) -> contextlib.AbstractContextManager[None]:
-        return steered(original.model, composition, vectors=vectors, prompt_length=prompts, any_base=any_base)
-
+    composed = steering(original.model, composition, vectors, any_base=any_base)
     waiting("asking the steered model")
-    rows = divergence.rows_of(original.model, original.tokenizer, prompts[:PROMPTS], TOKENS, composed)
-    served = [divergence.logits_of(original.model, row, composed) for row in rows]
+    ids = rendered(prompts[:PROMPTS], original.tokenizer)
+    rows = generate(original.model, original.tokenizer, ids, composed, max_tokens=TOKENS)
+    served = [logits_of(original.model, row, composed) for row in rows]
     expected = served
     if effects.ablates:
 
         def at_every_write(_prompts: Sequence[int]) -> contextlib.AbstractContextManager[None]:
             return reference(original.model, effects, layout)
 
-        expected = [divergence.logits_of(original.model, row, at_every_write) for row in rows]
-    unsteered = divergence.difference(expected, [divergence.logits_of(original.model, row) for row in rows])
+        expected = [logits_of(original.model, row, at_every_write) for row in rows]
+    unsteered = divergence.difference(expected, [logits_of(original.model, row) for row in rows])
     waiting("loading what was written in transformers")
     baked = load(written, str(next(original.model.parameters()).device), "float32")
-    found = [divergence.logits_of(baked.model, row) for row in rows]
+    found = [logits_of(baked.model, row) for row in rows]
     against = divergence.difference(expected, found)
     proof: dict[str, Any] = {
         "prompts": len(rows),
@@ -106,9 +109,9 @@ def prove(
     return proof
 
 
-def _in_vllm(written: Path, rows: Sequence[divergence.Row], logits: Sequence[Any]) -> dict[str, Any]:
+def _in_vllm(written: Path, rows: Sequence[Completion], logits: Sequence[Any]) -> dict[str, Any]:
     scores = vllm_scores.scores(written, [row.ids for row in rows])
-    expected = [divergence.scores_of(one[:-1], row.ids[1:]) for one, row in zip(logits, rows, strict=True)]
+    expected = [log_likelihoods(one[:-1], row.ids[1:]) for one, row in zip(logits, rows, strict=True)]
     pairs = [pair for a, b in zip(expected, scores, strict=True) for pair in zip(a, b, strict=True)]
     gaps = [abs(a - b) for a, b in pairs]
     return {"max_log_probability": max(gaps) if all(map(math.isfinite, gaps)) else math.inf, "tokens": len(pairs)}

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from merges.inputs.sources import Source, open_source
+from probes import evaluation_set
 from probes.data.reading import read
+from probes.evaluation_set import Behaviour, EvaluationSet, contrast_of, evaluate
+from probes.interventions import no_intervention
 from probes.models.loading import LoadedModel, find, load
-from probes.scores import divergence
 from steer.folding import model_folder
 from steer.folding.fold import identity_of
 from steer.reports import bake_report
-from steer.training import evaluation, evaluation_set, loop, result, student, work
+from steer.training import loop, result, student, work
 from steer.training.data import files, samples
 from steer.training.data.samples import BEHAVIOUR, Sample
 from steer.training.data.teachers import Teacher
@@ -88,21 +90,24 @@ def bake(request: Request, mode: Mode, *, tell: Tell = lambda entry: None) -> di
     going_on = work.check(request.out, run)
     loaded = load(find(request.model), request.device, request.dtype)
     teacher = mode.teacher(loaded) if mode.teacher else None
-    shown = evaluation_set.sides(loaded, request.pos, request.neg)
+    shown = contrast_of(loaded, request.pos, request.neg)
     # Neutral text is asked for without a prompt, so the margin is all that can be said of a model that is prompted.
-    prompted = teacher.within is divergence.plain if teacher is not None else False
-    told = evaluation_set.sides(loaded, request.pos, request.neg, told=teacher.told) if teacher and prompted else None
+    prompted = teacher.intervention is no_intervention if teacher is not None else False
+    as_prompted = (
+        contrast_of(loaded, request.pos, request.neg, as_prompted=teacher.as_prompted) if teacher and prompted else None
+    )
     with work.working(request.out, run) as place:
         prepared = _prepared(place, going_on, loaded, teacher, mode, tell)
         tell({"stage": "asking the base for neutral text"})
-        behaviour = [sample for sample in prepared.held_out if sample.kind == BEHAVIOUR]
-        measured = evaluation_set.held(loaded, shown, behaviour, taught=teacher is not None, seed=request.settings.seed)
+        held_out = [sample for sample in prepared.held_out if sample.kind == BEHAVIOUR]
+        behaviour = Behaviour([s.completion for s in held_out], [s.target for s in held_out], teacher is not None)
+        measured = evaluation_set.evaluation_set(loaded, shown, behaviour, seed=request.settings.seed)
         tell({"stage": "measuring the base" + (" and the teacher" if teacher is not None else "")})
-        models = {"base": evaluation.look(loaded.model, measured)}
+        models = {"base": evaluate(loaded.model, measured)}
         if teacher is not None and not prompted:
-            models["steered"] = evaluation.look(loaded.model, measured, teacher.within)
-        elif told is not None and told[0]:
-            models["prompted"] = {"kl_teacher": 0.0, "margin": evaluation.margin(loaded.model, *told)}
+            models["steered"] = evaluate(loaded.model, measured, teacher.intervention)
+        elif as_prompted is not None and as_prompted.positive:
+            models["prompted"] = {"kl_teacher": 0.0, "margin": evaluation_set.margin(loaded.model, as_prompted)}
         processes.barrier()
         scored = _scored(tell, models["base"].get("kl_teacher", 0.0)) if teacher is not None else tell
         trained, model, more = _train(request, mode, loaded, prepared.train, prepared.held_out, place, scored)
@@ -278,14 +283,14 @@ def _without_mix(
     request: Request,
     mode: Mode,
     prepared: Prepared,
-    held: evaluation.Held,
+    held: EvaluationSet,
     base: dict[str, float],
     place: Path,
     tell: Tell,
 ) -> float:
     """The retention of a student that had no general data."""
     model = _student_without_mix(request, mode, prepared, place, tell)
-    return evaluation.retention(base, evaluation.look(model.eval(), held))
+    return evaluation_set.retention(base, evaluate(model.eval(), held))
 
 
 def _student_without_mix(request: Request, mode: Mode, prepared: Prepared, place: Path, tell: Tell) -> Any:
@@ -296,16 +301,16 @@ def _student_without_mix(request: Request, mode: Mode, prepared: Prepared, place
 
 def _finish(
     request: Request, found: dict[str, Any], models: dict[str, dict[str, float]], trained: loop.Trained,
-    kept_at: Path, source: Source, held: evaluation.Held, model: Any, without: float | None,
+    kept_at: Path, source: Source, held: EvaluationSet, model: Any, without: float | None,
 ) -> None:  # fmt: skip
     """Write the result, measure what was written, and report."""
 
     def measure(measured: Any) -> None:
-        models["baked"] = evaluation.look(measured, held)
+        models["baked"] = evaluate(measured, held)
         teacher = models.get("steered") or models.get("prompted") or {"kl_teacher": 0.0, **models["base"]}
         found.update(
-            models=models, dose=evaluation.dose(models["base"], teacher, models["baked"]),
-            retention=evaluation.retention(models["base"], models["baked"]), steps=trained.steps,
+            models=models, dose=evaluation_set.dose(models["base"], teacher, models["baked"]),
+            retention=evaluation_set.retention(models["base"], models["baked"]), steps=trained.steps,
             history=trained.history,
         )  # fmt: skip
         if without is not None:

@@ -34,8 +34,8 @@ import torch
 from figures import machine, spread
 
 import steer
-from probes.scores.divergence import Row
-from probes.steered import steered
+from probes.interventions import steering
+from probes.models.completions import Completion
 from steer.training import loop, student
 from steer.training.data import samples
 from steer.training.objectives import divergence
@@ -47,11 +47,14 @@ OURS, WITH_TEACHER, TRL = "steer", "steer, with the teacher", "TRL"
 LORA = student.Lora()
 
 
-def rows(arguments: argparse.Namespace) -> list[Row]:
+def rows(arguments: argparse.Namespace) -> list[Completion]:
     """The batch: prompts and completions of random tokens."""
     chosen = random.Random(0)
-    size = arguments.prompt + arguments.completion
-    return [Row([chosen.randrange(100, 49_000) for _ in range(size)], arguments.prompt) for _ in range(arguments.batch)]
+
+    def ids(count: int) -> list[int]:
+        return [chosen.randrange(100, 49_000) for _ in range(count)]
+
+    return [Completion(ids(arguments.prompt), ids(arguments.completion)) for _ in range(arguments.batch)]
 
 
 def fresh() -> Any:
@@ -66,15 +69,14 @@ def finish(trainer: Any, model: Any) -> None:
     model.zero_grad()
 
 
-def ours(given: list[Row], folder: Path, ask: bool) -> Callable[[], float]:
+def ours(given: list[Completion], folder: Path, ask: bool) -> Callable[[], float]:
     """A step of `steer bake --mode distil`."""
     base = fresh()
     generator = torch.Generator().manual_seed(0)
     vector = SteeringVector({14: torch.randn(576, generator=generator)})
 
     def asked() -> list[samples.Sample]:
-        within = lambda prompts: steered(base, "2*v", vectors={"v": vector}, prompt_length=prompts, any_base=True)  # noqa: E731
-        return samples.taught_by(base, given, given, within)
+        return samples.soft_targets(base, given, given, steering(base, "2*v", {"v": vector}, any_base=True))
 
     made = asked()
     # The teacher is the same model without its adapter, so it is asked before there is one.
@@ -104,7 +106,7 @@ def ours(given: list[Row], folder: Path, ask: bool) -> Callable[[], float]:
     return step
 
 
-def theirs(given: list[Row], folder: Path) -> Callable[[], float]:
+def theirs(given: list[Completion], folder: Path) -> Callable[[], float]:
     """A step of TRL's trainer, without its sampling."""
     from datasets import Dataset
     from peft import LoraConfig
@@ -126,7 +128,7 @@ def theirs(given: list[Row], folder: Path) -> Callable[[], float]:
     trainer.create_optimizer()
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
-    prompt = given[0].prompt
+    prompt = given[0].prompt_length
     ids = torch.tensor([row.ids for row in given])
     inputs = {
         "prompt_ids": ids[:, :prompt], "prompt_mask": torch.ones_like(ids[:, :prompt]),
@@ -143,7 +145,7 @@ def theirs(given: list[Row], folder: Path) -> Callable[[], float]:
     return step
 
 
-def make(name: str, given: list[Row], folder: Path) -> Callable[[], float]:
+def make(name: str, given: list[Completion], folder: Path) -> Callable[[], float]:
     """A contestant's step."""
     return theirs(given, folder) if name == TRL else ours(given, folder, name == WITH_TEACHER)
 

@@ -1,50 +1,71 @@
-"""Trying strengths: the same prompts side by side, whatever the tokenizer lacks."""
+"""One way to generate: whatever batch and order the prompts come in, each has its own completion."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pico
 import pytest
-import torch
 
-from probes.generation import try_strengths
-from probes.models import loading as loading
+from probes import generation
+from probes.generation import generate
+from probes.models import loading
+from probes.models.completions import Completion
 from probes.models.loading import LoadedModel
-from vectors.errors import UsageError
-from vectors.expression import parse
-from vectors.steering import SteeringVector
 
-VECTOR = {"warm": SteeringVector({1: torch.ones(32), 2: torch.ones(32)})}
-PROMPTS = ["Hi", "What is warm and what is cold?"]
+PROMPTS = pico.sequences(5, 3, 12, seed=3)
+NAMES = [f"prompt {index}" for index in range(5)]
 
 
-@pytest.fixture
-def loaded(model_folder: Path) -> LoadedModel:
-    return loading.load(str(model_folder), "cpu", "float32")
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    folder: Path = pico.save(tmp_path_factory.mktemp("generation") / "model", "llama")
+    return loading.load(str(folder), "cpu", "float32")
 
 
-def tried(loaded: LoadedModel, prompts: list[str], strengths: tuple[float, ...] = (0, 3)) -> list[list[str]]:
-    return try_strengths(loaded, parse("warm@response"), VECTOR, prompts, strengths, max_tokens=6)
+def completed(loaded: LoadedModel, order: list[int], temperature: float = 1.0, seed: int = 0) -> dict[int, Completion]:
+    made = generate(
+        loaded.model, loaded.tokenizer, [PROMPTS[i] for i in order], max_tokens=6, temperature=temperature, seed=seed,
+        names=[NAMES[i] for i in order],
+    )  # fmt: skip
+    return dict(zip(order, made, strict=True))
 
 
-def test_prompts_of_other_lengths_side_by_side_give_what_each_gives_alone(loaded: LoadedModel) -> None:
-    together = tried(loaded, PROMPTS)
-    assert together == [tried(loaded, [prompt])[0] for prompt in PROMPTS]
-    assert together[0][0] != together[0][1]
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("batch", [1, 2, 64])
+def test_a_completion_depends_on_neither_its_batch_nor_its_order(
+    loaded: LoadedModel, temperature: float, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = {i: completed(loaded, [i], temperature)[i] for i in range(5)}
+    monkeypatch.setattr(generation, "BATCH", batch)
+    assert completed(loaded, [0, 1, 2, 3, 4], temperature) == alone
+    assert completed(loaded, [3, 1, 4, 0, 2], temperature) == alone
 
 
-def test_a_prompt_that_is_rendered_already_is_not_rendered_again(loaded: LoadedModel) -> None:
-    turn = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    assert tried(loaded, [turn]) == tried(loaded, ["Hi"])
+def test_a_completion_follows_from_the_seed_and_the_name(loaded: LoadedModel) -> None:
+    assert completed(loaded, [0, 1]) == completed(loaded, [0, 1])
+    assert completed(loaded, [0, 1]) != completed(loaded, [0, 1], seed=1)
+    same = generate(
+        loaded.model, loaded.tokenizer, [PROMPTS[0]] * 3, max_tokens=6, temperature=1.0, names=["a", "a", "b"]
+    )
+    assert same[0] == same[1] != same[2]
 
 
-def test_a_tokenizer_without_padding_or_end_is_no_obstacle(loaded: LoadedModel) -> None:
-    expected = tried(loaded, PROMPTS)
-    loaded.tokenizer.pad_token = loaded.tokenizer.eos_token = None
-    assert tried(loaded, PROMPTS) == expected
-    assert loaded.tokenizer.pad_token is None  # and it stays as it was
+def test_a_completion_keeps_its_prompt_and_ends_with_its_end_token(loaded: LoadedModel) -> None:
+    (free,) = generate(loaded.model, loaded.tokenizer, PROMPTS[:1], max_tokens=6)
+    assert free.prompt_ids == PROMPTS[0]
+    assert free.ids == [*PROMPTS[0], *free.completion_ids]
+    assert free.length == len(free.ids)
+    third = free.completion_ids[2]
+    before, loaded.model.generation_config.eos_token_id = loaded.model.generation_config.eos_token_id, third
+    try:
+        (ended,) = generate(loaded.model, loaded.tokenizer, PROMPTS[:1], max_tokens=6)
+    finally:
+        loaded.model.generation_config.eos_token_id = before
+    assert ended.completion_ids == free.completion_ids[: list(free.completion_ids).index(third) + 1]
 
 
-def test_prompts_beyond_the_context_are_refused(loaded: LoadedModel) -> None:
-    with pytest.raises(UsageError, match="exceed the model's context of 256"):
-        tried(loaded, ["warm " * 300])
+def test_no_tokens_give_empty_completions(loaded: LoadedModel) -> None:
+    assert generate(loaded.model, loaded.tokenizer, PROMPTS[:2], max_tokens=0) == [
+        Completion(prompt, []) for prompt in PROMPTS[:2]
+    ]

@@ -68,12 +68,12 @@ def command(
         composition.scaled(value)  # refuses what can't be scaled, before a model is loaded
     reference = model or base_reference(found)
 
-    from probes.generation import check, try_strengths
     from probes.models.loading import find, load
+    from probes.strengths import require_fitting, try_strengths
 
     output.say_preparing(reference)
     ready = find(reference)
-    check(ready, found, prompts, max_tokens=max_tokens, any_base=any_base)
+    require_fitting(ready, found, prompts, max_tokens=max_tokens, any_base=any_base)
     loaded = load(ready, device, dtype)
     output.say(f"model {loaded.source}, on {loaded.choice}")
     completions = try_strengths(

@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 
 from probes.data.examples import Example
 from probes.data.reading import read, read_class
-from probes.models.tokens import tokenise
-from probes.scores.divergence import Row
 from vectors.errors import ExampleError, UsageError
 from vectors.files import digest_bytes
 
@@ -98,25 +96,6 @@ def pairs_of(path: Path) -> tuple[list[tuple[Example, Example]], str]:
     if len(found) < 2:
         raise ExampleError(f"{path} holds one pair, and nothing can be held out of it", "give at least two")
     return found, contrast.digests["pairs"]
-
-
-def rows(examples: Sequence[Example], tokenizer: Any, longest: int | None) -> list[Row]:
-    """The ids of each example with where its completion begins, and an end token after it.
-
-    Raises ExampleError for examples beyond `longest` tokens, and for those without a token to learn.
-    """
-    try:
-        tokens = tokenise(examples, tokenizer, "completion", longest=longest)
-    except ExampleError as error:
-        raise ExampleError(error.problems, "shorten them, or leave them out") from error
-    ends = tokenizer.eos_token_id
-    found = []
-    for one in tokens:
-        start, stop = one.counted[0], one.counted[-1] + 1
-        # What the template writes after a completion begins with its end, which is learned too.
-        ids = one.ids[: stop + 1] if stop < len(one.ids) else [*one.ids, *([ends] if ends is not None else [])]
-        found.append(Row(ids, start))
-    return found
 
 
 def split(count: int, digests: Sequence[str], share: float = 0.1) -> tuple[list[int], list[int]]:

@@ -10,21 +10,22 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file, save
 
-from probes.scores.divergence import Row, Within, completions, plain
-from steer.training.data.targets import TOP, Target, certain, top
+from probes.interventions import Intervention, no_intervention
+from probes.logits import completion_logits
+from probes.models.completions import Completion
+from probes.targets import TOP, Target, hard_target, soft_target
 from vectors.files import digest_json, write_atomically
 
 BEHAVIOUR, GENERAL = "behaviour", "general"
 
 
 class Sample(NamedTuple):
-    """One sequence: its ids, where its completion begins, what to predict there, and whether it is general data.
+    """A completion, what to predict at its tokens, and whether it is general data.
 
     A preference has its less wanted completion in `other`, and the base's `likelihood` of both, in nats.
     """
 
-    ids: list[int]
-    prompt: int
+    completion: Completion
     target: Target
     kind: str = BEHAVIOUR
     likelihood: float = 0.0
@@ -33,26 +34,30 @@ class Sample(NamedTuple):
     @property
     def digest(self) -> str:
         """Of the sequence, by which it is dealt to training or held out."""
-        return digest_json([self.ids, self.prompt, self.kind])
+        return digest_json([self.completion.ids, self.completion.prompt_length, self.kind])
 
 
-def taught_by(
+def soft_targets(
     model: Any,
-    rows: Sequence[Row],
-    asked: Sequence[Row],
-    within: Within = plain,
+    completions: Sequence[Completion],
+    as_prompted: Sequence[Completion],
+    intervention: Intervention = no_intervention,
     *,
     kind: str = BEHAVIOUR,
     count: int = TOP,
 ) -> list[Sample]:
-    """What the teacher says at each token: `asked` are the rows as it sees them, ending as the student's `rows` do."""
-    targets = {place: top(logits, count) for place, logits in completions(model, asked, within)}
-    return [Sample(row.ids, row.prompt, targets[place], kind) for place, row in enumerate(rows)]
+    """Samples whose targets are a teacher's distributions, which is the model under `intervention`.
+
+    `as_prompted` are the same completions behind the prompts as the teacher sees them.
+    """
+    scored = completion_logits(model, as_prompted, intervention)
+    targets = {index: soft_target(logits, count) for index, logits in scored}
+    return [Sample(completion, targets[index], kind) for index, completion in enumerate(completions)]
 
 
-def told_by(rows: Sequence[Row], *, kind: str = BEHAVIOUR) -> list[Sample]:
-    """The texts themselves are what is to be predicted."""
-    return [Sample(row.ids, row.prompt, certain(torch.tensor(row.said)), kind) for row in rows]
+def hard_targets(completions: Sequence[Completion], *, kind: str = BEHAVIOUR) -> list[Sample]:
+    """Samples whose targets are the completions' own tokens."""
+    return [Sample(each, hard_target(torch.tensor(each.completion_ids)), kind) for each in completions]
 
 
 def save_all(samples: Sequence[Sample], path: Path) -> None:
@@ -63,7 +68,9 @@ def save_all(samples: Sequence[Sample], path: Path) -> None:
         # Clones: what shares memory in this process must not on disk.
         tensors[f"{number}.tokens"] = sample.target.tokens.int()
         tensors[f"{number}.logs"] = sample.target.logs.clone()
-        lines.append([sample.ids, sample.prompt, sample.kind, sample.likelihood, sample.other is not None])
+        completion = sample.completion
+        paired = sample.other is not None
+        lines.append([completion.ids, completion.prompt_length, sample.kind, sample.likelihood, paired])
     write_atomically(path, save(tensors, {"samples": json.dumps(lines)}))
 
 
@@ -74,9 +81,9 @@ def load_all(path: Path) -> list[Sample]:
     tensors = load_file(path)
     found: list[Sample] = []
     pending: Sample | None = None
-    for number, (ids, prompt, kind, likelihood, paired) in enumerate(json.loads(read_header(path)[1]["samples"])):
+    for number, (ids, length, kind, likelihood, paired) in enumerate(json.loads(read_header(path)[1]["samples"])):
         target = Target(tensors[f"{number}.tokens"].long(), tensors[f"{number}.logs"])
-        sample = Sample(ids, prompt, target, kind, likelihood)
+        sample = Sample(Completion(ids[:length], ids[length:]), target, kind, likelihood)
         if paired:
             pending = sample
         elif pending is not None:

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from probes.data.examples import Example, Message
+from probes.evaluation_set import AsPrompted
+from probes.interventions import Intervention, no_intervention, steering
+from probes.models.completions import Completion
 from probes.models.tokens import rendered, templated
-from probes.scores import divergence
-from probes.scores.divergence import Row, Within
-from probes.steered import steered
-from steer.training.data.sampling import Batched
 from vectors.errors import UsageError
 from vectors.expression import Composition
 from vectors.steering import SteeringVector
-
-Told = Callable[[Sequence[Example], Any], list[Example] | None]  # from examples and a tokenizer
 
 
 class Teacher(NamedTuple):
     """How the model is made to show the behaviour.
 
-    `within` is the context for rows by their prompts' lengths, `batched` the one for a generation; `asked` gives the
-    ids of prompts as the teacher is asked them, `told` examples as the teacher sees them, or None.
+    `intervention` is what is done to the model while it runs; `asked` gives the ids of prompts as the teacher is asked
+    them, `as_prompted` examples as the teacher sees them, or None.
     """
 
-    within: Within
-    batched: Batched
+    intervention: Intervention
     asked: Any  # from prompts and a tokenizer to a list of ids
-    told: Told
+    as_prompted: AsPrompted
     first: int  # the lowest layer at which anything happens
 
 
@@ -38,15 +32,9 @@ def by_composition(
     model: Any, composition: Composition, vectors: Mapping[str, SteeringVector], any_base: bool
 ) -> Teacher:
     """The model under a composition."""
-
-    def within(prompts: Sequence[int]) -> AbstractContextManager[None]:
-        return steered(model, composition, vectors=vectors, prompt_length=prompts, any_base=any_base)
-
-    def batched() -> AbstractContextManager[None]:
-        return steered(model, composition, vectors=vectors, any_base=any_base)
-
     layers = [i for t in composition.terms for i in (t.layers if t.layers is not None else vectors[t.name].apply)]
-    return Teacher(within, batched, rendered, lambda examples, _: list(examples), min(layers))
+    intervention = steering(model, composition, vectors, any_base=any_base)
+    return Teacher(intervention, rendered, lambda examples, _: list(examples), min(layers))
 
 
 def by_prompt(prompt: str) -> Teacher:
@@ -67,7 +55,7 @@ def by_prompt(prompt: str) -> Teacher:
             found.append(list(tokenizer(text, add_special_tokens=False)["input_ids"]))
         return found
 
-    def told(examples: Sequence[Example], tokenizer: Any) -> list[Example] | None:
+    def as_prompted(examples: Sequence[Example], tokenizer: Any) -> list[Example] | None:
         chat, _ = templated(examples, tokenizer)
         found = []
         for example in examples:
@@ -85,9 +73,10 @@ def by_prompt(prompt: str) -> Teacher:
             found.append(example._replace(context=(Message("system", first), *rest)))
         return found
 
-    return Teacher(divergence.plain, contextlib.nullcontext, asked, told, 0)
+    return Teacher(no_intervention, asked, as_prompted, 0)
 
 
-def as_student(rows: Sequence[Row], prompts: Sequence[Sequence[int]]) -> list[Row]:
-    """The same completions after the prompts as the student is asked them."""
-    return [Row([*prompt, *row.said], len(prompt)) for row, prompt in zip(rows, prompts, strict=True)]
+def after(prompts: Sequence[Sequence[int]], completions: Sequence[Completion]) -> list[Completion]:
+    """The same completions after other prompts (ids)."""
+    pairs = zip(completions, prompts, strict=True)
+    return [Completion(prompt, completion.completion_ids) for completion, prompt in pairs]

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from merges.recipes.recipe import Part
+from probes.evaluation_set import contrast_of, evaluate, evaluation_set, retention
 from probes.models.loading import find, load
 from steer.folding import model_folder
 from steer.reports import bake_report as report
-from steer.training import bake, evaluation, evaluation_set, result, work
+from steer.training import bake, result, work
 from steer.training.bake import Request, Tell
 from steer.training.distributed import processes
 from steer.training.modes import train
@@ -79,10 +80,8 @@ def contrast(request: Request, path: Path, against: Path, *, weight: float = 1.0
 def _measured(request: Request, whole: Path) -> dict[str, Any]:
     """The base and the difference on neutral text, and on the examples of the trait where there are any."""
     loaded = load(find(request.model), request.device, request.dtype)
-    held = evaluation_set.held(
-        loaded, evaluation_set.sides(loaded, request.pos, request.neg), seed=request.settings.seed
-    )
-    models = {"base": evaluation.look(loaded.model, held)}
+    measured_on = evaluation_set(loaded, contrast_of(loaded, request.pos, request.neg), seed=request.settings.seed)
+    models = {"base": evaluate(loaded.model, measured_on)}
     del loaded
-    models["baked"] = evaluation.look(load(whole, request.device, request.dtype).model, held)
-    return {"models": models, "dose": {}, "retention": evaluation.retention(models["base"], models["baked"])}
+    models["baked"] = evaluate(load(whole, request.device, request.dtype).model, measured_on)
+    return {"models": models, "dose": {}, "retention": retention(models["base"], models["baked"])}

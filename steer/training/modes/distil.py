@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from probes.data import prompts
+from probes.evaluation_set import Behaviour, from_target
+from probes.generation import generate
 from probes.models.loading import LoadedModel
+from probes.models.residual import context_length
 from probes.models.tokens import rendered
-from probes.scores.divergence import Row
 from steer.training.bake import Mode, Prepared, Request, Tell
-from steer.training.data import files, samples, sampling, teachers
+from steer.training.data import files, filtering, samples, teachers
 from steer.training.data.replay import general_samples
 from steer.training.data.teachers import Teacher
 from steer.training.objectives import divergence
@@ -96,49 +98,44 @@ def _prepare(
         tell({"stage": "asking the teacher", "done": done, "total": len(both)})
 
     show(0)
-    said = sampling.sample(
-        loaded.model, loaded.tokenizer, as_asked, shown.batched, tokens=tokens, temperature=temperature, seed=seed,
-        names=names, progress=show,
+    from_teacher = generate(
+        loaded.model, loaded.tokenizer, as_asked, shown.intervention, max_tokens=tokens, temperature=temperature,
+        seed=seed, names=names, progress=show,
     )  # fmt: skip
     count = round(len(asked) * ON_POLICY / (1 - ON_POLICY))
     chosen = sorted(range(len(asked)), key=lambda i: digest_json([seed, asked[i]]))[:count]
     tell({"stage": "asking the student"})
-    own = sampling.sample(
-        loaded.model, loaded.tokenizer, [as_student[i] for i in chosen], tokens=tokens,
+    from_student = generate(
+        loaded.model, loaded.tokenizer, [as_student[i] for i in chosen], max_tokens=tokens,
         temperature=temperature, seed=seed, names=[f"own {asked[i]}" for i in chosen],
     )  # fmt: skip
-    students = [*teachers.as_student(said, as_student), *own]
-    seen = [
-        *said,
-        *(Row([*as_asked[i], *row.said], len(as_asked[i])) for i, row in zip(chosen, own, strict=True)),
-    ]
+    completions = [*teachers.after(as_student, from_teacher), *from_student]
+    seen = [*from_teacher, *teachers.after([as_asked[i] for i in chosen], from_student)]
     tell({"stage": "leaving out what is not fit to learn"})
-    kept = sampling.fit_to_learn(loaded.model, loaded.tokenizer, students)
-    if len(kept.rows) < 4:
+    fit = filtering.fit_to_learn(loaded.model, loaded.tokenizer, completions)
+    if len(fit.completions) < 4:
         raise UsageError(
-            f"of {len(students)} completions {len(kept.rows)} are fit to learn from: {kept.left_out}",
+            f"of {len(completions)} completions {len(fit.completions)} are fit to learn from: {fit.left_out}",
             "use a smaller strength, more prompts (--prompts), or more --tokens",
         )
     tell({"stage": "asking the teacher for its distributions"})
-    made = samples.taught_by(loaded.model, kept.rows, [seen[i] for i in kept.places], shown.within)
-    held_out = [s for s, place in zip(made, kept.places, strict=True) if len(asked) <= place < len(both)]
-    taught = [s for s, place in zip(made, kept.places, strict=True) if not len(asked) <= place < len(both)]
+    made = samples.soft_targets(loaded.model, fit.completions, [seen[i] for i in fit.indices], shown.intervention)
+    held_out = [s for s, index in zip(made, fit.indices, strict=True) if len(asked) <= index < len(both)]
+    taught = [s for s, index in zip(made, fit.indices, strict=True) if not len(asked) <= index < len(both)]
     if not held_out or not taught:
         places, held_places = files.split(len(made), [s.digest for s in made])
         taught, held_out = [made[i] for i in places], [made[i] for i in held_places]
     _check_it_teaches(loaded, [*taught, *held_out])
     general, general_held = general_samples(request.mix, loaded, len(taught), tokens, seed, tell)
     counts = {
-        "asked": len(both), "sampled": len(students), "left_out": kept.left_out, "behaviour": len(taught),
+        "asked": len(both), "sampled": len(completions), "left_out": fit.left_out, "behaviour": len(taught),
         "general": len(general),
     }  # fmt: skip
     return Prepared([*taught, *general], [*held_out, *general_held], counts)
 
 
 def _check_length(loaded: LoadedModel, asked: Sequence[Sequence[int]], tokens: int) -> None:
-    from probes.models.residual import text_config
-
-    longest = getattr(text_config(loaded.model), "max_position_embeddings", None)
+    longest = context_length(loaded.model.config)
     most = max(map(len, asked)) + tokens
     if longest is not None and most > longest:
         raise UsageError(
@@ -148,9 +145,8 @@ def _check_length(loaded: LoadedModel, asked: Sequence[Sequence[int]], tokens: i
 
 
 def _check_it_teaches(loaded: LoadedModel, made: Sequence[samples.Sample]) -> None:
-    from steer.training import evaluation
-
-    apart = evaluation.from_teacher(loaded.model, made[:16])
+    some = made[:16]
+    apart = from_target(loaded.model, Behaviour([s.completion for s in some], [s.target for s in some], True))
     if apart < LEAST:
         raise UsageError(
             f"the teacher predicts what the model predicts ({apart:.2g} nats apart): there is nothing to learn",

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from probes.data.examples import Example
+from probes.logits import completion_logits, log_likelihoods
+from probes.models.completions import Completion, completions_of
 from probes.models.loading import LoadedModel
-from probes.models.residual import text_config
-from probes.scores.divergence import completions, scores_of
+from probes.models.residual import context_length
 from steer.training.bake import Mode, Prepared, Request, Tell
 from steer.training.data import files, samples
 from steer.training.data.replay import general_samples
@@ -22,7 +23,7 @@ def imitate(request: Request, path: Path) -> Mode:
     examples, digest = files.examples_of(path, "--data")
 
     def prepare(loaded: LoadedModel, _teacher: Teacher | None, tell: Tell) -> Prepared:
-        made = samples.told_by(files.rows(examples, loaded.tokenizer, _longest(loaded)))
+        made = samples.hard_targets(_completions(loaded, examples))
         return _with_general(request, loaded, made, tell)
 
     return Mode("train", f"imitate {path.name}", divergence, None, prepare, {"data": digest})
@@ -42,9 +43,10 @@ def prefer(request: Request, path: Path) -> Mode:
 
 def _scored(loaded: LoadedModel, examples: list[Example]) -> list[Sample]:
     """The examples as samples, with the base's log-likelihood of each completion."""
-    rows = files.rows(examples, loaded.tokenizer, _longest(loaded))
-    likelihoods = {i: sum(scores_of(logits, rows[i].said)) for i, logits in completions(loaded.model, rows)}
-    return [sample._replace(likelihood=likelihoods[i]) for i, sample in enumerate(samples.told_by(rows))]
+    completions = _completions(loaded, examples)
+    scored = completion_logits(loaded.model, completions)
+    likelihoods = {i: sum(log_likelihoods(logits, completions[i].completion_ids)) for i, logits in scored}
+    return [sample._replace(likelihood=likelihoods[i]) for i, sample in enumerate(samples.hard_targets(completions))]
 
 
 def _with_general(request: Request, loaded: LoadedModel, made: list[Sample], tell: Tell) -> Prepared:
@@ -55,6 +57,5 @@ def _with_general(request: Request, loaded: LoadedModel, made: list[Sample], tel
     return Prepared([*taught, *general], [*(made[i] for i in held_places), *general_held], counts)
 
 
-def _longest(loaded: LoadedModel) -> int | None:
-    found: int | None = getattr(text_config(loaded.model), "max_position_embeddings", None)
-    return found
+def _completions(loaded: LoadedModel, examples: list[Example]) -> list[Completion]:
+    return completions_of(examples, loaded.tokenizer, context_length(loaded.model.config))

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from probes.targets import divergence_from_target
 from steer.training.data.samples import Sample
-from steer.training.data.targets import divergence
 from steer.training.objectives.protocol import ObjectiveSettings
 
 SUMMARY = "match the next-token distribution of the teacher"
@@ -26,23 +26,24 @@ def collate(samples: Sequence[Sample], pad: int) -> dict[str, Tensor]:
     logits are needed and `counts` [rows, keep] those that are, each before a token of a completion. By such token, row
     after row: `row`, `tokens` [count, k] and `logs` [count, k].
     """
-    longest = max(len(s.ids) for s in samples)
-    first = min(s.prompt for s in samples) - 1
+    completions = [sample.completion for sample in samples]
+    longest = max(c.length for c in completions)
+    first = min(c.prompt_length for c in completions) - 1
     most = max(s.target.tokens.shape[1] for s in samples)
     batch = {
         "input_ids": torch.full((len(samples), longest), pad),
         "attention_mask": torch.zeros(len(samples), longest, dtype=torch.long),
-        "prompts": torch.tensor([s.prompt for s in samples]),
+        "prompts": torch.tensor([c.prompt_length for c in completions]),
         "keep": torch.arange(first, longest - 1),
         "counts": torch.zeros(len(samples), longest - 1 - first, dtype=torch.bool),
-        "row": torch.cat([torch.full((len(s.ids) - s.prompt,), row) for row, s in enumerate(samples)]),
+        "row": torch.cat([torch.full((len(c.completion_ids),), row) for row, c in enumerate(completions)]),
         "tokens": torch.cat([_wide(s.target.tokens, most, 0) for s in samples]),
         "logs": torch.cat([_wide(s.target.logs, most, -torch.inf) for s in samples]),
     }
-    for row, sample in enumerate(samples):
-        batch["input_ids"][row, : len(sample.ids)] = torch.tensor(sample.ids)
-        batch["attention_mask"][row, : len(sample.ids)] = 1
-        batch["counts"][row, sample.prompt - 1 - first : len(sample.ids) - 1 - first] = True
+    for row, completion in enumerate(completions):
+        batch["input_ids"][row, : completion.length] = torch.tensor(completion.ids)
+        batch["attention_mask"][row, : completion.length] = 1
+        batch["counts"][row, completion.prompt_length - 1 - first : completion.length - 1 - first] = True
     return batch
 
 
@@ -62,5 +63,5 @@ def by_sample(batch: Mapping[str, Tensor], logits: Tensor) -> Tensor:
 
 def summed(batch: Mapping[str, Tensor], logits: Tensor) -> Tensor:
     """The divergence of each sample, summed over its tokens, [rows]."""
-    by_token = divergence(logits, batch["tokens"], batch["logs"])
+    by_token = divergence_from_target(logits, batch["tokens"], batch["logs"])
     return torch.zeros(len(batch["counts"]), device=by_token.device).index_add(0, batch["row"], by_token)

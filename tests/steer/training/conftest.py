@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from steer.training.data import sampling
+from steer.training.data import filtering
 
 
 @pytest.fixture(autouse=True)
 def random_models_speak(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a model with random weights says is no text to anybody."""
-    monkeypatch.setattr(sampling, "PERPLEXITY", 1e9)
-    monkeypatch.setattr(sampling, "REPEATED", 1.0)
+    monkeypatch.setattr(filtering, "PERPLEXITY", 1e9)
+    monkeypatch.setattr(filtering, "REPETITION", 1.0)

@@ -20,13 +20,13 @@ from transformers import AutoModelForCausalLM
 from merges import api
 from merges.recipes.recipe import Part, Recipe
 from probes.data.examples import Example, Message
-from probes.scores.divergence import Row
+from probes.models.completions import Completion
 from steer.training import bake as baking
 from steer.training import loop, work
 from steer.training.bake import Request, bake
 from steer.training.data import files as data
 from steer.training.data import teachers
-from steer.training.data.samples import told_by
+from steer.training.data.samples import hard_targets
 from steer.training.frozen_pass import FrozenPass
 from steer.training.loop import Settings
 from steer.training.modes import contrast, distil, train
@@ -140,7 +140,7 @@ def test_a_prompt_can_be_the_teacher(folder: Path, asked: Path, texts: tuple[Pat
 
 
 def test_a_prompted_teacher_sees_examples_with_the_prompt_where_there_is_a_place_for_it() -> None:
-    told = teachers.by_prompt("Be warm.").told
+    told = teachers.by_prompt("Be warm.").as_prompted
     plain, chat = pico.tokenizer(), pico.tokenizer()
     plain.chat_template = None
     asked, text = Example(" yes", "Is it?"), Example("a text")
@@ -209,8 +209,8 @@ def test_a_frozen_context_trains_completions_alone(
 
 def test_the_frozen_pass_gives_the_logits_of_the_whole_pass(folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder)
-    rows = [Row([*ids, 9, 8, 7], len(ids)) for ids in pico.sequences(3, 4, 12)]
-    batch = divergence.collate(told_by(rows), 0)
+    rows = [Completion(ids, [9, 8, 7]) for ids in pico.sequences(3, 4, 12)]
+    batch = divergence.collate(hard_targets(rows), 0)
     frozen, whole = FrozenPass()(model.train(), batch), loop.whole_pass(model.eval(), batch)
     assert torch.allclose(frozen, whole, atol=1e-4)
 
@@ -246,8 +246,8 @@ sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
 from steer.training import loop
-from steer.training.data import sampling
-sampling.PERPLEXITY, sampling.REPEATED = 1e9, 1.0
+from steer.training.data import filtering
+filtering.PERPLEXITY, filtering.REPETITION = 1e9, 1.0
 from transformers import TrainerCallback
 class Kill(TrainerCallback):
     def on_step_end(self, args, state, control, **_):

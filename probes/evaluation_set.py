@@ -1,0 +1,175 @@
+"""Evaluating a model on what nothing was trained on: how much of a behaviour it shows, and what that cost elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from probes.data import prompts
+from probes.data.examples import Example
+from probes.data.reading import read
+from probes.generation import generate
+from probes.interventions import Intervention, no_intervention
+from probes.logits import completion_logits
+from probes.models.completions import Completion, completions_of
+from probes.models.loading import LoadedModel
+from probes.models.residual import context_length
+from probes.scores import Measured, Score, divergence, likelihood, perplexity, score, target_divergence
+from probes.targets import Target
+from vectors.errors import UsageError
+
+NEUTRAL_TOKENS = 32
+
+# From examples and a tokenizer to the examples as a prompted teacher sees them, or None where it can't.
+AsPrompted = Callable[[Sequence[Example], Any], list[Example] | None]
+
+
+class Contrast(NamedTuple):
+    """Examples that show a trait, and examples that show its opposite; both empty where there are none."""
+
+    positive: Sequence[Completion] = ()
+    negative: Sequence[Completion] = ()
+
+
+class Behaviour(NamedTuple):
+    """Held-out completions with what is to be predicted there: by a teacher, or by the texts themselves."""
+
+    completions: Sequence[Completion] = ()
+    targets: Sequence[Target] = ()
+    by_teacher: bool = False
+
+
+class EvaluationSet(NamedTuple):
+    """What is measured on: a behaviour, neutral completions with the base's logits, and examples of a trait."""
+
+    behaviour: Behaviour
+    neutral: Sequence[Completion]
+    neutral_base: Sequence[Tensor]  # logits [completion, vocabulary]
+    contrast: Contrast
+
+
+def evaluation_set(
+    loaded: LoadedModel, contrast: Contrast, behaviour: Behaviour | None = None, *, seed: int = 0
+) -> EvaluationSet:
+    """An evaluation set whose neutral completions are written, and scored, by the base, which is `loaded`."""
+    neutral = neutral_completions(loaded, seed)
+    logits = dict(completion_logits(loaded.model, neutral))
+    return EvaluationSet(behaviour or Behaviour(), neutral, [logits[i] for i in range(len(neutral))], contrast)
+
+
+def contrast_of(
+    loaded: LoadedModel, pos: Path | None, neg: Path | None, *, last: int = 0, as_prompted: AsPrompted | None = None
+) -> Contrast:
+    """The examples of two files; none where a file is missing. `last` takes only so many of each, from the end.
+
+    `as_prompted` gives them as a prompted teacher sees them, or None where it can't. Raises ExampleError.
+    """
+    if not (pos and neg):
+        return Contrast()
+    read_examples = read(pos, neg)
+    sides = []
+    for side in (read_examples.positive, read_examples.negative):
+        examples: list[Example] | None = list(side[-last:])
+        if as_prompted is not None:
+            examples = as_prompted(examples or [], loaded.tokenizer)
+        if examples is None:
+            return Contrast()
+        sides.append(completions_of(examples, loaded.tokenizer, context_length(loaded.model.config)))
+    return Contrast(*sides)
+
+
+def neutral_completions(loaded: LoadedModel, seed: int) -> list[Completion]:
+    """Texts of other kinds than conversation, which the model itself continues."""
+    openings = prompts.general(held_out=True)
+    ids = [list(loaded.tokenizer(text)["input_ids"]) for text in openings]
+    completions = generate(
+        loaded.model, loaded.tokenizer, ids, max_tokens=NEUTRAL_TOKENS, temperature=1.0, seed=seed, names=openings
+    )
+    return [completion for completion in completions if completion.completion_ids]
+
+
+def evaluate(
+    model: Any, evaluated: EvaluationSet, intervention: Intervention = no_intervention, *, more: Sequence[str] = ()
+) -> dict[str, float]:
+    """The figures of one model, in nats per token, and a perplexity.
+
+    `kl_teacher` is KL(teacher || model) on the held-out behaviour, or `loss` the cross-entropy of held-out texts;
+    `kl_neutral` is KL(base || model) and `perplexity_neutral` the perplexity of the neutral completions; `margin` is
+    the log-likelihood of the examples of a trait less that of its opposite, where there are any. `more` names scores to
+    measure on the neutral completions besides, each as `NAME_neutral`. Raises UsageError for an unknown score.
+    """
+    figures: dict[str, float] = {}
+    if evaluated.behaviour.completions:
+        name = "kl_teacher" if evaluated.behaviour.by_teacher else "loss"
+        figures[name] = from_target(model, evaluated.behaviour, intervention)
+    names = ["kl_neutral", "perplexity_neutral", *(f"{name}_neutral" for name in more)]
+    scores = [divergence, perplexity, *map(score, more)]
+    values = measure(model, evaluated.neutral, scores, intervention, base_logits=evaluated.neutral_base)
+    figures.update(zip(names, values, strict=True))
+    if evaluated.contrast.positive and evaluated.contrast.negative:
+        figures["margin"] = margin(model, evaluated.contrast, intervention)
+    return figures
+
+
+def measure(
+    model: Any,
+    completions: Sequence[Completion],
+    scores: Sequence[Score],
+    intervention: Intervention = no_intervention,
+    *,
+    base_logits: Sequence[Tensor] = (),
+    targets: Sequence[Target] = (),
+) -> list[float]:
+    """The figure of each score over some completions, all in one pass of the model over them.
+
+    Raises UsageError for a score that needs what is not given.
+    """
+    given = {"completion", "logits"} | ({"base logits"} if base_logits else set()) | ({"target"} if targets else set())
+    lacking = [f"a score needs the {each.NEEDS}: {each.SUMMARY}" for each in scores if each.NEEDS not in given]
+    if lacking:
+        raise UsageError(lacking, "measure it where there is one")
+    values: list[list[float]] = [[] for _ in scores]
+    for index, logits in completion_logits(model, completions, intervention):
+        measured = Measured(
+            completions[index],
+            logits,
+            base_logits[index] if base_logits else None,
+            targets[index] if targets else None,
+        )
+        for each, found in zip(scores, values, strict=True):
+            found.append(each.score(measured))
+    return [each.combine(found) for each, found in zip(scores, values, strict=True)]
+
+
+def from_target(model: Any, behaviour: Behaviour, intervention: Intervention = no_intervention) -> float:
+    """The mean over completions of KL(target || model), in nats per token."""
+    (value,) = measure(model, behaviour.completions, [target_divergence], intervention, targets=behaviour.targets)
+    return value
+
+
+def margin(model: Any, contrast: Contrast, intervention: Intervention = no_intervention) -> float:
+    """The log-likelihood per token of the positive less that of the negative examples, in nats."""
+    (positive,) = measure(model, contrast.positive, [likelihood], intervention)
+    (negative,) = measure(model, contrast.negative, [likelihood], intervention)
+    return positive - negative
+
+
+def dose(base: Mapping[str, float], teacher: Mapping[str, float], student: Mapping[str, float]) -> dict[str, float]:
+    """How much of the teacher's behaviour the student has, from their figures: 0 is the base, 1 the teacher.
+
+    `kl` is the share of the divergence that is gone, `margin` that of the shift of the margin.
+    """
+    shares: dict[str, float] = {}
+    if base.get("kl_teacher"):
+        shares["kl"] = 1 - student["kl_teacher"] / base["kl_teacher"]
+    if "margin" in base and teacher["margin"] != base["margin"]:
+        shares["margin"] = (student["margin"] - base["margin"]) / (teacher["margin"] - base["margin"])
+    return shares
+
+
+def retention(base: Mapping[str, float], student: Mapping[str, float]) -> float:
+    """Perplexity of the base over that of the student on neutral text that the base wrote: 1 has forgotten nothing."""
+    return base["perplexity_neutral"] / student["perplexity_neutral"]

@@ -1,0 +1,34 @@
+"""What is done to a model while it runs: nothing, or steering by a composition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from probes.steered import Steering, steered
+from vectors.steering import SteeringVector
+
+# From the prompt lengths of a batch's rows (tokens, without padding) to the context in which its passes run.
+Intervention = Callable[[Sequence[int]], AbstractContextManager[None]]
+
+
+def no_intervention(_prompt_lengths: Sequence[int]) -> AbstractContextManager[None]:
+    """The model as it is."""
+    return nullcontext()
+
+
+def steering(
+    model: Any,
+    composition: Steering,
+    vectors: Mapping[str, str | Path | SteeringVector] | None = None,
+    *,
+    any_base: bool = False,
+) -> Intervention:
+    """Every row steered by one composition (`probes.steered`)."""
+
+    def intervention(prompt_lengths: Sequence[int]) -> AbstractContextManager[None]:
+        return steered(model, composition, vectors=vectors, prompt_length=prompt_lengths, any_base=any_base)
+
+    return intervention

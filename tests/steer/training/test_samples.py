@@ -1,0 +1,73 @@
+"""Samples on the disk, and objectives against slow references."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from probes.models.completions import Completion
+from probes.targets import divergence_from_target, soft_target
+from steer.training.data.samples import GENERAL, Sample, hard_targets, load_all, save_all
+from steer.training.objectives import divergence, preference
+from steer.training.objectives.protocol import ObjectiveSettings
+
+
+def samples() -> list[Sample]:
+    made = hard_targets([Completion([5, 6], [7, 8]), Completion([5, 6, 7], [8, 9, 10, 11]), Completion([9], [4])])
+    made[2] = made[2]._replace(target=soft_target(torch.randn(1, 20, generator=torch.Generator().manual_seed(2)), 6))
+    return made
+
+
+def test_each_sample_counts_the_same_however_long_or_padded() -> None:
+    made = samples()
+    generator = torch.Generator().manual_seed(0)
+    logits = [torch.randn(s.completion.length, 20, generator=generator) for s in made]
+    batch = divergence.collate(made, 0)
+    whole = torch.zeros(len(made), batch["input_ids"].shape[1], 20)
+    for row, one in enumerate(logits):
+        whole[row, : len(one)] = one
+    alone = [
+        float(divergence_from_target(one[s.completion.prompt_length - 1 : -1], *s.target).mean())
+        for s, one in zip(made, logits, strict=True)
+    ]
+    flat = whole[:, batch["keep"]][batch["counts"]]
+    found = divergence.by_sample(batch, flat)
+    assert found.tolist() == pytest.approx(alone, abs=1e-5)
+    assert float(divergence.loss(batch, flat, ObjectiveSettings())) == pytest.approx(sum(alone) / 3, abs=1e-5)
+
+
+def test_the_preference_loss_is_equation_7() -> None:
+    wanted, other = hard_targets([Completion([5, 6], [7, 8]), Completion([5, 6], [9])])
+    pair = wanted._replace(likelihood=-4.0, other=other._replace(likelihood=-2.5))
+    general = hard_targets([Completion([3], [4, 5])], kind=GENERAL)[0]
+    batch = preference.collate([general, pair], 0)
+    logits = torch.randn(3, 4, 20, generator=torch.Generator().manual_seed(5))
+
+    def likelihood(row: int, sample: Sample) -> float:
+        start, ids = sample.completion.prompt_length, sample.completion.completion_ids
+        logs = logits[row, start - 1 : start + len(ids) - 1].double().log_softmax(-1)
+        return float(logs.gather(1, torch.tensor(ids)[:, None]).sum())
+
+    margin = (likelihood(0, wanted) + 4.0) - (likelihood(1, other) + 2.5)
+    expected = float(torch.nn.functional.softplus(torch.tensor(-0.3 * margin)))
+    expected = (expected - likelihood(2, general) / 2) / 2
+    kept = logits[:, batch["keep"]][batch["counts"]]
+    assert float(preference.loss(batch, kept, ObjectiveSettings(beta=0.3))) == pytest.approx(expected, abs=1e-5)
+
+
+def test_samples_survive_the_disk(tmp_path: Path) -> None:
+    made = samples()
+    made[0] = made[0]._replace(other=made[1]._replace(likelihood=-3.0), likelihood=-1.5)
+    made.append(hard_targets([Completion([1], [2, 3])], kind=GENERAL)[0])
+    save_all(made, tmp_path / "samples.safetensors")
+    for before, after in zip(made, load_all(tmp_path / "samples.safetensors"), strict=True):
+        assert (before.completion, before.kind, before.likelihood) == (after.completion, after.kind, after.likelihood)
+        assert before.digest == after.digest
+        assert torch.equal(before.target.tokens, after.target.tokens)
+        assert torch.equal(before.target.logs, after.target.logs)
+        assert (before.other is None) == (after.other is None)
+        if before.other is not None and after.other is not None:
+            assert before.other.completion == after.other.completion
+            assert after.other.likelihood == -3.0
