@@ -13,69 +13,51 @@ Everything is imported on first use, so that `import steer` costs nothing.
 
 from __future__ import annotations
 
+import ast
 import importlib
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+# The public names, for type checkers; from these lines `__getattr__` knows where each name is at home.
 if TYPE_CHECKING:
-    from probes.directions.extraction import Extraction
-    from probes.models.loading import LoadedModel
-    from probes.models.loading import load as load_model
-    from probes.steered import steered
-    from probes.strengths import try_strengths
-    from steer.extraction import extract
-    from steer.folding.fold import fold
-    from steer.training.bake import bake
-    from vectors.errors import SteerError
-    from vectors.expression import Composition, parse
-    from vectors.resolve import compose
-    from vectors.steering import SteeringVector
-    from vectors.task import TaskVector
-
-_HOME = {
-    "Composition": "vectors.expression",
-    "Extraction": "probes.directions.extraction",
-    "LoadedModel": "probes.models.loading",
-    "SteerError": "vectors.errors",
-    "SteeringVector": "vectors.steering",
-    "TaskVector": "vectors.task",
-    "bake": "steer.training.bake",
-    "compose": "vectors.resolve",
-    "extract": "steer.extraction",
-    "fold": "steer.folding.fold",
-    "load_model": "probes.models.loading",
-    "parse": "vectors.expression",
-    "steered": "probes.steered",
-    "try_strengths": "probes.strengths",
-}
-
-__all__ = [
-    "Composition",
-    "Extraction",
-    "LoadedModel",
-    "SteerError",
-    "SteeringVector",
-    "TaskVector",
-    "bake",
-    "compose",
-    "extract",
-    "fold",
-    "load_model",
-    "parse",
-    "steered",
-    "try_strengths",
-]
+    from probes.directions.extraction import Extraction as Extraction
+    from probes.models.loading import LoadedModel as LoadedModel
+    from probes.models.loading import load as load_model  # noqa: F401
+    from probes.steered import steered as steered
+    from probes.strengths import try_strengths as try_strengths
+    from steer.extraction import extract as extract
+    from steer.folding.fold import fold as fold
+    from steer.training.bake import bake as bake
+    from vectors.errors import SteerError as SteerError
+    from vectors.expression import Composition as Composition
+    from vectors.expression import parse as parse
+    from vectors.resolve import compose as compose
+    from vectors.steering import SteeringVector as SteeringVector
+    from vectors.task import TaskVector as TaskVector
 
 __version__ = "0.1.0"
 
 
+@cache
+def _homes() -> dict[str, tuple[str, str]]:
+    """Where each public name comes from: a module, and the name it has there."""
+    tree = ast.parse(Path(__file__).read_text(encoding="utf-8"))
+    lines = next(node.body for node in tree.body if isinstance(node, ast.If))
+    imports = (line for line in lines if isinstance(line, ast.ImportFrom) and line.module)
+    return {alias.asname or alias.name: (str(line.module), alias.name) for line in imports for alias in line.names}
+
+
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name == "__all__":
+        return sorted(_homes())
+    if name.startswith("__") or name not in _homes():
         raise AttributeError(f"module 'steer' has no attribute {name!r}")
-    module = importlib.import_module(_HOME[name])
-    found = getattr(module, "load" if name == "load_model" else name)
-    globals()[name] = found
-    return found
+    module, original = _homes()[name]
+    value = getattr(importlib.import_module(module), original)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_homes()})

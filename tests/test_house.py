@@ -66,7 +66,7 @@ def test_every_public_name_can_be_had_and_is_listed_in_order() -> None:
     import steer
 
     assert steer.__all__ == sorted(steer.__all__)
-    assert set(steer._HOME) == set(steer.__all__)
+    assert set(steer._homes()) == set(steer.__all__)
     for name in steer.__all__:
         assert getattr(steer, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'wrong'"):

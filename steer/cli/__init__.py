@@ -6,20 +6,26 @@ A command module has `command`, a click command. What is heavy is imported insid
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import importlib
 import os
 import pkgutil
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import click
 
-from steer.cli import commands
-from steer.cli.output import fail, warn
+from steer.cli import commands, options
+from steer.cli.output import out
 from vectors.errors import SteerError
+
+TERMINATED = 128 + signal.SIGTERM  # as a shell says it
 
 
 class _Commands(click.Group):
@@ -45,12 +51,11 @@ def _version(ctx: click.Context, _parameter: click.Parameter, value: bool) -> No
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--debug", is_flag=True, help="Show a traceback when something fails; so does STEER_DEBUG=1.")
+@options.common
 @click.option(
     "--version", is_flag=True, callback=_version, is_eager=True, expose_value=False, help="Print the version."
 )
-@click.pass_context
-def root(ctx: click.Context, debug: bool) -> None:
+def root() -> None:
     """The workbench for the behaviour of language models.
 
     \b
@@ -58,8 +63,10 @@ def root(ctx: click.Context, debug: bool) -> None:
     steer try warm.safetensors -p "I lost my keys."     the same prompt at several strengths
     steer vectors show warm.safetensors                 what a vector is, and what was measured
     """
-    if debug:
-        ctx.ensure_object(dict)["debug"] = True
+
+
+class Terminated(SystemExit):
+    """SIGTERM has come: everything is left as after Ctrl-C."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -73,46 +80,69 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """Run the command line; return the exit code. Every failure is one clear error, a traceback only with --debug."""
     shared: dict[str, Any] = {"debug": bool(os.environ.get("STEER_DEBUG"))}
-    with warnings.catch_warnings():
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    out.begin(json="--json" in own)
+    with warnings.catch_warnings(), _ended_by_sigterm():
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = lambda message, category, *_rest: (
-            warn(str(message)) if issubclass(category, UserWarning) else None
+            out.warn(str(message)) if issubclass(category, UserWarning) else None
         )
         try:
             root.main(arguments, prog_name="steer", standalone_mode=False, obj=shared)
             return 0
-        except click.exceptions.Exit as error:
-            return error.exit_code
-        except click.exceptions.NoArgsIsHelpError as error:  # nobody is wrong who names a group to see what it holds
-            click.echo(error.format_message())
-            return 0
-        except click.ClickException as error:
-            where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "steer"
-            fail([error.format_message()], f"{where} --help")
-            return error.exit_code
-        except SteerError as error:
-            _show(shared)
-            fail(error.problems, error.hint)
-            return error.exit_code
-        except (KeyboardInterrupt, click.Abort):
-            fail(["interrupted"], "no file is left half-written; run it again")
-            return 1
         except BrokenPipeError:
             # Whoever read our output has gone, as `head` does; the interpreter must not complain about it at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
-        except MemoryError:
-            _show(shared)
-            fail(["out of memory"], "use a smaller model, --dtype bfloat16, or fewer --layers")
-            return 1
-        except Exception as error:  # the last net: a defect of ours still ends in one line, and names itself as one
-            _show(shared)
-            fail(
-                [f"{type(error).__name__}: {error}"], "this is a defect of steer; run again with --debug and report it"
-            )
-            return 1
+        except BaseException as error:
+            if shared["debug"] and not isinstance(error, click.ClickException | click.exceptions.Exit | SystemExit):
+                traceback.print_exc()
+            return _report(error)
 
 
-def _show(shared: dict[str, Any]) -> None:
-    if shared["debug"]:
-        traceback.print_exc()
+def _report(error: BaseException) -> int:
+    """Print what ended the command; return the exit code."""
+    again = "no file is left half-written; run it again"
+    match error:
+        case click.exceptions.Exit():
+            return error.exit_code
+        case click.exceptions.NoArgsIsHelpError():  # nobody is wrong who names a group to see what it holds
+            click.echo(error.format_message())
+            return 0
+        case click.ClickException():
+            where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "steer"
+            out.fail([error.format_message()], f"{where} --help")
+            return error.exit_code
+        case SteerError():
+            out.fail(error.problems, error.hint)
+            return error.exit_code
+        case Terminated():
+            out.fail(["ended by SIGTERM"], again)
+            return TERMINATED
+        case SystemExit():
+            return error.code if isinstance(error.code, int) else int(error.code is not None)
+        case KeyboardInterrupt() | click.Abort():
+            out.fail(["interrupted"], again)
+        case MemoryError():
+            out.fail(["out of memory"], "use a smaller model, --dtype bfloat16, or fewer --layers")
+        case _:  # the last net: a defect of ours still ends in one line, and names itself as one
+            problem = f"{type(error).__name__}: {error}"
+            out.fail([problem], "this is a defect of steer; run again with --debug and report it")
+    return 1
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM raises, so that whatever is half done is taken back; not where somebody has decided otherwise."""
+
+    def end(_signal: int, _frame: object) -> NoReturn:
+        raise Terminated(TERMINATED)
+
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)

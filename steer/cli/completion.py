@@ -10,6 +10,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from vectors import plugins
 from vectors.options import Flag
 
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
@@ -48,6 +49,11 @@ def vectors(_context: click.Context, _parameter: click.Parameter, text: str) -> 
 def inputs(context: click.Context, parameter: click.Parameter, text: str) -> list[CompletionItem]:
     """What can be merged: vectors and models."""
     return [*vectors(context, parameter, text), *models(context, parameter, text)]
+
+
+def formats(_context: click.Context, _parameter: click.Parameter, text: str) -> list[CompletionItem]:
+    """The formats of steering vectors."""
+    return _starting(plugins.names("vectors.formats", "steer.vector_formats"), text)
 
 
 KINDS: dict[str, Completer] = {"models": models, "vectors": vectors, "inputs": inputs}

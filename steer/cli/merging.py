@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from steer.cli import output
+from steer.cli.output import out
 from vectors.errors import ExpressionError, UsageError
 
 if TYPE_CHECKING:
@@ -79,56 +77,64 @@ def settings(texts: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def print_plan(plan: Plan, out: Path | None, as_json: bool) -> None:
+def print_plan(plan: Plan) -> None:
     """What is going to be done."""
-    shards = [{"tensors": len(shard)} for shard in plan.shards]
-    if as_json:
-        output.print_json(
-            {
-                "recipe": plan.recipe.value(),
-                "plan": plan.digest,
-                "tensors": len(plan.jobs),
-                "bytes": plan.bytes,
-                "shards": shards,
-                "memory": plan.memory,
-                "threads": plan.pool.threads,
-                "notes": plan.notes,
-                "inputs": [
-                    {"name": p.name, "identity": s.identity}
-                    for p, s in zip(plan.recipe.parts, plan.sources, strict=True)
-                ],
-            }
-        )
-        return
+    data = {
+        "recipe": plan.recipe.value(),
+        "plan": plan.digest,
+        "tensors": len(plan.jobs),
+        "bytes": plan.bytes,
+        "shards": [{"tensors": len(shard)} for shard in plan.shards],
+        "memory": plan.memory,
+        "threads": plan.pool.threads,
+        "notes": plan.notes,
+        "inputs": [
+            {"name": p.name, "identity": s.identity} for p, s in zip(plan.recipe.parts, plan.sources, strict=True)
+        ],
+    }
+    out.result(data, lambda: _print_plan(plan))
+
+
+def _print_plan(plan: Plan) -> None:
+    named = [(part.name, source) for part, source in zip(plan.recipe.parts, plan.sources, strict=True)]
+    named += [("(base)", plan.base)] if plan.base is not None else []
     rows = [
-        [part.name, source.kind, f"{sum(f.stat().st_size for f in source.files) / 1e9:.2f} GB", source.identity[:19]]
-        for part, source in zip(plan.recipe.parts, plan.sources, strict=True)
+        [name, source.kind, f"{sum(f.stat().st_size for f in source.files) / 1e9:.2f} GB", source.identity[:19]]
+        for name, source in named
     ]
-    if plan.base is not None:
-        size = sum(f.stat().st_size for f in plan.base.files)
-        rows.append(["(base)", plan.base.kind, f"{size / 1e9:.2f} GB", plan.base.identity[:19]])
-    click.echo(output.table(["input", "kind", "size", "identity"], rows, left=2))
-    click.echo(f"\nmethod    {plan.recipe.method}, scope {plan.recipe.scope}, as {plan.recipe.as_}")
-    click.echo(f"result    {len(plan.jobs)} tensors, {plan.bytes / 1e9:.2f} GB in {len(plan.shards)} file(s)")
-    click.echo(
-        f"memory    at most {plan.memory / 2**20:.0f} MiB beyond mapped files, with {plan.pool.threads} thread(s)"
-    )
-    click.echo(f"plan      {plan.digest}")
+    out.table(["input", "kind", "size", "identity"], rows, left=2)
+    threads = plan.pool.threads
+    out.line(f"\nmethod    {plan.recipe.method}, scope {plan.recipe.scope}, as {plan.recipe.as_}")
+    out.line(f"result    {len(plan.jobs)} tensors, {plan.bytes / 1e9:.2f} GB in {len(plan.shards)} file(s)")
+    out.line(f"memory    at most {plan.memory / 2**20:.0f} MiB beyond mapped files, with {threads} thread(s)")
+    out.line(f"plan      {plan.digest}")
     say_notes(plan)
 
 
 def say_notes(plan: Plan) -> None:
     """What the plan found worth saying, before any work."""
     for note in plan.notes:
-        output.say(note)
+        out.say(note)
 
 
-def print_merge(out: Path, record: dict[str, Any], as_json: bool) -> None:
+def print_merge(folder: Path, record: dict[str, Any]) -> None:
     """What was written."""
-    if as_json:
-        output.print_json({"output": str(out), **record})
-        return
-    for name, digest in record["outputs"].items():
-        if name.endswith(".safetensors"):
-            click.echo(f"{name}  {digest}")
-    click.echo(f"wrote {out}  plan {record['plan']}")
+
+    def human() -> None:
+        for name, digest in record["outputs"].items():
+            if name.endswith(".safetensors"):
+                out.line(f"{name}  {digest}")
+        out.line(f"wrote {folder}  plan {record['plan']}")
+
+    out.result({"output": str(folder), **record}, human)
+
+
+def print_adapter(folder: Path, report: dict[str, Any]) -> None:
+    """What became of a delta that was written as a LoRA adapter."""
+
+    def human() -> None:
+        out.line(f"wrote {folder}, rank {report['rank']}, relative error {report['relative_error']:.3g}")
+        if report["left_out"]:
+            out.warn(f"a LoRA adapter can't hold the changes of {len(report['left_out'])} parameters")
+
+    out.result({"adapter": str(folder), **report}, human)

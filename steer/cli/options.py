@@ -1,32 +1,51 @@
-"""The options that several commands share, said once."""
+"""The options that several commands share, each in one place."""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from steer.cli.requests import Command, parse_named
+from steer.cli.output import out
+from steer.cli.requests import Command
+from vectors.errors import UsageError
+from vectors.options import Option, option
 
 File = click.Path(path_type=Path)
+MODEL = "A folder, a hub id (org/name@revision), or the bundled smollm2."
 
 
 def command(name: str | None = None, *, summary: str, examples: str) -> Callable[[Callable[..., Any]], click.Command]:
-    """A click command with its examples last, `--debug`, and defaults shown; `summary` is its line in a list."""
+    """A click command with the common options, its examples last; `summary` is its line in a list."""
 
     def wrap(function: Callable[..., Any]) -> click.Command:
-        function = click.option(
-            "--debug", is_flag=True, expose_value=False, callback=_debug, help="Show a traceback when something fails."
-        )(function)
         epilog = "\b\nExamples:\n" + "\n".join(f"  {line.strip()}" for line in examples.strip().splitlines())
         made = click.command(name, Command, epilog=epilog, short_help=summary, context_settings={"show_default": True})
-        return made(function)
+        return made(common(function))
 
     return wrap
+
+
+def subcommand(group: click.Group, name: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """A command of a group such as `steer vectors`, with the common options."""
+    return lambda function: group.command(name, cls=Command, context_settings={"show_default": True})(common(function))
+
+
+def common(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--json`, `--quiet` and `--debug`."""
+    for words, callback, text in (
+        (("--debug",), _debug, "Show a traceback when something fails; so does STEER_DEBUG=1."),
+        (("-q", "--quiet"), _quiet, "Print nothing but data and errors."),
+        (("--json",), _json, "Print one JSON object, on failure too."),
+    ):
+        option_ = click.option(*words, is_flag=True, is_eager=True, expose_value=False, callback=callback, help=text)
+        function = option_(function)
+    return function
 
 
 def _debug(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
@@ -34,8 +53,79 @@ def _debug(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None
         ctx.ensure_object(dict)["debug"] = True
 
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-seed = click.option("--seed", default=0, show_default=True, help="Where all randomness comes from.")
+def _quiet(_ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    out.quiet |= value
+
+
+def _json(_ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    out.json |= value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Devices:
+    """Where a model computes, and in what."""
+
+    device: str = option("auto", help="Where to compute: auto, cpu, cuda, cuda:N or mps.")
+    dtype: str = option("auto", help="In which numbers to compute: auto, float32, bfloat16 or float16.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeded:
+    """Where randomness comes from."""
+
+    seed: int = option(0, help="The seed from which all randomness follows.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bindings:
+    """What names in an expression stand for."""
+
+    vectors: Mapping[str, Path] = option(
+        {}, help="What a name in the expression stands for; may be given several times.", flag="--vector",
+        metavar="NAME=FILE", complete="vectors",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnyBase:
+    """Whose vectors are allowed."""
+
+    any_base: bool = option(False, help="Allow vectors of other models of the same size.")
+
+
+def size(text: str) -> int:
+    """A size such as 2GiB, 500MB or a number of bytes. Raises UsageError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    if match is None or float(match[1]) <= 0:
+        raise UsageError(f"{text!r} is no size, such as 2GiB", "write --memory 2GiB, or 500MB")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threads:
+    """How many threads compute."""
+
+    threads: int | None = option(
+        None, help="How many threads compute and write.", low=1, default_text="one for each core"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merging(Threads):
+    """What a merge may use."""
+
+    memory: int = option(
+        2 * 2**30,
+        help="The most memory to use beyond mapped files.",
+        parse=size,
+        metavar="SIZE",
+        default_text="2GiB",
+    )
+    device: str = option("cpu", help="What computes the elements: cpu, cuda or cuda:N; the bits are the same.")
+
+
+# What `steer bake` still takes as single options.
+seed = click.option("--seed", default=0, show_default=True, help="The seed from which all randomness follows.")
 any_base = click.option("--any-base", is_flag=True, help="Allow vectors of other models of the same size.")
 
 
@@ -47,46 +137,27 @@ def devices(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def bindings(function: Callable[..., Any]) -> Callable[..., Any]:
     """`--vector NAME=FILE`, given to the command as `vectors`: a dictionary from names to paths."""
+    from steer.cli.requests import parse_named
 
     @functools.wraps(function)
     def parsed(*args: Any, vectors: tuple[str, ...], **kwargs: Any) -> Any:
-        return function(*args, vectors=parse_bindings(vectors), **kwargs)
+        paths = {name: Path(file) for name, file in parse_named(vectors, "--vector", "FILE").items()}
+        return function(*args, vectors=paths, **kwargs)
 
     return click.option(
         "--vector", "vectors", multiple=True, metavar="NAME=FILE", help="What a name in the expression stands for."
     )(parsed)
 
 
-class Bytes(click.ParamType[int]):
-    """A size such as 2GiB, 500MB or a number of bytes."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number of bytes."""
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", str(value).strip(), re.IGNORECASE)
-        if match is None or float(match[1]) <= 0:
-            self.fail(f"{value!r} is no size, such as 2GiB", param, ctx)
-        return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
+def print_options(name: str, known: Iterable[Option]) -> None:
+    """What a method or an optimiser can be told: each option's name, default, range and meaning."""
+    found = list(known)
+    data = {o.name: {"default": o.default, "range": _range(o), "meaning": o.meaning} for o in found}
+    rows = [[o.name, str(o.default), _range(o), o.meaning] for o in found]
+    out.result({"name": name, "options": data}, lambda: out.table(["option", "default", "range", "meaning"], rows, 4))
 
 
-def merging(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`--memory`, `--threads` and `--device`."""
-    function = click.option(
-        "--device",
-        default="cpu",
-        show_default=True,
-        help="cpu, cuda or cuda:N: computes the elements, with the same bits.",
-    )(function)
-    function = click.option("--threads", type=click.IntRange(1), help="How many.  [default: one for each core]")(
-        function
-    )
-    return click.option("--memory", type=Bytes(), default="2GiB", help="The most to use beyond mapped files.")(function)
-
-
-def parse_bindings(texts: tuple[str, ...]) -> dict[str, Path]:
-    """`NAME=FILE` options. Raises UsageError with every bad one."""
-    found = parse_named(texts, "--vector", "FILE")
-    return {name: Path(file) for name, file in found.items()}
+def _range(known: Option) -> str:
+    if known.choices:
+        return ", ".join(known.choices)
+    return "true, false" if isinstance(known.default, bool) else known.range()

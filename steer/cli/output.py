@@ -1,4 +1,8 @@
-"""What commands print: data to stdout, everything else to stderr."""
+"""What commands print: data to stdout, everything else to stderr. The one place that writes to a terminal.
+
+A command ends in `out.result(data, human)`: one JSON object with --json, else what `human` prints. Tables and texts
+side by side are drawn by rich on a terminal, and are plain text, always the same, in a pipe or a file.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +11,98 @@ import json
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-
-def fail(problems: Sequence[str], hint: str = "") -> None:
-    """Print an error: what is wrong, and the next step."""
-    for problem in problems:
-        click.echo(f"error: {problem.rstrip('.')}", err=True)
-    if hint:
-        click.echo(f"\nhint: {hint}", err=True)
+from steer.cli.progress import Progress
+from steer.cli.terminal import bounded, clean, clean_json
+from vectors.events import Event, OnEvent
 
 
-def warn(text: str) -> None:
-    """Print a warning."""
-    click.echo(f"warning: {text}", err=True)
+class Output:
+    """How this run of the command line prints: `json` and `quiet` are its options of these names."""
+
+    def __init__(self) -> None:
+        self.json = self.quiet = False
+        self.shown: Progress | None = None
+
+    def begin(self, *, json: bool) -> None:
+        """Forget an earlier run of the same process."""
+        self.json, self.quiet, self.shown = json, False, None
+
+    def result(self, data: Mapping[str, Any], human: Callable[[], None]) -> None:
+        """What a command found: `data` as one JSON object with --json, else whatever `human` prints."""
+        if self.json:
+            click.echo(clean_json(json.dumps(data, ensure_ascii=False, allow_nan=False, indent=2)))
+        else:
+            human()
+
+    def line(self, text: str = "") -> None:
+        """A line of data."""
+        click.echo(clean(text))
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 0) -> None:
+        """Rows under a header, right-aligned but for the first `left` columns."""
+        if sys.stdout.isatty():
+            _draw_table(header, rows, left)
+        else:
+            self.line(table(header, rows, left))
+
+    def side_by_side(self, titles: Sequence[str], texts: Sequence[str]) -> None:
+        """Texts in columns under their titles."""
+        if sys.stdout.isatty() and shutil.get_terminal_size().columns >= 27 * len(texts):
+            _draw_texts(titles, texts)
+        else:
+            self.line(side_by_side(titles, texts))
+
+    def say(self, text: str) -> None:
+        """What is neither data nor wrong; nothing for an empty text, nor with --quiet."""
+        if text and not self.quiet:
+            self._note(text)
+
+    def warn(self, text: str) -> None:
+        """A warning; --quiet drops it."""
+        if not self.quiet:
+            self._note(f"warning: {text}")
+
+    def fail(self, problems: Sequence[str], hint: str = "") -> None:
+        """An error: what is wrong, and the next step; with --json as an object on stdout."""
+        problems = [problem.rstrip(".") for problem in bounded(problems)]
+        if self.json:
+            self.result({"error": "; ".join(problems), "problems": problems, "hint": hint}, lambda: None)
+            return
+        for problem in problems:
+            self._note(f"error: {problem}")
+        if hint:
+            self._note(f"\nhint: {bounded([hint])[0]}")
+
+    @contextlib.contextmanager
+    def progress(self) -> Iterator[OnEvent]:
+        """Yield what is to be called with the events of a long function."""
+        with Progress(quiet=self.quiet) as shown:
+            self.shown = shown
+            try:
+                yield shown
+            finally:
+                self.shown = None
+
+    def _note(self, text: str) -> None:
+        if self.shown is None or not self.shown.print(text):
+            click.echo(clean(text), err=True)
 
 
-def say(text: str) -> None:
-    """Print what is neither data nor wrong; nothing for an empty text."""
-    if text:
-        click.echo(text, err=True)
+out = Output()
+say, warn, fail = out.say, out.warn, out.fail
+
+
+@contextlib.contextmanager
+def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield `show(done, total)`, for functions that count without events."""
+    with out.progress() as on_event:
+        yield lambda done, total: on_event(Event(label, done, total))
 
 
 def replacing(path: Path) -> str:
@@ -40,13 +112,16 @@ def replacing(path: Path) -> str:
     return f"replaces {path}, which was {digest_file(path)}" if path.is_file() else ""
 
 
-def print_json(value: Any) -> None:
-    """Print one JSON object."""
-    click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2))
+def say_preparing(reference: str) -> None:
+    """Say that the bundled model is going to be converted, which takes a while and happens once."""
+    from vectors import bundled, references
+
+    if reference == references.DEFAULT and not bundled.folder().is_dir():
+        say(f"preparing the bundled model {reference} (once, about half a minute)")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 0) -> str:
-    """Rows under a header, right-aligned but for the first `left` columns."""
+    """A table as plain text."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     lines = [
         "  ".join(
@@ -58,7 +133,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 0) -
 
 
 def side_by_side(titles: Sequence[str], texts: Sequence[str]) -> str:
-    """Texts in columns under their titles, as wide as the terminal; below each other where columns would be narrow."""
+    """Texts in columns as plain text, as wide as the terminal; below each other where columns would be narrow."""
     width = shutil.get_terminal_size((100, 24)).columns
     column = (width - 3 * (len(texts) - 1)) // len(texts)
     if column < 24:
@@ -75,28 +150,28 @@ def side_by_side(titles: Sequence[str], texts: Sequence[str]) -> str:
     return "\n".join("   ".join(cell.ljust(column) for cell in line).rstrip() for line in lines)
 
 
-def say_preparing(reference: str) -> None:
-    """Say that the bundled model is going to be converted, which takes a while and happens once."""
-    from vectors import bundled, references
+def _draw_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
-    if reference == references.DEFAULT and not bundled.folder().is_dir():
-        say(f"preparing the bundled model {reference} (once, about half a minute)")
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column, title in enumerate(header):
+        drawn.add_column(Text(clean(title)), justify="left" if column < left else "right", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(clean(cell)) for cell in row))
+    Console().print(drawn)
 
 
-@contextlib.contextmanager
-def progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield `show(done, total)`, which draws a bar on stderr when that is a terminal, and nothing elsewhere."""
-    state: dict[str, Any] = {}
+def _draw_texts(titles: Sequence[str], texts: Sequence[str]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
-    def show(done: int, total: int) -> None:
-        if "bar" not in state:
-            state["bar"] = click.progressbar(length=total, label=label, file=sys.stderr, hidden=not sys.stderr.isatty())
-            state["bar"].__enter__()
-        state["bar"].update(done - state.get("done", 0))
-        state["done"] = done
-
-    try:
-        yield show
-    finally:
-        if "bar" in state:
-            state["bar"].__exit__(None, None, None)
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
+    for title in titles:
+        drawn.add_column(Text(clean(title)), ratio=1, overflow="fold")
+    drawn.add_row(*(Text(clean(text.strip())) for text in texts))
+    Console().print(drawn)

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import click
+from steer.cli import options, output, requests
+from vectors.options import option
 
-from steer.cli import options, output
+
+@dataclass(frozen=True, kw_only=True)
+class Request(options.Bindings, options.Merging):
+    """What `steer apply` is asked for."""
+
+    base: str = option(help="The model that is added to: " + options.MODEL, argument=True, complete="models")
+    what: str = option(
+        help="A task vector, a LoRA adapter, or an expression over them.", argument=True, metavar="VECTOR_OR_EXPR",
+        complete="vectors",
+    )  # fmt: skip
+    out: Path = option(help="The folder to make.", flag=("-o", "--out"))
+    dtype: str = option("auto", help="The dtype of the result: auto (the base's), float32, bfloat16 or float16.")
 
 
 @options.command(
@@ -16,37 +30,21 @@ from steer.cli import options, output
     steer apply org/base "poet + 0.6*code - 0.5*toxic" -o mixed/ --vector toxic=vectors/toxic.safetensors
     """,
 )
-@click.argument("base")
-@click.argument("what", metavar="VECTOR_OR_EXPR")
-@click.option("-o", "--out", type=options.File, required=True, help="The folder to make.")
-@click.option("--dtype", default="auto", help="auto (the base's), float32, bfloat16 or float16.")
-@options.bindings
-@options.merging
-@options.as_json
-def command(
-    base: str,
-    what: str,
-    out: Path,
-    dtype: str,
-    vectors: dict[str, Path],
-    memory: int,
-    threads: int | None,
-    device: str,
-    as_json: bool,
-) -> None:
+@requests.takes(Request)
+def command(**values: Any) -> None:
     """Write a complete Hugging Face folder: BASE plus a task vector, an adapter, or an expression over them.
 
     An exact vector alone restores the fine-tuned model to the bit.
     """
-    from dataclasses import replace
-
+    request = requests.build(Request, values)
     from merges import api
     from steer.cli.merging import expression, print_merge, say_notes
 
-    output.say_preparing(base)
-    recipe = replace(expression(what, vectors, base), dtype=dtype)
+    output.say_preparing(request.base)
+    recipe = replace(expression(request.what, request.vectors, request.base), dtype=request.dtype)
     with output.progress("merging") as progress:
         record = api.merge(
-            recipe, out, memory=memory, threads=threads, device=device, progress=progress, planned=say_notes
-        )
-    print_merge(out, record, as_json)
+            recipe, request.out, memory=request.memory, threads=request.threads, device=request.device,
+            progress=progress, planned=say_notes,
+        )  # fmt: skip
+    print_merge(request.out, record)

@@ -82,8 +82,7 @@ ONLY = {
 @options.devices
 @click.option("--threads", type=click.IntRange(1), help="For writing.  [default: one for each core]")
 @options.seed
-@options.as_json
-def command(composition: str | None, model: str, out: Path, mode: str, as_json: bool, **given: Any) -> None:
+def command(composition: str | None, model: str, out: Path, mode: str, **given: Any) -> None:
     """Bake a behaviour into weights: folded exactly where algebra allows it, trained in where not.
 
     A COMPOSITION of vectors is folded (constants become biases, ablations orthogonal matrices) and proved equal, in
@@ -122,10 +121,8 @@ def command(composition: str | None, model: str, out: Path, mode: str, as_json: 
             report = trained.run(composition, model, out, mode, given, tell=_tell)
         if not report:  # this process has trained for another one, which reports
             return
-    if as_json:
-        output.print_json({"output": str(out), **report})
-    else:
-        (_print_fold if mode == "fold" else _print_trained)(report, out)
+    human = _print_fold if mode == "fold" else _print_trained
+    output.out.result({"output": str(out), **report}, lambda: human(report, out))
 
 
 def _check_inputs(composition: str | None, mode: str, given: dict[str, Any]) -> None:
@@ -192,10 +189,13 @@ def _print_fold(report: dict[str, Any], out: Path) -> None:
 
     proof = report["proof"]
     for part, how in report["via"].items():
-        click.echo(f"{part}: {how}")
-    click.echo("\n" + output.table(["", *PROVED.values()], proof_rows(proof), left=1))
-    click.echo(f"\nvLLM: {told_by_vllm(proof)}\nverdict: {proof['verdict']}, on {proof['prompts']} held-out prompts")
-    click.echo(f"wrote {out}")
+        output.out.line(f"{part}: {how}")
+    output.out.line()
+    output.out.table(["", *PROVED.values()], proof_rows(proof), left=1)
+    output.out.line(
+        f"\nvLLM: {told_by_vllm(proof)}\nverdict: {proof['verdict']}, on {proof['prompts']} held-out prompts"
+    )
+    output.out.line(f"wrote {out}")
     output.say(f"\n{report['seconds']['writing']:.1f} s to write, {report['seconds']['all']:.1f} s with the proof")
 
 
@@ -204,13 +204,13 @@ def _print_trained(report: dict[str, Any], out: Path) -> None:
         from steer.reports.bake_report import rows
 
         header, body = rows(report["models"])
-        click.echo(output.table(header, body, left=1))
+        output.out.table(header, body, left=1)
         dose = ", ".join(f"{key} {value:.2f}" for key, value in report["dose"].items())
-        click.echo(f"\ndose      {dose}  (1 is the teacher)" if dose else "")
+        output.out.line(f"\ndose      {dose}  (1 is the teacher)" if dose else "")
         without = report.get("retention_without_mix")
         beside = f"; without general data {without:.3f}" if without is not None else ""
-        click.echo(f"retention {report['retention']:.3f}{beside}")
+        output.out.line(f"retention {report['retention']:.3f}{beside}")
     for name, digest in report["outputs"].items():
         if name.endswith(".safetensors"):
-            click.echo(f"{name}  {digest}")
-    click.echo(f"wrote {out}")
+            output.out.line(f"{name}  {digest}")
+    output.out.line(f"wrote {out}")

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import click
+from steer.cli import options, output, requests
+from steer.cli.output import out
+from vectors.options import option
 
-from steer.cli import options, output
+
+@dataclass(frozen=True, kw_only=True)
+class Request(options.Threads):
+    """What `steer diff` is asked for."""
+
+    base: str = option(help="The model before fine-tuning: " + options.MODEL, argument=True, complete="models")
+    finetuned: str = option(help="The model after it.", argument=True, complete="models")
+    out: Path = option(
+        help="The artifact to write, a .safetensors file; a folder with --to-lora.", flag=("-o", "--out")
+    )
+    storage: str = option(
+        "exact", help="How deltas are stored: exact, bf16, lowrank:R or sparse:D; all but exact state their error."
+    )
+    to_lora: int | None = option(None, help="Write a LoRA adapter of this rank, a folder, instead.", low=1)
 
 
 @options.command(
@@ -17,60 +34,43 @@ from steer.cli import options, output
     steer diff org/base org/poet -o poet-lora --to-lora 16
     """,
 )
-@click.argument("base")
-@click.argument("finetuned")
-@click.option("-o", "--out", type=options.File, required=True, help="The artifact, a .safetensors file.")
-@click.option("--storage", default="exact", help="exact, bf16, lowrank:R or sparse:D; all but exact state their error.")
-@click.option("--to-lora", type=click.IntRange(1), help="Write a LoRA adapter of this rank, a folder, instead.")
-@click.option("--threads", type=click.IntRange(1), help="How many.  [default: one for each core]")
-@options.as_json
-def command(
-    base: str, finetuned: str, out: Path, storage: str, to_lora: int | None, threads: int | None, as_json: bool
-) -> None:
+@requests.takes(Request)
+def command(**values: Any) -> None:
     """Write what fine-tuning added to BASE, as an artifact bound to BASE by digest.
 
     With --storage exact, base plus vector restores every bit of the fine-tuned weights; that is verified while writing.
     """
+    request = requests.build(Request, values)
     from merges import diff
     from merges.outputs import adapter
+    from steer.cli.merging import print_adapter
 
+    base, finetuned, file, threads = request.base, request.finetuned, request.out, request.threads
     output.say_preparing(base)
-    with output.progress("reading") as progress:
-        if to_lora is not None:
-            report = adapter.from_models(base, finetuned, out, to_lora, threads=threads, progress=progress)
-            _print_lora(out, report, as_json)
-            return
-        replaced = output.replacing(out)
-        vector = diff.diff(base, finetuned, out, storage_=storage, threads=threads, progress=progress)
-    output.say(replaced)
+    if request.to_lora is not None:
+        with output.progress("taking the difference") as progress:
+            report = adapter.from_models(base, finetuned, file, request.to_lora, threads=threads, progress=progress)
+        print_adapter(file, report)
+        return
+    replaced = output.replacing(file)
+    with output.progress("taking the difference") as progress:
+        vector = diff.diff(base, finetuned, file, storage_=request.storage, threads=threads, progress=progress)
+    out.say(replaced)
     if not vector.parameters:
-        output.warn(f"{finetuned} is {base}: the vector is empty")
-    size = sum(file.stat().st_size for file in vector.files)
-    stored = vector.metadata["storage"]
-    if as_json:
-        output.print_json(
-            {
-                "vector": str(out),
-                "digest": vector.digest,
-                "files": [str(file) for file in vector.files],
-                "bytes": size,
-                "base": dict(vector.base),
-                "storage": stored,
-                "changed": len(vector.parameters),
-                "unchanged": len(vector.unchanged),
-            }
-        )
-        return
-    error = stored.get("error")
-    click.echo(f"storage    {stored['kind']}" + (f", relative error {error['relative']:.3g}" if error else ""))
-    click.echo(f"changed    {len(vector.parameters)} of {len(vector.parameters) + len(vector.unchanged)} parameters")
-    click.echo(f"wrote {out}  {size / 1e9:.2f} GB  {vector.digest}")
+        out.warn(f"{finetuned} is {base}: the vector is empty")
+    size = sum(part.stat().st_size for part in vector.files)
+    changed, unchanged, stored = len(vector.parameters), len(vector.unchanged), vector.metadata["storage"]
 
+    def human() -> None:
+        error = stored.get("error")
+        out.line(f"storage    {stored['kind']}" + (f", relative error {error['relative']:.3g}" if error else ""))
+        out.line(f"changed    {changed} of {changed + unchanged} parameters")
+        out.line(f"wrote {file}  {size / 1e9:.2f} GB  {vector.digest}")
 
-def _print_lora(out: Path, report: dict[str, object], as_json: bool) -> None:
-    if as_json:
-        output.print_json({"adapter": str(out), **report})
-        return
-    click.echo(f"wrote {out}, rank {report['rank']}, relative error {report['relative_error']:.3g}")
-    if report["left_out"]:
-        output.warn(f"a LoRA adapter can't hold the changes of {len(report['left_out'])} parameters")  # type: ignore[arg-type]
+    out.result(
+        {
+            "vector": str(file), "digest": vector.digest, "files": [str(part) for part in vector.files], "bytes": size,
+            "base": dict(vector.base), "storage": stored, "changed": changed, "unchanged": unchanged,
+        },
+        human,
+    )  # fmt: skip

@@ -2,129 +2,119 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import click
-
-from steer.cli import options, output
+from steer.cli import options, output, requests
+from steer.cli.output import out
+from vectors import plugins
+from vectors.options import option
 
 if TYPE_CHECKING:
     from probes.directions.extraction import Extraction
     from probes.models.loading import LoadedModel
 
 
+def methods() -> list[str]:
+    """The names of the extraction methods."""
+    return plugins.names("probes.directions.methods", "steer.extraction_methods")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(options.Devices, options.Seeded):
+    """What `steer extract` is asked for."""
+
+    pos: Path | None = option(None, help="Examples that show the behaviour, one JSON value a line.")
+    neg: Path | None = option(None, help="Examples that show its opposite.")
+    pairs: Path | None = option(None, help="One file with both classes instead.")
+    model: str = option("smollm2", help=options.MODEL, complete="models")
+    method: str = option("diffmean", help="How a direction is made of activations: {names}.", names=methods)
+    layers: str = option(
+        "all",
+        help="Which layers are measured: all, or such as 12, 8-15 or 3,5,12-15; layer i is the output of block i.",
+    )
+    tokens: str = option(
+        "completion", help="Which tokens of an example count: completion, last, all, or an index such as 0 or -1."
+    )
+    out: Path | None = option(
+        None,
+        help="The .safetensors file to write.",
+        flag=("-o", "--out"),
+        default_text="named as --pos or --pairs, here",
+    )
+    truncate: bool = option(False, help="Cut examples that exceed the model's context, instead of refusing.")
+
+
 @options.command(
-    summary="A steering vector from contrasting examples, judged.",
+    summary="A steering vector from contrasting examples, judged on held-out ones.",
     examples="""
     steer extract --pos warm.jsonl --neg cold.jsonl
     steer extract --pairs pairs.jsonl --method whitened --layers 8-20 --out warm.safetensors
     """,
 )
-@click.option("--pos", type=options.File, help="Examples that show the behaviour, one JSON value a line.")
-@click.option("--neg", type=options.File, help="Examples that show its opposite.")
-@click.option("--pairs", type=options.File, help="One file with both classes instead.")
-@click.option("--model", default="smollm2", help="A folder, a hub id (org/name@revision), or the bundled smollm2.")
-@click.option("--method", default="diffmean", help="diffmean, whitened, pca or logistic.")
-@click.option(
-    "--layers", default="all", help="all, or such as 12, 8-15 or 3,5,12-15; layer i is the output of block i."
-)
-@click.option("--tokens", default="completion", help="Which count: completion, last, all, or an index such as 0 or -1.")
-@click.option("--out", type=options.File, help="The .safetensors to write.  [default: named as --pos or --pairs, here]")
-@click.option("--truncate", is_flag=True, help="Cut examples that exceed the model's context, instead of refusing.")
-@options.devices
-@options.seed
-@options.as_json
-def command(
-    pos: Path | None,
-    neg: Path | None,
-    pairs: Path | None,
-    model: str,
-    method: str,
-    layers: str,
-    tokens: str,
-    out: Path | None,
-    truncate: bool,
-    device: str,
-    dtype: str,
-    seed: int,
-    as_json: bool,
-) -> None:
+@requests.takes(Request)
+def command(**values: Any) -> None:
     """Extract a steering vector from contrasting examples, and judge it on held-out ones.
 
     A line is a plain JSON string, {"text"}, {"prompt","completion"} or {"messages"}; with --pairs it is
     {"prompt","positive","negative"} or a yes/no persona statement. Each layer's direction is judged on folds it was not
     made from, against shuffled labels, and a layer and a strength are recommended.
     """
-    if out is None:
-        source = pos or pairs
-        out = Path(f"{source.stem}.safetensors") if source is not None else None
+    source = values["pos"] or values["pairs"]
+    if values["out"] is None and source is not None:
+        values["out"] = Path(f"{source.stem}.safetensors")
+    request = requests.build(Request, values)
     from steer.extraction import extract
 
     seen: list[LoadedModel] = []
 
     def loaded(ready: LoadedModel) -> None:
         seen.append(ready)
-        output.say(f"model {ready.source}, on {ready.choice}")
-        if out is not None:
-            output.say(output.replacing(out))
+        out.say(f"model {ready.source}, on {ready.choice}")
+        if request.out is not None:
+            out.say(output.replacing(request.out))
 
-    output.say_preparing(model)
-    with output.progress("measuring") as progress:
-        found = extract(
-            pos,
-            neg,
-            pairs=pairs,
-            model=model,
-            method=method,
-            layers=layers,
-            tokens=tokens,
-            out=out,
-            seed=seed,
-            truncate=truncate,
-            device=device,
-            dtype=dtype,
-            progress=progress,
-            loaded=loaded,
-        )
-    for note in found.notes:
-        output.say(note)
-    for warning in found.warnings:
-        output.warn(warning)
-    assert out is not None
-    if as_json:
-        source_of = seen[0].source
-        output.print_json(
-            {
-                "vector": str(out),
-                "digest": found.vector.digest,
-                "model": model,
-                "model_path": str(source_of.path),
-                **found.report(),
-            }
-        )
-        return
-    click.echo(layer_table(found))
-    examples, seconds = found.examples, found.seconds
-    click.echo(
-        f"\nrecommended: layer {found.recommended.layers[0]} (marked *), strength {found.recommended.strength:g}: "
-        f"{found.recommended.reason}"
+    output.say_preparing(request.model)
+    with output.progress("measuring activations") as progress:
+        extraction = extract(**vars(request), progress=progress, loaded=loaded)
+    for note in extraction.notes:
+        out.say(note)
+    for warning in extraction.warnings:
+        out.warn(warning)
+    assert request.out is not None
+    data = {
+        "vector": str(request.out),
+        "digest": extraction.vector.digest,
+        "model": request.model,
+        "model_path": str(seen[0].source.path),
+    }
+    file = request.out
+    out.result({**data, **extraction.report()}, lambda: _print(extraction, file))
+
+
+def _print(extraction: Extraction, file: Path) -> None:
+    out.table(["", "layer", "norm", "AUROC", "95 % interval", "shuffled", "Cohen's d"], layer_rows(extraction))
+    examples, recommended = extraction.examples, extraction.recommended
+    out.line(
+        f"\nrecommended: layer {recommended.layers[0]} (marked *), strength {recommended.strength:g}: "
+        f"{recommended.reason}"
     )
-    click.echo(f"wrote {out}  {found.vector.digest}")
-    output.say(
-        f"\n{examples['positive']} + {examples['negative']} examples, {found.tokens['computed']} tokens computed, "
-        f'{seconds:.1f} s\nnext: steer try {out} -p "…"'
+    out.line(f"wrote {file}  {extraction.vector.digest}")
+    out.say(
+        f"\n{examples['positive']} + {examples['negative']} examples, {extraction.tokens['computed']} tokens computed, "
+        f'{extraction.seconds:.1f} s\nnext: steer try {file} -p "…"'
     )
 
 
-def layer_table(found: Extraction) -> str:
-    """The judgement of each layer; `*` marks those that act by default."""
+def layer_rows(extraction: Extraction) -> list[list[str]]:
+    """What was measured of each layer; `*` marks those that act by default."""
     rows = []
-    for entry in found.report()["layers"]:
+    for entry in extraction.report()["layers"]:
         numbers = {key: "-" if value is None else f"{value:.3f}" for key, value in entry.items() if key != "layer"}
         rows.append(
             [
-                "*" if entry["layer"] in found.recommended.layers else "",
+                "*" if entry["layer"] in extraction.recommended.layers else "",
                 str(entry["layer"]),
                 f"{entry['norm']:.2f}",
                 numbers["auroc"],
@@ -133,4 +123,4 @@ def layer_table(found: Extraction) -> str:
                 "-" if entry["cohens_d"] is None else f"{entry['cohens_d']:.2f}",
             ]
         )
-    return output.table(["", "layer", "norm", "AUROC", "95 % interval", "shuffled", "Cohen's d"], rows)
+    return rows

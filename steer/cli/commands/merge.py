@@ -2,16 +2,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from steer.cli import options, output
+from steer.cli import options, output, requests
+from steer.cli.output import out
+from vectors import plugins
 from vectors.errors import UsageError
+from vectors.options import option
 
 if TYPE_CHECKING:
     from merges.recipes.recipe import Recipe
+
+
+def method_names() -> list[str]:
+    """The names of the merge methods."""
+    return plugins.names("merges.methods", "steer.merge_methods")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(options.Bindings, options.Merging):
+    """What `steer merge` is asked for."""
+
+    inputs: tuple[str, ...] = option(
+        (),
+        help="Models, task vectors, adapters or steering vectors.",
+        argument=True,
+        metavar="[INPUTS]...",
+        complete="inputs",
+    )
+    out: Path | None = option(
+        None, help="The folder to make, or a .safetensors file for a vector.", flag=("-o", "--out")
+    )
+    ties: bool = option(False, help="Short for --method ties.")
+    method: str | None = option(None, help="How to merge: {names}.", names=method_names, metavar="NAME")
+    base: str | None = option(
+        None, help="What the inputs were fine-tuned from.", default_text="what the vectors record", complete="models"
+    )
+    weights: str | None = option(None, help="The weight of each input, such as 1,0.5.")
+    density: str | None = option(
+        None, help="The share of each delta that stays, in (0, 1]; one, or one for each input."
+    )
+    scale: float | None = option(None, help="The merged delta is multiplied by this.", flag="--lambda")
+    scope: str | None = option(
+        None, help="Over what magnitudes are ranked: tensor (each for itself) or global (the whole model)."
+    )
+    settings: tuple[str, ...] = option(
+        (), help="Another option of the method; --list-options shows them.", flag="--set", metavar="NAME=VALUE"
+    )
+    as_: str | None = option(
+        None, help="What to write: model or vector.", default_text="vector where OUT ends in .safetensors"
+    )
+    to_lora: int | None = option(None, help="Write the merged delta as a LoRA adapter of this rank, a folder.", low=1)
+    dtype: str | None = option(None, help="The dtype of the result: auto (the base's), float32, bfloat16 or float16.")
+    expr: str | None = option(None, help='An expression over task vectors by name: "v1 + 0.6*v2 - 0.5*toxic".')
+    recipe: Path | None = option(None, help="A YAML file, ours or mergekit's, or the record of a finished merge.")
+    without: tuple[str, ...] = option((), help="Leave this input of the recipe out: an exact undo.", metavar="NAME")
+    dry_run: bool = option(False, help="Check everything, print the plan, and stop.")
+    verify: Path | None = option(
+        None,
+        help="Compute a finished merge again, and compare every byte; --vector and --base tell where inputs lie now.",
+        metavar="OUT",
+    )
+    methods: bool = option(False, help="List the methods and their options, and stop.")
+    list_options: bool = option(
+        False, help="List the options of the chosen method, with default, range and meaning, and stop."
+    )
+    seed: int | None = option(None, help="The seed from which all randomness follows.", default_text="0")
 
 
 @options.command(
@@ -24,167 +83,124 @@ if TYPE_CHECKING:
     steer merge --verify mixed/
     """,
 )
-@click.argument("inputs", nargs=-1)
-@click.option("-o", "--out", type=options.File, help="The folder to make, or a .safetensors file for a vector.")
-@click.option("--ties", is_flag=True, help="Short for --method ties.")
-@click.option("--method", help="How to merge; --methods lists them.")
-@click.option("--base", help="What the inputs were fine-tuned from.  [default: what the vectors record]")
-@click.option("--weights", help="One for each input, such as 1,0.5.")
-@click.option("--density", help="The part of each delta that is kept, in (0, 1]; one, or one for each input.")
-@click.option("--lambda", "scale", type=float, help="The merged delta is multiplied by this.")
-@click.option("--scope", help="tensor, or global: whether magnitudes are ranked over each tensor or the whole model.")
-@click.option("--set", "set_", multiple=True, metavar="NAME=VALUE", help="Another option of the method.")
-@click.option("--as", "as_", help="model or vector.  [default: vector where OUT ends in .safetensors]")
-@click.option(
-    "--to-lora", type=click.IntRange(1), help="Write the merged delta as a LoRA adapter of this rank, a folder."
-)
-@click.option("--dtype", help="Of the result: auto (the base's), float32, bfloat16 or float16.")
-@click.option("--expr", help='Task vectors by name: "v1 + 0.6*v2 - 0.5*toxic".')
-@click.option("--recipe", type=options.File, help="A YAML file, ours or mergekit's, or the record of a finished merge.")
-@click.option("--without", multiple=True, metavar="NAME", help="Leave this input of the recipe out: an exact undo.")
-@click.option("--dry-run", is_flag=True, help="Check everything, print the plan, and stop.")
-@click.option(
-    "--verify",
-    type=options.File,
-    metavar="OUT",
-    help="Compute a finished merge again, and compare every byte; --vector and --base tell where inputs lie now.",
-)
-@click.option("--methods", is_flag=True, help="List the methods and their options.")
-@click.option("--seed", type=int, help="Where all randomness comes from.  [default: 0]")
-@options.bindings
-@options.merging
-@options.as_json
-def command(
-    inputs: tuple[str, ...],
-    out: Path | None,
-    vectors: dict[str, Path],
-    expr: str | None,
-    recipe: Path | None,
-    without: tuple[str, ...],
-    dry_run: bool,
-    verify: Path | None,
-    methods: bool,
-    to_lora: int | None,
-    memory: int,
-    threads: int | None,
-    device: str,
-    as_json: bool,
-    **given: Any,
-) -> None:
+@requests.takes(Request)
+def command(**values: Any) -> None:
     """Merge models, task vectors, LoRA adapters or steering vectors, streamed from disk to disk.
 
     Everything is checked before a weight is read. The output appears whole or not at all; the same inputs give the same
     bytes; a killed merge goes on where it was when it is run again.
     """
-    from dataclasses import replace
+    request = requests.build(Request, values)
+    if request.methods:
+        _print_methods()
+    elif request.list_options:
+        from merges.methods import find
 
+        name = _method(request)
+        options.print_options(name, find(name).OPTIONS)
+    elif request.verify is not None:
+        _verify(request, request.verify)
+    else:
+        _merge(request)
+
+
+def _verify(request: Request, folder: Path) -> None:
+    """Compute a finished merge again."""
+    from merges import api
+
+    if request.inputs or request.expr is not None or request.recipe is not None or request.out is not None:
+        raise UsageError("--verify takes nothing but a finished merge", "steer merge --verify OUT")
+    places = dict(request.vectors) | ({"base": Path(request.base)} if request.base else {})
+    with output.progress("verifying") as progress:
+        record = api.verify(folder, places=places, **_means(request), progress=progress)
+    sentence = f"{folder} is what its recipe says: {len(record['outputs'])} files, plan {record['plan']}"
+    out.result({"verified": True, "output": str(folder), **record}, lambda: out.line(sentence))
+
+
+def _merge(request: Request) -> None:
+    """Plan, and write unless it is a dry run."""
     from merges import api
     from merges.outputs import adapter
     from merges.recipes.plan import check_output, plan
-    from steer.cli.merging import print_merge, print_plan, say_notes
+    from steer.cli.merging import print_adapter, print_merge, print_plan, say_notes
 
-    if methods:
-        _print_methods(as_json)
-        return
-    if verify is not None:
-        if inputs or expr is not None or recipe is not None or out is not None:
-            raise UsageError("--verify takes nothing but a finished merge", "steer merge --verify OUT")
-        with output.progress("verifying") as progress:
-            places = vectors | ({"base": given["base"]} if given["base"] else {})
-            record = api.verify(verify, places=places, memory=memory, threads=threads, device=device, progress=progress)
-        if as_json:
-            output.print_json({"verified": True, "output": str(verify), **record})
-        else:
-            click.echo(f"{verify} is what its recipe says: {len(record['outputs'])} files, plan {record['plan']}")
-        return
-    if sum((bool(inputs), expr is not None, recipe is not None)) != 1:
+    if sum((bool(request.inputs), request.expr is not None, request.recipe is not None)) != 1:
         raise UsageError("give inputs, --expr or --recipe, one of them", "steer merge A B --base BASE --ties -o OUT")
-    if out is None and not dry_run:
+    if request.out is None and not request.dry_run:
         raise UsageError("there is no output", "name it: -o OUT")
-    made = _recipe(inputs, expr, recipe, vectors, given)
-    made = api.without(made, without)
-    if out is not None and out.suffix == ".safetensors" and given["as_"] is None:
-        made = replace(made, as_="vector")
-    if _are_steering(made):
-        _merge_steering(made, out, dry_run, as_json)
+    recipe = api.without(_recipe(request), request.without)
+    if request.out is not None and request.out.suffix == ".safetensors" and request.as_ is None:
+        recipe = replace(recipe, as_="vector")
+    if _are_steering(recipe):
+        _merge_steering(recipe, request.out, request.dry_run)
         return
-    if to_lora is not None:
-        made = replace(made, as_="vector")
-    if dry_run:
-        checked = plan(made, memory=memory, threads=threads, device=device)
-        if out is not None and made.as_ == "model":
-            check_output(out, checked.bytes)
-        print_plan(checked, out, as_json)
+    if request.to_lora is not None:
+        recipe = replace(recipe, as_="vector")
+    if request.dry_run:
+        planned = plan(recipe, **_means(request))
+        if request.out is not None and recipe.as_ == "model":
+            check_output(request.out, planned.bytes)
+        print_plan(planned)
         return
-    assert out is not None
+    assert request.out is not None
     with output.progress("merging") as progress:
-        if to_lora is not None:
-            report = adapter.from_recipe(
-                made, out, to_lora, memory=memory, threads=threads, device=device, progress=progress
-            )
-            lora_out_print(out, report, as_json)
-            return
-        record = api.merge(
-            made, out, memory=memory, threads=threads, device=device, progress=progress, planned=say_notes
-        )
-    print_merge(out, record, as_json)
+        if request.to_lora is not None:
+            report = adapter.from_recipe(recipe, request.out, request.to_lora, **_means(request), progress=progress)
+        else:
+            record = api.merge(recipe, request.out, **_means(request), progress=progress, planned=say_notes)
+    if request.to_lora is not None:
+        print_adapter(request.out, report)
+    else:
+        print_merge(request.out, record)
 
 
-def lora_out_print(out: Path, report: dict[str, Any], as_json: bool) -> None:
-    """What became of a merge that was written as an adapter."""
-    if as_json:
-        output.print_json({"adapter": str(out), **report})
-        return
-    click.echo(f"wrote {out}, rank {report['rank']}, relative error {report['relative_error']:.3g}")
-    if report["left_out"]:
-        output.warn(f"a LoRA adapter can't hold the changes of {len(report['left_out'])} parameters")
+def _means(request: Request) -> dict[str, Any]:
+    return {"memory": request.memory, "threads": request.threads, "device": request.device}
 
 
-def _recipe(
-    inputs: tuple[str, ...], expr: str | None, file: Path | None, vectors: dict[str, Path], given: dict[str, Any]
-) -> Recipe:
+def _method(request: Request) -> str:
+    """The method that was chosen. Raises UsageError."""
+    if request.ties and request.method not in (None, "ties"):
+        raise UsageError(f"--ties and --method {request.method} are two methods", "give one")
+    name = "ties" if request.ties else request.method
+    if name is None:
+        raise UsageError("there is no method", "--ties, or --method NAME; --methods lists them")
+    return name
+
+
+def _recipe(request: Request) -> Recipe:
     """The recipe that the arguments describe. Raises UsageError."""
-    from dataclasses import replace
-
     from merges.recipes.recipe import Part, Recipe, names_for, read
     from steer.cli.merging import expression, numbers, settings
 
-    method = "ties" if given["ties"] else given["method"]
-    if given["ties"] and given["method"] not in (None, "ties"):
-        raise UsageError(f"--ties and --method {given['method']} are two methods", "give one")
-    if file is not None or expr is not None:
-        taken = [f"--{name}" for name in ("ties", "method", "weights", "density") if given[name]]
-        if taken:
-            raise UsageError(f"{', '.join(taken)} can't be added to --recipe or --expr", "write it there")
-        made = read(file) if file is not None else expression(expr or "", vectors, given["base"])
+    if request.recipe is not None or request.expr is not None:
+        words = {"ties": request.ties, "method": request.method, "weights": request.weights, "density": request.density}
+        given = [f"--{name}" for name, value in words.items() if value]
+        if given:
+            raise UsageError(f"{', '.join(given)} can't be added to --recipe or --expr", "write it there")
+        if request.recipe is not None:
+            recipe = read(request.recipe)
+        else:
+            recipe = expression(request.expr or "", request.vectors, request.base)
     else:
-        names = names_for(list(inputs))
-        references = [str(vectors.get(text, text)) for text in inputs]
-        weights = numbers(given["weights"], "--weights", len(inputs))
-        densities = numbers(given["density"], "--density", len(inputs))
+        if request.ties or request.method:
+            _method(request)
+        inputs = request.inputs
+        weights: Sequence[float | None] = numbers(request.weights, "--weights", len(inputs)) or [None] * len(inputs)
+        densities: Sequence[float | None] = numbers(request.density, "--density", len(inputs)) or [None] * len(inputs)
         parts = tuple(
             Part(
-                reference,
+                str(request.vectors.get(text, text)),
                 name,
-                ({"weight": weights[i]} if weights else {}) | ({"density": densities[i]} if densities else {}),
+                {key: value for key, value in (("weight", weight), ("density", density)) if value is not None},
             )
-            for i, (reference, name) in enumerate(zip(references, names, strict=True))
+            for text, name, weight, density in zip(inputs, names_for(list(inputs)), weights, densities, strict=True)
         )
-        if method is None:
-            raise UsageError("there is no method", "--ties, or --method NAME; --methods lists them")
-        made = Recipe(method, parts)
-    more = settings(given["set_"]) | ({"lambda": given["scale"]} if given["scale"] is not None else {})
-    changes: dict[str, Any] = {"options": dict(made.options) | more}
-    for field, value in (
-        ("base", given["base"]),
-        ("scope", given["scope"]),
-        ("seed", given["seed"]),
-        ("dtype", given["dtype"]),
-        ("as_", given["as_"]),
-    ):
-        if value is not None:
-            changes[field] = value
-    return replace(made, **changes)
+        recipe = Recipe(_method(request), parts)
+    more = settings(request.settings) | ({"lambda": request.scale} if request.scale is not None else {})
+    asked = {name: getattr(request, name) for name in ("base", "scope", "seed", "dtype", "as_")}
+    changes = {name: value for name, value in asked.items() if value is not None}
+    return replace(recipe, options=dict(recipe.options) | more, **changes)
 
 
 def _are_steering(recipe: Recipe) -> bool:
@@ -202,46 +218,39 @@ def _are_steering(recipe: Recipe) -> bool:
     return bool(kinds) and all(kinds)
 
 
-def _merge_steering(recipe: Recipe, out: Path | None, dry_run: bool, as_json: bool) -> None:
+def _merge_steering(recipe: Recipe, file: Path | None, dry_run: bool) -> None:
     from merges import steering
     from vectors.files import check_writable
     from vectors.steering import SteeringVector
 
-    if out is not None:
-        check_writable(out)
-    found = steering.merge(recipe, [SteeringVector.load(part.model) for part in recipe.parts])
-    if dry_run or out is None:
-        if as_json:
-            output.print_json({"layers": list(found.layers), "recipe": recipe.value()})
-        else:
-            click.echo(repr(found))
+    if file is not None:
+        check_writable(file)
+    vector = steering.merge(recipe, [SteeringVector.load(part.model) for part in recipe.parts])
+    if dry_run or file is None:
+        out.result({"layers": list(vector.layers), "recipe": recipe.value()}, lambda: out.line(repr(vector)))
         return
-    digest = found.save(out)
-    if as_json:
-        output.print_json({"vector": str(out), "digest": digest, "recipe": recipe.value()})
-    else:
-        click.echo(f"wrote {out}  {digest}")
+    digest = vector.save(file)
+    data = {"vector": str(file), "digest": digest, "recipe": recipe.value()}
+    out.result(data, lambda: out.line(f"wrote {file}  {digest}"))
 
 
-def _print_methods(as_json: bool) -> None:
+def _print_methods() -> None:
     from merges.methods import available
 
-    found = available()
-    if as_json:
-        output.print_json(
-            {
-                name: {
-                    "summary": method.SUMMARY,
-                    "source": method.SOURCE,
-                    "options": {
-                        option.name: {"default": option.default, "meaning": option.meaning} for option in method.OPTIONS
-                    },
-                }
-                for name, method in found.items()
-            }
-        )
-        return
-    for name, method in found.items():
-        click.echo(f"{name:18} {method.SUMMARY}  ({method.SOURCE})")
-        for option in method.OPTIONS:
-            click.echo(f"    {option.name:14} {option.meaning}  [default: {option.default}]")
+    methods = available()
+    data = {
+        name: {
+            "summary": method.SUMMARY,
+            "source": method.SOURCE,
+            "options": {o.name: {"default": o.default, "meaning": o.meaning} for o in method.OPTIONS},
+        }
+        for name, method in methods.items()
+    }
+
+    def human() -> None:
+        for name, method in methods.items():
+            out.line(f"{name:18} {method.SUMMARY}  ({method.SOURCE})")
+            for o in method.OPTIONS:
+                out.line(f"    {o.name:14} {o.meaning}  [default: {o.default}]")
+
+    out.result(data, human)

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from steer.cli import options, output
+from steer.cli import completion, options, output
+from steer.cli.output import out
 
 
 @click.group()
@@ -14,9 +15,8 @@ def command() -> None:
     """List models, find their folders, show what they are."""
 
 
-@command.command("ls", cls=click.Command)
-@options.as_json
-def ls(as_json: bool) -> None:
+@options.subcommand(command, "ls")
+def ls() -> None:
     """The bundled model and the hub models in the cache."""
     from vectors import bundled, references
 
@@ -24,27 +24,24 @@ def ls(as_json: bool) -> None:
     rows: list[dict[str, Any]] = [{"model": references.DEFAULT, "path": str(bundled.folder()), "ready": ready}]
     for source in references.cached():
         rows.append({"model": f"{source.name}@{source.revision}", "path": str(source.path), "ready": True})
-    if as_json:
-        output.print_json({"models": rows})
-        return
     cells = [[row["model"], "ready" if row["ready"] else "prepared on first use", row["path"]] for row in rows]
-    click.echo(output.table(["model", "state", "path"], cells, left=3))
+    out.result({"models": rows}, lambda: out.table(["model", "state", "path"], cells, left=3))
 
 
-@command.command("path")
-@click.argument("model")
+@options.subcommand(command, "path")
+@click.argument("model", help=options.MODEL, shell_complete=completion.models)
 def path(model: str) -> None:
     """Print the folder of a model; prepares or fetches it when it is not there."""
     from vectors import references
 
     output.say_preparing(model)
-    click.echo(references.resolve(model).path)
+    folder = str(references.resolve(model).path)
+    out.result({"model": model, "path": folder}, lambda: out.line(folder))
 
 
-@command.command("show")
-@click.argument("model")
-@options.as_json
-def show(model: str, as_json: bool) -> None:
+@options.subcommand(command, "show")
+@click.argument("model", help=options.MODEL, shell_complete=completion.models)
+def show(model: str) -> None:
     """What a model is: architecture, sizes, digest, licence."""
     from vectors import references
 
@@ -54,7 +51,5 @@ def show(model: str, as_json: bool) -> None:
     licence = references.licence(source)
     if licence:
         facts["licence"] = licence
-    if as_json:
-        output.print_json(facts)
-        return
-    click.echo("\n".join(f"{key.replace('_', ' '):13} {value}" for key, value in facts.items()))
+    lines = [f"{key.replace('_', ' '):13} {value}" for key, value in facts.items()]
+    out.result(facts, lambda: out.line("\n".join(lines)))

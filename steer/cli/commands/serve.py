@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from steer.cli import options, output
-from steer.cli.requests import parse_named
+from steer.cli import options, output, requests
+from steer.cli.output import out
+from vectors.events import Event
+from vectors.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(options.Bindings, options.AnyBase):
+    """What `steer serve` is asked for."""
+
+    model: str = option(help="The model to serve: " + options.MODEL, argument=True, complete="models")
+    arms: Mapping[str, str] = option(
+        {}, help="An arm: requests for the model MODEL:NAME are steered by it.", flag="--arm", metavar="NAME=EXPRESSION"
+    )
+    host: str = option("127.0.0.1", help="The address to listen on.")
+    port: int = option(8000, help="The port to listen on.", low=1, high=65535)
+    steer_rows: int = option(256, help="Compositions (and phases of theirs) that can live at once.", low=1, high=65535)
+    steer_directions: int = option(
+        4, help="Projections (ablate, clamp) of one composition in one layer.", low=0, high=64
+    )
+    folders: tuple[Path, ...] = option(
+        (), help="A folder that POST /steer/vectors may load from.", flag="--vector-folder"
+    )
+    log: Path | None = option(None, help="Where vLLM's own output goes.", default_text="a temporary file")
 
 
 @options.command(
@@ -23,53 +45,23 @@ from steer.cli.requests import parse_named
     steer serve org/name --vector warm=warm.safetensors --port 8001 -- --max-model-len 4096 --api-key secret
     """,
 )
-@click.argument("model", metavar="MODEL")
+@requests.takes(Request)
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED, metavar="[-- VLLM_FLAGS]")
-@options.bindings
-@click.option("--arm", "arms", multiple=True, metavar="NAME=EXPRESSION", help="An arm: the model MODEL:NAME.")
-@click.option("--host", default="127.0.0.1", help="Where to listen.")
-@click.option("--port", default=8000, type=click.IntRange(1, 65535), help="Where to listen.")
-@click.option("--steer-rows", default=256, type=click.IntRange(1, 65535), help="Compositions that can live at once.")
-@click.option(
-    "--steer-directions",
-    default=4,
-    type=click.IntRange(0, 64),
-    help="ablate and clamp of one composition in one layer.",
-)
-@click.option(
-    "--vector-folder",
-    "folders",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="A folder that POST /steer/vectors may load from.",
-)
-@click.option("--log", type=options.File, help="Where vLLM's own output goes.  [default: a temporary file]")
-@options.any_base
-def command(
-    model: str,
-    flags: tuple[str, ...],
-    vectors: dict[str, Path],
-    arms: tuple[str, ...],
-    host: str,
-    port: int,
-    steer_rows: int,
-    steer_directions: int,
-    folders: tuple[Path, ...],
-    log: Path | None,
-    any_base: bool,
-) -> None:
+def command(flags: tuple[str, ...], **values: Any) -> None:
     """Serve a model with vLLM, steered per request.
 
     A request names an arm as its model (MODEL:NAME), or brings an expression in vllm_xargs: {"steer": "0.8*warm"}.
     Everything behind -- goes to `vllm serve` as it is.
     """
+    request = requests.build(Request, values)
+    model = request.model
     settings: dict[str, Any] = {
-        "vectors": {name: str(path.expanduser().absolute()) for name, path in vectors.items()},
-        "arms": parse_named(arms, "--arm", "EXPRESSION"),
-        "rows": steer_rows,
-        "directions": steer_directions,
-        "folders": [str(folder.expanduser().absolute()) for folder in folders],
-        "any_base": any_base,
+        "vectors": {name: str(path.expanduser().absolute()) for name, path in request.vectors.items()},
+        "arms": dict(request.arms),
+        "rows": request.steer_rows,
+        "directions": request.steer_directions,
+        "folders": [str(folder.expanduser().absolute()) for folder in request.folders],
+        "any_base": request.any_base,
     }
     from steer.serving import launch
     from steer.serving import settings as checked
@@ -82,28 +74,32 @@ def command(
     # All that can be wrong with vectors and arms is found here, before vLLM spends a minute on its start.
     found = checked.check(settings, Path.cwd())
     admission.Admission(found, identity["hidden_size"], identity["layers"], identity)
-    # A process manager ends a service with SIGTERM; it is to end like Ctrl-C, with everything it started.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     name = source.name or model
-    output.say(f"model {source}")
-    with (
-        contextlib.suppress(KeyboardInterrupt),  # the way to end it
-        launch.served(
-            source.path, settings, name=name, host=host, port=port, flags=flags, log=log, waiting=_say_waiting
-        ) as server,
-    ):
-        output.say(f"serving at {server.url}, vLLM's own output is in {server.log}")
-        for arm, composition in found.arms.items():
-            output.say(f"  {name}:{arm}  {composition}")
-        first, vector = next(iter(found.arms), None), next(iter(found.vectors), "NAME")
-        asked = f', "vllm_xargs": {{"steer": "{vector}"}}' if first is None else ""
-        shown = name if first is None else f"{name}:{first}"
-        body = f'{{"model": "{shown}", "messages": [{{"role": "user", "content": "…"}}]{asked}}}'
-        output.say(f"next: curl {server.url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'")
-        output.say("Ctrl-C ends it")
+    out.say(f"model {source}")
+    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:  # Ctrl-C is the way to end it
+        with out.progress() as on_event:
+            server = stack.enter_context(
+                launch.served(
+                    source.path, settings, name=name, host=request.host, port=request.port, flags=flags,
+                    log=request.log, waiting=lambda stage: on_event(Event(f"waiting: {stage}")),
+                )
+            )  # fmt: skip
+        arms = {f"{name}:{arm}": str(composition) for arm, composition in found.arms.items()}
+        vector = next(iter(found.vectors), "NAME")
+        out.result(
+            {"url": server.url, "log": str(server.log), "model": name, "arms": arms},
+            lambda: _say_ready(server.url, server.log, name, arms, vector),
+        )
         server.wait()
-    output.say("ended")
+    out.say("ended")
 
 
-def _say_waiting(stage: str) -> None:
-    output.say(f"waiting: {stage}")
+def _say_ready(url: str, log: Path, name: str, arms: dict[str, str], vector: str) -> None:
+    out.say(f"serving at {url}, vLLM's own output is in {log}")
+    for arm, composition in arms.items():
+        out.say(f"  {arm}  {composition}")
+    first = next(iter(arms), None)
+    steer = f', "vllm_xargs": {{"steer": "{vector}"}}' if first is None else ""
+    body = f'{{"model": "{first or name}", "messages": [{{"role": "user", "content": "…"}}]{steer}}}'
+    out.say(f"next: curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'")
+    out.say("Ctrl-C ends it")

