@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -17,7 +16,7 @@ from merges.engine.floats import encode, storage, to_float32
 from merges.engine.pool import Pool
 from merges.engine.readers import Dense
 from merges.engine.selection import magnitudes
-from merges.engine.tensor_task import Block, Input, TensorTask
+from merges.engine.tensor_task import Block, Computation, Input, TensorTask
 from merges.inputs import adapters, bases
 from merges.inputs.sources import Source, open_source
 from vectors import references
@@ -27,7 +26,7 @@ from vectors.task import TaskVector
 from vectors.taskwriter import Writer, check_vector_path, paths, room, shards, write_index
 from vectors.weights import FLOATS, mapped
 
-DELTAS: Any = SimpleNamespace(SPACE="delta")  # as a method, all that reading deltas needs
+DELTAS = Computation(space="delta")  # as a method, all that reading deltas needs
 
 
 class Storage(NamedTuple):

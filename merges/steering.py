@@ -25,7 +25,7 @@ def merge(recipe: Recipe, vectors: Sequence[SteeringVector]) -> SteeringVector:
     refuse(recipe)
     method = methods.find(recipe.method)
     problems = []
-    if getattr(method, "EXTRAS", ()) or recipe.slices or recipe.tokenizer:
+    if method.statistics or recipe.slices or recipe.tokenizer:
         problems.append(f"{recipe.method} needs more of its inputs than directions")
     if problems:
         raise UsageError(problems, "merge steering vectors with linear, task_arithmetic, ties, slerp and the like")
@@ -46,11 +46,7 @@ def merge(recipe: Recipe, vectors: Sequence[SteeringVector]) -> SteeringVector:
             problems, "merge vectors of one model with the same layers; `steer vectors convert --layers` cuts"
         )
     digests = [vector.digest for vector in vectors]
-    order = (
-        sorted(range(len(vectors)), key=lambda i: digests[i])
-        if getattr(method, "SYMMETRIC", True)
-        else range(len(vectors))
-    )
+    order = sorted(range(len(vectors)), key=lambda i: digests[i]) if method.symmetric else range(len(vectors))
     depth = max(len(first.layers) - 1, 1)
     layers: dict[int, torch.Tensor] = {}
     with Pool(1) as pool:
@@ -60,7 +56,7 @@ def merge(recipe: Recipe, vectors: Sequence[SteeringVector]) -> SteeringVector:
         for place, i in enumerate(first.layers):
             name, position = f"layer.{i}", place / depth
             each, plain = {}, {}
-            for option in method.OPTIONS:
+            for option in method.options:
                 common = recipe.options.get(option.name, option.default)
                 if option.each:
                     given = [recipe.parts[m].options.get(option.name, common) for m in order]

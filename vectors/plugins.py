@@ -10,11 +10,15 @@ import difflib
 import importlib
 import importlib.util
 import pkgutil
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from types import ModuleType
+from typing import TypeVar
 
 from vectors.errors import UsageError
+
+T = TypeVar("T")
 
 
 @cache
@@ -42,8 +46,8 @@ def discover(package: str, group: str) -> dict[str, ModuleType]:
     return found
 
 
-def choose(what: str, name: str, available: dict[str, ModuleType]) -> ModuleType:
-    """The module called `name`. Raises UsageError that lists what there is and guesses what was meant."""
+def choose(what: str, name: str, available: Mapping[str, T]) -> T:
+    """What is called `name`. Raises UsageError that lists what there is and guesses what was meant."""
     if name in available:
         return available[name]
     near = difflib.get_close_matches(name, available, 1)

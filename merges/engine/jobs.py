@@ -40,8 +40,14 @@ class Copy(NamedTuple):
 
 Job = TensorTask | Copy
 AHEAD = 3  # tensors whose statistics are gathered at once
-Piece = tuple[Job, np.ndarray]
 NOTHING = np.empty(0, np.float32)
+
+
+class Piece(NamedTuple):
+    """Consecutive elements of a tensor of the result, as bits of its dtype."""
+
+    job: Job
+    bits: np.ndarray
 
 
 def run(jobs: Iterable[Job], pool: Pool) -> Iterator[Piece]:
@@ -59,11 +65,11 @@ def run(jobs: Iterable[Job], pool: Pool) -> Iterator[Piece]:
                     if not coming:
                         return
                     job, prepared = coming.popleft()
-                    found = prepared.result()
+                    statistics = prepared.result()
                     if isinstance(job, Copy):
                         yield from (functools.partial(_copy, job, *piece) for piece in _spans(job))
                     else:
-                        yield from (functools.partial(_compute, job, *piece, found) for piece in job.groups())
+                        yield from (functools.partial(_compute, job, *piece, statistics) for piece in job.groups())
             finally:
                 preparing.shutdown(wait=True, cancel_futures=True)
 
@@ -71,30 +77,36 @@ def run(jobs: Iterable[Job], pool: Pool) -> Iterator[Piece]:
 
 
 def _prepare(job: Job) -> Any:
-    prepare = None if isinstance(job, Copy) else getattr(job.method, "prepare", None)
-    return prepare(job) if prepare is not None and not isinstance(job, Copy) and job.count else None
+    if isinstance(job, Copy) or job.method.prepare is None or not job.count:
+        return None
+    return job.method.prepare(job)
 
 
 def _compute(job: TensorTask, start: int, stop: int, prepared: Any) -> Piece:
     result = np.empty(stop - start, storage(job.dtype))
-    fusion = job.method.fusion(job, prepared) if hasattr(job.method, "fusion") else None
+    method = job.method
+    formula = method.elementwise(job, prepared) if method.elementwise is not None else None
     based = 0 if job.base is None or job.in_deltas == job.as_delta else 1 if job.in_deltas else -1
-    if fusion is not None and job.direct is not None and job.dtype != "F16":
+    if formula is not None and job.mapped_inputs is not None and job.dtype != "F16":
         if job.pool.device is not None:
             from merges.engine import gpu
 
-            there = gpu.merge(job, fusion, based, start, stop, job.pool.device)
-            if there is not None:
-                return job, _patched(job, start, there)
-        half, wide = (result, NOTHING) if job.dtype == "BF16" else (NOTHING.view(np.uint16), result)
+            on_device = gpu.merge(job, formula, based, start, stop, job.pool.device)
+            if on_device is not None:
+                return Piece(job, _patched(job, start, on_device))
+        bfloat16, float32 = (result, NOTHING) if job.dtype == "BF16" else (NOTHING.view(np.uint16), result)
         # Where a number is not finite it is looked for once more below, and named.
-        if fused.merge(*job.direct, *fusion.arrays(), fusion.few(), based, start, half, wide):
-            return job, _patched(job, start, result)
+        if fused.merge(job.mapped_inputs, formula.filled(), formula.unrolled(), based, start, bfloat16, float32):
+            return Piece(job, _patched(job, start, result))
     finite = True
     for begin, end in job.chunks(start, stop):
         block = job.block(begin, end)
-        found = block.apply(fusion) if fusion is not None else job.method.combine(job, block, prepared)
-        out = np.ascontiguousarray(found, np.float64).reshape(-1)
+        if formula is not None:
+            merged = block.apply(formula)
+        else:
+            assert method.combine is not None, "a computation that runs has elementwise or combine"
+            merged = method.combine(job, block, prepared)
+        out = np.ascontiguousarray(merged, np.float64).reshape(-1)
         if based > 0:
             kernels.add(out, block.base)
         elif block.base is not None and based < 0:
@@ -105,7 +117,7 @@ def _compute(job: TensorTask, start: int, stop: int, prepared: Any) -> Piece:
             f"the merge of {job.name} leaves the range of {NAMES[job.dtype]}",
             "use smaller weights or a smaller lambda, or --dtype float32",
         )
-    return job, _patched(job, start, result)
+    return Piece(job, _patched(job, start, result))
 
 
 def _patched(job: TensorTask, start: int, result: np.ndarray) -> np.ndarray:
@@ -130,4 +142,4 @@ def _copy(job: Copy, start: int, stop: int) -> Piece:
             raise ModelError(
                 f"{job.name} {kind} and differs between {job.entry.file} and {other.file}", "merge models that share it"
             )
-    return job, piece
+    return Piece(job, piece)

@@ -36,14 +36,14 @@ def add(out, base):  # type: ignore[no-untyped-def]
 def weighted_sum(values, weights, out):  # type: ignore[no-untyped-def]
     """out = sum over inputs of weight * value."""
     for low in range(0, out.size, TILE):
-        own = out[low : low + TILE]
+        part = out[low : low + TILE]
         first, weight = values[0, low : low + TILE], weights[0]
-        for i in range(own.size):
-            own[i] = weight * first[i]
+        for i in range(part.size):
+            part[i] = weight * first[i]
         for m in range(1, values.shape[0]):
             row, weight = values[m, low : low + TILE], weights[m]
-            for i in range(own.size):
-                own[i] += weight * row[i]
+            for i in range(part.size):
+                part[i] += weight * row[i]
 
 
 @njit(**OPTIONS)
@@ -58,42 +58,60 @@ def trim(values, low, high):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
+def sign_or_plus(votes):  # type: ignore[no-untyped-def]
+    """The sign of a sum of votes as 1 or -1, and 1 where they cancel."""
+    return -1.0 if votes < 0 else 1.0
+
+
+@njit(**OPTIONS)
+def share_of(value, sign, weight):  # type: ignore[no-untyped-def]
+    """What a value weighs in the disjoint mean: its weight if it agrees with the elected sign, else nothing."""
+    return weight if value * sign > 0 else 0.0
+
+
+@njit(**OPTIONS)
+def mean_of(total, mass):  # type: ignore[no-untyped-def]
+    """The disjoint mean; where nothing agrees the total is zero too."""
+    return total / (mass if mass > 0 else 1.0)
+
+
+@njit(**OPTIONS)
 def elect(values, factors, votes, weights, mean, positive, out):  # type: ignore[no-untyped-def]
     """Elect a sign for each element and combine the values, times their input's factor, that agree with it.
 
-    The sign is that of sum(vote * factor * value); where that is zero there is none, or + if `positive`. `mean` divides
-    the weighted sum of those that agree by their total weight.
+    What it means is said in steps.py: elect_signs, then disjoint_mean. The sign is that of sum(vote * factor * value);
+    where that is zero there is none, or + if `positive`. `mean` divides the weighted sum of those that agree by their
+    total weight.
     """
     models, count = values.shape
     mass, sign = np.empty(TILE, np.float64), np.empty(TILE, np.float64)
     for low in range(0, count, TILE):
         # Slices, whose indices are seen to be in range: the loops over them become vector instructions.
-        own = out[low : low + TILE]
-        size = own.size
+        part = out[low : low + TILE]
+        size = part.size
         for i in range(size):
             mass[i] = 0.0
             sign[i] = 0.0
-            own[i] = 0.0
+            part[i] = 0.0
         for m in range(models):
             row, vote, factor = values[m, low : low + TILE], votes[m], factors[m]
             for i in range(size):
                 sign[i] += vote * (factor * row[i])
         if positive:
             for i in range(size):
-                sign[i] = -1.0 if sign[i] < 0 else 1.0
+                sign[i] = sign_or_plus(sign[i])
         for m in range(models):
             row, weight = values[m, low : low + TILE], weights[m]
             # A negative weight adds the negated vector, so it is the negated value that agrees or not.
             heavy, turned = abs(weight), factors[m] * (np.float64(weight > 0) - np.float64(weight < 0))
             for i in range(size):
                 value = turned * row[i]
-                share = heavy if value * sign[i] > 0 else 0.0
-                own[i] += share * value
+                share = share_of(value, sign[i], heavy)
+                part[i] += share * value
                 mass[i] += share
         if mean:
             for i in range(size):
-                # Where nothing agrees the sum is zero too.
-                own[i] = own[i] / (mass[i] if mass[i] > 0 else 1.0)
+                part[i] = mean_of(part[i], mass[i])
 
 
 @njit(**OPTIONS)
@@ -109,15 +127,15 @@ def elect_few(rows, voting, turned, heavy, mean, positive, out):  # type: ignore
         for m in range(len(voting)):
             sign += voting[m] * rows[np.uint64(m * TILE + i)]
         if positive:
-            sign = -1.0 if sign < 0 else 1.0
+            sign = sign_or_plus(sign)
         total, mass = 0.0, 0.0
         for m in range(len(voting)):
             value = (voting[m] if turned is None else turned[m]) * rows[np.uint64(m * TILE + i)]
-            share = (1.0 if heavy is None else heavy[m]) if value * sign > 0 else 0.0
+            share = share_of(value, sign, 1.0 if heavy is None else heavy[m])
             total += share * value
             mass += share
         if mean:
-            total = total / (mass if mass > 0 else 1.0)
+            total = mean_of(total, mass)
         out[i] = total
 
 
@@ -198,10 +216,10 @@ def fine(bits, buckets, used, tables):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def split(values, lows, highs, flags, marked, counts, found):  # type: ignore[no-untyped-def]
+def split(values, lows, highs, flags, marked, counts, within):  # type: ignore[no-untyped-def]
     """Count the magnitudes of each row from the ends of a bracket on, and keep those that lie strictly within.
 
-    `lows` and `highs` are [rows, brackets] float32, `found` [rows, brackets, room] float32; `counts`, [rows, brackets,
+    `lows` and `highs` are [rows, brackets] float32, `within` [rows, brackets, room] float32; `counts`, [rows, brackets,
     4] int64, has how many are above `high`, at least `high`, at least `low`, and how many were kept. Few are, so
     stretches without any are passed over, eight at a time. False once there is no room for more. `flags` [elements, to
     the next multiple of 8] uint8, zeros, and `marked` [an eighth of that, and 1] int64 are room to work in.
@@ -210,7 +228,7 @@ def split(values, lows, highs, flags, marked, counts, found):  # type: ignore[no
     for m in range(values.shape[0]):
         row = values[m]
         for place in range(lows.shape[1]):
-            low, high, count, kept = lows[m, place], highs[m, place], counts[m, place], found[m, place]
+            low, high, count, kept = lows[m, place], highs[m, place], counts[m, place], within[m, place]
             filled = count[3]
             if filled + flags.size > kept.size:
                 return False
@@ -246,13 +264,13 @@ def bins(bits, least, shift, counts):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def gather(bits, least, shift, place, out):  # type: ignore[no-untyped-def]
-    """Fill `out`, with room for one more than there are, with those of which `bins` counts in this place."""
+def gather(bits, least, shift, number, out):  # type: ignore[no-untyped-def]
+    """Fill `out`, with room for one more than there are, with those of which `bins` counts in this bin."""
     filled = 0
     for i in range(bits.size):
         # What does not belong is overwritten by what comes next.
         out[filled] = bits[i]
-        filled += 1 if np.uint32(bits[i] - least) >> shift == place else 0
+        filled += 1 if np.uint32(bits[i] - least) >> shift == number else 0
 
 
 @njit(**OPTIONS)
@@ -286,7 +304,7 @@ def mix(x):  # type: ignore[no-untyped-def]
 
 @njit(**OPTIONS)
 def drop(values, keys, keep, start):  # type: ignore[no-untyped-def]
-    """Zero each value, in place, unless its own random number is below `keep[m]`: a Bernoulli mask.
+    """Zero each value, in place, unless its part random number is below `keep[m]`: a Bernoulli mask.
 
     The number depends on the key and the index `start + i` alone: 32 bits, of which each mixing gives those of two
     neighbours, the lower half to the even one.

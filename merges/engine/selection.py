@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from merges.engine import fused, kernels
-from merges.engine.fused import Direct
+from merges.engine.fused import MappedInputs
 from merges.engine.tensor_task import Block, TensorTask
 
 LANES = 4  # tables that kernels.coarse counts into
@@ -36,45 +36,55 @@ def magnitudes(tensors: Sequence[TensorTask], ranks: Sequence[Sequence[int]], ma
     """
     total = sum(tensor.count for tensor in tensors)
     # Ranks that are the same in every row are looked up once.
-    wanted, places = np.unique(np.clip(np.asarray(ranks, np.int64), 1, max(total, 1)), axis=1, return_inverse=True)
-    return np.ascontiguousarray(_magnitudes(tensors, wanted, total, make)[:, places.reshape(-1)])
+    wanted, columns = np.unique(np.clip(np.asarray(ranks, np.int64), 1, max(total, 1)), axis=1, return_inverse=True)
+    return np.ascontiguousarray(_magnitudes(tensors, wanted, total, make)[:, columns.reshape(-1)])
 
 
 def _magnitudes(tensors: Sequence[TensorTask], wanted: np.ndarray, total: int, make: Make | None) -> np.ndarray:
     rows_of = make or (lambda block: block.values)
     if len(tensors) == 1 and len(list(tensors[0].chunks())) == 1:
         return _sorted(rows_of(tensors[0].block(0, tensors[0].count)), wanted)
-    device = tensors[0].pool.device if make is None and all(tensor.direct is not None for tensor in tensors) else None
+    device = (
+        tensors[0].pool.device if make is None and all(tensor.mapped_inputs is not None for tensor in tensors) else None
+    )
     if device is not None:
         from merges.engine import gpu
-    elif make is None and (found := _bracketed(tensors, wanted, total)) is not None:
-        return found
+    elif make is None and (bracketed := _bracketed(tensors, wanted, total)) is not None:
+        return bracketed
     rows = len(wanted)
 
     def upper(block: Block, table: np.ndarray) -> None:
         kernels.coarse(rows_of(block).view(np.uint32), table)
 
-    def upper_direct(direct: Direct, start: int, stop: int, table: np.ndarray) -> bool:
-        return bool(fused.coarse(*direct, start, stop, table))
+    def upper_mapped(inputs: MappedInputs, start: int, stop: int, table: np.ndarray) -> bool:
+        return bool(fused.coarse(inputs, start, stop, table))
 
-    there = gpu.coarse(tensors, device) if device is not None else None
-    counts = _count(tensors, upper, None if make else upper_direct, (rows, LANES, 1 << 15)) if there is None else there
+    on_device = gpu.coarse(tensors, device) if device is not None else None
+    counts = (
+        _count(tensors, upper, None if make else upper_mapped, (rows, LANES, 1 << 15))
+        if on_device is None
+        else on_device
+    )
     buckets, within = _locate(counts, wanted)
     distinct = [np.unique(row) for row in buckets]
     used = np.array([len(row) for row in distinct])
     most = int(used.max())
     wide = np.zeros((rows, most), np.uint32)
-    for row, found in enumerate(distinct):
-        wide[row, : len(found)] = found
+    for row, numbers in enumerate(distinct):
+        wide[row, : len(numbers)] = numbers
 
     def lower(block: Block, table: np.ndarray) -> None:
         kernels.fine(rows_of(block).view(np.uint32), wide, used, table[:, 0])
 
-    def lower_direct(direct: Direct, start: int, stop: int, table: np.ndarray) -> bool:
-        return bool(fused.fine(*direct, start, stop, wide, used, table[:, 0]))
+    def lower_mapped(inputs: MappedInputs, start: int, stop: int, table: np.ndarray) -> bool:
+        return bool(fused.fine(inputs, start, stop, wide, used, table[:, 0]))
 
-    there = gpu.fine(tensors, distinct, device) if device is not None else None
-    fine = _count(tensors, lower, None if make else lower_direct, (rows, 1, most, 1 << 16)) if there is None else there
+    on_device = gpu.fine(tensors, distinct, device) if device is not None else None
+    fine = (
+        _count(tensors, lower, None if make else lower_mapped, (rows, 1, most, 1 << 16))
+        if on_device is None
+        else on_device
+    )
     bits = np.empty(wanted.shape, np.uint32)
     for row in range(rows):
         for column, bucket in enumerate(buckets[row]):
@@ -86,40 +96,40 @@ def _magnitudes(tensors: Sequence[TensorTask], wanted: np.ndarray, total: int, m
 
 def _bracketed(tensors: Sequence[TensorTask], wanted: np.ndarray, total: int) -> np.ndarray | None:
     """The same in one pass, where all tensors lie in mapped files; None where a sample does not tell enough."""
-    places = [tensor.direct for tensor in tensors if tensor.direct is not None]
-    if len(places) < len(tensors):
+    mapped = [tensor.mapped_inputs for tensor in tensors if tensor.mapped_inputs is not None]
+    if len(mapped) < len(tensors):
         return None
     pool = tensors[0].pool
     lows, highs, share = _brackets(tensors, wanted, total)
     if share * total > KEPT:
         return None
 
-    def group(direct: Direct, start: int, stop: int) -> tuple[np.ndarray, list[np.ndarray]] | None:
+    def group(inputs: MappedInputs, start: int, stop: int) -> tuple[np.ndarray, list[np.ndarray]] | None:
         counts = np.zeros((*wanted.shape, 4), np.int64)
         # Room for all that a short piece holds, and for a tile more: that much must be free before it is gone through.
         room = pool.buffer("kept", (*wanted.shape, min(ROOM, stop - start) + kernels.TILE), np.float32)
-        if not fused.split(*direct, start, stop, lows, highs, counts, room):
+        if not fused.split(inputs, start, stop, lows, highs, counts, room):
             return None
-        return counts, [room[place][: counts[place][3]].copy() for place in np.ndindex(*wanted.shape)]
+        return counts, [room[where][: counts[where][3]].copy() for where in np.ndindex(*wanted.shape)]
 
-    pieces = ((direct, *piece) for tensor, direct in zip(tensors, places, strict=True) for piece in tensor.groups())
+    pieces = ((inputs, *piece) for tensor, inputs in zip(tensors, mapped, strict=True) for piece in tensor.groups())
     parts = pool.map(group, pieces)
     splits = [part for part in parts if part is not None]
     if len(splits) < len(parts):
         return None
     counts = np.sum([part for part, _ in splits], axis=0)
-    found = np.empty(wanted.shape, np.float32)
-    for number, place in enumerate(np.ndindex(*wanted.shape)):
-        rank, (above, from_high, from_low, inside) = wanted[place], counts[place]
+    chosen = np.empty(wanted.shape, np.float32)
+    for number, where in enumerate(np.ndindex(*wanted.shape)):
+        rank, (above, from_high, from_low, inside) = wanted[where], counts[where]
         if not above < rank <= from_low:
             return None
         if rank <= from_high:
-            found[place] = highs[place]
+            chosen[where] = highs[where]
         elif rank > from_high + inside:
-            found[place] = lows[place]
+            chosen[where] = lows[where]
         else:
-            found[place] = _ranked(np.concatenate([kept[number] for _, kept in splits]), rank - from_high)
-    return found
+            chosen[where] = _ranked(np.concatenate([kept[number] for _, kept in splits]), rank - from_high)
+    return chosen
 
 
 def _ranked(values: np.ndarray, rank: int) -> np.float32:
@@ -129,9 +139,9 @@ def _ranked(values: np.ndarray, rank: int) -> np.float32:
     shift = np.uint32(max(int(bits.max() - least).bit_length() - BITS, 0))
     counts = np.zeros(1 << BITS, np.int64)
     kernels.bins(bits, least, shift, counts)
-    place, within = kernels.locate(counts, rank)
-    few = np.empty(counts[place] + 1, np.uint32)
-    kernels.gather(bits, least, shift, place, few)
+    where, within = kernels.locate(counts, rank)
+    few = np.empty(counts[where] + 1, np.uint32)
+    kernels.gather(bits, least, shift, where, few)
     few[:-1].sort()
     return few[-1 - within : -within].view(np.float32)[0]
 
@@ -142,21 +152,21 @@ def _brackets(tensors: Sequence[TensorTask], wanted: np.ndarray, total: int) -> 
     runs = max(min(total // SHARE, SAMPLED) // RUN, 64)
     parts = []
     for tensor in tensors:
-        own = min(round(runs * tensor.count / total), tensor.count // RUN)
+        share_of_runs = min(round(runs * tensor.count / total), tensor.count // RUN)
         # One run in each of as many equal stretches, anywhere in it: at even distances all could be of one column.
-        edges = np.linspace(0, tensor.count, own + 1).astype(np.int64)
-        starts = edges[:-1] + (draw.random(own) * (np.diff(edges) - RUN + 1)).astype(np.int64)
-        values = np.empty((len(wanted), own * RUN), np.float32)
-        assert tensor.direct is not None
-        fused.sample(*tensor.direct, starts, RUN, values)
+        edges = np.linspace(0, tensor.count, share_of_runs + 1).astype(np.int64)
+        starts = edges[:-1] + (draw.random(share_of_runs) * (np.diff(edges) - RUN + 1)).astype(np.int64)
+        values = np.empty((len(wanted), share_of_runs * RUN), np.float32)
+        assert tensor.mapped_inputs is not None
+        fused.sample(tensor.mapped_inputs, starts, RUN, values)
         parts.append(np.abs(values, out=values))
     rows = np.concatenate(parts, axis=1)
     size, share = rows.shape[1], 0.0
     lows, highs = np.zeros(wanted.shape, np.float32), np.full(wanted.shape, np.inf, np.float32)
     if not size:  # many small tensors: all that they hold is kept
         return lows, highs, 1.0
-    for place in np.ndindex(*wanted.shape):
-        middle, row = size * wanted[place] / total, rows[place[0]]
+    for where in np.ndindex(*wanted.shape):
+        middle, row = size * wanted[where] / total, rows[where[0]]
         # Neighbours are alike, so the deviation is not that of independent draws: it is seen in the runs.
         center = size - 1 - min(int(middle), size - 1)
         value = np.partition(row, center)[center]
@@ -166,9 +176,9 @@ def _brackets(tensors: Sequence[TensorTask], wanted: np.ndarray, total: int) -> 
         bounds = [size - 1 - rank for rank in (lower, upper) if 0 <= rank < size]
         ordered = np.partition(row, bounds) if bounds else row
         if lower < size:
-            lows[place] = ordered[size - 1 - lower]
+            lows[where] = ordered[size - 1 - lower]
         if upper >= 0:
-            highs[place] = ordered[size - 1 - upper]
+            highs[where] = ordered[size - 1 - upper]
         share += min((lower - upper) / size, 1.0)
     return lows, highs, share
 
@@ -192,12 +202,12 @@ def _locate(counts: np.ndarray, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def _count(
     tensors: Sequence[TensorTask],
     function: Callable[[Block, np.ndarray], None],
-    direct: Callable[[Direct, int, int, np.ndarray], bool] | None,
+    mapped: Callable[[MappedInputs, int, int, np.ndarray], bool] | None,
     shape: tuple[int, ...],
 ) -> np.ndarray:
     """Let `function(block, table)` count every piece, each thread in a table of its own; the tables' sum, [rows, ...].
 
-    A table is [rows, lanes, ...], and the lanes are summed too. `direct` counts what lies in mapped files where it is;
+    A table is [rows, lanes, ...], and the lanes are summed too. `mapped` counts what lies in mapped files where it is;
     what it answers False to holds a number that is not finite, and is read once more, which names it.
     """
     pool = tensors[0].pool
@@ -209,7 +219,7 @@ def _count(
         thread = threading.get_ident()
         if thread not in tables:
             tables[thread] = pool.zeroed(shape, width)
-        if direct and tensor.direct and direct(tensor.direct, start, stop, tables[thread]):
+        if mapped and tensor.mapped_inputs and mapped(tensor.mapped_inputs, start, stop, tables[thread]):
             return
         for chunk in tensor.chunks(start, stop):
             function(tensor.block(*chunk), tables[thread])

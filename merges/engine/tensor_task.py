@@ -1,7 +1,7 @@
 """What a method sees: one tensor of the result, its inputs in pieces, and statistics over all of it.
 
-A method never holds more than a piece. `prepare(tensor)` may look at the whole tensor through `map`, `sum` and
-`gram`, which stream; `combine(tensor, block, prepared)` computes the elements of one piece.
+A method never holds more than a piece. `prepare(task)` may look at the whole tensor through `map`, `sum` and
+`gram`, which stream; `combine(task, block, prepared)` computes the elements of one piece.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import ModuleType
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 
 from merges.engine import fused, kernels
-from merges.engine.fused import ALONE, KINDS, LESS, MORE, Direct, Fusion
+from merges.engine.fused import ALONE, KINDS, LESS, MORE, Elementwise, MappedInputs
 from merges.engine.pool import Pool
 from merges.engine.readers import Dense, Reader
 from vectors.errors import ArtifactError
 
 T = TypeVar("T")
 CHUNK = 1 << 16  # elements at a time: what a method touches of four inputs stays in a core's own cache
-GROUP = 1 << 20  # elements of one task
+GROUP = 1 << 20  # elements that one worker takes at a time
+Space = Literal["delta", "weight", "either"]
+Unit = Literal["element", "row", "tensor"]
 
 
 class Block(NamedTuple):
@@ -41,9 +42,9 @@ class Block(NamedTuple):
     start: int
     pool: Pool
 
-    def apply(self, fusion: Fusion) -> np.ndarray:
+    def apply(self, formula: Elementwise) -> np.ndarray:
         """The result of an elementwise formula, [count] float64, in `out`."""
-        fused.apply(fusion, self.values, self.start, self.out)
+        fused.apply(formula, self.values, self.start, self.out)
         return self.out
 
 
@@ -56,6 +57,24 @@ class Input(NamedTuple):
     key: int = 0  # what its randomness comes from
 
 
+@dataclass(frozen=True, kw_only=True)
+class Computation:
+    """What is computed of a tensor. A merge method is one with a name and options (see method.py).
+
+    `space` is what `Block.values` holds: deltas against the base ("delta", and the result is a delta), weights
+    ("weight"), or deltas where there is a base ("either"). `unit` is what a piece must not cut, and may follow from the
+    options. `prepare(task)` may go over the whole tensor; what it returns is given to the others as `prepared`.
+    `combine(task, block, prepared)` returns the elements of one piece, [count] float64. `elementwise(task, prepared)`
+    returns instead a formula that runs on every element in one compiled pass, or None where `combine` is to be called.
+    """
+
+    space: Space
+    unit: Unit | Callable[[Mapping[str, Any]], Unit] = "element"
+    prepare: Callable[[TensorTask], Any] | None = None
+    combine: Callable[[TensorTask, Block, Any], np.ndarray] | None = None
+    elementwise: Callable[[TensorTask, Any], Elementwise | None] | None = None
+
+
 @dataclass(eq=False)
 class TensorTask:
     """One tensor of the result. `each` holds the numbers that every input has, [inputs] float64; `options` the rest."""
@@ -65,11 +84,11 @@ class TensorTask:
     dtype: str  # of the result, as safetensors writes it
     inputs: tuple[Input, ...]
     base: Reader | None
-    method: ModuleType
+    method: Computation
     pool: Pool
     each: Mapping[str, np.ndarray] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
-    extras: Mapping[str, tuple[Reader, ...]] = field(default_factory=dict)
+    statistics: Mapping[str, tuple[Reader, ...]] = field(default_factory=dict)  # a reader for each input, by name
     as_delta: bool = False  # the result is a task vector
     scope: Sequence[TensorTask] = ()  # all tensors that statistics go over with `scope: global`
     shared: dict[str, Any] = field(default_factory=dict)  # by all tensors of a scope
@@ -92,12 +111,12 @@ class TensorTask:
     @cached_property
     def in_deltas(self) -> bool:
         """Whether the method works on deltas; "either" does where there is a base."""
-        return self.method.SPACE == "delta" or (self.method.SPACE == "either" and self.base is not None)
+        return self.method.space == "delta" or (self.method.space == "either" and self.base is not None)
 
     @property
-    def unit(self) -> str:
+    def unit(self) -> Unit:
         """What a piece must not cut: an "element", a "row" or the "tensor"."""
-        unit = getattr(self.method, "UNIT", "element")
+        unit = self.method.unit
         return unit(self.options) if callable(unit) else unit
 
     def chunks(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
@@ -121,7 +140,7 @@ class TensorTask:
             yield begin, min(begin + size, self.count)
 
     @cached_property
-    def direct(self) -> Direct | None:
+    def mapped_inputs(self) -> MappedInputs | None:
         """Where all inputs lie in memory, if they are plain tensors of mapped files, for the loops that read there."""
         readers = [source.reader for source in self.inputs]
         based = self.base is not None and (
@@ -134,7 +153,7 @@ class TensorTask:
         role = LESS if self.in_deltas else MORE
         roles = [role if base is not None and source.is_delta != self.in_deltas else ALONE for source in self.inputs]
         below = cast(Dense, base)
-        return Direct(
+        return MappedInputs(
             np.array([reader.address for reader in dense], np.uint64),
             np.array([KINDS[reader.entry.dtype] for reader in dense], np.int64),
             np.array(roles, np.int64),
@@ -172,10 +191,10 @@ class TensorTask:
                 "a merge would spread it; repair that model, or leave it out",
             )
 
-    def extra(self, name: str, block: Block) -> np.ndarray:
+    def statistic(self, name: str, block: Block) -> np.ndarray:
         """What the inputs bring beside their weights, such as `fisher`: [inputs, count] float32 for this piece."""
         out = np.empty(block.values.shape, np.float32)
-        for row, reader in zip(out, self.extras[name], strict=True):
+        for row, reader in zip(out, self.statistics[name], strict=True):
             self._read(f"{name} of an input", reader, block.start, block.start + row.size, row)
         return out
 

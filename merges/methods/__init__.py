@@ -1,38 +1,37 @@
-"""Merge methods: one file each, found by listing the folder, and through the entry point `steer.merge_methods`.
+"""Merge methods: one file each, found by listing the folder, and through the entry point group `steer.merge_methods`.
 
-A method is a module with
-
-    SUMMARY, SOURCE   what it does, and the paper or tool it comes from
-    SPACE             "delta": it combines deltas against the base, and its result is a delta
-                      "weight": it combines weights; "either": deltas where there is a base
-    BASE              "needed", "optional" or "unused"
-    INPUTS            the least and greatest number of inputs, None for any
-    OPTIONS           a tuple of vectors.options.Option
-    combine(tensor, block, prepared)   the elements of one piece, float64 (see merges/engine/tensor_task.py)
-    or fusion(tensor, prepared)        the same as a Fusion (merges/engine/fused.py), run in one compiled pass; None
-                                       where combine is to be called
-
-and may have `prepare(tensor)`, whose result is given to every `combine` and `fusion`; `UNIT` ("element", "row" or
-"tensor": what a piece must not cut; a string or a function of the options); `SYMMETRIC` (default True: the order of the
-inputs has no meaning); `GLOBAL` (it counts with `scope: global`); `NORMALIZED(options)` (whether it divides by the sum
-of the weights); `check(tensor)` (what is wrong with the numbers, as sentences); `EXTRAS` (names of files that each
-input brings beside its weights, with `extra_shape(shape)`, and `EXTRAS_FOR_ALL` False where parameters may lack them).
+Each file holds one `MergeMethod` (merges/engine/method.py) called METHOD. What several share has a file of its own with
+a leading underscore: `_trimming`, `_random_drop`, `_magnitude_drop`, `_combining`, `_sphere`.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
+from typing import Any
 
+from merges.engine.method import MergeMethod
+from vectors.errors import UsageError
 from vectors.plugins import choose, discover
 
 GROUP = "steer.merge_methods"
 
 
-def available() -> dict[str, ModuleType]:
-    """Every method, built in or from outside, by name."""
-    return discover(__name__, GROUP)
+def available() -> dict[str, MergeMethod]:
+    """Every method, built in or from outside, by name. Raises UsageError for an outside one that is no method."""
+    return {name: _method(name, offered) for name, offered in discover(__name__, GROUP).items()}
 
 
-def find(name: str) -> ModuleType:
+def find(name: str) -> MergeMethod:
     """The method of that name. Raises UsageError that guesses what was meant."""
     return choose("merge method", name, available())
+
+
+def _method(name: str, offered: Any) -> MergeMethod:
+    method = getattr(offered, "METHOD", offered)
+    if not isinstance(method, MergeMethod):
+        raise UsageError(
+            f"the merge method {name!r} of an installed package is no MergeMethod",
+            "give its module METHOD = MergeMethod(...), see merges/engine/method.py; or uninstall it",
+        )
+    if method.name != name:
+        raise UsageError(f"the merge method offered as {name!r} calls itself {method.name!r}", "give both one name")
+    return method

@@ -1,4 +1,8 @@
-"""MAGPRUNE, the random drop of DELLA: within a row, what is greater is likelier to stay."""
+"""MAGPRUNE, the random drop of DELLA (Deep et al. 2024, arXiv:2406.11617): what is greater is likelier to stay.
+
+The chance of staying is linear in the rank of the magnitude within its row, from density - epsilon for the smallest to
+density + epsilon for the greatest.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from numba import njit
 from merges.engine.floats import OPTIONS as COMPILED
 from merges.engine.kernels import GOLDEN, mix
 from merges.engine.tensor_task import Block, TensorTask
-from merges.methods import _drop
+from merges.methods import _random_drop
 from vectors.options import Option
 
 EPSILON = Option(
@@ -17,7 +21,7 @@ EPSILON = Option(
 
 
 @njit(**COMPILED)
-def _prune(values, order, row, keys, density, epsilon, start, divide):  # type: ignore[no-untyped-def]
+def _drop(values, order, row, keys, density, epsilon, start, divide):  # type: ignore[no-untyped-def]
     for m in range(values.shape[0]):
         for first in range(0, values.shape[1], row):
             for rank in range(row):
@@ -32,34 +36,44 @@ def _prune(values, order, row, keys, density, epsilon, start, divide):  # type: 
                     values[m, i] = np.float32(values[m, i] / chance)
 
 
-def prune(tensor: TensorTask, block: Block, *, divide: bool) -> None:
-    """Drop in place. The chance is linear in the rank within the row, ties in the order of their places."""
-    values = block.values
-    rows = np.abs(values).reshape(len(values), -1, tensor.row)
+def drop(
+    values: np.ndarray, row: int, keys: np.ndarray, density: np.ndarray, epsilon: float,
+    *, start: int = 0, divide: bool = True,
+) -> None:  # fmt: skip
+    """Drop in place. `values` [inputs, count] float32 are whole rows of `row` elements, from element `start` on.
+
+    `keys` (uint64) and `density` are [inputs]. What survives is divided by its own chance, rounded to float32, unless
+    `divide` is False. Equal magnitudes rank in the order of their places.
+    """
+    rows = np.abs(values).reshape(len(values), -1, row)
     order = np.argsort(rows, axis=2, kind="stable").reshape(values.shape)
-    _prune(
-        values,
-        order,
-        tensor.row,
-        _drop.keys(tensor),
-        tensor.each["density"],
-        float(tensor.options["epsilon"]),
-        block.start,
-        divide,
+    _drop(values, order, row, keys, density, epsilon, start, divide)
+
+
+def drop_block(task: TensorTask, block: Block, *, divide: bool) -> None:
+    """The same for one piece of a tensor, in place."""
+    drop(
+        block.values,
+        task.row,
+        _random_drop.keys(task),
+        task.each["density"],
+        float(task.options["epsilon"]),
+        start=block.start,
+        divide=divide,
     )
 
 
-def factors(tensor: TensorTask) -> np.ndarray | None:
-    """With `rescale: l1`, what the deltas are multiplied by; else None."""
-    if tensor.options["rescale"] != "l1":
+def factors(task: TensorTask) -> np.ndarray | None:
+    """With `rescale: l1`, what the deltas are multiplied by, [inputs] float64; else None."""
+    if task.options["rescale"] != "l1":
         return None
-    return _drop.lengths(tensor, lambda block: prune(tensor, block, divide=False))
+    return _random_drop.stretch(task, lambda block: drop_block(task, block, divide=False))
 
 
-def check(tensor: TensorTask) -> list[str]:
+def problems_of(task: TensorTask) -> list[str]:
     """Chances must lie in (0, 1]."""
-    epsilon = tensor.options["epsilon"]
-    bad = sorted({float(d) for d in tensor.each["density"] if d - epsilon <= 0 or d + epsilon > 1})
+    epsilon = task.options["epsilon"]
+    bad = sorted({float(d) for d in task.each["density"] if d - epsilon <= 0 or d + epsilon > 1})
     return [
         f"density {d:g} with epsilon {epsilon:g} leaves (0, 1]: chances go from {d - epsilon:g} to {d + epsilon:g}"
         for d in bad

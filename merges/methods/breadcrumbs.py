@@ -5,26 +5,45 @@ The greatest `gamma` are taken for outliers and dropped; of the rest the greates
 
 from __future__ import annotations
 
-from typing import Any
+import numpy as np
 
-from merges.engine.fused import Fusion
+from merges.engine.fused import Elementwise
+from merges.engine.method import MergeMethod
+from merges.engine.steps import trim, weighted_sum
 from merges.engine.tensor_task import TensorTask
-from merges.methods import _signs
+from merges.methods import _combining, _trimming
 from vectors.options import NORMALIZE, SCALE, Option, density, weight
 
-SUMMARY = "leave out the greatest and the smallest of each delta, sum"
-SOURCE = "Davari and Belilovsky 2023, arXiv:2312.06795"
-SPACE, BASE, INPUTS = "delta", "needed", (1, None)
 GAMMA = Option("gamma", 0.01, "the part of a delta, its greatest magnitudes, that is dropped", each=True, low=0, high=1)
-OPTIONS = (weight(), density(0.15), GAMMA, SCALE, NORMALIZE, _signs.RESCALE)
-GLOBAL = True
 
 
-def prepare(tensor: TensorTask) -> dict[str, Any]:
-    """Between which magnitudes an element stays."""
-    return _signs.trimming(tensor)
+def mask(deltas: np.ndarray, density: np.ndarray, gamma: np.ndarray) -> list[np.ndarray]:
+    """Each delta [inputs, ...] float32 without its greatest and its smallest magnitudes; both shares are [inputs]."""
+    shares = zip(deltas, density, gamma, strict=True)
+    return [trim(delta, *_trimming.limits_of(delta, kept, dropped)) for delta, kept, dropped in shares]
 
 
-def fusion(tensor: TensorTask, trimming: dict[str, Any]) -> Fusion:
-    """Mask, sum."""
-    return _signs.summed(tensor, **trimming)
+def breadcrumbs(deltas: np.ndarray, density: np.ndarray, gamma: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Model Breadcrumbs (Davari and Belilovsky 2023, arXiv:2312.06795): the merged delta, float64.
+
+    `deltas` [inputs, ...] float32; `density`, `gamma` and `weights` [inputs] float64.
+    """
+    return weighted_sum(mask(deltas, density, gamma), weights)
+
+
+def elementwise(task: TensorTask, trimming: _trimming.Trimming) -> Elementwise:
+    """The same in the compiled pass, with the limits of the trimming known."""
+    return _combining.weighted_sum(task, **trimming._asdict())
+
+
+METHOD = MergeMethod(
+    name="breadcrumbs",
+    summary="leave out the greatest and the smallest of each delta, sum",
+    source="Davari and Belilovsky 2023, arXiv:2312.06795",
+    options=(weight(), density(0.15), GAMMA, SCALE, NORMALIZE, _trimming.RESCALE),
+    space="delta",
+    base="needed",
+    global_scope=True,
+    prepare=_trimming.prepare,
+    elementwise=elementwise,
+)

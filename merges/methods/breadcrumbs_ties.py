@@ -5,26 +5,40 @@ The greatest `gamma` are taken for outliers and dropped; of the rest the greates
 
 from __future__ import annotations
 
-from typing import Any
+import numpy as np
 
-from merges.engine.fused import Fusion
+from merges.engine.fused import Elementwise
+from merges.engine.method import MergeMethod
+from merges.engine.steps import disjoint_mean, elect_signs
 from merges.engine.tensor_task import TensorTask
-from merges.methods import _signs
-from merges.methods.breadcrumbs import GAMMA
+from merges.methods import _combining, _trimming
+from merges.methods.breadcrumbs import GAMMA, mask
 from vectors.options import COMBINE, ELECT, SCALE, ZERO, density, weight
 
-SUMMARY = "leave out the greatest and the smallest of each delta, elect signs"
-SOURCE = "Davari and Belilovsky 2023, arXiv:2312.06795"
-SPACE, BASE, INPUTS = "delta", "needed", (1, None)
-OPTIONS = (weight(), density(0.15), GAMMA, SCALE, ELECT, COMBINE, ZERO, _signs.RESCALE)
-GLOBAL = True
+
+def breadcrumbs_ties(deltas: np.ndarray, density: np.ndarray, gamma: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The mask of Model Breadcrumbs (arXiv:2312.06795), then the election of TIES: the merged delta, float64.
+
+    `deltas` [inputs, ...] float32; `density`, `gamma` and `weights` [inputs] float64.
+    """
+    masked = mask(deltas, density, gamma)
+    signs = elect_signs(masked, votes=np.sign(weights))
+    return disjoint_mean(masked, weights, signs)
 
 
-def prepare(tensor: TensorTask) -> dict[str, Any]:
-    """Between which magnitudes an element stays."""
-    return _signs.trimming(tensor)
+def elementwise(task: TensorTask, trimming: _trimming.Trimming) -> Elementwise:
+    """The same in the compiled pass, with the limits of the trimming known."""
+    return _combining.disjoint_mean(task, **trimming._asdict())
 
 
-def fusion(tensor: TensorTask, trimming: dict[str, Any]) -> Fusion:
-    """Mask, elect, merge."""
-    return _signs.elected(tensor, **trimming)
+METHOD = MergeMethod(
+    name="breadcrumbs_ties",
+    summary="leave out the greatest and the smallest of each delta, elect signs",
+    source="Davari and Belilovsky 2023, arXiv:2312.06795",
+    options=(weight(), density(0.15), GAMMA, SCALE, ELECT, COMBINE, ZERO, _trimming.RESCALE),
+    space="delta",
+    base="needed",
+    global_scope=True,
+    prepare=_trimming.prepare,
+    elementwise=elementwise,
+)

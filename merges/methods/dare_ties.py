@@ -1,29 +1,43 @@
 """DARE, then TIES: drop at random, rescale, elect a sign for each element, combine what agrees.
 
-The random number of an element depends on the seed, the input's content, the tensor's name and the element's index
-alone. The paper divides by the density; `rescale: l1` is mergekit's, which keeps the sum of magnitudes.
+The paper divides by the density; `rescale: l1` is mergekit's, which keeps the sum of magnitudes.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from merges.engine.fused import Fusion
+from merges.engine.fused import Elementwise
+from merges.engine.method import MergeMethod
+from merges.engine.steps import disjoint_mean, elect_signs
 from merges.engine.tensor_task import TensorTask
-from merges.methods import _drop, _signs
+from merges.methods import _combining, _random_drop
 from vectors.options import COMBINE, ELECT, SCALE, ZERO, density, weight
 
-SUMMARY = "drop elements of each delta at random, rescale, elect signs"
-SOURCE = "Yu et al. 2024, arXiv:2311.03099"
-SPACE, BASE, INPUTS = "delta", "needed", (1, None)
-OPTIONS = (weight(), density(0.5), SCALE, ELECT, COMBINE, ZERO, _drop.RESCALE)
+
+def dare_ties(deltas: np.ndarray, density: np.ndarray, weights: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """DARE (Yu et al. 2024, arXiv:2311.03099), then the election of TIES: the merged delta, float64.
+
+    `deltas` [inputs, ...] float32; `density` and `weights` [inputs] float64; `keys` [inputs] uint64, see _random_drop.
+    """
+    dropped = [_random_drop.drop(*each) for each in zip(deltas, keys, density, strict=True)]
+    rescaled = [delta * (1 / share) for delta, share in zip(dropped, density, strict=True)]
+    signs = elect_signs(rescaled, votes=np.sign(weights))
+    return disjoint_mean(rescaled, weights, signs)
 
 
-def prepare(tensor: TensorTask) -> np.ndarray:
-    """The factors that rescale."""
-    return _drop.factors(tensor)
+def elementwise(task: TensorTask, factors: np.ndarray) -> Elementwise:
+    """The same in the compiled pass."""
+    return _combining.disjoint_mean(task, factors, keys=_random_drop.keys(task), keep=task.each["density"])
 
 
-def fusion(tensor: TensorTask, factors: np.ndarray) -> Fusion:
-    """Mask, rescale, combine."""
-    return _signs.elected(tensor, factors, keys=_drop.keys(tensor), keep=tensor.each["density"])
+METHOD = MergeMethod(
+    name="dare_ties",
+    summary="drop elements of each delta at random, rescale, elect signs",
+    source="Yu et al. 2024, arXiv:2311.03099",
+    options=(weight(), density(0.5), SCALE, ELECT, COMBINE, ZERO, _random_drop.RESCALE),
+    space="delta",
+    base="needed",
+    prepare=_random_drop.factors,
+    elementwise=elementwise,
+)

@@ -7,26 +7,42 @@ from __future__ import annotations
 
 import numpy as np
 
+from merges.engine.method import MergeMethod
+from merges.engine.steps import disjoint_mean, elect_signs
 from merges.engine.tensor_task import Block, TensorTask
-from merges.methods import _signs
-from merges.methods._drop import RESCALE
-from merges.methods._magnitude_drop import EPSILON, check, factors, prune
+from merges.methods import _combining, _magnitude_drop
+from merges.methods._random_drop import RESCALE
 from vectors.options import COMBINE, ELECT, SCALE, ZERO, density, weight
 
-SUMMARY = "drop the smaller elements of each row more often, rescale, elect signs"
-SOURCE = "Deep et al. 2024, arXiv:2406.11617"
-SPACE, BASE, INPUTS, UNIT = "delta", "needed", (1, None), "row"
-OPTIONS = (weight(), density(0.5), SCALE, ELECT, COMBINE, ZERO, EPSILON, RESCALE)
 
-__all__ = ["check"]
+def della(
+    deltas: np.ndarray, density: np.ndarray, weights: np.ndarray, keys: np.ndarray, epsilon: float = 0.15
+) -> np.ndarray:
+    """DELLA-Merging (Deep et al. 2024, arXiv:2406.11617): the merged delta, float64.
+
+    `deltas` [inputs, rows, columns] float32; `density` and `weights` [inputs] float64; `keys` [inputs] uint64.
+    """
+    dropped = deltas.reshape(len(deltas), -1).copy()
+    _magnitude_drop.drop(dropped, deltas.shape[-1], keys, density, epsilon)
+    signs = elect_signs(list(dropped), votes=np.sign(weights))
+    return disjoint_mean(list(dropped), weights, signs).reshape(deltas.shape[1:])
 
 
-def prepare(tensor: TensorTask) -> np.ndarray | None:
-    """The factors that rescale, where the whole tensor is asked."""
-    return factors(tensor)
+def combine(task: TensorTask, block: Block, factors: np.ndarray | None) -> np.ndarray:
+    """The same for one piece."""
+    _magnitude_drop.drop_block(task, block, divide=task.options["rescale"] == "density")
+    return block.apply(_combining.disjoint_mean(task, factors))
 
 
-def combine(tensor: TensorTask, block: Block, scale: np.ndarray | None) -> np.ndarray:
-    """Drop, rescale, combine."""
-    prune(tensor, block, divide=tensor.options["rescale"] == "density")
-    return block.apply(_signs.elected(tensor, scale))
+METHOD = MergeMethod(
+    name="della",
+    summary="drop the smaller elements of each row more often, rescale, elect signs",
+    source="Deep et al. 2024, arXiv:2406.11617",
+    options=(weight(), density(0.5), SCALE, ELECT, COMBINE, ZERO, _magnitude_drop.EPSILON, RESCALE),
+    space="delta",
+    base="needed",
+    unit="row",
+    prepare=_magnitude_drop.factors,
+    combine=combine,
+    problems_of=_magnitude_drop.problems_of,
+)

@@ -7,26 +7,41 @@ from __future__ import annotations
 
 import numpy as np
 
+from merges.engine.method import MergeMethod
+from merges.engine.steps import weighted_sum
 from merges.engine.tensor_task import Block, TensorTask
-from merges.methods import _signs
-from merges.methods._drop import RESCALE
-from merges.methods._magnitude_drop import EPSILON, check, factors, prune
+from merges.methods import _combining, _magnitude_drop
+from merges.methods._random_drop import RESCALE
 from vectors.options import NORMALIZE, SCALE, density, weight
 
-SUMMARY = "drop the smaller elements of each row more often, rescale, sum"
-SOURCE = "Deep et al. 2024, arXiv:2406.11617"
-SPACE, BASE, INPUTS, UNIT = "delta", "needed", (1, None), "row"
-OPTIONS = (weight(), density(0.5), SCALE, NORMALIZE, EPSILON, RESCALE)
 
-__all__ = ["check"]
+def della_linear(
+    deltas: np.ndarray, density: np.ndarray, weights: np.ndarray, keys: np.ndarray, epsilon: float = 0.15
+) -> np.ndarray:
+    """The drop of DELLA (Deep et al. 2024, arXiv:2406.11617), then a weighted sum: the merged delta, float64.
+
+    `deltas` [inputs, rows, columns] float32; `density` and `weights` [inputs] float64; `keys` [inputs] uint64.
+    """
+    dropped = deltas.reshape(len(deltas), -1).copy()
+    _magnitude_drop.drop(dropped, deltas.shape[-1], keys, density, epsilon)
+    return weighted_sum(list(dropped), weights).reshape(deltas.shape[1:])
 
 
-def prepare(tensor: TensorTask) -> np.ndarray | None:
-    """The factors that rescale, where the whole tensor is asked."""
-    return factors(tensor)
+def combine(task: TensorTask, block: Block, factors: np.ndarray | None) -> np.ndarray:
+    """The same for one piece."""
+    _magnitude_drop.drop_block(task, block, divide=task.options["rescale"] == "density")
+    return block.apply(_combining.weighted_sum(task, factors))
 
 
-def combine(tensor: TensorTask, block: Block, scale: np.ndarray | None) -> np.ndarray:
-    """Drop, rescale, combine."""
-    prune(tensor, block, divide=tensor.options["rescale"] == "density")
-    return block.apply(_signs.summed(tensor, scale))
+METHOD = MergeMethod(
+    name="della_linear",
+    summary="drop the smaller elements of each row more often, rescale, sum",
+    source="Deep et al. 2024, arXiv:2406.11617",
+    options=(weight(), density(0.5), SCALE, NORMALIZE, _magnitude_drop.EPSILON, RESCALE),
+    space="delta",
+    base="needed",
+    unit="row",
+    prepare=_magnitude_drop.factors,
+    combine=combine,
+    problems_of=_magnitude_drop.problems_of,
+)

@@ -8,30 +8,38 @@ from __future__ import annotations
 
 import numpy as np
 
+from merges.engine.method import MergeMethod, Statistic
 from merges.engine.tensor_task import Block, TensorTask
 from vectors.options import weight
 
-SUMMARY = "the average, each element weighted by its Fisher information"
-SOURCE = "Matena and Raffel 2022, arXiv:2111.09832"
-SPACE, BASE, INPUTS = "weight", "unused", (1, None)
-OPTIONS = (weight(),)
-EXTRAS = ("fisher",)
 
-
-def extra_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+def statistic_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Of each parameter's Fisher information: that of the parameter."""
     return shape
 
 
-def check(tensor: TensorTask) -> list[str]:
+def problems_of(task: TensorTask) -> list[str]:
     """Information can't be weighted negatively."""
-    return ["fisher takes no negative weights"] if (tensor.each["weight"] < 0).any() else []
+    return ["fisher takes no negative weights"] if (task.each["weight"] < 0).any() else []
 
 
-def combine(tensor: TensorTask, block: Block, _prepared: None) -> np.ndarray:
+def combine(task: TensorTask, block: Block, _prepared: None) -> np.ndarray:
     """sum of w F x / sum of w F."""
-    values, weights = block.values.astype(np.float64), tensor.each["weight"][:, None]
-    shares = weights * np.abs(tensor.extra("fisher", block).astype(np.float64))
+    values, weights = block.values.astype(np.float64), task.each["weight"][:, None]
+    shares = weights * np.abs(task.statistic("fisher", block).astype(np.float64))
     total = shares.sum(0)
     shares = np.where(total > 0, shares, weights)
     return (shares * values).sum(0) / shares.sum(0)
+
+
+METHOD = MergeMethod(
+    name="fisher",
+    summary="the average, each element weighted by its Fisher information",
+    source="Matena and Raffel 2022, arXiv:2111.09832",
+    options=(weight(),),
+    space="weight",
+    base="unused",
+    problems_of=problems_of,
+    statistics=(Statistic("fisher", statistic_shape),),
+    combine=combine,
+)

@@ -7,19 +7,27 @@ from __future__ import annotations
 
 import numpy as np
 
+from merges.engine.method import MergeMethod
 from merges.engine.tensor_task import Block, TensorTask
 from vectors.options import SCALE
 
-SUMMARY = "the sum of the deltas with all singular values made equal"
-SOURCE = "Marczak et al. 2025, arXiv:2502.04959, section 4"
-SPACE, BASE, INPUTS, UNIT = "delta", "needed", (1, None), "tensor"
-OPTIONS = (SCALE,)
 
-
-def combine(tensor: TensorTask, block: Block, _prepared: None) -> np.ndarray:
+def combine(task: TensorTask, block: Block, _prepared: None) -> np.ndarray:
     """mean(S) U V of the sum."""
-    deltas = block.values.reshape(len(block.values), *tensor.shape).astype(np.float64)
-    if len(tensor.shape) != 2:
-        return tensor.options["lambda"] * deltas.mean(0)
+    deltas = block.values.reshape(len(block.values), *task.shape).astype(np.float64)
+    if len(task.shape) != 2:
+        return task.options["lambda"] * deltas.mean(0)
     left, values, right = np.linalg.svd(deltas.sum(0), full_matrices=False)
-    return tensor.options["lambda"] * values.mean() * (left @ right)
+    return task.options["lambda"] * values.mean() * (left @ right)
+
+
+METHOD = MergeMethod(
+    name="iso_c",
+    summary="the sum of the deltas with all singular values made equal",
+    source="Marczak et al. 2025, arXiv:2502.04959, section 4",
+    options=(SCALE,),
+    space="delta",
+    base="needed",
+    unit="tensor",
+    combine=combine,
+)

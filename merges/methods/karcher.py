@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import numpy as np
 
-from merges.engine.fused import Fusion
+from merges.engine.fused import Elementwise
+from merges.engine.method import MergeMethod
 from merges.engine.tensor_task import TensorTask
 from merges.methods import _sphere
 from vectors.options import Option
 
-SUMMARY = "the mean on the sphere, all inputs alike"
-SOURCE = "Karcher 1977; Buss and Fillmore 2001, Spherical averages"
-SPACE, BASE, INPUTS = "weight", "unused", (1, None)
-OPTIONS = (
-    Option("max_iter", 100, "the most steps", low=1, high=100000),
-    Option("tol", 1e-12, "the length of a step that ends the search", low=0, high=1),
-)
 
-
-def prepare(tensor: TensorTask) -> np.ndarray:
+def prepare(task: TensorTask) -> np.ndarray:
     """The coefficients of the inputs."""
     return _sphere.mean(
-        tensor.gram(),
-        np.ones(len(tensor.inputs)),
-        steps=int(tensor.options["max_iter"]),
-        tolerance=float(tensor.options["tol"]),
+        task.gram(),
+        np.ones(len(task.inputs)),
+        steps=int(task.options["max_iter"]),
+        tolerance=float(task.options["tol"]),
     )
 
 
-def fusion(_tensor: TensorTask, coefficients: np.ndarray) -> Fusion:
+def elementwise(_task: TensorTask, coefficients: np.ndarray) -> Elementwise:
     """Their combination."""
-    return Fusion(coefficients)
+    return Elementwise(coefficients)
+
+
+METHOD = MergeMethod(
+    name="karcher",
+    summary="the mean on the sphere, all inputs alike",
+    source="Karcher 1977; Buss and Fillmore 2001, Spherical averages",
+    options=(
+        Option("max_iter", 100, "the most steps", low=1, high=100000),
+        Option("tol", 1e-12, "the length of a step that ends the search", low=0, high=1),
+    ),
+    space="weight",
+    base="unused",
+    prepare=prepare,
+    elementwise=elementwise,
+)

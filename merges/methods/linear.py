@@ -5,22 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from merges.engine.fused import Fusion
+from merges.engine.fused import Elementwise
+from merges.engine.method import MergeMethod
 from merges.engine.tensor_task import TensorTask
-from merges.methods import _signs
+from merges.methods import _combining
 from vectors.options import Option, weight
 
-SUMMARY = "the weighted average of the weights"
-SOURCE = "Wortsman et al. 2022, arXiv:2203.05482"
-SPACE, BASE, INPUTS = "weight", "unused", (1, None)
-OPTIONS = (weight(), Option("normalize", True, "divide by the sum of the weights"))
 
-
-def NORMALIZED(options: Mapping[str, Any]) -> bool:
+def divides_by_weights(options: Mapping[str, Any]) -> bool:
     """Whether the weights' sum is divided by, and must not be zero."""
     return bool(options.get("normalize", True))
 
 
-def fusion(tensor: TensorTask, _prepared: None) -> Fusion:
+def elementwise(task: TensorTask, _prepared: None) -> Elementwise:
     """sum of weight * x / sum of weight."""
-    return _signs.summed(tensor)
+    return _combining.weighted_sum(task)
+
+
+METHOD = MergeMethod(
+    name="linear",
+    summary="the weighted average of the weights",
+    source="Wortsman et al. 2022, arXiv:2203.05482",
+    options=(weight(), Option("normalize", True, "divide by the sum of the weights")),
+    space="weight",
+    base="unused",
+    divides_by_weights=divides_by_weights,
+    elementwise=elementwise,
+)

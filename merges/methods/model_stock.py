@@ -11,17 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from merges.engine.fused import Fusion
-from merges.engine.tensor_task import Block, TensorTask
+from merges.engine.fused import Elementwise
+from merges.engine.method import MergeMethod
+from merges.engine.tensor_task import Block, TensorTask, Unit
 from vectors.options import Option
 
-SUMMARY = "towards the mean of the fine-tunes, as far as they agree"
-SOURCE = "Jang et al. 2024, arXiv:2403.19522"
-SPACE, BASE, INPUTS = "delta", "needed", (2, None)
-OPTIONS = (Option("filter_wise", False, "a ratio for each row, instead of one for the whole tensor"),)
 
-
-def UNIT(options: Mapping[str, Any]) -> str:
+def unit(options: Mapping[str, Any]) -> Unit:
     """Rows stay whole where each has its own ratio."""
     return "row" if options["filter_wise"] else "element"
 
@@ -36,21 +32,36 @@ def ratio(gram: np.ndarray) -> float:
     return min(count * cosine / (1 + (count - 1) * cosine), 1.0) if cosine > 0 else 0.0
 
 
-def prepare(tensor: TensorTask) -> float | None:
+def prepare(task: TensorTask) -> float | None:
     """t, unless each row has its own."""
-    return None if tensor.options["filter_wise"] else ratio(tensor.gram())
+    return None if task.options["filter_wise"] else ratio(task.gram())
 
 
-def fusion(tensor: TensorTask, t: float | None) -> Fusion | None:
+def elementwise(task: TensorTask, t: float | None) -> Elementwise | None:
     """t times the mean of the deltas."""
-    count = len(tensor.inputs)
-    return None if t is None else Fusion(np.full(count, t / count))
+    count = len(task.inputs)
+    return None if t is None else Elementwise(np.full(count, t / count))
 
 
-def combine(tensor: TensorTask, block: Block, _t: None) -> np.ndarray:
+def combine(task: TensorTask, block: Block, _t: None) -> np.ndarray:
     """The same, with a t for each row."""
     count = len(block.values)
-    rows = block.values.reshape(count, -1, tensor.row).astype(np.float64)
+    rows = block.values.reshape(count, -1, task.row).astype(np.float64)
     products = np.einsum("aij,bij->iab", rows, rows)
     ratios = np.array([ratio(gram) for gram in products])
     return ratios[:, None] * rows.mean(0)
+
+
+METHOD = MergeMethod(
+    name="model_stock",
+    summary="towards the mean of the fine-tunes, as far as they agree",
+    source="Jang et al. 2024, arXiv:2403.19522",
+    options=(Option("filter_wise", False, "a ratio for each row, instead of one for the whole tensor"),),
+    space="delta",
+    base="needed",
+    inputs=(2, None),
+    unit=unit,
+    prepare=prepare,
+    combine=combine,
+    elementwise=elementwise,
+)

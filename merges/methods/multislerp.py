@@ -10,34 +10,44 @@ from typing import Any
 
 import numpy as np
 
-from merges.engine.fused import Fusion
+from merges.engine.fused import Elementwise
+from merges.engine.method import MergeMethod
 from merges.engine.tensor_task import TensorTask
 from merges.methods import _sphere
 from vectors.options import Option, weight
 
-SUMMARY = "the weighted mean on the sphere, of models or of their deltas"
-SOURCE = "Karcher 1977; Buss and Fillmore 2001, Spherical averages"
-SPACE, BASE, INPUTS = "either", "optional", (1, None)
-OPTIONS = (weight(), Option("normalize", True, "the length is the mean of the lengths, not their weighted sum"))
 
-
-def NORMALIZED(_options: Mapping[str, Any]) -> bool:
+def divides_by_weights(_options: Mapping[str, Any]) -> bool:
     """The weights' sum is divided by, and must not be zero."""
     return True
 
 
-def check(tensor: TensorTask) -> list[str]:
+def problems_of(task: TensorTask) -> list[str]:
     """Distances can't be weighted negatively."""
-    return ["multislerp takes no negative weights"] if (tensor.each["weight"] < 0).any() else []
+    return ["multislerp takes no negative weights"] if (task.each["weight"] < 0).any() else []
 
 
-def prepare(tensor: TensorTask) -> np.ndarray:
+def prepare(task: TensorTask) -> np.ndarray:
     """The coefficients of the inputs."""
-    weights = tensor.each["weight"]
-    found = _sphere.mean(tensor.gram(), weights)
-    return found if tensor.options["normalize"] else found * weights.sum()
+    weights = task.each["weight"]
+    found = _sphere.mean(task.gram(), weights)
+    return found if task.options["normalize"] else found * weights.sum()
 
 
-def fusion(_tensor: TensorTask, coefficients: np.ndarray) -> Fusion:
+def elementwise(_task: TensorTask, coefficients: np.ndarray) -> Elementwise:
     """Their combination."""
-    return Fusion(coefficients)
+    return Elementwise(coefficients)
+
+
+METHOD = MergeMethod(
+    name="multislerp",
+    summary="the weighted mean on the sphere, of models or of their deltas",
+    source="Karcher 1977; Buss and Fillmore 2001, Spherical averages",
+    options=(weight(), Option("normalize", True, "the length is the mean of the lengths, not their weighted sum")),
+    space="either",
+    base="optional",
+    divides_by_weights=divides_by_weights,
+    problems_of=problems_of,
+    prepare=prepare,
+    elementwise=elementwise,
+)

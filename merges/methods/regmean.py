@@ -9,33 +9,41 @@ from __future__ import annotations
 
 import numpy as np
 
+from merges.engine.method import MergeMethod, Statistic
 from merges.engine.readers import whole
 from merges.engine.tensor_task import Block, TensorTask
 from vectors.options import Option
 
-SUMMARY = "the matrix whose outputs are nearest to every model's own"
-SOURCE = "Jin et al. 2023, arXiv:2212.09849, equation 2"
-SPACE, BASE, INPUTS, UNIT = "weight", "unused", (1, None), "tensor"
-OPTIONS = (Option("alpha", 0.9, "how much of the products beside the diagonal counts", low=0, high=1),)
-EXTRAS, EXTRAS_FOR_ALL = ("gram",), False
 
-
-def extra_shape(shape: tuple[int, ...]) -> tuple[int, ...] | None:
+def statistic_shape(shape: tuple[int, ...]) -> tuple[int, ...] | None:
     """Of the inner products: [in, in] for a matrix [out, in]; None for anything else."""
     return (shape[1], shape[1]) if len(shape) == 2 else None
 
 
-def combine(tensor: TensorTask, block: Block, _prepared: None) -> np.ndarray:
+def combine(task: TensorTask, block: Block, _prepared: None) -> np.ndarray:
     """The solution, or the average without products."""
-    values = block.values.reshape(len(block.values), *tensor.shape).astype(np.float64)
-    readers = tensor.extras["gram"]
+    values = block.values.reshape(len(block.values), *task.shape).astype(np.float64)
+    readers = task.statistics["gram"]
     if not readers:
         return values.mean(0)
     grams = [whole(reader).astype(np.float64) for reader in readers]
-    alpha = tensor.options["alpha"]
+    alpha = task.options["alpha"]
     grams = [alpha * gram + (1 - alpha) * np.diag(np.diag(gram)) for gram in grams]
     left = sum(value @ gram for value, gram in zip(values, grams, strict=True))
     # Least squares, because inputs that never vary make the sum singular; the least change from the average then.
     average = values.mean(0)
     total = np.sum(grams, 0)
     return average + np.linalg.lstsq(total.T, (left - average @ total).T, rcond=None)[0].T
+
+
+METHOD = MergeMethod(
+    name="regmean",
+    summary="the matrix whose outputs are nearest to every model's own",
+    source="Jin et al. 2023, arXiv:2212.09849, equation 2",
+    options=(Option("alpha", 0.9, "how much of the products beside the diagonal counts", low=0, high=1),),
+    space="weight",
+    base="unused",
+    unit="tensor",
+    statistics=(Statistic("gram", statistic_shape, required=False),),
+    combine=combine,
+)

@@ -4,60 +4,93 @@ from __future__ import annotations
 
 import numpy as np
 
-from merges.engine.fused import Fusion
+from merges.engine.fused import Elementwise
+from merges.engine.method import MergeMethod
 from merges.engine.selection import magnitudes
+from merges.engine.steps import disjoint_mean, elect_signs
 from merges.engine.tensor_task import Block, TensorTask
 from vectors.options import SCALE, Option, kept
 
-SUMMARY = "select by variance, weight by energy, erase minority signs"
-SOURCE = "Wan et al. 2024, FuseChat, arXiv:2408.07990, section 3.3"
-SPACE, BASE, INPUTS = "delta", "needed", (1, None)
-OPTIONS = (
-    Option("select_topk", 1.0, "the part of the elements that vary which is kept", low=0, high=1, open_low=True),
-    SCALE,
-)
+
+def sce(deltas: np.ndarray, select_topk: float) -> np.ndarray:
+    """SCE (Wan et al. 2024, FuseChat, arXiv:2408.07990, section 3.3): the merged delta, float64.
+
+    `deltas` [inputs, ...] float32; `select_topk` is the share, of the elements that vary, which is kept.
+    """
+    flat = deltas.reshape(len(deltas), -1)
+    differences = variance(flat)
+    varying = np.sort(differences[differences > 0])[::-1]
+    least = varying[kept(select_topk, varying.size) - 1] if select_topk < 1 and varying.size else 0
+    selected = flat * (differences >= least)
+    weights = shares(np.square(selected, dtype=np.float64).sum(1))
+    signs = elect_signs(list(selected), votes=np.ones(len(selected)))
+    return disjoint_mean(list(selected), weights, signs).reshape(deltas.shape[1:])
 
 
-def _variance(block: Block) -> np.ndarray:
-    """The variance across inputs, [1, count] float32."""
-    return block.values.var(0, dtype=np.float64).astype(np.float32)[None]
+def variance(values: np.ndarray) -> np.ndarray:
+    """The variance of each element across the inputs: [count] float32 from [inputs, count]."""
+    return values.var(0, dtype=np.float64).astype(np.float32)
+
+
+def shares(energy: np.ndarray) -> np.ndarray:
+    """Each input's share of the energy, [inputs]: all alike where there is none."""
+    return energy / energy.sum() if energy.sum() > 0 else np.full(len(energy), 1 / len(energy))
+
+
+def _row_of_variances(block: Block) -> np.ndarray:
+    return variance(block.values)[None]
 
 
 def _select(block: Block, least: float) -> None:
     if least > 0:
-        np.multiply(block.values, _variance(block)[0] >= least, out=block.values)
+        np.multiply(block.values, variance(block.values) >= least, out=block.values)
 
 
-def prepare(tensor: TensorTask) -> tuple[float, np.ndarray]:
+def prepare(task: TensorTask) -> tuple[float, np.ndarray]:
     """The least variance that is kept (0: all), and the weights: each input's share of the energy that is left."""
     least = 0.0
-    if tensor.options["select_topk"] < 1:
-        vary = int(tensor.sum(lambda block: np.count_nonzero(_variance(block))))
-        if vary:
-            rank = kept(tensor.options["select_topk"], vary)
-            least = float(magnitudes([tensor], [[rank]], _variance)[0, 0])
+    if task.options["select_topk"] < 1:
+        varying = int(task.sum(lambda block: np.count_nonzero(variance(block.values))))
+        if varying:
+            rank = kept(task.options["select_topk"], varying)
+            least = float(magnitudes([task], [[rank]], _row_of_variances)[0, 0])
 
     def energy(block: Block) -> np.ndarray:
         _select(block, least)
         return np.square(block.values, dtype=np.float64).sum(1)
 
-    found = tensor.sum(energy)
-    return least, found / found.sum() if found.sum() > 0 else np.full(len(found), 1 / len(found))
+    return least, shares(task.sum(energy))
 
 
-def _erase(tensor: TensorTask, weights: np.ndarray) -> Fusion:
+def _erase(task: TensorTask, weights: np.ndarray) -> Elementwise:
     """The weighted mean of what agrees with the sign of the sum."""
-    return Fusion(weights, votes=np.ones(len(weights)), mean=True, scale=tensor.options["lambda"])
+    return Elementwise(weights, votes=np.ones(len(weights)), mean=True, scale=task.options["lambda"])
 
 
-def fusion(tensor: TensorTask, prepared: tuple[float, np.ndarray]) -> Fusion | None:
-    """All of it, where nothing is left out."""
+def elementwise(task: TensorTask, prepared: tuple[float, np.ndarray]) -> Elementwise | None:
+    """The same in the compiled pass, where nothing is left out; else None."""
     least, weights = prepared
-    return None if least > 0 else _erase(tensor, weights)
+    return None if least > 0 else _erase(task, weights)
 
 
-def combine(tensor: TensorTask, block: Block, prepared: tuple[float, np.ndarray]) -> np.ndarray:
-    """The same for what is selected."""
+def combine(task: TensorTask, block: Block, prepared: tuple[float, np.ndarray]) -> np.ndarray:
+    """The same for one piece, of what is selected."""
     least, weights = prepared
     _select(block, least)
-    return block.apply(_erase(tensor, weights))
+    return block.apply(_erase(task, weights))
+
+
+METHOD = MergeMethod(
+    name="sce",
+    summary="select by variance, weight by energy, erase minority signs",
+    source="Wan et al. 2024, FuseChat, arXiv:2408.07990, section 3.3",
+    options=(
+        Option("select_topk", 1.0, "the part of the elements that vary which is kept", low=0, high=1, open_low=True),
+        SCALE,
+    ),
+    space="delta",
+    base="needed",
+    prepare=prepare,
+    elementwise=elementwise,
+    combine=combine,
+)

@@ -7,22 +7,32 @@ from __future__ import annotations
 
 import numpy as np
 
-from merges.engine.fused import Fusion
+from merges.engine.fused import Elementwise
+from merges.engine.method import MergeMethod
 from merges.engine.tensor_task import TensorTask
 from merges.methods import _sphere
 from vectors.options import Option
 
-SUMMARY = "along the arc from the first to the second"
-SOURCE = "Shoemake 1985, Animating rotation with quaternion curves"
-SPACE, BASE, INPUTS, SYMMETRIC = "weight", "unused", (2, 2), False
-OPTIONS = (Option("t", 0.5, "how far from the first to the second", low=0, high=1),)
 
-
-def prepare(tensor: TensorTask) -> np.ndarray:
+def prepare(task: TensorTask) -> np.ndarray:
     """The coefficients of the two."""
-    return _sphere.slerp(tensor.gram(), float(tensor.options["t"]), _sphere.COLINEAR)
+    return _sphere.slerp(task.gram(), float(task.options["t"]), _sphere.COLINEAR)
 
 
-def fusion(_tensor: TensorTask, coefficients: np.ndarray) -> Fusion:
+def elementwise(_task: TensorTask, coefficients: np.ndarray) -> Elementwise:
     """Their combination."""
-    return Fusion(coefficients)
+    return Elementwise(coefficients)
+
+
+METHOD = MergeMethod(
+    name="slerp",
+    summary="along the arc from the first to the second",
+    source="Shoemake 1985, Animating rotation with quaternion curves",
+    options=(Option("t", 0.5, "how far from the first to the second", low=0, high=1),),
+    space="weight",
+    base="unused",
+    inputs=(2, 2),
+    symmetric=False,
+    prepare=prepare,
+    elementwise=elementwise,
+)

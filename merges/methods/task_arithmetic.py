@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from merges.engine.fused import Fusion
+from merges.engine.fused import Elementwise
+from merges.engine.method import MergeMethod
 from merges.engine.tensor_task import TensorTask
-from merges.methods import _signs
+from merges.methods import _combining
 from vectors.options import NORMALIZE, SCALE, weight
 
-SUMMARY = "the weighted sum of the deltas"
-SOURCE = "Ilharco et al. 2023, arXiv:2212.04089"
-SPACE, BASE, INPUTS = "delta", "needed", (1, None)
-OPTIONS = (weight(), SCALE, NORMALIZE)
 
-
-def fusion(tensor: TensorTask, _prepared: None) -> Fusion:
+def elementwise(task: TensorTask, _prepared: None) -> Elementwise:
     """lambda * sum of weight * delta."""
-    return _signs.summed(tensor)
+    return _combining.weighted_sum(task)
+
+
+METHOD = MergeMethod(
+    name="task_arithmetic",
+    summary="the weighted sum of the deltas",
+    source="Ilharco et al. 2023, arXiv:2212.04089",
+    options=(weight(), SCALE, NORMALIZE),
+    space="delta",
+    base="needed",
+    elementwise=elementwise,
+)

@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from merges.engine.method import MergeMethod
 from merges.engine.tensor_task import Block, TensorTask
 from vectors.options import SCALE
-
-SUMMARY = "the strongest singular directions of each delta, made orthogonal"
-SOURCE = "Gargiulo et al. 2024, arXiv:2412.00081, algorithm 1"
-SPACE, BASE, INPUTS, UNIT = "delta", "needed", (1, None), "tensor"
-OPTIONS = (SCALE,)
 
 
 def nearest_orthonormal(columns: np.ndarray) -> np.ndarray:
@@ -23,14 +19,26 @@ def nearest_orthonormal(columns: np.ndarray) -> np.ndarray:
     return left @ right
 
 
-def combine(tensor: TensorTask, block: Block, _prepared: None) -> np.ndarray:
+def combine(task: TensorTask, block: Block, _prepared: None) -> np.ndarray:
     """U S V with the orthogonal U and V."""
-    deltas = block.values.reshape(len(block.values), *tensor.shape).astype(np.float64)
-    if len(tensor.shape) != 2 or min(tensor.shape) < len(deltas):
-        return tensor.options["lambda"] * deltas.mean(0)
-    kept = min(tensor.shape) // len(deltas)
+    deltas = block.values.reshape(len(block.values), *task.shape).astype(np.float64)
+    if len(task.shape) != 2 or min(task.shape) < len(deltas):
+        return task.options["lambda"] * deltas.mean(0)
+    kept = min(task.shape) // len(deltas)
     parts = [np.linalg.svd(delta, full_matrices=False) for delta in deltas]
     left = nearest_orthonormal(np.concatenate([u[:, :kept] for u, _, _ in parts], 1))
     right = nearest_orthonormal(np.concatenate([v[:kept].T for _, _, v in parts], 1))
     values = np.concatenate([s[:kept] for _, s, _ in parts])
-    return tensor.options["lambda"] * ((left * values) @ right.T)
+    return task.options["lambda"] * ((left * values) @ right.T)
+
+
+METHOD = MergeMethod(
+    name="tsv",
+    summary="the strongest singular directions of each delta, made orthogonal",
+    source="Gargiulo et al. 2024, arXiv:2412.00081, algorithm 1",
+    options=(SCALE,),
+    space="delta",
+    base="needed",
+    unit="tensor",
+    combine=combine,
+)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from merges.engine.jobs import Copy, Job
+from merges.engine.method import MergeMethod
 from merges.engine.pool import Pool
 from merges.engine.readers import Dense, Reader, Zero
 from merges.engine.tensor_task import Input, TensorTask
@@ -29,7 +29,7 @@ class Builder:
     """Makes the jobs; a class because the problems are gathered across its methods."""
 
     def __init__(
-        self, recipe: Recipe, method: ModuleType, sources: list[Source], base: Source | None, main: Source | None,
+        self, recipe: Recipe, method: MergeMethod, sources: list[Source], base: Source | None, main: Source | None,
         pool: Pool, union: vocabulary.Union | None,
     ) -> None:  # fmt: skip
         self.recipe, self.method, self.sources, self.base, self.main = recipe, method, sources, base, main
@@ -130,7 +130,7 @@ class Builder:
     ) -> TensorTask:  # fmt: skip
         each: dict[str, np.ndarray] = {}
         plain: dict[str, Any] = {}
-        for option in self.method.OPTIONS:
+        for option in self.method.options:
             if option.each:
                 given = [own.get(option.name, common.get(option.name, option.default)) for own, common in options]
                 each[option.name] = np.array([resolve(value, name, position, option.default) for value in given], float)
@@ -144,7 +144,7 @@ class Builder:
             self._extra(name, shape), as_delta, self.scope if self.recipe.scope == "global" else (), self.shared,
         )  # fmt: skip
         tensor.patch = self._patch(tensor)
-        for problem in getattr(self.method, "check", lambda _: [])(tensor):
+        for problem in self.method.problems_of(tensor):
             if problem not in self.problems:
                 self.problems.append(problem)
         return tensor
@@ -202,7 +202,7 @@ class Builder:
 
     def _open_extras(self, part: Part) -> dict[str, dict[str, Entry]]:
         found = {}
-        for extra in getattr(self.method, "EXTRAS", ()):
+        for extra in (statistic.name for statistic in self.method.statistics):
             try:
                 found[extra] = read_header(Path(os.path.expanduser(str(part.options.get(extra)))))[0]
             except SteerError as error:
@@ -212,12 +212,12 @@ class Builder:
 
     def _extra(self, name: str, shape: tuple[int, ...]) -> dict[str, tuple[Reader, ...]]:
         result: dict[str, tuple[Reader, ...]] = {}
-        for extra in getattr(self.method, "EXTRAS", ()):
-            wanted = self.method.extra_shape(shape)
+        for extra, shape_of, required in self.method.statistics:
+            wanted = shape_of(shape)
             readers: list[Reader] = []
             for part, opened in zip(self.parts, self.extras, strict=True):
                 entry = opened[extra].get(name)
-                if wanted is None or (entry is None and not getattr(self.method, "EXTRAS_FOR_ALL", True)):
+                if wanted is None or (entry is None and not required):
                     readers = []
                     break
                 if entry is None or entry.shape != wanted or entry.dtype not in FLOATS:
@@ -259,7 +259,7 @@ class Builder:
             for part, source, key in zip(self.parts, self.sources, self.keys, strict=True)
         }
         union = self.union if self.union is not None and place.name in self.union.parameters else None
-        from_base = under.reference if under is not None and self.method.SPACE != "weight" else None
+        from_base = under.reference if under is not None and self.method.space != "weight" else None
         inputs, options = [], []
         first: Entry | None = None
         for reference, name in place.sources.items():
@@ -278,7 +278,7 @@ class Builder:
             inputs.append(Input(part.name, reader, is_delta, _key(key, place.name)))
             common = dict(self.recipe.options) | dict(part.options) | place.shared
             options.append((place.options[reference], common))
-        least, most = self.method.INPUTS
+        least, most = self.method.inputs
         if first is None or len(inputs) < least or (most is not None and len(inputs) > most):
             self.problems.append(f"{self.recipe.method} can't take the {len(inputs)} source(s) of {place.name}")
             return None
@@ -292,7 +292,7 @@ class Builder:
                 self.problems.append(f"the base {under.reference} has no {name} of the shape wanted for {place.name}")
                 return None
             base = Dense(found) if union is None else union.reader(name, under, Dense(found), False)
-        each = {option.name for option in self.method.OPTIONS if option.each}
+        each = {option.name for option in self.method.options if option.each}
         to_all = {k: v for given in place.options.values() for k, v in given.items() if k not in each}
         shared = dict(self.recipe.options) | place.shared | to_all
         shape = first.shape if union is None else (union.size, *first.shape[1:])

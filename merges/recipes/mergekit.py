@@ -167,7 +167,7 @@ def parse(value: dict[str, Any], where: str) -> Recipe:
     reading = _Reading(method, where)
     reading.unknown(value, KEYS)
     value = _alone(value, reading)
-    each = {option.name for option in known[method].OPTIONS if option.each}
+    each = {option.name for option in known[method].options if option.each}
     shared = reading.parameters(value.get("parameters"), "")
     base = reading.reference(value["base_model"], "base_model") if value.get("base_model") is not None else None
     parts: dict[str, dict[str, Any]] = {}

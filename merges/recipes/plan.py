@@ -6,11 +6,11 @@ import os
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from merges import methods
 from merges.engine.jobs import AHEAD, Job
+from merges.engine.method import MergeMethod
 from merges.engine.pool import Pool
 from merges.engine.tensor_task import CHUNK, GROUP, TensorTask
 from merges.inputs.sources import Source, open_all
@@ -57,7 +57,9 @@ class Plan:
         if self.base is not None:
             identities |= {self.base.reference: self.base.identity}
         value = self.recipe.renamed(identities).value() | {"base": self.base.identity if self.base else None}
-        apart = getattr(methods.find(self.recipe.method), "EXTRAS", ())  # known by what is in them, not by their paths
+        apart = [
+            statistic.name for statistic in methods.find(self.recipe.method).statistics
+        ]  # known by what is in them, not by their paths
         value["models"] = [{k: v for k, v in entry.items() if k not in apart} for entry in value["models"]]
         layout = [[job.name for job in shard] for shard in self.shards]
         return digest_json([VERSION, value, layout])
@@ -78,13 +80,13 @@ def plan(
     recipe, sources = _canonical(recipe, sources, method)
     problems: list[str] = []
     notes: list[str] = []
-    needs_base = method.BASE == "needed" or recipe.as_ == "vector" or any(s.is_delta for s in sources)
+    needs_base = method.base == "needed" or recipe.as_ == "vector" or any(s.is_delta for s in sources)
     only_deltas = all(s.is_delta for s in sources)
     if needs_base and base is None and not (only_deltas and recipe.as_ == "vector"):
         problems.append(f"{recipe.method} takes deltas against a base, and none is named")
     if base is not None and base.kind != "model":
         problems.append(f"the base {base.reference} is no model")
-    uses_base = base if needs_base or method.BASE == "optional" else None
+    uses_base = base if needs_base or method.base == "optional" else None
     models = [s for s in sources if s.kind == "model"]
     main = base or (models[0] if models else None)
     problems += _families(main, sources, base)
@@ -157,9 +159,9 @@ def check_output(path: Path, needed: int, *, have: int = 0) -> None:
         raise OutputError(problems, "; ".join(hints))
 
 
-def _canonical(recipe: Recipe, sources: list[Source], method: ModuleType) -> tuple[Recipe, list[Source]]:
+def _canonical(recipe: Recipe, sources: list[Source], method: MergeMethod) -> tuple[Recipe, list[Source]]:
     """The inputs in an order of their own where the method has none, so that the user's order changes no bit."""
-    if not getattr(method, "SYMMETRIC", True) or recipe.slices:
+    if not method.symmetric or recipe.slices:
         return recipe, sources
     pairs = sorted(
         zip(recipe.parts, sources, strict=True), key=lambda pair: (pair[1].identity, canonical_json(pair[0].options))

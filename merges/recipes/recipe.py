@@ -151,7 +151,7 @@ def names_for(references: list[str]) -> list[str]:
 
 def extras(recipe: Recipe, part: Part) -> dict[str, Path]:
     """The files of statistics that an input brings beside its weights, by what they hold."""
-    wanted = getattr(methods.find(recipe.method), "EXTRAS", ())
+    wanted = [statistic.name for statistic in methods.find(recipe.method).statistics]
     return {name: Path(os.path.expanduser(str(part.options[name]))) for name in wanted if name in part.options}
 
 
@@ -162,8 +162,8 @@ def check(recipe: Recipe) -> list[str]:
     if recipe.method not in known:
         return [f"there is no merge method {recipe.method!r}{guess(recipe.method, known)}"]
     method = known[recipe.method]
-    options: dict[str, Option] = {option.name: option for option in method.OPTIONS}
-    extras = getattr(method, "EXTRAS", ())
+    options: dict[str, Option] = {option.name: option for option in method.options}
+    extras = [statistic.name for statistic in method.statistics]
     for where, given, own in [
         ("parameters", recipe.options, False),
         *((f"the input {part.name}", part.options, True) for part in recipe.parts),
@@ -189,7 +189,7 @@ def check(recipe: Recipe) -> list[str]:
         problems += [
             f"the input {part.name} needs {name}, a file of statistics" for name in extras if name not in part.options
         ]
-    least, most = method.INPUTS
+    least, most = method.inputs
     count = len(recipe.parts)
     if not recipe.slices and (count < least or (most is not None and count > most)):
         wanted = f"{least}" if most == least else f"at least {least}" if most is None else f"{least} to {most}"
@@ -201,7 +201,7 @@ def check(recipe: Recipe) -> list[str]:
         except UnicodeEncodeError:
             problems.append(f"the name {reference!r} is no UTF-8, so no record can hold it")
     problems += [f"two inputs are called {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
-    if method.BASE == "unused" and recipe.base and recipe.as_ != "vector" and method.SPACE == "delta":
+    if method.base == "unused" and recipe.base and recipe.as_ != "vector" and method.space == "delta":
         problems.append(f"{recipe.method} uses no base")
     for word, value, allowed in [
         ("scope", recipe.scope, SCOPES),
@@ -218,7 +218,7 @@ def check(recipe: Recipe) -> list[str]:
     if recipe.as_ == "vector" and (recipe.slices or recipe.tokenizer):
         what = "slices" if recipe.slices else "another vocabulary"
         problems.append(f"a model with {what} is no vector for its base, so as: vector can't be")
-    if recipe.scope == "global" and not getattr(method, "GLOBAL", False):
+    if recipe.scope == "global" and not method.global_scope:
         problems.append(f"{recipe.method} counts nothing over the whole model, so it has no scope: global")
     if "weight" in options and recipe.parts:
         weights = [
@@ -226,9 +226,7 @@ def check(recipe: Recipe) -> list[str]:
         ]
         if all(not isinstance(weight, list) and weight == 0 for weight in weights):
             problems.append("all weights are zero, so nothing would be merged")
-        elif getattr(method, "NORMALIZED", lambda _: False)(recipe.options) and not any(
-            isinstance(w, list) for w in weights
-        ):
+        elif method.divides_by_weights(recipe.options) and not any(isinstance(w, list) for w in weights):
             try:
                 if abs(sum(weights)) < 1e-12:
                     problems.append(f"the weights sum to zero, and {recipe.method} divides by their sum")

@@ -9,7 +9,6 @@ An output head that is tied to the embedding is stored apart first: it reads the
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 
 from merges.engine.jobs import Copy
 from merges.engine.readers import Dense
-from merges.engine.tensor_task import Block, Input, TensorTask
+from merges.engine.tensor_task import Block, Computation, Input, TensorTask
 from steer.folding.architectures import Layout, writers
 from steer.folding.effects import Effects
 from steer.folding.pending import Draft
@@ -74,14 +73,13 @@ def _orthogonalised(
     """The job of one matrix. `strengths` None removes the directions whole."""
     rows_are_stream = job.name not in layout.embeddings and not layout.columns
     scale = np.ones(len(directions)) if strengths is None else strengths
-    method: Any = SimpleNamespace(SPACE="weight", UNIT="row")
     if not rows_are_stream:
 
         def by_row(_tensor: TensorTask, block: Block, _prepared: Any) -> np.ndarray:
             rows = block.values[0].reshape(-1, directions.shape[1]).astype(np.float64)
             return rows - ((rows @ directions.T) * scale) @ directions
 
-        method.combine = by_row
+        method = Computation(space="weight", unit="row", combine=by_row)
     else:
         width = job.shape[1]
 
@@ -101,7 +99,7 @@ def _orthogonalised(
             own = directions[:, first : first + len(rows)]
             return rows - (own.T * scale) @ products
 
-        method.prepare, method.combine = prepare, by_column
+        method = Computation(space="weight", unit="row", prepare=prepare, combine=by_column)
     source = Input(job.name, Dense(job.entry), False)
     return TensorTask(job.name, job.shape, job.dtype, (source,), None, method, draft.pool)
 

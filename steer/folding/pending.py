@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from merges.engine.jobs import Copy, Job
 from merges.engine.pool import Pool
 from merges.engine.readers import Array, Dense, Reader
-from merges.engine.tensor_task import Block, Input, TensorTask
+from merges.engine.tensor_task import Block, Computation, Input, TensorTask
 from merges.inputs.sources import Source
 
 
@@ -49,7 +48,7 @@ def _as_it_stands(_tensor: TensorTask, block: Block, _prepared: Any) -> np.ndarr
     return block.values[0]
 
 
-AS_IT_STANDS: Any = SimpleNamespace(SPACE="weight", combine=_as_it_stands)
+AS_IT_STANDS = Computation(space="weight", combine=_as_it_stands)
 
 
 def draft_of(source: Source, pool: Pool) -> Draft:

@@ -528,9 +528,9 @@ def test_tensors_of_no_one_and_strange_names_are_merged_by_every_method(here: Pa
     for seed in (1, 2):
         folders.write(here / f"o{seed}", folders.tuned(base, seed), shards=seed)
     for name, method in methods.available().items():
-        if getattr(method, "EXTRAS", ()):
+        if method.statistics:
             continue
-        parts = ("o1",) if method.INPUTS[1] == 1 else ("o1", "o2")
+        parts = ("o1",) if method.inputs[1] == 1 else ("o1", "o2")
         api.merge(recipe(*parts, method=name, base="ob"), f"out-{name}", threads=1)
         found = folders.read(here / f"out-{name}")
         assert {n: t.shape for n, t in found.items()} == {n: t.shape for n, t in base.items()}

@@ -306,24 +306,13 @@ def test_steering_vectors_merge_by_the_same_methods() -> None:
 
 
 def test_a_method_from_a_file_of_its_own_needs_only_numpy(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import types
-
     from merges import methods
+    from merges.engine.method import MergeMethod
 
-    greatest = types.ModuleType("greatest")
-    greatest.SUMMARY, greatest.SOURCE, greatest.SPACE, greatest.BASE, greatest.INPUTS, greatest.OPTIONS = (
-        "",
-        "",
-        "delta",
-        "needed",
-        (1, None),
-        (),
-    )  # type: ignore[attr-defined]
-
-    def combine(_tensor: Any, block: Any, _prepared: Any) -> np.ndarray:
+    def combine(_task: Any, block: Any, _prepared: Any) -> np.ndarray:
         return np.take_along_axis(block.values, np.abs(block.values).argmax(0)[None], 0)[0]
 
-    greatest.combine = combine  # type: ignore[attr-defined]
+    greatest = MergeMethod(name="greatest", summary="", source="", space="delta", base="needed", combine=combine)
     known = dict(methods.available())
     monkeypatch.setattr(methods, "available", lambda: known | {"greatest": greatest})
     api.merge(Recipe("greatest", (part("a"), part("b")), "base", dtype="float32"), "out")

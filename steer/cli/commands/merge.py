@@ -97,7 +97,7 @@ def command(**values: Any) -> None:
         from merges.methods import find
 
         name = _method(request)
-        options.print_options(name, find(name).OPTIONS)
+        options.print_options(name, find(name).options)
     elif request.verify is not None:
         _verify(request, request.verify)
     else:
@@ -240,17 +240,17 @@ def _print_methods() -> None:
     methods = available()
     data = {
         name: {
-            "summary": method.SUMMARY,
-            "source": method.SOURCE,
-            "options": {o.name: {"default": o.default, "meaning": o.meaning} for o in method.OPTIONS},
+            "summary": method.summary,
+            "source": method.source,
+            "options": {o.name: {"default": o.default, "meaning": o.meaning} for o in method.options},
         }
         for name, method in methods.items()
     }
 
     def human() -> None:
         for name, method in methods.items():
-            out.line(f"{name:18} {method.SUMMARY}  ({method.SOURCE})")
-            for o in method.OPTIONS:
+            out.line(f"{name:18} {method.summary}  ({method.source})")
+            for o in method.options:
                 out.line(f"    {o.name:14} {o.meaning}  [default: {o.default}]")
 
     out.result(data, human)

@@ -21,7 +21,7 @@ from merges.engine.tensor_task import Input, TensorTask
 from vectors.errors import ArtifactError
 from vectors.weights import read_header
 
-FUSED = sorted(name for name, method in methods.available().items() if hasattr(method, "fusion"))
+FUSED = sorted(name for name, method in methods.available().items() if method.elementwise is not None)
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -36,8 +36,8 @@ def made(
     entries = read_header(path)[0]
     chosen = methods.find(method)
     inputs = tuple(Input(f"m{i}", Dense(entries[f"{i}"]), deltas[i - 1], 77 * i) for i in range(1, len(arrays)))
-    each = {o.name: np.linspace(0.3, 0.9, len(inputs)) for o in chosen.OPTIONS if o.each}
-    options = {o.name: o.default for o in chosen.OPTIONS if not o.each} | more.pop("options", {})
+    each = {o.name: np.linspace(0.3, 0.9, len(inputs)) for o in chosen.options if o.each}
+    options = {o.name: o.default for o in chosen.options if not o.each} | more.pop("options", {})
     return TensorTask(
         "w", arrays[0].shape, more.pop("dtype", "F32"), inputs, Dense(entries["0"]), chosen, pool, each, options, **more
     )
@@ -65,12 +65,12 @@ def test_both_paths_give_the_same_bits(
     as_delta: bool, variant: dict[str, Any],
 ) -> None:  # fmt: skip
     draw = np.random.default_rng(size)
-    inputs = min(inputs, methods.find(method).INPUTS[1] or inputs)
-    inputs = max(inputs, methods.find(method).INPUTS[0])
+    inputs = min(inputs, methods.find(method).inputs[1] or inputs)
+    inputs = max(inputs, methods.find(method).inputs[0])
     dtypes, deltas = (dtypes * inputs)[: inputs + 1], (deltas * inputs)[:inputs]
     base = draw.standard_normal(size).astype(np.float32)
     arrays = [base, *((not d) * base + 0.1 * draw.standard_normal(size).astype(np.float32) for d in deltas)]
-    known = {o.name for o in methods.find(method).OPTIONS}
+    known = {o.name for o in methods.find(method).options}
     options = {name: value for name, value in variant.items() if name in known}
     found = []
     with Pool(2) as pool:
@@ -81,9 +81,9 @@ def test_both_paths_give_the_same_bits(
                 options=options, dtype=out, as_delta=as_delta,
             )  # fmt: skip
             if direct:
-                assert tensor.direct is not None
+                assert tensor.mapped_inputs is not None
             else:
-                tensor.__dict__["direct"] = None
+                tensor.__dict__["mapped_inputs"] = None
             found.append(np.concatenate([piece.copy() for _, piece in run([tensor], pool)]))
     for other in found[1:]:
         np.testing.assert_array_equal(found[0].view(np.uint8), other.view(np.uint8))
@@ -111,7 +111,7 @@ def test_what_is_not_finite_is_named_and_what_lies_askew_is_read_otherwise(tmp_p
             "w", tensor.shape, "F32", inputs,
             Dense(askew["0"]), tensor.method, pool, tensor.each, tensor.options,
         )  # fmt: skip
-        assert odd.direct is None
+        assert odd.mapped_inputs is None
         for (_, a), (_, b) in zip(run([tensor], pool), run([odd], pool), strict=True):
             np.testing.assert_array_equal(a, b)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,16 +14,16 @@ from safetensors.torch import save_file
 from merges.engine import gpu, selection, tensor_task
 from merges.engine.pool import Pool
 from merges.engine.readers import Array, Dense
-from merges.engine.tensor_task import Input, TensorTask
+from merges.engine.tensor_task import Computation, Input, TensorTask
 from vectors.weights import read_header
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-PLAIN = SimpleNamespace(SPACE="weight")
+PLAIN = Computation(space="weight")
 
 
 def make(arrays: list[np.ndarray], pool: Pool) -> TensorTask:
     inputs = tuple(Input(f"m{i}", Array(a), False) for i, a in enumerate(arrays))
-    return TensorTask("w", arrays[0].shape, "F32", inputs, None, PLAIN, pool)  # type: ignore[arg-type]
+    return TensorTask("w", arrays[0].shape, "F32", inputs, None, PLAIN, pool)
 
 
 @given(
@@ -92,7 +91,7 @@ def mapped(path: Path, kind: str, pool: Pool) -> tuple[list[TensorTask], list[np
         save_file({f"{m}": torch.from_numpy(row) for m, row in enumerate(values)}, file)
         entries = read_header(file)[0]
         inputs = tuple(Input(f"m{m}", Dense(entries[f"{m}"]), False) for m in range(2))
-        tensors.append(TensorTask("w", (size,), "F32", inputs, None, PLAIN, pool))  # type: ignore[arg-type]
+        tensors.append(TensorTask("w", (size,), "F32", inputs, None, PLAIN, pool))
         rows.append(np.abs(values))
     return tensors, [np.sort(np.concatenate([part[m] for part in rows]))[::-1] for m in range(2)]
 
@@ -130,7 +129,7 @@ def test_many_small_tensors_are_ranked_together(tmp_path: Path) -> None:
     entries = read_header(tmp_path / "many")[0]
     with Pool(2) as pool:
         tensors = [
-            TensorTask("w", (1000,), "F32", (Input("m", Dense(entries[f"{i}"]), False),), None, PLAIN, pool)  # type: ignore[arg-type]
+            TensorTask("w", (1000,), "F32", (Input("m", Dense(entries[f"{i}"]), False),), None, PLAIN, pool)
             for i in range(200)
         ]
         found = selection.magnitudes(tensors, [[1, 40_000, 200_000]])

@@ -67,13 +67,13 @@ def merged(
     given_ = each or {}
     numbers = {
         o.name: np.broadcast_to(np.asarray(given_.get(o.name, o.default), float), (len(models),)).copy()
-        for o in method.OPTIONS
+        for o in method.options
         if o.each
     }
-    plain = {o.name: options.get(o.name, o.default) for o in method.OPTIONS if not o.each}
+    plain = {o.name: options.get(o.name, o.default) for o in method.options if not o.each}
     inputs = tuple(Input(f"m{i}", Array(model), False, 1000 + i) for i, model in enumerate(models))
     shape = models[0].shape
-    needed = base if method.BASE != "unused" else None
+    needed = base if method.base != "unused" else None
     tensor = TensorTask(
         "w", shape, dtype, inputs, None if needed is None else Array(needed), method, pool, numbers, plain, extras or {}
     )

@@ -67,7 +67,7 @@ def test_each_word_has_its_meaning(method: str, parameters: dict[str, Any], ours
 def test_every_method_of_mergekit_is_known() -> None:
     assert set(mergekit.METHODS) == set(methods.available()) - {"fisher", "regmean", "tsv", "iso_c"}
     for method, words in mergekit.METHODS.items():
-        known = {option.name for option in methods.find(method).OPTIONS}
+        known = {option.name for option in methods.find(method).options}
         assert {word.option for word in words.values() if word.option} <= known
 
 

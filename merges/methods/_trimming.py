@@ -1,0 +1,88 @@
+"""Trimming by magnitude: which elements of a delta stay, counted exactly, for one tensor or over the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from merges.engine import kernels
+from merges.engine.selection import magnitudes
+from merges.engine.tensor_task import TensorTask
+from merges.methods import _random_drop
+from vectors.options import Option, kept
+
+RESCALE = Option(
+    "rescale",
+    "none",
+    "what survives is left as it is (none), or stretched to the sum of magnitudes before (l1)",
+    choices=("none", "l1"),
+)
+
+
+class Trimming(NamedTuple):
+    """Of each input the least and greatest magnitude that stay, and what is left is multiplied by: [inputs] each."""
+
+    low: np.ndarray  # float32
+    high: np.ndarray  # float32
+    factors: np.ndarray | None  # float64; None: nothing
+
+
+def prepare(task: TensorTask) -> Trimming:
+    """The limits of each input by its density (and gamma), and its factor where the option `rescale` is l1."""
+    low, high = limits(task)
+    factors = None
+    if task.options["rescale"] == "l1":
+        factors = _random_drop.stretch(task, lambda block: kernels.trim(block.values, low, high))
+    return Trimming(low, high, factors)
+
+
+def ranks(total: int, density: float, gamma: float = 0.0) -> tuple[int, int]:
+    """The first and the last rank that stay of `total` magnitudes; 1 is the greatest.
+
+    The greatest `gamma` of the elements are dropped (fewer, where else too few would be left), and the greatest
+    `density` of all that follow are kept.
+    """
+    count = kept(density, total)
+    dropped = min(int(gamma * total), total - count)
+    return dropped + 1, dropped + count
+
+
+def limits_of(delta: np.ndarray, density: float, gamma: float = 0.0) -> tuple[float, float]:
+    """The least and the greatest magnitude of a whole delta that stay, by sorting: what `limits` finds by counting."""
+    first, last = ranks(delta.size, density, gamma)
+    greatest_first = np.sort(np.abs(delta), axis=None)[::-1]
+    return greatest_first[last - 1], greatest_first[first - 1] if first > 1 else math.inf
+
+
+def limits(task: TensorTask) -> tuple[np.ndarray, np.ndarray]:
+    """Of each input the least and the greatest magnitude that stay, [inputs] float32 each.
+
+    What ties with the last one kept stays too, as in the code of the TIES paper: no element is preferred for its place.
+    With `scope: global` the count is over all tensors of the model together.
+    """
+    if not task.scope:
+        return _limits(task, (task,))
+    with task.lock:  # of all tensors of the scope, whichever comes first counts for all
+        if "limits" not in task.shared:
+            task.shared["limits"] = _limits(task, task.scope)
+        return task.shared["limits"]
+
+
+def _limits(task: TensorTask, tasks: Sequence[TensorTask]) -> tuple[np.ndarray, np.ndarray]:
+    total = sum(t.count for t in tasks)
+    gammas = task.each.get("gamma", np.zeros(len(task.inputs)))
+    wanted = [ranks(total, float(d), float(g)) for d, g in zip(task.each["density"], gammas, strict=True)]
+    low, high = np.zeros(len(wanted), np.float32), np.full(len(wanted), np.inf, np.float32)
+    trimmed = [m for m, (first, last) in enumerate(wanted) if first > 1 or last < total]
+    if trimmed:
+        # The first rank only where something is dropped at the top: each rank costs counting.
+        pairs = [wanted[m] if wanted[m][0] > 1 else wanted[m][1:] * 2 for m in trimmed]
+        every = len(trimmed) == len(wanted)
+        ends = magnitudes(tasks, pairs, None if every else lambda block: block.values[trimmed])
+        low[trimmed] = ends[:, 1]
+        for m, greatest in zip(trimmed, ends[:, 0], strict=True):
+            high[m] = greatest if wanted[m][0] > 1 else np.inf
+    return low, high
