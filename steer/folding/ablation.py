@@ -19,7 +19,7 @@ from merges.engine.readers import Dense
 from merges.engine.tensor_task import Block, Computation, Input, TensorTask
 from steer.folding.architectures import Layout, writers
 from steer.folding.effects import Effects
-from steer.folding.pending import Draft
+from steer.folding.pending import PendingModel
 
 HEAD = {"gpt_neox": "embed_out.weight"}
 
@@ -31,29 +31,29 @@ def refusal(effects: Effects, layout: Layout) -> str | None:
     return None
 
 
-def edit(draft: Draft, effects: Effects, layout: Layout) -> Draft:
+def edit(pending: PendingModel, effects: Effects, layout: Layout) -> PendingModel:
     """Orthogonalise every writer up to the last ablated layer, and untie the head."""
-    found = writers(layout, draft.jobs, range(effects.last + 1))
+    found = writers(layout, pending.jobs, range(effects.last + 1))
     jobs: dict[str, Any] = {}
     for name, norm in found.items():
-        job = draft.jobs[name]
+        job = pending.jobs[name]
         assert isinstance(job, Copy)
         directions = effects.directions.numpy()
         strengths: np.ndarray | None = effects.strengths.numpy()
         if norm is not None:
-            directions, strengths = through_norm(directions, draft.read(norm) + float(layout.plus_one)), None
+            directions, strengths = through_norm(directions, pending.read(norm) + float(layout.plus_one)), None
         if len(job.shape) == 1:  # a bias: small, and float32 as those that additions make, so that it is exact
             scale = np.ones(len(directions)) if strengths is None else strengths
-            own = draft.read(name).astype(np.float64)
-            jobs[name] = draft.constant(name, own - ((own @ directions.T) * scale) @ directions)
+            own = pending.read(name).astype(np.float64)
+            jobs[name] = pending.constant(name, own - ((own @ directions.T) * scale) @ directions)
         else:
-            jobs[name] = _orthogonalised(draft, job, directions, strengths, layout)
-    if not draft.config.get("tie_word_embeddings", _tied_by_default(draft)):
-        return draft.changed(jobs)
-    embedding = draft.jobs[layout.embeddings[0]]
+            jobs[name] = _orthogonalised(pending, job, directions, strengths, layout)
+    if not pending.config.get("tie_word_embeddings", _tied_by_default(pending)):
+        return pending.with_changes(jobs)
+    embedding = pending.jobs[layout.embeddings[0]]
     assert isinstance(embedding, Copy)
-    head = HEAD.get(str(draft.config.get("model_type")), "lm_head.weight")
-    return draft.changed({**jobs, head: Copy(head, embedding.entry)}, tie_word_embeddings=False)
+    head = HEAD.get(str(pending.config.get("model_type")), "lm_head.weight")
+    return pending.with_changes({**jobs, head: Copy(head, embedding.entry)}, tie_word_embeddings=False)
 
 
 def through_norm(directions: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -62,13 +62,13 @@ def through_norm(directions: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(basis.T)
 
 
-def _tied_by_default(draft: Draft) -> bool:
+def _tied_by_default(pending: PendingModel) -> bool:
     """Whether a model whose configuration does not say so has a tied head: it has no head of its own."""
-    return not any(name in draft.jobs for name in ("lm_head.weight", "embed_out.weight"))
+    return not any(name in pending.jobs for name in ("lm_head.weight", "embed_out.weight"))
 
 
 def _orthogonalised(
-    draft: Draft, job: Copy, directions: np.ndarray, strengths: np.ndarray | None, layout: Layout
+    pending: PendingModel, job: Copy, directions: np.ndarray, strengths: np.ndarray | None, layout: Layout
 ) -> TensorTask:
     """The job of one matrix. `strengths` None removes the directions whole."""
     rows_are_stream = job.name not in layout.embeddings and not layout.columns
@@ -101,7 +101,7 @@ def _orthogonalised(
 
         method = Computation(space="weight", unit="row", prepare=prepare, combine=by_column)
     source = Input(job.name, Dense(job.entry), False)
-    return TensorTask(job.name, job.shape, job.dtype, (source,), None, method, draft.pool)
+    return TensorTask(job.name, job.shape, job.dtype, (source,), None, method, pending.pool)
 
 
 def hook(effects: Effects, norm: torch.Tensor | None) -> Any:

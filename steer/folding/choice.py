@@ -7,10 +7,10 @@ from pathlib import Path
 
 from merges.engine.pool import Pool
 from merges.inputs.sources import open_source
-from steer.folding import routes
+from steer.folding import injections
 from steer.folding.effects import effects_of
 from steer.folding.fold import NOTHING, plan
-from steer.folding.pending import draft_of
+from steer.folding.pending import pending_from
 from vectors.errors import ModelError, UsageError
 from vectors.resolve import compose
 from vectors.steering import SteeringVector
@@ -24,12 +24,12 @@ def choose(
     if all(term.operation != "clamp" and term.value == 0 for term in parsed.terms):
         raise UsageError(NOTHING, "give it a strength other than 0")
     if via != "auto":
-        routes.find(via)
+        injections.find(via)
     source = open_source(model)
     try:
         effects = effects_of(parsed, found)
         with Pool(1) as pool:
-            plan(draft_of(source, pool), effects, via)
+            plan(pending_from(source, pool), effects, via)
     except (UsageError, ModelError) as error:
         return "distil", f"it can't be folded: {'; '.join(error.problems)}"
     return "fold", "weights can do it exactly"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,99 +13,117 @@ from merges.engine.pool import Pool
 from merges.inputs.sources import Source, open_source
 from probes.data import prompts
 from probes.models.loading import load
-from steer.folding import ablation, proof, routes
+from steer.folding import ablation, injections, proof
 from steer.folding.architectures import Layout, layout
 from steer.folding.effects import Effects, effects_of
-from steer.folding.model_folder import appearing, size_of, write_draft, write_report
-from steer.folding.pending import Draft, draft_of
+from steer.folding.injections import Injection
+from steer.folding.model_folder import appearing, size_of, write_model, write_report
+from steer.folding.pending import PendingModel, pending_from
 from vectors import fit, references
 from vectors.errors import ArtifactError, ModelError, UsageError
+from vectors.events import Event, OnEvent, counter, ignore
 from vectors.resolve import compose
 from vectors.steering import SteeringVector
 
-Progress = Callable[[int, int], None]
 NOTHING = "the composition changes nothing"
 INSTEAD = "train it in: --mode distil; or serve it: steer serve"
 
 
-def fold(
-    composition: str,
-    model: str,
-    out: str | Path,
-    *,
-    vectors: Mapping[str, str | Path | SteeringVector] | None = None,
-    via: str = "auto",
-    asked: Sequence[str] | None = None,
-    vllm: bool | None = None,
-    any_base: bool = False,
-    device: str = "auto",
-    threads: int | None = None,
-    progress: Progress = lambda done, total: None,
-    waiting: Callable[[str], None] = lambda what: None,
-) -> dict[str, Any]:
-    """Write the model with a composition in its weights at `out`; returns the report, with the proof.
+@dataclass(frozen=True)
+class FoldRequest:
+    """What `steer bake --mode fold` is asked.
 
-    `via` is a route (bias, llama, layer) or "auto". `asked` are the prompts of the proof. `vllm` None proves in vLLM
-    too, where it is installed. Raises UsageError for what can't be folded, ArtifactError for vectors of another model,
-    OutputError; ProofError when what was written differs, and then nothing is kept.
+    `composition` is an expression over `vectors` (by name; a name that is not there is a file of the current folder),
+    `via` an injection (bias, llama, layer) or "auto". `prompts` are those of the proof, by default bundled ones that no
+    bake trains on. `vllm` None proves in vLLM too where it is installed.
+    """
+
+    composition: str
+    model: str
+    out: Path
+    vectors: Mapping[str, str | Path | SteeringVector] | None = None
+    via: str = "auto"
+    prompts: Sequence[str] | None = None
+    vllm: bool | None = None
+    any_base: bool = False
+    device: str = "auto"
+    threads: int | None = None
+
+
+def fold(request: FoldRequest, *, on_event: OnEvent = ignore) -> dict[str, Any]:
+    """Write the model with a composition in its weights at `request.out`; returns the report, with the proof.
+
+    Raises UsageError for what can't be folded, ArtifactError for vectors of another model, OutputError; ProofError when
+    the written model differs from the steered one, and then nothing is kept.
     """
     started = time.monotonic()
-    parsed, found = compose(composition, vectors)
-    effects = effects_of(parsed, found)
-    source = open_source(model)
-    check_vectors(source, found, any_base)
-    with Pool(threads) as pool:
-        draft, kinds = plan(draft_of(source, pool), effects, via)
-        with appearing(Path(out), size_of(draft)) as folder:
-            waiting("writing")
-            outputs = write_draft(draft, source, folder, progress)
+    composition, vectors = compose(request.composition, request.vectors)
+    effects = effects_of(composition, vectors)
+    source = open_source(request.model)
+    check_vectors(source, vectors, request.any_base)
+    with Pool(request.threads) as pool:
+        pending, explained = plan(pending_from(source, pool), effects, request.via)
+        with appearing(request.out, size_of(pending)) as folder:
+            outputs = write_model(pending, source, folder, counter(on_event, "writing", "bytes"))
             written = time.monotonic() - started
-            original = load(str(source.path), device, "float32")
+            on_event(Event("loading the model"))
+            base = load(str(source.path), request.device, "float32")
             proved = proof.prove(
-                folder, original, parsed, found, effects, _layout(source.config, source.entries),
-                list(asked) if asked else prompts.held_out(), rounded=_rounded(draft), vllm=vllm, any_base=any_base,
-                waiting=waiting,
-            )  # fmt: skip
+                folder,
+                proof.SteeredModel(base, composition, vectors, request.any_base),
+                effects,
+                _layout(source.config, source.entries),
+                list(request.prompts) if request.prompts else prompts.held_out(),
+                rounded=_rounded(pending),
+                vllm=request.vllm,
+                on_event=on_event,
+            )
             report = {
                 "schema": 1,
                 "mode": "fold",
-                "composition": str(parsed),
-                "vectors": {name: vector.digest for name, vector in found.items()},
+                "composition": str(composition),
+                "vectors": {name: vector.digest for name, vector in vectors.items()},
                 "base": identity_of(source),
-                "via": kinds,
+                "via": explained,
                 "outputs": outputs,
                 "proof": proved,
             }
-            write_report(folder, report, source, f"`{parsed}` folded into the weights: {'; '.join(kinds.values())}.")
+            summary = f"`{composition}` folded into the weights: {'; '.join(explained.values())}."
+            write_report(folder, report, source, summary)
     return {**report, "seconds": {"writing": written, "all": time.monotonic() - started}}
 
 
-def plan(draft: Draft, effects: Effects, via: str) -> tuple[Draft, dict[str, str]]:
-    """The draft with the effects in it, and in what way each got there, with the reason. Raises UsageError."""
-    found = _layout(draft.config, draft.jobs)
-    kinds: dict[str, str] = {}
+def plan(pending: PendingModel, effects: Effects, via: str) -> tuple[PendingModel, dict[str, str]]:
+    """The model with the effects in it, and how each got there, with the reason. Raises UsageError."""
+    layout = _layout(pending.config, pending.jobs)
+    explained: dict[str, str] = {}
     if not effects.added and not effects.ablates:
         raise UsageError(NOTHING, "give it a strength other than 0")
     if effects.ablates:
-        refused = ablation.refusal(effects, found)
-        if refused:
-            raise UsageError(f"the ablation can't be folded: {refused}", INSTEAD)
-        draft = ablation.edit(draft, effects, found)
-        kinds["ablation"] = f"every matrix that writes to the stream up to layer {effects.last} is orthogonalised"
+        refusal = ablation.refusal(effects, layout)
+        if refusal:
+            raise UsageError(f"the ablation can't be folded: {refusal}", INSTEAD)
+        pending = ablation.edit(pending, effects, layout)
+        explained["ablation"] = f"every matrix that writes to the stream up to layer {effects.last} is orthogonalised"
     if effects.added:
-        known = routes.available()
-        tried = known if via == "auto" else {via: routes.find(via)}
-        refusals = {name: route.refusal(draft, found) for name, route in tried.items()}
-        chosen = next((name for name, refused in refusals.items() if refused is None), None)
-        if chosen is None:
-            problems = [f"no --via {name}: {refused}" for name, refused in refusals.items()]
-            raise UsageError(["the addition can't be folded", *problems], INSTEAD)
-        draft = known[chosen].edit(draft, found, effects.added)
-        before = list(refusals)[: list(refusals).index(chosen)]
-        passed = [f"not {name}, because {refusals[name]}" for name in before]
-        why = ", ".join(passed) or ("as asked" if via != "auto" else "the model has the slot")
-        kinds["addition"] = f"via {chosen}, {known[chosen].SUMMARY} ({why})"
-    return draft, kinds
+        name, injection, why = _choose_injection(pending, layout, via)
+        pending = injection.edit(pending, layout, effects.added)
+        explained["addition"] = f"via {name}, {injection.SUMMARY} ({why})"
+    return pending, explained
+
+
+def _choose_injection(pending: PendingModel, layout: Layout, via: str) -> tuple[str, Injection, str]:
+    """The first injection that the model can take, with its name and why it was chosen. Raises UsageError."""
+    candidates = injections.available() if via == "auto" else {via: injections.find(via)}
+    refusals: dict[str, str] = {}
+    for name, injection in candidates.items():
+        refusal = injection.refusal(pending, layout)
+        if refusal is None:
+            passed = ", ".join(f"not {other}, because {reason}" for other, reason in refusals.items())
+            return name, injection, passed or ("as asked" if via != "auto" else "the model has the slot")
+        refusals[name] = refusal
+    problems = [f"no --via {name}: {reason}" for name, reason in refusals.items()]
+    raise UsageError(["the addition can't be folded", *problems], INSTEAD)
 
 
 def check_vectors(source: Source, vectors: Mapping[str, SteeringVector], any_base: bool) -> None:
@@ -127,12 +146,12 @@ def identity_of(source: Source) -> dict[str, Any]:
 
 
 def _layout(config: Mapping[str, Any], names: Collection[str]) -> Layout:
-    found = layout(config, names)
-    if found is None:
+    known = layout(config, names)
+    if known is None:
         raise ModelError(f"it is not known where {config.get('model_type')} writes to its residual stream", INSTEAD)
-    return found
+    return known
 
 
-def _rounded(draft: Draft) -> bool:
+def _rounded(pending: PendingModel) -> bool:
     """Whether matrices were changed in 16 bits."""
-    return any(not isinstance(job, Copy) and job.dtype != "F32" for job in draft.jobs.values())
+    return any(not isinstance(job, Copy) and job.dtype != "F32" for job in pending.jobs.values())

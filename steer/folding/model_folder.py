@@ -14,7 +14,7 @@ from merges.inputs.sources import Source
 from merges.outputs import shards
 from merges.outputs.model_folder import companions
 from merges.recipes.plan import check_output
-from steer.folding.pending import Draft
+from steer.folding.pending import PendingModel
 from steer.reports.bake_report import proof_page
 from vectors import references
 from vectors.errors import OutputError
@@ -48,26 +48,28 @@ def appearing(out: Path, needed: int) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def size_of(draft: Draft) -> int:
-    """Bytes that the weights of a draft take."""
-    return sum(shards.size(job) for job in draft.jobs.values())
+def size_of(pending: PendingModel) -> int:
+    """Bytes that the weights take."""
+    return sum(shards.size(job) for job in pending.jobs.values())
 
 
-def write_draft(draft: Draft, source: Source, folder: Path, progress: Callable[[int, int], None]) -> dict[str, str]:
-    """Write the weights of a draft, and what belongs beside them; returns the digest of each file."""
-    jobs = [draft.jobs[name] for name in sorted(draft.jobs)]
-    cut, total, done = shards.cut(jobs), size_of(draft), 0
+def write_model(
+    pending: PendingModel, source: Source, folder: Path, progress: Callable[[int, int], None]
+) -> dict[str, str]:
+    """Write the weights, and the files that belong beside them; returns the digest of each file."""
+    jobs = [pending.jobs[name] for name in sorted(pending.jobs)]
+    cut, total, done = shards.cut(jobs), size_of(pending), 0
     found = {}
     for name, shard in zip(shards.names(len(cut)), cut, strict=True):
         found[name] = shards.write(
             folder / name,
-            shards.pieces(shard, draft.pool),
+            shards.pieces(shard, pending.pool),
             lambda written, before=done: progress(min(before + written, total), total),  # type: ignore[misc]
         )
         done += sum(map(shards.size, shard))
     files = companions(source.path)
-    if dict(draft.config) != source.config:
-        files["config.json"] = (json.dumps(draft.config, indent=2, sort_keys=True) + "\n").encode()
+    if dict(pending.config) != source.config:
+        files["config.json"] = (json.dumps(pending.config, indent=2, sort_keys=True) + "\n").encode()
     if len(cut) > 1:
         files["model.safetensors.index.json"] = shards.index(cut)
     for name, content in files.items():

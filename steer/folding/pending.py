@@ -16,14 +16,14 @@ from merges.inputs.sources import Source
 
 
 @dataclass(frozen=True)
-class Draft:
+class PendingModel:
     """The jobs of the merge engine by the name of their tensor, and the configuration beside them."""
 
     jobs: Mapping[str, Job]
     config: Mapping[str, Any]
     pool: Pool
 
-    def changed(self, jobs: Mapping[str, Job], **config: Any) -> Draft:
+    def with_changes(self, jobs: Mapping[str, Job], **config: Any) -> PendingModel:
         """With these jobs in place of, or beside, those of the same names, and these settings."""
         return replace(self, jobs={**self.jobs, **jobs}, config={**self.config, **config})
 
@@ -34,14 +34,14 @@ class Draft:
         job = self.jobs[name]
         return whole(Dense(job.entry) if isinstance(job, Copy) else job.inputs[0].reader)
 
-    def made_of(self, name: str, reader: Reader, dtype: str = "F32") -> TensorTask:
+    def tensor_from(self, name: str, reader: Reader, dtype: str = "F32") -> TensorTask:
         """A tensor that a reader gives as it stands."""
         source = Input(name, reader, False)
         return TensorTask(name, reader.shape, dtype, (source,), None, AS_IT_STANDS, self.pool)
 
     def constant(self, name: str, values: np.ndarray) -> TensorTask:
         """A small float32 tensor that is in memory."""
-        return self.made_of(name, Array(np.asarray(values, np.float32)))
+        return self.tensor_from(name, Array(np.asarray(values, np.float32)))
 
 
 def _as_it_stands(_tensor: TensorTask, block: Block, _prepared: Any) -> np.ndarray:
@@ -51,6 +51,6 @@ def _as_it_stands(_tensor: TensorTask, block: Block, _prepared: Any) -> np.ndarr
 AS_IT_STANDS = Computation(space="weight", combine=_as_it_stands)
 
 
-def draft_of(source: Source, pool: Pool) -> Draft:
+def pending_from(source: Source, pool: Pool) -> PendingModel:
     """The model as it is."""
-    return Draft({name: Copy(name, entry) for name, entry in source.entries.items()}, source.config, pool)
+    return PendingModel({name: Copy(name, entry) for name, entry in source.entries.items()}, source.config, pool)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -28,6 +28,7 @@ from steer.folding import ablation, vllm_scores
 from steer.folding.architectures import Layout
 from steer.folding.effects import Effects
 from vectors.errors import ModelError, SteerError
+from vectors.events import Event, OnEvent, ignore
 from vectors.expression import Composition
 from vectors.steering import SteeringVector
 
@@ -42,62 +43,76 @@ class ProofError(SteerError):
     """What was written does not do what the steered model does."""
 
 
+class SteeredModel(NamedTuple):
+    """The base model, and the composition whose effect must be in the folded weights."""
+
+    base: LoadedModel
+    composition: Composition
+    vectors: Mapping[str, SteeringVector]
+    any_base: bool = False
+
+
 def prove(
-    written: Path,
-    original: LoadedModel,
-    composition: Composition,
-    vectors: Mapping[str, SteeringVector],
+    folder: Path,
+    steered_model: SteeredModel,
     effects: Effects,
     layout: Layout,
     prompts: Sequence[str],
     *,
     rounded: bool,
     vllm: bool | None,
-    any_base: bool = False,
-    waiting: Callable[[str], None] = lambda what: None,
+    on_event: OnEvent = ignore,
 ) -> dict[str, Any]:
-    """Compare, and return the proof as JSON values. `rounded`: matrices were changed in 16 bits.
+    """Compare the model in `folder` with the steered one on its own responses; returns the proof as JSON values.
 
-    `vllm` None means where it is installed. Raises ProofError with the figures, ModelError for what can't be loaded.
+    `rounded`: matrices were changed in 16 bits, so equality is up to rounding. `vllm` None compares in vLLM too where
+    it is installed. Raises ProofError with the figures, ModelError for a model that can't be loaded.
     """
-    composed = steering(original.model, composition, vectors, any_base=any_base)
-    waiting("asking the steered model")
+    original = steered_model.base
+    within = steering(original.model, steered_model.composition, steered_model.vectors, any_base=steered_model.any_base)
     ids = rendered(prompts[:PROMPTS], original.tokenizer)
-    rows = generate(original.model, original.tokenizer, ids, composed, max_tokens=TOKENS)
-    served = [logits_of(original.model, row, composed) for row in rows]
-    expected = served
-    if effects.ablates:
+    installed = importlib.util.find_spec("vllm") is not None
+    with contextlib.ExitStack() as stack:
+        scores = None
+        if vllm is not False and installed:
+            longest = max(map(len, ids)) + TOKENS
+            # vLLM starts while the rest is computed; on a GPU it measures the free memory, which must not change then.
+            beside = next(original.model.parameters()).device.type == "cpu"
+            start = vllm_scores.loading(folder, longest)
+            scores = stack.enter_context(start) if beside else _late(stack, start)
+        on_event(Event("generating with the steered model"))
+        rows = generate(original.model, original.tokenizer, ids, within, max_tokens=TOKENS)
+        served = [logits_of(original.model, row, within) for row in rows]
+        expected = served
+        if effects.ablates:
 
-        def at_every_write(_prompts: Sequence[int]) -> contextlib.AbstractContextManager[None]:
-            return reference(original.model, effects, layout)
+            def at_every_write(_prompts: Sequence[int]) -> contextlib.AbstractContextManager[None]:
+                return reference(original.model, effects, layout)
 
-        expected = [logits_of(original.model, row, at_every_write) for row in rows]
-    unsteered = divergence.difference(expected, [logits_of(original.model, row) for row in rows])
-    waiting("loading what was written in transformers")
-    baked = load(written, str(next(original.model.parameters()).device), "float32")
-    found = [logits_of(baked.model, row) for row in rows]
-    against = divergence.difference(expected, found)
-    proof: dict[str, Any] = {
-        "prompts": len(rows),
-        "tokens": against.tokens,
-        "reference": "the composition at every write to the stream" if effects.ablates else "the composition",
-        "transformers": against._asdict(),
-        "base": unsteered._asdict(),
-        "tolerance": {"kl_mean": ROUNDED_KL} if rounded else {"max_logit": LOGIT},
-    }
-    if effects.ablates:
-        proof["composition"] = divergence.difference(served, found)._asdict()
-    key, most = ("kl_mean", ROUNDED_KL) if rounded else ("max_logit", LOGIT)
-    off, base = getattr(against, key), getattr(unsteered, key)
-    equal = off <= most and CLEAR * off <= base  # a weak composition is nearer to the base than that
-    there = importlib.util.find_spec("vllm") is not None
-    if vllm is False or not there:
-        proof["vllm"] = {"skipped": "not asked (--skip-vllm)" if vllm is False else "vLLM is not installed"}
-    elif equal:
-        waiting("loading what was written in vLLM")
-        # What was rounded in the file is rounded in both, so there the two readers of it are compared.
-        proof["vllm"] = _in_vllm(written, rows, found if rounded else expected)
-        equal = proof["vllm"]["max_log_probability"] <= LOGIT
+            expected = [logits_of(original.model, row, at_every_write) for row in rows]
+        unsteered = divergence.difference(expected, [logits_of(original.model, row) for row in rows])
+        on_event(Event("verifying in transformers"))
+        folded = load(folder, str(next(original.model.parameters()).device), "float32")
+        logits = [logits_of(folded.model, row) for row in rows]
+        against = divergence.difference(expected, logits)
+        proof: dict[str, Any] = {
+            "prompts": len(rows),
+            "tokens": against.tokens,
+            "reference": "the composition at every write to the stream" if effects.ablates else "the composition",
+            "transformers": against._asdict(),
+            "base": unsteered._asdict(),
+            "tolerance": {"kl_mean": ROUNDED_KL} if rounded else {"max_logit": LOGIT},
+        }
+        if effects.ablates:
+            proof["composition"] = divergence.difference(served, logits)._asdict()
+        equal = _is_equal(against, unsteered, rounded)
+        if scores is None:
+            proof["vllm"] = {"skipped": "not asked (--skip-vllm)" if vllm is False else "vLLM is not installed"}
+        elif equal:
+            on_event(Event("verifying in vLLM"))
+            # What was rounded in the file is rounded for both readers of it, so there those two are compared.
+            proof["vllm"] = _in_vllm(scores, rows, logits if rounded else expected)
+            equal = proof["vllm"]["max_log_probability"] <= LOGIT
     proof["verdict"] = "equal" if equal and not rounded else "equal up to rounding" if equal else "different"
     if not equal:
         worst = proof.get("vllm", {}).get("max_log_probability", against.max_logit)
@@ -109,10 +124,23 @@ def prove(
     return proof
 
 
-def _in_vllm(written: Path, rows: Sequence[Completion], logits: Sequence[Any]) -> dict[str, Any]:
-    scores = vllm_scores.scores(written, [row.ids for row in rows])
+def _late(stack: contextlib.ExitStack, start: contextlib.AbstractContextManager[vllm_scores.Scores]) -> Any:
+    """Scores from a vLLM that starts only when they are asked for."""
+    return lambda rows: stack.enter_context(start)(rows)
+
+
+def _is_equal(against: divergence.Difference, unsteered: divergence.Difference, rounded: bool) -> bool:
+    """Whether the difference is rounding, and the unsteered model lies clearly further away."""
+    key, most = ("kl_mean", ROUNDED_KL) if rounded else ("max_logit", LOGIT)
+    off, base = getattr(against, key), getattr(unsteered, key)
+    return bool(off <= most and CLEAR * off <= base)  # a weak composition is nearer to the base than that
+
+
+def _in_vllm(scores: vllm_scores.Scores, rows: Sequence[Completion], logits: Sequence[Any]) -> dict[str, Any]:
+    """The greatest difference of log-probabilities, in nats, over all tokens of all rows."""
     expected = [log_likelihoods(one[:-1], row.ids[1:]) for one, row in zip(logits, rows, strict=True)]
-    pairs = [pair for a, b in zip(expected, scores, strict=True) for pair in zip(a, b, strict=True)]
+    computed = scores([row.ids for row in rows])
+    pairs = [pair for a, b in zip(expected, computed, strict=True) for pair in zip(a, b, strict=True)]
     gaps = [abs(a - b) for a, b in pairs]
     return {"max_log_probability": max(gaps) if all(map(math.isfinite, gaps)) else math.inf, "tokens": len(pairs)}
 

@@ -1,16 +1,19 @@
-"""Log-probabilities by vLLM, in a process of its own: `python -m steer.folding.vllm_scores`, JSON in, JSON out.
+"""Log-probabilities computed by vLLM, in a process of its own: `python -m steer.folding.vllm_scores`.
 
-In: {"model": FOLDER, "rows": [[token, ...], ...]}. Out, on the last line of stdout: the log-probability of every token
-of each row but the first. The plugin is off: what is proved is the weights alone.
+The process reads two JSON lines on stdin: {"model": FOLDER, "max_tokens": N} first, so that it loads while the caller
+computes elsewhere, then [[token id, ...], ...]. It answers one JSON line: of each row the log-probability, in nats, of
+every token but the first. The steering plugin is off: what is measured is the weights alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from vectors.errors import ModelError
@@ -23,55 +26,84 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
 }
 
+Scores = Callable[[Sequence[Sequence[int]]], list[list[float]]]
 
-def scores(model: Path, rows: Sequence[Sequence[int]]) -> list[list[float]]:
-    """What vLLM computes for the weights in a folder, in float32. Raises ModelError when it can't load them."""
+
+@contextlib.contextmanager
+def loading(model: Path, max_tokens: int) -> Iterator[Scores]:
+    """Start vLLM on a model folder in float32; yields a function that waits for it and scores rows of token ids.
+
+    Rows may have up to `max_tokens` tokens. The function can be called once; it raises ModelError with vLLM's own
+    reason when vLLM can't load the model. The process ends with the block, whatever happens.
+    """
     environment = {**os.environ, **ENVIRONMENT}
     environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "steer.folding.vllm_scores"],
-        input=json.dumps({"model": str(model), "rows": [list(row) for row in rows]}),
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
-        told = [line for line in done.stderr.splitlines() if "Error" in line] or done.stderr.splitlines() or [""]
-        raise ModelError(
-            f"vLLM can't run what was written: {told[-1].strip()}",
-            "if it can't run the model itself either, prove with transformers alone: --skip-vllm",
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "steer.folding.vllm_scores"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=environment,
         )
-    found: list[list[float]] = json.loads(lines[-1])
-    return found
+
+        def scores(rows: Sequence[Sequence[int]]) -> list[list[float]]:
+            out, _ = process.communicate(json.dumps([list(row) for row in rows]) + "\n")
+            lines = out.strip().splitlines()
+            if process.returncode or not lines:
+                log.seek(0)
+                printed = log.read().splitlines()
+                reason = ([line for line in printed if "Error" in line] or printed or ["it ended without a word"])[-1]
+                raise ModelError(
+                    f"vLLM can't run the model that was written: {reason.strip()}",
+                    "if it can't run the base model either, verify with transformers alone: --skip-vllm",
+                )
+            result: list[list[float]] = json.loads(lines[-1])
+            return result
+
+        try:
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # it has ended already: `scores` says why
+                process.stdin.write(json.dumps({"model": str(model), "max_tokens": max_tokens}) + "\n")
+                process.stdin.flush()
+            yield scores
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        pipe.close()
 
 
 def main() -> None:
-    """Read the request, load, score, print."""
-    request = json.load(sys.stdin)
-    channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whoever prints, prints elsewhere
+    """Load the model, read the rows, score them, answer."""
+    request = json.loads(sys.stdin.readline())
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print goes to stderr, so that stdout holds the answer alone
     from vllm import LLM, SamplingParams
 
-    rows = request["rows"]
     engine = LLM(
         request["model"],
         dtype="float32",
         enforce_eager=True,
-        max_model_len=max(map(len, rows)) + 1,
+        max_model_len=request["max_tokens"] + 1,
         max_num_seqs=8,
         disable_log_stats=True,
         enable_prefix_caching=False,
     )
-    asked = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
-    outputs = engine.generate([{"prompt_token_ids": row} for row in rows], asked, use_tqdm=False)
-    found = [
+    rows = json.loads(sys.stdin.readline())
+    sampling = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
+    outputs = engine.generate([{"prompt_token_ids": row} for row in rows], sampling, use_tqdm=False)
+    scores = [
         [entry[token].logprob for token, entry in zip(row[1:], output.prompt_logprobs[1:], strict=True)]
         for row, output in zip(rows, outputs, strict=True)
     ]
-    channel.write(json.dumps(found) + "\n")
-    channel.flush()
-    os._exit(0)  # vLLM's threads would keep the process
+    answer.write(json.dumps(scores) + "\n")
+    answer.flush()
+    os._exit(0)  # vLLM's threads would keep the process alive
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from merges import api
 from merges.inputs.sources import Source
 from merges.recipes.plan import check_output, plan
 from merges.recipes.recipe import Part, Recipe
-from steer.folding.model_folder import write_draft
-from steer.folding.pending import Draft
+from steer.folding.model_folder import write_model
+from steer.folding.pending import PendingModel
 from steer.training import student
 from vectors.errors import UsageError
 from vectors.files import digest_file
@@ -75,5 +75,5 @@ def write_sum(
         return found
     made = plan(recipe, threads=threads)
     with made.pool:
-        draft = Draft({job.name: job for job in made.jobs}, base.config, made.pool)
-        return write_draft(draft, base, out, progress)
+        pending = PendingModel({job.name: job for job in made.jobs}, base.config, made.pool)
+        return write_model(pending, base, out, progress)

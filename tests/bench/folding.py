@@ -22,8 +22,8 @@ from merges.engine.pool import Pool
 from merges.inputs.sources import open_source
 from steer.folding.effects import effects_of
 from steer.folding.fold import plan
-from steer.folding.model_folder import write_draft
-from steer.folding.pending import draft_of
+from steer.folding.model_folder import write_model
+from steer.folding.pending import pending_from
 from vectors.resolve import compose
 from vectors.steering import SteeringVector
 
@@ -52,8 +52,8 @@ def main() -> None:
                     else:
                         out.mkdir()
                         with Pool() as pool:
-                            draft, _ = plan(draft_of(source, pool), effects, "auto")
-                            write_draft(draft, source, out, lambda done, total: None)
+                            pending, _ = plan(pending_from(source, pool), effects, "auto")
+                            write_model(pending, source, out, lambda done, total: None)
                     found.append(time.perf_counter() - started)
                 if number:  # the first loads the compiled loops
                     seconds.append((found[0], found[1]))

@@ -108,11 +108,14 @@ def command(composition: str | None, model: str, out: Path, mode: str, **given: 
             raise UsageError(f"a fold adds tensors that no {given['as_']} holds", "--as model, or --mode distil")
         from steer.training.data.files import prompts_of
 
-        with output.progress("writing") as progress:
+        with output.out.progress() as on_event:
             report = fold.fold(
-                composition, model, out, vectors=given["vectors"], via=given["via"], any_base=given["any_base"],
-                asked=prompts_of(given["prompts"])[0] if given["prompts"] else None, device=given["device"],
-                vllm=False if given["skip_vllm"] else None, threads=given["threads"], progress=progress, waiting=_stage,
+                fold.FoldRequest(
+                    composition, model, out, vectors=given["vectors"], via=given["via"], any_base=given["any_base"],
+                    prompts=prompts_of(given["prompts"])[0] if given["prompts"] else None, device=given["device"],
+                    vllm=False if given["skip_vllm"] else None, threads=given["threads"],
+                ),
+                on_event=on_event,
             )  # fmt: skip
     else:
         from steer.training import command as trained

@@ -1,10 +1,11 @@
-"""A folded model computes what the steered one does: on every architecture, by every route, also in vLLM."""
+"""A folded model computes what the steered one does: on every architecture, by every injection, also in vLLM."""
 
 from __future__ import annotations
 
 import importlib.util
 import itertools
 import json
+import shutil
 from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,8 @@ def logits(model: Any, ids: list[int]) -> torch.Tensor:
 
 
 def fold(folder: Path, composition: str, out: Path, **options: Any) -> dict[str, Any]:
-    settings = {"vectors": vectors(), "asked": PROMPTS, "vllm": False, "any_base": True, **options}
-    return folding.fold(composition, str(folder), out, **settings)
+    settings = {"vectors": vectors(), "prompts": PROMPTS, "vllm": False, "any_base": True, **options}
+    return folding.fold(folding.FoldRequest(composition, str(folder), out, **settings))
 
 
 SLOTS = ["llama", "gpt2", "gpt-neox", "phi", "starcoder2"]
@@ -141,12 +142,12 @@ def test_what_is_too_weak_for_a_tolerance_is_proved_all_the_same(
     weak = fold(folder, "0.0005*warm", tmp_path / "weak")["proof"]
     assert weak["base"]["max_logit"] < proof.LOGIT
     assert weak["verdict"] == "equal"
-    original = folding.write_draft
+    original = folding.write_model
 
-    def dropped(draft: Any, source: Any, target: Path, progress: Any) -> Any:
-        return original(folding.draft_of(source, draft.pool), source, target, progress)
+    def dropped(pending: Any, source: Any, target: Path, progress: Any) -> Any:
+        return original(folding.pending_from(source, pending.pool), source, target, progress)
 
-    monkeypatch.setattr(folding, "write_draft", dropped)
+    monkeypatch.setattr(folding, "write_model", dropped)
     with pytest.raises(SteerError, match="the proof failed"):
         fold(folder, "0.0005*warm", tmp_path / "out")
 
@@ -168,13 +169,13 @@ def test_one_direction_at_all_layers_is_ablated_everywhere(tmp_path: Path) -> No
 
 def test_a_proof_that_fails_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = pico.save(tmp_path / "model", "llama")
-    original = folding.write_draft
+    original = folding.write_model
 
-    def damaged(draft: Any, source: Any, target: Path, progress: Any) -> Any:
-        config = {key: value for key, value in draft.config.items() if key != "mlp_bias"}  # so the biases are dropped
-        return original(type(draft)(draft.jobs, config, draft.pool), source, target, progress)
+    def damaged(pending: Any, source: Any, target: Path, progress: Any) -> Any:
+        config = {key: value for key, value in pending.config.items() if key != "mlp_bias"}  # so the biases are dropped
+        return original(type(pending)(pending.jobs, config, pending.pool), source, target, progress)
 
-    monkeypatch.setattr(folding, "write_draft", damaged)
+    monkeypatch.setattr(folding, "write_model", damaged)
     with pytest.raises(proof.ProofError, match="the proof failed, and nothing was kept"):
         fold(folder, "warm", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -199,7 +200,7 @@ def test_the_same_fold_has_the_same_bytes(tmp_path: Path) -> None:
         ("qwen3", "warm", {"via": "bias"}, "qwen3 has no bias at the end of a block"),
         ("qwen3", "warm", {}, "fewer than twice the 32"),
         ("mistral-window", "warm", {"via": "llama"}, "sliding window of 6"),
-        ("llama", "warm", {"via": "magic"}, "there is no route 'magic'"),
+        ("llama", "warm", {"via": "magic"}, "there is no --via 'magic'"),
         ("gemma2", "ablate(calm, 0.5)", {}, "a direction can only be removed whole"),
         ("mixtral", "warm", {}, "not a single gated one"),
     ],
@@ -255,15 +256,15 @@ def test_vllm_serves_what_was_folded(name: str, via: str, tmp_path: Path) -> Non
 def test_a_bias_that_vllm_drops_fails_the_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Llama whose configuration lacks the flag only for vLLM: transformers loads the bias, vLLM does not see it."""
     folder = pico.save(tmp_path / "model", "llama", hidden_size=128, head_dim=32)
-    scores = proof.vllm_scores.scores
+    loading = proof.vllm_scores.loading
 
-    def unflagged(written: Path, rows: Any) -> Any:
-        file = written / "config.json"
-        config = json.loads(file.read_text()) | {"mlp_bias": False}
-        file.write_text(json.dumps(config))
-        return scores(written, rows)
+    def unflagged(written: Path, max_tokens: int) -> Any:
+        copy = shutil.copytree(written, tmp_path / "copy")
+        config = json.loads((copy / "config.json").read_text()) | {"mlp_bias": False}
+        (copy / "config.json").write_text(json.dumps(config))
+        return loading(copy, max_tokens)
 
-    monkeypatch.setattr(proof.vllm_scores, "scores", unflagged)
+    monkeypatch.setattr(proof.vllm_scores, "loading", unflagged)
     with pytest.raises(SteerError, match="the proof failed"):
         fold(folder, "warm", tmp_path / "out", vectors=vectors(128), vllm=None)
     assert not (tmp_path / "out").exists()

@@ -102,7 +102,7 @@ def test_training_takes_files_and_prints_json(here: Path, steer: Callable[..., O
         (("warm", "--mode", "distil", "--tokens", "0", "--temperature", "-1"), "--tokens is 0, not at least 1"),
         (("warm", "--mode", "fold", "--steps", "3"), "--steps is of no use to --mode fold"),
         (("warm", "--mode", "distil", "--via", "bias"), "--via is of no use to --mode distil"),
-        (("warm", "--via", "bais"), "there is no route 'bais'"),
+        (("warm", "--via", "bais"), "there is no --via 'bais'"),
         (("0*warm",), "the composition changes nothing"),
         (("warm", "--mode", "distil", "--mix", "2"), "has no share in [0, 1)"),
         (("warm", "--mode", "distil", "--optimiser", "adam"), "there is no optimiser 'adam'"),

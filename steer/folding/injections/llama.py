@@ -13,8 +13,8 @@ from torch import Tensor
 
 from merges.engine.jobs import Copy, Job
 from steer.folding.architectures import LAYOUTS, Layout
-from steer.folding.pending import Draft
-from steer.folding.routes import bias
+from steer.folding.injections import bias
+from steer.folding.pending import PendingModel
 from vectors.weights import SIZES, Entry
 
 ORDER, SUMMARY = 1, "the model as a Llama, with biases"
@@ -26,9 +26,9 @@ SHARED = (
 )  # fmt: skip
 
 
-def refusal(draft: Draft, layout: Layout) -> str | None:
+def refusal(pending: PendingModel, layout: Layout) -> str | None:
     """Why the model is no Llama in other words, or None."""
-    config = draft.config
+    config = pending.config
     kind = config.get("model_type")
     if kind == "llama":
         return "the model is a Llama, which has biases of its own (via bias)"
@@ -46,15 +46,15 @@ def refusal(draft: Draft, layout: Layout) -> str | None:
     return None
 
 
-def edit(draft: Draft, layout: Layout, added: Mapping[int, Tensor]) -> Draft:
+def edit(pending: PendingModel, layout: Layout, added: Mapping[int, Tensor]) -> PendingModel:
     """Rename, cut, and add the biases."""
-    config = draft.config
+    config = pending.config
     heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
     head = int(config.get("head_dim") or hidden // heads)
     keys = int(config.get("num_key_value_heads") or heads) * head
     inner = int(config["intermediate_size"])
     jobs: dict[str, Job] = {}
-    for name, job in draft.jobs.items():
+    for name, job in pending.jobs.items():
         if name.endswith("self_attn.qkv_proj.weight"):
             cuts = {"q_proj": (0, heads * head), "k_proj": (heads * head, keys), "v_proj": (heads * head + keys, keys)}
             jobs |= _cut(job, name, "qkv_proj", cuts)
@@ -62,14 +62,14 @@ def edit(draft: Draft, layout: Layout, added: Mapping[int, Tensor]) -> Draft:
             jobs |= _cut(job, name, "gate_up_proj", {"gate_proj": (0, inner), "up_proj": (inner, inner)})
         else:
             jobs[name] = job
-    made = Draft(jobs, _as_llama(config), draft.pool)
+    made = PendingModel(jobs, _as_llama(config), pending.pool)
     own = {}
     for i in range(int(config["num_hidden_layers"])):
         for part in "qkvo":
             name = f"model.layers.{i}.self_attn.{part}_proj"
             if f"{name}.bias" not in jobs:
                 own[f"{name}.bias"] = made.constant(f"{name}.bias", np.zeros(jobs[f"{name}.weight"].shape[0]))
-    return bias.edit(made.changed(own), LAYOUTS["llama"], added)
+    return bias.edit(made.with_changes(own), LAYOUTS["llama"], added)
 
 
 def _as_llama(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from merges.engine.jobs import Copy, Job
 from merges.engine.readers import LowRank, Reader, Sparse, Zero
 from steer.folding.architectures import Layout
-from steer.folding.pending import Draft
+from steer.folding.pending import PendingModel
 
 ORDER, SUMMARY = 2, "an inserted block with a constant feed-forward"
 ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast")
@@ -26,15 +26,15 @@ CHEAP = ("linear_attention", "conv", "sliding_attention")  # mixers that keep le
 PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers", "block_types")
 
 
-def refusal(draft: Draft, layout: Layout) -> str | None:
+def refusal(pending: PendingModel, layout: Layout) -> str | None:
     """Why no constant block can be inserted, or None."""
-    config = draft.config
+    config = pending.config
     kind, act = config.get("model_type"), config.get("hidden_activation") or config.get("hidden_act") or "silu"
     if layout.gated is None:
         return f"the feed-forward of {kind} is not a single gated one"
     if act not in ACTIVATIONS:
         return f"the activation {act} does not make squares"
-    inner = _inner(draft, layout)
+    inner = _inner(pending, layout)
     if inner < 2 * int(config["hidden_size"]):
         return f"its feed-forward has {inner} neurons, fewer than twice the {config['hidden_size']} of the stream"
     if config.get("use_sliding_window") and not _types(config):
@@ -42,16 +42,16 @@ def refusal(draft: Draft, layout: Layout) -> str | None:
     return None
 
 
-def edit(draft: Draft, layout: Layout, added: Mapping[int, Tensor]) -> Draft:
+def edit(pending: PendingModel, layout: Layout, added: Mapping[int, Tensor]) -> PendingModel:
     """Insert a block after each layer that gains something; later blocks move up."""
-    config = draft.config
+    config = pending.config
     depth, types = int(config["num_hidden_layers"]), _types(config)
     prefix, _, rest = layout.block.partition("{i}")
     pattern = re.compile(rf"{re.escape(prefix)}(\d+){re.escape(rest)}(.+)")
     moved = {i: i + sum(layer < i for layer in added) for i in range(depth)}
     blocks: dict[int, dict[str, Job]] = {i: {} for i in range(depth)}
     jobs: dict[str, Job] = {}
-    for name, job in draft.jobs.items():
+    for name, job in pending.jobs.items():
         match = pattern.fullmatch(name)
         if match is None:
             jobs[name] = job
@@ -64,12 +64,12 @@ def edit(draft: Draft, layout: Layout, added: Mapping[int, Tensor]) -> Draft:
     for layer, move in added.items():
         model = chosen[layer] = _model_of(layer, types)
         block = f"{prefix}{moved[layer] + 1}{rest}"
-        constant = _constant(draft, layout, blocks[model], move.numpy())
+        constant = _constant(pending, layout, blocks[model], move.numpy())
         for inside, job in blocks[model].items():
             name = block + inside
             reader = constant.get(inside)
             if reader is not None:
-                jobs[name] = draft.made_of(name, reader)
+                jobs[name] = pending.tensor_from(name, reader)
             elif isinstance(job, Copy):
                 jobs[name] = job._replace(name=name)
             else:
@@ -80,14 +80,14 @@ def edit(draft: Draft, layout: Layout, added: Mapping[int, Tensor]) -> Draft:
         for layer in sorted(added, reverse=True):
             kinds.insert(layer + 1, types[chosen[layer]])
         settings["layer_types"] = kinds
-    return Draft(jobs, {**config, **settings}, draft.pool)
+    return PendingModel(jobs, {**config, **settings}, pending.pool)
 
 
-def _constant(draft: Draft, layout: Layout, block: Mapping[str, Job], move: np.ndarray) -> dict[str, Reader]:
+def _constant(pending: PendingModel, layout: Layout, block: Mapping[str, Job], move: np.ndarray) -> dict[str, Reader]:
     """What differs from the block that the inserted one is modelled on, by name inside the block."""
     assert layout.gated is not None
     gate, up, down = layout.gated
-    hidden, inner = len(move), _inner(draft, layout)
+    hidden, inner = len(move), _inner(pending, layout)
     one = 0.0 if layout.plus_one else 1.0
     found: dict[str, Reader] = {}
     neurons = np.arange(2 * hidden)
@@ -119,10 +119,10 @@ def _filled(size: int, value: float) -> Reader:
     return Array(np.full(size, value, np.float32))
 
 
-def _inner(draft: Draft, layout: Layout) -> int:
+def _inner(pending: PendingModel, layout: Layout) -> int:
     """Neurons of the feed-forward, from the shape of its last matrix: configurations count them in several ways."""
     assert layout.gated is not None
-    return draft.jobs[f"{layout.block.format(i=0)}{layout.gated[2]}.weight"].shape[1]
+    return pending.jobs[f"{layout.block.format(i=0)}{layout.gated[2]}.weight"].shape[1]
 
 
 def _types(config: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,26 @@
+"""Ways to add a constant to the residual stream by weights alone: one per file, found by listing the folder.
+
+An outside package adds one through the entry point `steer.injections`. What such a file
+must define is in `_protocol.py`.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from steer.folding.injections._protocol import Injection as Injection
+from vectors.plugins import choose, discover
+
+GROUP = "steer.injections"
+
+
+def available() -> dict[str, Injection]:
+    """Every injection by name, in the order in which they are tried."""
+    modules = cast("dict[str, Injection]", discover(__name__, GROUP))
+    return dict(sorted(modules.items(), key=lambda item: item[1].ORDER))
+
+
+def find(name: str) -> Injection:
+    """The injection of that name. Raises UsageError with those that there are."""
+    choose("--via", name, discover(__name__, GROUP))
+    return available()[name]

@@ -1,0 +1,27 @@
+"""What a file of this folder must define."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from steer.folding.architectures import Layout
+from steer.folding.pending import PendingModel
+
+
+class Injection(Protocol):
+    """A way to add a constant to the residual stream by weights alone; a module serves as one.
+
+    ORDER: the lower is tried first where nobody chose. SUMMARY: one phrase for help texts and reports.
+    """
+
+    ORDER: int
+    SUMMARY: str
+
+    def refusal(self, pending: PendingModel, layout: Layout) -> str | None:
+        """Why this model can't take the injection, or None."""
+
+    def edit(self, pending: PendingModel, layout: Layout, added: Mapping[int, Tensor]) -> PendingModel:
+        """The model with `added` [hidden] float64, by layer, added to what each of those blocks puts out."""
