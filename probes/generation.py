@@ -16,7 +16,7 @@ from torch import Tensor
 from probes.interventions import Intervention, no_intervention
 from probes.models.completions import Completion
 from probes.models.loading import memory_reported
-from probes.models.seeds import child_seed
+from probes.seeds import child_seed
 
 BATCH = 64  # rows of a batch
 

@@ -70,7 +70,7 @@ class _Enough(Exception):
     """Raised by the hook of the last wanted layer: what follows it is not needed."""
 
 
-def pool(
+def activations(
     model: nn.Module,
     examples: Sequence[Tokens],
     layers: Sequence[int],
@@ -129,11 +129,7 @@ def length_changes_positions(config: Any, longest: int) -> bool:
     """
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = [rope] if "rope_type" in rope else [entry for entry in rope.values() if isinstance(entry, dict)]
-    trained = (
-        getattr(config, "original_max_position_embeddings", None)
-        or getattr(config, "max_position_embeddings", None)
-        or longest
-    )
+    trained = getattr(config, "original_max_position_embeddings", None) or residual.context_length(config) or longest
     return any(
         entry.get("rope_type") in ("longrope", "dynamic")
         and longest > (entry.get("original_max_position_embeddings") or trained)

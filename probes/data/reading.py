@@ -78,6 +78,35 @@ def read_class(source: Source, flag: str) -> tuple[list[Example], str]:
     return found.examples, found.digest
 
 
+def read_prompts(path: Path) -> tuple[list[str], str]:
+    """The prompts of a file, one per line (a JSON string, or an object with a "prompt"), and the file's digest.
+
+    Raises ExampleError with every bad line.
+    """
+    content = _content(path)
+    text = _text(path, content)
+    prompts: list[str] = []
+    problems: list[str] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            value: Any = json.loads(line)
+        except ValueError as error:
+            problems.append(f"{path}:{number}: invalid JSON: {error}")
+            continue
+        prompt = value.get("prompt") if isinstance(value, dict) else value
+        if isinstance(prompt, str) and prompt.strip():
+            prompts.append(prompt)
+        else:
+            problems.append(f"{path}:{number}: no prompt")
+    if not prompts and not problems:
+        problems.append(f"{path} is empty")
+    if problems:
+        raise ExampleError(problems[:SHOWN], 'one prompt per line: a JSON string, or {"prompt": "..."}')
+    return list(dict.fromkeys(prompts)), digest_bytes(content)
+
+
 def _name(source: Source, flag: str) -> str:
     """What messages call a source."""
     return str(source) if isinstance(source, str | Path) else flag
@@ -138,7 +167,7 @@ def _examples(source: Source, flag: str) -> _Read:
     """Read a source. Raises ExampleError with every bad line."""
     path = _name(source, flag)
     # Only \n ends a line of JSON lines: str.splitlines would cut at characters that JSON strings may hold.
-    text = _text(Path(path)) if isinstance(source, str | Path) else _lines(source, flag)
+    text = _text(Path(path), _content(Path(path))) if isinstance(source, str | Path) else _lines(source, flag)
     examples: list[Example] = []
     problems: list[str] = []
     seen: dict[str, int] = {}
@@ -163,16 +192,22 @@ def _examples(source: Source, flag: str) -> _Read:
     return _Read(path, examples, digest_bytes(text.encode()), next(iter(seen)))
 
 
-def _text(path: Path) -> str:
-    """The content of a file. Raises ExampleError."""
+def _content(path: Path) -> bytes:
+    """The bytes of a file. Raises ExampleError."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise ExampleError(f"there is no file {path}", "check the path") from error
-    except UnicodeDecodeError as error:
-        raise ExampleError(f"{path} is not UTF-8 text (byte {error.start})", "save it as UTF-8 JSON lines") from error
     except OSError as error:
         raise ExampleError(f"{path} can't be read: {error.strerror}", "check the path") from error
+
+
+def _text(path: Path, content: bytes) -> str:
+    """The text of a file. Raises ExampleError."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ExampleError(f"{path} is not UTF-8 text (byte {error.start})", "save it as UTF-8 JSON lines") from error
 
 
 def _lines(source: Sequence[str | dict[str, Any]], flag: str) -> str:

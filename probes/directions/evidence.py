@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from types import ModuleType
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from torch import Tensor
 from probes.capture.spill import Layer
 
 CHUNK = 2**21  # values that are in float64 at a time: 16 MiB
+# What a method sees: the classes' means; their second moments; the second moments of the paired differences (or of both
+# classes, where there are no pairs); or the rows themselves.
+Needs = Literal["means", "second moments", "pair moments", "activations"]
 Rows = Tensor | Layer  # [n, hidden], in memory or read piece by piece
 
 
@@ -60,7 +63,7 @@ def merged(parts: Iterable[Moments]) -> Moments:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a method sees of one layer: the moments of the two classes and, where it `needs` them, more.
+    """What a method sees of one layer: the moments of the two classes and, where it needs them, more.
 
     `differences` are the moments of the paired differences positive - negative, None when the examples are no pairs.
     `activations` are the rows themselves, ([n, hidden], [m, hidden]), only for a method that needs "activations".
@@ -88,25 +91,28 @@ def pieces(count: int, hidden: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + step, count)) for start in range(0, count, step))
 
 
-def evidence_of(method: ModuleType, rows: Rows, labels: Tensor, paired: bool) -> Evidence:
-    """What `method` needs of rows [n, hidden] with boolean labels [n]; pairs are those in order, positives first."""
-    (found,) = evidence_by_fold(method, rows, labels, torch.zeros(len(labels), dtype=torch.int64), paired)
-    return found
+def evidence_of(needs: Needs, rows: Rows, labels: Tensor, paired: bool) -> Evidence:
+    """What a method sees of rows [n, hidden] with boolean labels [n].
+
+    Pairs are those in order, the positives before the negatives.
+    """
+    (evidence,) = evidence_by_fold(needs, rows, labels, torch.zeros(len(labels), dtype=torch.int64), paired)
+    return evidence
 
 
-def evidence_by_fold(method: ModuleType, rows: Rows, labels: Tensor, fold: Tensor, paired: bool) -> list[Evidence]:
+def evidence_by_fold(needs: Needs, rows: Rows, labels: Tensor, fold: Tensor, paired: bool) -> list[Evidence]:
     """`evidence_of` each fold, where fold [n] numbers them from 0 and every one holds both classes.
 
     Moments stream: the rows are read piece by piece. Pairs count only where both sides of each lie in the same fold,
     and the positives come before the negatives.
     """
     count = int(fold.max()) + 1
-    if method.NEEDS == "activations":
+    if needs == "activations":
         every = piece(rows, 0, len(labels))
         sides = [[every[(fold == f) & which] for which in (labels, ~labels)] for f in range(count)]
         return [Evidence(Moments.of(p), Moments.of(n), None, (p, n)) for p, n in sides]
-    paired = paired and method.NEEDS == "pair moments"
-    if method.NEEDS == "means" or paired:
+    paired = paired and needs == "pair moments"
+    if needs == "means" or paired:
         parts = _means(rows, 2 * fold + labels, 2 * count)
     else:
         parts = _moments(rows, 2 * fold + labels, 2 * count)
@@ -114,13 +120,13 @@ def evidence_by_fold(method: ModuleType, rows: Rows, labels: Tensor, fold: Tenso
     return [Evidence(parts[2 * f + 1], parts[2 * f], differences[f]) for f in range(count)]
 
 
-def evidence_of_others(method: ModuleType, rows: Rows, labels: Tensor, fold: Tensor, paired: bool) -> list[Evidence]:
+def evidence_of_others(needs: Needs, rows: Rows, labels: Tensor, fold: Tensor, paired: bool) -> list[Evidence]:
     """For each fold the evidence of all the other folds together, on the terms of `evidence_by_fold`."""
     count = int(fold.max()) + 1
-    if method.NEEDS == "activations":
+    if needs == "activations":
         every = piece(rows, 0, len(labels))
-        return [evidence_of(method, every[fold != f], labels[fold != f], paired) for f in range(count)]
-    if method.NEEDS == "means":  # of which no more than the sums are needed
+        return [evidence_of(needs, every[fold != f], labels[fold != f], paired) for f in range(count)]
+    if needs == "means":  # of which no more than the sums are needed
         sizes, sums = _sums(rows, 2 * fold + labels, 2 * count)
         sizes, sums = sizes.view(count, 2), sums.view(count, 2, -1)
         left = sizes.sum(0) - sizes
@@ -129,7 +135,7 @@ def evidence_of_others(method: ModuleType, rows: Rows, labels: Tensor, fold: Ten
             Evidence(Moments(m, positive), Moments(n, negative))
             for (n, m), (negative, positive) in zip(left.tolist(), means, strict=True)
         ]
-    parts = evidence_by_fold(method, rows, labels, fold, paired)
+    parts = evidence_by_fold(needs, rows, labels, fold, paired)
     return [_together([part for other, part in enumerate(parts) if other != f]) for f in range(count)]
 
 
@@ -173,9 +179,9 @@ def _differences(rows: Rows, fold: Tensor, count: int) -> list[Moments]:
 
 
 def _merged_by_group(parts: Iterable[tuple[Tensor, Tensor]], count: int) -> list[Moments]:
-    found: list[Moments | None] = [None] * count
+    totals: list[Moments | None] = [None] * count
     for rows, group in parts:
         for g in group.unique().tolist():
-            own, before = Moments.of(rows[group == g], True), found[g]
-            found[g] = own if before is None else before.merge(own)
-    return [moments for moments in found if moments is not None]
+            part, before = Moments.of(rows[group == g], True), totals[g]
+            totals[g] = part if before is None else before.merge(part)
+    return [moments for moments in totals if moments is not None]

@@ -1,4 +1,4 @@
-"""Extraction: from contrasting examples to a judged steering vector."""
+"""Extraction: from contrasting examples to a validated steering vector."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from probes.capture import activations
+from probes.capture.activations import Pooled, activations
 from probes.data.reading import Contrast
-from probes.directions import validation
+from probes.data.splits import folds
 from probes.directions.evidence import evidence_of
 from probes.directions.methods import method as find_method
 from probes.directions.methods import scaled
 from probes.directions.plan import Plan, plan
 from probes.directions.recommendation import Recommendation, recommend
-from probes.directions.validation import Judgement
+from probes.directions.validation import Validation, draw, validate
 from probes.models.loading import LoadedModel, memory_reported
 from probes.models.tokens import choose
 from vectors import references
@@ -31,7 +31,7 @@ class Extraction(NamedTuple):
     """A vector and what was measured on the way; `warnings` and `notes` are sentences for people."""
 
     vector: SteeringVector
-    judged: dict[int, Judgement]
+    validated: dict[int, Validation]
     recommended: Recommendation
     examples: dict[str, int]
     tokens: dict[str, int]
@@ -44,7 +44,7 @@ class Extraction(NamedTuple):
         return {
             "method": self.vector.metadata["method"]["name"],
             "layers": [
-                {"layer": i, "norm": length, **_measured(self.judged[i])} for i, length in self.vector.norm().items()
+                {"layer": i, "norm": length, **_measured(self.validated[i])} for i, length in self.vector.norm().items()
             ],
             "recommended": self.recommended._asdict(),
             "examples": self.examples,
@@ -66,7 +66,7 @@ def extract(
     planned: Plan | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Extraction:
-    """Extract a steering vector at every layer asked for, judged on held-out folds.
+    """Extract a steering vector at every layer asked for, validated on held-out folds.
 
     `which` are the tokens that count (`--tokens`). `planned` is what `plan` makes of the same arguments, if it has been
     made. Raises ExampleError, ModelError, UsageError.
@@ -79,25 +79,25 @@ def extract(
     )
     both = [*contrast.positive, *contrast.negative]
     labels = torch.arange(len(both)) < len(contrast.positive)
-    fold = torch.cat(validation.folds(contrast.positive, contrast.negative, seed, contrast.paired))
+    fold = torch.cat(folds(contrast.positive, contrast.negative, seed, contrast.paired))
     half = len(contrast.positive)
     # Pairs stay pairs within each fold only when both sides of every pair fell into the same one.
     paired = contrast.paired and torch.equal(fold[:half], fold[half:])
 
     with memory_reported():
-        pooled = activations.pool(model, tokenised, wanted, progress=lambda done: progress(done, len(both)))
+        pooled = activations(model, tokenised, wanted, progress=lambda done: progress(done, len(both)))
         with pooled.spill:
-            draws = validation.draw(labels, fold, seed)
-            directions, judged = {}, {}
+            draws = draw(labels, fold, seed)
+            directions, validated = {}, {}
             for position, layer in enumerate(wanted):
                 rows = pooled.spill.layer(position)
-                evidence = evidence_of(chosen, rows, labels, contrast.paired)
+                evidence = evidence_of(chosen.NEEDS, rows, labels, contrast.paired)
                 directions[layer] = scaled(chosen.direction(evidence), evidence).float()
-                judged[layer] = validation.judge(chosen, rows, labels, fold, draws, paired=paired)
+                validated[layer] = validate(chosen, rows, labels, fold, draws, paired=paired)
 
     norms = {layer: seen.mean for layer, seen in pooled.norms.items()}
     lengths = {layer: float(direction.norm()) for layer, direction in directions.items()}
-    recommended = recommend(judged, lengths, norms)
+    recommended = recommend(validated, lengths, norms)
     counts = {"positive": half, "negative": len(both) - half}
     token_counts = {
         "positive": sum(len(t.counted) for t in tokenised[:half]),
@@ -120,7 +120,7 @@ def extract(
             },
         },
         "data": {"digests": contrast.digests, "examples": counts, "tokens": token_counts},
-        "measured": {str(i): _measured(judged[i]) for i in wanted},
+        "measured": {str(i): _measured(validated[i]) for i in wanted},
         "recommended": recommended._asdict(),
         "apply": recommended.layers,
         "parents": [],
@@ -130,7 +130,7 @@ def extract(
         metadata["licence"] = licence
     return Extraction(
         SteeringVector(directions, metadata),
-        judged,
+        validated,
         recommended,
         counts,
         token_counts,
@@ -140,12 +140,12 @@ def extract(
     )
 
 
-def _measured(judgement: Judgement) -> dict[str, float | None]:
-    """A judgement as files and reports keep it: machines differ in the last bits, and NaN is no JSON."""
-    return {key: None if math.isnan(value) else round(value, 4) for key, value in judgement._asdict().items()}
+def _measured(validation: Validation) -> dict[str, float | None]:
+    """A validation as files and reports keep it: machines differ in the last bits, and NaN is no JSON."""
+    return {key: None if math.isnan(value) else round(value, 4) for key, value in validation._asdict().items()}
 
 
-def _warnings(counts: dict[str, int], pooled: activations.Pooled) -> Sequence[str]:
+def _warnings(counts: dict[str, int], pooled: Pooled) -> Sequence[str]:
     found = []
     if min(counts.values()) < FEW:
         found.append(

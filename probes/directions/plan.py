@@ -29,7 +29,7 @@ def plan(
     """
     text = residual.text_part(config)
     both = [*contrast.positive, *contrast.negative]
-    longest = getattr(text, "max_position_embeddings", None)
+    longest = residual.context_length(config)
     count = getattr(text, "num_hidden_layers", None)
     if not count:
         raise ModelError("the model's configuration states no number of layers", "use a decoder-only language model")

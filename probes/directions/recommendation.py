@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from probes.directions.validation import Judgement
+from probes.directions.validation import Validation
 from vectors.steering import spans
 
 DOSE = 0.4  # of the residual stream's mean norm: far above it, text falls apart
@@ -22,7 +22,7 @@ class Recommendation(NamedTuple):
 
 
 def recommend(
-    judged: Mapping[int, Judgement], lengths: Mapping[int, float], norms: Mapping[int, float]
+    validated: Mapping[int, Validation], lengths: Mapping[int, float], norms: Mapping[int, float]
 ) -> Recommendation:
     """The middle of the longest run of layers whose held-out AUROC can't be told from the best.
 
@@ -31,36 +31,36 @@ def recommend(
     equally well the middle is away from both. The strength is the one whose displacement is
     `DOSE` of the residual stream there, in halves, at most `STRONGEST`. `lengths` are the norms of strength 1.
     """
-    if any(math.isnan(each.auroc) for each in judged.values()):
-        middle = sorted(judged)[(len(judged) - 1) // 2]
+    if any(math.isnan(each.auroc) for each in validated.values()):
+        middle = sorted(validated)[(len(validated) - 1) // 2]
         return Recommendation(
             [middle], 1.0, f"layer {middle} is the middle one; a single example of a class can't be judged"
         )
-    best = max(judged, key=lambda layer: (judged[layer].auroc, judged[layer].cohens_d))
-    floor = judged[best].auroc_low
-    equal = _longest_run([layer for layer in sorted(judged) if judged[layer].auroc >= floor], sorted(judged))
+    best = max(validated, key=lambda layer: (validated[layer].auroc, validated[layer].cohens_d))
+    floor = validated[best].auroc_low
+    equal = _longest_run([layer for layer in sorted(validated) if validated[layer].auroc >= floor], sorted(validated))
     chosen = equal[(len(equal) - 1) // 2]
     share = lengths[chosen] / norms[chosen] if norms[chosen] > 0 else 0.0
     strength = min(STRONGEST, max(0.5, round(2 * DOSE / share) / 2)) if share > 0 else 1.0
     where = (
         "the only layer"
-        if len(judged) == 1
+        if len(validated) == 1
         else f"the middle of the layers ({spans(equal)}) that can't be told from the best"
     )
     reason = (
-        f"layer {chosen} is {where}, with held-out AUROC {judged[chosen].auroc:.3f}; "
+        f"layer {chosen} is {where}, with held-out AUROC {validated[chosen].auroc:.3f}; "
         f"strength 1 moves the residual stream there by {share:.0%} of its norm"
     )
-    found = judged[chosen]
+    validation = validated[chosen]
     # A low bound alone may only mean few examples.
-    if (found.auroc_low < 0.6 and found.auroc < 0.9) or found.auroc < found.auroc_shuffled + 0.1:
+    if (validation.auroc_low < 0.6 and validation.auroc < 0.9) or validation.auroc < validation.auroc_shuffled + 0.1:
         reason += "; but that is hardly above shuffled labels, so do not expect it to steer"
     return Recommendation([chosen], strength, reason)
 
 
-def _longest_run(layers: list[int], judged: list[int]) -> list[int]:
-    """The longest run of `layers` without a gap among those judged; the first of several."""
-    place = {layer: position for position, layer in enumerate(judged)}
+def _longest_run(layers: list[int], validated: list[int]) -> list[int]:
+    """The longest run of `layers` without a gap among those validated; the first of several."""
+    place = {layer: position for position, layer in enumerate(validated)}
     runs: list[list[int]] = []
     for layer in layers:
         if runs and place[layer] == place[runs[-1][-1]] + 1:

@@ -17,7 +17,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traine
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
-from probes.models.seeds import child_seed
+from probes.seeds import child_seed
 from steer.training import optimisers
 from steer.training.data.samples import BEHAVIOUR, GENERAL, Sample
 from steer.training.distributed import processes, sharding

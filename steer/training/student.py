@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from probes.models import residual
-from probes.models.seeds import child_seed
+from probes.seeds import child_seed
 from vectors.errors import UsageError
 from vectors.files import write_atomically
 

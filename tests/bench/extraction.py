@@ -95,7 +95,7 @@ def compare(arguments: argparse.Namespace) -> None:
     import torch
 
     import steer
-    from probes.capture.activations import pool
+    from probes.capture.activations import activations
     from probes.data.reading import read
     from probes.models.residual import blocks, decoder, text_config
     from probes.models.tokens import tokenise
@@ -134,7 +134,7 @@ def compare(arguments: argparse.Namespace) -> None:
 
     def activations_alone() -> float:
         layers = range(len(blocks(loaded.model)))
-        return timed(lambda: pool(loaded.model, tokenised, layers).spill.close(), arguments.processor)
+        return timed(lambda: activations(loaded.model, tokenised, layers).spill.close(), arguments.processor)
 
     stack, vocabulary = decoder(loaded.model), text_config(loaded.model).vocab_size
     contestants = {

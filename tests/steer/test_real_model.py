@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import steer
-from probes.capture import activations
+from probes.capture.activations import activations
 from probes.data.examples import Example, Message
-from probes.directions.validation import auroc
+from probes.intervals import auroc
 from probes.models.tokens import Tokens, tokenise
 from steer.cli import run
 
@@ -44,7 +44,7 @@ def test_the_bundled_model_speaks_english(smollm2: Any) -> None:
 
 def test_warm_and_cold_are_told_apart_on_held_out_folds(warm: Any) -> None:
     layer = warm.recommended.layers[0]
-    judged = warm.judged[layer]
+    judged = warm.validated[layer]
     assert 8 <= layer <= 24
     assert judged.auroc > 0.99
     assert judged.auroc_low > 0.94  # perfect separation of 80 + 80 shows no more than 0.955
@@ -76,7 +76,7 @@ def test_extraversion_statements_do_no_worse_than_a_plain_script(smollm2: Any) -
     direction = found.vector.layers[12]
     scores = []
     for side in held_out:
-        pooled = activations.pool(smollm2.model, side, [12])
+        pooled = activations(smollm2.model, side, [12])
         with pooled.spill:
             scores.append((pooled.spill.read(0) @ direction).double())
     # Three random splits gave 0.993, 0.993 and (this one) 0.982: 64 + 64 held out leave a standard error near 0.01.

@@ -1,34 +1,52 @@
-"""Extraction methods: from what was measured at one layer to a direction.
+"""Extraction methods: from what was measured at one layer to a direction, one method per file.
 
 A method is a module of this folder, or one that an outside package names under the entry-point group
-`steer.extraction_methods`. It has
-
-- `SUMMARY` and `SOURCE`: one line each, what it is and where it comes from;
-- `NEEDS`: "means"; "second moments" (of both classes); "pair moments" (second moments of the paired differences, or of
-  both classes where there are no pairs); or "activations" (the rows themselves);
-- `direction(evidence) -> Tensor`: float64 [hidden], of any length and sign: `scaled` gives it both.
+`steer.extraction_methods`, with the names of `ExtractionMethod`.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
+from typing import Protocol, cast, get_args
 
 import torch
 from torch import Tensor
 
-from probes.directions.evidence import Evidence
-from vectors.errors import ExampleError
+from probes.directions.evidence import Evidence, Needs
+from vectors.errors import ExampleError, UsageError
 from vectors.plugins import choose, discover
 
-
-def methods() -> dict[str, ModuleType]:
-    """Every method by name, built-in or of an outside package."""
-    return discover("probes.directions.methods", "steer.extraction_methods")
+GROUP = "steer.extraction_methods"
 
 
-def method(name: str) -> ModuleType:
+class ExtractionMethod(Protocol):
+    """What a method's module holds."""
+
+    SUMMARY: str  # one line: what it is
+    SOURCE: str  # where it comes from: a paper
+    NEEDS: Needs  # what `evidence` must hold; `probes.directions.evidence` says what each is
+
+    def direction(self, evidence: Evidence) -> Tensor:
+        """The direction, float64 [hidden], of any length and either sign: `scaled` gives it both."""
+
+
+def methods() -> dict[str, ExtractionMethod]:
+    """Every method by name, built-in or of an outside package. Raises UsageError for a module that is none."""
+    modules = discover("probes.directions.methods", GROUP)
+    problems = []
+    for name, module in modules.items():
+        missing = [each for each in ("SUMMARY", "SOURCE", "NEEDS", "direction") if not hasattr(module, each)]
+        problems += [f"the extraction method {name!r} has no {each}" for each in missing]
+        if not missing and module.NEEDS not in get_args(Needs):
+            problems.append(f"the extraction method {name!r} needs {module.NEEDS!r}, not {', '.join(get_args(Needs))}")
+    if problems:
+        raise UsageError(problems, "update the package that offers it, or uninstall it")
+    return cast(dict[str, ExtractionMethod], modules)
+
+
+def method(name: str) -> ExtractionMethod:
     """The method called `name`. Raises UsageError."""
-    return choose("extraction method", name, methods())
+    methods()
+    return cast(ExtractionMethod, choose("extraction method", name, discover("probes.directions.methods", GROUP)))
 
 
 def scaled(direction: Tensor, evidence: Evidence) -> Tensor:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from probes.directions.evidence import Evidence
+from probes.directions.evidence import Evidence, Needs
 
 SUMMARY = "difference of the two classes' means"
 SOURCE = "Marks & Tegmark 2023, arXiv:2310.06824; Rimsky et al. 2023 (CAA), arXiv:2312.06681"
-NEEDS = "means"
+NEEDS: Needs = "means"
 
 
 def direction(evidence: Evidence) -> Tensor:

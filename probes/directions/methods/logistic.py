@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from probes.directions.evidence import Evidence
+from probes.directions.evidence import Evidence, Needs
 
 SUMMARY = "normal of a regularised logistic regression, in activation space"
 SOURCE = "Alain & Bengio 2016, arXiv:1610.01644; Newton's method: Hastie et al. 2009, section 4.4.1"
-NEEDS = "activations"
+NEEDS: Needs = "activations"
 PENALTY = 1.0  # of |w|^2 / 2, against the mean log-likelihood: separable classes have no finite fit without one
 ROUNDS = 50
 

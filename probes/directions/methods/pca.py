@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from probes.directions.evidence import Evidence
+from probes.directions.evidence import Evidence, Needs
 
 SUMMARY = "first component of the uncentred paired differences"
 SOURCE = "Zou et al. 2023 (representation engineering), arXiv:2310.01405, with the centring left out"
-NEEDS = "pair moments"
+NEEDS: Needs = "pair moments"
 ROUNDS = 300
 
 

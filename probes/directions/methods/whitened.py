@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from probes.directions.evidence import Evidence
+from probes.directions.evidence import Evidence, Needs
 
 SUMMARY = "difference of means through the shrunk pooled covariance (LDA)"
 SOURCE = "Fisher 1936; shrinkage: Chen, Wiesel, Eldar & Hero 2010 (OAS), arXiv:0907.4698, eq. 23"
-NEEDS = "second moments"
+NEEDS: Needs = "second moments"
 
 
 def direction(evidence: Evidence) -> Tensor:

@@ -106,13 +106,13 @@ def command(composition: str | None, model: str, out: Path, mode: str, **given: 
         assert composition is not None
         if given["as_"] != "model":
             raise UsageError(f"a fold adds tensors that no {given['as_']} holds", "--as model, or --mode distil")
-        from steer.training.data.files import prompts_of
+        from probes.data.reading import read_prompts
 
         with output.out.progress() as on_event:
             report = fold.fold(
                 fold.FoldRequest(
                     composition, model, out, vectors=given["vectors"], via=given["via"], any_base=given["any_base"],
-                    prompts=prompts_of(given["prompts"])[0] if given["prompts"] else None, device=given["device"],
+                    prompts=read_prompts(given["prompts"])[0] if given["prompts"] else None, device=given["device"],
                     vllm=False if given["skip_vllm"] else None, threads=given["threads"],
                 ),
                 on_event=on_event,

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from probes.data import prompts
+from probes.data.reading import read_prompts
+from probes.data.splits import held_out_split
 from probes.evaluation_set import Behaviour, from_target
 from probes.generation import generate
 from probes.models.loading import LoadedModel
 from probes.models.residual import context_length
 from probes.models.tokens import rendered
 from steer.training.bake import Mode, Prepared, Request, Tell
-from steer.training.data import files, filtering, samples, teachers
+from steer.training.data import filtering, samples, teachers
 from steer.training.data.replay import general_samples
 from steer.training.data.teachers import Teacher
 from steer.training.objectives import divergence
@@ -53,7 +55,7 @@ def mode(
     problems += [f"--temperature is {temperature:g}, not at least 0"] if temperature < 0 else []
     if problems:
         raise UsageError(problems, "see steer bake --help")
-    own, digest = files.prompts_of(asked) if asked else ([], None)
+    own, digest = read_prompts(asked) if asked else ([], None)
     inputs: dict[str, Any] = {"prompts": digest or digest_json(list(prompts.PROMPTS))}
     if composition is not None:
         from merges.inputs.sources import open_source
@@ -123,7 +125,7 @@ def _prepare(
     held_out = [s for s, index in zip(made, fit.indices, strict=True) if len(asked) <= index < len(both)]
     taught = [s for s, index in zip(made, fit.indices, strict=True) if not len(asked) <= index < len(both)]
     if not held_out or not taught:
-        places, held_places = files.split(len(made), [s.digest for s in made])
+        places, held_places = held_out_split([s.digest for s in made])
         taught, held_out = [made[i] for i in places], [made[i] for i in held_places]
     _check_it_teaches(loaded, [*taught, *held_out])
     general, general_held = general_samples(request.mix, loaded, len(taught), tokens, seed, tell)

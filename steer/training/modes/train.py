@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from probes.data.examples import Example
+from probes.data.splits import held_out_split
 from probes.logits import completion_logits, log_likelihoods
 from probes.models.completions import Completion, completions_of
 from probes.models.loading import LoadedModel
@@ -50,7 +51,7 @@ def _scored(loaded: LoadedModel, examples: list[Example]) -> list[Sample]:
 
 
 def _with_general(request: Request, loaded: LoadedModel, made: list[Sample], tell: Tell) -> Prepared:
-    places, held_places = files.split(len(made), [sample.digest for sample in made])
+    places, held_places = held_out_split([sample.digest for sample in made])
     taught = [made[i] for i in places]
     general, general_held = general_samples(request.mix, loaded, len(taught), 48, request.settings.seed, tell)
     counts: dict[str, Any] = {"behaviour": len(taught), "general": len(general)}

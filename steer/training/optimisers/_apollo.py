@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probes.models.seeds import child_seed
+from probes.seeds import child_seed
 from steer.training.optimisers import _optimiser
 from steer.training.optimisers._optimiser import Batch, fused_adamw
 from steer.training.optimisers._protocol import Parameters

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw as functional_adamw
 
-from probes.models.seeds import child_seed
+from probes.seeds import child_seed
 from steer.training.optimisers import _rounding
 from steer.training.optimisers._protocol import Parameters
 from vectors.errors import ArtifactError, UsageError

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from probes.capture import activations
-from probes.capture.activations import Pooled, pool
+from probes.capture import activations as capture
+from probes.capture.activations import Pooled, activations
 from probes.models import residual
 from probes.models.tokens import Tokens
 from vectors.errors import ModelError
@@ -77,7 +77,7 @@ def rows_of(result: Pooled) -> Tensor:
 
 
 def pooled(model: Any, examples: Sequence[Tokens], layers: Sequence[int] = ALL, **options: Any) -> Tensor:
-    return rows_of(pool(model, examples, layers, **options))
+    return rows_of(activations(model, examples, layers, **options))
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
@@ -88,16 +88,16 @@ def distance(found: Tensor, expected: Tensor) -> float:
 
 def ways(model: Any, examples: Sequence[Tokens]) -> list[bool | None]:
     """How the model can run: by default, which is packed where that is exact and else in padded batches; and padded."""
-    packs = activations.packable(model, max(len(e.ids) for e in examples))
+    packs = capture.packable(model, max(len(e.ids) for e in examples))
     return [None, False] if packs else [None]
 
 
 @contextlib.contextmanager
 def budgets(pack: int, together: int, batch: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(activations, "PACK", pack)
-        patch.setattr(activations, "PASS", together)
-        patch.setattr(activations, "BATCH", batch)
+        patch.setattr(capture, "PACK", pack)
+        patch.setattr(capture, "PASS", together)
+        patch.setattr(capture, "BATCH", batch)
         patch.setattr(
             "probes.capture.tree_attention.ALIKE", pack // 4
         )  # small packs attend in groups of several lengths
@@ -123,8 +123,8 @@ def test_pooling_equals_one_example_at_a_time(
 @pytest.mark.parametrize("name", [name for name in pico.NAMES if name.endswith("-window")])
 def test_sequences_share_a_pass_as_a_tree_only_inside_the_window(name: str, pico_model: Callable[..., Any]) -> None:
     model = pico_model(name)
-    assert activations.packable(model, pico.WINDOW)
-    assert not activations.packable(model, pico.WINDOW + 1)
+    assert capture.packable(model, pico.WINDOW)
+    assert not capture.packable(model, pico.WINDOW + 1)
     short = [tail([9, 8, 7, 6, *rest], 1) for rest in ([5, 10], [5, 11], [12], [5], [14, 13])]
     assert max(len(example.ids) for example in short) == pico.WINDOW
     expected = one_by_one(model, short)
@@ -134,13 +134,13 @@ def test_sequences_share_a_pass_as_a_tree_only_inside_the_window(name: str, pico
 
 def test_only_where_attention_alone_mixes_tokens_do_sequences_share_a_pass(model: Any, architecture: str) -> None:
     mixes_otherwise = architecture in ("lfm2", "qwen3-next")
-    assert activations.packable(model, pico.WINDOW) != mixes_otherwise
+    assert capture.packable(model, pico.WINDOW) != mixes_otherwise
 
 
 def test_an_unknown_architecture_is_run_in_padded_batches(pico_model: Callable[..., Any]) -> None:
     model = pico_model("stablelm")
     examples = FAMILIES["a prefix in common"]
-    assert not activations.packable(model, 8)
+    assert not capture.packable(model, 8)
     assert distance(pooled(model, examples), one_by_one(model, examples)) < CLOSE
 
 
@@ -171,7 +171,7 @@ def test_the_layers_asked_for_are_given_in_that_order_and_nothing_after_the_last
 def test_what_is_spilled_to_disk_is_what_is_kept_in_memory(name: str, pico_model: Callable[..., Any]) -> None:
     model = pico_model(name)
     examples = FAMILIES["a prefix in common"]
-    on_disk, in_memory = pool(model, examples, [1, 3], spill_above=0), pool(model, examples, [1, 3])
+    on_disk, in_memory = activations(model, examples, [1, 3], spill_above=0), activations(model, examples, [1, 3])
     assert on_disk.spill.memory is None
     assert in_memory.spill.file is None
     assert torch.equal(rows_of(on_disk), rows_of(in_memory))
@@ -200,7 +200,7 @@ def test_every_distinct_token_of_the_prefix_tree_is_computed_once(
     ran: list[int] = []
     handle = residual.blocks(model)[0].register_forward_pre_hook(lambda _m, inputs: ran.append(inputs[0].shape[1]))
     try:
-        result = pool(model, examples, ALL)
+        result = activations(model, examples, ALL)
     finally:
         handle.remove()
     result.spill.close()
@@ -210,7 +210,7 @@ def test_every_distinct_token_of_the_prefix_tree_is_computed_once(
 def test_padded_batches_compute_the_prefix_once_and_little_padding(pico_model: Callable[..., Any]) -> None:
     examples = [tail(PREFIX + [20 + n] * n, 1) for n in (1, 5, 2, 6)]
     with budgets(256, 512, 2):
-        result = pool(pico_model("lfm2"), examples, ALL)
+        result = activations(pico_model("lfm2"), examples, ALL)
     result.spill.close()
     assert result.computed == len(PREFIX) + 2 * 2 + 2 * 6  # like lengths share a batch: 1 with 2, 5 with 6
 
@@ -228,7 +228,7 @@ def test_progress_counts_the_examples_done(llama: Any) -> None:
 def test_norms_are_those_of_the_counted_tokens(llama: Any) -> None:
     examples = [tail(ids, 3) for ids in pico.sequences(5, 5, 9, seed=7)]
     single = [Tokens(example.ids, [at]) for example in examples for at in example.counted]
-    result = pool(llama, examples, [2])
+    result = activations(llama, examples, [2])
     result.spill.close()
     lengths = one_by_one(llama, single, [2])[0].norm(dim=-1)
     assert result.norms[2].count == 15
@@ -241,7 +241,7 @@ def test_norms_are_those_of_the_counted_tokens(llama: Any) -> None:
 def test_norms_count_every_token_of_every_example_however_they_share(name: str, pack: bool, llama: Any) -> None:
     """A prefix that all begin with and the nodes of a tree are computed once, and count for each example."""
     examples = [Tokens(example.ids, list(range(1, len(example.ids)))) for example in FAMILIES[name]]
-    result = pool(llama, examples, [2], pack=pack)
+    result = activations(llama, examples, [2], pack=pack)
     result.spill.close()
     single = [Tokens(example.ids, [at]) for example in examples for at in example.counted]
     lengths = one_by_one(llama, single, [2])[0].norm(dim=-1)
@@ -270,7 +270,7 @@ def test_activations_that_are_not_finite_name_their_layer(value: float, pack: bo
         model.model.layers[2].mlp.down_proj.weight[3] = value
     pooled(model, FAMILIES["a prefix in common"], [0, 1], pack=pack)
     with pytest.raises(ModelError, match=r"layer 2 is not finite for example \d+$") as caught:
-        pool(model, FAMILIES["a prefix in common"], ALL, pack=pack)
+        activations(model, FAMILIES["a prefix in common"], ALL, pack=pack)
     assert "float32" in caught.value.hint
     assert pico.hooks(model) == 0
     assert model.config._attn_implementation == "sdpa"
@@ -284,10 +284,10 @@ def test_the_example_that_is_not_finite_is_named_and_no_other(pack: bool) -> Non
     examples = [tail([20 + i, 30 + i, 40 + i], 2) for i in range(5)]
     examples[3] = tail([23, 250, 43], 2)
     with pytest.raises(ModelError, match=r"layer 0 is not finite for example 3$"):
-        pool(model, examples, ALL, pack=pack)
+        activations(model, examples, ALL, pack=pack)
     examples[3] = examples[3]._replace(origin="warm.jsonl:4")
     with pytest.raises(ModelError, match=r"layer 0 is not finite for example warm.jsonl:4$"):
-        pool(model, examples, ALL, pack=pack)
+        activations(model, examples, ALL, pack=pack)
 
 
 @pytest.mark.parametrize("pack", [True, False])
@@ -296,7 +296,7 @@ def test_a_prefix_that_is_not_finite_is_reported(pack: bool) -> None:
     with torch.no_grad():
         model.model.embed_tokens.weight[PREFIX[2]] = float("nan")
     with pytest.raises(ModelError, match="layer 1 is not finite"):
-        pool(model, FAMILIES["a prefix in common"], [1, 2], pack=pack)
+        activations(model, FAMILIES["a prefix in common"], [1, 2], pack=pack)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -308,13 +308,13 @@ def test_an_exception_leaves_no_hook_no_setting_and_no_file(
 ) -> None:
     model = pico.build("llama", attention=attention)
     spills: list[Any] = []
-    original = activations.Spill
+    original = capture.Spill
 
     def recorded(*arguments: Any) -> Any:
         spills.append(original(*arguments))
         return spills[-1]
 
-    monkeypatch.setattr(activations, "Spill", recorded)
+    monkeypatch.setattr(capture, "Spill", recorded)
 
     def fail(*_arguments: Any) -> None:
         calls.append(1)
@@ -329,7 +329,7 @@ def test_an_exception_leaves_no_hook_no_setting_and_no_file(
     else:
         handle = residual.blocks(model)[1].register_forward_hook(fail)
     with budgets(20, 36, 3), pytest.raises(KeyboardInterrupt):
-        pool(model, FAMILIES["a prefix in common"], ALL, **options)
+        activations(model, FAMILIES["a prefix in common"], ALL, **options)
     if handle is not None:
         handle.remove()
     assert pico.hooks(model) == 0

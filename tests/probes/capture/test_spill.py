@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from probes.capture.spill import Spill
-from probes.models.seeds import child_seed
+from probes.seeds import child_seed
 from vectors.errors import OutputError
 
 LAYERS, EXAMPLES, HIDDEN = 3, 10, 7

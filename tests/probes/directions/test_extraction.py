@@ -15,7 +15,7 @@ import torch
 
 from probes.capture import spill
 from probes.data.reading import Contrast, read
-from probes.directions import validation
+from probes.directions import extraction
 from probes.directions.extraction import FEW, Extraction, extract
 from probes.directions.methods import methods
 from probes.directions.plan import layers_of
@@ -88,13 +88,13 @@ def test_the_configuration_tells_how_many_blocks_there_are(model: Any) -> None:
 @pytest.mark.parametrize("method", methods())
 def test_what_tells_the_texts_apart_is_found_at_every_layer(loaded: LoadedModel, method: str, form: str) -> None:
     found = extract(loaded, contrasting(form=form), method=method)
-    assert [*found.vector.layers] == [*found.judged] == [0, 1, 2, 3]
+    assert [*found.vector.layers] == [*found.validated] == [0, 1, 2, 3]
     assert found.vector.hidden_size == HIDDEN
     if method == "pca":  # the first component may be another one than that of the classes
         return
-    assert min(each.auroc for each in found.judged.values()) > 0.9
-    assert all(each.auroc_low <= each.auroc <= each.auroc_high for each in found.judged.values())
-    assert all(each.auroc_shuffled < 0.75 for each in found.judged.values())
+    assert min(each.auroc for each in found.validated.values()) > 0.9
+    assert all(each.auroc_low <= each.auroc <= each.auroc_high for each in found.validated.values())
+    assert all(each.auroc_shuffled < 0.75 for each in found.validated.values())
     assert "hardly" not in found.recommended.reason
 
 
@@ -116,7 +116,7 @@ def test_the_difference_of_means_is_that_of_the_activations(loaded: LoadedModel)
 
 def test_classes_that_nothing_tells_apart_are_said_to_be_hardly_above_shuffled_ones(loaded: LoadedModel) -> None:
     found = extract(loaded, alike(30), layers="2")
-    assert found.judged[2].auroc < 0.75
+    assert found.validated[2].auroc < 0.75
     assert "hardly above shuffled labels" in found.recommended.reason
 
 
@@ -125,13 +125,13 @@ def test_pairs_after_one_prompt_are_judged_as_pairs(
     loaded: LoadedModel, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[bool] = []
-    judging = validation.judge
+    validating = extraction.validate
 
     def watched(*args: Any, paired: bool, **options: Any) -> Any:
         seen.append(paired)
-        return judging(*args, paired=paired, **options)
+        return validating(*args, paired=paired, **options)
 
-    monkeypatch.setattr(validation, "judge", watched)
+    monkeypatch.setattr(extraction, "validate", watched)
     positive, negative = texts("abcdeklm", count, 1), texts("vwxyzklm", count, 2)
     lines = [{"prompt": PROMPT, "positive": p, "negative": n} for p, n in zip(positive, negative, strict=True)]
     extract(loaded, read(pairs=lines), method="pca", layers="1")
@@ -143,7 +143,7 @@ def test_fewer_layers_give_the_same_vector_there(loaded: LoadedModel) -> None:
     assert [*some.vector.layers] == [1, 2]
     for layer in (1, 2):
         assert torch.equal(some.vector.layers[layer], every.vector.layers[layer])
-        assert some.judged[layer] == every.judged[layer]
+        assert some.validated[layer] == every.validated[layer]
 
 
 @pytest.mark.parametrize("method", methods())
@@ -173,7 +173,7 @@ def test_one_example_of_a_class_works_without_a_judgement(
     loaded: LoadedModel, method: str, counts: tuple[int, int], tmp_path: Path
 ) -> None:
     found = extract(loaded, contrasting(*counts), method=method)
-    assert all(math.isnan(value) for each in found.judged.values() for value in each)
+    assert all(math.isnan(value) for each in found.validated.values() for value in each)
     assert found.recommended.layers == [1]
     assert "can't be judged" in found.recommended.reason
     assert {layer["auroc"] for layer in report(found)["layers"]} == {None}
@@ -185,7 +185,7 @@ def test_one_example_of_a_class_works_without_a_judgement(
 @pytest.mark.parametrize("form", ["text", "pairs"])
 def test_two_examples_of_a_class_are_judged(loaded: LoadedModel, method: str, form: str) -> None:
     found = extract(loaded, contrasting(2, form=form), method=method)
-    assert all(0 <= each.auroc <= 1 for each in found.judged.values())
+    assert all(0 <= each.auroc <= 1 for each in found.validated.values())
     report(found)
 
 
@@ -272,7 +272,7 @@ def test_layers_by_other_words_give_the_same_bytes_and_what_decides_on_them_is_r
 def test_other_seeds_change_the_judgement_and_not_the_direction(loaded: LoadedModel) -> None:
     one, two = (extract(loaded, alike(12), layers="0", seed=seed) for seed in (0, 1))
     assert torch.equal(one.vector.layers[0], two.vector.layers[0])
-    assert one.judged != two.judged
+    assert one.validated != two.validated
 
 
 @pytest.mark.parametrize("method", methods())
@@ -313,7 +313,7 @@ def test_wrong_options_are_found_before_the_model_runs(loaded: LoadedModel, monk
     def run(*_args: Any, **_options: Any) -> None:
         raise AssertionError("the model ran")
 
-    monkeypatch.setattr("probes.capture.activations.pool", run)
+    monkeypatch.setattr("probes.directions.extraction.activations", run)
     contrast = contrasting(3)
     with pytest.raises(UsageError, match="no extraction method 'mean'"):
         extract(loaded, contrast, method="mean")
@@ -329,7 +329,7 @@ def test_running_out_of_memory_is_no_defect_of_ours(loaded: LoadedModel, monkeyp
     def greedy(*_args: Any, **_options: Any) -> None:
         torch.empty(2**58)
 
-    monkeypatch.setattr("probes.capture.activations.pool", greedy)
+    monkeypatch.setattr("probes.directions.extraction.activations", greedy)
     with pytest.raises(ModelError, match="out of memory") as caught:
         extract(loaded, contrasting(3))
     assert "--dtype" in caught.value.hint

@@ -58,7 +58,7 @@ def extracted(name: str, positive: Tensor, negative: Tensor, *, paired: bool = F
 
 def seen(chosen: ModuleType, positive: Tensor, negative: Tensor, paired: bool = False) -> Evidence:
     rows = torch.cat([positive, negative])
-    return evidence_of(chosen, rows, torch.arange(len(rows)) < len(positive), paired)
+    return evidence_of(chosen.NEEDS, rows, torch.arange(len(rows)) < len(positive), paired)
 
 
 def cosine(a: Tensor, b: Tensor) -> float:

@@ -7,17 +7,17 @@ import math
 import pytest
 
 from probes.directions.recommendation import DOSE, STRONGEST, recommend
-from probes.directions.validation import Judgement
+from probes.directions.validation import Validation
 
 LENGTH, NORM = 1.0, 10.0  # of strength 1, and of the residual stream
 
 
-def measured(auroc: float, low: float = 0.0, *, shuffled: float = 0.5, d: float = 1.0) -> Judgement:
-    return Judgement(auroc, low or auroc - 0.05, min(1.0, auroc + 0.05), shuffled, d, 0.0)
+def measured(auroc: float, low: float = 0.0, *, shuffled: float = 0.5, d: float = 1.0) -> Validation:
+    return Validation(auroc, low or auroc - 0.05, min(1.0, auroc + 0.05), shuffled, d, 0.0)
 
 
 def recommended(
-    judged: dict[int, Judgement], length: float = LENGTH, norm: float = NORM
+    judged: dict[int, Validation], length: float = LENGTH, norm: float = NORM
 ) -> tuple[list[int], float, str]:
     return recommend(judged, dict.fromkeys(judged, length), dict.fromkeys(judged, norm))
 
@@ -59,7 +59,7 @@ def test_a_single_layer_is_the_only_one() -> None:
 
 
 def test_nothing_measurable_gives_the_middle_layer_and_says_so() -> None:
-    nothing = Judgement(*[math.nan] * 6)
+    nothing = Validation(*[math.nan] * 6)
     layers, strength, reason = recommended({i: nothing for i in range(5)})
     assert (layers, strength) == ([2], 1.0)
     assert "can't be judged" in reason
@@ -68,7 +68,7 @@ def test_nothing_measurable_gives_the_middle_layer_and_says_so() -> None:
 @pytest.mark.parametrize(
     "each", [measured(0.62, 0.5), measured(0.7, 0.65, shuffled=0.65), measured(0.5, 0.4), measured(0.3)], ids=str
 )
-def test_what_is_hardly_above_shuffled_labels_is_said_to_be(each: Judgement) -> None:
+def test_what_is_hardly_above_shuffled_labels_is_said_to_be(each: Validation) -> None:
     assert "hardly above shuffled labels" in recommended({3: each})[2]
 
 

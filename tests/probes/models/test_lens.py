@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from probes.capture.activations import pool
+from probes.capture.activations import activations
 from probes.models import loading, residual
 from probes.models.tokens import Tokens
 from probes.steered import steered
@@ -34,7 +34,7 @@ def test_layer_i_is_hook_resid_post_of_block_i(name: str, tmp_path: Path) -> Non
         return [cache[each][0] for each in names]
 
     ours = loading.load(folder, "cpu", "float32").model
-    pooled = pool(ours, [Tokens(ids, [4])], range(pico.LAYERS))
+    pooled = activations(ours, [Tokens(ids, [4])], range(pico.LAYERS))
     with pooled.spill:
         for i, state in enumerate(theirs()):
             assert distance(pooled.spill.read(i)[0], state[4]) < CLOSE

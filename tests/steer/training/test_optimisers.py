@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from probes.models.seeds import child_seed
+from probes.seeds import child_seed
 from steer.training import optimisers
 from steer.training.optimisers import _apollo, _optimiser, _rounding
 from vectors.errors import ArtifactError, UsageError

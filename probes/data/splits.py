@@ -1,0 +1,90 @@
+"""Splits: which examples are trained or extracted on, and which are held out, by content and never by place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from probes.data.examples import Example
+from probes.seeds import child_seed
+
+FOLDS = 5
+HELD_OUT_SHARE = 0.1
+HELD_OUT_MOST = 64
+
+
+def folds(
+    positive: Sequence[Example], negative: Sequence[Example], seed: int, paired: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The fold of each example, int64 [n] and [m], balanced within each class.
+
+    Examples with the same context (or, without one, the same text) are never on both sides of a split, as long as there
+    are as many contexts as folds; nor, where they are `paired`, are the two of a pair. A fold follows from an example's
+    content, not from its place in the file.
+    """
+    count = min(FOLDS, len(positive), len(negative))
+    both, half = (*positive, *negative), len(positive)
+    contexts = [e.context for e in both]
+    texts = [(e.context, e.completion) for e in both]
+    attempts: list[Sequence[object]] = [contexts] if None not in contexts and len(set(contexts)) >= count else []
+    attempts.append(texts)  # a few large groups: better a split by example than a fold of one class
+    for keys in attempts:
+        found = _balanced(_groups(keys, half, seed, paired), half, count)
+        if found is not None:
+            return found
+    if paired:  # texts that many pairs share make large groups too
+        pairs = list(zip(texts[:half], texts[half:], strict=True))
+        found = _balanced(_groups([*pairs, *pairs], half, seed, False), half, count)
+        if found is not None:
+            return found
+    # Nothing but repetitions of a few examples: no split is honest, this one at least is even.
+    return torch.arange(half) % count, torch.arange(len(negative)) % count
+
+
+def _groups(keys: Sequence[object], half: int, seed: int, paired: bool) -> list[int]:
+    """The group of each example, by a number that follows from content: equal keys, and the two of a pair, together."""
+    numbers = {key: child_seed(seed, "fold", key) for key in set(keys)}
+    found = [numbers[key] for key in keys]
+    if not paired:
+        return found
+    leader = {number: number for number in found}
+
+    def lead(number: int) -> int:
+        while leader[number] != number:
+            number = leader[number] = leader[leader[number]]
+        return number
+
+    for a, b in zip(found[:half], found[half:], strict=True):
+        low, high = sorted((lead(a), lead(b)))
+        leader[high] = low
+    return [lead(number) for number in found]
+
+
+def _balanced(groups: Sequence[int], half: int, count: int) -> tuple[Tensor, Tensor] | None:
+    """Whole groups dealt to `count` folds, balanced within each class; None when a fold would lack a class."""
+    sizes = {g: [0, 0] for g in sorted(set(groups))}
+    for index, g in enumerate(groups):
+        sizes[g][index >= half] += 1
+    filled = [[0, 0] for _ in range(count)]
+    chosen: dict[int, int] = {}
+    for g in sorted(sizes, key=lambda g: -sum(sizes[g])):  # large groups first, so that the small ones can level
+        n, m = sizes[g]
+        best = min(range(count), key=lambda f: (filled[f][0] if n else 0) + (filled[f][1] if m else 0))
+        filled[best][0] += n
+        filled[best][1] += m
+        chosen[g] = best
+    if any(0 in sides for sides in filled):
+        return None
+    found = torch.tensor([chosen[g] for g in groups])
+    return found[:half], found[half:]
+
+
+def held_out_split(digests: Sequence[str], share: float = HELD_OUT_SHARE) -> tuple[list[int], list[int]]:
+    """The indices to train on and those to hold out: a share by digest, at least one and at most `HELD_OUT_MOST`."""
+    count = len(digests)
+    order = sorted(range(count), key=lambda i: digests[i])
+    size = min(max(1, round(count * share)), HELD_OUT_MOST, count - 1)
+    held_out = set(order[:size])
+    return [i for i in range(count) if i not in held_out], sorted(held_out)

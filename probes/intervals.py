@@ -1,0 +1,78 @@
+"""Effect sizes of two classes of scores, and how sure they are: AUROC, its bootstrap interval, Cohen's d."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from probes.seeds import child_seed
+
+RESAMPLES = 1000
+CONFIDENCE = 0.95
+
+
+def auroc(positive: Tensor, negative: Tensor) -> float:
+    """The probability that a positive scores above a negative, ties counted half (Mann-Whitney U / nm)."""
+    ordered = negative.sort().values
+    below = torch.searchsorted(ordered, positive, right=False)
+    equal_or_below = torch.searchsorted(ordered, positive, right=True)
+    return float((below + equal_or_below).double().mean()) / (2 * len(negative))
+
+
+def cohens_d(positive: Tensor, negative: Tensor) -> float:
+    """The difference of the means in units of the pooled standard deviation (Cohen 1988, eq. 2.5.2)."""
+    n, m = len(positive), len(negative)
+    difference = positive.mean() - negative.mean()
+    squares = (positive - positive.mean()).square().sum() + (negative - negative.mean()).square().sum()
+    pooled = (squares / max(n + m - 2, 1)).sqrt()
+    if float(pooled) == 0.0:
+        return 0.0
+    return float(difference / pooled)
+
+
+def draw_resamples(labels: Tensor, seed: int) -> Tensor:
+    """Bootstrap counts, int16 [RESAMPLES, n]: how often each example is drawn, classes apart."""
+    generator = torch.Generator().manual_seed(child_seed(seed, "bootstrap"))
+    counts = torch.zeros(RESAMPLES, len(labels), dtype=torch.int16)
+    for which in (labels, ~labels):
+        indices = which.nonzero()[:, 0]
+        size = len(indices)
+        for some in counts.split(max(1, 2**20 // size)):  # all draws at once would be the largest thing in memory
+            drawn = torch.randint(size, (len(some), size), generator=generator)
+            drawn += size * torch.arange(len(some))[:, None]
+            some[:, indices] = torch.bincount(drawn.flatten(), minlength=some.shape[0] * size).view(-1, size).short()
+    return counts
+
+
+def interval(scores: Tensor, labels: Tensor, counts: Tensor) -> tuple[float, float]:
+    """The percentile bootstrap interval of the AUROC (Efron 1981), from the counts of `draw_resamples`.
+
+    Sorted once; a resample only changes the weights, so each costs one cumulative sum and no sorting.
+    """
+    positive, negative = labels.nonzero()[:, 0], (~labels).nonzero()[:, 0]
+    ordered, order = scores[negative].sort()
+    first = torch.searchsorted(ordered, scores[positive], right=False)
+    last = torch.searchsorted(ordered, scores[positive], right=True)
+    values = []
+    for some in counts.split(max(1, 2**20 // len(scores))):
+        # Exact in float64: sums of whole numbers.
+        below = torch.zeros(len(some), len(negative) + 1, dtype=torch.float64)
+        torch.cumsum(some.index_select(1, negative[order]), 1, dtype=torch.float64, out=below[:, 1:])
+        twice = below.index_select(1, first) + below.index_select(1, last)
+        values.append((twice * some.index_select(1, positive)).sum(1) / 2)
+    every = torch.cat(values) / len(positive) / len(negative)  # a resample keeps the classes' sizes
+    tail = (1 - CONFIDENCE) / 2
+    low, high = torch.quantile(every, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def provable(positive: int, negative: int) -> tuple[float, float]:
+    """The least upper and the greatest lower bound of an AUROC that so many examples can give, at 95 % confidence.
+
+    The bootstrap of perfectly separated classes is a single point, as if nothing were unknown. But where a share p of
+    the rarer class lies on the wrong side, none of k examples does with probability (1 - p)^k. So the exact bound of
+    separated classes, whatever their distributions, is tail^(1 / k) (Clopper & Pearson 1934, k successes of k), and no
+    other outcome shows more.
+    """
+    greatest = ((1 - CONFIDENCE) / 2) ** (1 / min(positive, negative))
+    return 1 - greatest, greatest
