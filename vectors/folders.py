@@ -189,10 +189,13 @@ def _alone(folder: Path, out: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _reporting(out: Path, *, resumable: bool) -> Iterator[None]:
-    """Within: an error of the operating system becomes an OutputError."""
+    """Within: an error of the operating system becomes an OutputError, which names the output, not a temporary name."""
     try:
         yield
-    except OSError as error:
+    except (OSError, OutputError) as caught:
+        error = caught.__cause__ if isinstance(caught, OutputError) else caught
+        if not isinstance(error, OSError):
+            raise
         if resumable and error.errno in FULL:
             hint = "free some space and run it again: it goes on where it was"
             raise OutputError(f"{out} can't be written: {error.strerror or error}", hint) from error

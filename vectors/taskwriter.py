@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import os.path
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from vectors.artifact import KEY, SCHEMA
 from vectors.errors import OutputError
-from vectors.files import canonical_json, permissions, write_atomically
+from vectors.files import NewFile, cannot_write, canonical_json, check_writable, write_atomically
 from vectors.task import KIND, SHARD, checksum
 from vectors.weights import Entry, header_bytes
 
@@ -26,23 +26,19 @@ class Writer:
 
     def __init__(self, path: Path, room: int) -> None:
         self.path, self.room = path, room
-        self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self.entries: dict[str, Entry] = {}
         self.digests: dict[str, str] = {}
 
     def __enter__(self) -> Writer:
-        try:
-            self.file = self.temporary.open("w+b")
-        except OSError as error:
-            raise OutputError(f"{self.path} can't be written: {error.strerror}", "choose another --out") from error
+        self._new = NewFile(self.path)
+        self.file = self._new.file
         self.file.seek(self.room)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        self.file.close()
-        self.temporary.unlink(missing_ok=True)
+        self._new.discard()
 
     def begin(self) -> None:
         """Start a tensor."""
@@ -53,7 +49,7 @@ class Writer:
         try:
             self.file.write(piece)
         except OSError as error:
-            raise OutputError(f"{self.path} can't be written: {error.strerror}", "free some space") from error
+            raise cannot_write(self.path, error) from error
         self.state.update(piece)
 
     def end(self, name: str, dtype: str, shape: Sequence[int]) -> None:
@@ -85,15 +81,13 @@ class Writer:
         try:
             self.file.seek(0)
             self.file.write(struct.pack("<Q", len(text)) + text)
-            self.file.flush()
-            os.fsync(self.file.fileno())
-            os.chmod(self.temporary, permissions())
         except OSError as error:
-            raise OutputError(f"{self.path} can't be written: {error.strerror}", "free some space") from error
+            raise cannot_write(self.path, error) from error
+        self._new.flush()
 
     def commit(self) -> None:
         """Give the file its name."""
-        os.replace(self.temporary, self.path)
+        self._new.commit()
 
 
 def room(parameters: Mapping[str, Sequence[int]], metadata: Mapping[str, Any]) -> int:
@@ -137,8 +131,6 @@ def write_index(path: Path, writers: Sequence[Writer]) -> None:
 
 def check_vector_path(path: Path, count: int) -> None:
     """Whether an artifact can be written there. Raises OutputError with all problems."""
-    from vectors.files import check_writable
-
     if path.suffix != ".safetensors":
         raise OutputError(
             f"{path} is no name for a task vector", f"name a file such as {path.with_suffix('.safetensors')}"

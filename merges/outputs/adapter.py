@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,11 @@ from merges.engine.pool import Pool
 from merges.engine.tensor_task import TensorTask
 from merges.inputs.adapters import CONFIG, WEIGHTS, factors
 from merges.inputs.sources import Source
-from merges.recipes.plan import MEMORY, check_output, plan
+from merges.recipes.plan import MEMORY, plan
 from merges.recipes.recipe import Recipe
-from vectors.errors import ModelError, OutputError
-from vectors.files import permissions, write_atomically
+from vectors.errors import ModelError
+from vectors.files import new_file, write_atomically
+from vectors.folders import new_folder, require_free_output
 from vectors.weights import FLOATS, header_bytes
 
 NOT_LINEAR = ("embed", "wte", "wpe", "lm_head", "norm", "ln_", "conv1d", "gate.weight")
@@ -75,7 +74,7 @@ def _write(
     if base is None:
         raise ModelError("an adapter needs its base, which is not known", "name it: --base MODEL")
     conv = bool({"GPT2LMHeadModel"} & set(base.config.get("architectures") or []))
-    check_output(out, 0)
+    require_free_output(out)
     tensors: dict[str, np.ndarray] = {}
     modules, left_out = [], []
     lost = total = 0.0
@@ -125,16 +124,11 @@ def _outer(base: Source) -> str:
 
 def _save(out: Path, tensors: dict[str, np.ndarray], config: dict[str, Any]) -> None:
     """The adapter's folder, whole or not at all. Raises OutputError."""
-    folder = out.absolute().parent / f".{out.name}.{os.getpid()}.partial"
-    try:
-        folder.mkdir(mode=permissions(0o777))
-        ordered = dict(sorted(tensors.items()))
-        layout = {name: ("F32", array.shape, array.nbytes) for name, array in ordered.items()}
-        content = header_bytes(layout, {"format": "pt"}) + b"".join(array.tobytes() for array in ordered.values())
-        write_atomically(folder / WEIGHTS, content)
+    ordered = dict(sorted(tensors.items()))
+    layout = {name: ("F32", array.shape, array.nbytes) for name, array in ordered.items()}
+    with new_folder(out) as folder:
+        with new_file(folder / WEIGHTS) as file:
+            file.write(header_bytes(layout, {"format": "pt"}))
+            for array in ordered.values():
+                file.write(array.tobytes())
         write_atomically(folder / CONFIG, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
-        os.rename(folder, out)
-    except OSError as error:
-        raise OutputError(f"{out} can't be written: {error.strerror}", "choose another --out") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -6,14 +6,10 @@ noted in a journal with its digest; the next run of the same plan takes those wh
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import errno
 import hashlib
 import json
 import os
-import re
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -23,13 +19,14 @@ from merges.engine.pool import in_background
 from merges.outputs import card, shards
 from merges.outputs.shards import size
 from merges.recipes.chat_templates import NAMED
-from merges.recipes.plan import Plan, check_output
-from vectors.errors import ArtifactError, ModelError, OutputError
-from vectors.files import canonical_json, digest_bytes, permissions, write_atomically
+from merges.recipes.plan import Plan
+from vectors.errors import ArtifactError, ModelError
+from vectors.files import canonical_json, digest_bytes, digest_file, write_atomically
+from vectors.folders import remove_unfinished, require_free_output, work_folder
 from vectors.weights import NAMES
 
 JOURNAL = "progress.json"
-PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial$")
+PARTIAL = r"[0-9a-f]{16}\.partial"  # behind the output's name
 Progress = Callable[[int, int], None]
 
 
@@ -40,46 +37,21 @@ def partial_folder(plan: Plan, out: Path) -> Path:
 
 def write_model(plan: Plan, out: Path, progress: Progress | None = None) -> dict[str, Any]:
     """Make the folder; returns its record. Raises OutputError, and ArtifactError for values that can't be merged."""
-    from filelock import FileLock, Timeout
-
     folder = partial_folder(plan, out)
-    check_output(out, plan.bytes, have=_finished_bytes(plan, folder))
-    try:
-        folder.mkdir(exist_ok=True, mode=permissions(0o777))
-        with FileLock(folder / ".lock", timeout=0):
-            try:
-                record = _fill(plan, folder, progress)
-            except (ArtifactError, ModelError, KeyboardInterrupt) as error:
-                # What the inputs forbid won't go better next time; what was interrupted may, if a shard is finished.
-                if not isinstance(error, KeyboardInterrupt) or not (folder / JOURNAL).is_file():
-                    shutil.rmtree(folder, ignore_errors=True)
-                raise
-            (folder / JOURNAL).unlink(missing_ok=True)
-            shards.flush(folder)
-            if os.path.lexists(out):
-                raise OutputError(f"the output {out} exists now", "choose another --out; the finished shards are kept")
-        (folder / ".lock").unlink(missing_ok=True)
-        os.rename(folder, out)
-        shards.flush(out.absolute().parent)
-    except Timeout:
-        raise OutputError(f"another process is making {out}", "wait for it") from None
-    except OSError as error:
-        hint = "choose another --out"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            hint = "free some space and run it again: finished shards are kept"
-        raise OutputError(f"{out} can't be written: {error.strerror}", hint) from error
-    _clear(out)
+    require_free_output(out, plan.bytes, have=_finished_bytes(plan, folder))
+    identity = {"plan": plan.digest}
+    with work_folder(out, identity, name=folder.name, keep=_worth_keeping, becomes_output=True):
+        record = _fill(plan, folder, progress)
+        (folder / JOURNAL).unlink(missing_ok=True)
+    remove_unfinished(out, PARTIAL)  # what other plans for this output have left
     return record
 
 
-def _clear(out: Path) -> None:
-    """Remove what other plans for this output have left unfinished, unless one of them is at work."""
-    from filelock import FileLock, Timeout
-
-    for folder in out.absolute().parent.iterdir():
-        if folder.name.startswith(f".{out.name}.") and PARTIAL.search(folder.name):
-            with contextlib.suppress(Timeout, OSError), FileLock(folder / ".lock", timeout=0):
-                shutil.rmtree(folder)
+def _worth_keeping(folder: Path, error: BaseException) -> bool:
+    """What the inputs forbid won't go better next time; what was interrupted may, if a shard is finished."""
+    if isinstance(error, KeyboardInterrupt):
+        return (folder / JOURNAL).is_file()
+    return not isinstance(error, ArtifactError | ModelError)
 
 
 def _fill(plan: Plan, folder: Path, progress: Progress | None) -> dict[str, Any]:
@@ -92,8 +64,13 @@ def _fill(plan: Plan, folder: Path, progress: Progress | None) -> dict[str, Any]
     outputs = {}
     for file, shard in zip(files, plan.shards, strict=True):
         path, expected = folder / file, len(shards.header(shard)) + sum(map(size, shard))
-        # Hashed anew: a journal may outlive the data in a crash of the machine.
-        if file in finished and path.is_file() and path.stat().st_size == expected and _sha256(path) == finished[file]:
+        # Hashed anew, not from memory: a journal may outlive the data in a crash of the machine.
+        if (
+            file in finished
+            and path.is_file()
+            and path.stat().st_size == expected
+            and digest_file(path) == finished[file]
+        ):
             outputs[file] = finished[file]
             done += sum(map(size, shard))
             continue
@@ -107,7 +84,7 @@ def _fill(plan: Plan, folder: Path, progress: Progress | None) -> dict[str, Any]
         journal = {"inputs": seen, "outputs": outputs}
         write_atomically(folder / JOURNAL, canonical_json(journal).encode())
     for extra in folder.iterdir():
-        if extra.name not in (*files, JOURNAL, ".lock"):
+        if extra.name not in (*files, JOURNAL):
             extra.unlink()
     beside = side_files(plan)
     for name, content in beside.items():
@@ -221,12 +198,6 @@ def _with_dtype(config: dict[str, Any], dtype: str, *, asked: bool) -> dict[str,
     return config
 
 
-def _sha256(path: Path) -> str:
-    """The digest of a file, not from memory: the point is to look at the bytes."""
-    with path.open("rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _journal(plan: Plan, folder: Path) -> dict[str, str]:
     """The finished shards of an earlier try and their digests, if it read the same inputs as they are now."""
     try:
@@ -250,7 +221,7 @@ def verify(plan: Plan, out: Path, record: dict[str, Any], progress: Progress | N
     problems += [
         f"{name} is not what was written: its digest differs from the record's"
         for name, digest in stored.items()
-        if (out / name).is_file() and _sha256(out / name) != digest
+        if (out / name).is_file() and digest_file(out / name) != digest
     ]
     extra = {p.name for p in out.glob("*.safetensors")} - set(stored)
     problems += [f"{name} does not belong to the merge" for name in sorted(extra)]

@@ -13,7 +13,7 @@ import numpy as np
 
 from merges.engine.jobs import Job, run
 from merges.engine.pool import Pool
-from vectors.files import permissions
+from vectors.files import new_file
 from vectors.weights import SIZES, header_bytes
 
 LARGEST = 5_000_000_000  # bytes of a file
@@ -58,16 +58,16 @@ def pieces(shard: Sequence[Job], pool: Pool) -> Iterator[memoryview]:
 
 
 def write(path: Path, content: Iterator[memoryview], show: Callable[[int], None] = lambda written: None) -> str:
-    """Write a file under a temporary name, flush it, rename it; returns its digest.
+    """Write a file that appears whole or not at all; returns its digest.
 
     What is written is hashed and flushed meanwhile, in threads of their own: one after the other, writing, hashing and
     flushing took longer than merging.
     """
-    temporary, state, written, flushed = path.with_name(path.name + ".tmp"), hashlib.sha256(), 0, 0
+    state, written, flushed = hashlib.sha256(), 0, 0
     hashed: Future[None] | None = None
     flushing: Future[None] | None = None
     with (
-        temporary.open("wb", buffering=0) as file,
+        new_file(path, buffering=0) as file,
         ThreadPoolExecutor(2, thread_name_prefix="merge-write") as beside,
     ):
         for piece in content:
@@ -86,9 +86,6 @@ def write(path: Path, content: Iterator[memoryview], show: Callable[[int], None]
         for last in (hashed, flushing):
             if last is not None:
                 last.result()
-        os.fsync(file.fileno())
-    os.chmod(temporary, permissions())
-    os.replace(temporary, path)
     return "sha256:" + state.hexdigest()
 
 
@@ -98,12 +95,3 @@ def index(shards: Sequence[Sequence[Job]]) -> bytes:
     weight_map = {job.name: file for file, shard in zip(files, shards, strict=True) for job in shard}
     value = {"metadata": {"total_size": sum(size(job) for shard in shards for job in shard)}, "weight_map": weight_map}
     return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
-
-
-def flush(folder: Path) -> None:
-    """Flush a folder's own entries to disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

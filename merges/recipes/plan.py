@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from merges import methods
@@ -19,7 +16,7 @@ from merges.outputs.shards import size
 from merges.recipes import vocabulary
 from merges.recipes.assembly import Builder
 from merges.recipes.recipe import Recipe, refuse
-from vectors.errors import ModelError, OutputError, UsageError
+from vectors.errors import ModelError, UsageError
 from vectors.files import canonical_json, digest_json
 from vectors.weights import SIZES
 
@@ -135,28 +132,6 @@ def _device(name: str) -> Any:
     except ImportError:
         raise UsageError(f"the device {name!r} needs torch, which is not installed", "pip install torch") from None
     return gpu.find(name)
-
-
-def check_output(path: Path, needed: int, *, have: int = 0) -> None:
-    """Whether a folder can be written there, and the disk has room. Raises OutputError with all problems."""
-    problems, hints = [], []
-    parent = path.absolute().parent
-    if os.path.lexists(path):
-        problems.append(f"the output {path} exists")
-        hints.append("choose another --out, or remove it")
-    if not os.path.isdir(parent):
-        problems.append(f"the folder {parent} of the output {path.name} does not exist")
-        hints.append(f"mkdir -p {parent}")
-    else:
-        free = shutil.disk_usage(parent).free + have
-        if free < needed + (64 << 20):
-            problems.append(f"the output takes {needed / 1e9:.2f} GB, and {parent} has {free / 1e9:.2f} GB free")
-            hints.append("free some space, or choose another --out")
-        if not os.access(parent, os.W_OK):
-            problems.append(f"{parent} can't be written")
-            hints.append("choose another --out")
-    if problems:
-        raise OutputError(problems, "; ".join(hints))
 
 
 def _canonical(recipe: Recipe, sources: list[Source], method: MergeMethod) -> tuple[Recipe, list[Source]]:

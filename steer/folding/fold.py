@@ -17,11 +17,12 @@ from steer.folding import ablation, injections, proof
 from steer.folding.architectures import Layout, layout
 from steer.folding.effects import Effects, effects_of
 from steer.folding.injections import Injection
-from steer.folding.model_folder import appearing, size_of, write_model, write_report
+from steer.folding.model_folder import size_of, write_model, write_report
 from steer.folding.pending import PendingModel, pending_from
 from vectors import fit, references
 from vectors.errors import ArtifactError, ModelError, UsageError
 from vectors.events import Event, OnEvent, counter, ignore
+from vectors.folders import new_folder
 from vectors.resolve import compose
 from vectors.steering import SteeringVector
 
@@ -63,7 +64,7 @@ def fold(request: FoldRequest, *, on_event: OnEvent = ignore) -> dict[str, Any]:
     check_vectors(source, vectors, request.any_base)
     with Pool(request.threads) as pool:
         pending, explained = plan(pending_from(source, pool), effects, request.via)
-        with appearing(request.out, size_of(pending)) as folder:
+        with new_folder(request.out, size_of(pending)) as folder:
             outputs = write_model(pending, source, folder, counter(on_event, "writing", "bytes"))
             written = time.monotonic() - started
             on_event(Event("loading the model"))

@@ -2,50 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from merges.inputs.sources import Source
 from merges.outputs import shards
 from merges.outputs.model_folder import companions
-from merges.recipes.plan import check_output
 from steer.folding.pending import PendingModel
 from steer.reports.bake_report import proof_page
 from vectors import references
-from vectors.errors import OutputError
-from vectors.files import digest_bytes, permissions, write_atomically
+from vectors.files import digest_bytes, write_atomically
 
 REPORT = "report.json"
-
-
-@contextlib.contextmanager
-def appearing(out: Path, needed: int) -> Iterator[Path]:
-    """Within: an empty folder beside `out`, which takes its place at the end, and is gone if anything fails.
-
-    Raises OutputError before anything is made when `out` exists, can't be written, or the disk lacks the bytes.
-    """
-    check_output(out, needed)
-    folder = out.absolute().parent / f".{out.name}.{os.getpid()}.partial"
-    try:
-        folder.mkdir(mode=permissions(0o777))
-        yield folder
-        shards.flush(folder)
-        if os.path.lexists(out):
-            raise OutputError(f"the output {out} exists now", "choose another --out")
-        os.rename(folder, out)
-        shards.flush(out.absolute().parent)
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        hint = "free some space" if error.errno == 28 else "choose another --out"
-        raise OutputError(f"{out} can't be written: {error.strerror or error}", hint) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def size_of(pending: PendingModel) -> int:

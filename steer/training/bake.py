@@ -30,6 +30,7 @@ from steer.training.objectives.protocol import Objective
 from steer.training.student import Lora
 from vectors.errors import SteerError, UsageError, kept, raise_together
 from vectors.files import canonical_json, digest_json, write_atomically
+from vectors.folders import new_folder
 
 Tell = Callable[[dict[str, Any]], None]
 WITHOUT_MIX = "without-mix"
@@ -327,7 +328,7 @@ def _finish(
         bake_report.write(request.out.parent, found, trained.history, f"{request.out.stem}.")
         return
     size = sum(entry.size for entry in source.entries.values()) if request.as_ == "model" else 0
-    with model_folder.appearing(request.out, size) as target:
+    with new_folder(request.out, size) as target:
         outputs = result.write(request.as_, kept_at, source, target, threads=request.threads, progress=quietly)
         found["outputs"] = outputs
         if request.as_ == "model":

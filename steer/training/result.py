@@ -10,13 +10,14 @@ from typing import Any
 
 from merges import api
 from merges.inputs.sources import Source
-from merges.recipes.plan import check_output, plan
+from merges.recipes.plan import plan
 from merges.recipes.recipe import Part, Recipe
 from steer.folding.model_folder import write_model
 from steer.folding.pending import PendingModel
 from steer.training import student
 from vectors.errors import UsageError
 from vectors.files import digest_file
+from vectors.folders import require_free_output
 from vectors.taskwriter import check_vector_path
 
 KINDS = ("model", "lora", "vector")
@@ -33,7 +34,7 @@ def check(kind: str, out: Path, needed: int, full: bool) -> None:
     if kind == "vector":
         check_vector_path(out, 1)
     else:
-        check_output(out, needed if kind == "model" else 0)
+        require_free_output(out, needed if kind == "model" else 0)
 
 
 def keep(trained: Any, folder: Path, base: Source, full: bool) -> Path:

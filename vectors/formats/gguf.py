@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from vectors.errors import ArtifactError, OutputError
-from vectors.files import canonical_json, check_writable
+from vectors.errors import ArtifactError
+from vectors.files import cannot_write, canonical_json, check_writable
 from vectors.formats._common import AGAIN, build, direction, family, imported, own, save, warn_if_all_act
+from vectors.locks import temporary_folder
 from vectors.steering import SteeringVector
 
 SUMMARY = "control vectors of llama.cpp and repeng"
@@ -85,11 +85,11 @@ def write(path: Path, vector: SteeringVector) -> str:
     check_writable(path)
     warn_if_all_act(path, vector, "llama.cpp")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.") as file:
-            _write(file.name, vector)
-            content = Path(file.name).read_bytes()
+        with temporary_folder(path) as folder:  # the package's writer takes no open file
+            _write(str(folder / path.name), vector)
+            content = (folder / path.name).read_bytes()
     except OSError as error:
-        raise OutputError(f"{path} can't be written: {error.strerror}", "choose another --out") from error
+        raise cannot_write(path, error) from error
     return save(path, content)
 
 

@@ -121,8 +121,9 @@ def _merge(request: Request) -> None:
     """Plan, and write unless it is a dry run."""
     from merges import api
     from merges.outputs import adapter
-    from merges.recipes.plan import check_output, plan
+    from merges.recipes.plan import plan
     from steer.cli.merging import print_adapter, print_merge, print_plan, say_notes
+    from vectors.folders import require_free_output
 
     if sum((bool(request.inputs), request.expr is not None, request.recipe is not None)) != 1:
         raise UsageError("give inputs, --expr or --recipe, one of them", "steer merge A B --base BASE --ties -o OUT")
@@ -139,7 +140,7 @@ def _merge(request: Request) -> None:
     if request.dry_run:
         planned = plan(recipe, **_means(request))
         if request.out is not None and recipe.as_ == "model":
-            check_output(request.out, planned.bytes)
+            require_free_output(request.out, planned.bytes)
         print_plan(planned)
         return
     assert request.out is not None

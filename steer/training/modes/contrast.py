@@ -21,6 +21,7 @@ from steer.training.bake import Request, Tell
 from steer.training.distributed import processes
 from steer.training.modes import train
 from vectors.errors import SteerError, UsageError, kept, raise_together
+from vectors.folders import new_folder
 
 
 def contrast(request: Request, path: Path, against: Path, *, weight: float = 1.0, tell: Tell) -> dict[str, Any]:
@@ -62,13 +63,13 @@ def contrast(request: Request, path: Path, against: Path, *, weight: float = 1.0
         }  # fmt: skip
         size = sum(entry.size for entry in source.entries.values())
         if request.as_ == "model":
-            with model_folder.appearing(request.out, size) as target:
+            with new_folder(request.out, size) as target:
                 found["outputs"] = result.write_sum("model", tuple(parts), source, target, threads=request.threads)
                 found.update(_measured(request, target))
                 report.write(target, found, reports["for"]["history"])
                 model_folder.write_card(target, found, source, f"`{found['behaviour']}` baked by contrast.")
         else:
-            with model_folder.appearing(place / "model", size) as target:  # to be measured, and removed with the work
+            with new_folder(place / "model", size) as target:  # to be measured, and removed with the work
                 result.write_sum("model", tuple(parts), source, target, threads=request.threads)
                 found.update(_measured(request, target))
             shutil.rmtree(place / "model")

@@ -15,14 +15,16 @@ import torch
 from safetensors.torch import save_file
 
 from merges import api
+from merges.diff import diff
 from merges.recipes.recipe import Part, Recipe
-from vectors.errors import ArtifactError, ModelError
+from vectors.errors import ArtifactError, ModelError, OutputError
 
 MADE = Recipe("task_arithmetic", (Part("a", "a"), Part("b", "b", {"weight": 0.5})), "base")
 # At the fourth shard: killed, interrupted, or the disk is full (a limit on the size of files says the same).
 CHILD = """
 import json, os, resource, signal, sys
 from merges import api
+from merges.diff import diff
 from merges.outputs import shards
 from merges.recipes.recipe import parse
 
@@ -158,3 +160,41 @@ def test_a_merge_is_verified_where_its_inputs_lie_now(here: Path, tmp_path: Path
     record.write_text(json.dumps(told))
     with pytest.raises(ArtifactError, match=r"config\.json: the recipe gives another one"):
         api.verify("out", places=places)
+
+
+def test_making_m_leaves_the_unfinished_work_of_an_output_called_m_v2(here: Path) -> None:
+    for name in (".out.v2.0123456789abcdef.partial", ".out.0123456789abcdef.partial"):
+        (here / name).mkdir()
+    api.merge(MADE, "out")
+    assert [path.name for path in here.glob(".out*")] == [".out.v2.0123456789abcdef.partial"]
+
+
+def test_a_link_at_the_name_of_the_work_folder_is_refused_and_not_followed(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(monkeypatch, 3)
+    (partial,) = here.glob(".out.*.partial")
+    partial.rename(here / "elsewhere")
+    partial.symlink_to(here / "elsewhere")
+    (here / "elsewhere" / "notes.txt").write_text("precious")
+    with pytest.raises(OutputError, match="is no folder of this user"):
+        api.merge(MADE, "out", shard=900)
+    assert (here / "elsewhere" / "notes.txt").read_text() == "precious"
+
+
+def test_a_task_vector_written_to_a_link_lies_where_the_link_leads(here: Path) -> None:
+    (here / "store").mkdir()
+    (here / "v.safetensors").symlink_to(here / "store" / "target.safetensors")
+    diff("base", "a", "v.safetensors")
+    assert (here / "v.safetensors").is_symlink()
+    assert [path.name for path in (here / "store").iterdir()] == ["target.safetensors"]
+
+
+def test_a_vector_that_is_killed_half_way_leaves_nothing_behind_the_next_run(here: Path) -> None:
+    script = "import os; os.fsync = lambda handle: os.kill(os.getpid(), 9)\nfrom merges.diff import diff\n"
+    done = subprocess.run([sys.executable, "-c", script + "diff('base', 'a', 'v.safetensors')"], cwd=here)
+    assert done.returncode == -signal.SIGKILL
+    assert len(list(here.glob(".v.*"))) == 1
+    assert not (here / "v.safetensors").exists()
+    diff("base", "a", "v.safetensors")
+    assert not list(here.glob(".v.*"))
