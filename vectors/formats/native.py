@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -32,8 +33,17 @@ def read(path: Path) -> SteeringVector:
     Writing what was read gives the same bytes. A file without our metadata is taken with a warning that its base is
     unverified. Raises ArtifactError.
     """
+    return _checked(path, lambda: artifact.read(path))
+
+
+def decode(content: bytes, path: Path) -> SteeringVector:
+    """The same of the bytes of a file; `path` names them in errors. Raises ArtifactError."""
+    return _checked(path, lambda: artifact.decode(content, str(path)))
+
+
+def _checked(path: Path, decoded: Callable[[], artifact.Artifact]) -> SteeringVector:
     try:
-        tensors, metadata, _ = artifact.read(path)
+        tensors, metadata, _ = decoded()
     except (ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path} has metadata that no writer of vectors makes: {error}", AGAIN) from error
     # The kind comes first: of a task vector's file, the names of its tensors are no news.

@@ -6,6 +6,7 @@ Everything is refused here, before the engine sees the request, or not at all.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import weakref
 from collections.abc import Mapping
@@ -14,16 +15,20 @@ from typing import Any
 
 from steer.serving.engine import metrics
 from steer.serving.engine.phases import phases, slots_needed
+from steer.serving.engine.residency import Residency
 from steer.serving.engine.resolved import EXPRESSION, RESOLVED, ResolvedRequest, prompt_length
 from steer.serving.engine.worker.slots import directions_needed
 from steer.serving.settings import Settings, check_name
 from vectors import fit
 from vectors.errors import ArtifactError, ExpressionError, SteerError, UsageError
 from vectors.expression import Composition, parse
-from vectors.files import digest_bytes
+from vectors.files import digest_json
 from vectors.steering import SteeringVector, spans
 
 LARGEST = 3e38  # of float32
+SALT = "steer:"  # begins the cache salt of every steered request, and of no other
+_ESCAPE = "user:"
+_parsed = functools.lru_cache(1024)(parse)
 _LONGEST: weakref.WeakKeyDictionary[SteeringVector, float] = weakref.WeakKeyDictionary()
 
 
@@ -35,6 +40,7 @@ class Admission:
 
     def __init__(self, settings: Settings, hidden: int, layers: int, base: Mapping[str, Any] | None) -> None:
         self.settings, self.hidden, self.layers, self.base = settings, hidden, layers, base
+        self.residency = Residency()
         self.lock = threading.Lock()
         self.vectors: dict[str, SteeringVector] = {}
         self.digests: dict[str, str] = {}  # by name
@@ -83,8 +89,8 @@ class Admission:
             )
         return found
 
-    def read(self, text: Any) -> tuple[Composition, ResolvedRequest]:
-        """An expression, checked and resolved to the vectors that its names stand for now. Raises ExpressionError."""
+    def resolve(self, text: Any) -> ResolvedRequest:
+        """An expression, checked, with the vectors that its names stand for now. Raises ExpressionError."""
         try:
             if not isinstance(text, str):
                 raise ExpressionError(f"steer is {text!r}, not an expression", "write a string: 0.8*warm")
@@ -93,7 +99,7 @@ class Admission:
                 problems = self.problems(composition, self.vectors)
                 if not problems:
                     digests = {name: self.digests[name] for name in composition.names}
-                    return composition, ResolvedRequest(str(composition), digests)
+                    return ResolvedRequest(str(composition), digests)
             unknown = any(name not in self.vectors for name in composition.names)
             raise ExpressionError(problems, "GET /steer lists the vectors" if unknown else "")
         except ExpressionError:
@@ -101,46 +107,49 @@ class Admission:
             raise
 
     def admit(self, request: Any) -> None:
-        """Check and pin what an engine request (vLLM's) asks for, and salt its cache key. Raises ValueError.
+        """Resolve what an engine request (vLLM's) asks for, unless that is done, and salt its cache key.
 
         The keys and values of a steered prompt differ from those of the plain one, and vLLM's cache key does not know.
+        Raises ValueError.
         """
         parameters = request.sampling_params
         extra = (parameters.extra_args if parameters is not None else None) or {}
-        if RESOLVED in extra:
+        resolved = extra.get(RESOLVED)
+        # A client can send JSON values, but no object of this class.
+        if RESOLVED in extra and not isinstance(resolved, ResolvedRequest):
             raise ValueError(f"{RESOLVED} is not for clients; ask with {EXPRESSION}")
-        if EXPRESSION not in extra:
+        if resolved is None and EXPRESSION not in extra:
+            request.cache_salt = unsteered_salt(request.cache_salt)
             return
         if request.resumable:
             raise ValueError("a request with streaming input can't be steered; send its prompt whole")
-        try:
-            composition, resolved = self.read(extra[EXPRESSION])
-        except SteerError as error:
-            raise ValueError(explain(error)) from error
+        if resolved is None:
+            try:
+                resolved = self.resolve(extra[EXPRESSION])
+            except SteerError as error:
+                raise ValueError(explain(error)) from error
         parameters.extra_args = {**extra, RESOLVED: resolved.values()}
         # Under a scope the same tokens are steered as a prompt but not as a response, or the other way round: a prompt
         # that repeats an earlier response must not find its keys and values. So the salt holds the prompt's length.
-        scoped = f"{prompt_length(request)}" if len(phases(composition)) > 1 else ""
-        salt = (resolved.key, scoped, request.cache_salt or "")
-        request.cache_salt = digest_bytes(*(part.encode() for part in salt))
+        scoped = prompt_length(request) if len(phases(_parsed(resolved.expression))) > 1 else None
+        request.cache_salt = SALT + digest_json([resolved.key, scoped, request.cache_salt])
 
-    def check(self, name: str, vector: SteeringVector) -> str:
-        """Whether a vector could have a name; returns its digest. Raises SteerError."""
+    def require_bindable(self, name: str, vector: SteeringVector, digest: str) -> None:
+        """Refuse a name that can't be given to a vector, and a vector of another model. Raises SteerError."""
         check_name(name)
         problems = self.unfit(name, vector)
         if problems:
             raise ArtifactError(problems, "use a vector of the served model")
-        digest = vector.digest
         if self.digests.get(name, digest) != digest:
             raise UsageError(f"a vector is called {name!r} already", f"DELETE /steer/vectors/{name} first")
-        return digest
 
-    def bind(self, name: str, vector: SteeringVector) -> str:
-        """Give a vector a name, for requests from now on; return its digest. Raises SteerError."""
+    def bind(self, name: str, vector: SteeringVector, digest: str) -> bool:
+        """Give a vector a name, for requests from now on; whether it had none before. Raises SteerError."""
         with self.lock:
-            digest = self.check(name, vector)
+            self.require_bindable(name, vector, digest)
+            new = name not in self.vectors
             self.vectors[name], self.digests[name] = vector, digest
-        return digest
+        return new
 
     def unbind(self, name: str) -> str:
         """Take a name away, for requests from now on; return the digest. Raises UsageError."""
@@ -153,11 +162,6 @@ class Admission:
             del self.vectors[name]
             return self.digests.pop(name)
 
-    def named(self, digest: str) -> bool:
-        """Whether a name stands for a vector."""
-        with self.lock:
-            return digest in self.digests.values()
-
     def path(self, text: str) -> Path:
         """A path that a client named, if it lies in a folder that may be loaded from. Raises UsageError."""
         if not self.settings.folders:
@@ -165,10 +169,11 @@ class Admission:
                 "this server loads no vectors by path", "start it with --vector-folder FOLDER, or send the file"
             )
         for folder in self.settings.folders:
-            with contextlib.suppress(OSError, ValueError):  # what no file system takes: too long, or with a null byte
-                place = (folder / text).resolve()
-                if place.is_relative_to(folder.resolve()) and place.is_file() and place.suffix == ".safetensors":
-                    return place
+            # What no file system takes: too long, with a null byte, or a link that leads back to itself.
+            with contextlib.suppress(OSError, ValueError, RuntimeError):
+                path = (folder / text).resolve()
+                if path.is_relative_to(folder.resolve()) and path.is_file() and path.suffix == ".safetensors":
+                    return path
         # The same answer whether the file is missing or elsewhere: what lies outside is nobody's business.
         raise UsageError(f"{text!r} is no .safetensors file in the folders of this server", "check the name")
 
@@ -186,6 +191,11 @@ def _longest(vector: SteeringVector) -> float:
     if vector not in _LONGEST:
         _LONGEST[vector] = max(vector.norm().values())
     return _LONGEST[vector]
+
+
+def unsteered_salt(salt: str | None) -> str | None:
+    """A client's cache salt, out of the reach of those of steered requests. Different salts stay different."""
+    return _ESCAPE + salt if salt is not None and salt.startswith((SALT, _ESCAPE)) else salt
 
 
 def explain(error: SteerError) -> str:

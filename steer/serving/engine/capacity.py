@@ -39,6 +39,7 @@ class Capacity:
         self.sizes: dict[str, int] = {}  # slots by key
         self.progress: dict[str, _Progress] = {}  # by request
         self.waiting: deque[Any] = deque()
+        self.failed: dict[str, str] = {}  # why, by request that must not be answered
         self.stops: set[str] = set()  # requests that the front end may end, by a stop string
 
     @property
@@ -87,6 +88,17 @@ class Capacity:
         out = [r for r in self.waiting if requests is None or r.request_id in requests]
         self.waiting = deque(r for r in self.waiting if not (requests is None or r.request_id in requests))
         return out
+
+    def fail(self, failed: Mapping[str, str]) -> dict[str, str]:
+        """The requests that a step ran, with why, that must end in an error, given those that a worker could not steer.
+
+        With a request go all of the same composition: they may have found its keys and values in the prefix cache.
+        """
+        keys = {self.progress[name].resolved.key: why for name, why in failed.items() if name in self.progress}
+        shared = {name: keys[p.resolved.key] for name, p in self.progress.items() if p.resolved.key in keys}
+        result = {**self.failed, **failed, **shared}
+        self.failed = {}
+        return result
 
     def record(self, scheduled: Mapping[str, int], report: Mapping[str, Any] | None) -> None:
         """Take in what a step applied: `scheduled` tokens by request, and the worker's report of where it pointed them.

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from steer.serving.engine import metrics, receipts
-from steer.serving.engine.admission import Admission
-from steer.serving.engine.resolved import EXPRESSION, resolved_of
+from steer.serving.engine.admission import Admission, explain
+from steer.serving.engine.residency import Residency
+from steer.serving.engine.resolved import EXPRESSION, RESOLVED, resolved_of
 from steer.serving.engine.scheduler_hooks import RECEIPT
 from steer.serving.settings import Settings, from_environment
 from vectors import references
-from vectors.errors import ModelError
+from vectors.errors import ModelError, SteerError
+from vectors.files import digest_bytes
 from vectors.steering import SteeringVector
 
-_RUNNING: Counter[str] = Counter()  # requests under way in this process, by the digests of their vectors
-_ENTERING: set[object] = set()  # requests between admission and that
 _ADMISSIONS: weakref.WeakKeyDictionary[Any, Admission] = weakref.WeakKeyDictionary()
 
 
@@ -69,53 +68,92 @@ def start(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) ->
         self.collective_rpc("steer_load", args=(vector.encode(),))
 
 
-async def enter(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    """A request is on its way from admission to the engine: nothing that it may have been admitted with is unloaded."""
-    token = object()
-    _ENTERING.add(token)
+async def enter(
+    original: Callable[..., Any], self: Any, request_id: Any, prompt: Any, params: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """A request on its way into the engine: resolved if HTTP has not done it, and its vectors held till it is there."""
+    extra = getattr(params, "extra_args", None) or {}
+    if EXPRESSION not in extra or RESOLVED in extra:  # a client's own RESOLVED is refused at admission
+        return await original(self, request_id, prompt, params, *args, **kwargs)
+    admission = admission_of(self.input_processor)
+    self.output_processor.steer_residency = admission.residency
+    http = receipts.current()
+    if http is None and getattr(self, "steer_serves_http", False):
+        raise _at_fault("this route can't be steered: no receipt would come with its answer")
     try:
-        return await original(self, *args, **kwargs)
-    finally:
-        _ENTERING.discard(token)
+        if http is not None and http.expression != extra[EXPRESSION]:
+            raise RuntimeError(f"steer: {extra[EXPRESSION]!r} is not what the HTTP request asked for")
+        resolved = http.resolved if http is not None else admission.resolve(extra[EXPRESSION])
+        with admission.residency.holding(resolved.vectors.values()):
+            # A copy, since the caller may use the same parameters again, when names mean something else.
+            params = params.clone()
+            params.extra_args = {**extra, RESOLVED: resolved}
+            return await original(self, request_id, prompt, params, *args, **kwargs)
+    except SteerError as error:
+        raise _at_fault(explain(error)) from error
+    except LookupError as error:
+        raise _at_fault(f"a vector of this request was unloaded before the engine took it in: {error}") from error
 
 
-async def deliver(engine: Any, vector: SteeringVector) -> None:
-    """Send a vector to the workers that lack it, before a name makes it known to requests."""
-    there: dict[str, asyncio.Task[Any]] = engine.__dict__.setdefault("steer_delivered", {})
-    digest = vector.digest
-    if digest not in there:
-        # A task of its own: a client that hangs up does not end what others wait for.
-        there[digest] = asyncio.ensure_future(engine.collective_rpc("steer_load", args=(vector.encode(),)))
-    try:
-        await asyncio.shield(there[digest])
-    except Exception:
-        there.pop(digest, None)
-        raise
-
-
-async def discard(engine: Any, digest: str, *, every: float = 0.5) -> None:
-    """Let the workers forget a vector as soon as no name and no running request needs it."""
+async def bind(engine: Any, name: str, vector: SteeringVector) -> str:
+    """Send a vector to the workers and give it a name; return its digest. Raises SteerError."""
     admission = admission_of(engine.input_processor)
-    entering = set(_ENTERING)  # those who may have been admitted while the vector had its name
-    while _RUNNING[digest] or entering & _ENTERING:
-        await asyncio.sleep(every)
-    if not admission.named(digest) and digest in engine.__dict__.get("steer_delivered", {}):
-        del engine.steer_delivered[digest]
-        await engine.collective_rpc("steer_unload", args=(digest,))
+    content = await asyncio.to_thread(vector.encode)
+    digest = digest_bytes(content)
+    admission.require_bindable(name, vector, digest)  # before it is sent; once more when the name is given
+    async with admission.residency.delivered(digest, content):
+        if admission.bind(name, vector, digest):
+            admission.residency.hold([digest])
+    return digest
+
+
+def unbind(engine: Any, name: str) -> str:
+    """Take a name away; return the digest. The workers forget the vector when nobody needs it. Raises UsageError."""
+    admission = admission_of(engine.input_processor)
+    digest = admission.unbind(name)
+    admission.residency.release([digest])
+    return digest
+
+
+async def begin_serving(engine: Any) -> None:
+    """An engine behind HTTP begins: send the workers the vectors that have names from the start."""
+    admission = admission_of(engine.input_processor)
+    engine.steer_serves_http = True
+    admission.residency.connect(engine.collective_rpc)
+    for name, vector in list(admission.vectors.items()):
+        async with admission.residency.delivered(admission.digests[name], vector.encode()):
+            admission.residency.hold([admission.digests[name]])
 
 
 def follow(original: Callable[..., Any], self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
-    """A request is under way: who waits for its receipt."""
-    original(self, request, *args, **kwargs)
-    state = self.request_states.get(request.request_id)
+    """A request is under way: who waits for its receipt, and which vectors it needs until it ends."""
     resolved = resolved_of(request)
-    if state is not None and resolved is not None:
-        state.steer_resolved = resolved
-        state.steer_sheet = receipts.current()
-        if state.steer_sheet is not None:
-            state.steer_sheet.expect(request.request_id)
-        metrics.began(state.steer_sheet)
-        _RUNNING.update(resolved.vectors.values())
+    if resolved is None:
+        original(self, request, *args, **kwargs)
+        return
+    http = receipts.current()
+    if http is not None and http.resolved.key != resolved.key:
+        raise RuntimeError(f"steer: request {request.request_id} would not get what its HTTP request was promised")
+    residency: Residency | None = getattr(self, "steer_residency", None)
+    digests = list(resolved.vectors.values())
+    if residency is not None:
+        residency.hold(digests)
+    try:
+        original(self, request, *args, **kwargs)
+        state = self.request_states.get(request.request_id)
+    except BaseException:
+        if residency is not None:
+            residency.release(digests)
+        raise
+    if state is None:
+        if residency is not None:
+            residency.release(digests)
+        return
+    state.steer_held = residency, digests
+    state.steer_request = http
+    if http is not None:
+        http.expect(request.request_id)
+    metrics.began(http)
 
 
 def process_outputs(original: Callable[..., Any], self: Any, outputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -139,9 +177,9 @@ def new_completion_output(
     completion = original(self, token_ids, finish_reason, *args, **kwargs)
     if finish_reason is not None:
         completion.steer = getattr(self, "steer_receipt", None)
-        sheet = getattr(self, "steer_sheet", None)
-        if sheet is not None and completion.steer is not None:
-            sheet.add(self.request_id, completion.steer)
+        http = getattr(self, "steer_request", None)
+        if http is not None and completion.steer is not None:
+            http.add(self.request_id, completion.steer)
     return completion
 
 
@@ -153,7 +191,7 @@ def finish(original: Callable[..., Any], self: Any, state: Any) -> None:
 
 def abort(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """Requests are aborted."""
-    before = {key: state for key, state in self.request_states.items() if hasattr(state, "steer_resolved")}
+    before = {key: state for key, state in self.request_states.items() if hasattr(state, "steer_held")}
     result = original(self, *args, **kwargs)
     for key, state in before.items():
         if key not in self.request_states:
@@ -163,7 +201,9 @@ def abort(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) ->
 
 def _end(state: Any) -> None:
     """A request state of vLLM's is gone, done or aborted."""
-    resolved = state.__dict__.pop("steer_resolved", None)
-    if resolved is not None:
-        _RUNNING.subtract(resolved.vectors.values())
-        metrics.ended(state.steer_sheet, getattr(state, "steer_receipt", None))
+    held = state.__dict__.pop("steer_held", None)
+    if held is not None:
+        residency, digests = held
+        if residency is not None:
+            residency.release(digests)
+        metrics.ended(state.steer_request, getattr(state, "steer_receipt", None))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from steer.serving.engine.receipts import Sheet
+from steer.serving.engine.receipts import HttpRequest
 
 
 class _Metrics(NamedTuple):
@@ -44,14 +44,14 @@ def get() -> _Metrics:
     return _METRICS[0]
 
 
-def began(sheet: Sheet | None) -> None:
+def began(request: HttpRequest | None) -> None:
     """A steered request is under way."""
-    get().running.labels(arm_of(sheet)).inc()
+    get().running.labels(arm_of(request)).inc()
 
 
-def ended(sheet: Sheet | None, receipt: dict[str, Any] | None) -> None:
+def ended(request: HttpRequest | None, receipt: dict[str, Any] | None) -> None:
     """A steered request is done, with its receipt, or aborted, without one."""
-    found, arm = get(), arm_of(sheet)
+    found, arm = get(), arm_of(request)
     found.running.labels(arm).dec()
     found.requests.labels(arm, "done" if receipt is not None else "aborted").inc()
     for part in ("prompt", "response") if receipt is not None else ():
@@ -72,6 +72,6 @@ def capacity(state: dict[str, int]) -> None:
     found.waiting.set(state["waiting"])
 
 
-def arm_of(sheet: Sheet | None) -> str:
+def arm_of(request: HttpRequest | None) -> str:
     """The label: the arm's name, or `expression` for a request that brought its own."""
-    return (sheet.arm if sheet is not None else None) or "expression"
+    return (request.arm if request is not None else None) or "expression"

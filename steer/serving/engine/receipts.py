@@ -1,18 +1,23 @@
-"""What was applied to an answer: the engine's receipts, collected for the HTTP request that waits for them."""
+"""The HTTP request behind an engine request: what it was resolved to, and what the engine applied to its answers."""
 
 from __future__ import annotations
 
 import contextvars
 from typing import Any
 
-_CURRENT: contextvars.ContextVar[Sheet | None] = contextvars.ContextVar("steer_sheet", default=None)
+from steer.serving.engine.resolved import ResolvedRequest
+
+_CURRENT: contextvars.ContextVar[HttpRequest | None] = contextvars.ContextVar("steer_request", default=None)
 
 
-class Sheet:
-    """The receipts of one HTTP request, which may hold several prompts and several answers to each."""
+class HttpRequest:
+    """A steered HTTP request: what it was resolved to, once, and the receipts of its engine requests.
 
-    def __init__(self, arm: str | None) -> None:
-        self.arm = arm
+    It may hold several prompts and several answers to each.
+    """
+
+    def __init__(self, arm: str | None, expression: str, resolved: ResolvedRequest) -> None:
+        self.arm, self.expression, self.resolved = arm, expression, resolved
         self.expected: set[str] = set()
         self.receipts: dict[str, dict[str, Any]] = {}
 
@@ -44,11 +49,11 @@ class Sheet:
         return {"arm": self.arm, **result, "answers": len(found)}
 
 
-def current() -> Sheet | None:
-    """The sheet of the HTTP request that this code runs for, None outside one."""
+def current() -> HttpRequest | None:
+    """The HTTP request that this code runs for, None outside a steered one."""
     return _CURRENT.get()
 
 
-def use(sheet: Sheet) -> None:
-    """Let everything that this task starts write to a sheet."""
-    _CURRENT.set(sheet)
+def use(request: HttpRequest | None) -> None:
+    """Let everything that this task starts belong to a request."""
+    _CURRENT.set(request)

@@ -1,4 +1,4 @@
-"""A composition as it travels with a request: its canonical text, resolved to vectors by digest.
+"""A composition as it travels with a request: its canonical text, and its vectors by digest.
 
 Names can be bound anew while a server runs. What a request began with is what it keeps, so the front end replaces the
 name's meaning by digests once, and everything behind it (slots, cache salt, receipt) goes by them.
@@ -10,9 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vectors.expression import Composition
 from vectors.files import canonical_json, digest_bytes
-from vectors.steering import SteeringVector
 
 EXPRESSION = "steer"  # in a request's extra arguments: the expression as it was written
 RESOLVED = "steer_resolved"  # beside it: what admission made of it
@@ -29,11 +27,6 @@ class ResolvedRequest:
     def key(self) -> str:
         """Equal for equal steering: a digest of the text and the vectors' digests. It is the receipt's digest."""
         return digest_bytes(canonical_json({"expression": self.expression, "vectors": self.vectors}).encode())
-
-    @staticmethod
-    def to(composition: Composition, vectors: Mapping[str, SteeringVector]) -> ResolvedRequest:
-        """Pin a composition to the vectors that its names stand for now."""
-        return ResolvedRequest(str(composition), {name: vectors[name].digest for name in composition.names})
 
     @staticmethod
     def of(extra: Mapping[str, Any] | None) -> ResolvedRequest | None:

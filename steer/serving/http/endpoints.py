@@ -3,22 +3,18 @@
 Annotations are not postponed here: FastAPI reads those of the routes.
 """
 
-import asyncio
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
+from starlette.requests import ClientDisconnect
 
 from steer.serving.engine import frontend_hooks, metrics
 from steer.serving.engine.admission import Admission, explain
+from steer.serving.http import uploads
 from steer.serving.http.middleware import Middleware
 from steer.serving.settings import NAME
-from vectors.errors import ArtifactError, SteerError, UsageError
-from vectors.formats import native
-
-LARGEST = 256 * 1024 * 1024  # bytes of a vector that may be sent
+from vectors.errors import SteerError, UsageError
 
 
 class Endpoints:
@@ -31,7 +27,6 @@ class Endpoints:
         self.engine: Any = None
         self.models: Any = None
         self.servers = 1
-        self.background: set[asyncio.Task[None]] = set()
 
     def attach_router(self, app: Any) -> None:
         """Add the routes and the middleware that reads requests, which stands behind vLLM's own, so behind its key."""
@@ -63,14 +58,10 @@ class Endpoints:
         async def load(request: Request) -> Any:
             try:
                 self._single()
-                name, vector = await self._sent(request)
-                self.admission.check(name, vector)
-                await frontend_hooks.deliver(self.engine, vector)
-                try:
-                    digest = self.admission.bind(name, vector)
-                except SteerError:  # another took the name meanwhile
-                    self._discard(vector.digest)
-                    raise
+                name, vector = await uploads.received(self.admission, request)
+                digest = await frontend_hooks.bind(self.engine, name, vector)
+            except ClientDisconnect:
+                return Response(status_code=499)  # to nobody
             except (SteerError, ValueError) as error:
                 message = explain(error) if isinstance(error, SteerError) else str(error)
                 return JSONResponse({"error": {"message": message, "type": "BadRequestError", "code": 400}}, 400)
@@ -81,11 +72,10 @@ class Endpoints:
         async def unload(name: str) -> Any:
             try:
                 self._single()
-                digest = self.admission.unbind(name)
+                digest = frontend_hooks.unbind(self.engine, name)
             except SteerError as error:
                 status = 404 if name not in self.admission.vectors else 409
                 return JSONResponse({"error": {"message": explain(error), "code": status}}, status)
-            self._discard(digest)
             metrics.get().vectors.set(len(self.admission.vectors))
             return {"name": name, "digest": digest}
 
@@ -97,8 +87,7 @@ class Endpoints:
         """The engine is there: give its workers the vectors."""
         self.engine, self.models = engine_client, state.openai_serving_models
         self.servers = getattr(args, "api_server_count", None) or 1
-        for vector in list(self.admission.vectors.values()):
-            await frontend_hooks.deliver(engine_client, vector)
+        await frontend_hooks.begin_serving(engine_client)
         metrics.get().vectors.set(len(self.admission.vectors))
 
     @property
@@ -113,7 +102,7 @@ class Endpoints:
         admission = self.admission
         arms = {}
         for name, composition in admission.settings.arms.items():
-            _, resolved = admission.read(str(composition))
+            resolved = admission.resolve(str(composition))
             arms[name] = {"expression": resolved.expression, "digest": resolved.key}
         return {
             "version": __version__,
@@ -139,38 +128,6 @@ class Endpoints:
                     for name, vector in admission.vectors.items()
                 }
             }
-
-    async def _sent(self, request: Any) -> tuple[str, Any]:
-        """The name and vector of a POST: JSON with name and path, or the file itself with ?name=. Raises SteerError."""
-        if "json" in request.headers.get("content-type", ""):
-            try:
-                value = await request.json()
-            except ValueError as error:
-                raise UsageError(f"the body is no JSON: {error}", "send {name, path}") from error
-            if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in ("name", "path")):
-                raise UsageError("the body is not {name, path}", 'send {"name": "warm", "path": "warm.safetensors"}')
-            return value["name"], native.read(self.admission.path(value["path"]))
-        name, content = request.query_params.get("name"), b""
-        if not name:
-            raise UsageError("the vector has no name", "POST /steer/vectors?name=warm with the file as the body")
-        async for part in request.stream():
-            content += part
-            if len(content) > LARGEST:
-                raise ArtifactError(f"the file is larger than {LARGEST} bytes", "send a steering vector")
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, "sent.safetensors")
-            file.write_bytes(content)
-            try:
-                return name, native.read(file)
-            except ArtifactError as error:
-                problems = [problem.replace(str(file), "what was sent") for problem in error.problems]
-                raise ArtifactError(problems, error.hint) from error
-
-    def _discard(self, digest: str) -> None:
-        """Let the workers forget a vector when they can."""
-        task = asyncio.create_task(frontend_hooks.discard(self.engine, digest))
-        self.background.add(task)
-        task.add_done_callback(self.background.discard)
 
     def _single(self) -> None:
         """Names are this process's own; several API servers would not agree on them. Raises UsageError."""

@@ -24,9 +24,15 @@ def vectors() -> dict[str, SteeringVector]:
     }
 
 
+def resolve(expression: str, known: Mapping[str, SteeringVector]) -> ResolvedRequest:
+    """An expression over these vectors."""
+    composition = parse(expression)
+    return ResolvedRequest(str(composition), {name: known[name].digest for name in composition.names})
+
+
 def resolved(expression: str, known: Mapping[str, SteeringVector]) -> dict[str, Any]:
     """Extra arguments as they leave admission."""
-    return {"steer": expression, RESOLVED: ResolvedRequest.to(parse(expression), known).values()}
+    return {"steer": expression, RESOLVED: resolve(expression, known).values()}
 
 
 def request(

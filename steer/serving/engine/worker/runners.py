@@ -25,7 +25,10 @@ def attach(runner: Any, state: SteeringWorker, *, second: bool) -> None:
         state.end(scheduled.finished_req_ids)
         for new in scheduled.scheduled_new_reqs:
             parameters = new.sampling_params
-            state.begin(new.req_id, prompt_length(new), parameters.extra_args if parameters is not None else None)
+            try:
+                state.begin(new.req_id, prompt_length(new), parameters.extra_args if parameters is not None else None)
+            except Exception as error:  # of one request: raised here, it would end the engine
+                state.fail(new.req_id, str(error))
         return _report(execute(scheduled, *args, **kwargs), state)
 
     def sample_tokens(*args: Any, **kwargs: Any) -> Any:

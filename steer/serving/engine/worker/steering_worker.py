@@ -1,7 +1,7 @@
-"""The worker's side: it keeps vectors by digest, gives each request its slots, and points every token at one.
+"""In the worker: it keeps vectors by digest, gives each request its slots, and points every token at one.
 
-Nothing here trusts that somebody else checked: a request that asks for steering which this worker can't apply raises,
-so that it never runs unsteered.
+Nothing here trusts that somebody else checked: a request whose steering can't be applied is reported as failed, and the
+engine core ends it with an error, so it is never answered unsteered.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class SteeringWorker:
         blocks.install(model, self.table, self.token_slots)
         self.vectors: dict[str, SteeringVector] = {}
         self.live: dict[str, _Live] = {}
+        self.failed: dict[str, str] = {}  # why, by request that can't be steered as it asks, until it ends
         self.filled = 0  # tokens of the last step; all behind them point at slot 0
         self.steady: tuple[list[str], np.ndarray] | None = None  # the last step's requests, if nothing can change
         self.report: dict[str, Any] | None = None  # what the last step applied, for the core
@@ -85,9 +86,16 @@ class SteeringWorker:
         self.live[request] = _Live(resolved.key, edges(found, prompt_length), slots)
         self.steady = None
 
+    def fail(self, request: str, reason: str) -> None:
+        """A request can't be steered: the coming steps report it, and the engine core ends it."""
+        self.failed[request] = reason
+        self.steady = None
+
     def end(self, requests: Sequence[str] | set[str]) -> None:
         """Requests have ended; those that were never steered are skipped."""
         for request in requests:
+            if self.failed.pop(request, None) is not None:
+                self.steady = None
             live = self.live.pop(request, None)
             if live is not None:
                 self.table.release(live.key)
@@ -100,7 +108,7 @@ class SteeringWorker:
         sequence on. Afterwards `report` says what was pointed where, None when nothing is steered.
         """
         total = int(counts.sum())
-        if not self.live:
+        if not self.live and not self.failed:
             if self.steady is not None or self.report is not None:
                 self.token_slots[: self.filled].zero_()
             self.filled, self.steady, self.report = 0, None, None
@@ -129,7 +137,7 @@ class SteeringWorker:
         # Only if every request stands in its last phase now: the buffer is what later steps go by.
         settled = total == len(requests) and bool((starts >= last).all())
         self.steady = (list(requests), last) if settled else None
-        self.report = {"requests": list(requests), "keys": keys, "starts": starts.copy()}
+        self.report = {"requests": list(requests), "keys": keys, "starts": starts.copy(), "failed": dict(self.failed)}
 
     def _unchanged(self, requests: list[str], starts: np.ndarray, total: int) -> bool:
         """Whether each request moves on by one token in its last phase, so that the buffer is right as it is."""

@@ -225,7 +225,7 @@ def test_a_receipt_that_comes_after_the_last_chunk_is_a_chunk_of_its_own() -> No
 
 
 def test_receipts_of_several_answers_are_summed() -> None:
-    sheet = receipts.Sheet("friendly")
+    sheet = receipts.HttpRequest("friendly", "2*warm", fakes.resolve("2*warm", VECTORS))
     assert sheet.total() is None
     assert not sheet.complete
     for name, tokens in (("a", 4), ("b", 6)):

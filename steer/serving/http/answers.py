@@ -1,0 +1,139 @@
+"""The answer to a steered request on its way out: headers, the name of the arm, and the receipt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from steer.serving.engine.receipts import HttpRequest
+
+Message = dict[str, Any]
+Send = Callable[[Message], Awaitable[None]]
+
+# What in an event says that it may be the last one with content; it is parsed only then.
+LAST = (b'"finish_reason":"', b'"response.completed"', b'"response.incomplete"', b'"message_stop"')
+BACKGROUND = ("queued", "in_progress")  # of a response that is asked for later
+
+
+class SteeredAnswer:
+    """Sends an answer on, with its headers and receipt: a whole body is held back, a stream only passes through."""
+
+    def __init__(self, send: Send, request: HttpRequest, names: tuple[str, str] | None) -> None:
+        self.send, self.request, self.names = send, request, names
+        self.start: Message = {}
+        self.kind = "other"
+        self.parts: list[bytes] = []  # of a JSON answer, joined once
+        self.held = b""  # the beginning of an event of a stream
+        self.finished = 0  # answers whose last chunk has passed
+        self.done = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await self._begin(message)
+        elif message["type"] == "http.response.body" and self.kind == "json":
+            self.parts.append(message.get("body", b""))
+            if not message.get("more_body"):
+                content = self._whole(b"".join(self.parts))
+                if content is None:
+                    await send_json(self.send, 500, _withheld())
+                    return
+                await self.send({**self.start, "headers": [*self.start["headers"], content_length(content)]})
+                await self.send({"type": "http.response.body", "body": content})
+        elif message["type"] == "http.response.body" and self.kind == "stream":
+            await self.send(
+                {**message, "body": self._events(message.get("body", b""), message.get("more_body", False))}
+            )
+        else:
+            await self.send(message)
+
+    async def _begin(self, message: Message) -> None:
+        headers = list(message.get("headers", []))
+        kind = b"".join(value for name, value in headers if name.lower() == b"content-type")
+        if message["status"] != 200:
+            await self.send(message)
+            return
+        headers.append((b"x-steer-digest", self.request.resolved.key.encode()))
+        if self.request.arm is not None:
+            headers.append((b"x-steer-arm", self.request.arm.encode("utf-8")))
+        self.start = {**message, "headers": headers}
+        if kind.startswith(b"application/json"):
+            self.kind = "json"
+            self.start["headers"] = without_header(headers, b"content-length")
+            return
+        self.kind = "stream" if kind.startswith(b"text/event-stream") else "other"
+        await self.send(self.start)
+
+    def _whole(self, body: bytes) -> bytes | None:
+        """An answer with its receipt; None when the engine never took in a steered request for it."""
+        value = json.loads(body)
+        if not isinstance(value, dict):  # null: the client has hung up, and vLLM has nothing to say
+            return body
+        if not self.request.expected and value.get("status") not in BACKGROUND:
+            return None
+        if self.names is not None and value.get("model") == self.names[0]:
+            value["model"] = self.names[1]
+        value["steer"] = self.request.total()
+        return compact_json(value)
+
+    def _events(self, body: bytes, more: bool) -> bytes:
+        """Whole events of a stream; what is not yet whole is kept for the next message."""
+        self.held += body
+        whole, end, self.held = self.held.rpartition(b"\n\n") if more else (self.held, b"", b"")
+        events = (whole + end).split(b"\n\n")
+        return b"\n\n".join(self._event(event) for event in events)
+
+    def _event(self, event: bytes) -> bytes:
+        if self.names is not None:
+            # Quotes inside strings are escaped, so this pattern occurs only where the field is.
+            served, asked = (b'"model":' + json.dumps(name).encode() for name in self.names)
+            event = event.replace(served, asked)
+        if self.done:
+            return event
+        if any(mark in event for mark in LAST):
+            if not self.request.expected:
+                self.done = True
+                return b"data: " + compact_json(_withheld())
+            head, _, data = event.partition(b"data: ")
+            value = json.loads(data)
+            # Several answers end in chunks of their own; other events that end a stream end all of it.
+            choices = value.get("choices")
+            ended = (
+                [one for one in choices if one.get("finish_reason")] if choices is not None else self.request.expected
+            )
+            self.finished += len(ended)
+            if self.finished < len(self.request.expected) or not self.request.complete:
+                return event
+            value["steer"] = self.request.total()
+            self.done = True
+            return head + b"data: " + compact_json(value)
+        if event == b"data: [DONE]" and self.request.complete:
+            self.done = True
+            receipt = compact_json({"object": "steer.receipt", "choices": [], "steer": self.request.total()})
+            return b"data: " + receipt + b"\n\n" + event
+        return event
+
+
+def _withheld() -> Any:
+    """What is said instead of an answer that was to be steered and was not: it must not happen."""
+    message = "this answer was not steered as asked, and is withheld; please report it"
+    return {"error": {"message": message, "type": "InternalServerError", "code": 500}}
+
+
+async def send_json(send: Send, status: int, value: Any) -> None:
+    content = compact_json(value)
+    headers = [(b"content-type", b"application/json"), content_length(content)]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+
+
+def without_header(headers: Any, unwanted: bytes) -> list[tuple[bytes, bytes]]:
+    return [(name, value) for name, value in headers if name.lower() != unwanted]
+
+
+def content_length(content: bytes) -> tuple[bytes, bytes]:
+    return b"content-length", str(len(content)).encode()
+
+
+def compact_json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

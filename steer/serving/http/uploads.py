@@ -1,0 +1,120 @@
+"""A vector that a client sends, or names by path: bounded before it is read, its header checked before it is decoded.
+
+Whatever takes longer than a moment runs in a thread: the event loop serves everybody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from steer.serving.engine.admission import Admission
+from vectors.errors import ArtifactError, UsageError
+from vectors.formats import native
+from vectors.steering import SteeringVector
+
+HEADER = 1 << 20  # bytes of names, shapes and metadata
+REQUEST = 1 << 20  # bytes of a request that names a path
+WIDEST = 8  # bytes of a value: float64
+
+
+def largest(admission: Admission) -> int:
+    """The most bytes that a vector of the served model can take."""
+    return HEADER + admission.layers * admission.hidden * WIDEST
+
+
+async def received(admission: Admission, request: Any) -> tuple[str, SteeringVector]:
+    """The name and vector of a POST: JSON with name and path, or the file itself with ?name=. Raises SteerError."""
+    if "json" in request.headers.get("content-type", ""):
+        name, path = _named(await collected(request.stream(), request.headers, REQUEST, "the request"))
+        require_name(name)
+        return name, await asyncio.to_thread(_from_path, admission, path)
+    name = request.query_params.get("name")
+    if not name:
+        raise UsageError("the vector has no name", "POST /steer/vectors?name=warm with the file as the body")
+    require_name(name)
+    parts = await collected(request.stream(), request.headers, largest(admission), "the file")
+    return name, await asyncio.to_thread(_from_parts, admission, parts)
+
+
+async def collected(stream: AsyncIterator[bytes], headers: Mapping[str, str], limit: int, what: str) -> list[bytes]:
+    """The parts of a body, which nobody has joined yet. Raises ArtifactError as soon as it is longer than `limit`."""
+    length = headers.get("content-length", "")
+    total = int(length) if length.isdecimal() else 0
+    parts: list[bytes] = []
+    size = 0
+    if total <= limit:
+        async for part in stream:
+            parts.append(part)
+            size += len(part)
+            if size > limit:
+                break
+    if max(total, size) > limit:
+        raise ArtifactError(f"{what} is larger than {limit} bytes", "send a steering vector of the served model")
+    return parts
+
+
+def require_name(name: str) -> None:
+    """Refuse a name that no DELETE could name again. Raises UsageError."""
+    if "/" in name or name in (".", ".."):
+        raise UsageError(f"{name!r} can't be part of a path", "use letters, digits, - and _")
+
+
+def _named(parts: list[bytes]) -> tuple[str, str]:
+    try:
+        value = json.loads(b"".join(parts))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"the body is not JSON: {error}", "send {name, path}") from error
+    if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in ("name", "path")):
+        raise UsageError("the body is not {name, path}", 'send {"name": "warm", "path": "warm.safetensors"}')
+    return value["name"], value["path"]
+
+
+def _from_path(admission: Admission, text: str) -> SteeringVector:
+    path, limit = admission.path(text), largest(admission)
+    try:
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise ArtifactError(f"{text} can't be read: {error.strerror}", "check the file") from error
+    if len(content) > limit:
+        raise ArtifactError(f"{text} is larger than {limit} bytes", "name a steering vector of the served model")
+    return _decoded(admission, content, text)
+
+
+def _from_parts(admission: Admission, parts: list[bytes]) -> SteeringVector:
+    return _decoded(admission, b"".join(parts), "the file")
+
+
+def _decoded(admission: Admission, content: bytes, name: str) -> SteeringVector:
+    require_header(content, name, admission.layers, admission.hidden)
+    vector = native.decode(content, Path(name))
+    vector.norm()
+    return vector
+
+
+def require_header(content: bytes, name: str, layers: int, hidden: int) -> None:
+    """Refuse, by its header alone, a file that is no vector of this size. Raises ArtifactError.
+
+    `layers` and `hidden` are the served model's. What else is wrong with the file is found when it is decoded.
+    """
+    hint = "send a steering vector of the served model"
+    try:
+        length = struct.unpack("<Q", content[:8])[0]
+        if length > min(HEADER, len(content) - 8):
+            raise ValueError("its header is longer than the file, or than any vector's")
+        header = json.loads(content[8 : 8 + length])
+        shapes = {key: entry["shape"] for key, entry in header.items() if key != "__metadata__"}
+    except (struct.error, ValueError, RecursionError, AttributeError, TypeError, LookupError) as error:
+        raise ArtifactError(f"{name} is truncated or no safetensors file: {error}", hint) from error
+    if len(shapes) > layers:
+        raise ArtifactError(f"{name} holds {len(shapes)} tensors; the model has {layers} layers", hint)
+    strange = [
+        f"{key[:60]} of shape {shape!r}"[:120] for key, shape in shapes.items() if shape not in ([hidden], [1, hidden])
+    ]
+    if strange:
+        raise ArtifactError(f"{name} holds {'; '.join(strange[:3])}; a vector of the model has [{hidden}]", hint)
