@@ -116,7 +116,7 @@ def _resolve(
 
 def _plan(moves: dict[int, list[_Move]], term: Term, vector: SteeringVector, row: int | None) -> None:
     """Add a term to the moves of each layer it acts at; rows with the same move share one."""
-    for layer in term.layers if term.layers is not None else vector.apply:
+    for layer in vector.acting(term.layers):
         direction = vector.layers[layer]
         planned = moves.setdefault(layer, [])
         rows = None if row is None else torch.tensor([row])

@@ -15,6 +15,7 @@ from probes.directions.plan import plan
 from probes.models.loading import LoadedModel, choose_device, choose_dtype, find, load
 from probes.models.tokens import choose
 from vectors.errors import SteerError, UsageError, kept, raise_together
+from vectors.events import Event, OnEvent, counter, ignore
 from vectors.files import check_distinct, check_writable
 from vectors.steering import parse_layers
 
@@ -33,7 +34,7 @@ def extract(
     truncate: bool = False,
     device: str = "auto",
     dtype: str = "auto",
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    on_event: OnEvent = ignore,
     loaded: Callable[[LoadedModel], None] = lambda model: None,
 ) -> Extraction:
     """Extract a steering vector from two sets of examples, and judge it on held-out folds.
@@ -42,7 +43,7 @@ def extract(
     holds both classes. The vector is float32 [hidden] at each of `layers` (such as "all", "12" or "8-15"), scaled so
     that strength 1 is one mean displacement. With `out` (a name in .safetensors) it is written there. `model` is a
     folder, a hub id, "smollm2", or what `load_model` gave; `device` and `dtype` are for a model that is loaded here.
-    `loaded` is told the model once it is there, `progress` how many examples are done.
+    `loaded` is called with the model once it is there.
 
     What is wrong with options and files is refused before a model is looked for; what depends on its configuration and
     tokenizer (layers, lengths, templates) before its weights are loaded; each time in one error with all problems.
@@ -70,6 +71,7 @@ def extract(
     config = ready.model.config if isinstance(ready, LoadedModel) else ready.config
     planned = plan(contrast, ready.tokenizer, config, layers=layers, which=tokens, truncate=truncate)
     if not isinstance(ready, LoadedModel):
+        on_event(Event("loading the model"))
         ready = load(ready, device, dtype)
     loaded(ready)
     found = extract_contrast(
@@ -81,7 +83,7 @@ def extract(
         seed=seed,
         truncate=truncate,
         planned=planned,
-        progress=progress,
+        progress=counter(on_event, "measuring activations", "examples"),
     )
     if out is not None:
         found.vector.save(out)

@@ -6,19 +6,27 @@ same attributes, so nobody can tell them apart.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import pkgutil
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import entry_points
 from types import ModuleType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from vectors.errors import UsageError
 
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
+
 T = TypeVar("T")
+
+
+def entry_points(*, group: str) -> EntryPoints:
+    """The entry points of a group; what reads them is imported when they are asked for."""
+    from importlib import metadata
+
+    return metadata.entry_points(group=group)
 
 
 @cache
@@ -50,6 +58,8 @@ def choose(what: str, name: str, available: Mapping[str, T]) -> T:
     """What is called `name`. Raises UsageError that lists what there is and guesses what was meant."""
     if name in available:
         return available[name]
+    import difflib  # what only a mistake needs
+
     near = difflib.get_close_matches(name, available, 1)
     guess = f"did you mean {near[0]}? " if near else ""
     raise UsageError(f"there is no {what} {name!r}", f"{guess}available: {', '.join(sorted(available))}")

@@ -5,7 +5,7 @@ Layer i is the output of decoder block i, counted from 0. Strength 1 adds `layer
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,10 @@ class SteeringVector:
     def apply(self) -> tuple[int, ...]:
         """The layers that act when an expression names none: the metadata's `apply`, or all of them."""
         return tuple(self.metadata.get("apply") or self.layers)
+
+    def acting(self, layers: Sequence[int] | None) -> tuple[int, ...]:
+        """The layers at which a term of an expression acts: those that it names, else `apply`."""
+        return self.apply if layers is None else tuple(layers)
 
     @property
     def base(self) -> Mapping[str, Any]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from vectors import plugins
 from vectors.options import Flag
 
-Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+Completer = Callable[[click.Context, click.Parameter, str], "list[CompletionItem]"]
 
 
 def completer(flag: Flag) -> Completer | None:
@@ -31,7 +33,7 @@ def models(_context: click.Context, _parameter: click.Parameter, text: str) -> l
     from vectors import references
 
     if text.startswith((".", "/", "~")):
-        return [CompletionItem(text, type="dir")]
+        return [_item(text, "dir")]
     here = [entry.name for entry in os.scandir() if entry.is_dir() and os.path.isfile(Path(entry, "config.json"))]
     cached = [str(source.name) for source in references.cached()]
     return _starting([references.DEFAULT, *sorted(here), *dict.fromkeys(cached)], text)
@@ -41,7 +43,7 @@ def vectors(_context: click.Context, _parameter: click.Parameter, text: str) -> 
     """The vectors of the current folder: NAME.safetensors; behind NAME= of a binding too. Paths beyond it as files."""
     bound, equals, value = text.rpartition("=")
     if "/" in value or value.startswith("~"):
-        return [CompletionItem(text, type="file")]
+        return [_item(text, "file")]
     here = sorted(entry.name for entry in os.scandir() if entry.name.endswith(".safetensors") and entry.is_file())
     return _starting([f"{bound}{equals}{name}" for name in here], text)
 
@@ -60,4 +62,10 @@ KINDS: dict[str, Completer] = {"models": models, "vectors": vectors, "inputs": i
 
 
 def _starting(names: Iterable[Any], text: str) -> list[CompletionItem]:
-    return [CompletionItem(name) for name in names if name.startswith(text)]
+    return [_item(name) for name in names if name.startswith(text)]
+
+
+def _item(text: str, kind: str = "plain") -> CompletionItem:
+    from click.shell_completion import CompletionItem
+
+    return CompletionItem(text, type=kind)

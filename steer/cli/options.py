@@ -17,7 +17,8 @@ from vectors.errors import UsageError
 from vectors.options import Option, option
 
 File = click.Path(path_type=Path)
-MODEL = "A folder, a hub id (org/name@revision), or the bundled smollm2."
+A_MODEL = "a folder, a hub id (org/name@revision), or the bundled smollm2."
+MODEL = "A" + A_MODEL[1:]
 
 
 def command(name: str | None = None, *, summary: str, examples: str) -> Callable[[Callable[..., Any]], click.Command]:
@@ -65,15 +66,17 @@ def _json(_ctx: click.Context, _parameter: click.Parameter, value: bool) -> None
 class Devices:
     """Where a model computes, and in what."""
 
-    device: str = option("auto", help="Where to compute: auto, cpu, cuda, cuda:N or mps.")
-    dtype: str = option("auto", help="In which numbers to compute: auto, float32, bfloat16 or float16.")
+    device: str = option("auto", help="Where to compute: auto, cpu, cuda, cuda:N or mps.", group="Computing")
+    dtype: str = option(
+        "auto", help="In which numbers to compute: auto, float32, bfloat16 or float16.", group="Computing"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seeded:
     """Where randomness comes from."""
 
-    seed: int = option(0, help="The seed from which all randomness follows.")
+    seed: int = option(0, help="The seed from which all randomness follows.", group="Computing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +109,7 @@ class Threads:
     """How many threads compute."""
 
     threads: int | None = option(
-        None, help="How many threads compute and write.", low=1, default_text="one for each core"
+        None, help="How many threads compute and write.", low=1, default_text="one for each core", group="Computing"
     )
 
 
@@ -120,8 +123,11 @@ class Merging(Threads):
         parse=size,
         metavar="SIZE",
         default_text="2GiB",
+        group="Computing",
     )
-    device: str = option("cpu", help="What computes the elements: cpu, cuda or cuda:N; the bits are the same.")
+    device: str = option(
+        "cpu", help="What computes the elements: cpu, cuda or cuda:N; the bits are the same.", group="Computing"
+    )
 
 
 # What `steer bake` still takes as single options.

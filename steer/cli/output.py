@@ -13,13 +13,15 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from steer.cli.progress import Progress
 from steer.cli.terminal import bounded, clean, clean_json
-from vectors.events import Event, OnEvent
+
+if TYPE_CHECKING:
+    from steer.cli.progress import Progress
+    from vectors.events import OnEvent
 
 
 class Output:
@@ -82,6 +84,8 @@ class Output:
     @contextlib.contextmanager
     def progress(self) -> Iterator[OnEvent]:
         """Yield what is to be called with the events of a long function."""
+        from steer.cli.progress import Progress
+
         with Progress(quiet=self.quiet) as shown:
             self.shown = shown
             try:
@@ -99,10 +103,12 @@ say, warn, fail = out.say, out.warn, out.fail
 
 
 @contextlib.contextmanager
-def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+def progress(stage: str, unit: str = "") -> Iterator[Callable[[int, int], None]]:
     """Yield `show(done, total)`, for functions that count without events."""
+    from vectors.events import counter
+
     with out.progress() as on_event:
-        yield lambda done, total: on_event(Event(label, done, total))
+        yield counter(on_event, stage, unit)
 
 
 def replacing(path: Path) -> str:
@@ -156,7 +162,7 @@ def _draw_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int)
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column, title in enumerate(header):
         drawn.add_column(Text(clean(title)), justify="left" if column < left else "right", overflow="fold")
     for row in rows:
@@ -170,7 +176,7 @@ def _draw_texts(titles: Sequence[str], texts: Sequence[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=True)
     for title in titles:
         drawn.add_column(Text(clean(title)), ratio=1, overflow="fold")
     drawn.add_row(*(Text(clean(text.strip())) for text in texts))

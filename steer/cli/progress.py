@@ -59,7 +59,7 @@ class Progress:
             if self.task is not None:
                 self.bars.remove_task(self.task)
             self.task = self.bars.add_task(clean(event.stage), total=event.total, count="", metrics="")
-        count = "" if event.total is None else f"{event.done or 0}/{event.total} {event.unit}".rstrip()
+        count = _count(event)
         metrics = "  ".join(f"{name} {value:.4g}" for name, value in event.metrics.items())
         self.bars.update(
             self.task, completed=event.done or 0, total=event.total, count=clean(count), metrics=clean(metrics)
@@ -75,11 +75,20 @@ class Progress:
             line = f"{event.stage} …"
         elif event.total and event.done and now - self.shown >= EVERY:
             left = (now - self.began) / event.done * (event.total - event.done)
-            line = f"{event.stage} {event.done}/{event.total} {event.unit}".rstrip() + f", {left:.0f} s left"
+            line = f"{event.stage} {_count(event)}, {left:.0f} s left"
         else:
             return
         self.shown = now
         print(clean(line), file=sys.stderr, flush=True)
+
+
+def _count(event: Event) -> str:
+    if event.total is None:
+        return ""
+    done = min(event.done or 0, event.total)
+    if event.unit == "bytes":
+        return f"{done / 1e9:.2f}/{event.total / 1e9:.2f} GB"
+    return f"{done}/{event.total} {event.unit}".rstrip()
 
 
 def _bars() -> Any:

@@ -59,8 +59,9 @@ class RequestOption(click.Option):
 
 
 def filled(flag: Flag) -> str:
-    """The help text, with `{names}` replaced by what the registry lists."""
-    return flag.help.replace("{names}", ", ".join(flag.names())) if flag.names else flag.help
+    """The help text, with `{names}` replaced by what the registry lists, and the default where it has words."""
+    text = flag.help.replace("{names}", ", ".join(flag.names())) if flag.names else flag.help
+    return f"{text}  [default: {flag.default_text}]" if flag.default_text else text
 
 
 def fields_of(request: type) -> Iterator[Field]:
@@ -105,15 +106,18 @@ class Command(click.Command):
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The options, those with a group under its heading."""
-        grouped: dict[str, list[tuple[str, str]]] = {}
+        """The options: those of the request, the common ones, and those with a group under its heading."""
+        grouped: dict[str, list[tuple[str, str]]] = {"": []}
+        common: list[tuple[str, str]] = []
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None and not isinstance(parameter, click.Argument):
-                grouped.setdefault(parameter.flag.group if isinstance(parameter, RequestOption) else "", []).append(
-                    record
-                )
-        grouped[""] = grouped.pop("", [])  # what belongs to no group comes last
+            if record is None or isinstance(parameter, click.Argument):
+                continue
+            if isinstance(parameter, RequestOption):
+                grouped.setdefault(parameter.flag.group, []).append(record)
+            else:
+                common.append(record)
+        grouped[""] += common
         for heading, records in grouped.items():
             with formatter.section(heading or "Options"):
                 formatter.write_dl(records)
@@ -135,9 +139,9 @@ def _parameter(field: Field) -> click.Parameter:
     plain = not several and flag.parse is None and field.default is not dataclasses.MISSING
     if plain or several:
         attributes["default"] = field.default if plain else ()
-    attributes["show_default"] = flag.default_text or (plain and field.default not in (None, "", False))
+    attributes["show_default"] = plain and not flag.default_text and field.default not in (None, "", False)
     if flag.parse is not None and not flag.default_text and isinstance(field.default, str | int | float):
-        attributes["show_default"] = str(field.default)
+        flag = flag._replace(default_text=str(field.default))
     words = [*(flag.words or (flag.word(field.name),))]
     if kind is bool:
         if field.default is False:

@@ -60,7 +60,7 @@ def effects_of(composition: Composition, vectors: Mapping[str, SteeringVector]) 
     added: dict[int, Tensor] = {}
     ablations: dict[str, tuple[float, tuple[int, ...]]] = {}
     for term in composition.terms:
-        layers = term.layers if term.layers is not None else vectors[term.name].apply
+        layers = vectors[term.name].acting(term.layers)
         if term.operation == "add" and term.value != 0:
             for layer in layers:
                 move = term.value * vectors[term.name].layers[layer].double()

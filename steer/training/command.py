@@ -68,6 +68,6 @@ def _lora(composition: str | None, given: Mapping[str, Any]) -> Lora | None:
     if composition is not None:
         parsed, vectors = compose(composition, given["vectors"])
         # What is added at a layer can't be made by the layers above it; those below would have to guess it.
-        layers = [i for t in parsed.terms for i in (t.layers if t.layers is not None else vectors[t.name].apply)]
+        layers = [i for t in parsed.terms for i in vectors[t.name].acting(t.layers)]
         lora = lora._replace(first=min(layers))
     return lora

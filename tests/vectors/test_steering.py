@@ -402,3 +402,10 @@ def test_every_part_that_names_no_layers_is_reported() -> None:
         "no model has a layer 99999999999999",
     )
     assert caught.value.hint.startswith("write 1-3; write all, or such as")
+
+
+def test_a_term_acts_at_the_layers_it_names_or_where_the_vector_does_by_default() -> None:
+    vector = SteeringVector({1: torch.ones(2), 2: torch.ones(2)}, {"apply": [2]})
+    assert vector.acting(None) == (2,)
+    assert vector.acting([1, 2]) == (1, 2)
+    assert vector.acting(()) == ()

@@ -14,7 +14,7 @@ from vectors.options import option
 class Request(options.Bindings, options.Merging):
     """What `steer apply` is asked for."""
 
-    base: str = option(help="The model that is added to: " + options.MODEL, argument=True, complete="models")
+    base: str = option(help="The model that is added to: " + options.A_MODEL, argument=True, complete="models")
     what: str = option(
         help="A task vector, a LoRA adapter, or an expression over them.", argument=True, metavar="VECTOR_OR_EXPR",
         complete="vectors",
@@ -42,7 +42,7 @@ def command(**values: Any) -> None:
 
     output.say_preparing(request.base)
     recipe = replace(expression(request.what, request.vectors, request.base), dtype=request.dtype)
-    with output.progress("merging") as progress:
+    with output.progress("merging", "bytes") as progress:
         record = api.merge(
             recipe, request.out, memory=request.memory, threads=request.threads, device=request.device,
             progress=progress, planned=say_notes,

@@ -15,7 +15,7 @@ from vectors.options import option
 class Request(options.Threads):
     """What `steer diff` is asked for."""
 
-    base: str = option(help="The model before fine-tuning: " + options.MODEL, argument=True, complete="models")
+    base: str = option(help="The model before fine-tuning: " + options.A_MODEL, argument=True, complete="models")
     finetuned: str = option(help="The model after it.", argument=True, complete="models")
     out: Path = option(
         help="The artifact to write, a .safetensors file; a folder with --to-lora.", flag=("-o", "--out")
@@ -48,12 +48,12 @@ def command(**values: Any) -> None:
     base, finetuned, file, threads = request.base, request.finetuned, request.out, request.threads
     output.say_preparing(base)
     if request.to_lora is not None:
-        with output.progress("taking the difference") as progress:
+        with output.progress("taking the difference", "bytes") as progress:
             report = adapter.from_models(base, finetuned, file, request.to_lora, threads=threads, progress=progress)
         print_adapter(file, report)
         return
     replaced = output.replacing(file)
-    with output.progress("taking the difference") as progress:
+    with output.progress("taking the difference", "bytes") as progress:
         vector = diff.diff(base, finetuned, file, storage_=request.storage, threads=threads, progress=progress)
     out.say(replaced)
     if not vector.parameters:

@@ -76,8 +76,8 @@ def command(**values: Any) -> None:
             out.say(output.replacing(request.out))
 
     output.say_preparing(request.model)
-    with output.progress("measuring activations") as progress:
-        extraction = extract(**vars(request), progress=progress, loaded=loaded)
+    with out.progress() as on_event:
+        extraction = extract(**vars(request), on_event=on_event, loaded=loaded)
     for note in extraction.notes:
         out.say(note)
     for warning in extraction.warnings:

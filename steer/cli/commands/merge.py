@@ -111,7 +111,7 @@ def _verify(request: Request, folder: Path) -> None:
     if request.inputs or request.expr is not None or request.recipe is not None or request.out is not None:
         raise UsageError("--verify takes nothing but a finished merge", "steer merge --verify OUT")
     places = dict(request.vectors) | ({"base": Path(request.base)} if request.base else {})
-    with output.progress("verifying") as progress:
+    with output.progress("verifying", "bytes") as progress:
         record = api.verify(folder, places=places, **_means(request), progress=progress)
     sentence = f"{folder} is what its recipe says: {len(record['outputs'])} files, plan {record['plan']}"
     out.result({"verified": True, "output": str(folder), **record}, lambda: out.line(sentence))
@@ -144,7 +144,7 @@ def _merge(request: Request) -> None:
         print_plan(planned)
         return
     assert request.out is not None
-    with output.progress("merging") as progress:
+    with output.progress("merging", "bytes") as progress:
         if request.to_lora is not None:
             report = adapter.from_recipe(recipe, request.out, request.to_lora, **_means(request), progress=progress)
         else:

@@ -20,7 +20,7 @@ from vectors.options import option
 class Request(options.Bindings, options.AnyBase):
     """What `steer serve` is asked for."""
 
-    model: str = option(help="The model to serve: " + options.MODEL, argument=True, complete="models")
+    model: str = option(help="The model to serve: " + options.A_MODEL, argument=True, complete="models")
     arms: Mapping[str, str] = option(
         {}, help="An arm: requests for the model MODEL:NAME are steered by it.", flag="--arm", metavar="NAME=EXPRESSION"
     )

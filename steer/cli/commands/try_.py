@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from steer.cli import options, output, requests
 from steer.cli.output import out
 from vectors.errors import SteerError, UsageError, kept, raise_together
+from vectors.events import Event
 from vectors.options import option
 
 if TYPE_CHECKING:
@@ -71,12 +72,15 @@ def command(**values: Any) -> None:
     output.say_preparing(reference)
     ready = find(reference)
     require_fitting(ready, vectors, request.prompts, max_tokens=request.max_tokens, any_base=request.any_base)
-    loaded = load(ready, request.device, request.dtype)
-    out.say(f"model {loaded.source}, on {loaded.choice}")
-    completions = try_strengths(
-        loaded, composition, vectors, request.prompts, strengths, temperature=request.temperature, seed=request.seed,
-        max_tokens=request.max_tokens, any_base=request.any_base,
-    )  # fmt: skip
+    with out.progress() as on_event:
+        on_event(Event("loading the model"))
+        loaded = load(ready, request.device, request.dtype)
+        out.say(f"model {loaded.source}, on {loaded.choice}")
+        on_event(Event("generating"))
+        completions = try_strengths(
+            loaded, composition, vectors, request.prompts, strengths, temperature=request.temperature,
+            seed=request.seed, max_tokens=request.max_tokens, any_base=request.any_base,
+        )  # fmt: skip
     results = [
         {"prompt": prompt, "completions": [{"strength": s, "text": t} for s, t in zip(strengths, row, strict=True)]}
         for prompt, row in zip(request.prompts, completions, strict=True)

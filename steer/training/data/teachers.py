@@ -32,7 +32,7 @@ def by_composition(
     model: Any, composition: Composition, vectors: Mapping[str, SteeringVector], any_base: bool
 ) -> Teacher:
     """The model under a composition."""
-    layers = [i for t in composition.terms for i in (t.layers if t.layers is not None else vectors[t.name].apply)]
+    layers = [i for t in composition.terms for i in vectors[t.name].acting(t.layers)]
     intervention = steering(model, composition, vectors, any_base=any_base)
     return Teacher(intervention, rendered, lambda examples, _: list(examples), min(layers))
 

@@ -28,6 +28,7 @@ def test_an_interrupt_ends_in_one_line_and_writes_nothing(data: Path, model_fold
     code = f"{listen}; from steer.cli import main; main({command!r})"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stderr is not None
+    assert process.stderr.readline() == "loading the model …\n"
     first = process.stderr.readline()  # the model is loaded, the measuring begins
     assert first.startswith("model "), first
     time.sleep(0.3)
@@ -153,6 +154,7 @@ def test_sigterm_ends_like_an_interrupt_with_its_own_code(data: Path, model_fold
     code = f"from steer.cli import main; main({command!r})"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stderr is not None
+    assert process.stderr.readline() == "loading the model …\n"
     assert process.stderr.readline().startswith("model ")
     time.sleep(0.3)
     process.terminate()

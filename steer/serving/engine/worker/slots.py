@@ -52,7 +52,7 @@ def _projected(terms: Iterable[Term], vectors: Mapping[str, SteeringVector]) -> 
 
 def layers_of(term: Term, vector: SteeringVector) -> tuple[int, ...]:
     """The layers at which a term acts."""
-    return term.layers if term.layers is not None else vector.apply
+    return vector.acting(term.layers)
 
 
 def content_of(
