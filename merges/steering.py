@@ -13,10 +13,10 @@ from merges.engine.jobs import run
 from merges.engine.pool import Pool
 from merges.engine.readers import Array
 from merges.engine.tensor_task import Input, TensorTask
+from merges.recipes.parameters import value_at
 from merges.recipes.recipe import Recipe, refuse
 from vectors.errors import ArtifactError, UsageError
 from vectors.files import digest_bytes
-from vectors.options import resolve
 from vectors.steering import SteeringVector, spans
 
 
@@ -60,9 +60,9 @@ def merge(recipe: Recipe, vectors: Sequence[SteeringVector]) -> SteeringVector:
                 common = recipe.options.get(option.name, option.default)
                 if option.each:
                     given = [recipe.parts[m].options.get(option.name, common) for m in order]
-                    each[option.name] = np.array([resolve(v, name, position, option.default) for v in given], float)
+                    each[option.name] = np.array([value_at(v, name, position, option.default) for v in given], float)
                 else:
-                    plain[option.name] = resolve(common, name, position, option.default)
+                    plain[option.name] = value_at(common, name, position, option.default)
             inputs = tuple(
                 Input(
                     recipe.parts[m].model, Array(vectors[m].layers[i].numpy()), True,

@@ -1,22 +1,19 @@
-"""What a method, and what a request can be told: each option's name, default, range and meaning.
+"""The options of a method, an optimiser or a request: each one's name, default, range and meaning.
 
-`Option` is one of a method, with its value at each tensor; `option` makes a field of a typed request, from which the
-command line derives its options and their help.
-
-A value is a number, a list of numbers (a gradient, interpolated over the layers), or a list of {filter, value} whose
-first matching entry counts. A filter is a glob over the tensor's name; one without wildcards matches anywhere in it.
+`Option` is one of a merge method or an optimiser; `option` makes a field of a typed request, from which the command
+line derives its options and their help.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from typing import Any, NamedTuple
 
 from vectors.errors import guess
+from vectors.values import number
 
 
 class Option(NamedTuple):
@@ -31,6 +28,10 @@ class Option(NamedTuple):
     open_low: bool = False
     choices: tuple[str, ...] = ()
 
+    def read(self, value: Any) -> Any:
+        """The value, as a number if it is the text of one ("0.9" in quotes) and the option takes numbers."""
+        return value if self.choices or isinstance(self.default, bool) else number(value)
+
     def check(self, value: Any) -> str | None:
         """What is wrong with one plain value, or None."""
         if self.choices:
@@ -39,7 +40,7 @@ class Option(NamedTuple):
             return f"{self.name} is {value!r}, not {' or '.join(self.choices)}{guess(str(value), self.choices)}"
         if isinstance(self.default, bool):
             return None if isinstance(value, bool) else f"{self.name} is {value!r}, not true or false"
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
             return f"{self.name} is {value!r}, not a number"
         if isinstance(self.default, int) and self.default is not None and value != int(value):
             return f"{self.name} is {value!r}, not a whole number"
@@ -52,6 +53,13 @@ class Option(NamedTuple):
         left = "(" if self.open_low or self.low == -math.inf else "["
         right = ")" if self.high == math.inf else "]"
         return f"{left}{self.low:g}, {self.high:g}{right}"
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond the range of a float
+        return False
 
 
 def weight(default: float = 1.0) -> Option:
@@ -76,48 +84,6 @@ ZERO = Option(
     "the sign elected where the votes cancel: none (the result is 0) or positive",
     choices=("none", "positive"),
 )
-
-
-def check_value(option: Option, value: Any, where: str) -> list[str]:
-    """What is wrong with a value as it stands in a recipe: a number, a gradient, or filters."""
-    if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
-        problems = []
-        for item in value:
-            unknown = sorted(set(item) - {"filter", "value"})
-            problems += [f"{where}: unknown key {key!r} beside filter and value" for key in unknown]
-            if "value" not in item:
-                problems.append(f"{where}: an entry without value")
-            else:
-                problems += check_value(option, item["value"], where)
-        return problems
-    if isinstance(value, list):
-        if not value or option.choices or isinstance(option.default, bool):
-            return [f"{where}: {option.name} can't be the list {value!r}"]
-        found = [option.check(item) for item in value]
-    else:
-        found = [option.check(value)]
-    return [f"{where}: {problem}" for problem in found if problem]
-
-
-def resolve(value: Any, name: str, position: float, default: Any) -> Any:
-    """The value at one tensor. `position` is where its layer stands, from 0 (the first) to 1 (the last)."""
-    if isinstance(value, list) and value and isinstance(value[0], Mapping):
-        for item in value:
-            pattern = item.get("filter")
-            if pattern is None or pattern == "*" or matches(str(pattern), name):
-                return resolve(item["value"], name, position, default)
-        return default
-    if isinstance(value, list):
-        at = position * (len(value) - 1)
-        low = min(math.floor(at), len(value) - 1)
-        high = min(low + 1, len(value) - 1)
-        return float(value[low]) + (at - low) * (float(value[high]) - float(value[low]))
-    return value
-
-
-def matches(pattern: str, name: str) -> bool:
-    """Whether a filter takes a tensor's name: a glob, or a part of the name."""
-    return fnmatch.fnmatchcase(name, pattern) if any(c in pattern for c in "*?[") else pattern in name
 
 
 def kept(density: float, count: int) -> int:

@@ -16,10 +16,10 @@ from merges.engine.readers import Dense, Reader, Zero
 from merges.engine.tensor_task import Input, TensorTask
 from merges.inputs.sources import Source
 from merges.recipes import slices, vocabulary
+from merges.recipes.parameters import value_at
 from merges.recipes.recipe import Part, Recipe
 from vectors.errors import SteerError, guess, shortened
 from vectors.files import digest_bytes
-from vectors.options import resolve
 from vectors.weights import FLOATS, Entry, mapped, read_header
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -133,9 +133,11 @@ class Builder:
         for option in self.method.options:
             if option.each:
                 given = [own.get(option.name, common.get(option.name, option.default)) for own, common in options]
-                each[option.name] = np.array([resolve(value, name, position, option.default) for value in given], float)
+                each[option.name] = np.array(
+                    [value_at(value, name, position, option.default) for value in given], float
+                )
             else:
-                plain[option.name] = resolve(shared.get(option.name, option.default), name, position, option.default)
+                plain[option.name] = value_at(shared.get(option.name, option.default), name, position, option.default)
         if "weight" in each and not each["weight"].any() and base is None:
             self.problems.append(f"all weights are zero at {name}")
         as_delta = self.recipe.as_ == "vector"

@@ -26,16 +26,18 @@ Unknown keys are errors. mergekit's files, known by their `merge_method`, are re
 from __future__ import annotations
 
 import os.path
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from merges import methods
 from merges.recipes.chat_templates import NAMED
+from merges.recipes.parameters import problems_of_value, with_numbers
+from vectors import values
 from vectors.errors import UsageError, guess
 from vectors.files import digest_json
-from vectors.options import Option, check_value
+from vectors.options import Option
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SCOPES = ("tensor", "global")
@@ -177,14 +179,14 @@ def check(recipe: Recipe) -> list[str]:
             elif own and not options[key].each:
                 problems.append(f"{where}: {key} is one for all inputs; write it under parameters")
             else:
-                problems += check_value(options[key], value, where)
+                problems += problems_of_value(options[key], value, where)
     for number, entry in enumerate(recipe.slices, 1):
         for given in [entry.get("parameters") or {}, *(source.get("parameters") or {} for source in entry["sources"])]:
             for key, value in given.items():
                 if key not in options:
                     problems.append(f"slice {number}: {recipe.method} has no option {key!r}{guess(key, options)}")
                 else:
-                    problems += check_value(options[key], value, f"slice {number}")
+                    problems += problems_of_value(options[key], value, f"slice {number}")
     for part in recipe.parts:
         problems += [
             f"the input {part.name} needs {name}, a file of statistics" for name in extras if name not in part.options
@@ -269,14 +271,18 @@ def parse(value: Any, where: str = "the recipe") -> Recipe:
     for key in ("method", "base", "scope", "dtype", "as", "chat_template"):
         if value.get(key) is not None and not isinstance(value[key], str):
             problems.append(f"{where}: {key} is {value[key]!r}, not a word")
-    if not isinstance(value.get("seed", 0), int):
+    seed = values.number(value.get("seed", 0))
+    if isinstance(seed, bool) or not isinstance(seed, int):
         problems.append(f"{where}: seed is {value['seed']!r}, not a whole number")
     if problems:
         raise UsageError(problems, "see docs/merge.md for what a recipe holds")
+    read = _reader(value["method"])
     short = names_for([entry["model"] for entry in models])
     parts = tuple(
         Part(
-            entry["model"], str(entry.get("name", name)), {k: v for k, v in entry.items() if k not in ("model", "name")}
+            entry["model"],
+            str(entry.get("name", name)),
+            read({k: v for k, v in entry.items() if k not in ("model", "name")}),
         )
         for entry, name in zip(models, short, strict=True)
     )
@@ -284,15 +290,29 @@ def parse(value: Any, where: str = "the recipe") -> Recipe:
         value["method"],
         parts,
         value.get("base"),
-        parameters,
+        read(parameters),
         value.get("scope") or "tensor",
-        value.get("seed", 0),
+        seed,
         value.get("dtype") or "auto",
         value.get("as") or "model",
-        tuple(slices),
+        tuple(_slice(entry, read) for entry in slices),
         value.get("tokenizer"),
         value.get("chat_template"),
     )
+
+
+def _reader(method: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """What reads the options of a method: a number for each text that is one, where the option takes numbers."""
+    module = methods.available().get(method)
+    options = {option.name: option for option in module.OPTIONS} if module is not None else {}
+    return lambda given: {k: with_numbers(options[k], v) if k in options else v for k, v in given.items()}
+
+
+def _slice(entry: Mapping[str, Any], read: Callable[[Mapping[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    def with_read(part: Mapping[str, Any]) -> dict[str, Any]:
+        return {**part, "parameters": read(part["parameters"])} if part.get("parameters") else dict(part)
+
+    return {**with_read(entry), "sources": [with_read(source) for source in entry["sources"]]}
 
 
 def _words(value: Any) -> bool:
@@ -368,7 +388,7 @@ def read(path: Path) -> Recipe:
     import yaml
 
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = values.load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UsageError(f"{path} can't be read as YAML: {' '.join(str(error).split())}", "check the file") from error
     if isinstance(value, dict) and "recipe" in value and "outputs" in value:

@@ -41,39 +41,22 @@ def expression(text: str, bindings: Mapping[str, Path], base: str | None) -> Rec
     return from_expression(composition, files, base)
 
 
-def numbers(text: str | None, what: str, count: int) -> list[float] | None:
-    """`1,0.5` as one number for each input. Raises UsageError."""
+def numbers(text: str | None, flag: str, count: int) -> list[float] | None:
+    """`1,0.5` as one number for each of `count` inputs; one number alone is for all. Raises UsageError."""
+    from vectors.values import number
+
     if text is None:
         return None
-    try:
-        found = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"{what} is {text!r}, not numbers with commas between", f"write {what} 1,0.5") from None
+    values = [number(part) for part in text.split(",")]
+    if not all(isinstance(value, int | float) for value in values):
+        raise UsageError(f"{flag} is {text!r}, not numbers separated by commas", f"write {flag} 1,0.5")
+    found = [float(value) for value in values]
     if len(found) == 1:
         found *= count
     if len(found) != count:
         raise UsageError(
-            f"{what} has {len(found)} numbers; there are {count} inputs", "give one for each input, or one for all"
+            f"{flag} has {len(found)} numbers; there are {count} inputs", "give one for each input, or one for all"
         )
-    return found
-
-
-def settings(texts: tuple[str, ...]) -> dict[str, Any]:
-    """`--set NAME=VALUE` options; a value is a number, true, false, a word, or a YAML list. Raises UsageError."""
-    import yaml
-
-    found: dict[str, Any] = {}
-    problems = []
-    for text in texts:
-        name, equals, value = text.partition("=")
-        try:
-            found[name] = yaml.safe_load(value) if not value.startswith("1e") else float(value)
-        except (yaml.YAMLError, ValueError):
-            problems.append(f"--set {text!r} has no value that can be read")
-        if not (name and equals and value):
-            problems.append(f"--set {text!r} is not NAME=VALUE")
-    if problems:
-        raise UsageError(problems, "write --set epsilon=0.1")
     return found
 
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from steer.cli.merging import settings as parsed_settings
 from steer.training.bake import Request, Tell, bake
 from steer.training.data import files
 from steer.training.loop import Settings
 from steer.training.student import PRESETS, Lora
 from vectors.errors import UsageError
 from vectors.resolve import compose
+from vectors.values import read_assignments
 
 
 def run(
@@ -45,7 +45,7 @@ def request_of(composition: str | None, model: str, out: Path, given: Mapping[st
         raise UsageError(f"--lr is {given['lr']!r}, no number and not auto", "write --lr 3e-4") from None
     settings = Settings(
         steps=given["steps"], batch=given["batch"], accumulate=given["accumulate"], optimiser=given["optimiser"],
-        options=parsed_settings(given["given_options"]), lr=lr, weight_decay=given["weight_decay"],
+        options=read_assignments(given["given_options"]), lr=lr, weight_decay=given["weight_decay"],
         warmup=given["warmup"], schedule=given["schedule"], evaluate=given["evaluate_every"],
         patience=given["patience"], checkpointing=given["checkpointing"], seed=given["seed"],
         report_to=given["report_to"], sharded=given["fsdp"],

@@ -172,7 +172,8 @@ def _method(request: Request) -> str:
 def _recipe(request: Request) -> Recipe:
     """The recipe that the arguments describe. Raises UsageError."""
     from merges.recipes.recipe import Part, Recipe, names_for, read
-    from steer.cli.merging import expression, numbers, settings
+    from steer.cli.merging import expression, numbers
+    from vectors.values import read_assignments
 
     if request.recipe is not None or request.expr is not None:
         words = {"ties": request.ties, "method": request.method, "weights": request.weights, "density": request.density}
@@ -198,7 +199,7 @@ def _recipe(request: Request) -> Recipe:
             for text, name, weight, density in zip(inputs, names_for(list(inputs)), weights, densities, strict=True)
         )
         recipe = Recipe(_method(request), parts)
-    more = settings(request.settings) | ({"lambda": request.scale} if request.scale is not None else {})
+    more = read_assignments(request.settings) | ({"lambda": request.scale} if request.scale is not None else {})
     asked = {name: getattr(request, name) for name in ("base", "scope", "seed", "dtype", "as_")}
     changes = {name: value for name, value in asked.items() if value is not None}
     return replace(recipe, options=dict(recipe.options) | more, **changes)

@@ -1,0 +1,93 @@
+"""Numbers, switches, words and lists as people write them: one reader for YAML files and for `--set NAME=VALUE`.
+
+YAML 1.1, which PyYAML reads, takes `5e-4` for text, `010` for 8 and `1:30` for 90. Here a number is what Python's
+`float()` reads without its words (`5e-4`, `1e-3`, `.5`, `1_000`), as in YAML 1.2, which also has `0x1f` and `.inf`.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from vectors.errors import UsageError
+
+_DIGITS = r"[0-9]+(?:_[0-9]+)*"
+_WHOLE = re.compile(rf"[-+]?{_DIGITS}|0x[0-9a-fA-F]+|0o[0-7]+")
+_DECIMAL = re.compile(rf"[-+]?(?:{_DIGITS}(?:\.(?:{_DIGITS})?)?|\.{_DIGITS})(?:[eE][-+]?[0-9]+)?")
+_SPECIAL = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
+
+
+def number(value: Any) -> Any:
+    """A number for text that is one, an int where it is whole; anything else as it is, for a check to refuse.
+
+    `inf` and `nan` as words are text; a number that is too large is `inf`, which no option takes.
+    """
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if _WHOLE.fullmatch(text):
+        digits = text.replace("_", "")
+        if digits.startswith(("0x", "0o")):
+            return int(digits, 0)
+        return int(digits) if len(digits) < 400 else float(digits)
+    if _DECIMAL.fullmatch(text):
+        return float(text.replace("_", ""))
+    if _SPECIAL.fullmatch(text):
+        return float(text.replace(".", ""))
+    return value
+
+
+def load_yaml(text: str) -> Any:
+    """The value of a YAML or JSON document, numbers as above. Raises yaml.YAMLError or ValueError; see `read_value`."""
+    import yaml
+
+    return yaml.load(text, _loader())
+
+
+def read_value(text: str) -> Any:
+    """One value typed on the command line: a number, true, false, a word, or a YAML list. Raises ValueError."""
+    import yaml
+
+    try:
+        return number(load_yaml(text))
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def read_assignments(texts: Iterable[str], flag: str = "--set") -> dict[str, Any]:
+    """NAME=VALUE texts as a mapping; the last of a name counts. Raises UsageError with all problems."""
+    values: dict[str, Any] = {}
+    problems = []
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not (name and value):
+            problems.append(f"{flag} {text!r} is not NAME=VALUE")
+            continue
+        try:
+            values[name] = read_value(value)
+        except ValueError as error:
+            problems.append(f"{flag} {text!r} has a value that can't be read: {error}")
+    if problems:
+        raise UsageError(problems, f"write {flag} epsilon=0.1")
+    return values
+
+
+@functools.cache
+def _loader() -> Any:
+    """PyYAML's safe loader with the numbers of this module in the place of its own."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    own = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in own]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    for tag, pattern in zip(own, (_WHOLE, re.compile(f"(?:{_DECIMAL.pattern}|{_SPECIAL.pattern})")), strict=True):
+        Loader.add_implicit_resolver(tag, re.compile(rf"(?:{pattern.pattern})\Z"), list("-+.0123456789"))
+        Loader.add_constructor(tag, lambda loader, node: number(loader.construct_scalar(node)))
+    return Loader
