@@ -14,8 +14,9 @@ from merges.engine.jobs import run
 from merges.engine.tensor_task import TensorTask
 from merges.inputs import bases
 from merges.outputs import card, model_folder
+from merges.recipes.document import parse
 from merges.recipes.plan import MEMORY, SHARD, Plan, plan
-from merges.recipes.recipe import Part, Recipe, parse
+from merges.recipes.recipe import Part, Recipe
 from vectors import references
 from vectors.errors import ArtifactError, ExpressionError, SteerError, UsageError, guess
 from vectors.task import TaskVector
@@ -201,10 +202,3 @@ def _same_shards(made: Plan, shards_: list[list[str]]) -> None:
     by_name = {job.name: job for job in made.jobs}
     if sorted(by_name) == sorted(name for shard in shards_ for name in shard):
         made.shards = [[by_name[name] for name in shard] for shard in shards_]
-
-
-def without(recipe: Recipe, names: tuple[str, ...]) -> Recipe:
-    """The recipe that never had these inputs. Raises UsageError."""
-    for name in names:
-        recipe = recipe.without(name)
-    return replace(recipe)

@@ -14,7 +14,8 @@ from merges.engine.pool import Pool
 from merges.engine.readers import Array
 from merges.engine.tensor_task import Input, TensorTask
 from merges.recipes.parameters import value_at
-from merges.recipes.recipe import Recipe, refuse
+from merges.recipes.recipe import Recipe
+from merges.recipes.validation import require_valid
 from vectors.errors import ArtifactError, UsageError
 from vectors.files import digest_bytes
 from vectors.steering import SteeringVector, spans
@@ -22,7 +23,7 @@ from vectors.steering import SteeringVector, spans
 
 def merge(recipe: Recipe, vectors: Sequence[SteeringVector]) -> SteeringVector:
     """Merge steering vectors of one model, layer by layer. Raises UsageError, ArtifactError with all problems."""
-    refuse(recipe)
+    require_valid(recipe)
     method = methods.find(recipe.method)
     problems = []
     if method.statistics or recipe.slices or recipe.tokenizer:

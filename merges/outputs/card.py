@@ -6,7 +6,7 @@ from typing import Any
 
 from merges.inputs.sources import Source
 from merges.recipes.plan import VERSION, Plan
-from merges.recipes.recipe import extras
+from merges.recipes.recipe import statistics_files
 from vectors import references
 from vectors.weights import file_digest
 
@@ -17,14 +17,14 @@ def inputs(plan: Plan) -> list[dict[str, Any]]:
     """Every input, the base last, with the SHA-256 of each of its files."""
     found = [_input(part.name, source) for part, source in zip(plan.recipe.parts, plan.sources, strict=True)]
     for part, entry in zip(plan.recipe.parts, found, strict=True):
-        entry["files"] |= {name: file_digest(path) for name, path in extras(plan.recipe, part).items()}
+        entry["files"] |= {name: file_digest(path) for name, path in statistics_files(plan.recipe, part).items()}
     return [*found, *([_input("base", plan.base)] if plan.base is not None else [])]
 
 
 def states(plan: Plan) -> dict[str, list[int]]:
     """Of every file that is read: its size, inode and time of change, which tell whether it was written to."""
     files = [path for source in [*plan.sources, *([plan.base] if plan.base else [])] for path in source.files]
-    files += [path for part in plan.recipe.parts for path in extras(plan.recipe, part).values()]
+    files += [path for part in plan.recipe.parts for path in statistics_files(plan.recipe, part).values()]
     found = {}
     for path in files:
         status = path.stat()

@@ -235,8 +235,8 @@ class Builder:
         """Of slices. Where a method works on deltas, the base as a source only says which of its layers is meant."""
         entries = self.recipe.slices
         models = {source.reference: source for source in [*self.sources, *([self.base] if self.base else [])]}
-        named = {source["model"] for entry in entries for source in entry["sources"]}
-        for reference in sorted((named | {entry["base"] for entry in entries if entry.get("base")}) - set(models)):
+        named = {source.model for entry in entries for source in entry.sources}
+        for reference in sorted((named | {entry.base for entry in entries if entry.base}) - set(models)):
             self.problems.append(f"a slice names {reference}, which is not among the models{guess(reference, models)}")
         if any(source.kind != "model" for source in self.sources):
             self.problems.append("slices are cut from models, not from vectors or adapters")
@@ -245,7 +245,7 @@ class Builder:
         if self.problems:
             return []
         names = {reference: list(source.entries) for reference, source in models.items()}
-        self.problems += slices.check(entries, {ref: slices.layers(found) for ref, found in names.items()})
+        self.problems += slices.problems_of_slices(entries, {ref: slices.layers(found) for ref, found in names.items()})
         if self.problems:
             return []
         placed = slices.places(entries, names)

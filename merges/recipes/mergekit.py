@@ -8,12 +8,11 @@ takes a token's chosen row for the models that lack the token, unless it is forc
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from merges import methods
+from merges.recipes.recipe import names_for
 from vectors.errors import UsageError, guess
-
-if TYPE_CHECKING:
-    from merges.recipes.recipe import Recipe
 
 KEYS = (
     "merge_method", "base_model", "models", "slices", "modules", "parameters", "dtype", "out_dtype",
@@ -152,11 +151,8 @@ class _Reading:
         return found
 
 
-def parse(value: dict[str, Any], where: str) -> Recipe:
-    """A recipe from a mergekit configuration. Raises UsageError with every problem."""
-    from merges import methods
-    from merges.recipes import recipe as recipes
-
+def translate(value: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Our own document for a mergekit configuration, which is left as it is. Raises UsageError with every problem."""
     method = value["merge_method"]
     known = methods.available()
     if not isinstance(method, str) or method not in METHODS or method not in known:
@@ -213,7 +209,7 @@ def parse(value: dict[str, Any], where: str) -> Recipe:
         reading.problems.append(f"{where} has no models")
     if reading.problems:
         raise UsageError(reading.problems, "mergekit would ignore unknown keys; correct them or take them out")
-    names = recipes.names_for(list(parts))
+    names = names_for(list(parts))
     recipe = {
         "method": method,
         "models": [
@@ -223,10 +219,10 @@ def parse(value: dict[str, Any], where: str) -> Recipe:
         "dtype": str(value.get("out_dtype") or value.get("dtype") or "auto"),
     }
     optional = {"base": base, "slices": slices, "tokenizer": tokenizer, "chat_template": template}
-    return recipes.parse(recipe | {key: given for key, given in optional.items() if given}, where)
+    return recipe | {key: given for key, given in optional.items() if given}
 
 
-def _alone(value: dict[str, Any], reading: _Reading) -> dict[str, Any]:
+def _alone(value: Mapping[str, Any], reading: _Reading) -> Mapping[str, Any]:
     """The file without `modules`: what its one module says stands at the top, before what stood there."""
     modules = reading.mapping(value.get("modules"), "modules")
     if not modules:
@@ -241,7 +237,7 @@ def _alone(value: dict[str, Any], reading: _Reading) -> dict[str, Any]:
     reading.unknown(module, MODULE_KEYS, f" in the module {next(iter(modules))}")
     above, own = (reading.mapping(entry.get("parameters"), "parameters") for entry in (value, module))
     inside = {key: module[key] for key in ("models", "slices") if key in module and not value.get(key)}
-    return value | inside | {"parameters": above | own}
+    return {**value, **inside, "parameters": above | own}
 
 
 def _tokenizer(value: Mapping[str, Any], reading: _Reading) -> dict[str, Any] | None:

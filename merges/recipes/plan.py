@@ -15,7 +15,8 @@ from merges.outputs import shards
 from merges.outputs.shards import size
 from merges.recipes import vocabulary
 from merges.recipes.assembly import Builder
-from merges.recipes.recipe import Recipe, refuse
+from merges.recipes.recipe import Recipe
+from merges.recipes.validation import require_valid
 from vectors.errors import ModelError, UsageError
 from vectors.files import canonical_json, digest_json
 from vectors.weights import SIZES
@@ -69,7 +70,7 @@ def plan(
 
     `device` is where the elements are computed, which changes no bit: cpu, cuda or cuda:N.
     """
-    refuse(recipe)
+    require_valid(recipe)
     place = _device(device)
     method = methods.find(recipe.method)
     references = [part.model for part in recipe.parts]
@@ -97,7 +98,7 @@ def plan(
         if trained and known and trained != known:
             notes.append(f"{source.reference} says that it was trained on {trained}; here it stands on {known}")
     union = None
-    if recipe.tokenizer:
+    if recipe.tokenizer is not None:
         assert main is not None
         union = vocabulary.union(recipe.tokenizer, main, [main, *models])
     pool = Pool(threads, place)

@@ -17,6 +17,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from merges.recipes.recipe import Slice
+
 LAYER = re.compile(r"(?P<before>(?:^|.*\.)(?:layers|layer|h|blocks|block)\.)(?P<index>\d+)(?P<after>\..+)")
 AFTER = re.compile(r"(^|\.)(norm|final_layernorm|final_layer_norm|ln_f|lm_head|embed_out|output|norm_f)\.")
 
@@ -43,57 +45,56 @@ def layers(names: Iterable[str]) -> int:
     return 1 + max((layer for name in names if (layer := layer_of(name)) is not None), default=-1)
 
 
-def check(slices: Sequence[Mapping[str, Any]], depth: Mapping[str, int]) -> list[str]:
-    """What is wrong with slices of models of these depths."""
+def problems_of_slices(slices: Sequence[Slice], depth: Mapping[str, int]) -> list[str]:
+    """What is wrong with slices of models; `depth` is the number of layers of each, by its reference."""
     problems = []
     for number, entry in enumerate(slices, 1):
-        lengths = {source["layers"][1] - source["layers"][0] for source in entry["sources"]}
+        lengths = {source.layers[1] - source.layers[0] for source in entry.sources}
         if len(lengths) != 1:
             problems.append(f"the sources of slice {number} have different numbers of layers: {sorted(lengths)}")
-        for source in entry["sources"]:
-            have = depth.get(source["model"])
-            if have is not None and source["layers"][1] > have:
+        for source in entry.sources:
+            have = depth.get(source.model)
+            if have is not None and source.layers[1] > have:
                 problems.append(
-                    f"slice {number} wants layers up to {source['layers'][1] - 1} of {source['model']}, "
-                    f"which has {have}"
+                    f"slice {number} wants layers up to {source.layers[1] - 1} of {source.model}, which has {have}"
                 )
     return problems
 
 
-def places(slices: Sequence[Mapping[str, Any]], names: Mapping[str, Sequence[str]]) -> list[Place]:
+def places(slices: Sequence[Slice], names: Mapping[str, Sequence[str]]) -> list[Place]:
     """Every tensor of the stacked model. `names` are the parameters of each model, by its reference."""
     found: list[Place] = []
     done = 0
     for number, entry in enumerate(slices):
-        sources = entry["sources"]
-        options = {source["model"]: dict(source.get("parameters") or {}) for source in sources}
-        shared = dict(entry.get("parameters") or {})
-        first, base = sources[0], entry.get("base")
-        count = first["layers"][1] - first["layers"][0]
+        sources = entry.sources
+        options = {source.model: dict(source.parameters or {}) for source in sources}
+        shared = dict(entry.parameters or {})
+        first, base = sources[0], entry.base
+        count = first.layers[1] - first.layers[0]
         for offset in range(count):
             position = offset / (count - 1) if count > 1 else 1.0
-            for name in names[first["model"]]:
+            for name in names[first.model]:
                 match = LAYER.fullmatch(name)
-                if match is None or int(match["index"]) != first["layers"][0] + offset:
+                if match is None or int(match["index"]) != first.layers[0] + offset:
                     continue
-                own = {s["model"]: f"{match['before']}{s['layers'][0] + offset}{match['after']}" for s in sources}
+                own = {s.model: f"{match['before']}{s.layers[0] + offset}{match['after']}" for s in sources}
                 place = f"{match['before']}{done + offset}{match['after']}"
                 found.append(Place(place, own, options, shared, base, position))
         done += count
         edge = number == 0, number == len(slices) - 1
-        for name in names[first["model"]]:
+        for name in names[first.model]:
             if layer_of(name) is None and edge[1 if AFTER.search(name) else 0]:
-                found.append(Place(name, {s["model"]: name for s in sources}, options, shared, base, 0.0))
+                found.append(Place(name, {s.model: name for s in sources}, options, shared, base, 0.0))
     return found
 
 
-def stacked_config(config: Mapping[str, Any], slices: Sequence[Mapping[str, Any]], main: str) -> dict[str, Any]:
+def stacked_config(config: Mapping[str, Any], slices: Sequence[Slice], main: str) -> dict[str, Any]:
     """The configuration of the stacked model, from that of `main`: the depth, and whatever is listed by layer."""
     chosen = [
         layer
         for entry in slices
-        for source in [next((s for s in entry["sources"] if s["model"] == main), entry["sources"][0])]
-        for layer in range(*source["layers"])
+        for source in [next((s for s in entry.sources if s.model == main), entry.sources[0])]
+        for layer in range(*source.layers)
     ]
     changed = dict(config)
     text = dict(changed["text_config"]) if "text_config" in changed else changed

@@ -24,6 +24,7 @@ import numpy as np
 
 from merges.engine.readers import Array, Mean, Reader, Rows
 from merges.inputs.sources import HEADS, Source
+from merges.recipes.recipe import Tokenizer
 from vectors.errors import ModelError
 
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", *HEADS)
@@ -107,7 +108,7 @@ def _row(reader: Reader, row: int) -> np.ndarray:
     return out.astype(np.float64)
 
 
-def union(request: Mapping[str, Any], main: Source, models: Sequence[Source]) -> Union:
+def union(request: Tokenizer, main: Source, models: Sequence[Source]) -> Union:
     """The common vocabulary that a recipe asks for. Raises ModelError with every problem."""
     problems = []
     distinct = list({model.reference: model for model in models}.values())
@@ -117,13 +118,13 @@ def union(request: Mapping[str, Any], main: Source, models: Sequence[Source]) ->
             tokenizers[model.reference] = _tokenizer(model)
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             problems.append(f"{model.reference} has no tokenizer.json that can be read: {error}")
-    wanted = request.get("source", "union")
+    wanted = request.source
     owner = main if wanted in ("union", "base") else next((m for m in distinct if m.reference == wanted), None)
     if owner is None:
         problems.append(f"tokenizer.source is {wanted!r}, not union, base or one of the models")
     chosen = {}
-    for token, entry in (request.get("tokens") or {}).items():
-        reference, other = str(entry["source"]), entry.get("token", token)
+    for token, entry in request.tokens.items():
+        reference, other = entry.source, token if entry.token is None else entry.token
         known, row = tokenizers.get(reference, ({}, {}))[0], 0
         if not any(token in vocabulary for vocabulary, _ in tokenizers.values()):
             problems.append(f"no model has the token {token!r}")
@@ -133,7 +134,7 @@ def union(request: Mapping[str, Any], main: Source, models: Sequence[Source]) ->
             problems.append(f"the token {token!r} is to come from {other!r} of {reference}, which has no such token")
         elif reference != "zero":
             row = other if isinstance(other, int) else known[other]
-        chosen[token] = Choice(reference, row, entry.get("force", True))
+        chosen[token] = Choice(reference, row, entry.force is not False)
     if problems or owner is None:
         raise ModelError(problems, "see docs/merge.md on tokenizers")
     ids = {reference: vocabulary for reference, (vocabulary, _) in tokenizers.items()}
@@ -157,7 +158,7 @@ def union(request: Mapping[str, Any], main: Source, models: Sequence[Source]) ->
                     added[token] = {**plain, **details.get(token, {}), "id": len(ordered), "content": token}
                     ordered.append(token)
     parameters = frozenset(name for name in main.entries if name.endswith(EMBEDDINGS))
-    multiple = request.get("pad_to_multiple_of") or 1
+    multiple = request.pad_to_multiple_of or 1
     return Union(tuple(ordered), parameters, owner, added, ids, tuple(distinct), chosen, multiple)
 
 

@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 from merges import api
 from merges.diff import diff
 from merges.outputs import shards
+from merges.recipes.document import parse, read
 from merges.recipes.plan import plan
-from merges.recipes.recipe import Part, Recipe, parse, read
+from merges.recipes.recipe import Part, Recipe
 from vectors.errors import ArtifactError, ModelError, OutputError, SteerError, UsageError
 from vectors.expression import parse as expression
 from vectors.task import TaskVector

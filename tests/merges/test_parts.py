@@ -16,7 +16,8 @@ from merges import api, steering
 from merges.diff import diff
 from merges.inputs import adapters
 from merges.outputs import adapter as lora_out
-from merges.recipes.recipe import Part, Recipe, parse
+from merges.recipes.document import parse
+from merges.recipes.recipe import Part, Recipe, Tokenizer, TokenSource
 from vectors.errors import ArtifactError, ModelError
 from vectors.steering import SteeringVector
 
@@ -223,7 +224,7 @@ def test_a_union_of_vocabularies_takes_each_row_from_who_has_it(here: Path) -> N
         "linear",
         (part("vb"), part("v1"), part("v2")),
         "vb",
-        tokenizer={"source": "union", "tokens": {"z": {"source": "v2"}}},
+        tokenizer=Tokenizer(tokens={"z": TokenSource("v2")}),
     )
     api.merge(made, "out")
     found = folders.read(here / "out")["model.embed_tokens.weight"]
@@ -247,12 +248,12 @@ def test_tokens_are_forced_filled_in_and_padded(here: Path) -> None:
     one = vocabulary(here / "v1", ["x", "y"], 1)
     two = vocabulary(here / "v2", ["x", "z", "w"], 2)
     tokens = {
-        "x": {"source": "v2", "token": "w"},  # another token's row, for both
-        "y": {"source": "zero", "force": False},  # for v2 alone, which lacks it
-        "z": {"source": "v1", "token": 1},  # by its id
-        "w": {"source": "v2", "force": False},
+        "x": TokenSource("v2", "w"),  # another token's row, for both
+        "y": TokenSource("zero", force=False),  # for v2 alone, which lacks it
+        "z": TokenSource("v1", 1),  # by its id
+        "w": TokenSource("v2", force=False),
     }
-    request = {"source": "union", "tokens": tokens, "pad_to_multiple_of": 8}
+    request = Tokenizer("union", tokens, pad_to_multiple_of=8)
     parts = (part("v1", weight=0.25), part("v2", weight=0.75))
     api.merge(Recipe("linear", parts, tokenizer=request), "out")
     found = folders.read(here / "out")["model.embed_tokens.weight"].double()
@@ -265,7 +266,7 @@ def test_tokens_are_forced_filled_in_and_padded(here: Path) -> None:
         np.testing.assert_allclose(row, torch.stack(rows).mean(0), rtol=1e-5, atol=1e-6)
     assert json.loads((here / "out" / "config.json").read_text())["vocab_size"] == 8
     with pytest.raises(ModelError, match="'z' is to come from 'q' of v1, which has no such token"):
-        api.merge(Recipe("linear", parts, tokenizer={"tokens": {"z": {"source": "v1", "token": "q"}}}), "no")
+        api.merge(Recipe("linear", parts, tokenizer=Tokenizer(tokens={"z": TokenSource("v1", "q")})), "no")
 
 
 def test_slices_share_one_vocabulary_too(here: Path) -> None:

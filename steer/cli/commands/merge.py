@@ -129,7 +129,7 @@ def _merge(request: Request) -> None:
         raise UsageError("give inputs, --expr or --recipe, one of them", "steer merge A B --base BASE --ties -o OUT")
     if request.out is None and not request.dry_run:
         raise UsageError("there is no output", "name it: -o OUT")
-    recipe = api.without(_recipe(request), request.without)
+    recipe = _recipe(request).without(*request.without)
     if request.out is not None and request.out.suffix == ".safetensors" and request.as_ is None:
         recipe = replace(recipe, as_="vector")
     if _are_steering(recipe):
@@ -171,7 +171,8 @@ def _method(request: Request) -> str:
 
 def _recipe(request: Request) -> Recipe:
     """The recipe that the arguments describe. Raises UsageError."""
-    from merges.recipes.recipe import Part, Recipe, names_for, read
+    from merges.recipes.document import read
+    from merges.recipes.recipe import Part, Recipe, names_for
     from steer.cli.merging import expression, numbers
     from vectors.values import read_assignments
 

@@ -26,7 +26,7 @@ import json, os, resource, signal, sys
 from merges import api
 from merges.diff import diff
 from merges.outputs import shards
-from merges.recipes.recipe import parse
+from merges.recipes.document import parse
 
 original, calls = shards.write, []
 

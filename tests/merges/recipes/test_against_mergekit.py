@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 from merges import api
-from merges.recipes.recipe import read
+from merges.recipes.document import read
 
 PEER = os.environ.get("STEER_MERGEKIT")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(PEER is None, reason="STEER_MERGEKIT names no Python with mergekit")]

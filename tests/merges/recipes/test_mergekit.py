@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from merges import api, methods
 from merges.recipes import chat_templates, mergekit
-from merges.recipes.recipe import parse, read, refuse
+from merges.recipes.document import parse, read
+from merges.recipes.validation import require_valid
 from vectors.errors import SteerError, UsageError
 
 TIES = {"merge_method": "ties", "base_model": "base", "models": [{"model": "a"}, {"model": "b"}]}
@@ -146,7 +147,7 @@ def test_a_slice_may_have_a_base_of_its_own(here: Path) -> None:
     own = [entry | {"base_model": base} for entry, base in zip(slices("a b"), ("base", "a"), strict=True)]
     made = parse(shared | {"base_model": "base", "slices": own})
     assert parse(made.value()).digest == made.digest
-    assert [entry["base"] for entry in made.renamed({"a": "moved"}).slices] == ["base", "moved"]
+    assert [entry.base for entry in made.renamed({"a": "moved"}).slices] == ["base", "moved"]
     api.merge(made, "out")
     a, b, base, out = (folders.read(here / name) for name in ("a", "b", "base", "out"))
     q = "model.layers.{}.self_attn.q_proj.weight"
@@ -155,7 +156,7 @@ def test_a_slice_may_have_a_base_of_its_own(here: Path) -> None:
             torch.testing.assert_close(out[q.format(ours)], theirs[q.format(layer)])
     assert not torch.equal(base[q.format(0)], a[q.format(0)])
     with pytest.raises(SteerError, match="a slice names elsewhere"):
-        api.merge(parse(made.value() | {"slices": [made.slices[0] | {"base": "elsewhere"}]}), "never")
+        api.merge(parse(made.value() | {"slices": [made.slices[0].value() | {"base": "elsewhere"}]}), "never")
     # Of a pair, it is the one at t = 0.
     pairs = [entry | {"base_model": base} for entry, base in zip(slices("ab ab"), "ab", strict=True)]
     api.merge(parse({"merge_method": "slerp", "slices": pairs, "parameters": {"t": 0}}), "pairs")
@@ -207,7 +208,7 @@ def test_a_chat_template_has_a_name(here: Path, tokenizer: Any, name: str) -> No
     assert tokenizer.apply_chat_template(CHAT, **said) == RENDERED[name]
     assert "Be kind" not in tokenizer.apply_chat_template(CHAT[1:2], **said)
     with pytest.raises(UsageError, match=r"chat_template is 'chatm'.*did you mean chatml"):
-        refuse(parse(TIES | {"chat_template": "chatm"}))
+        require_valid(parse(TIES | {"chat_template": "chatm"}))
 
 
 words = st.sampled_from(
@@ -233,5 +234,5 @@ def test_whatever_yaml_holds_is_a_recipe_or_a_clear_error(value: Any, ours: bool
     given_ = value if isinstance(value, dict) else {"models": value, "parameters": more, "slices": more}
     with contextlib.suppress(SteerError):
         made = parse(given_ | {("method" if ours else "merge_method"): method})
-        refuse(made)
+        require_valid(made)
         assert parse(made.value()).digest == made.digest

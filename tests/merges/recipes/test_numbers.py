@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from merges.recipes.recipe import read
+from merges.recipes.document import read
 from steer.training import optimisers
 from vectors.errors import UsageError
 from vectors.values import read_assignments
@@ -62,5 +62,5 @@ def test_a_record_with_a_small_number_is_a_recipe(tmp_path: Path) -> None:
 def test_an_optimiser_takes_the_numbers_that_a_recipe_takes(text: str) -> None:
     options = read_assignments([f"eps={text}"])
     assert options == {"eps": float(text)}
-    assert optimisers.problems("apollo", lr=1e-3, **options) == []
-    assert optimisers.problems("apollo", lr=1e-3, **read_assignments(["eps=.nan"])) == ["eps is nan, not a number"]
+    assert optimisers.problems_of("apollo", lr=1e-3, **options) == []
+    assert optimisers.problems_of("apollo", lr=1e-3, **read_assignments(["eps=.nan"])) == ["eps is nan, not a number"]

@@ -1,0 +1,211 @@
+"""A recipe from a document: our own YAML, mergekit's, or the record of a finished merge.
+
+Unknown keys are errors. mergekit's files, known by their `merge_method`, are translated by merges/recipes/mergekit.py.
+Numbers are read by vectors/values.py, as `--set` reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from merges import methods
+from merges.recipes import mergekit
+from merges.recipes.parameters import with_numbers
+from merges.recipes.recipe import Part, Recipe, Slice, SliceSource, Tokenizer, TokenSource, names_for
+from merges.recipes.validation import require_valid
+from vectors import values
+from vectors.errors import UsageError, guess
+
+KEYS = (
+    "method",
+    "base",
+    "models",
+    "parameters",
+    "scope",
+    "seed",
+    "dtype",
+    "as",
+    "slices",
+    "tokenizer",
+    "chat_template",
+)
+SLICE_KEYS = ("sources", "base", "parameters")
+SOURCE_KEYS = ("model", "layers", "parameters")
+TOKENIZER_KEYS = ("source", "tokens", "pad_to_multiple_of")
+TOKEN_KEYS = ("source", "token", "force")
+
+
+def read(path: Path) -> Recipe:
+    """A recipe from a YAML file, ours or mergekit's, or from the record of a finished merge. Raises UsageError."""
+    import yaml
+
+    try:
+        value = values.load_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} can't be read as YAML: {' '.join(str(error).split())}", "check the file") from error
+    if isinstance(value, dict) and "recipe" in value and "outputs" in value:
+        value = value["recipe"]
+    recipe = parse(value, str(path))
+    require_valid(recipe, str(path))
+    return recipe
+
+
+def parse(value: Any, where: str = "the recipe") -> Recipe:
+    """A recipe from what YAML or JSON hold. Every unknown key and bad value is reported. Raises UsageError."""
+    if not isinstance(value, dict):
+        raise UsageError(f"{where} is no mapping", "see docs/merge.md")
+    if "merge_method" in value:
+        value = mergekit.translate(value, where)
+    problems = _unknown(value, KEYS, where)
+    models = value.get("models") or []
+    if not isinstance(models, list) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("model"), str) for entry in models
+    ):
+        problems.append(f"{where}: models is no list of entries with a model")
+        models = []
+    problems += [
+        f"{where}: the key {key!r} of {entry['model']} is no word"
+        for entry in models
+        for key in entry
+        if not isinstance(key, str)
+    ]
+    slices = value.get("slices") or []
+    problems += _problems_of_slices(slices, where)
+    if "method" not in value:
+        problems.append(f"{where} has no method")
+    if not models and not slices:
+        problems.append(f"{where} has no models")
+    parameters = value.get("parameters") or {}
+    if not _has_text_keys(parameters):
+        problems.append(f"{where}: parameters is no mapping")
+    problems += _problems_of_tokenizer(value.get("tokenizer"), where)
+    for key in ("method", "base", "scope", "dtype", "as", "chat_template"):
+        if value.get(key) is not None and not isinstance(value[key], str):
+            problems.append(f"{where}: {key} is {value[key]!r}, not a word")
+    seed = values.number(value.get("seed", 0))
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        problems.append(f"{where}: seed is {value['seed']!r}, not a whole number")
+    if problems:
+        raise UsageError(problems, "see docs/merge.md for what a recipe holds")
+    read = _reader(value["method"])
+    short = names_for([entry["model"] for entry in models])
+    parts = tuple(
+        Part(
+            entry["model"],
+            str(entry.get("name", name)),
+            read({k: v for k, v in entry.items() if k not in ("model", "name")}),
+        )
+        for entry, name in zip(models, short, strict=True)
+    )
+    return Recipe(
+        value["method"],
+        parts,
+        value.get("base"),
+        read(parameters),
+        value.get("scope") or "tensor",
+        seed,
+        value.get("dtype") or "auto",
+        value.get("as") or "model",
+        tuple(_slice(entry, read) for entry in slices),
+        _tokenizer(value["tokenizer"]) if value.get("tokenizer") else None,
+        value.get("chat_template"),
+    )
+
+
+def _reader(method: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """What reads the options of a method: a number for each text that is one, where the option takes numbers."""
+    chosen = methods.available().get(method)
+    options = {option.name: option for option in chosen.options} if chosen is not None else {}
+    return lambda given: {k: with_numbers(options[k], v) if k in options else v for k, v in given.items()}
+
+
+def _slice(entry: Mapping[str, Any], read: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Slice:
+    """A slice from its checked mapping."""
+
+    def parameters(given: Mapping[str, Any]) -> dict[str, Any] | None:
+        return None if given.get("parameters") is None else read(given["parameters"])
+
+    sources = tuple(
+        SliceSource(source["model"], (source["layers"][0], source["layers"][1]), parameters(source))
+        for source in entry["sources"]
+    )
+    return Slice(sources, entry.get("base"), parameters(entry))
+
+
+def _tokenizer(entry: Mapping[str, Any]) -> Tokenizer:
+    """The vocabulary that is asked for, from its checked mapping."""
+    tokens = {
+        token: TokenSource(source["source"], source.get("token"), source.get("force"))
+        for token, source in (entry.get("tokens") or {}).items()
+    }
+    return Tokenizer(entry.get("source") or "union", tokens, entry.get("pad_to_multiple_of"))
+
+
+def _has_text_keys(value: Any) -> bool:
+    """Whether a value is a mapping whose keys are text."""
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+
+def _unknown(value: Mapping[Any, Any], known: tuple[str, ...], where: str, inside: str = "") -> list[str]:
+    return [f"{where}: unknown key {key!r}{inside}{guess(str(key), known)}" for key in value if key not in known]
+
+
+def _problems_of_tokenizer(value: Any, where: str) -> list[str]:
+    if value is None:
+        return []
+    if not isinstance(value, dict):
+        return [f"{where}: tokenizer is no mapping with a source"]
+    problems = _unknown(value, TOKENIZER_KEYS, where, " in tokenizer")
+    multiple, tokens = value.get("pad_to_multiple_of", 1), value.get("tokens") or {}
+    if not isinstance(multiple, int) or multiple < 1:
+        problems.append(f"{where}: pad_to_multiple_of is {multiple!r}, not a whole number from 1 on")
+    if not _has_text_keys(tokens):
+        return [*problems, f"{where}: tokens is no mapping from tokens"]
+    for token, entry in tokens.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("source"), str):
+            problems.append(f"{where}: the token {token!r} has no source")
+            continue
+        problems += _unknown(entry, TOKEN_KEYS, where, f" in the token {token!r}")
+        other = entry.get("token", "")
+        if (
+            isinstance(other, bool)
+            or not isinstance(other, str | int)
+            or not isinstance(entry.get("force", True), bool)
+        ):
+            problems.append(
+                f"{where}: in the token {token!r}, `token` is no text or id, or `force` is not true or false"
+            )
+    return problems
+
+
+def _problems_of_slices(slices: Any, where: str) -> list[str]:
+    if not isinstance(slices, list) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("sources"), list) and entry["sources"] for entry in slices
+    ):
+        return [f"{where}: slices is no list of entries with sources"]
+    problems = []
+    for number, entry in enumerate(slices, 1):
+        problems += _unknown(entry, SLICE_KEYS, where, f" in slice {number}")
+        for source in entry["sources"]:
+            if not isinstance(source, dict):
+                problems.append(f"{where}: a source of slice {number} is {source!r}, not a mapping")
+                continue
+            problems += _unknown(source, SOURCE_KEYS, where, f" in a source of slice {number}")
+            layers = source.get("layers")
+            good = isinstance(layers, list) and len(layers) == 2 and all(isinstance(i, int) for i in layers)
+            if not isinstance(source.get("model"), str):
+                problems.append(f"{where}: a source of slice {number} names no model")
+            if not good or not isinstance(layers, list) or not 0 <= layers[0] < layers[1]:
+                problems.append(f"{where}: a source of slice {number} has layers {layers!r}, not [first, last + 1]")
+        if not isinstance(entry.get("base", ""), str):
+            problems.append(f"{where}: base of slice {number} is {entry['base']!r}, not a model")
+        for given in [entry, *(source for source in entry["sources"] if isinstance(source, dict))]:
+            if not _has_text_keys(given.get("parameters") or {}):
+                problems.append(f"{where}: parameters of slice {number} is no mapping")
+        named = [str(source.get("model")) for source in entry["sources"] if isinstance(source, dict)]
+        problems += [
+            f"{where}: slice {number} names {name} twice" for name in sorted({n for n in named if named.count(n) > 1})
+        ]
+    return problems

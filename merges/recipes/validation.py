@@ -1,0 +1,102 @@
+"""What is wrong with a recipe by itself: unknown options, values out of range, too many inputs."""
+
+from __future__ import annotations
+
+from merges import methods
+from merges.recipes.chat_templates import NAMED
+from merges.recipes.parameters import problems_of_value
+from merges.recipes.recipe import Recipe
+from vectors.errors import UsageError, guess
+from vectors.options import Option
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+SCOPES = ("tensor", "global")
+
+
+def problems_of_recipe(recipe: Recipe) -> list[str]:
+    """What is wrong with a recipe by itself, before any file is opened."""
+    problems: list[str] = []
+    known = methods.available()
+    if recipe.method not in known:
+        return [f"there is no merge method {recipe.method!r}{guess(recipe.method, known)}"]
+    method = known[recipe.method]
+    options: dict[str, Option] = {option.name: option for option in method.options}
+    extras = [statistic.name for statistic in method.statistics]
+    for where, given, own in [
+        ("parameters", recipe.options, False),
+        *((f"the input {part.name}", part.options, True) for part in recipe.parts),
+    ]:
+        for key, value in given.items():
+            if key in extras and own:
+                if not isinstance(value, str):
+                    problems.append(f"{where}: {key} is {value!r}, not the name of a file")
+            elif key not in options:
+                problems.append(f"{where}: {recipe.method} has no option {key!r}{guess(key, [*options, *extras])}")
+            elif own and not options[key].each:
+                problems.append(f"{where}: {key} is one for all inputs; write it under parameters")
+            else:
+                problems += problems_of_value(options[key], value, where)
+    for number, entry in enumerate(recipe.slices, 1):
+        for parameters in (entry.parameters, *(source.parameters for source in entry.sources)):
+            for key, value in (parameters or {}).items():
+                if key not in options:
+                    problems.append(f"slice {number}: {recipe.method} has no option {key!r}{guess(key, options)}")
+                else:
+                    problems += problems_of_value(options[key], value, f"slice {number}")
+    for part in recipe.parts:
+        problems += [
+            f"the input {part.name} needs {name}, a file of statistics" for name in extras if name not in part.options
+        ]
+    least, most = method.inputs
+    count = len(recipe.parts)
+    if not recipe.slices and (count < least or (most is not None and count > most)):
+        wanted = f"{least}" if most == least else f"at least {least}" if most is None else f"{least} to {most}"
+        problems.append(f"{recipe.method} takes {wanted} inputs; there {'is' if count == 1 else 'are'} {count}")
+    names = [part.name for part in recipe.parts]
+    for reference in (*(part.model for part in recipe.parts), *names, recipe.base or ""):
+        try:
+            reference.encode()
+        except UnicodeEncodeError:
+            problems.append(f"the name {reference!r} is no UTF-8, so no record can hold it")
+    problems += [f"two inputs are called {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
+    if method.base == "unused" and recipe.base and recipe.as_ != "vector" and method.space == "delta":
+        problems.append(f"{recipe.method} uses no base")
+    for word, value, allowed in [
+        ("scope", recipe.scope, SCOPES),
+        ("dtype", recipe.dtype, DTYPES),
+        ("as", recipe.as_, ("model", "vector")),
+    ]:
+        if value not in allowed:
+            problems.append(f"{word} is {value!r}, not {' or '.join(allowed)}{guess(str(value), allowed)}")
+    template = recipe.chat_template or "auto"
+    if template not in ("auto", *NAMED) and "{" not in template:
+        words = ("auto", *NAMED)
+        problems.append(
+            f"chat_template is {template!r}, not {', '.join(words)} or a Jinja text{guess(template, words)}"
+        )
+    if recipe.as_ == "vector" and (recipe.slices or recipe.tokenizer is not None):
+        what = "slices" if recipe.slices else "another vocabulary"
+        problems.append(f"a model with {what} is no vector for its base, so as: vector can't be")
+    if recipe.scope == "global" and not method.global_scope:
+        problems.append(f"{recipe.method} counts nothing over the whole model, so it has no scope: global")
+    if "weight" in options and recipe.parts:
+        weights = [
+            part.options.get("weight", recipe.options.get("weight", options["weight"].default)) for part in recipe.parts
+        ]
+        if all(not isinstance(weight, list) and weight == 0 for weight in weights):
+            problems.append("all weights are zero, so nothing would be merged")
+        elif method.divides_by_weights(recipe.options) and not any(isinstance(w, list) for w in weights):
+            try:
+                if abs(sum(weights)) < 1e-12:
+                    problems.append(f"the weights sum to zero, and {recipe.method} divides by their sum")
+            except TypeError:
+                pass  # reported above as no number
+    return problems
+
+
+def require_valid(recipe: Recipe, where: str = "") -> None:
+    """Raise UsageError with everything that is wrong with a recipe by itself; `where` is the file it comes from."""
+    problems = problems_of_recipe(recipe)
+    if problems:
+        before = f"{where}: " if where else ""
+        raise UsageError([before + problem for problem in problems], "see `steer merge --methods`")
