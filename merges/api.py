@@ -21,6 +21,7 @@ from vectors import references
 from vectors.errors import ArtifactError, ExpressionError, SteerError, UsageError, guess
 from vectors.task import TaskVector
 from vectors.taskwriter import Writer, check_vector_path, paths, room, shards, write_index
+from vectors.weights import file_digest
 
 if TYPE_CHECKING:
     from vectors.expression import Composition
@@ -120,7 +121,7 @@ def _write_vector(made: Plan, path: Path, largest: int, progress: Progress | Non
             writer.finish(common | own)
         write_index(path, writers)
     vector = TaskVector.open(path)
-    files = {file.name: output_digest for file in vector.files for output_digest in [vector.digest]}
+    files = {file.name: file_digest(file) for file in vector.files}
     return {"recipe": made.recipe.value(), "plan": made.digest, "inputs": inputs, "outputs": files}
 
 

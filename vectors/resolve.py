@@ -1,21 +1,41 @@
-"""From names to vectors: `--vector NAME=FILE` bindings first, then `NAME.safetensors` in the current folder."""
+"""From names to vectors, through a list of resolvers, of which the first that knows a name counts.
+
+By default these are `--vector NAME=FILE` bindings, then `NAME.safetensors` in the current folder.
+"""
 
 from __future__ import annotations
 
 import os.path
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from vectors.errors import ExpressionError, SteerError, guess
 from vectors.expression import Composition, Term, parse
 from vectors.steering import SteeringVector, spans
 
 
+class Resolver(NamedTuple):
+    """One place where vectors are looked up by name.
+
+    `find` returns None for a name that it does not know, and raises ArtifactError for a vector that can't be read.
+    `names` lists the names that it knows, for suggestions.
+    """
+
+    find: Callable[[str], SteeringVector | None]
+    names: Callable[[], list[str]]
+
+
 def compose(
-    text: str, bindings: Mapping[str, str | Path | SteeringVector] | None = None, strength: float = 1.0
+    text: str,
+    bindings: Mapping[str, str | Path | SteeringVector] | None = None,
+    strength: float = 1.0,
+    *,
+    resolvers: Sequence[Resolver] | None = None,
 ) -> tuple[Composition, dict[str, SteeringVector]]:
     """An expression, or the path of one vector (at `strength`), with every vector that it names.
 
+    Names are looked up in `bindings`, then in `resolvers` in their order, by default in the current folder.
     All names that are not found are reported at once. Raises ExpressionError, ArtifactError.
     """
     bindings = dict(bindings or {})
@@ -30,12 +50,13 @@ def compose(
         raise ExpressionError(f"there is no file {text}", "check the path, or make it with `steer extract`")
     else:
         composition = parse(text)
+    places = [bindings_resolver(bindings), *([folder_resolver()] if resolvers is None else resolvers)]
     vectors: dict[str, SteeringVector] = {}
     problems: list[str] = []
     hints: list[str] = []
     for name in composition.names:
         try:
-            vectors[name] = _find(name, bindings)
+            vectors[name] = _find(name, places)
         except SteerError as error:
             problems += error.problems
             hints.append(error.hint)
@@ -50,17 +71,36 @@ def compose(
     return (composition if strength == 1 else composition.scaled(strength)), vectors
 
 
-def _find(name: str, bindings: Mapping[str, str | Path | SteeringVector]) -> SteeringVector:
-    """The vector that a name stands for. Raises ExpressionError, ArtifactError."""
-    bound = bindings.get(name)
-    if isinstance(bound, SteeringVector):
-        return bound
-    # A name from an expression never leaves the current folder; only a binding names a path.
-    path = Path(bound) if bound is not None else Path(f"{name}.safetensors")
-    if bound is None and (path.name != str(path) or not os.path.isfile(path)):
-        known = [*bindings, *(file.stem for file in Path().glob("*.safetensors"))]
-        raise ExpressionError(
-            f"the name {name!r} is not bound, and there is no file {path} here{guess(name, known)}",
-            f"bind it: --vector {name}=FILE (a name with signs in it stands in quotes, as 'warm-v2')",
-        )
-    return SteeringVector.load(path)
+def bindings_resolver(bindings: Mapping[str, str | Path | SteeringVector]) -> Resolver:
+    """Finds the names of `--vector NAME=FILE`: a vector itself, or the file of one, wherever it lies."""
+
+    def find(name: str) -> SteeringVector | None:
+        bound = bindings.get(name)
+        return bound if bound is None or isinstance(bound, SteeringVector) else SteeringVector.load(bound)
+
+    return Resolver(find, lambda: list(bindings))
+
+
+def folder_resolver(folder: Path = Path()) -> Resolver:
+    """Finds `NAME.safetensors` in a folder, and nothing outside it: only a binding names a path."""
+
+    def find(name: str) -> SteeringVector | None:
+        file = Path(f"{name}.safetensors")
+        if file.name != str(file) or not os.path.isfile(folder / file):
+            return None
+        return SteeringVector.load(folder / file)
+
+    return Resolver(find, lambda: [file.stem for file in folder.glob("*.safetensors")])
+
+
+def _find(name: str, resolvers: Sequence[Resolver]) -> SteeringVector:
+    """The vector that the first resolver knows by this name. Raises ExpressionError, ArtifactError."""
+    for resolver in resolvers:
+        vector = resolver.find(name)
+        if vector is not None:
+            return vector
+    known = [known for resolver in resolvers for known in resolver.names()]
+    raise ExpressionError(
+        f"the name {name!r} is not bound, and there is no file {name}.safetensors here{guess(name, known)}",
+        f"bind it: --vector {name}=FILE (a name with signs in it stands in quotes, as 'warm-v2')",
+    )

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vectors import artifact
+from vectors import artifact, formats
 from vectors.errors import ArtifactError, UsageError
-from vectors.files import check_writable, digest_bytes
+from vectors.files import check_writable, digest_bytes, write_atomically
 
 KIND = "steering-vector"
 HIGHEST_LAYER = 1_000  # far above any model; keeps expressions full of `0-999999999` from being written out
@@ -85,8 +85,6 @@ class SteeringVector:
 
     def save(self, path: str | Path) -> str:
         """Write the artifact file atomically; return its digest. Raises OutputError."""
-        from vectors.files import write_atomically
-
         path = Path(path)
         check_writable(path)
         content = self.encode()
@@ -96,9 +94,7 @@ class SteeringVector:
     @staticmethod
     def load(path: str | Path) -> SteeringVector:
         """Read a vector in any known format (artifact, GGUF, `.pt`). Raises ArtifactError."""
-        from vectors.formats import read
-
-        return read(Path(path))
+        return formats.read(Path(path))
 
     def select(self, layers: Iterable[int]) -> SteeringVector:
         """The vector with only these layers, all of them acting. Raises ArtifactError for one it does not hold."""

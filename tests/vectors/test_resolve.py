@@ -10,7 +10,7 @@ import torch
 
 from vectors.errors import ArtifactError, ExpressionError
 from vectors.expression import LONGEST, Term
-from vectors.resolve import compose
+from vectors.resolve import Resolver, compose, folder_resolver
 from vectors.steering import SteeringVector
 
 BASE = {"base": {"digest": "sha256:ab", "name": "tiny"}}
@@ -187,3 +187,20 @@ def test_a_damaged_path_alone_is_an_error_that_names_it(save: Callable[[str, flo
     Path("broken.safetensors").write_bytes(b"no vector")
     with pytest.raises((ArtifactError, ExpressionError), match=r"broken\.safetensors"):
         compose("broken.safetensors")
+
+
+def test_a_store_plugs_in_as_a_resolver_before_or_behind_the_current_folder(
+    save: Callable[[str, float], Path],
+) -> None:
+    save("warm.safetensors", 3)
+    store = Resolver({"warm": build(7), "calm": build(8)}.get, lambda: ["warm", "calm"])
+    assert value(compose("warm", resolvers=[store, folder_resolver()])[1]["warm"]) == 7
+    assert value(compose("warm", resolvers=[folder_resolver(), store])[1]["warm"]) == 3
+    assert value(compose("warm", {"warm": build(9)}, resolvers=[store])[1]["warm"]) == 9
+    with pytest.raises(ExpressionError, match=r"'clam' is not bound.*did you mean calm\?"):
+        compose("1*clam", resolvers=[store])
+
+
+def test_a_folder_that_is_not_the_current_one_can_be_searched(save: Callable[[str, float], Path]) -> None:
+    save("../elsewhere/cold.safetensors", 5)
+    assert value(compose("cold", resolvers=[folder_resolver(Path("../elsewhere"))])[1]["cold"]) == 5

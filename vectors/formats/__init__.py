@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from vectors.errors import ArtifactError, UsageError
 from vectors.plugins import choose, discover
-from vectors.steering import SteeringVector
+
+if TYPE_CHECKING:  # the formats know the vector; the vector knows this list of formats and none of them
+    from vectors.steering import SteeringVector
 
 
 def formats() -> dict[str, ModuleType]:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import folders
@@ -18,6 +19,7 @@ from merges import api
 from merges.diff import diff
 from merges.recipes.recipe import Part, Recipe
 from vectors.errors import ArtifactError, ModelError, OutputError
+from vectors.files import digest_file
 
 MADE = Recipe("task_arithmetic", (Part("a", "a"), Part("b", "b", {"weight": 0.5})), "base")
 # At the fourth shard: killed, interrupted, or the disk is full (a limit on the size of files says the same).
@@ -198,3 +200,10 @@ def test_a_vector_that_is_killed_half_way_leaves_nothing_behind_the_next_run(her
     assert not (here / "v.safetensors").exists()
     diff("base", "a", "v.safetensors")
     assert not list(here.glob(".v.*"))
+
+
+def test_each_file_of_a_vector_in_several_files_is_recorded_by_its_own_digest(here: Path) -> None:
+    record = api.merge(replace(MADE, as_="vector"), "v.safetensors", shard=900)
+    files = sorted(path.name for path in here.glob("v-*.safetensors"))
+    assert len(files) > 1
+    assert record["outputs"] == {name: digest_file(here / name) for name in files}
