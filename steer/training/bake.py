@@ -18,7 +18,7 @@ from probes.interventions import no_intervention
 from probes.models.loading import LoadedModel, find, load
 from steer.folding import model_folder
 from steer.folding.fold import identity_of
-from steer.reports import bake_report
+from steer.reports import training as training_report
 from steer.training import loop, result, student, work
 from steer.training.data import files, samples
 from steer.training.data.samples import BEHAVIOUR, Sample
@@ -325,7 +325,7 @@ def _finish(
         found["outputs"] = result.write(
             "vector", kept_at, source, request.out, threads=request.threads, progress=quietly
         )
-        bake_report.write(request.out.parent, found, trained.history, f"{request.out.stem}.")
+        training_report.write(request.out.parent, found, trained.history, f"{request.out.stem}.")
         return
     size = sum(entry.size for entry in source.entries.values()) if request.as_ == "model" else 0
     with new_folder(request.out, size) as target:
@@ -335,5 +335,5 @@ def _finish(
             measure(load(target, request.device, request.dtype).model)
         else:
             measure(model)
-        bake_report.write(target, found, trained.history)
+        training_report.write(target, found, trained.history)
         model_folder.write_card(target, found, source, f"`{found['behaviour']}` baked by {found['mode']}.")

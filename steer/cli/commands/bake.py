@@ -188,15 +188,15 @@ def _tell(entry: dict[str, Any]) -> None:
 
 
 def _print_fold(report: dict[str, Any], out: Path) -> None:
-    from steer.reports.bake_report import PROVED, proof_rows, told_by_vllm
+    from steer.reports import fold as fold_report
 
     proof = report["proof"]
     for part, how in report["via"].items():
         output.out.line(f"{part}: {how}")
     output.out.line()
-    output.out.table(["", *PROVED.values()], proof_rows(proof), left=1)
+    output.out.table(["", *fold_report.COLUMNS.values()], fold_report.rows(proof), left=1)
     output.out.line(
-        f"\nvLLM: {told_by_vllm(proof)}\nverdict: {proof['verdict']}, on {proof['prompts']} held-out prompts"
+        f"\nvLLM: {fold_report.vllm_result(proof)}\nverdict: {proof['verdict']}, on {proof['prompts']} held-out prompts"
     )
     output.out.line(f"wrote {out}")
     output.say(f"\n{report['seconds']['writing']:.1f} s to write, {report['seconds']['all']:.1f} s with the proof")
@@ -204,7 +204,7 @@ def _print_fold(report: dict[str, Any], out: Path) -> None:
 
 def _print_trained(report: dict[str, Any], out: Path) -> None:
     if "models" in report:
-        from steer.reports.bake_report import rows
+        from steer.reports.training import rows
 
         header, body = rows(report["models"])
         output.out.table(header, body, left=1)

@@ -15,7 +15,7 @@ from merges.recipes.recipe import Part
 from probes.evaluation_set import contrast_of, evaluate, evaluation_set, retention
 from probes.models.loading import find, load
 from steer.folding import model_folder
-from steer.reports import bake_report as report
+from steer.reports import training as report
 from steer.training import bake, result, work
 from steer.training.bake import Request, Tell
 from steer.training.distributed import processes

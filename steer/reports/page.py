@@ -1,0 +1,46 @@
+"""The look that all reports share: one self-contained HTML page, with tables and facts."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#222}"
+    "table{border-collapse:collapse;margin:1rem 0}"
+    "th,td{padding:.3rem .8rem;text-align:right;border-bottom:1px solid #ddd}"
+    "th:first-child,td:first-child{text-align:left}"
+    "code{font-size:.9em;overflow-wrap:anywhere}svg{max-width:100%;height:auto}"
+    ".note{color:#666;font-size:.9em}"
+)
+
+
+def table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table of figures as HTML; the first column holds names."""
+    heads = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    rows = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in body)
+    return f"<table><tr>{heads}</tr>{rows}</table>"
+
+
+def facts(values: Mapping[str, Any]) -> str:
+    """Names and values as HTML, one per row, for what is text rather than a figure."""
+    rows = "".join(
+        f"<tr><td>{html.escape(name)}</td><td style='text-align:left'><code>{html.escape(str(value))}</code></td></tr>"
+        for name, value in values.items()
+    )
+    return f"<table>{rows}</table>"
+
+
+def notes(lines: Sequence[str]) -> str:
+    """Explanations in small print as HTML."""
+    return f"<ul class='note'>{''.join(f'<li>{html.escape(line)}</li>' for line in lines)}</ul>"
+
+
+def page(title: str, body: str, record: str) -> str:
+    """A whole page that needs nothing from elsewhere; `record` names the file with everything in numbers."""
+    return (
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(title)}</title>"
+        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>{body}"
+        f"<p class='note'>Everything in numbers: {html.escape(record)}.</p></html>\n"
+    )
