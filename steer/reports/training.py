@@ -30,7 +30,7 @@ def rows(models: Mapping[str, Mapping[str, float]]) -> tuple[list[str], list[lis
 
 
 def html(report: Mapping[str, Any], curve: str, record: str) -> str:
-    """The report as one page, which needs nothing from elsewhere; `record` names the file with everything in numbers."""
+    """The report as one self-contained page; `record` names the file with everything in numbers."""
     measured = {key for figures in report["models"].values() for key in figures}
     facts = {
         "behaviour": report["behaviour"],
