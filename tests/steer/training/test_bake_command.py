@@ -109,7 +109,7 @@ def test_training_takes_files_and_prints_json(here: Path, steer: Callable[..., O
         (("warm", "--mode", "distil", "--set", "beta3=1"), "has no option 'beta3'"),
         (("warm", "--as", "vector", "--mode", "fold"), "a fold adds tensors that no vector holds"),
         (("nobody",), "the name 'nobody' is not bound"),
-        (("warm", "--mode", "distil", "--prompts", "nowhere.jsonl"), "nowhere.jsonl can't be read"),
+        (("warm", "--mode", "distil", "--prompts", "nowhere.jsonl"), "there is no file nowhere.jsonl"),
     ],
 )
 def test_wrong_words_are_one_clear_error(
