@@ -204,8 +204,8 @@ def fine(bits, buckets, used, tables):  # type: ignore[no-untyped-def]
     lie in a bucket, so stretches without any are found first, by vector instructions.
     """
     for m in range(bits.shape[0]):
-        for place in range(used[m]):
-            bucket, counts = buckets[m, place], tables[m, place]
+        for column in range(used[m]):
+            bucket, counts = buckets[m, column], tables[m, column]
             for low in range(0, bits.shape[1], 64):
                 part = bits[m, low : low + 64]
                 hits = 0
@@ -227,8 +227,8 @@ def split(values, lows, highs, flags, marked, counts, within):  # type: ignore[n
     size, words = values.shape[1], flags.view(np.uint64)
     for m in range(values.shape[0]):
         row = values[m]
-        for place in range(lows.shape[1]):
-            low, high, count, kept = lows[m, place], highs[m, place], counts[m, place], within[m, place]
+        for column in range(lows.shape[1]):
+            low, high, count, kept = lows[m, column], highs[m, column], counts[m, column], within[m, column]
             filled = count[3]
             if filled + flags.size > kept.size:
                 return False
@@ -287,10 +287,10 @@ def fold(tables, total):  # type: ignore[no-untyped-def]
 def locate(counts, rank):  # type: ignore[no-untyped-def]
     """The bin in which the element of that rank lies, counted from the last bin on, and its rank within the bin."""
     above = 0
-    for place in range(counts.size - 1, -1, -1):
-        if above + counts[place] >= rank:
-            return place, rank - above
-        above += counts[place]
+    for number in range(counts.size - 1, -1, -1):
+        if above + counts[number] >= rank:
+            return number, rank - above
+        above += counts[number]
     return 0, rank - above
 
 

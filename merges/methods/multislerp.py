@@ -30,8 +30,8 @@ def problems_of(task: TensorTask) -> list[str]:
 def prepare(task: TensorTask) -> np.ndarray:
     """The coefficients of the inputs."""
     weights = task.each["weight"]
-    found = _sphere.mean(task.gram(), weights)
-    return found if task.options["normalize"] else found * weights.sum()
+    coefficients = _sphere.mean(task.gram(), weights)
+    return coefficients if task.options["normalize"] else coefficients * weights.sum()
 
 
 def elementwise(_task: TensorTask, coefficients: np.ndarray) -> Elementwise:
