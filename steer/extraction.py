@@ -15,7 +15,7 @@ from probes.directions.plan import plan
 from probes.models.loading import LoadedModel, choose_device, choose_dtype, find, load
 from probes.models.tokens import choose
 from vectors.errors import SteerError, UsageError, kept, raise_together
-from vectors.events import Event, OnEvent, counter, ignore
+from vectors.events import Event, OnEvent, ignore
 from vectors.files import check_distinct, check_writable
 from vectors.steering import parse_layers
 
@@ -83,7 +83,7 @@ def extract(
         seed=seed,
         truncate=truncate,
         planned=planned,
-        progress=counter(on_event, "measuring activations", "examples"),
+        on_event=on_event,
     )
     if out is not None:
         found.vector.save(out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from probes.directions.validation import Validation, draw, validate
 from probes.models.loading import LoadedModel, memory_reported
 from probes.models.tokens import choose
 from vectors import references
+from vectors.events import Event, OnEvent, counter, ignore
 from vectors.steering import SteeringVector, spans
 
 FEW = 8  # examples of a class below which an interval means nothing
@@ -64,7 +65,7 @@ def extract(
     seed: int = 0,
     truncate: bool = False,
     planned: Plan | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    on_event: OnEvent = ignore,
 ) -> Extraction:
     """Extract a steering vector at every layer asked for, validated on held-out folds.
 
@@ -85,11 +86,13 @@ def extract(
     paired = contrast.paired and torch.equal(fold[:half], fold[half:])
 
     with memory_reported():
-        pooled = activations(model, tokenised, wanted, progress=lambda done: progress(done, len(both)))
+        measuring = counter(on_event, "measuring activations", "examples")
+        pooled = activations(model, tokenised, wanted, progress=lambda done: measuring(done, len(both)))
         with pooled.spill:
             draws = draw(labels, fold, seed)
             directions, validated = {}, {}
             for position, layer in enumerate(wanted):
+                on_event(Event("validating directions on held-out folds", position, len(wanted), "layers"))
                 rows = pooled.spill.layer(position)
                 evidence = evidence_of(chosen.NEEDS, rows, labels, contrast.paired)
                 directions[layer] = scaled(chosen.direction(evidence), evidence).float()

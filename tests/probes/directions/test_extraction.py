@@ -23,6 +23,7 @@ from probes.models import loading as loading
 from probes.models import residual
 from probes.models.loading import LoadedModel
 from vectors.errors import ExampleError, ModelError, UsageError
+from vectors.events import Event
 from vectors.steering import SteeringVector
 
 LAYERS, HIDDEN = 4, 32
@@ -295,7 +296,15 @@ def test_the_report_is_strict_json(loaded: LoadedModel, method: str) -> None:
 
 def test_progress_ends_with_every_example(loaded: LoadedModel) -> None:
     seen: list[tuple[int, int]] = []
-    extract(loaded, contrasting(9), layers="0", progress=lambda done, total: seen.append((done, total)))
+    stages = []
+
+    def listen(event: Event) -> None:
+        stages.append(event.stage)
+        if event.stage == "measuring activations":
+            seen.append((event.done, event.total))
+
+    extract(loaded, contrasting(9), layers="0", on_event=listen)
+    assert stages[-1] == "validating directions on held-out folds"
     assert seen == sorted(seen)
     assert seen[-1] == (18, 18)
 

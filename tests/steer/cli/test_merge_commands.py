@@ -208,3 +208,14 @@ def test_help_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert done.stdout.strip().endswith("[]")
+
+
+def test_the_options_of_the_chosen_method_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["merge", "--ties", "--list-options", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["name"] == "ties"
+    assert listed["options"]["density"]["range"] == "(0, 1]"
+    assert listed["options"]["elect"]["range"] == "before, after"
+    assert run(["merge", "--method", "teis", "--list-options"]) == 2
+    assert "did you mean ties?" in capsys.readouterr().err
+    assert run(["merge", "--list-options"]) == 2
