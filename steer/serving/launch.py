@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from typing import Any
 
 from steer.serving.settings import CONFIG, NAME
 from vectors.errors import OutputError, SteerError, UsageError
+from vectors.locks import remove_leftovers, temporary_folder
 
 GRACE = (20.0, 5.0, 5.0)  # seconds that the server has to end: asked, told, killed
 STARTING = 2.0  # in place of the first while it has not answered yet: there is nothing to end in order
@@ -63,7 +65,8 @@ def served(
 ) -> Iterator[Server]:
     """Within: a server that answers. `settings` are those of `serving.settings`, with absolute paths.
 
-    `waiting` is called with what is being waited for, whenever that changes. Whatever happens, no process is left.
+    `waiting` is called with what is being waited for, whenever that changes. Whatever happens, no process is left, and
+    no file but the log of a server that died.
     Raises UsageError, OutputError, ServerError.
     """
     if importlib.util.find_spec("vllm") is None:
@@ -72,7 +75,30 @@ def served(
             "pip install 'steer-workbench[vllm]' on a machine with a GPU; without one, make setup",
         )
     _check_port(host, port)
-    folder = Path(tempfile.mkdtemp(prefix="steer-serve-"))
+    temporary = Path(tempfile.gettempdir()).absolute()
+    remove_leftovers(temporary)  # of servers that were killed
+    with temporary_folder(temporary / "steer-serve") as folder:
+        try:
+            with _served(model, settings, folder, name, host, port, flags, log, waiting, environment) as server:
+                yield server
+        except ServerError as error:
+            raise _with_log_kept(error, folder) from error
+
+
+@contextlib.contextmanager
+def _served(
+    model: Path,
+    settings: Mapping[str, Any],
+    folder: Path,
+    name: str,
+    host: str,
+    port: int,
+    flags: Sequence[str],
+    log: Path | None,
+    waiting: Callable[[str], None],
+    environment: Mapping[str, str] | None,
+) -> Iterator[Server]:
+    """The server itself; `folder` holds its settings, and its log unless another is named."""
     log = log or folder / "vllm.log"
     (folder / "steer.json").write_text(json.dumps(settings), encoding="utf-8")
     given = ["--host", host, "--port", str(port), *flags]
@@ -98,6 +124,17 @@ def served(
         yield server
     finally:
         server.end()
+
+
+def _with_log_kept(error: ServerError, folder: Path) -> ServerError:
+    """An error that names the log; one in the temporary folder is moved to where it stays."""
+    log = folder / "vllm.log"
+    if not log.exists():
+        return error
+    handle, kept = tempfile.mkstemp(prefix="steer-serve-", suffix=".log")
+    os.close(handle)
+    shutil.move(log, kept)
+    return ServerError(error.problems, f"the whole log is {kept}")
 
 
 class Server:

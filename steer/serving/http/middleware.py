@@ -99,7 +99,8 @@ def _request(
         return None
     extra, model, arm, names = value.get("vllm_xargs"), value.get("model"), None, None
     if isinstance(extra, str) and path not in STEERED:  # forms of other routes send it as text
-        extra = _parsed(extra)
+        parsed = _parsed(extra)
+        extra = parsed if isinstance(parsed, dict) else extra
     expression = extra.get(EXPRESSION) if isinstance(extra, dict) else None
     asked = isinstance(extra, dict) and EXPRESSION in extra
     if isinstance(extra, dict) and RESOLVED in extra:

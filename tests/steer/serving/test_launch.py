@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -126,6 +127,66 @@ def test_ctrl_c_while_it_ends_does_not_interrupt_the_ending(fake: Path, tmp_path
     signal.signal(signal.SIGALRM, before)
     assert server.process.poll() is not None
     assert gone(child(tmp_path / "log"))
+
+
+def serve_without_log(folder: Path, port: int, behaviour: str) -> Any:
+    return launch.served(folder, {}, name="m", port=port, environment={"BEHAVIOUR": behaviour})
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of temporary files, empty."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setattr(launch.tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sends signals")
+@pytest.mark.parametrize("ending", ["orderly", "SIGTERM", "error"])
+def test_the_temporary_folder_is_gone_however_a_server_ends(
+    ending: str, fake: Path, temporary: Path, tmp_path: Path, port: int
+) -> None:
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as `steer serve` does
+    try:
+        with (
+            contextlib.suppress(SystemExit, ZeroDivisionError),
+            serve_without_log(tmp_path, port, "polite") as server,
+        ):
+            assert list(temporary.iterdir()) != []
+            if ending == "SIGTERM":
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+            if ending == "error":
+                raise ZeroDivisionError
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert server.process.poll() is not None
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_of_a_server_that_dies_the_log_alone_is_left(fake: Path, temporary: Path, tmp_path: Path, port: int) -> None:
+    with pytest.raises(launch.ServerError) as caught, serve_without_log(tmp_path, port, "dies"):
+        pass
+    (log,) = temporary.iterdir()
+    assert str(log) in caught.value.hint
+    assert "the model is too large" in log.read_text()
+
+
+def test_the_folder_of_a_killed_server_is_removed_by_the_next_one(
+    fake: Path, temporary: Path, tmp_path: Path, port: int
+) -> None:
+    script = (
+        "import os, pathlib, signal; from vectors.locks import temporary_folder\n"
+        f"with temporary_folder(pathlib.Path({str(temporary / 'steer-serve')!r})) as folder:\n"
+        "    (folder / 'vllm.log').touch(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", script])  # subprocess is the stand-in's here
+    left = set(temporary.iterdir())
+    assert left
+    with serve_without_log(tmp_path, port, "polite"):
+        assert not left & set(temporary.iterdir())
 
 
 def test_a_port_in_use_or_a_log_that_cannot_be_written_is_said_before_anything_starts(

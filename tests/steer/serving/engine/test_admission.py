@@ -106,6 +106,35 @@ def test_the_salt_holds_the_clients_own_and_under_a_scope_the_length_of_the_prom
     )
 
 
+@given(st.text(max_size=80), st.sampled_from(["", "steer:", "user:", "user:steer:"]))
+def test_no_salt_of_a_user_reaches_that_of_another_or_of_a_steered_request(salt: str, prefix: str) -> None:
+    found = admission()
+    steered = admitted(found, "warm").cache_salt
+    theirs = [prefix + salt, steered, "user:" + steered, f"steer:{salt}", salt]
+    results = {}
+    for own in theirs:
+        plain = fakes.request("a")
+        plain.cache_salt = own
+        found.admit(plain)
+        assert not plain.cache_salt.startswith("steer:")
+        results[own] = plain.cache_salt
+    assert len(set(results.values())) == len(results), "different salts stay different"
+
+
+def test_parts_of_a_salt_never_run_into_each_other() -> None:
+    """A prompt of 30 tokens with the salt "5" was once a prompt of 305 tokens without one."""
+    found, short, long = admission(), fakes.request("a", {"steer": "warm@prompt"}, prompt=range(30)), None
+    short.cache_salt = "5"
+    found.admit(short)
+    long = admitted(found, "warm@prompt", prompt=range(305))
+    assert short.cache_salt != long.cache_salt
+    for own in ("", "5", "[5]", '","'):
+        other = fakes.request("a", {"steer": "warm@prompt"}, prompt=range(30))
+        other.cache_salt = own
+        found.admit(other)
+        assert (other.cache_salt == short.cache_salt) == (own == "5")
+
+
 def test_a_request_keeps_the_vector_that_its_name_stood_for() -> None:
     found = admission()
     before = admitted(found, "calm")
@@ -168,7 +197,9 @@ def test_paths_stay_in_their_folders(tmp_path: Path) -> None:
     (inside / "v.pt").touch()
     found = admission(folders=(inside,))
     assert found.path("v.safetensors") == inside / "v.safetensors"
+    (inside / "loop.safetensors").symlink_to(inside / "loop.safetensors")
     for text in (
+        "loop.safetensors",
         "../out/v.safetensors",
         str(outside / "v.safetensors"),
         "link.safetensors",

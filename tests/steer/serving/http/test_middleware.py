@@ -13,7 +13,7 @@ from hypothesis import given
 
 from steer.serving.engine import receipts
 from steer.serving.engine.admission import Admission
-from steer.serving.http.middleware import Middleware
+from steer.serving.http.middleware import STEERED, Middleware
 from steer.serving.settings import Settings
 from vectors.expression import parse
 
@@ -148,6 +148,79 @@ def test_refusals_reach_no_engine(body: Any, status: int, reason: str) -> None:
     assert reason in error["message"]
     assert error["code"] == status
     assert headers[b"content-length"] == b"%d" % len(content)
+
+
+JSON_VALUES = [
+    None,
+    [],
+    ["steer"],
+    "",
+    "text",
+    0,
+    5,
+    1.5,
+    False,
+    True,
+    {},
+    {"steer": None},
+    {"steer": 5},
+    {"steer": {}},
+]
+PATHS = [*STEERED, "/invocations", "/v1/chat/completions/batch", "/a/route/of/tomorrow"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("field", ["vllm_xargs", "model", "use_beam_search", "whole"])
+@pytest.mark.parametrize("value", JSON_VALUES, ids=repr)
+def test_whatever_json_a_field_holds_it_is_an_answer_or_a_refusal(path: str, field: str, value: Any) -> None:
+    for model in ("model", "model:friendly"):
+        body: Any = {"model": model, "messages": []}
+        body = value if field == "whole" else {**body, field: value}
+        status, _, content = ask(Server(answer()), body, path)
+        assert status in (200, 400), content
+        if status == 400:
+            error = json.loads(content)["error"]
+            assert {"message", "type", "param", "code"} <= error.keys()
+        asks_for_an_arm = field == "vllm_xargs" and model != "model"
+        if asks_for_an_arm and not (value is None or isinstance(value, dict)):
+            assert (status, "not an object" in json.loads(content)["error"]["message"]) == (400, True)
+
+
+@pytest.mark.parametrize("path", ["/invocations", "/inference/v1/generate", "/v1/audio/transcriptions", "/new"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"model": "model:friendly"},
+        {"model": "model", "vllm_xargs": {"steer": "warm"}},
+        {"model": "model", "vllm_xargs": '{"steer": "warm"}'},
+    ],
+)
+def test_a_route_that_is_not_known_fails_closed(path: str, body: Any) -> None:
+    server = Server(answer())
+    status, _, content = ask(server, body, path)
+    assert (status, server.body) == (400, None)
+    assert "can't be steered" in json.loads(content)["error"]["message"]
+    assert ask(server, {"model": "model"}, path)[0] == 200
+
+
+def test_a_client_that_hangs_up_leaves_no_traceback() -> None:
+    status, _, body = ask(Server([b"null"], requests=()), {"model": "model:friendly"})
+    assert (status, body) == (200, b"null")
+    server = Server(answer())
+
+    async def run() -> None:
+        async def gone() -> Any:
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            raise AssertionError(message)
+
+        admission = Admission(Settings(VECTORS, ARMS), fakes.HIDDEN, fakes.LAYERS, None)
+        scope = {"type": "http", "method": "POST", "path": STEERED[0], "headers": []}
+        await Middleware(server, lambda: (admission, {"model"}.__contains__))(scope, gone, send)
+
+    asyncio.run(run())
+    assert server.body is None
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions/batch", "/cohere/v2/chat"])

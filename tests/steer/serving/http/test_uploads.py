@@ -1,0 +1,142 @@
+"""A vector that is sent: bounded by the model's size, and refused by its header before anything is decoded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import fakes
+import pytest
+import torch
+
+from steer.serving.engine.admission import Admission
+from steer.serving.http import uploads
+from steer.serving.settings import Settings
+from vectors.errors import SteerError
+from vectors.steering import SteeringVector
+
+VECTORS = fakes.vectors()
+WARM = VECTORS["warm"]
+
+
+class Request:
+    """Starlette's, as far as it is read; `read` is how many parts of the body were taken."""
+
+    def __init__(self, parts: list[bytes], name: str | None = "warm", **headers: str) -> None:
+        self.parts, self.read = parts, 0
+        self.headers = {key.replace("_", "-"): value for key, value in headers.items()}
+        self.query_params = {"name": name} if name else {}
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        for part in self.parts:
+            self.read += 1
+            yield part
+
+
+def admission(*folders: Path) -> Admission:
+    return Admission(Settings(folders=folders), fakes.HIDDEN, fakes.LAYERS, None)
+
+
+def received(request: Request, *folders: Path) -> tuple[str, SteeringVector]:
+    return asyncio.run(uploads.received(admission(*folders), request))
+
+
+def header(value: Any, length: int | None = None) -> bytes:
+    text = value if isinstance(value, bytes) else json.dumps(value).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text
+
+
+def test_a_vector_in_parts_is_the_vector() -> None:
+    content = WARM.encode()
+    name, vector = received(Request([content[i : i + 7] for i in range(0, len(content), 7)]))
+    assert (name, vector.digest) == ("warm", WARM.digest)
+
+
+def test_a_body_is_read_no_further_than_a_vector_of_the_model_can_be() -> None:
+    limit = uploads.largest(admission())
+    announced = Request([b"x"], content_length=str(limit + 1))
+    with pytest.raises(SteerError, match=f"larger than {limit} bytes"):
+        received(announced)
+    assert announced.read == 0
+    silent = Request([b"x" * (limit // 4)] * 100)
+    with pytest.raises(SteerError, match=f"larger than {limit} bytes"):
+        received(silent)
+    assert silent.read == 5
+
+
+def test_a_body_of_many_parts_takes_time_in_proportion() -> None:
+    async def run() -> list[bytes]:
+        return await uploads.collected(Request([b"x"] * 200_000).stream(), {}, 1 << 20, "the file")
+
+    assert len(asyncio.run(run())) == 200_000, "not joined until all is there"
+
+
+def test_decoding_leaves_the_event_loop_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+    decode = uploads.native.decode
+
+    def noted(content: bytes, path: Path) -> SteeringVector:
+        threads.append(threading.current_thread())
+        return decode(content, path)
+
+    monkeypatch.setattr(uploads, "native", SimpleNamespace(decode=noted))
+    received(Request([WARM.encode()]))
+    assert threads != []
+    assert threading.main_thread() not in threads
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "truncated or no safetensors file"),
+        (header(b"{"), "truncated or no safetensors file"),
+        (header({}, length=1 << 40), "longer than the file"),
+        (header(b"[" * 100_000), "no safetensors file"),
+        (header([1]), "no safetensors file"),
+        (header({"layer.0": 5}), "no safetensors file"),
+        (header({f"layer.{i}": {"shape": [8]} for i in range(5)}), "holds 5 tensors; the model has 4 layers"),
+        (header({"layer.0": {"shape": [9]}}), r"shape \[9\]; a vector of the model has \[8\]"),
+        (header({"layer.0": {"shape": [8, 8]}}), r"shape \[8, 8\]"),
+        (SteeringVector({0: torch.ones(9)}).encode(), r"shape \[9\]"),
+        (WARM.encode()[:-1], "the file is truncated"),
+    ],
+)
+def test_what_is_no_vector_of_the_model_is_refused_without_a_path_of_the_server(content: bytes, reason: str) -> None:
+    with pytest.raises(SteerError, match=reason) as caught:
+        received(Request([content]))
+    assert not any("/" in problem for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize("body", [b"", b"[" * 100_000, b"5", b"{}", b'{"name": 1, "path": "x"}', b"\xff"])
+def test_json_that_names_no_path_is_refused(body: bytes) -> None:
+    with pytest.raises(SteerError, match="the body is not"):
+        received(Request([body], content_type="application/json"))
+
+
+def test_a_path_is_read_within_its_folder_and_errors_name_what_the_client_wrote(tmp_path: Path) -> None:
+    WARM.save(tmp_path / "warm.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"no vector at all")
+    (tmp_path / "loop.safetensors").symlink_to(tmp_path / "loop.safetensors")
+
+    def by_path(path: str) -> Request:
+        return Request([json.dumps({"name": "warm", "path": path}).encode()], content_type="application/json")
+
+    assert received(by_path("warm.safetensors"), tmp_path)[1].digest == WARM.digest
+    for path in ("bad.safetensors", "loop.safetensors"):
+        with pytest.raises(SteerError, match=path) as caught:
+            received(by_path(path), tmp_path)
+        assert str(tmp_path) not in "".join(caught.value.problems)
+
+
+@pytest.mark.parametrize("name", ["a/b", "/", ".", ".."])
+def test_names_that_no_delete_could_name_are_refused(name: str) -> None:
+    request = Request([WARM.encode()], name)
+    with pytest.raises(SteerError, match="can't be part of a path"):
+        received(request)
+    assert request.read == 0
