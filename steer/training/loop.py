@@ -4,6 +4,7 @@ from there; the loss, the optimisers and the guards are ours.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,36 +23,12 @@ from steer.training import optimisers
 from steer.training.data.samples import BEHAVIOUR, GENERAL, Sample
 from steer.training.distributed import processes, sharding
 from steer.training.objectives.protocol import Objective, ObjectiveSettings
+from steer.training.requests import DECAYING, GRID, TrainingSettings
 from vectors.errors import SteerError, UsageError
+from vectors.events import Event, OnEvent, ignore
 
 SPIKE = 8.0  # times the median of the last losses, and beyond
 STEADY = 10  # losses that the median is taken over
-
-
-class Settings(NamedTuple):
-    """The numbers of a training run. `lr` None sweeps a short grid."""
-
-    steps: int = 200
-    batch: int = 8
-    accumulate: int = 1
-    optimiser: str = "adamw"
-    options: Mapping[str, Any] = {}
-    lr: float | None = 3e-4
-    weight_decay: float = 0.0
-    warmup: float = 0.1  # share of the steps
-    schedule: str = "cosine"
-    clip: float = 1.0  # of the gradient's norm
-    evaluate: int = 0  # steps between two looks at what was held out; 0 chooses
-    patience: int = 5  # looks without progress, after which it stops
-    checkpointing: bool = False
-    seed: int = 0
-    report_to: str = "none"
-    beta: float = 0.1  # of preferences
-    sharded: bool = False  # weights, gradients and state are cut over the processes
-
-    def identity(self) -> dict[str, Any]:
-        """What a run follows from: the same as before there was a choice, where it is the usual one."""
-        return {name: value for name, value in self._asdict().items() if name != "sharded" or value}
 
 
 class Trained(NamedTuple):
@@ -67,32 +44,17 @@ class TrainingError(SteerError):
     """The loss became NaN, or leapt."""
 
 
-GRID = (1e-4, 3e-4, 1e-3)
-DECAYING = "warmup_stable_decay"  # over the last fifth of the steps
-SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup", DECAYING)
-
-
-def check(settings: Settings) -> list[str]:
-    """What is wrong with the numbers, one sentence each. Raises UsageError for an optimiser that there is not."""
+def problems_of_settings(settings: TrainingSettings) -> list[str]:
+    """What is wrong beyond ranges and choices, one sentence each. Raises UsageError for an unknown optimiser."""
     problems = []
-    for name, value, low in [
-        ("steps", settings.steps, 1), ("the batch size", settings.batch, 1), ("--accumulate", settings.accumulate, 1),
-        ("--evaluate-every", settings.evaluate, 0), ("--patience", settings.patience, 1),
-    ]:  # fmt: skip
-        if value < low:
-            problems.append(f"{name} is {value}, not at least {low}")
-    if not 0 <= settings.warmup < 1:
-        problems.append(f"the warm-up {settings.warmup} is not in [0, 1)")
-    if settings.schedule not in SCHEDULES:
-        problems.append(f"there is no schedule {settings.schedule!r}; there are {', '.join(SCHEDULES)}")
     if settings.report_to != "none":
         from transformers.integrations import get_available_reporting_integrations
 
-        there = get_available_reporting_integrations()
-        if settings.report_to not in there:
-            problems.append(f"--report-to {settings.report_to} is not installed; there are none, {', '.join(there)}")
-    if settings.lr is not None and not settings.lr > 0:
-        problems.append(f"--lr is {settings.lr:g}, not above 0")
+        installed = get_available_reporting_integrations()
+        if settings.report_to not in installed:
+            problems.append(
+                f"--report-to {settings.report_to} is not installed; there are none, {', '.join(installed)}"
+            )
     if not settings.beta > 0:
         problems.append(f"beta is {settings.beta}, not above 0")
     return problems + optimisers.problems_of(
@@ -100,13 +62,13 @@ def check(settings: Settings) -> list[str]:
     )
 
 
-def _rate(settings: Settings) -> float:
+def _rate(settings: TrainingSettings) -> float:
     return GRID[0] if settings.lr is None else settings.lr
 
 
-def looks(settings: Settings) -> int:
-    """Steps between two looks at what was held out, and two checkpoints."""
-    return settings.evaluate or max(1, min(50, settings.steps // 6))
+def evaluation_interval(settings: TrainingSettings) -> int:
+    """Steps between two evaluations on held-out samples, and two checkpoints."""
+    return settings.evaluate_every or max(1, min(50, settings.steps // 6))
 
 
 class _Samples(Dataset[Sample]):
@@ -116,17 +78,17 @@ class _Samples(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, place: int) -> Sample:
-        return self.samples[place]
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
 
 
 class BakeTrainer(Trainer):
     """The Trainer with our loss and optimisers. `forward(model, batch)` gives the logits that the loss takes."""
 
     def __init__(
-        self, objective: Objective, settings: Settings, forward: Callable[..., Any], pad: int, **given: Any
+        self, objective: Objective, settings: TrainingSettings, forward: Callable[..., Any], pad: int, **options: Any
     ) -> None:
-        super().__init__(data_collator=lambda samples: objective.collate(samples, pad), **given)
+        super().__init__(data_collator=lambda samples: objective.collate(samples, pad), **options)
         self.objective, self.settings, self.forward = objective, settings, forward
         self.model_accepts_loss_kwargs = False  # our loss is a mean over samples already
 
@@ -136,7 +98,7 @@ class BakeTrainer(Trainer):
         return (loss, None) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
-        """The loss on what was held out."""
+        """The loss on held-out samples."""
         with torch.no_grad():
             return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
 
@@ -150,20 +112,18 @@ class BakeTrainer(Trainer):
         return self.optimizer
 
 
-class _Watch(TrainerCallback):
-    """Keeps the history, tells how it goes, and stops at a loss that is no number or leaps."""
+class _Monitor(TrainerCallback):
+    """Keeps the history, reports progress, and stops at a loss that is not finite or leaps."""
 
-    def __init__(self, tell: Callable[[dict[str, Any]], None]) -> None:
-        self.tell, self.history, self.failed = tell, list[dict[str, float]](), ""
+    def __init__(self, on_event: OnEvent) -> None:
+        self.on_event, self.history, self.failed = on_event, list[dict[str, float]](), ""
         self.losses: list[float] = []
-        self.began = self.began_at = 0.0
 
     def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-        self.began, self.began_at = time.monotonic(), state.global_step
-        self.history = [_numbers(entry) for entry in state.log_history]
+        self.history = [_metrics(entry) for entry in state.log_history]
 
     def on_log(self, _args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        entry = _numbers({**logs, "step": state.global_step})
+        entry = _metrics({**logs, "step": state.global_step})
         self.history.append(entry)
         loss = entry.get("loss")
         if loss is not None:
@@ -173,44 +133,53 @@ class _Watch(TrainerCallback):
             elif loss > SPIKE * max(usual, 0.05):
                 self.failed = f"the loss leapt from about {usual:.3g} to {loss:.3g} at step {state.global_step}"
             self.losses.append(loss)
-            if self.failed:  # and these weights are no checkpoint to go on from
+            if self.failed:  # and these weights are no checkpoint to resume from
                 control.should_training_stop, control.should_save = True, False
-        done = state.global_step - self.began_at
-        left = (time.monotonic() - self.began) / done * (state.max_steps - state.global_step) if done > 0 else math.inf
-        self.tell({**entry, "steps": state.max_steps, "left": left})
+        metrics = {key: value for key, value in entry.items() if key != "step"}
+        self.on_event(Event("training", state.global_step, state.max_steps, "step", metrics))
 
 
-def _numbers(entry: Mapping[str, Any]) -> dict[str, float]:
-    kept = ("step", "loss", "grad_norm", "learning_rate", f"eval_{BEHAVIOUR}_loss", f"eval_{GENERAL}_loss")
-    return {key: float(entry[key]) for key in kept if key in entry}
+def _metrics(entry: Mapping[str, Any]) -> dict[str, float]:
+    names = ("step", "loss", "grad_norm", "learning_rate", f"eval_{BEHAVIOUR}_loss", f"eval_{GENERAL}_loss")
+    return {key: float(entry[key]) for key in names if key in entry}
+
+
+class Data(NamedTuple):
+    """Samples to train on and to evaluate on; `pad` fills rows. Unless `shuffled`, batches keep the samples' order."""
+
+    train: Sequence[Sample]
+    held_out: Sequence[Sample]
+    pad: int
+    shuffled: bool = True
+
+
+class Places(NamedTuple):
+    """Folders of a run: its checkpoints, and TensorBoard's files, whose name is the run's name for other trackers."""
+
+    checkpoints: Path
+    logs: Path
 
 
 def train(
     model: Any,
-    samples: Sequence[Sample],
-    held_out: Sequence[Sample],
+    data: Data,
     objective: Objective,
-    settings: Settings,
-    folder: Path,
-    logged: Path,
+    settings: TrainingSettings,
+    places: Places,
     *,
     forward: Callable[..., Any],
-    pad: int,
-    tell: Callable[[dict[str, Any]], None] = lambda entry: None,
-    shuffled: bool = True,
+    on_event: OnEvent = ignore,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Trained:
-    """Train `model` in place; it ends as the best of what was looked at on the way.
+    """Train `model` in place; it ends with the weights of its best evaluation.
 
-    `shuffled` False keeps the samples in their order, so that the same batches come again. Checkpoints lie in
-    `folder`, and what lies there already is gone on from. `logged` is where TensorBoard's files go, whose name is that
-    of the run for other trackers. Raises TrainingError, which names the last
-    good checkpoint, for a loss that is no number or leaps.
+    Checkpoints that are there already are resumed from. Raises TrainingError, which names the last good checkpoint,
+    for a loss that is not finite or leaps.
     """
     started = time.monotonic()
-    every, share = looks(settings), processes.count()
-    looked_at = {kind: _Samples([s for s in held_out if s.kind == kind]) for kind in (BEHAVIOUR, GENERAL)}
-    looked_at = {kind: found for kind, found in looked_at.items() if len(found)}
+    folder, every, share = places.checkpoints, evaluation_interval(settings), processes.count()
+    held_out = {kind: _Samples([s for s in data.held_out if s.kind == kind]) for kind in (BEHAVIOUR, GENERAL)}
+    held_out = {kind: samples for kind, samples in held_out.items() if len(samples)}
     arguments = TrainingArguments(
         output_dir=str(folder), max_steps=settings.steps, per_device_train_batch_size=settings.batch // share,
         per_device_eval_batch_size=settings.batch, gradient_accumulation_steps=settings.accumulate,
@@ -223,44 +192,47 @@ def train(
         **sharding.trainer_arguments(model, settings.sharded, settings.checkpointing),
         restore_callback_states_from_checkpoint=True,
         lr_scheduler_kwargs={"num_decay_steps": max(1, settings.steps // 5)} if settings.schedule == DECAYING else {},
-        report_to="none" if settings.report_to == "tensorboard" else settings.report_to, run_name=logged.name,
+        report_to="none" if settings.report_to == "tensorboard" else settings.report_to, run_name=places.logs.name,
         project="steer", seed=child_seed(settings.seed, "train") % 2**31, dataloader_pin_memory=False,
         prediction_loss_only=True, label_names=[], log_level="error", log_level_replica="error",
-        train_sampling_strategy="random" if shuffled else "sequential",
+        train_sampling_strategy="random" if data.shuffled else "sequential",
         use_cpu=next(model.parameters()).device.type == "cpu", ddp_find_unused_parameters=False,
         ddp_timeout=int(processes.TIMEOUT.total_seconds()),
     )  # fmt: skip
     # One process, one device: over several the Trainer would cut each batch for nn.DataParallel; ours are not for it.
     arguments._n_gpu = min(arguments.n_gpu, 1)
-    watch = _Watch(tell)
+    monitor = _Monitor(on_event)
     if settings.report_to == "tensorboard":
-        callbacks = [*callbacks, _tensorboard(logged)]
+        callbacks = [*callbacks, _tensorboard(places.logs)]
     trainer = BakeTrainer(
-        objective, settings, forward, pad, model=model, args=arguments, train_dataset=_Samples(samples),
-        eval_dataset=looked_at, callbacks=[watch, EarlyStoppingCallback(settings.patience), *callbacks],
+        objective, settings, forward, data.pad, model=model, args=arguments, train_dataset=_Samples(data.train),
+        eval_dataset=held_out, callbacks=[monitor, EarlyStoppingCallback(settings.patience), *callbacks],
     )  # fmt: skip
     _be_quiet(trainer)
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     ended = _ended(last, settings)
     if ended is None:
         trainer.train(resume_from_checkpoint=last)
-    else:  # by a run that was killed behind its training: not one step more
-        trainer.state, watch.history = ended, [_numbers(entry) for entry in ended.log_history]
+    else:  # by a run that was killed after its training: not one more step
+        trainer.state, monitor.history = ended, [_metrics(entry) for entry in ended.log_history]
         trainer._load_best_model()
-    if watch.failed:
-        kept = get_last_checkpoint(str(folder))
-        where = f"; the last good checkpoint is {kept}" if kept else "; there is no checkpoint yet"
+    if monitor.failed:
+        good = get_last_checkpoint(str(folder))
+        where = f"; the last good checkpoint is {good}" if good else "; there is no checkpoint yet"
         raise TrainingError(
-            f"{watch.failed}, so training stopped{where}",
+            f"{monitor.failed}, so training stopped{where}",
             f"lower the learning rate (--lr, or --lr auto), and remove {folder.parent} first: rm -r {folder.parent}",
         )
     best = trainer.state.best_metric
     return Trained(
-        watch.history, trainer.state.global_step, float(math.nan if best is None else best), time.monotonic() - started
+        monitor.history,
+        trainer.state.global_step,
+        float(math.nan if best is None else best),
+        time.monotonic() - started,
     )
 
 
-def _ended(checkpoint: str | None, settings: Settings) -> TrainerState | None:
+def _ended(checkpoint: str | None, settings: TrainingSettings) -> TrainerState | None:
     """The state of a checkpoint behind which there is nothing to train: all steps are done, or patience ran out."""
     if checkpoint is None:
         return None
@@ -280,7 +252,7 @@ def _tensorboard(folder: Path) -> TrainerCallback:
 
 
 def _be_quiet(trainer: Trainer) -> None:
-    """Without the Trainer's own printing: what is worth saying goes through `tell`."""
+    """Without the Trainer's own printing: progress goes through `on_event`."""
     from transformers.trainer_callback import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
@@ -295,22 +267,19 @@ def whole_pass(model: Any, batch: Mapping[str, Any]) -> Any:
     return logits[batch["counts"]]
 
 
-def sweep(
-    make: Callable[[], Any], run: Callable[[Any, Settings, Path], Trained], settings: Settings, folder: Path
-) -> dict[str, float]:
-    """What each learning rate of a short grid gives after an eighth of the steps: the least held-out loss.
+def sweep(train_at: Callable[[TrainingSettings, str], Trained], settings: TrainingSettings) -> dict[str, float]:
+    """The lowest held-out loss of each learning rate of a short grid, after an eighth of the steps.
 
-    Raises UsageError when none of them trains at all.
+    `train_at` trains with settings, under a name for the run. Raises UsageError when no rate trains at all.
     """
-    found: dict[str, float] = {}
+    losses: dict[str, float] = {}
+    steps, every = max(4, settings.steps // 8), max(2, settings.steps // 16)
     for lr in GRID:
-        short = settings._replace(
-            lr=lr, steps=max(4, settings.steps // 8), evaluate=max(2, settings.steps // 16), report_to="none"
-        )
+        short = dataclasses.replace(settings, lr=lr, steps=steps, evaluate_every=every, report_to="none")
         try:
-            found[f"{lr:g}"] = run(make(), short, folder / f"lr-{lr:g}").best
+            losses[f"{lr:g}"] = train_at(short, f"lr-{lr:g}").best
         except TrainingError:
-            found[f"{lr:g}"] = math.inf
-    if not any(map(math.isfinite, found.values())):
+            losses[f"{lr:g}"] = math.inf
+    if not any(map(math.isfinite, losses.values())):
         raise UsageError("no learning rate of the grid trains", f"try one below {GRID[0]:g}: --lr 1e-5")
-    return found
+    return losses

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from merges import api
 from merges.inputs.sources import Source
-from merges.recipes.plan import plan
+from merges.recipes.plan import check_output, plan
 from merges.recipes.recipe import Part, Recipe
-from steer.folding.model_folder import write_model
-from steer.folding.pending import PendingModel
+from steer.folding.model_folder import write_draft
+from steer.folding.pending import Draft
 from steer.training import student
 from vectors.errors import UsageError
 from vectors.files import digest_file
-from vectors.folders import require_free_output
 from vectors.taskwriter import check_vector_path
 
-KINDS = ("model", "lora", "vector")
 
-
-def check(kind: str, out: Path, needed: int, full: bool) -> None:
+def require_output(kind: str, out: Path, needed: int, *, full: bool) -> None:
     """Refuse an output before any work. Raises UsageError, OutputError."""
-    if kind not in KINDS:
-        raise UsageError(f"there is no --as {kind}", f"use {', '.join(KINDS)}")
     if kind == "lora" and full:
         raise UsageError(
             "all weights are trained, so there is no adapter to write", "--as model or vector, or no --full"
@@ -34,11 +28,11 @@ def check(kind: str, out: Path, needed: int, full: bool) -> None:
     if kind == "vector":
         check_vector_path(out, 1)
     else:
-        require_free_output(out, needed if kind == "model" else 0)
+        check_output(out, needed if kind == "model" else 0)
 
 
-def keep(trained: Any, folder: Path, base: Source, full: bool) -> Path:
-    """Save what was trained as something that can be merged: an adapter, or a model in float32."""
+def save_trained(trained: Any, folder: Path, base: Source, *, full: bool) -> Path:
+    """Save a student as something that can be merged, an adapter or a model in float32; returns its folder."""
     target = folder / "trained"
     shutil.rmtree(target, ignore_errors=True)
     if full:
@@ -53,28 +47,22 @@ def name_of(base: Source) -> str:
     return base.model.name if base.model is not None and base.model.name else Path(base.reference).name
 
 
-def write(
-    kind: str, kept: Path, base: Source, out: Path, *, threads: int | None, progress: Callable[[int, int], None]
-) -> dict[str, str]:
-    """Write what `keep` saved at `out`; returns the digest of each file."""
+def write(kind: str, saved: Path, base: Source, out: Path, *, threads: int | None) -> dict[str, str]:
+    """Write what `save_trained` saved at `out`; returns the digest of each file."""
     if kind == "lora":
-        for file in kept.iterdir():
+        for file in saved.iterdir():
             shutil.copy2(file, out / file.name)
         return {file.name: digest_file(file) for file in sorted(out.iterdir())}
-    return write_sum(kind, (Part(str(kept), "bake", {"weight": 1.0}),), base, out, threads=threads, progress=progress)
+    return write_sum(kind, (Part(str(saved), "bake", {"weight": 1.0}),), base, out, threads=threads)
 
 
-def write_sum(
-    kind: str, parts: tuple[Part, ...], base: Source, out: Path, *, threads: int | None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, str]:  # fmt: skip
+def write_sum(kind: str, parts: tuple[Part, ...], base: Source, out: Path, *, threads: int | None) -> dict[str, str]:
     """Write the base and the weighted sum of parts, or the sum as a vector; returns the digest of each file."""
     recipe = Recipe("task_arithmetic", parts, base.reference)
     if kind == "vector":
-        record = api.merge(replace(recipe, as_="vector"), out, threads=threads, progress=progress)
-        found: dict[str, str] = record["outputs"]
-        return found
+        outputs: dict[str, str] = api.merge(replace(recipe, as_="vector"), out, threads=threads)["outputs"]
+        return outputs
     made = plan(recipe, threads=threads)
     with made.pool:
-        pending = PendingModel({job.name: job for job in made.jobs}, base.config, made.pool)
-        return write_model(pending, base, out, progress)
+        draft = Draft({job.name: job for job in made.jobs}, base.config, made.pool)
+        return write_draft(draft, base, out, lambda done, total: None)

@@ -1,50 +1,24 @@
-"""The student: the base with a LoRA adapter, or with all weights free; one copy, whose base is the teacher's."""
+"""The student: the base with a LoRA adapter, or with all weights trainable; it shares the teacher's weights."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from probes.models import residual
-from probes.seeds import child_seed
+from probes.models.seeds import child_seed
+from steer.training.requests import ALL_LINEAR, Lora
 from vectors.errors import UsageError
 from vectors.files import write_atomically
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
-
-class Lora(NamedTuple):
-    """An adapter as PEFT has it: rank, alpha, and the linear modules; `first` is the lowest layer that gets one."""
-
-    rank: int = 16
-    alpha: int = 32
-    targets: tuple[str, ...] = ("all-linear",)
-    dropout: float = 0.0
-    first: int = 0
-
-
-PRESETS = {"default": Lora(), "attention": Lora(32, 64, ATTENTION)}
-
-
-def check(lora: Lora) -> list[str]:
-    """What is wrong with the numbers of an adapter."""
-    problems = []
-    if lora.rank < 1:
-        problems.append(f"the rank {lora.rank} is not at least 1")
-    if lora.alpha <= 0:
-        problems.append(f"alpha is {lora.alpha}, not above 0")
-    if not 0 <= lora.dropout < 1:
-        problems.append(f"the dropout {lora.dropout} is not in [0, 1)")
-    return problems
-
-
-def missing(lora: Lora, names: Iterable[str]) -> list[str]:
-    """Which of its targets no parameter of a checkpoint belongs to, one sentence each."""
-    if lora.targets == PRESETS["default"].targets:
+def problems_of_targets(lora: Lora, names: Iterable[str]) -> list[str]:
+    """The target modules that no parameter of a checkpoint (by its names) belongs to, one sentence per module."""
+    if lora.targets == ALL_LINEAR:
         return []
     parts = {part for name in names for part in name.split(".")}
     return [f"--lora-targets: the model has no module {target}" for target in lora.targets if target not in parts]
@@ -55,7 +29,7 @@ def adapted(model: Any, lora: Lora, seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
     count = len(residual.blocks(model))
-    named: Any = "all-linear" if lora.targets == ("all-linear",) else list(lora.targets)
+    named: Any = "all-linear" if lora.targets == ALL_LINEAR else list(lora.targets)
     layers = list(range(min(lora.first, count - 1), count)) if lora.first > 0 else None
     if layers is not None and named == "all-linear":
         named = _linear_names(model)  # PEFT takes no layers beside its own word for all of them

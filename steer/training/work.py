@@ -1,6 +1,6 @@
-"""The work folder of a bake, beside its output: what was prepared, and checkpoints, so that a killed run goes on.
+"""The work folder of a bake, beside its output: samples and checkpoints, so that a killed run can be resumed.
 
-It is bound to everything that the result follows from; another run's is refused, never mixed in.
+It is bound to everything that the result follows from; the work of another run is refused, never mixed in.
 """
 
 from __future__ import annotations
@@ -10,31 +10,32 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from vectors import folders
 from vectors.errors import SteerError
-from vectors.folders import has_work, require_same_work, work_folder
 
 
-def place(out: Path) -> Path:
-    """Where the work for an output happens."""
+def path_of(out: Path) -> Path:
+    """The work folder of an output."""
     return out.absolute().parent / f".{out.name}.bake"
 
 
-def check(out: Path, run: Mapping[str, Any]) -> bool:
-    """Whether there is work of this very run to go on with. Raises UsageError for that of another one."""
-    require_same_work(place(out), run)
-    return has_work(place(out))
+def can_resume(out: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether this very run left work behind. Raises UsageError, which names what differs, for another run's work."""
+    folder = path_of(out)
+    folders.require_same_work(folder, identity)
+    return folders.has_work(folder)
 
 
 @contextlib.contextmanager
-def working(out: Path, run: Mapping[str, Any]) -> Iterator[Path]:
-    """Within: the run's folder; it is removed at the end, and kept when anything fails that could go on from it.
+def work_folder(out: Path, identity: Mapping[str, Any]) -> Iterator[Path]:
+    """Within: the locked work folder, which is removed at the end and stays after an interruption.
 
-    A refusal before the first checkpoint leaves nothing, so that a better command is not refused for it. Raises
-    OutputError.
+    A refusal before the first checkpoint leaves nothing, so that a corrected command is not refused for it. Raises
+    UsageError, OutputError.
     """
-    with work_folder(out, run, name=place(out).name, keep=_worth_keeping) as folder:
+    with folders.work_folder(out, identity, name=path_of(out).name, keep=_is_worth_keeping) as folder:
         yield folder
 
 
-def _worth_keeping(folder: Path, error: BaseException) -> bool:
+def _is_worth_keeping(folder: Path, error: BaseException) -> bool:
     return not isinstance(error, SteerError) or next(folder.rglob("checkpoint-*"), None) is not None

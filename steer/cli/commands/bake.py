@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from steer.cli import options, output
+from steer.cli import options, output, requests
+from steer.cli.output import out
+from steer.training.requests import (
+    MODES,
+    BakeRequest,
+    ContrastRequest,
+    FoldRequest,
+    ImitateRequest,
+    PreferRequest,
+)
 from vectors.errors import UsageError
+from vectors.events import Event, OnEvent
 
-FOLD, TEACHER, DATA = "fold", "distil", "train"
-# What belongs to some of the modes: an option that is typed for another one is an error, not a word unheard.
-ONLY = {
-    "via": (FOLD,), "skip_vllm": (FOLD,), "prompts": (FOLD, TEACHER), "tokens": (TEACHER,), "temperature": (TEACHER,),
-    **dict.fromkeys(
-        ("mix", "compare_mix", "pos", "neg", "steps", "batch", "accumulate", "lr", "optimiser", "given_options",
-         "weight_decay", "warmup", "schedule", "preset", "lora_rank", "lora_alpha", "lora_targets", "full", "context",
-         "evaluate_every", "patience", "checkpointing", "fsdp", "report_to", "seed", "dtype"), (TEACHER, DATA),
-    ),
-}  # fmt: skip
+REQUESTS: tuple[type[BakeRequest], ...] = tuple(request for mode in MODES.values() for request in mode)
 
 
 @options.command(
@@ -34,186 +35,135 @@ ONLY = {
     steer bake --mode train --data warm.jsonl --against cold.jsonl -o warmth.safetensors --as vector
     """,
 )
-@click.argument("composition", required=False)
-@click.option("--model", default="smollm2", help="A folder, a hub id (org/name@revision), or the bundled smollm2.")
-@click.option("-o", "--out", type=options.File, required=True, help="The folder to make; a file with --as vector.")
-@click.option("--mode", type=click.Choice(["auto", "fold", "distil", "train"]), default="auto", help="How.")
-@click.option("--as", "as_", type=click.Choice(["model", "lora", "vector"]), default="model", help="What to write.")
-@click.option("--via", default="auto", help="Fold: auto, bias, llama or layer.")
-@click.option("--skip-vllm", is_flag=True, help="Fold: prove in transformers alone; the report says so.")
-@click.option("--prompts", type=options.File, help="Prompts, one a line: of the proof, or to distil on.")
-@click.option("--teacher-prompt", help="Distil what the model does when it is told this.")
-@click.option("--data", type=options.File, help="Train: texts to imitate.")
-@click.option("--against", type=options.File, help="Train: texts of the opposite; the difference is kept.")
-@click.option("--pairs", type=options.File, help="Train: pairs to prefer (DPO).")
-@click.option("--mix", help="General data: FILE:SHARE, or a share of the model's own texts.  [default: 0.25]")
-@click.option("--compare-mix", is_flag=True, help="Train once more without general data, and report its retention.")
-@click.option("--pos", type=options.File, help="Held-out examples that show the trait, for the report.")
-@click.option("--neg", type=options.File, help="Held-out examples that show its opposite.")
-@click.option("--steps", default=200, help="Steps of the optimiser.")
-@click.option("--batch", default=8, help="Samples of a step, shared by all processes.")
-@click.option("--accumulate", default=1, help="Batches of a step.")
-@click.option("--lr", default="3e-4", help="The learning rate, or auto to try a short grid.")
-@click.option("--optimiser", default="adamw", help="adamw, apollo, apollo_mini or muon.")
-@click.option("--set", "given_options", multiple=True, metavar="NAME=VALUE", help="An option of the optimiser.")
-@click.option("--weight-decay", default=0.0, help="Decoupled.")
-@click.option("--warmup", default=0.1, help="The share of the steps in which the learning rate rises.")
-@click.option("--schedule", default="cosine", help="cosine, linear, constant and others.")
-@click.option("--preset", type=click.Choice(["default", "attention"]), default="default", help="Of the adapter.")
-@click.option("--lora-rank", type=int, help="Rank of the adapter.  [default: 16; attention: 32]")
-@click.option("--lora-alpha", type=int, help="Its alpha.  [default: 32; attention: 64]")
-@click.option("--lora-targets", help="Linear modules, such as q_proj,v_proj.  [default: all]")
-@click.option("--full", is_flag=True, help="Train all weights, without an adapter.")
-@click.option("--context", type=click.Choice(["full", "frozen"]), default="full", help="frozen: prompts stay fixed.")
-@click.option("--tokens", default=48, help="Distil: the longest completion.")
-@click.option("--temperature", default=1.0, help="Distil: of the samples.")
 @click.option(
-    "--evaluate-every",
-    default=0,
-    show_default=False,
-    help="Steps between looks.  [default: a sixth of all, at most 50]",
-)
-@click.option("--patience", default=5, help="Looks without progress, after which it stops.")
-@click.option("--checkpointing", is_flag=True, help="Compute activations again in the backward pass, to save memory.")
-@click.option("--fsdp", is_flag=True, help="Under torchrun: cut weights, gradients and state over the processes.")
-@click.option("--report-to", default="none", help="none, tensorboard, wandb or trackio.")
-@options.bindings
-@options.any_base
-@options.devices
-@click.option("--threads", type=click.IntRange(1), help="For writing.  [default: one for each core]")
-@options.seed
-def command(composition: str | None, model: str, out: Path, mode: str, **given: Any) -> None:
-    """Bake a behaviour into weights: folded exactly where algebra allows it, trained in where not.
+    "--mode", type=click.Choice(["auto", *MODES]), default="auto",
+    help="fold by algebra, distil a steered or prompted teacher, or train on examples; auto takes what fits.",
+)  # fmt: skip
+@requests.takes(*REQUESTS)
+def command(mode: str, **values: Any) -> None:
+    """Bake a behaviour into weights: folded exactly where algebra allows it, trained where it does not.
 
     A COMPOSITION of vectors is folded (constants become biases, ablations orthogonal matrices) and proved equal, in
-    transformers and in vLLM; or it is distilled, the steered model being the teacher. --mode train learns from --data
-    or --pairs. A killed run goes on when the same command is typed again.
+    transformers and in vLLM; or it is distilled, with the steered model as the teacher. --mode train learns from --data
+    or --pairs. A killed run is resumed by typing the same command again.
     """
-    from steer.folding import choice, fold
+    from steer.folding import choice
+    from steer.training.api import bake
 
     if mode == "auto":
-        mode = "train" if given["data"] or given["pairs"] else "distil" if composition is None else ""
-    _check_inputs(composition, mode, given)
-    output.say_preparing(model)
+        mode = "train" if values["data"] or values["pairs"] else "distil" if values["composition"] is None else ""
+    _require_inputs(mode, values)
+    output.say_preparing(values["model"])
     if not mode:
-        assert composition is not None
-        mode, why = choice.choose(composition, model, given["vectors"], given["via"])
-        output.say(f"mode {mode}: {why}")
-        unused = _misplaced(mode)
+        shared = requests.build(FoldRequest, values)
+        assert shared.composition is not None
+        mode, why = choice.choose(shared.composition, shared.model, shared.vectors, shared.via)
+        out.say(f"mode {mode}: {why}")
+        unused = [word for word, _ in _misplaced(MODES[mode][0])]
         if unused:
-            output.say(f"not used by mode {mode}: {', '.join(unused)}")
-    if mode == "fold":
-        assert composition is not None
-        if given["as_"] != "model":
-            raise UsageError(f"a fold adds tensors that no {given['as_']} holds", "--as model, or --mode distil")
-        from probes.data.reading import read_prompts
-
-        with output.out.progress() as on_event:
-            report = fold.fold(
-                fold.FoldRequest(
-                    composition, model, out, vectors=given["vectors"], via=given["via"], any_base=given["any_base"],
-                    prompts=read_prompts(given["prompts"])[0] if given["prompts"] else None, device=given["device"],
-                    vllm=False if given["skip_vllm"] else None, threads=given["threads"],
-                ),
-                on_event=on_event,
-            )  # fmt: skip
-    else:
-        from steer.training import command as trained
-
-        with contextlib.redirect_stdout(sys.stderr):  # trackers print, and stdout is the report's
-            report = trained.run(composition, model, out, mode, given, tell=_tell)
-        if not report:  # this process has trained for another one, which reports
-            return
-    human = _print_fold if mode == "fold" else _print_trained
-    output.out.result({"output": str(out), **report}, lambda: human(report, out))
+            out.say(f"not used by mode {mode}: {', '.join(unused)}")
+    request = requests.build(_request_type(mode, values), values)
+    # Trackers print, and stdout is the report's.
+    with contextlib.redirect_stdout(sys.stderr), out.progress() as on_event:
+        report = bake(request, on_event=_with_evaluations(on_event))  # type: ignore[arg-type]
+    if not report:  # this process has trained for the main one, which reports
+        return
+    show = _print_fold if mode == "fold" else _print_trained
+    out.result({"output": str(request.out), **report}, lambda: show(report, request.out))
 
 
-def _check_inputs(composition: str | None, mode: str, given: dict[str, Any]) -> None:
-    """What is named must fit the mode; all misfits at once. Raises UsageError."""
+def _request_type(mode: str, values: dict[str, Any]) -> type[BakeRequest]:
+    if mode != "train":
+        return MODES[mode][0]
+    return PreferRequest if values["pairs"] else ContrastRequest if values["against"] else ImitateRequest
+
+
+def _require_inputs(mode: str, values: dict[str, Any]) -> None:
+    """What is named must fit the mode. Raises UsageError with all misfits at once."""
     problems = []
-    train = [name for name in ("data", "pairs", "against") if given[name] is not None]
+    composition, prompt = values["composition"], values["teacher_prompt"]
     if mode == "train":
-        if bool(given["data"]) == bool(given["pairs"]):
+        if bool(values["data"]) == bool(values["pairs"]):
             problems.append("--mode train learns from --data or from --pairs, one of them")
-        if composition is not None or given["teacher_prompt"]:
+        if composition is not None or prompt:
             problems.append("--mode train has no teacher: drop the composition and --teacher-prompt")
-        if given["against"] and not given["data"]:
+        if values["against"] and not values["data"]:
             problems.append("--against is the opposite of --data, which is missing")
-    elif train:
-        problems.append(f"--{' and --'.join(train)} belong to --mode train")
-    elif composition is None and (mode == "fold" or given["teacher_prompt"] is None):
+    elif composition is None and (mode == "fold" or prompt is None):
         problems.append(
             "there is nothing to bake: no composition" + ("" if mode == "fold" else ", no --teacher-prompt")
         )
-    elif composition is not None and given["teacher_prompt"] is not None:
+    elif composition is not None and prompt is not None:
         problems.append("a teacher is a composition or a --teacher-prompt, not both")
-    problems += [f"{flag} is of no use to --mode {mode}" for flag in (_misplaced(mode) if mode else [])]
-    if bool(given["pos"]) != bool(given["neg"]):
-        problems.append("--pos and --neg are measured together: give both")
+    request = _request_type(mode, values) if mode else None
+    for word, modes in _misplaced(request) if request else []:
+        if word != "--teacher-prompt" or mode != "train":
+            problems.append(f"{word} belongs to --mode {' and --mode '.join(modes)}, not to --mode {mode}")
+    if not mode and values["against"]:
+        problems.append("--against belongs to --mode train: give --data too")
+    if bool(values["pos"]) != bool(values["neg"]):
+        problems.append("--pos and --neg are evaluated together: give both")
     if problems:
         raise UsageError(problems, "see steer bake --help")
 
 
-def _misplaced(mode: str) -> list[str]:
-    """The options that were typed and that this mode does not know."""
-    context = click.get_current_context()
-    flags = {parameter.name: parameter.opts[-1] for parameter in context.command.params}
-    typed = [name for name in ONLY if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-    return [flags[name] for name in typed if mode not in ONLY[name]]
+def _misplaced(request: type[BakeRequest]) -> list[tuple[str, list[str]]]:
+    """The options on the command line that a request has no field for, and the modes that they belong to."""
+    words = requests.not_of(request, REQUESTS)
+    names = {word: name for name, word in requests.typed(click.get_current_context()).items()}
+    own = next(mode for mode, types in MODES.items() if request in types)
+    found = []
+    for word in words:
+        modes = [m for m, types in MODES.items() if any(names[word] in _names(each) for each in types)]
+        if own not in modes:
+            found.append((word, modes))
+    return found
 
 
-def _stage(what: str) -> None:
-    output.say(f"{what} …")
+def _names(request: type[BakeRequest]) -> set[str]:
+    return {field.name for field in requests.fields_of(request)}
 
 
-def _tell(entry: dict[str, Any]) -> None:
-    """Stages always; steps on a terminal; and how it stands whenever what was held out was looked at."""
-    if "stage" in entry:
-        first = not entry.get("done")
-        if first or sys.stderr.isatty():
-            count = "" if first else f" {entry['done']}/{entry['total']}"
-            output.say(f"{entry['stage']}{count} …")
-        return
-    held = entry.get("eval_behaviour_loss")
-    general = entry.get("eval_general_loss")
-    if held is None and general is None and not ("loss" in entry and sys.stderr.isatty()):
-        return
-    parts = [f"step {int(entry['step'])}/{entry['steps']}"]
-    parts += [f"loss {entry['loss']:.4f}"] if "loss" in entry else []
-    parts += [f"held out {held:.4f}"] if held is not None else []
-    parts += [f"trait {entry['trait']:.2f}"] if "trait" in entry else []
-    parts += [f"KL to the base {general:.4f}"] if general is not None else []
-    parts += [f"{entry['left']:.0f} s left"] if entry["left"] < 1e6 else []
-    output.say("  ".join(parts))
+def _with_evaluations(on_event: OnEvent) -> OnEvent:
+    """Adds a line to every event of training that has figures of the evaluation set."""
+
+    def report(event: Event) -> None:
+        words = {
+            "eval_behaviour_loss": "held-out loss {:.4f}", "trait": "trait {:.2f}",
+            "eval_general_loss": "KL to the base {:.4f}",
+        }  # fmt: skip
+        parts = [words[name].format(event.metrics[name]) for name in words if name in event.metrics]
+        if parts:
+            event = dataclasses.replace(event, message="  ".join([f"step {event.done}/{event.total}", *parts]))
+        on_event(event)
+
+    return report
 
 
-def _print_fold(report: dict[str, Any], out: Path) -> None:
-    from steer.reports import fold as fold_report
+def _print_fold(report: dict[str, Any], path: Path) -> None:
+    from steer.reports.bake_report import PROVED, proof_rows, told_by_vllm
 
     proof = report["proof"]
     for part, how in report["via"].items():
-        output.out.line(f"{part}: {how}")
-    output.out.line()
-    output.out.table(["", *fold_report.COLUMNS.values()], fold_report.rows(proof), left=1)
-    output.out.line(
-        f"\nvLLM: {fold_report.vllm_result(proof)}\nverdict: {proof['verdict']}, on {proof['prompts']} held-out prompts"
-    )
-    output.out.line(f"wrote {out}")
-    output.say(f"\n{report['seconds']['writing']:.1f} s to write, {report['seconds']['all']:.1f} s with the proof")
+        out.line(f"{part}: {how}")
+    out.line()
+    out.table(["", *PROVED.values()], proof_rows(proof), left=1)
+    out.line(f"\nvLLM: {told_by_vllm(proof)}\nverdict: {proof['verdict']}, on {proof['prompts']} held-out prompts")
+    out.line(f"wrote {path}")
+    out.say(f"\n{report['seconds']['writing']:.1f} s to write, {report['seconds']['all']:.1f} s with the proof")
 
 
-def _print_trained(report: dict[str, Any], out: Path) -> None:
-    if "models" in report:
-        from steer.reports.training import rows
+def _print_trained(report: dict[str, Any], path: Path) -> None:
+    from steer.reports.bake_report import rows
 
-        header, body = rows(report["models"])
-        output.out.table(header, body, left=1)
-        dose = ", ".join(f"{key} {value:.2f}" for key, value in report["dose"].items())
-        output.out.line(f"\ndose      {dose}  (1 is the teacher)" if dose else "")
-        without = report.get("retention_without_mix")
-        beside = f"; without general data {without:.3f}" if without is not None else ""
-        output.out.line(f"retention {report['retention']:.3f}{beside}")
+    header, body = rows(report["models"])
+    out.table(header, body, left=1)
+    dose = ", ".join(f"{key} {value:.2f}" for key, value in report["dose"].items())
+    out.line(f"\ndose      {dose}  (1 is the teacher)" if dose else "")
+    without = report.get("retention_without_mix")
+    beside = f"; without replay data {without:.3f}" if without is not None else ""
+    out.line(f"retention {report['retention']:.3f}{beside}")
     for name, digest in report["outputs"].items():
         if name.endswith(".safetensors"):
-            output.out.line(f"{name}  {digest}")
-    output.out.line(f"wrote {out}")
+            out.line(f"{name}  {digest}")
+    out.line(f"wrote {path}")

@@ -1,4 +1,4 @@
-"""General data: what ties the student to the base where the behaviour should not show, and keeps it from forgetting.
+"""Replay data: what ties the student to the base where the behaviour should not show, and keeps it from forgetting.
 
 From a file, or the model's own continuations of openings of many kinds (self-replay). Either way the base's own
 distribution is what is to be predicted, not the text alone.
@@ -6,38 +6,55 @@ distribution is what is to be predicted, not the text alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from probes.data import prompts
 from probes.generation import generate
 from probes.models.completions import Completion, completions_of
 from probes.models.loading import LoadedModel
 from probes.models.residual import context_length
-from steer.training.bake import Tell
 from steer.training.data import files, samples
 from steer.training.data.samples import GENERAL, Sample
+from steer.training.mode import Samples
+from steer.training.requests import REPLAY_TOKENS, Replay, TrainingRequest
+from vectors.events import Event, OnEvent
 from vectors.files import digest_json
 
-HELD = 8  # samples that are held out
+HELD_OUT = 8  # samples
 
 
-def general_samples(
-    mix: files.Mix, loaded: LoadedModel, behaviour: int, tokens: int, seed: int, tell: Tell
+def replay_samples(
+    replay: Replay, loaded: LoadedModel, behaviour: int, *, tokens: int, seed: int, on_event: OnEvent
 ) -> tuple[list[Sample], list[Sample]]:
-    """As many general samples as give their share beside `behaviour` others, and a few held out; none for share 0."""
-    count = round(behaviour * mix.share / (1 - mix.share))
+    """As many replay samples as give their share beside `behaviour` others, and a few held out; none for share 0."""
+    count = round(behaviour * replay.share / (1 - replay.share))
     if not count:
         return [], []
-    tell({"stage": "preparing general data"})
-    if mix.path is not None:
-        examples, _ = files.examples_of(mix.path, "--mix")
-        rows = completions_of(examples, loaded.tokenizer, context_length(loaded.model.config))
-        rows = sorted(rows, key=lambda row: digest_json([seed, row.ids]))[: count + HELD]
-        held, rows = rows[: min(HELD, len(rows) // 4)], rows[min(HELD, len(rows) // 4) :]
-        rows = (rows * -(-count // len(rows)))[:count]  # a short file comes again, so that the share is what was asked
+    on_event(Event("preparing replay data"))
+    if replay.path is not None:
+        examples, _ = files.examples_of(replay.path, "--replay")
+        texts = completions_of(examples, loaded.tokenizer, context_length(loaded.model.config))
+        texts = sorted(texts, key=lambda text: digest_json([seed, text.ids]))[: count + HELD_OUT]
+        held_out, texts = texts[: min(HELD_OUT, len(texts) // 4)], texts[min(HELD_OUT, len(texts) // 4) :]
+        texts = (texts * -(-count // len(texts)))[
+            :count
+        ]  # a short file comes again, so that the share is what was asked
     else:
-        held = _continued(loaded, prompts.general(held_out=True)[:HELD], HELD, tokens, seed)
-        rows = _continued(loaded, prompts.general(held_out=False), count, tokens, seed)
-    made = samples.soft_targets(loaded.model, rows, rows, kind=GENERAL)
-    return made, samples.soft_targets(loaded.model, held, held, kind=GENERAL)
+        held_out = _continued(loaded, prompts.general(held_out=True)[:HELD_OUT], HELD_OUT, tokens, seed)
+        texts = _continued(loaded, prompts.general(held_out=False), count, tokens, seed)
+    made = samples.soft_targets(loaded.model, texts, texts, kind=GENERAL)
+    return made, samples.soft_targets(loaded.model, held_out, held_out, kind=GENERAL)
+
+
+def with_replay(request: TrainingRequest, loaded: LoadedModel, made: Sequence[Sample], on_event: OnEvent) -> Samples:
+    """Samples of the user's data, split into training and held out, with replay samples beside both."""
+    places, held_places = files.split(len(made), [sample.digest for sample in made])
+    behaviour = [made[i] for i in places]
+    replay, replay_held = replay_samples(
+        request.replay, loaded, len(behaviour), tokens=REPLAY_TOKENS, seed=request.settings.seed, on_event=on_event
+    )
+    counts = {"behaviour": len(behaviour), "general": len(replay)}
+    return Samples([*behaviour, *replay], [*(made[i] for i in held_places), *replay_held], counts)
 
 
 def _continued(loaded: LoadedModel, openings: list[str], count: int, tokens: int, seed: int) -> list[Completion]:

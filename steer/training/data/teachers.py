@@ -25,16 +25,19 @@ class Teacher(NamedTuple):
     intervention: Intervention
     asked: Any  # from prompts and a tokenizer to a list of ids
     as_prompted: AsPrompted
-    first: int  # the lowest layer at which anything happens
 
 
 def by_composition(
     model: Any, composition: Composition, vectors: Mapping[str, SteeringVector], any_base: bool
 ) -> Teacher:
     """The model under a composition."""
-    layers = [i for t in composition.terms for i in vectors[t.name].acting(t.layers)]
     intervention = steering(model, composition, vectors, any_base=any_base)
-    return Teacher(intervention, rendered, lambda examples, _: list(examples), min(layers))
+    return Teacher(intervention, rendered, lambda examples, _: list(examples))
+
+
+def first_layer(composition: Composition, vectors: Mapping[str, SteeringVector]) -> int:
+    """The lowest layer at which a composition acts."""
+    return min(i for t in composition.terms for i in (t.layers if t.layers is not None else vectors[t.name].apply))
 
 
 def by_prompt(prompt: str) -> Teacher:
@@ -73,7 +76,7 @@ def by_prompt(prompt: str) -> Teacher:
             found.append(example._replace(context=(Message("system", first), *rest)))
         return found
 
-    return Teacher(no_intervention, asked, as_prompted, 0)
+    return Teacher(no_intervention, asked, as_prompted)
 
 
 def after(prompts: Sequence[Sequence[int]], completions: Sequence[Completion]) -> list[Completion]:

@@ -1,1 +1,20 @@
-"""Ways of training a bake: one file each. Each gives a `Mode` (steer/training/bake.py) from what the user named."""
+"""Ways of training a bake: one mode per file, found by listing the folder; _protocol.py says what a file has."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from steer.training.modes._protocol import ModeModule
+from steer.training.requests import TrainingRequest
+from vectors.events import OnEvent, ignore
+from vectors.plugins import discover
+
+GROUP = "steer.bake_modes"
+
+
+def run(request: TrainingRequest, *, on_event: OnEvent = ignore) -> dict[str, Any]:
+    """Bake in the mode that a request belongs to; returns the report. Raises SteerError."""
+    for module in cast(dict[str, ModeModule], discover(__name__, GROUP)).values():
+        if type(request) is module.REQUEST:
+            return module.run(request, on_event=on_event)
+    raise TypeError(f"no mode takes a {type(request).__name__}")

@@ -1,4 +1,4 @@
-"""The contrastive difference: train both signs, subtract; what both learned of form and topic cancels.
+"""The contrastive difference: train on both signs and subtract; what both learned of form and topic cancels.
 
 theta+ - theta- (Fierro and Roger 2025, arXiv:2511.05408) is a task vector by itself: a result for `steer merge`.
 """
@@ -7,82 +7,118 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from merges.recipes.recipe import Part
 from probes.evaluation_set import contrast_of, evaluate, evaluation_set, retention
 from probes.models.loading import find, load
 from steer.folding import model_folder
-from steer.reports import training as report
-from steer.training import bake, result, work
-from steer.training.bake import Request, Tell
+from steer.reports import bake_report
+from steer.training import result, work
+from steer.training.bake import bake, check
 from steer.training.distributed import processes
-from steer.training.modes import train
+from steer.training.mode import Mode
+from steer.training.modes import imitate
+from steer.training.requests import ContrastRequest, ImitateRequest
 from vectors.errors import SteerError, UsageError, kept, raise_together
-from vectors.folders import new_folder
+from vectors.events import Event, OnEvent, ignore
+
+REQUEST = ContrastRequest
 
 
-def contrast(request: Request, path: Path, against: Path, *, weight: float = 1.0, tell: Tell) -> dict[str, Any]:
-    """Train on `path` and on `against`, and write `weight` times their difference; returns a report of it and of both.
+class Half(NamedTuple):
+    """One of the two trainings, and the weight of its result in the difference."""
 
-    A killed run goes on: a half that is done is not trained again. Raises UsageError for an adapter, which can't hold a
+    name: str
+    request: ImitateRequest
+    mode: Mode
+    weight: float
+
+
+def run(request: ContrastRequest, *, weight: float = 1.0, on_event: OnEvent = ignore) -> dict[str, Any]:
+    """Train on both files, and write `weight` times the difference; returns a report of it and of both trainings.
+
+    A killed run is resumed: a finished half is not trained again. Raises UsageError for an adapter, which can't hold a
     difference of two at their rank; and what `bake` raises.
     """
     if processes.count() > 1 or request.settings.sharded:
         raise UsageError("--against trains in one process", "start it without a launcher, and without --fsdp")
     if request.as_ == "lora":
         raise UsageError("the difference of two adapters is no adapter of their rank", "--as vector, or --as model")
-    errors: list[SteerError] = []
-    halves = []
-    for name, file, sign in (("for", path, 1.0), ("against", against, -1.0)):
-        with kept(errors):
-            halves.append((name, train.imitate(request, file), sign * weight))
-    with kept(errors):
-        bake.check(request, halves[0][1] if halves else train.imitate(request, path))
-    raise_together(errors)
-    source, identity = bake.check(request, halves[0][1])
-    run = {name: bake.run_of(request, mode, identity) for name, mode, _ in halves} | {"weight": weight}
-    work.check(request.out, run)
-    with work.working(request.out, run) as place:
-        reports, parts = {}, []
-        for name, mode, own in halves:
-            half, said = place / f"{name}.safetensors", place / f"{name}.report.json"
-            if not said.is_file():  # written last: a half without it is not whole
-                half.unlink(missing_ok=True)
-                tell({"stage": f"training: {mode.behaviour}"})
-                bake.bake(replace(request, out=half, as_="vector"), mode, tell=tell)
-            reports[name] = json.loads(said.read_text(encoding="utf-8"))
-            parts.append(Part(str(half), name, {"weight": own}))
-        found: dict[str, Any] = {
-            "schema": 1, "mode": "contrast", "behaviour": f"{halves[0][1].behaviour}, less {halves[1][1].behaviour}",
-            "base": identity, "as": request.as_, "weights": {part.name: part.options["weight"] for part in parts},
-            "samples": {name: own["samples"] for name, own in reports.items()},
+    halves = _halves(request, weight)
+    jobs = {half.name: check(request, half.mode) for half in halves}
+    job = jobs["for"]
+    identity = {name: each.identity for name, each in jobs.items()} | {"weight": weight}
+    with work.work_folder(request.out, identity) as folder:
+        reports = {half.name: _trained(half, folder, on_event) for half in halves}
+        parts = tuple(Part(str(_vector(folder, half)), half.name, {"weight": half.weight}) for half in halves)
+        facts = {
+            "schema": 1, "mode": "contrast",
+            "behaviour": f"{halves[0].mode.behaviour}, less {halves[1].mode.behaviour}", "base": job.base,
+            "as": request.as_, "weights": {half.name: half.weight for half in halves},
+            "samples": {name: report["samples"] for name, report in reports.items()},
             "settings": reports["for"]["settings"], "reports": reports,
         }  # fmt: skip
-        size = sum(entry.size for entry in source.entries.values())
-        if request.as_ == "model":
-            with new_folder(request.out, size) as target:
-                found["outputs"] = result.write_sum("model", tuple(parts), source, target, threads=request.threads)
-                found.update(_measured(request, target))
-                report.write(target, found, reports["for"]["history"])
-                model_folder.write_card(target, found, source, f"`{found['behaviour']}` baked by contrast.")
-        else:
-            with new_folder(place / "model", size) as target:  # to be measured, and removed with the work
-                result.write_sum("model", tuple(parts), source, target, threads=request.threads)
-                found.update(_measured(request, target))
-            shutil.rmtree(place / "model")
-            found["outputs"] = result.write_sum("vector", tuple(parts), source, request.out, threads=request.threads)
-            report.write(request.out.parent, found, reports["for"]["history"], f"{request.out.stem}.")
+        size = sum(entry.size for entry in job.source.entries.values())
+        as_model = request.as_ == "model"
+        # A vector is evaluated as a model too, which is removed with the work.
+        with model_folder.appearing(request.out if as_model else folder / "model", size) as target:
+            on_event(Event("writing"))
+            outputs = result.write_sum("model", parts, job.source, target, threads=request.threads)
+            report = {**facts, "outputs": outputs, **_evaluated(request, target)}
+            if as_model:
+                bake_report.write(target, report, reports["for"]["history"])
+                model_folder.write_card(target, report, job.source, f"`{report['behaviour']}` baked by contrast.")
+        if not as_model:
+            shutil.rmtree(folder / "model")
+            outputs = result.write_sum("vector", parts, job.source, request.out, threads=request.threads)
+            report = {**report, "outputs": outputs}
+            bake_report.write(request.out.parent, report, reports["for"]["history"], f"{request.out.stem}.")
+    return report
+
+
+def _halves(request: ContrastRequest, weight: float) -> list[Half]:
+    """Both trainings. Raises all problems of both files together."""
+    errors: list[SteerError] = []
+    halves = []
+    for name, file, sign in (("for", request.data, 1.0), ("against", request.against, -1.0)):
+        if file is None:
+            option = "--data" if name == "for" else "--against"
+            errors.append(UsageError(f"there is nothing to contrast: no {option}", f"give {option} FILE"))
+            continue
+        folder = work.path_of(request.out)
+        half = request.half(file, folder / f"{name}.safetensors")
+        with kept(errors):
+            halves.append(Half(name, half, imitate.mode(half), sign * weight))
+    if errors and halves:
+        with kept(errors):
+            check(request, halves[0].mode)
+    raise_together(errors)
+    return halves
+
+
+def _vector(folder: Path, half: Half) -> Path:
+    return folder / f"{half.name}.safetensors"
+
+
+def _trained(half: Half, folder: Path, on_event: OnEvent) -> dict[str, Any]:
+    """The report of one training, which is run unless an earlier try has finished it."""
+    report = folder / f"{half.name}.report.json"
+    if not report.is_file():  # written last: a half without it is not whole
+        _vector(folder, half).unlink(missing_ok=True)
+        on_event(Event(f"training: {half.mode.behaviour}"))
+        bake(half.request, half.mode, on_event=on_event)
+    found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
     return found
 
 
-def _measured(request: Request, whole: Path) -> dict[str, Any]:
+def _evaluated(request: ContrastRequest, folder: Path) -> dict[str, Any]:
     """The base and the difference on neutral text, and on the examples of the trait where there are any."""
     loaded = load(find(request.model), request.device, request.dtype)
-    measured_on = evaluation_set(loaded, contrast_of(loaded, request.pos, request.neg), seed=request.settings.seed)
-    models = {"base": evaluate(loaded.model, measured_on)}
+    examples = contrast_of(loaded, request.pos, request.neg)
+    evaluated = evaluation_set(loaded, examples, seed=request.settings.seed)
+    base = evaluate(loaded.model, evaluated)
     del loaded
-    models["baked"] = evaluate(load(whole, request.device, request.dtype).model, measured_on)
-    return {"models": models, "dose": {}, "retention": retention(models["base"], models["baked"])}
+    baked = evaluate(load(folder, request.device, request.dtype).model, evaluated)
+    return {"models": {"base": base, "baked": baked}, "dose": {}, "retention": retention(base, baked)}

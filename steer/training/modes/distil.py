@@ -2,143 +2,163 @@
 
 Completions are sampled from the teacher, and a quarter from the model as it is, so that the student also learns what to
 do where its own words lead (Bhargava et al. 2024, arXiv:2409.13697; Blank et al. 2026, arXiv:2606.00995). The teacher
-is the same model, under hooks or a prompt, asked once before training: its likeliest tokens are kept, and there is one
-copy in memory.
+is the same model, under hooks or a prompt, sampled once before training: its likeliest tokens are stored, and there is
+one copy in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+from merges.inputs.sources import open_source
 from probes.data import prompts
-from probes.data.reading import read_prompts
-from probes.data.splits import held_out_split
 from probes.evaluation_set import Behaviour, from_target
 from probes.generation import generate
+from probes.models.completions import Completion
 from probes.models.loading import LoadedModel
 from probes.models.residual import context_length
 from probes.models.tokens import rendered
-from steer.training.bake import Mode, Prepared, Request, Tell
-from steer.training.data import filtering, samples, teachers
-from steer.training.data.replay import general_samples
+from steer.folding.fold import check_vectors
+from steer.training.bake import bake
+from steer.training.data import files, filtering, samples, teachers
+from steer.training.data.replay import replay_samples
 from steer.training.data.teachers import Teacher
+from steer.training.mode import Mode, Samples
 from steer.training.objectives import divergence
+from steer.training.requests import DistilRequest
 from vectors.errors import UsageError
+from vectors.events import Event, OnEvent, counter, ignore
 from vectors.files import digest_json
 from vectors.resolve import compose
-from vectors.steering import SteeringVector
 
-ON_POLICY = 0.25  # of the completions are the student's own
-LOOKED_AT = 8  # prompts that are held out at least
-LEAST = 1e-4  # nats: a teacher that is nearer to the base teaches nothing
+REQUEST = DistilRequest
+ON_POLICY = 0.25  # share of the completions that the student samples itself
+LEAST_HELD_OUT = 8  # prompts
+LEAST_APART = 1e-4  # nats: a teacher that is nearer to the base teaches nothing
+LEAST_COMPLETIONS = 4
 
 
-def mode(
-    request: Request,
-    *,
-    composition: str | None = None,
-    vectors: Mapping[str, str | Path | SteeringVector] | None = None,
-    teacher_prompt: str | None = None,
-    asked: Path | None = None,
-    tokens: int = 48,
-    temperature: float = 1.0,
-    any_base: bool = False,
-) -> Mode:
-    """Distil a composition, or a prompt; `asked` is a file of the user's prompts. Raises SteerError before any work."""
-    if (composition is None) == (teacher_prompt is None):
+def run(request: DistilRequest, *, on_event: OnEvent = ignore) -> dict[str, Any]:
+    """Distil the steered or prompted model into the weights; returns the report. Raises SteerError."""
+    return bake(request, mode(request), on_event=on_event)
+
+
+def mode(request: DistilRequest) -> Mode:
+    """The mode for `bake`. Raises SteerError before any work."""
+    if (request.composition is None) == (request.teacher_prompt is None):
         raise UsageError(
             "a teacher is a composition or a --teacher-prompt, one of them", "steer bake 'warm' --mode distil"
         )
-    problems = [f"--tokens is {tokens}, not at least 1"] if tokens < 1 else []
-    problems += [f"--temperature is {temperature:g}, not at least 0"] if temperature < 0 else []
-    if problems:
-        raise UsageError(problems, "see steer bake --help")
-    own, digest = read_prompts(asked) if asked else ([], None)
+    user_prompts, digest = files.prompts_of(request.prompts) if request.prompts else ([], None)
     inputs: dict[str, Any] = {"prompts": digest or digest_json(list(prompts.PROMPTS))}
-    if composition is not None:
-        from merges.inputs.sources import open_source
-        from steer.folding.fold import check_vectors
 
-        parsed, found = compose(composition, vectors)
-        check_vectors(open_source(request.model), found, any_base)
-        inputs |= {f"vector {name}": vector.digest for name, vector in found.items()}
-        behaviour = str(parsed)
+    def prepare(loaded: LoadedModel, teacher: Teacher | None, on_event: OnEvent) -> Samples:
+        assert teacher is not None
+        return _prepare(request, loaded, teacher, _choose_prompts(user_prompts), on_event)
 
-        def teacher(loaded: LoadedModel) -> Teacher:
-            return teachers.by_composition(loaded.model, parsed, found, any_base)
-    else:
-        assert teacher_prompt is not None
-        behaviour = teacher_prompt
+    if request.teacher_prompt is not None:
+        text = request.teacher_prompt
+        return Mode("distil", text, divergence, prepare, inputs, teacher=lambda loaded: teachers.by_prompt(text))
+    assert request.composition is not None
+    composition, vectors = compose(request.composition, request.vectors)
+    check_vectors(open_source(request.model), vectors, request.any_base)
+    inputs |= {f"vector {name}": vector.digest for name, vector in vectors.items()}
 
-        def teacher(loaded: LoadedModel) -> Teacher:
-            return teachers.by_prompt(teacher_prompt)
+    def teacher(loaded: LoadedModel) -> Teacher:
+        return teachers.by_composition(loaded.model, composition, vectors, request.any_base)
 
-    def prepare(loaded: LoadedModel, shown: Teacher | None, tell: Tell) -> Prepared:
-        assert shown is not None
-        # The user's, and as many generic ones: a behaviour that is learned on one kind of prompt stays there.
-        taught = list(dict.fromkeys([*own, *prompts.taught()[: len(own) or None]]))
-        # Half as many are held out, but not fewer than a mean wants: few prompts are for a short run.
-        held = [prompt for prompt in prompts.held_out() if prompt not in taught][: max(LOOKED_AT, len(taught) // 2)]
-        return _prepare(request, loaded, shown, taught, held, tokens, temperature, tell)
+    # What is added at a layer can't be made by the layers above it; those below would have to guess it.
+    first = teachers.first_layer(composition, vectors)
+    return Mode("distil", str(composition), divergence, prepare, inputs, teacher, first)
 
-    return Mode("distil", behaviour, divergence, teacher, prepare, inputs)
+
+class Prompts(NamedTuple):
+    """Prompts to train on, and held-out prompts."""
+
+    train: list[str]
+    held_out: list[str]
+
+
+def _choose_prompts(user: Sequence[str]) -> Prompts:
+    """The user's, and as many generic ones: a behaviour that is learned on one kind of prompt stays there."""
+    train = list(dict.fromkeys([*user, *prompts.taught()[: len(user) or None]]))
+    # Half as many are held out, but not fewer than a mean needs: few prompts are for a short run.
+    rest = [prompt for prompt in prompts.held_out() if prompt not in train]
+    return Prompts(train, rest[: max(LEAST_HELD_OUT, len(train) // 2)])
+
+
+class Completions(NamedTuple):
+    """Completions as the student sees them and as the teacher does, and which prompt (by index) each belongs to."""
+
+    student: list[Completion]
+    teacher: list[Completion]
 
 
 def _prepare(
-    request: Request, loaded: LoadedModel, shown: Teacher, asked: Sequence[str], held: Sequence[str], tokens: int,
-    temperature: float, tell: Tell,
-) -> Prepared:  # fmt: skip
-    seed = request.settings.seed
-    both = [*asked, *held]
-    as_asked, as_student = shown.asked(both, loaded.tokenizer), rendered(both, loaded.tokenizer)
-    _check_length(loaded, as_asked, tokens)
-    names = [*(f"taught {one}" for one in asked), *(f"held out {one}" for one in held)]
-
-    def show(done: int) -> None:
-        tell({"stage": "asking the teacher", "done": done, "total": len(both)})
-
-    show(0)
-    from_teacher = generate(
-        loaded.model, loaded.tokenizer, as_asked, shown.intervention, max_tokens=tokens, temperature=temperature,
-        seed=seed, names=names, progress=show,
-    )  # fmt: skip
-    count = round(len(asked) * ON_POLICY / (1 - ON_POLICY))
-    chosen = sorted(range(len(asked)), key=lambda i: digest_json([seed, asked[i]]))[:count]
-    tell({"stage": "asking the student"})
-    from_student = generate(
-        loaded.model, loaded.tokenizer, [as_student[i] for i in chosen], max_tokens=tokens,
-        temperature=temperature, seed=seed, names=[f"own {asked[i]}" for i in chosen],
-    )  # fmt: skip
-    completions = [*teachers.after(as_student, from_teacher), *from_student]
-    seen = [*from_teacher, *teachers.after([as_asked[i] for i in chosen], from_student)]
-    tell({"stage": "leaving out what is not fit to learn"})
-    fit = filtering.fit_to_learn(loaded.model, loaded.tokenizer, completions)
-    if len(fit.completions) < 4:
+    request: DistilRequest, loaded: LoadedModel, teacher: Teacher, chosen: Prompts, on_event: OnEvent
+) -> Samples:
+    """Sample completions, filter them, and take the teacher's distributions over their tokens."""
+    sampled = _sample(request, loaded, teacher, chosen, on_event)
+    on_event(Event("filtering completions"))
+    fit = filtering.fit_to_learn(loaded.model, loaded.tokenizer, sampled.student)
+    if len(fit.completions) < LEAST_COMPLETIONS:
         raise UsageError(
-            f"of {len(completions)} completions {len(fit.completions)} are fit to learn from: {fit.left_out}",
+            f"of {len(sampled.student)} completions {len(fit.completions)} pass the filters: {fit.left_out}",
             "use a smaller strength, more prompts (--prompts), or more --tokens",
         )
-    tell({"stage": "asking the teacher for its distributions"})
-    made = samples.soft_targets(loaded.model, fit.completions, [seen[i] for i in fit.indices], shown.intervention)
-    held_out = [s for s, index in zip(made, fit.indices, strict=True) if len(asked) <= index < len(both)]
-    taught = [s for s, index in zip(made, fit.indices, strict=True) if not len(asked) <= index < len(both)]
-    if not held_out or not taught:
-        places, held_places = held_out_split([s.digest for s in made])
-        taught, held_out = [made[i] for i in places], [made[i] for i in held_places]
-    _check_it_teaches(loaded, [*taught, *held_out])
-    general, general_held = general_samples(request.mix, loaded, len(taught), tokens, seed, tell)
+    on_event(Event("computing the teacher's distributions"))
+    made = samples.soft_targets(
+        loaded.model, fit.completions, [sampled.teacher[i] for i in fit.indices], teacher.intervention
+    )
+    count, total = len(chosen.train), len(chosen.train) + len(chosen.held_out)
+    held_out = [sample for sample, index in zip(made, fit.indices, strict=True) if count <= index < total]
+    train = [sample for sample, index in zip(made, fit.indices, strict=True) if not count <= index < total]
+    if not held_out or not train:
+        places, held_places = files.split(len(made), [sample.digest for sample in made])
+        train, held_out = [made[i] for i in places], [made[i] for i in held_places]
+    _require_difference(loaded, [*train, *held_out])
+    replay, replay_held = replay_samples(
+        request.replay, loaded, len(train), tokens=request.tokens, seed=request.settings.seed, on_event=on_event
+    )
     counts = {
-        "asked": len(both), "sampled": len(completions), "left_out": fit.left_out, "behaviour": len(taught),
-        "general": len(general),
+        "asked": total, "sampled": len(sampled.student), "left_out": fit.left_out, "behaviour": len(train),
+        "general": len(replay),
     }  # fmt: skip
-    return Prepared([*taught, *general], [*held_out, *general_held], counts)
+    return Samples([*train, *replay], [*held_out, *replay_held], counts)
 
 
-def _check_length(loaded: LoadedModel, asked: Sequence[Sequence[int]], tokens: int) -> None:
-    longest = context_length(loaded.model.config)
-    most = max(map(len, asked)) + tokens
+def _sample(
+    request: DistilRequest, loaded: LoadedModel, teacher: Teacher, chosen: Prompts, on_event: OnEvent
+) -> Completions:
+    """One completion of each prompt by the teacher, and of some by the student: as both see them, in this order."""
+    seed, tokens, temperature = request.settings.seed, request.tokens, request.temperature
+    texts = [*chosen.train, *chosen.held_out]
+    for_teacher, for_student = teacher.asked(texts, loaded.tokenizer), rendered(texts, loaded.tokenizer)
+    _require_length(loaded, for_teacher, tokens)
+    names = [*(f"taught {text}" for text in chosen.train), *(f"held out {text}" for text in chosen.held_out)]
+    progress = counter(on_event, "sampling from the teacher", "prompt")
+    progress(0, len(texts))
+    by_teacher = generate(
+        loaded.model, loaded.tokenizer, for_teacher, teacher.intervention, max_tokens=tokens, temperature=temperature,
+        seed=seed, names=names, progress=lambda done: progress(done, len(texts)),
+    )  # fmt: skip
+    count = round(len(chosen.train) * ON_POLICY / (1 - ON_POLICY))
+    own = sorted(range(len(chosen.train)), key=lambda i: digest_json([seed, chosen.train[i]]))[:count]
+    on_event(Event("sampling from the student"))
+    by_student = generate(
+        loaded.model, loaded.tokenizer, [for_student[i] for i in own], max_tokens=tokens, temperature=temperature,
+        seed=seed, names=[f"own {chosen.train[i]}" for i in own],
+    )  # fmt: skip
+    return Completions(
+        [*teachers.after(for_student, by_teacher), *by_student],
+        [*by_teacher, *teachers.after([for_teacher[i] for i in own], by_student)],
+    )
+
+
+def _require_length(loaded: LoadedModel, prompt_ids: Sequence[Sequence[int]], tokens: int) -> None:
+    """Raises UsageError for prompts that leave no room for a completion."""
+    longest, most = context_length(loaded.model.config), max(map(len, prompt_ids)) + tokens
     if longest is not None and most > longest:
         raise UsageError(
             f"the longest prompt and {tokens} more are {most} tokens; the model's context has {longest}",
@@ -146,10 +166,11 @@ def _check_length(loaded: LoadedModel, asked: Sequence[Sequence[int]], tokens: i
         )
 
 
-def _check_it_teaches(loaded: LoadedModel, made: Sequence[samples.Sample]) -> None:
+def _require_difference(loaded: LoadedModel, made: Sequence[samples.Sample]) -> None:
+    """Raises UsageError for a teacher that predicts what the base predicts."""
     some = made[:16]
     apart = from_target(loaded.model, Behaviour([s.completion for s in some], [s.target for s in some], True))
-    if apart < LEAST:
+    if apart < LEAST_APART:
         raise UsageError(
             f"the teacher predicts what the model predicts ({apart:.2g} nats apart): there is nothing to learn",
             "use a greater strength, or another prompt",

@@ -1,0 +1,32 @@
+"""The contract of a training mode: what it gives to `bake`, which trains, writes and evaluates for all modes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from probes.models.loading import LoadedModel
+from steer.training.data.samples import Sample
+from steer.training.data.teachers import Teacher
+from steer.training.objectives.protocol import Objective
+from vectors.events import OnEvent
+
+
+class Samples(NamedTuple):
+    """Samples to train on and held-out samples, and how many of each kind there are or were filtered out."""
+
+    train: list[Sample]
+    held_out: list[Sample]
+    counts: dict[str, Any]
+
+
+class Mode(NamedTuple):
+    """A way of training: its name, the behaviour it teaches, its objective, and how its samples are made."""
+
+    name: str
+    behaviour: str
+    objective: Objective
+    prepare: Callable[[LoadedModel, Teacher | None, OnEvent], Samples]
+    inputs: Mapping[str, Any]  # what it reads, by digest
+    teacher: Callable[[LoadedModel], Teacher] | None = None
+    first_layer: int = 0  # an adapter begins here: nothing below it has to change

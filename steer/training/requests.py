@@ -1,0 +1,306 @@
+"""What each way of baking can be asked: one typed request per mode, from which `steer bake` derives its options.
+
+Nothing heavy is imported here, since `steer bake --help` reads these types.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vectors import plugins
+from vectors.errors import UsageError
+from vectors.options import option
+
+REPLAY_SHARE = 0.25
+REPLAY_TOKENS = 48  # of a continuation that the model writes as its own replay data
+GRID = (1e-4, 3e-4, 1e-3)  # the learning rates that --lr auto tries
+DECAYING = "warmup_stable_decay"  # over the last fifth of the steps
+SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup", DECAYING)
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+ALL_LINEAR = ("all-linear",)
+
+
+class Replay(NamedTuple):
+    """Replay data: a file, or None for the model's own continuations; and its share of all samples."""
+
+    path: Path | None = None
+    share: float = REPLAY_SHARE
+
+
+class Lora(NamedTuple):
+    """An adapter as PEFT has it: rank, alpha, and the linear modules; `first` is the lowest layer that gets one."""
+
+    rank: int = 16
+    alpha: int = 32
+    targets: tuple[str, ...] = ALL_LINEAR
+    dropout: float = 0.0
+    first: int = 0
+
+
+PRESETS = {"default": Lora(), "attention": Lora(32, 64, ATTENTION)}
+
+
+def parse_replay(text: str) -> Replay:
+    """`FILE:0.25`, `FILE`, `0.25` or `0`. Raises UsageError."""
+    name, colon, number = text.rpartition(":")
+    if not colon:
+        name, number = ("", text) if _is_number(text) else (text, str(REPLAY_SHARE))
+    if not _is_number(number) or not 0 <= float(number) < 1:
+        raise UsageError(f"--replay {text!r} has no share in [0, 1)", "write --replay general.jsonl:0.25")
+    return Replay(Path(name) if name else None, float(number))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def parse_rate(text: str) -> float | None:
+    """A learning rate, or None for `auto`. Raises UsageError."""
+    if text == "auto":
+        return None
+    if not _is_number(text):
+        raise UsageError(f"--lr is {text!r}, neither a number nor auto", "write --lr 3e-4")
+    return float(text)
+
+
+def parse_settings(texts: tuple[str, ...]) -> dict[str, Any]:
+    """`NAME=VALUE` texts; a value is a whole number, a number, or else a word. Raises UsageError with every bad one."""
+    settings: dict[str, Any] = {}
+    problems = []
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not (name and value):
+            problems.append(f"--set {text!r} is not NAME=VALUE")
+            continue
+        settings[name] = value
+        for kind in (float, int):  # the last that reads it counts
+            try:
+                settings[name] = kind(value)
+            except ValueError:
+                continue
+    if problems:
+        raise UsageError(problems, "write --set rank=64")
+    return settings
+
+
+def parse_targets(text: str) -> tuple[str, ...]:
+    """Module names with commas between."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _optimisers() -> list[str]:
+    return plugins.names("steer.training.optimisers", "steer.optimisers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """The numbers of a training run."""
+
+    steps: int = option(200, help="Optimiser steps to train for.", low=1, group="Training")
+    batch: int = option(8, help="Samples per batch, over all processes.", low=1, group="Training")
+    accumulate: int = option(
+        1, help="Batches whose gradients are accumulated for one optimiser step.", low=1, group="Training"
+    )
+    lr: float | None = option(
+        3e-4, help="Learning rate, or auto to try a short grid.", low=0, open_low=True, parse=parse_rate,
+        default_text="3e-4", metavar="RATE|auto", group="Training",
+    )  # fmt: skip
+    optimiser: str = option("adamw", help="Optimiser: {names}.", names=_optimisers, group="Training")
+    options: Mapping[str, Any] = option(
+        {}, help="Set an option of the optimiser.", flag="--set", parse=parse_settings, metavar="NAME=VALUE",
+        group="Training",
+    )  # fmt: skip
+    weight_decay: float = option(
+        0.0, help="Decoupled weight decay, per unit of learning rate.", low=0, group="Training"
+    )
+    warmup: float = option(
+        0.1, help="Share of the steps with a rising learning rate.", low=0, high=0.999, group="Training"
+    )
+    schedule: str = option(
+        "cosine", help="Learning-rate schedule after the warm-up.", choices=SCHEDULES, metavar="NAME", group="Training"
+    )
+    clip: float = 1.0  # the largest norm of the gradient; 0 does not clip
+    evaluate_every: int = option(
+        0, help="Steps between two evaluations on held-out samples, and two checkpoints.", low=0,
+        default_text="a sixth of all, at most 50", group="Training",
+    )  # fmt: skip
+    patience: int = option(
+        5, help="Stop after this many evaluations without a lower held-out loss.", low=1, group="Training"
+    )
+    checkpointing: bool = option(
+        False, help="Recompute activations in the backward pass, to save memory.", group="Training"
+    )
+    sharded: bool = option(
+        False, help="Under torchrun: shard weights, gradients and optimiser state over the processes.", flag="--fsdp",
+        group="Training",
+    )  # fmt: skip
+    report_to: str = option(
+        "none", help="Where curves are logged: none, tensorboard, wandb or trackio.", group="Training"
+    )
+    seed: int = option(0, help="Seed of all randomness.", group="Training")
+    beta: float = 0.1  # of preference training: how strongly the student is held to the base
+
+    def identity(self) -> dict[str, Any]:
+        """What the result follows from, under the names that run records have had from the first."""
+        names = (
+            "steps", "batch", "accumulate", "optimiser", "options", "lr", "weight_decay", "warmup", "schedule", "clip",
+            "evaluate", "patience", "checkpointing", "seed", "report_to", "beta",
+        )  # fmt: skip
+        values = {name: getattr(self, "evaluate_every" if name == "evaluate" else name) for name in names}
+        return {**values, **({"sharded": True} if self.sharded else {})}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterSettings:
+    """The LoRA adapter that is trained, or all weights."""
+
+    preset: str = option(
+        "default", help="LoRA preset: all linear modules with rank 16, or the attention's with rank 32.",
+        choices=tuple(PRESETS), group="Adapter",
+    )  # fmt: skip
+    lora_rank: int | None = option(None, help="LoRA rank.", low=1, default_text="16; attention: 32", group="Adapter")
+    lora_alpha: int | None = option(
+        None, help="LoRA alpha: updates are scaled by alpha / rank.", low=1, default_text="32; attention: 64",
+        group="Adapter",
+    )  # fmt: skip
+    lora_targets: tuple[str, ...] | None = option(
+        None, help="Linear modules that get an adapter, such as q_proj,v_proj.", parse=parse_targets,
+        default_text="those of the preset", metavar="NAME,...", group="Adapter",
+    )  # fmt: skip
+    full: bool = option(False, help="Train all weights instead of an adapter.", group="Adapter")
+
+    def lora(self, first_layer: int = 0) -> Lora | None:
+        """The adapter, from `first_layer` up; None where all weights are trained."""
+        if self.full:
+            return None
+        given = {"rank": self.lora_rank, "alpha": self.lora_alpha, "targets": self.lora_targets}
+        changes = {name: value for name, value in given.items() if value is not None}
+        return PRESETS[self.preset]._replace(**changes, first=first_layer)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BakeRequest:
+    """What every mode takes."""
+
+    model: str = option(
+        "smollm2", help="A model folder, a hub id (org/name@revision), or the bundled smollm2.", complete="models"
+    )
+    out: Path = option(help="The folder to make; a file with --as vector.", flag=("-o", "--out"))
+    as_: str = option("model", help="What to write.", choices=("model", "lora", "vector"))
+    vectors: Mapping[str, Path] = option(
+        {}, help="The file that a name in the expression stands for.", flag="--vector", metavar="NAME=FILE"
+    )
+    any_base: bool = option(False, help="Allow vectors of other models of the same size.")
+    device: str = option("auto", help="Where to compute: auto, cpu, cuda, cuda:N or mps.")
+    threads: int | None = option(None, help="Threads that write the output.", low=1, default_text="one for each core")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompositionRequest(BakeRequest):
+    """What the modes take that bake a composition of vectors."""
+
+    composition: str | None = option(None, help="What to bake, such as 1.5*warm.", argument=True)
+    prompts: Path | None = option(
+        None, help="Prompts, one per line: to distil on, or to prove a fold on.", group="Composition"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldRequest(CompositionRequest):
+    """Exact baking: the composition becomes weights by algebra."""
+
+    via: str = option("auto", help="The route into the weights: auto, bias, llama or layer.", group="Folding")
+    skip_vllm: bool = option(
+        False, help="Prove the fold in transformers alone, which the report states.", group="Folding"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRequest(BakeRequest):
+    """What every mode takes that trains."""
+
+    settings: TrainingSettings = field(default_factory=TrainingSettings)
+    adapter: AdapterSettings = field(default_factory=AdapterSettings)
+    replay: Replay = option(
+        Replay(), help="Replay data that keep the base's behaviour: FILE:SHARE, or a share of the model's own texts.",
+        old=("--mix",), parse=parse_replay, default_text="0.25", metavar="FILE:SHARE", group="Data",
+    )  # fmt: skip
+    compare_replay: bool = option(
+        False, help="Train once more without replay data, and report its retention.", old=("--compare-mix",),
+        group="Evaluation",
+    )  # fmt: skip
+    pos: Path | None = option(None, help="Held-out examples that show the trait, for the report.", group="Evaluation")
+    neg: Path | None = option(None, help="Held-out examples that show its opposite.", group="Evaluation")
+    context: str = option(
+        "full", help="full trains through the prompts; frozen computes prompts once and trains on completions alone.",
+        choices=("full", "frozen"), group="Training",
+    )  # fmt: skip
+    dtype: str = option("auto", help="Number format of the weights: auto, float32, bfloat16 or float16.")
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """How completions are sampled, as the run record has it."""
+        return {"tokens": REPLAY_TOKENS, "temperature": 1.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilRequest(TrainingRequest, CompositionRequest):
+    """Distillation: the steered or prompted model is the teacher."""
+
+    teacher_prompt: str | None = option(
+        None, help="Distil what the model does under this system prompt.", group="Distillation"
+    )
+    tokens: int = option(48, help="Longest completion that is sampled, in tokens.", low=1, group="Distillation")
+    temperature: float = option(1.0, help="Sampling temperature of the completions.", low=0, group="Distillation")
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """How completions are sampled, as the run record has it."""
+        return {"tokens": self.tokens, "temperature": self.temperature}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImitateRequest(TrainingRequest):
+    """Fine-tuning on the completions of a file."""
+
+    data: Path | None = option(None, help="Completions to imitate (JSON lines).", group="Data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastRequest(ImitateRequest):
+    """Training on both signs of a trait; the difference is the result."""
+
+    against: Path | None = option(
+        None, help="Completions of the opposite; the difference of both trainings is written.", group="Data"
+    )
+
+    def half(self, data: Path, out: Path) -> ImitateRequest:
+        """The request that trains on one of the two files, as a vector at `out`."""
+        names = [each.name for each in dataclasses.fields(ImitateRequest)]
+        return ImitateRequest(
+            **{**{name: getattr(self, name) for name in names}, "data": data, "out": out, "as_": "vector"}
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferRequest(TrainingRequest):
+    """Preference optimisation (DPO) on pairs of completions."""
+
+    pairs: Path | None = option(None, help="Pairs of a preferred and another completion (DPO).", group="Data")
+
+
+Request = FoldRequest | DistilRequest | ImitateRequest | ContrastRequest | PreferRequest
+# The word of --mode, and the requests that it stands for.
+MODES: dict[str, tuple[type[BakeRequest], ...]] = {
+    "fold": (FoldRequest,),
+    "distil": (DistilRequest,),
+    "train": (ImitateRequest, ContrastRequest, PreferRequest),
+}
