@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from probes.strengths import try_strengths as try_strengths
     from steer.extraction import extract as extract
     from steer.folding.fold import fold as fold
-    from steer.training.bake import bake as bake
+    from steer.training.api import bake as bake
     from vectors.errors import SteerError as SteerError
     from vectors.expression import Composition as Composition
     from vectors.expression import parse as parse

@@ -7,7 +7,7 @@ from typing import Any
 from steer.training import modes
 from steer.training.requests import FoldRequest, Request
 from vectors.errors import UsageError
-from vectors.events import Event, OnEvent, counter, ignore
+from vectors.events import OnEvent, ignore
 from vectors.options import problems_of
 
 
@@ -23,8 +23,9 @@ def bake(request: Request, *, on_event: OnEvent = ignore) -> dict[str, Any]:
 
 
 def _fold(request: FoldRequest, on_event: OnEvent) -> dict[str, Any]:
+    from probes.data.reading import read_prompts
+    from steer.folding.fold import FoldRequest as FoldPlan
     from steer.folding.fold import fold
-    from steer.training.data.files import prompts_of
 
     problems = problems_of(request)
     if request.composition is None:
@@ -34,9 +35,9 @@ def _fold(request: FoldRequest, on_event: OnEvent) -> dict[str, Any]:
     if request.as_ != "model":
         raise UsageError(f"a fold adds tensors that no {request.as_} holds", "--as model, or --mode distil")
     assert request.composition is not None
-    return fold(
+    checked = FoldPlan(
         request.composition, request.model, request.out, vectors=request.vectors, via=request.via,
-        asked=prompts_of(request.prompts)[0] if request.prompts else None, any_base=request.any_base,
+        prompts=read_prompts(request.prompts)[0] if request.prompts else None, any_base=request.any_base,
         vllm=False if request.skip_vllm else None, device=request.device, threads=request.threads,
-        progress=counter(on_event, "writing"), waiting=lambda stage: on_event(Event(stage)),
     )  # fmt: skip
+    return fold(checked, on_event=on_event)

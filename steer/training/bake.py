@@ -17,7 +17,7 @@ from probes.interventions import no_intervention
 from probes.models.loading import LoadedModel, find, load
 from steer.folding import model_folder
 from steer.folding.fold import identity_of
-from steer.reports import bake_report
+from steer.reports import training as training_report
 from steer.training import loop, result, student, work
 from steer.training.data import files, samples
 from steer.training.data.samples import BEHAVIOUR
@@ -29,6 +29,7 @@ from steer.training.train_student import WITHOUT_REPLAY, Student, train_student
 from vectors.errors import SteerError, UsageError, kept, raise_together
 from vectors.events import Event, OnEvent, ignore
 from vectors.files import canonical_json, write_atomically
+from vectors.folders import new_folder
 from vectors.options import problems_of
 
 TRAIN, HELD_OUT, COUNTS = "train.safetensors", "held_out.safetensors", "counts.json"  # in the work folder
@@ -234,9 +235,9 @@ def _facts(job: Job, made: Samples, trained: Student, retention: float | None) -
 
 def _write_report(job: Job, report: Mapping[str, Any], target: Path) -> None:
     if job.request.as_ == "vector":
-        bake_report.write(target.parent, report, report["history"], f"{target.stem}.")
+        training_report.write(target.parent, report, report["history"], f"{target.stem}.")
         return
-    bake_report.write(target, report, report["history"])
+    training_report.write(target, report, report["history"])
     model_folder.write_card(target, report, job.source, f"`{report['behaviour']}` baked by {report['mode']}.")
 
 
@@ -247,7 +248,7 @@ def _output(job: Job) -> Iterator[Path]:
     if request.as_ == "vector":
         yield request.out
         return
-    with model_folder.appearing(request.out, _size(job.source) if request.as_ == "model" else 0) as target:
+    with new_folder(request.out, _size(job.source) if request.as_ == "model" else 0) as target:
         yield target
 
 

@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 from vectors import plugins
 from vectors.errors import UsageError
 from vectors.options import option
+from vectors.values import read_assignments
 
 REPLAY_SHARE = 0.25
 REPLAY_TOKENS = 48  # of a continuation that the model writes as its own replay data
 GRID = (1e-4, 3e-4, 1e-3)  # the learning rates that --lr auto tries
 DECAYING = "warmup_stable_decay"  # over the last fifth of the steps
 SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup", DECAYING)
+SCHEDULE_NAMES = ", ".join(SCHEDULES)
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL_LINEAR = ("all-linear",)
 
@@ -71,26 +73,6 @@ def parse_rate(text: str) -> float | None:
     return float(text)
 
 
-def parse_settings(texts: tuple[str, ...]) -> dict[str, Any]:
-    """`NAME=VALUE` texts; a value is a whole number, a number, or else a word. Raises UsageError with every bad one."""
-    settings: dict[str, Any] = {}
-    problems = []
-    for text in texts:
-        name, _, value = text.partition("=")
-        if not (name and value):
-            problems.append(f"--set {text!r} is not NAME=VALUE")
-            continue
-        settings[name] = value
-        for kind in (float, int):  # the last that reads it counts
-            try:
-                settings[name] = kind(value)
-            except ValueError:
-                continue
-    if problems:
-        raise UsageError(problems, "write --set rank=64")
-    return settings
-
-
 def parse_targets(text: str) -> tuple[str, ...]:
     """Module names with commas between."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
@@ -115,7 +97,7 @@ class TrainingSettings:
     )  # fmt: skip
     optimiser: str = option("adamw", help="Optimiser: {names}.", names=_optimisers, group="Training")
     options: Mapping[str, Any] = option(
-        {}, help="Set an option of the optimiser.", flag="--set", parse=parse_settings, metavar="NAME=VALUE",
+        {}, help="Set an option of the optimiser.", flag="--set", parse=read_assignments, metavar="NAME=VALUE",
         group="Training",
     )  # fmt: skip
     weight_decay: float = option(
@@ -125,7 +107,11 @@ class TrainingSettings:
         0.1, help="Share of the steps with a rising learning rate.", low=0, high=0.999, group="Training"
     )
     schedule: str = option(
-        "cosine", help="Learning-rate schedule after the warm-up.", choices=SCHEDULES, metavar="NAME", group="Training"
+        "cosine",
+        help=f"Learning-rate schedule after the warm-up: {SCHEDULE_NAMES}.",
+        choices=SCHEDULES,
+        metavar="NAME",
+        group="Training",
     )
     clip: float = 1.0  # the largest norm of the gradient; 0 does not clip
     evaluate_every: int = option(

@@ -9,13 +9,14 @@ from typing import Any
 
 from merges import api
 from merges.inputs.sources import Source
-from merges.recipes.plan import check_output, plan
+from merges.recipes.plan import plan
 from merges.recipes.recipe import Part, Recipe
-from steer.folding.model_folder import write_draft
-from steer.folding.pending import Draft
+from steer.folding.model_folder import write_model
+from steer.folding.pending import PendingModel
 from steer.training import student
 from vectors.errors import UsageError
 from vectors.files import digest_file
+from vectors.folders import require_free_output
 from vectors.taskwriter import check_vector_path
 
 
@@ -28,7 +29,7 @@ def require_output(kind: str, out: Path, needed: int, *, full: bool) -> None:
     if kind == "vector":
         check_vector_path(out, 1)
     else:
-        check_output(out, needed if kind == "model" else 0)
+        require_free_output(out, needed if kind == "model" else 0)
 
 
 def save_trained(trained: Any, folder: Path, base: Source, *, full: bool) -> Path:
@@ -64,5 +65,5 @@ def write_sum(kind: str, parts: tuple[Part, ...], base: Source, out: Path, *, th
         return outputs
     made = plan(recipe, threads=threads)
     with made.pool:
-        draft = Draft({job.name: job for job in made.jobs}, base.config, made.pool)
-        return write_draft(draft, base, out, lambda done, total: None)
+        pending = PendingModel({job.name: job for job in made.jobs}, base.config, made.pool)
+        return write_model(pending, base, out, lambda done, total: None)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from probes.models import residual
-from probes.models.seeds import child_seed
+from probes.seeds import child_seed
 from steer.training.requests import ALL_LINEAR, Lora
 from vectors.errors import UsageError
 from vectors.files import write_atomically

@@ -39,12 +39,13 @@ from probes.models.completions import Completion
 from steer.training import loop, student
 from steer.training.data import samples
 from steer.training.objectives import divergence
+from steer.training.requests import Lora, TrainingSettings
 from vectors import references
 from vectors.steering import SteeringVector
 
 MODEL = "smollm2"
 OURS, WITH_TEACHER, TRL = "steer", "steer, with the teacher", "TRL"
-LORA = student.Lora()
+LORA = Lora()
 
 
 def rows(arguments: argparse.Namespace) -> list[Completion]:
@@ -81,7 +82,7 @@ def ours(given: list[Completion], folder: Path, ask: bool) -> Callable[[], float
     made = asked()
     # The teacher is the same model without its adapter, so it is asked before there is one.
     model = student.adapted(base, LORA, 0) if not ask else None
-    settings = loop.Settings(batch=len(given))
+    settings = TrainingSettings(batch=len(given))
     arguments = loop.TrainingArguments(output_dir=str(folder), report_to="none", learning_rate=1e-4)
     target = model if model is not None else student.adapted(fresh(), LORA, 0)
     trainer = loop.BakeTrainer(

@@ -141,20 +141,22 @@ def _with_evaluations(on_event: OnEvent) -> OnEvent:
 
 
 def _print_fold(report: dict[str, Any], path: Path) -> None:
-    from steer.reports.bake_report import PROVED, proof_rows, told_by_vllm
+    from steer.reports import fold as fold_report
 
     proof = report["proof"]
     for part, how in report["via"].items():
         out.line(f"{part}: {how}")
     out.line()
-    out.table(["", *PROVED.values()], proof_rows(proof), left=1)
-    out.line(f"\nvLLM: {told_by_vllm(proof)}\nverdict: {proof['verdict']}, on {proof['prompts']} held-out prompts")
+    out.table(["", *fold_report.COLUMNS.values()], fold_report.rows(proof), left=1)
+    out.line(
+        f"\nvLLM: {fold_report.vllm_result(proof)}\nverdict: {proof['verdict']}, on {proof['prompts']} held-out prompts"
+    )
     out.line(f"wrote {path}")
     out.say(f"\n{report['seconds']['writing']:.1f} s to write, {report['seconds']['all']:.1f} s with the proof")
 
 
 def _print_trained(report: dict[str, Any], path: Path) -> None:
-    from steer.reports.bake_report import rows
+    from steer.reports.training import rows
 
     header, body = rows(report["models"])
     out.table(header, body, left=1)

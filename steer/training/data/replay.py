@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from probes.data import prompts
+from probes.data.splits import held_out_split
 from probes.generation import generate
 from probes.models.completions import Completion, completions_of
 from probes.models.loading import LoadedModel
@@ -48,7 +49,7 @@ def replay_samples(
 
 def with_replay(request: TrainingRequest, loaded: LoadedModel, made: Sequence[Sample], on_event: OnEvent) -> Samples:
     """Samples of the user's data, split into training and held out, with replay samples beside both."""
-    places, held_places = files.split(len(made), [sample.digest for sample in made])
+    places, held_places = held_out_split([sample.digest for sample in made])
     behaviour = [made[i] for i in places]
     replay, replay_held = replay_samples(
         request.replay, loaded, len(behaviour), tokens=REPLAY_TOKENS, seed=request.settings.seed, on_event=on_event

@@ -37,7 +37,7 @@ def by_composition(
 
 def first_layer(composition: Composition, vectors: Mapping[str, SteeringVector]) -> int:
     """The lowest layer at which a composition acts."""
-    return min(i for t in composition.terms for i in (t.layers if t.layers is not None else vectors[t.name].apply))
+    return min(i for t in composition.terms for i in vectors[t.name].acting(t.layers))
 
 
 def by_prompt(prompt: str) -> Teacher:

@@ -14,7 +14,7 @@ from merges.recipes.recipe import Part
 from probes.evaluation_set import contrast_of, evaluate, evaluation_set, retention
 from probes.models.loading import find, load
 from steer.folding import model_folder
-from steer.reports import bake_report
+from steer.reports import training as training_report
 from steer.training import result, work
 from steer.training.bake import bake, check
 from steer.training.distributed import processes
@@ -23,6 +23,7 @@ from steer.training.modes import imitate
 from steer.training.requests import ContrastRequest, ImitateRequest
 from vectors.errors import SteerError, UsageError, kept, raise_together
 from vectors.events import Event, OnEvent, ignore
+from vectors.folders import new_folder
 
 REQUEST = ContrastRequest
 
@@ -63,18 +64,18 @@ def run(request: ContrastRequest, *, weight: float = 1.0, on_event: OnEvent = ig
         size = sum(entry.size for entry in job.source.entries.values())
         as_model = request.as_ == "model"
         # A vector is evaluated as a model too, which is removed with the work.
-        with model_folder.appearing(request.out if as_model else folder / "model", size) as target:
+        with new_folder(request.out if as_model else folder / "model", size) as target:
             on_event(Event("writing"))
             outputs = result.write_sum("model", parts, job.source, target, threads=request.threads)
             report = {**facts, "outputs": outputs, **_evaluated(request, target)}
             if as_model:
-                bake_report.write(target, report, reports["for"]["history"])
+                training_report.write(target, report, reports["for"]["history"])
                 model_folder.write_card(target, report, job.source, f"`{report['behaviour']}` baked by contrast.")
         if not as_model:
             shutil.rmtree(folder / "model")
             outputs = result.write_sum("vector", parts, job.source, request.out, threads=request.threads)
             report = {**report, "outputs": outputs}
-            bake_report.write(request.out.parent, report, reports["for"]["history"], f"{request.out.stem}.")
+            training_report.write(request.out.parent, report, reports["for"]["history"], f"{request.out.stem}.")
     return report
 
 

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from merges.inputs.sources import open_source
 from probes.data import prompts
+from probes.data.reading import read_prompts
+from probes.data.splits import held_out_split
 from probes.evaluation_set import Behaviour, from_target
 from probes.generation import generate
 from probes.models.completions import Completion
@@ -21,7 +23,7 @@ from probes.models.residual import context_length
 from probes.models.tokens import rendered
 from steer.folding.fold import check_vectors
 from steer.training.bake import bake
-from steer.training.data import files, filtering, samples, teachers
+from steer.training.data import filtering, samples, teachers
 from steer.training.data.replay import replay_samples
 from steer.training.data.teachers import Teacher
 from steer.training.mode import Mode, Samples
@@ -50,7 +52,7 @@ def mode(request: DistilRequest) -> Mode:
         raise UsageError(
             "a teacher is a composition or a --teacher-prompt, one of them", "steer bake 'warm' --mode distil"
         )
-    user_prompts, digest = files.prompts_of(request.prompts) if request.prompts else ([], None)
+    user_prompts, digest = read_prompts(request.prompts) if request.prompts else ([], None)
     inputs: dict[str, Any] = {"prompts": digest or digest_json(list(prompts.PROMPTS))}
 
     def prepare(loaded: LoadedModel, teacher: Teacher | None, on_event: OnEvent) -> Samples:
@@ -115,7 +117,7 @@ def _prepare(
     held_out = [sample for sample, index in zip(made, fit.indices, strict=True) if count <= index < total]
     train = [sample for sample, index in zip(made, fit.indices, strict=True) if not count <= index < total]
     if not held_out or not train:
-        places, held_places = files.split(len(made), [sample.digest for sample in made])
+        places, held_places = held_out_split([sample.digest for sample in made])
         train, held_out = [made[i] for i in places], [made[i] for i in held_places]
     _require_difference(loaded, [*train, *held_out])
     replay, replay_held = replay_samples(

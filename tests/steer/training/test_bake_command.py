@@ -94,14 +94,17 @@ def test_training_takes_files_and_prints_json(here: Path, steer: Callable[..., O
         ((), "there is nothing to bake: no composition, no --teacher-prompt"),
         (("--mode", "fold"), "there is nothing to bake: no composition"),
         (("warm", "--teacher-prompt", "be warm"), "not both"),
-        (("warm", "--data", "warm.jsonl", "--mode", "distil"), "--data belong to --mode train"),
+        (("warm", "--data", "warm.jsonl", "--mode", "distil"), "--data belongs to --mode train"),
         (("--mode", "train"), "learns from --data or from --pairs"),
         (("warm", "--mode", "train", "--data", "warm.jsonl"), "has no teacher"),
-        (("warm", "--pos", "warm.jsonl"), "are measured together"),
+        (("warm", "--pos", "warm.jsonl"), "are evaluated together"),
         (("warm", "--mode", "distil", "--lr", "fast"), "--lr is 'fast'"),
         (("warm", "--mode", "distil", "--tokens", "0", "--temperature", "-1"), "--tokens is 0, not at least 1"),
-        (("warm", "--mode", "fold", "--steps", "3"), "--steps is of no use to --mode fold"),
-        (("warm", "--mode", "distil", "--via", "bias"), "--via is of no use to --mode distil"),
+        (
+            ("warm", "--mode", "fold", "--steps", "3"),
+            "--steps belongs to --mode distil and --mode train",
+        ),
+        (("warm", "--mode", "distil", "--via", "bias"), "--via belongs to --mode fold, not to --mode distil"),
         (("warm", "--via", "bais"), "there is no --via 'bais'"),
         (("0*warm",), "the composition changes nothing"),
         (("warm", "--mode", "distil", "--mix", "2"), "has no share in [0, 1)"),
@@ -121,4 +124,4 @@ def test_wrong_words_are_one_clear_error(
     assert reason in err, err
     assert "\nhint: " in err
     assert not (here / "out").exists()
-    assert not work.place(Path("out")).exists()
+    assert not work.path_of(Path("out")).exists()

@@ -1,0 +1,73 @@
+"""Training on examples: imitating, preferring, and the difference of two trainings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from bakes import NO_REPLAY, WORDS, contrasting, imitating, preferring
+
+from steer.training.api import bake
+from steer.training.requests import Replay
+from vectors.task import TaskVector
+
+
+def test_texts_are_imitated_and_pairs_preferred(folder: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
+    made = imitating(
+        texts[0],
+        folder,
+        tmp_path / "sft",
+        settings={"steps": 60},
+        replay=NO_REPLAY,
+        pos=texts[0],
+        neg=texts[1],
+    )
+    report = bake(made)
+    models = report["models"]
+    assert models["baked"]["margin"] > models["base"]["margin"] + 0.5
+    pairs = tmp_path / "pairs.jsonl"
+    lines = [[json.loads(line) for line in file.read_text().splitlines()] for file in texts]
+    rows = [
+        {"prompt": a["prompt"], "positive": a["completion"], "negative": b["completion"]}
+        for a, b in zip(*lines, strict=True)
+    ]
+    pairs.write_text("\n".join(map(json.dumps, rows)))
+    report = bake(preferring(pairs, folder, tmp_path / "dpo", replay=Replay(None, 0.2), pos=texts[0], neg=texts[1]))
+    assert report["models"]["baked"]["margin"] > models["base"]["margin"] + 0.2
+    assert report["samples"]["general"] > 0
+
+
+def test_the_difference_of_both_signs_is_a_task_vector(folder: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
+    report = bake(contrasting(*texts, folder, tmp_path / "warmth.safetensors", as_="vector", replay=NO_REPLAY))
+    both = TaskVector.open(tmp_path / "warmth.safetensors")
+    assert report["weights"] == {"for": 1.0, "against": -1.0}
+    assert set(report["models"]) == {"base", "baked"}
+    assert report["dose"] == {}
+    assert json.loads((tmp_path / "warmth.report.json").read_text())["reports"]["for"]["models"]["baked"]["loss"] > 0
+    halves = {}
+    for name, file in zip(("for", "against"), texts, strict=True):
+        own = imitating(file, folder, tmp_path / f"{name}.safetensors", as_="vector", replay=NO_REPLAY)
+        bake(own)
+        halves[name] = TaskVector.open(tmp_path / f"{name}.safetensors")
+    name = next(iter(both.parameters))
+    expected = halves["for"].delta(name) - halves["against"].delta(name)
+    assert abs(both.delta(name) - expected).max() < 1e-6
+    assert sorted(path.name for path in tmp_path.glob(".*")) == []
+
+
+def test_a_short_file_of_replay_data_is_repeated(folder: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
+    few = tmp_path / "few.jsonl"
+    few.write_text("\n".join(json.dumps({"text": f"{word} {word} rain"}) for word in WORDS[:4]))
+    made = imitating(texts[0], folder, tmp_path / "out", replay=Replay(few, 0.5), settings={"steps": 4})
+    samples = bake(made)["samples"]
+    assert samples["general"] == samples["behaviour"]
+
+
+def test_retention_is_measured_with_and_without_replay_data(
+    folder: Path, texts: tuple[Path, Path], tmp_path: Path
+) -> None:
+    made = imitating(
+        texts[0], folder, tmp_path / "out", replay=Replay(None, 0.4), compare_replay=True, settings={"steps": 40}
+    )
+    report = bake(made)
+    assert report["retention"] > report["retention_without_mix"]
