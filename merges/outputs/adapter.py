@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from merges import diff
 from merges.engine.jobs import run
 from merges.engine.pool import Pool
 from merges.engine.tensor_task import TensorTask
+from merges.inputs import pairs
 from merges.inputs.adapters import CONFIG, WEIGHTS, factors
 from merges.inputs.sources import Source
 from merges.recipes.plan import MEMORY, plan
@@ -33,15 +33,15 @@ def from_models(
     base: str, finetuned: str, out: Path, rank: int, *, threads: int | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Write what `finetuned` adds to `base` as an adapter. Returns rank, relative error, and what was left out."""
-    below, tuned = diff.open_pair(base, finetuned)
+    below, tuned = pairs.open_pair(base, finetuned)
     names = [name for name in sorted(below.entries) if below.entries[name].dtype in FLOATS]
 
     with Pool(threads) as pool:
 
         def named() -> Named:
             for name in names:
-                tensor = diff.tensor_of(name, below, tuned, pool)
-                yield name, tensor.shape, functools.partial(diff.deltas, tensor)
+                tensor = pairs.tensor_of(name, below, tuned, pool)
+                yield name, tensor.shape, functools.partial(pairs.deltas, tensor)
 
         return _write(named(), len(names), below, out, rank, progress)
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from merges.engine.pool import in_background
 from merges.outputs import card, shards
-from merges.outputs.shards import size
 from merges.recipes.chat_templates import NAMED
+from merges.recipes.layout import size
 from merges.recipes.plan import Plan
 from vectors.errors import ArtifactError, ModelError
 from vectors.files import canonical_json, digest_bytes, digest_file, write_atomically

@@ -1,4 +1,4 @@
-"""The files of weights in a model folder: cut into shards, written piece by piece, each whole or not at all."""
+"""The files of weights in a model folder: written piece by piece, each whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,29 +13,11 @@ import numpy as np
 
 from merges.engine.jobs import Job, run
 from merges.engine.pool import Pool
+from merges.recipes.layout import size
 from vectors.files import new_file
-from vectors.weights import SIZES, header_bytes
+from vectors.weights import header_bytes
 
-LARGEST = 5_000_000_000  # bytes of a file
 FLUSH = 64 << 20  # bytes between two flushes
-
-
-def size(job: Job) -> int:
-    """Bytes of a tensor of the result."""
-    return int(np.prod(job.shape, dtype=np.int64)) * SIZES[job.dtype]
-
-
-def cut(jobs: Sequence[Job], largest: int = LARGEST) -> list[list[Job]]:
-    """The jobs cut into files of at most `largest` bytes each, in order."""
-    shards: list[list[Job]] = [[]]
-    room = largest
-    for job in jobs:
-        if size(job) > room and shards[-1]:
-            shards.append([])
-            room = largest
-        shards[-1].append(job)
-        room -= size(job)
-    return shards
 
 
 def names(count: int) -> list[str]:

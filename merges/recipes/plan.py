@@ -11,10 +11,9 @@ from merges.engine.method import MergeMethod
 from merges.engine.pool import Pool
 from merges.engine.tensor_task import CHUNK, GROUP, TensorTask
 from merges.inputs.sources import Source, open_all
-from merges.outputs import shards
-from merges.outputs.shards import size
 from merges.recipes import vocabulary
 from merges.recipes.assembly import Builder
+from merges.recipes.layout import LARGEST, cut, size
 from merges.recipes.recipe import Recipe
 from merges.recipes.validation import require_valid
 from vectors.errors import ModelError, UsageError
@@ -24,7 +23,6 @@ from vectors.weights import SIZES
 MEMORY = 2 << 30  # bytes beyond mapped files
 INTERPRETER = 96 << 20  # bytes that Python, NumPy and the compiled loops take by themselves, and some to spare
 TORCH = 1 << 30  # what torch with a GPU takes
-SHARD = shards.LARGEST
 VERSION = 2  # of the arithmetic: raised when the same recipe gives other bytes
 
 
@@ -64,7 +62,7 @@ class Plan:
 
 
 def plan(
-    recipe: Recipe, *, memory: int = MEMORY, threads: int | None = None, shard: int = SHARD, device: str = "cpu"
+    recipe: Recipe, *, memory: int = MEMORY, threads: int | None = None, shard: int = LARGEST, device: str = "cpu"
 ) -> Plan:
     """Check a recipe against the headers of everything it names. Raises UsageError, ModelError with all problems.
 
@@ -121,7 +119,7 @@ def plan(
             f"{memory / 2**20:.0f} MiB allowed",
             f"--memory {-(-need // 2**20)}MiB" + ", or a method that works in pieces" * whole,
         )
-    return Plan(recipe, tuple(sources), base, main, jobs, shards.cut(jobs, shard), pool, need, union, notes)
+    return Plan(recipe, tuple(sources), base, main, jobs, cut(jobs, shard), pool, need, union, notes)
 
 
 def _device(name: str) -> Any:

@@ -19,7 +19,7 @@ SUFFIXES = (".safetensors", ".gguf", ".pt")
 
 def expression(text: str, bindings: Mapping[str, Path], base: str | None) -> Recipe:
     """A vector's path, an adapter's folder or an expression over names, as a recipe. All unknown names at once."""
-    from merges.api import from_expression
+    from merges.recipes.expression import from_expression
     from vectors.expression import Composition, Term, parse
 
     path = Path(text)

@@ -10,6 +10,7 @@ from typing import Any
 from merges.inputs.sources import Source
 from merges.outputs import shards
 from merges.outputs.model_folder import companions
+from merges.recipes import layout
 from steer.folding.pending import PendingModel
 from steer.reports import fold as fold_report
 from vectors import references
@@ -20,7 +21,7 @@ REPORT = "report.json"
 
 def size_of(pending: PendingModel) -> int:
     """Bytes that the weights take."""
-    return sum(shards.size(job) for job in pending.jobs.values())
+    return sum(layout.size(job) for job in pending.jobs.values())
 
 
 def write_model(
@@ -28,7 +29,7 @@ def write_model(
 ) -> dict[str, str]:
     """Write the weights, and the files that belong beside them; returns the digest of each file."""
     jobs = [pending.jobs[name] for name in sorted(pending.jobs)]
-    cut, total, done = shards.cut(jobs), size_of(pending), 0
+    cut, total, done = layout.cut(jobs), size_of(pending), 0
     found = {}
     for name, shard in zip(shards.names(len(cut)), cut, strict=True):
         found[name] = shards.write(
@@ -36,7 +37,7 @@ def write_model(
             shards.pieces(shard, pending.pool),
             lambda written, before=done: progress(min(before + written, total), total),  # type: ignore[misc]
         )
-        done += sum(map(shards.size, shard))
+        done += sum(map(layout.size, shard))
     files = companions(source.path)
     if dict(pending.config) != source.config:
         files["config.json"] = (json.dumps(pending.config, indent=2, sort_keys=True) + "\n").encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from dataclasses import replace
@@ -18,9 +19,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from merges import api
-from merges.diff import diff
+from merges.api import diff
 from merges.outputs import shards
+from merges.outputs.verification import read_record
 from merges.recipes.document import parse, read
+from merges.recipes.expression import from_expression
 from merges.recipes.plan import plan
 from merges.recipes.recipe import Part, Recipe
 from vectors.errors import ArtifactError, ModelError, OutputError, SteerError, UsageError
@@ -175,7 +178,7 @@ def test_removing_any_of_five_contributions_gives_the_merge_that_never_had_it(he
     for seed in range(5):
         folders.write(here / f"m{seed}", folders.tuned(base, 20 + seed))
         diff("base", f"m{seed}", f"v{seed}.safetensors")
-    composed = api.from_expression(
+    composed = from_expression(
         expression("v0 + 0.6*v1 - 0.5*v2 + v3 - 2*v4"), {f"v{i}": f"v{i}.safetensors" for i in range(5)}, "base"
     )
     api.merge(composed, "all")
@@ -185,7 +188,7 @@ def test_removing_any_of_five_contributions_gives_the_merge_that_never_had_it(he
         parts = tuple(Part(f"{name}.safetensors", name, {"weight": float(w)}) for name, w in rest.items())
         never = Recipe("task_arithmetic", parts, "base")
         api.merge(never, f"never{i}")
-        undone = parse(api.read_record(here / "all")["recipe"]).without(f"v{i}")
+        undone = parse(read_record(here / "all")["recipe"]).without(f"v{i}")
         api.merge(undone, f"undone{i}")
         assert (here / f"undone{i}" / "model.safetensors").read_bytes() == (
             here / f"never{i}" / "model.safetensors"
@@ -202,6 +205,13 @@ def test_a_merged_vector_is_the_merge_itself(here: Path) -> None:
     api.merge(recipe("v.safetensors", method="task_arithmetic"), "applied")
     api.merge(recipe("a", "b"), "direct")
     assert folders.same(here / "applied", here / "direct")
+
+
+def test_each_file_of_a_merged_vector_is_recorded_with_its_own_digest(here: Path) -> None:
+    record = api.merge(recipe("a", "b", as_="vector"), "v.safetensors", shard=1000)
+    assert len(record["outputs"]) > 2
+    for name, digest in record["outputs"].items():
+        assert digest == "sha256:" + hashlib.sha256((here / name).read_bytes()).hexdigest()
 
 
 def test_zero_weights_give_the_base_to_the_bit(here: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from merges import api, steering
-from merges.diff import diff
+from merges.api import diff
 from merges.inputs import adapters
 from merges.outputs import adapter as lora_out
 from merges.recipes.document import parse

@@ -41,7 +41,7 @@ def command(**values: Any) -> None:
     With --storage exact, base plus vector restores every bit of the fine-tuned weights; that is verified while writing.
     """
     request = requests.build(Request, values)
-    from merges import diff
+    from merges import api
     from merges.outputs import adapter
     from steer.cli.merging import print_adapter
 
@@ -54,7 +54,7 @@ def command(**values: Any) -> None:
         return
     replaced = output.replacing(file)
     with output.progress("taking the difference", "bytes") as progress:
-        vector = diff.diff(base, finetuned, file, storage_=request.storage, threads=threads, progress=progress)
+        vector = api.diff(base, finetuned, file, storage_=request.storage, threads=threads, progress=progress)
     out.say(replaced)
     if not vector.parameters:
         out.warn(f"{finetuned} is {base}: the vector is empty")

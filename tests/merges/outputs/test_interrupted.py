@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from merges import api
-from merges.diff import diff
+from merges.api import diff
 from merges.recipes.recipe import Part, Recipe
 from vectors.errors import ArtifactError, ModelError, OutputError
 from vectors.files import digest_file
@@ -26,7 +26,7 @@ MADE = Recipe("task_arithmetic", (Part("a", "a"), Part("b", "b", {"weight": 0.5}
 CHILD = """
 import json, os, resource, signal, sys
 from merges import api
-from merges.diff import diff
+from merges.api import diff
 from merges.outputs import shards
 from merges.recipes.document import parse
 
@@ -193,7 +193,7 @@ def test_a_task_vector_written_to_a_link_lies_where_the_link_leads(here: Path) -
 
 
 def test_a_vector_that_is_killed_half_way_leaves_nothing_behind_the_next_run(here: Path) -> None:
-    script = "import os; os.fsync = lambda handle: os.kill(os.getpid(), 9)\nfrom merges.diff import diff\n"
+    script = "import os; os.fsync = lambda handle: os.kill(os.getpid(), 9)\nfrom merges.api import diff\n"
     done = subprocess.run([sys.executable, "-c", script + "diff('base', 'a', 'v.safetensors')"], cwd=here)
     assert done.returncode == -signal.SIGKILL
     assert len(list(here.glob(".v.*"))) == 1

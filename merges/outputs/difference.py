@@ -16,17 +16,16 @@ from merges.engine.floats import encode, storage, to_float32
 from merges.engine.pool import Pool
 from merges.engine.readers import Dense
 from merges.engine.selection import magnitudes
-from merges.engine.tensor_task import Block, Computation, Input, TensorTask
+from merges.engine.tensor_task import Block, TensorTask
 from merges.inputs import adapters, bases
-from merges.inputs.sources import Source, open_source
+from merges.inputs.pairs import deltas, open_pair, tensor_of
+from merges.inputs.sources import Source
 from vectors import references
-from vectors.errors import ArtifactError, ModelError, SteerError, UsageError, shortened
+from vectors.errors import ArtifactError, UsageError
 from vectors.options import kept
 from vectors.task import TaskVector
 from vectors.taskwriter import Writer, check_vector_path, paths, room, shards, write_index
-from vectors.weights import FLOATS, mapped
-
-DELTAS = Computation(space="delta")  # as a method, all that reading deltas needs
+from vectors.weights import FLOATS
 
 
 class Storage(NamedTuple):
@@ -71,45 +70,6 @@ class _Error:
             "relative": math.sqrt(self.lost / self.squares) if self.squares else 0.0,
             "greatest": self.greatest,
         }
-
-
-def open_pair(base: str, finetuned: str) -> tuple[Source, Source]:
-    """Both models, checked against each other by their headers. Raises ModelError with all problems."""
-    opened: list[Source] = []
-    problems: list[str] = []
-    for reference in (base, finetuned):
-        try:
-            opened.append(open_source(reference))
-        except SteerError as error:
-            problems += error.problems
-    if problems:
-        raise ModelError(problems, "name two model folders or hub ids")
-    below, tuned = opened
-    problems += [f"{s.reference} is a {s.kind}, not a model" for s in opened if s.kind != "model"]
-    theirs, ours = tuned.config.get("architectures"), below.config.get("architectures")
-    if theirs != ours:
-        problems.append(f"{finetuned} is a {theirs}, {base} a {ours}")
-    hint = "a task vector needs a base and a model that was fine-tuned from it"
-    for where, names in (
-        (base, tuned.entries.keys() - below.entries),
-        (finetuned, below.entries.keys() - tuned.entries),
-    ):
-        if names:
-            problems.append(f"{where} lacks {shortened(sorted(names))}")
-    differing = tuned.entries.keys() ^ below.entries
-    if differing and all(name in tuned.entries and name.endswith(".bias") for name in differing):
-        hint = "a fold that adds biases is no fine-tuning: merge the steering vectors, or bake with --mode distil"
-    for name in sorted(below.entries.keys() & tuned.entries):
-        a, b = below.entries[name], tuned.entries[name]
-        if a.shape != b.shape:
-            problems.append(f"{name} is {list(a.shape)} in {base}, {list(b.shape)} in {finetuned}")
-        elif (a.dtype in FLOATS) != (b.dtype in FLOATS) or (a.dtype[0] == "F" and a.dtype not in FLOATS):
-            problems.append(f"{name} is {a.dtype} in {base}, {b.dtype} in {finetuned}")
-        elif a.dtype not in FLOATS and not np.array_equal(mapped(a), mapped(b)):
-            problems.append(f"{name} is {a.dtype}, no floating-point number, and differs")
-    if problems:
-        raise ModelError(problems, hint)
-    return below, tuned
 
 
 def diff(
@@ -177,12 +137,6 @@ def _check_room(path: Path, needed: int) -> None:
             f"the vector may take {needed / 1e9:.2f} GB, and {path.absolute().parent} has {free / 1e9:.2f} GB free",
             "free some space, or use --storage bf16, lowrank:R or sparse:D",
         )
-
-
-def tensor_of(name: str, below: Source, tuned: Source, pool: Pool) -> TensorTask:
-    entry = tuned.entries[name]
-    source = Input(tuned.reference, tuned.reader(name, entry.shape)[0], False)
-    return TensorTask(name, entry.shape, entry.dtype, (source,), below.reader(name, entry.shape)[0], DELTAS, pool)
 
 
 def _write(writer: Writer, tensor: TensorTask, tuned: Source, kept_as: Storage, error: _Error) -> bool:
@@ -308,14 +262,3 @@ def _write_sparse(writer: Writer, tensor: TensorTask, density: float, error: _Er
     writer.add(f"{tensor.name}:positions", "I64", positions.astype("<i8"))
     writer.add(f"{tensor.name}:values", "F32", np.concatenate([part[1] for part in parts]))
     return True
-
-
-def deltas(tensor: TensorTask) -> np.ndarray:
-    """The whole delta of a tensor with one input, float32 in its shape."""
-    flat = np.empty(tensor.count, np.float32)
-
-    def fill(block: Block) -> None:
-        flat[block.start : block.start + block.values.shape[1]] = block.values[0]
-
-    tensor.map(fill)
-    return flat.reshape(tensor.shape)

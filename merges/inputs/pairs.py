@@ -1,0 +1,70 @@
+"""A base and its fine-tune, checked against each other, and the delta of each parameter."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from merges.engine.pool import Pool
+from merges.engine.tensor_task import Block, Computation, Input, TensorTask
+from merges.inputs.sources import Source, open_source
+from vectors.errors import ModelError, SteerError, shortened
+from vectors.weights import FLOATS, mapped
+
+DELTAS = Computation(space="delta")  # as a method, all that reading deltas needs
+
+
+def open_pair(base: str, finetuned: str) -> tuple[Source, Source]:
+    """Both models, checked against each other by their headers. Raises ModelError with all problems."""
+    opened: list[Source] = []
+    problems: list[str] = []
+    for reference in (base, finetuned):
+        try:
+            opened.append(open_source(reference))
+        except SteerError as error:
+            problems += error.problems
+    if problems:
+        raise ModelError(problems, "name two model folders or hub ids")
+    below, tuned = opened
+    problems += [f"{s.reference} is a {s.kind}, not a model" for s in opened if s.kind != "model"]
+    theirs, ours = tuned.config.get("architectures"), below.config.get("architectures")
+    if theirs != ours:
+        problems.append(f"{finetuned} is a {theirs}, {base} a {ours}")
+    hint = "a task vector needs a base and a model that was fine-tuned from it"
+    for where, names in (
+        (base, tuned.entries.keys() - below.entries),
+        (finetuned, below.entries.keys() - tuned.entries),
+    ):
+        if names:
+            problems.append(f"{where} lacks {shortened(sorted(names))}")
+    differing = tuned.entries.keys() ^ below.entries
+    if differing and all(name in tuned.entries and name.endswith(".bias") for name in differing):
+        hint = "a fold that adds biases is no fine-tuning: merge the steering vectors, or bake with --mode distil"
+    for name in sorted(below.entries.keys() & tuned.entries):
+        a, b = below.entries[name], tuned.entries[name]
+        if a.shape != b.shape:
+            problems.append(f"{name} is {list(a.shape)} in {base}, {list(b.shape)} in {finetuned}")
+        elif (a.dtype in FLOATS) != (b.dtype in FLOATS) or (a.dtype[0] == "F" and a.dtype not in FLOATS):
+            problems.append(f"{name} is {a.dtype} in {base}, {b.dtype} in {finetuned}")
+        elif a.dtype not in FLOATS and not np.array_equal(mapped(a), mapped(b)):
+            problems.append(f"{name} is {a.dtype}, no floating-point number, and differs")
+    if problems:
+        raise ModelError(problems, hint)
+    return below, tuned
+
+
+def tensor_of(name: str, below: Source, tuned: Source, pool: Pool) -> TensorTask:
+    """The task of one parameter whose blocks are its delta: float32 values of `tuned` less those of `below`."""
+    entry = tuned.entries[name]
+    source = Input(tuned.reference, tuned.reader(name, entry.shape)[0], False)
+    return TensorTask(name, entry.shape, entry.dtype, (source,), below.reader(name, entry.shape)[0], DELTAS, pool)
+
+
+def deltas(tensor: TensorTask) -> np.ndarray:
+    """The whole delta of a tensor with one input, float32 in its shape."""
+    flat = np.empty(tensor.count, np.float32)
+
+    def fill(block: Block) -> None:
+        flat[block.start : block.start + block.values.shape[1]] = block.values[0]
+
+    tensor.map(fill)
+    return flat.reshape(tensor.shape)
