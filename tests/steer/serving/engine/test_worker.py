@@ -264,6 +264,29 @@ def test_a_runner_points_before_the_model_runs_and_reports_with_its_output(kind:
     assert state.state()["rows_held"] == 0
 
 
+@pytest.mark.parametrize("kind", ["V1", "V1 later", "V2"])
+def test_a_request_whose_vector_is_missing_fails_alone_and_is_reported_until_it_ends(kind: str) -> None:
+    state = worker()
+    state.unload(VECTORS["calm"].digest)
+    runner: Any = V2(state) if kind == "V2" else V1(state, kind == "V1 later")
+    attach(runner, state, second=kind == "V2")
+
+    def step(scheduled_step: Any) -> Any:
+        runner.execute_model(scheduled_step)
+        output = runner.sample_tokens(None)
+        output = getattr(output, "_model_runner_output", None) or getattr(output, "model_runner_output", None) or output
+        return output.steer
+
+    report = step(scheduled({"a": (0, 3), "b": (0, 3)}, {"a": "calm", "b": "warm"}))
+    assert "lacks the vectors calm of request a" in report["failed"]["a"]
+    assert list(report["failed"]) == ["a"]
+    report = step(scheduled({"a": (3, 1), "b": (3, 1)}))
+    assert list(report["failed"]) == ["a"]
+    report = step(scheduled({"b": (4, 1)}, finished={"a"}))
+    assert report["failed"] == {}
+    assert dict(zip(report["requests"], report["keys"], strict=True))["b"] == state.live["b"].key
+
+
 def test_dummy_runs_of_the_second_runner_point_nothing() -> None:
     state = worker()
     runner = V2(state)

@@ -1,0 +1,97 @@
+"""Requests that can't be steered end with an error each, and leave nothing in the prefix cache; the others go on."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import fakes
+import pytest
+
+from steer.serving.engine import scheduler_hooks
+
+VECTORS = fakes.vectors()
+
+
+class Batch:
+    def __init__(self, outputs: list[Any]) -> None:
+        self.outputs = outputs
+
+
+@pytest.fixture(autouse=True)
+def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What of vLLM's is imported."""
+    for name in ("vllm", "vllm.v1", "vllm.v1.request", "vllm.v1.engine"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules["vllm.v1.request"].RequestStatus = SimpleNamespace(FINISHED_ERROR="error")  # type: ignore[attr-defined]
+    engine: Any = sys.modules["vllm.v1.engine"]
+    engine.EngineCoreOutputs = Batch
+    engine.EngineCoreOutput = lambda name, tokens, finish_reason: SimpleNamespace(
+        request_id=name, new_token_ids=tokens, finish_reason=finish_reason, finished=True
+    )
+
+
+class Scheduler:
+    """vLLM's, as far as it is used."""
+
+    def __init__(self) -> None:
+        self.vllm_config = SimpleNamespace(additional_config={"steer": {"rows": 4}})
+        self.requests: dict[str, Any] = {}
+        self.evicted: set[int] = set()
+        self.kv_cache_manager = SimpleNamespace(
+            get_block_ids=lambda name: ([ord(name)], [ord(name) + 1000]), evict_blocks=self.evicted.update
+        )
+
+    def enter(self, request: Any) -> None:
+        scheduler_hooks.add_request(lambda self, r: self.requests.update({r.request_id: r}), self, request)
+
+    def finish_requests(self, names: set[str], status: str) -> list[Any]:
+        ended = [self.requests.pop(name) for name in sorted(names)]
+        for request in ended:
+            scheduler_hooks.free_request(lambda self, request: (None, None), self, request)
+            request.get_finished_reason = lambda: status
+        return ended
+
+    def step(self, report: Any, *names: str) -> dict[Any, Any]:
+        scheduled = SimpleNamespace(num_scheduled_tokens=dict.fromkeys(names, 1))
+        output = SimpleNamespace(**({"steer": report} if report else {}))
+
+        def original(self: Any, scheduled: Any, output: Any) -> dict[Any, Any]:
+            outputs = [SimpleNamespace(request_id=name, finished=False) for name in names if name in self.requests]
+            return {0: Batch(outputs)}
+
+        return scheduler_hooks.update_from_output(original, self, scheduled, output)
+
+
+def report(failed: dict[str, str], **keys: str | None) -> dict[str, Any]:
+    return {"requests": list(keys), "keys": list(keys.values()), "starts": [0] * len(keys), "failed": failed}
+
+
+def request(name: str, expression: str) -> Any:
+    found = fakes.request(name, fakes.resolved(expression, VECTORS))
+    found.client_index = 0
+    return found
+
+
+def test_a_failed_request_ends_with_an_error_and_its_blocks_leave_the_prefix_cache() -> None:
+    scheduler = Scheduler()
+    for entering in (request("a", "warm"), request("b", "calm"), request("c", "warm")):
+        scheduler.enter(entering)
+    key = fakes.resolve("calm", VECTORS).key
+    outputs = scheduler.step(report({"a": "lacks warm"}, a=None, b=key, c=None), "a", "b", "c")
+    reasons = {one.request_id: getattr(one, "finish_reason", None) for one in outputs[0].outputs}
+    assert reasons == {"b": None, "a": "error", "c": "error"}, "c may have found a's keys and values"
+    assert scheduler.evicted == {97, 1097, 99, 1099}
+    assert set(scheduler.requests) == {"b"}
+    assert scheduler_hooks.capacity_of(scheduler).held == 1
+
+
+def test_a_request_that_did_not_pass_admission_fails_and_not_the_engine() -> None:
+    scheduler = Scheduler()
+    strange = fakes.request("a", {"steer": "warm"})
+    strange.client_index = 3
+    scheduler.enter(strange)
+    outputs = scheduler.step(None, "a")
+    assert [(one.request_id, one.finish_reason) for one in outputs[3].outputs] == [("a", "error")]
+    assert scheduler.requests == {}
