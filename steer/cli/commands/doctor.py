@@ -54,7 +54,7 @@ def command() -> None:
     out.result(data, lambda: _print(data))
 
 
-LEFTOVERS = (".*.partial", ".*.tmp", ".*.bake")  # of runs that were killed, in the current folder
+LEFTOVERS = (".*.steer-tmp", ".*.work", ".*.partial", ".*.bake")  # what a killed run leaves in the current folder
 
 
 def version(distribution: str) -> str | None:
