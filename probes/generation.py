@@ -7,7 +7,7 @@ share changes a completion.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from probes.interventions import Intervention, no_intervention
 from probes.models.completions import Completion
 from probes.models.loading import memory_reported
 from probes.seeds import child_seed
+from vectors.events import Event, OnEvent, ignore
 
 BATCH = 64  # rows of a batch
 
@@ -31,17 +32,19 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
     names: Sequence[str] = (),
-    progress: Callable[[int], None] = lambda done: None,
+    stage: str = "generating",
+    on_event: OnEvent = ignore,
 ) -> list[Completion]:
     """One completion of each prompt (ids), of at most `max_tokens` tokens, its end token included.
 
     Temperature 0 is greedy. `names` (one for each prompt; by default its place) decide the random numbers of a
-    temperature above 0: rows with the same name draw the same ones. `progress` is told how many prompts are done.
-    Raises ModelError when memory runs out.
+    temperature above 0: rows with the same name draw the same ones. `stage` is what events
+    call the work. Raises ModelError when memory runs out.
     """
     names = names or [str(index) for index in range(len(prompts))]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     completions: dict[int, Completion] = {}
+    on_event(Event(stage, 0, len(prompts), "completions"))
     for start in range(0, len(order), BATCH):
         batch = order[start : start + BATCH]
         made = generate_batch(
@@ -55,7 +58,7 @@ def generate(
             names=[names[index] for index in batch],
         )
         completions.update(zip(batch, made, strict=True))
-        progress(len(completions))
+        on_event(Event(stage, len(completions), len(prompts), "completions"))
     return [completions[index] for index in range(len(prompts))]
 
 

@@ -1,8 +1,8 @@
-"""`steer.extract`: examples in, a judged vector out. What the command does, as a function."""
+"""`steer.extract`: examples in, a validated vector out. What the command does, as a function."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -18,6 +18,8 @@ from vectors.errors import SteerError, UsageError, kept, raise_together
 from vectors.events import Event, OnEvent, ignore
 from vectors.files import check_distinct, check_writable
 from vectors.steering import parse_layers
+
+LOADING = "loading the model"
 
 
 def extract(
@@ -35,15 +37,14 @@ def extract(
     device: str = "auto",
     dtype: str = "auto",
     on_event: OnEvent = ignore,
-    loaded: Callable[[LoadedModel], None] = lambda model: None,
 ) -> Extraction:
-    """Extract a steering vector from two sets of examples, and judge it on held-out folds.
+    """Extract a steering vector from two sets of examples, and validate it on held-out folds.
 
     `pos` and `neg` are files of JSON lines or lists of what their lines hold (texts or objects); `pairs` is one that
     holds both classes. The vector is float32 [hidden] at each of `layers` (such as "all", "12" or "8-15"), scaled so
     that strength 1 is one mean displacement. With `out` (a name in .safetensors) it is written there. `model` is a
     folder, a hub id, "smollm2", or what `load_model` gave; `device` and `dtype` are for a model that is loaded here.
-    `loaded` is called with the model once it is there.
+    `on_event` is called with the progress of each stage, and once with the model and the device that were chosen.
 
     What is wrong with options and files is refused before a model is looked for; what depends on its configuration and
     tokenizer (layers, lengths, templates) before its weights are loaded; each time in one error with all problems.
@@ -71,10 +72,10 @@ def extract(
     config = ready.model.config if isinstance(ready, LoadedModel) else ready.config
     planned = plan(contrast, ready.tokenizer, config, layers=layers, which=tokens, truncate=truncate)
     if not isinstance(ready, LoadedModel):
-        on_event(Event("loading the model"))
+        on_event(Event(LOADING))
         ready = load(ready, device, dtype)
-    loaded(ready)
-    found = extract_contrast(
+    on_event(Event(LOADING, message=f"model {ready.source}, on {ready.choice}"))
+    extraction = extract_contrast(
         ready,
         contrast,
         method=method,
@@ -86,8 +87,8 @@ def extract(
         on_event=on_event,
     )
     if out is not None:
-        found.vector.save(out)
-    return found
+        extraction.vector.save(out)
+    return extraction
 
 
 def check_out(out: Path, inputs: Mapping[str, object]) -> None:

@@ -22,6 +22,7 @@ from probes.capture.tree_attention import tree_attention
 from probes.models import residual
 from probes.models.tokens import Tokens
 from vectors.errors import ModelError
+from vectors.events import Event, OnEvent, ignore
 
 PACK = 48  # tokens of a pack, above which it is cut: attention costs the square of a pack
 PASS = 1024  # tokens of a pass, many packs: enough for the full speed of the matrix products
@@ -75,7 +76,7 @@ def activations(
     examples: Sequence[Tokens],
     layers: Sequence[int],
     *,
-    progress: Callable[[int], None] = lambda done: None,
+    on_event: OnEvent = ignore,
     spill_above: int | None = None,
     pack: bool | None = None,
 ) -> Pooled:
@@ -93,7 +94,7 @@ def activations(
         with torch.inference_mode():
             longest = max(len(e.ids) for e in examples)
             alone = length_changes_positions(config, longest)
-            run = _Run(model, examples, result, progress, share=not alone and residual.layout(model) is not None)
+            run = _Run(model, examples, result, on_event, share=not alone and residual.layout(model) is not None)
             if pack if pack is not None else packable(model, longest) and not alone:
                 for together in passes(packs([e.ids[run.prefix :] for e in examples], PACK), PASS):
                     run.packed(together)
@@ -145,10 +146,10 @@ class _Run:
         model: nn.Module,
         examples: Sequence[Tokens],
         result: Pooled,
-        progress: Callable[[int], None],
+        on_event: OnEvent,
         share: bool,
     ) -> None:
-        self.model, self.examples, self.result, self.progress = model, examples, result, progress
+        self.model, self.examples, self.result, self.on_event = model, examples, result, on_event
         self.stack = residual.decoder(model)
         self.device = next(model.parameters()).device
         self.done = 0
@@ -255,7 +256,7 @@ class _Run:
             inputs = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
             self._forward(use_cache=self.cache is not None, **inputs)
         self.done += len(indices)
-        self.progress(self.done)
+        self.on_event(Event("measuring activations", self.done, len(self.examples), "examples"))
 
     def _prefix_weights(self, indices: list[int]) -> Tensor:
         weights = torch.zeros(len(indices), self.prefix)

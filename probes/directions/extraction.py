@@ -21,7 +21,8 @@ from probes.directions.validation import Validation, draw, validate
 from probes.models.loading import LoadedModel, memory_reported
 from probes.models.tokens import choose
 from vectors import references
-from vectors.events import Event, OnEvent, counter, ignore
+from vectors.events import Event, OnEvent, ignore
+from vectors.references import ModelSource
 from vectors.steering import SteeringVector, spans
 
 FEW = 8  # examples of a class below which an interval means nothing
@@ -32,6 +33,7 @@ class Extraction(NamedTuple):
     """A vector and what was measured on the way; `warnings` and `notes` are sentences for people."""
 
     vector: SteeringVector
+    source: ModelSource  # the model that it was extracted from
     validated: dict[int, Validation]
     recommended: Recommendation
     examples: dict[str, int]
@@ -86,8 +88,7 @@ def extract(
     paired = contrast.paired and torch.equal(fold[:half], fold[half:])
 
     with memory_reported():
-        measuring = counter(on_event, "measuring activations", "examples")
-        pooled = activations(model, tokenised, wanted, progress=lambda done: measuring(done, len(both)))
+        pooled = activations(model, tokenised, wanted, on_event=on_event)
         with pooled.spill:
             draws = draw(labels, fold, seed)
             directions, validated = {}, {}
@@ -133,6 +134,7 @@ def extract(
         metadata["licence"] = licence
     return Extraction(
         SteeringVector(directions, metadata),
+        loaded.source,
         validated,
         recommended,
         counts,

@@ -13,7 +13,6 @@ from vectors.options import option
 
 if TYPE_CHECKING:
     from probes.directions.extraction import Extraction
-    from probes.models.loading import LoadedModel
 
 
 def methods() -> list[str]:
@@ -67,17 +66,11 @@ def command(**values: Any) -> None:
     request = requests.build(Request, values)
     from steer.extraction import extract
 
-    seen: list[LoadedModel] = []
-
-    def loaded(ready: LoadedModel) -> None:
-        seen.append(ready)
-        out.say(f"model {ready.source}, on {ready.choice}")
-        if request.out is not None:
-            out.say(output.replacing(request.out))
-
     output.say_preparing(request.model)
+    replacing = output.replacing(request.out) if request.out is not None else ""
     with out.progress() as on_event:
-        extraction = extract(**vars(request), on_event=on_event, loaded=loaded)
+        extraction = extract(**vars(request), on_event=on_event)
+    out.say(replacing)
     for note in extraction.notes:
         out.say(note)
     for warning in extraction.warnings:
@@ -87,7 +80,7 @@ def command(**values: Any) -> None:
         "vector": str(request.out),
         "digest": extraction.vector.digest,
         "model": request.model,
-        "model_path": str(seen[0].source.path),
+        "model_path": str(extraction.source.path),
     }
     file = request.out
     out.result({**data, **extraction.report()}, lambda: _print(extraction, file))

@@ -30,7 +30,7 @@ from steer.training.mode import Mode, Samples
 from steer.training.objectives import divergence
 from steer.training.requests import DistilRequest
 from vectors.errors import UsageError
-from vectors.events import Event, OnEvent, counter, ignore
+from vectors.events import Event, OnEvent, ignore
 from vectors.files import digest_json
 from vectors.resolve import compose
 
@@ -139,18 +139,15 @@ def _sample(
     for_teacher, for_student = teacher.asked(texts, loaded.tokenizer), rendered(texts, loaded.tokenizer)
     _require_length(loaded, for_teacher, tokens)
     names = [*(f"taught {text}" for text in chosen.train), *(f"held out {text}" for text in chosen.held_out)]
-    progress = counter(on_event, "sampling from the teacher", "prompt")
-    progress(0, len(texts))
     by_teacher = generate(
         loaded.model, loaded.tokenizer, for_teacher, teacher.intervention, max_tokens=tokens, temperature=temperature,
-        seed=seed, names=names, progress=lambda done: progress(done, len(texts)),
+        seed=seed, names=names, stage="sampling from the teacher", on_event=on_event,
     )  # fmt: skip
     count = round(len(chosen.train) * ON_POLICY / (1 - ON_POLICY))
     own = sorted(range(len(chosen.train)), key=lambda i: digest_json([seed, chosen.train[i]]))[:count]
-    on_event(Event("sampling from the student"))
     by_student = generate(
         loaded.model, loaded.tokenizer, [for_student[i] for i in own], max_tokens=tokens, temperature=temperature,
-        seed=seed, names=[f"own {chosen.train[i]}" for i in own],
+        seed=seed, names=[f"own {chosen.train[i]}" for i in own], stage="sampling from the student", on_event=on_event,
     )  # fmt: skip
     return Completions(
         [*teachers.after(for_student, by_teacher), *by_student],

@@ -217,9 +217,9 @@ def test_padded_batches_compute_the_prefix_once_and_little_padding(pico_model: C
 
 def test_progress_counts_the_examples_done(llama: Any) -> None:
     examples = FAMILIES["no prefix in common"]
-    done: list[int] = []
+    done: list[Any] = []
     with budgets(20, 36, 3):
-        pooled(llama, examples, progress=done.append)
+        pooled(llama, examples, on_event=lambda event: done.append(event.done))
     assert done == sorted(done)
     assert len(done) > 1
     assert done[-1] == len(examples)
@@ -325,7 +325,7 @@ def test_an_exception_leaves_no_hook_no_setting_and_no_file(
     options: dict[str, Any] = {"pack": pack, "spill_above": spill_above}
     handle = None
     if where == "between passes":
-        options["progress"] = fail
+        options["on_event"] = fail
     else:
         handle = residual.blocks(model)[1].register_forward_hook(fail)
     with budgets(20, 36, 3), pytest.raises(KeyboardInterrupt):

@@ -295,18 +295,12 @@ def test_the_report_is_strict_json(loaded: LoadedModel, method: str) -> None:
 
 
 def test_progress_ends_with_every_example(loaded: LoadedModel) -> None:
-    seen: list[tuple[int, int]] = []
-    stages = []
-
-    def listen(event: Event) -> None:
-        stages.append(event.stage)
-        if event.stage == "measuring activations":
-            seen.append((event.done, event.total))
-
-    extract(loaded, contrasting(9), layers="0", on_event=listen)
-    assert stages[-1] == "validating directions on held-out folds"
+    events: list[Event] = []
+    extract(loaded, contrasting(9), layers="0", on_event=events.append)
+    seen = [(event.done or 0, event.total) for event in events if event.stage == "measuring activations"]
     assert seen == sorted(seen)
     assert seen[-1] == (18, 18)
+    assert events[-1].stage == "validating directions on held-out folds"
 
 
 def test_how_prompts_were_taken_is_noted(loaded: LoadedModel) -> None:
