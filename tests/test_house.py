@@ -1,4 +1,4 @@
-"""The house: arrows point down, rooms stay small, nothing heavy is imported before it is needed."""
+"""The structure of the project: imports point down, nothing imports in a circle, files stay small, docs stay true."""
 
 from __future__ import annotations
 
@@ -7,57 +7,244 @@ import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator, Mapping
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FLOOR = {"vectors": 0, "probes": 1, "merges": 1, "steer": 2}
-FILES = [path for package in FLOOR for path in sorted((ROOT / package).rglob("*.py"))]
+PACKAGES = {"vectors": 0, "probes": 1, "merges": 1, "steer": 2}
+# Within a package: the rooms from the lowest to the highest. A room imports only those before it.
+ROOMS = {
+    "probes": ["data", "models", "capture", "directions"],
+    "merges": ["engine", "methods", "inputs", "recipes", "outputs"],
+    "steer": ["reports", "folding", "training", "evaluation", "serving", "cli"],
+    "steer/serving": ["engine", "http"],
+}
+FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINES = 400  # a longer file is two rooms
+MODULES_OF_A_FOLDER = 12  # modules in a folder that lists no plugins
 
 
-def imports(path: Path) -> list[str]:
-    """The top-level packages that a file imports, anywhere in it."""
-    found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def module_of(path: Path) -> str:
+    """The dotted name of a file."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+class _WithoutTypeChecking(ast.NodeTransformer):
+    """Imports for annotations alone are none when the program runs."""
+
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            return node.orelse
+        return self.generic_visit(node)
+
+
+def nodes(path: Path) -> Iterator[ast.AST]:
+    return ast.walk(_WithoutTypeChecking().visit(ast.parse(path.read_text())))
+
+
+@cache
+def imported(path: Path) -> frozenset[str]:
+    """Every module that a file imports, anywhere in it, by its full name where it is one of ours."""
+    found: set[str] = set()
+    for node in nodes(path):
         if isinstance(node, ast.Import):
-            found += [alias.name.split(".")[0] for alias in node.names]
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.append(node.module.split(".")[0])
-    return found
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names} & set(MODULES)
+            named = {alias.name for alias in node.names} - {name.rsplit(".", 1)[1] for name in submodules}
+            found |= submodules | ({node.module} if named else set())
+    return frozenset(found)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_arrows_only_point_down(path: Path) -> None:
-    own = path.relative_to(ROOT).parts[0]
-    up = [name for name in imports(path) if name in FLOOR and name != own and FLOOR[name] >= FLOOR[own]]
-    assert up == []
+def packages_imported(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imported(path)}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_room_below_the_workbench_prints_or_knows_the_command_line(path: Path) -> None:
+def cycle_in(graph: Mapping[str, set[str]]) -> list[str]:
+    """The members of one circle of a graph, or nothing."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_a_package_imports_only_those_below_it(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+    above = {
+        name
+        for name in packages_imported(path)
+        if name in PACKAGES and name != package and PACKAGES[name] >= PACKAGES[package]
+    }
+    assert above == set()
+
+
+def test_no_two_files_import_each_other_directly_or_in_a_circle() -> None:
+    graph = {
+        module: {name for name in imported(path) if name in MODULES} - {module} for module, path in MODULES.items()
+    }
+    assert cycle_in(graph) == []
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=relative)
+def test_the_rooms_of_a_folder_import_in_one_direction(folder: Path) -> None:
+    prefix = module_of(folder / "__init__.py")
+    depth = len(prefix.split("."))
+
+    def child(module: str) -> str | None:
+        """The file or folder that a module belongs to. Plugins stand above the folder that lists them."""
+        if not module.startswith(prefix + "."):
+            return None
+        name = module.split(".")[depth]
+        lists = MODULES.get(f"{prefix}.{name}")
+        plugin = module != f"{prefix}.{name}" and lists is not None and "discover(" in lists.read_text()
+        return f"{name}: plugins" if plugin else name
+
+    graph: dict[str, set[str]] = {}
+    for module, path in MODULES.items():
+        here = child(module)
+        if here is not None:
+            graph.setdefault(here, set()).update({there for name in imported(path) if (there := child(name))} - {here})
+    assert cycle_in(graph) == []
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_rooms_stand_in_the_order_that_is_drawn(package: str) -> None:
+    order = ROOMS[package]
+    for path in sorted((ROOT / package).rglob("*.py")):
+        room = path.relative_to(ROOT / package).parts[0]
+        if room not in order:
+            continue
+        prefix = package.replace("/", ".")
+        above = {f"{prefix}.{name}" for name in order[order.index(room) + 1 :]}
+        assert not {name for name in imported(path) if ".".join(name.split(".")[: prefix.count(".") + 2]) in above}, (
+            path
+        )
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_nothing_below_the_workbench_prints_or_knows_the_command_line(path: Path) -> None:
     if path.relative_to(ROOT).parts[0] == "steer":
         return
-    assert not {"click", "vllm", "fastapi"} & set(imports(path))
-    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    assert not {"click", "rich", "vllm", "fastapi"} & packages_imported(path)
+    calls = [node for node in nodes(path) if isinstance(node, ast.Call)]
     assert not any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls)
 
 
 def test_no_file_has_grown_past_400_lines() -> None:
-    assert [str(path) for path in FILES if len(path.read_text().splitlines()) > 400] == []
+    assert [relative(path) for path in FILES if len(path.read_text().splitlines()) > LINES] == []
+
+
+def test_no_folder_has_more_files_than_can_be_read_at_once() -> None:
+    """Folders of plugins (one method per file) and vectors/, the vocabulary of all, may be longer."""
+    crowded = []
+    for folder in {path.parent for path in FILES}:
+        entries = [path for path in folder.glob("*.py") if not path.name.startswith("__")]
+        if len(entries) > MODULES_OF_A_FOLDER and folder.name not in ("methods", "commands", "vectors"):
+            crowded.append((relative(folder), len(entries)))
+    assert crowded == []
 
 
 def test_nothing_unpickles() -> None:
     for path in FILES:
         text = path.read_text()
-        assert not {"dill", "joblib"} & set(imports(path)), path
+        assert not {"dill", "joblib"} & packages_imported(path), path
         assert not re.search(r"pickle\.(loads?|Unpickler)\b|from pickle import .*(load|Unpickler)", text), path
         for call in re.findall(r"torch\.load\([^)]*\)", text):
             assert "weights_only=True" in call, path
 
 
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_every_public_name_has_a_docstring(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree) or not tree.body, "the file"
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    missing = [
+        node.name
+        for node in tree.body
+        if isinstance(node, kinds) and not node.name.startswith("_") and not ast.get_docstring(node)
+    ]
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+    protocols = [node for node in classes if any(isinstance(b, ast.Name) and b.id == "Protocol" for b in node.bases)]
+    # What a protocol of the same file says of its methods is said of all that have them.
+    contract = {node.name for p in protocols for node in p.body if isinstance(node, kinds) and ast.get_docstring(node)}
+    missing += [
+        f"{owner.name}.{node.name}"
+        for owner in classes
+        for node in owner.body
+        if isinstance(node, kinds)
+        and not node.name.startswith("_")
+        and not ast.get_docstring(node)
+        and node.name not in contract
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", DOCS, ids=relative)
+def test_docs_name_only_files_that_are_there(page: Path) -> None:
+    text = page.read_text()
+    prefix = r"(?<![\w/.-])((?:vectors|probes|merges|steer|tests|examples|scripts|docs)/[\w/.-]*\w/?)"
+    paths = {match.rstrip("/") for match in re.findall(prefix, text)}
+    made = re.compile(r"examples/|_build|\.(safetensors|gguf|html|json)$")  # what commands write
+    made_by_the_reader = set(re.findall(r"\bas `([\w/]+\.py)`", text))
+    missing = [path for path in sorted(paths - made_by_the_reader) if not (ROOT / path).exists()]
+    assert [path for path in missing if not made.search(path)] == []
+    names = set(re.findall(r"\b((?:vectors|probes|merges|steer)(?:\.[a-z_]+)+)\b", text))
+    groups = {
+        "steer.safetensors",
+        *re.findall(r"`(steer\.[a-z_]+(?:_methods|_formats|_routes|optimisers|scores))`", text),
+    }
+    for name in sorted(names - groups):
+        package, *rest = name.split(".")
+        if name in MODULES or (package == "steer" and len(rest) == 1):
+            continue  # a module, or a name of the Python interface
+        parent, attribute = name.rsplit(".", 1)
+        assert parent in MODULES or parent.rsplit(".", 1)[0] in MODULES, f"{name} in {relative(page)}"
+        if parent in MODULES:
+            assert re.search(rf"\b{attribute}\b", MODULES[parent].read_text()), f"{name} in {relative(page)}"
+
+
+def test_the_drawn_tree_is_the_tree() -> None:
+    """Every room, and every file that stands in a package itself, is drawn in docs/architecture.md."""
+    tree = (ROOT / "docs" / "architecture.md").read_text().split("```text")[1].split("```")[0]
+    drawn = set(re.findall(r"[\w]+(?:/|\.py)", tree))
+    for package in PACKAGES:
+        for entry in (ROOT / package).iterdir():
+            if entry.is_dir() and entry.name != "__pycache__":
+                assert f"{entry.name}/" in drawn, relative(entry)
+            elif entry.suffix == ".py" and not entry.name.startswith("__"):
+                assert entry.name in drawn, relative(entry)
+    there = (
+        {path.name for path in FILES} | {f"{path.parent.name}/" for path in FILES} | {"tests/", "bench/", "examples/"}
+    )
+    assert drawn - there == set()
+
+
+def test_tests_mirror_the_rooms() -> None:
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        room = path.parent.relative_to(ROOT / "tests")
+        assert str(room) in (".", "bench", "hostile") or (ROOT / room).is_dir(), relative(path)
+
+
 def test_importing_steer_and_its_command_line_loads_nothing_heavy() -> None:
-    script = "import sys, steer, steer.cli; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    script = (
+        "import sys, steer, steer.cli\n"
+        "print([m for m in ('torch', 'transformers', 'numpy', 'rich') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
 

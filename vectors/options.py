@@ -63,10 +63,12 @@ def _is_finite(value: float) -> bool:
 
 
 def weight(default: float = 1.0) -> Option:
+    """The option of how much of each input is taken."""
     return Option("weight", default, "how much of this input", each=True)
 
 
 def density(default: float = 0.2) -> Option:
+    """The option of which share of each delta is left after trimming."""
     return Option("density", default, "the part of a delta that is kept", each=True, low=0, high=1, open_low=True)
 
 

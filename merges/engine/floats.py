@@ -43,6 +43,7 @@ def to_bits(_context, value):  # type: ignore[no-untyped-def]
 
 @njit(**OPTIONS)
 def decode_bfloat16(raw, out):  # type: ignore[no-untyped-def]
+    """bfloat16 bits `raw` (uint16) as float32 in `out`; False if one is not finite."""
     worst = np.uint16(0)
     for i in range(raw.size):
         out[i] = from_bits(np.uint32(raw[i]) << np.uint32(16))
@@ -62,6 +63,7 @@ def subtract_bfloat16(raw, base, out):  # type: ignore[no-untyped-def]
 
 @njit(**OPTIONS)
 def decode_float16(raw, bits, values):  # type: ignore[no-untyped-def]
+    """float16 bits `raw` (uint16) as float32 in `values`, of which `bits` is a view; False if one is not finite."""
     worst = np.uint16(0)
     for i in range(raw.size):
         magnitude = np.uint16(raw[i] & np.uint16(0x7FFF))
@@ -76,6 +78,7 @@ def decode_float16(raw, bits, values):  # type: ignore[no-untyped-def]
 
 @njit(**OPTIONS)
 def decode_float32(raw, values):  # type: ignore[no-untyped-def]
+    """float32 `raw` copied to `values`; False if one is not finite."""
     bits, worst = raw.view(np.uint32), np.uint32(0)
     for i in range(raw.size):
         values[i] = raw[i]
@@ -95,6 +98,7 @@ def decode(raw: np.ndarray, dtype: str, out: np.ndarray) -> bool:
 
 @njit(**OPTIONS)
 def encode_bfloat16(values, out):  # type: ignore[no-untyped-def]
+    """float64 `values` rounded to bfloat16 bits in `out` (uint16), to nearest even; False on overflow or NaN."""
     worst = np.uint32(0)
     for i in range(values.size):
         value = values[i]
@@ -112,6 +116,7 @@ def encode_bfloat16(values, out):  # type: ignore[no-untyped-def]
 
 @njit(**OPTIONS)
 def encode_float32(values, bits, out):  # type: ignore[no-untyped-def]
+    """float64 `values` rounded to float32 in `out`, of which `bits` is a view; False on overflow or NaN."""
     worst = np.uint32(0)
     for i in range(values.size):
         out[i] = np.float32(values[i])

@@ -31,10 +31,12 @@ class Copy(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Its shape."""
         return self.entry.shape
 
     @property
     def dtype(self) -> str:
+        """Its dtype, as safetensors names it."""
         return self.entry.dtype
 
 

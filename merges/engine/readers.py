@@ -22,9 +22,13 @@ class Reader(Protocol):
     """What gives the elements of a tensor, piece by piece."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole tensor."""
+        ...
 
-    def read(self, start: int, stop: int, out: np.ndarray) -> bool: ...
+    def read(self, start: int, stop: int, out: np.ndarray) -> bool:
+        """Fill `out` (float32) with the elements [start, stop) in row-major order; False if one is not finite."""
+        ...
 
 
 class Dense:
@@ -36,6 +40,7 @@ class Dense:
 
     @cached_property
     def raw(self) -> np.ndarray:
+        """Its bits, flat, of the dtype that `storage` names."""
         return mapped(self.entry)
 
     @property
@@ -166,6 +171,7 @@ class Mean:
 
     @cached_property
     def values(self) -> np.ndarray:
+        """The means, computed on first use."""
         rows, width = self.reader.shape[0], math.prod(self.shape)
         step = max((1 << 16) // width, 1)
         total = np.zeros(width)

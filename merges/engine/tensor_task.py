@@ -96,6 +96,7 @@ class TensorTask:
 
     @cached_property
     def count(self) -> int:
+        """Elements of the tensor."""
         return math.prod(self.shape)
 
     @property

@@ -42,6 +42,7 @@ class Source:
 
     @property
     def is_delta(self) -> bool:
+        """Whether it holds deltas from a base, not weights."""
         return self.kind != "model"
 
     @cached_property

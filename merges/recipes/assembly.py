@@ -48,6 +48,7 @@ class Builder:
         self.depth = slices.layers(self.shapes)
 
     def hint(self) -> str:
+        """The next step for what is wrong."""
         if any("vocabular" in problem or "embed" in problem for problem in self.problems):
             return "models with different vocabularies need a recipe with `tokenizer: {source: union}`"
         return "merge models that were fine-tuned from one base"

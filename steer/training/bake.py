@@ -20,10 +20,10 @@ from steer.folding.fold import identity_of
 from steer.reports import training as training_report
 from steer.training import loop, result, student, work
 from steer.training.data import files, samples
-from steer.training.data.samples import BEHAVIOUR
+from steer.training.data.samples import BEHAVIOUR, Samples
 from steer.training.data.teachers import Teacher
 from steer.training.distributed import processes, sharding
-from steer.training.mode import Mode, Samples
+from steer.training.mode import Mode
 from steer.training.requests import TrainingRequest
 from steer.training.train_student import WITHOUT_REPLAY, Student, train_student
 from vectors.errors import SteerError, UsageError, kept, raise_together

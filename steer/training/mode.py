@@ -6,18 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from probes.models.loading import LoadedModel
-from steer.training.data.samples import Sample
+from steer.training.data.samples import Samples
 from steer.training.data.teachers import Teacher
 from steer.training.objectives.protocol import Objective
 from vectors.events import OnEvent
-
-
-class Samples(NamedTuple):
-    """Samples to train on and held-out samples, and how many of each kind there are or were filtered out."""
-
-    train: list[Sample]
-    held_out: list[Sample]
-    counts: dict[str, Any]
 
 
 class Mode(NamedTuple):

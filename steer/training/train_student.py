@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from probes.models.loading import LoadedModel, load
 from steer.training import loop, student
-from steer.training.data.samples import Sample
+from steer.training.data.samples import Sample, Samples
 from steer.training.distributed import processes, sharding
 from steer.training.frozen_pass import FrozenPass
-from steer.training.mode import Mode, Samples
+from steer.training.mode import Mode
 from steer.training.requests import TrainingRequest, TrainingSettings
 from vectors.events import Event, OnEvent
 from vectors.files import digest_json, write_atomically

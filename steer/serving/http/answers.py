@@ -121,6 +121,7 @@ def _withheld() -> Any:
 
 
 async def send_json(send: Send, status: int, value: Any) -> None:
+    """Send a whole JSON answer."""
     content = compact_json(value)
     headers = [(b"content-type", b"application/json"), content_length(content)]
     await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -128,12 +129,15 @@ async def send_json(send: Send, status: int, value: Any) -> None:
 
 
 def without_header(headers: Any, unwanted: bytes) -> list[tuple[bytes, bytes]]:
+    """The headers less every one of this name, which is in lower case."""
     return [(name, value) for name, value in headers if name.lower() != unwanted]
 
 
 def content_length(content: bytes) -> tuple[bytes, bytes]:
+    """The content-length header of a body."""
     return b"content-length", str(len(content)).encode()
 
 
 def compact_json(value: Any) -> bytes:
+    """A JSON value as UTF-8 without spaces."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

@@ -15,8 +15,7 @@ from probes.models.completions import Completion, completions_of
 from probes.models.loading import LoadedModel
 from probes.models.residual import context_length
 from steer.training.data import files, samples
-from steer.training.data.samples import GENERAL, Sample
-from steer.training.mode import Samples
+from steer.training.data.samples import GENERAL, Sample, Samples
 from steer.training.requests import REPLAY_TOKENS, Replay, TrainingRequest
 from vectors.events import Event, OnEvent
 from vectors.files import digest_json

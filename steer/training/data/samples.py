@@ -37,6 +37,14 @@ class Sample(NamedTuple):
         return digest_json([self.completion.ids, self.completion.prompt_length, self.kind])
 
 
+class Samples(NamedTuple):
+    """Samples to train on and held-out samples, and how many of each kind there are or were filtered out."""
+
+    train: list[Sample]
+    held_out: list[Sample]
+    counts: dict[str, Any]
+
+
 def soft_targets(
     model: Any,
     completions: Sequence[Completion],

@@ -25,8 +25,9 @@ from steer.folding.fold import check_vectors
 from steer.training.bake import bake
 from steer.training.data import filtering, samples, teachers
 from steer.training.data.replay import replay_samples
+from steer.training.data.samples import Samples
 from steer.training.data.teachers import Teacher
-from steer.training.mode import Mode, Samples
+from steer.training.mode import Mode
 from steer.training.objectives import divergence
 from steer.training.requests import DistilRequest
 from vectors.errors import UsageError

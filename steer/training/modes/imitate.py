@@ -10,8 +10,9 @@ from probes.models.residual import context_length
 from steer.training.bake import bake
 from steer.training.data import files, samples
 from steer.training.data.replay import with_replay
+from steer.training.data.samples import Samples
 from steer.training.data.teachers import Teacher
-from steer.training.mode import Mode, Samples
+from steer.training.mode import Mode
 from steer.training.objectives import divergence
 from steer.training.requests import ImitateRequest
 from vectors.errors import UsageError

@@ -12,9 +12,9 @@ from probes.models.residual import context_length
 from steer.training.bake import bake
 from steer.training.data import files, samples
 from steer.training.data.replay import with_replay
-from steer.training.data.samples import Sample
+from steer.training.data.samples import Sample, Samples
 from steer.training.data.teachers import Teacher
-from steer.training.mode import Mode, Samples
+from steer.training.mode import Mode
 from steer.training.objectives import preference
 from steer.training.requests import PreferRequest
 from vectors.errors import UsageError
