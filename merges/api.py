@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +11,29 @@ from merges.outputs.difference import diff
 from merges.outputs.vector_file import write_vector
 from merges.outputs.verification import verify
 from merges.recipes.layout import LARGEST
-from merges.recipes.plan import MEMORY, Plan, plan
+from merges.recipes.plan import MEMORY, plan
 from merges.recipes.recipe import Recipe
+from vectors.events import OnEvent, ignore
 
 __all__ = ["diff", "merge", "verify"]
-
-Progress = Callable[[int, int], None]
 
 
 def merge(
     recipe: Recipe, out: str | Path, *, memory: int = MEMORY, threads: int | None = None, shard: int = LARGEST,
-    device: str = "cpu", progress: Progress | None = None, planned: Callable[[Plan], None] | None = None,
+    device: str = "cpu", on_event: OnEvent = ignore,
 ) -> dict[str, Any]:  # fmt: skip
     """Do what a recipe says: a model folder at `out`, or a task vector where the recipe says `as: vector`.
 
-    Returns the record with all digests. `planned` is called with the plan before a weight is read. Raises UsageError,
-    ModelError and OutputError before any work; ArtifactError for values that can't be merged.
+    Returns the record with all digests. `on_event` is told what is worth knowing about the inputs before a weight is
+    read, and then the bytes that are done. Raises UsageError, ModelError and OutputError before any work; ArtifactError
+    for values that can't be merged.
     """
     target = Path(out)
-    made = plan(recipe, memory=memory, threads=threads, shard=shard, device=device)
-    with made.pool:
-        if planned:
-            planned(made)
+    planned = plan(recipe, memory=memory, threads=threads, shard=shard, device=device, on_event=on_event)
+    with planned.pool:
         if recipe.as_ == "vector":
-            return write_vector(made, target, shard, progress)
-        record = model_folder.write_model(made, target, progress)
-        if made.base is not None:
-            bases.remember(made.base.identity, made.base.path)
+            return write_vector(planned, target, shard, on_event=on_event)
+        record = model_folder.write_model(planned, target, on_event=on_event)
+        if planned.base is not None:
+            bases.remember(planned.base.identity, planned.base.path)
         return record

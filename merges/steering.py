@@ -17,11 +17,12 @@ from merges.recipes.parameters import value_at
 from merges.recipes.recipe import Recipe
 from merges.recipes.validation import require_valid
 from vectors.errors import ArtifactError, UsageError
+from vectors.events import OnEvent, counter, ignore
 from vectors.files import digest_bytes
 from vectors.steering import SteeringVector, spans
 
 
-def merge(recipe: Recipe, vectors: Sequence[SteeringVector]) -> SteeringVector:
+def merge(recipe: Recipe, vectors: Sequence[SteeringVector], *, on_event: OnEvent = ignore) -> SteeringVector:
     """Merge steering vectors of one model, layer by layer. Raises UsageError, ArtifactError with all problems."""
     require_valid(recipe)
     method = methods.find(recipe.method)
@@ -50,12 +51,13 @@ def merge(recipe: Recipe, vectors: Sequence[SteeringVector]) -> SteeringVector:
     order = sorted(range(len(vectors)), key=lambda i: digests[i]) if method.symmetric else range(len(vectors))
     depth = max(len(first.layers) - 1, 1)
     layers: dict[int, torch.Tensor] = {}
+    report = counter(on_event, "merging", "layers")
     with Pool(1) as pool:
         scope: list[TensorTask] = []
         jobs: list[TensorTask] = []
         shared: dict[str, Any] = {}
-        for place, i in enumerate(first.layers):
-            name, position = f"layer.{i}", place / depth
+        for number, i in enumerate(first.layers):
+            name, position = f"layer.{i}", number / depth
             each, plain = {}, {}
             for option in method.options:
                 common = recipe.options.get(option.name, option.default)
@@ -80,6 +82,7 @@ def merge(recipe: Recipe, vectors: Sequence[SteeringVector]) -> SteeringVector:
         scope += jobs
         for job, piece in run(jobs, pool):
             layers[int(job.name.partition(".")[2])] = torch.from_numpy(piece.copy())
+            report(len(layers), len(jobs))
     parents = [
         {"digest": digests[m], "strength": recipe.parts[m].options.get("weight", recipe.options.get("weight", 1.0))}
         for m in order

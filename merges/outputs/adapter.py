@@ -20,17 +20,17 @@ from merges.inputs.sources import Source
 from merges.recipes.plan import MEMORY, plan
 from merges.recipes.recipe import Recipe
 from vectors.errors import ModelError
+from vectors.events import OnEvent, counter, ignore
 from vectors.files import new_file, write_atomically
 from vectors.folders import new_folder, require_free_output
 from vectors.weights import FLOATS, header_bytes
 
 NOT_LINEAR = ("embed", "wte", "wpe", "lm_head", "norm", "ln_", "conv1d", "gate.weight")
-Progress = Callable[[int, int], None]
 Named = Iterator[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]]
 
 
 def from_models(
-    base: str, finetuned: str, out: Path, rank: int, *, threads: int | None = None, progress: Progress | None = None
+    base: str, finetuned: str, out: Path, rank: int, *, threads: int | None = None, on_event: OnEvent = ignore
 ) -> dict[str, Any]:
     """Write what `finetuned` adds to `base` as an adapter. Returns rank, relative error, and what was left out."""
     below, tuned = pairs.open_pair(base, finetuned)
@@ -43,7 +43,7 @@ def from_models(
                 tensor = pairs.tensor_of(name, below, tuned, pool)
                 yield name, tensor.shape, functools.partial(pairs.deltas, tensor)
 
-        return _write(named(), len(names), below, out, rank, progress)
+        return _write(named(), len(names), below, out, rank, counter(on_event, "taking the difference", "parameters"))
 
 
 def from_recipe(
@@ -54,22 +54,22 @@ def from_recipe(
     memory: int = MEMORY,
     threads: int | None = None,
     device: str = "cpu",
-    progress: Progress | None = None,
+    on_event: OnEvent = ignore,
 ) -> dict[str, Any]:
     """Write the delta that a recipe gives (`as: vector`) as an adapter, one tensor in memory at a time."""
-    made = plan(recipe, memory=memory, threads=threads, device=device)
-    jobs = [job for job in made.jobs if isinstance(job, TensorTask)]
+    planned = plan(recipe, memory=memory, threads=threads, device=device, on_event=on_event)
+    jobs = [job for job in planned.jobs if isinstance(job, TensorTask)]
 
     def merged(job: TensorTask) -> np.ndarray:
-        return np.concatenate([piece for _, piece in run([job], made.pool)]).reshape(job.shape)
+        return np.concatenate([piece for _, piece in run([job], planned.pool)]).reshape(job.shape)
 
-    with made.pool:
+    with planned.pool:
         named: Named = ((job.name, job.shape, functools.partial(merged, job)) for job in jobs)
-        return _write(named, len(jobs), made.base, out, rank, progress)
+        return _write(named, len(jobs), planned.base, out, rank, counter(on_event, "merging", "parameters"))
 
 
 def _write(
-    named: Named, count: int, base: Source | None, out: Path, rank: int, progress: Progress | None
+    named: Named, count: int, base: Source | None, out: Path, rank: int, report: Callable[[int, int], None]
 ) -> dict[str, Any]:
     if base is None:
         raise ModelError("an adapter needs its base, which is not known", "name it: --base MODEL")
@@ -97,8 +97,7 @@ def _write(
             prefix = module if module.startswith(("model.", "transformer.", "gpt_neox.")) else f"{_outer(base)}{module}"
             tensors[f"base_model.model.{prefix}.lora_A.weight"] = np.ascontiguousarray(down)
             tensors[f"base_model.model.{prefix}.lora_B.weight"] = np.ascontiguousarray(up)
-        if progress:
-            progress(number, count)
+        report(number, count)
     if not modules:
         raise ModelError("no matrix differs, so there is no adapter to write", "use `steer diff` without --to-lora")
     assert base.model is not None

@@ -22,10 +22,11 @@ from merges.inputs.pairs import deltas, open_pair, tensor_of
 from merges.inputs.sources import Source
 from vectors import references
 from vectors.errors import ArtifactError, UsageError
+from vectors.events import OnEvent, counter, ignore
 from vectors.options import kept
 from vectors.task import TaskVector
 from vectors.taskwriter import Writer, check_vector_path, paths, room, shards, write_index
-from vectors.weights import FLOATS
+from vectors.weights import FLOATS, SIZES, Entry
 
 
 class Storage(NamedTuple):
@@ -74,7 +75,7 @@ class _Error:
 
 def diff(
     base: str, finetuned: str, out: str | Path, *, storage_: str = "exact", threads: int | None = None,
-    shard: int | None = None, progress: Callable[[int, int], None] | None = None,
+    shard: int | None = None, on_event: OnEvent = ignore,
 ) -> TaskVector:  # fmt: skip
     """Write the task vector of `finetuned` against `base`; everything is checked before a weight is read.
 
@@ -98,7 +99,8 @@ def diff(
     licence = references.licence(below.model)
     if licence:
         common["licence"] = licence
-    done, total, error = 0, sum(below.entries[name].elements for name in names), _Error()
+    report, error = counter(on_event, "taking the difference", "bytes"), _Error()
+    done, total = 0, sum(_bytes_of(below.entries[name]) for name in names)
     with Pool(threads) as pool, contextlib.ExitStack() as stack:
         writers, later = [], []
         for number, (file, group) in enumerate(zip(paths(path, len(groups)), groups, strict=True), 1):
@@ -111,9 +113,8 @@ def diff(
                     parameters[name] = [list(tensor.shape), tensor.dtype]
                 else:
                     unchanged.append(name)
-                done += tensor.count
-                if progress:
-                    progress(done, total)
+                done += _bytes_of(below.entries[name])
+                report(done, total)
             writers.append(writer)
             later.append({"parameters": parameters, "unchanged": unchanged, "shard": [number, len(groups)]})
         stored: dict[str, Any] = {"kind": str(kept_as)}
@@ -124,6 +125,10 @@ def diff(
         write_index(path, writers)
     bases.remember(common["base"]["digest"], below.path)
     return TaskVector.open(path)
+
+
+def _bytes_of(entry: Entry) -> int:
+    return entry.elements * SIZES[entry.dtype]
 
 
 def _check_room(path: Path, needed: int) -> None:

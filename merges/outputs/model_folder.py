@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,13 @@ from merges.recipes.chat_templates import NAMED
 from merges.recipes.layout import size
 from merges.recipes.plan import Plan
 from vectors.errors import ArtifactError, ModelError
+from vectors.events import OnEvent, counter, ignore
 from vectors.files import canonical_json, digest_bytes, digest_file, write_atomically
 from vectors.folders import remove_unfinished, require_free_output, work_folder
 from vectors.weights import NAMES
 
 JOURNAL = "progress.json"
 PARTIAL = r"[0-9a-f]{16}\.partial"  # behind the output's name
-Progress = Callable[[int, int], None]
 
 
 def partial_folder(plan: Plan, out: Path) -> Path:
@@ -35,13 +34,13 @@ def partial_folder(plan: Plan, out: Path) -> Path:
     return out.absolute().parent / f".{out.name}.{plan.digest[7:23]}.partial"
 
 
-def write_model(plan: Plan, out: Path, progress: Progress | None = None) -> dict[str, Any]:
+def write_model(plan: Plan, out: Path, *, on_event: OnEvent = ignore) -> dict[str, Any]:
     """Make the folder; returns its record. Raises OutputError, and ArtifactError for values that can't be merged."""
     folder = partial_folder(plan, out)
     require_free_output(out, plan.bytes, have=_finished_bytes(plan, folder))
     identity = {"plan": plan.digest}
     with work_folder(out, identity, name=folder.name, keep=_worth_keeping, becomes_output=True):
-        record = _fill(plan, folder, progress)
+        record = _fill(plan, folder, on_event)
         (folder / JOURNAL).unlink(missing_ok=True)
     remove_unfinished(out, PARTIAL)  # what other plans for this output have left
     return record
@@ -54,12 +53,12 @@ def _worth_keeping(folder: Path, error: BaseException) -> bool:
     return not isinstance(error, ArtifactError | ModelError)
 
 
-def _fill(plan: Plan, folder: Path, progress: Progress | None) -> dict[str, Any]:
+def _fill(plan: Plan, folder: Path, on_event: OnEvent) -> dict[str, Any]:
     """Everything that belongs into the folder. Inputs are hashed meanwhile."""
     files = shards.names(len(plan.shards))
     seen = card.states(plan)
     finished = _journal(plan, folder)
-    total, done = plan.bytes, 0
+    report, total, done = counter(on_event, "merging", "bytes"), plan.bytes, 0
     inputs = in_background(card.inputs, plan)
     outputs = {}
     for file, shard in zip(files, plan.shards, strict=True):
@@ -76,8 +75,7 @@ def _fill(plan: Plan, folder: Path, progress: Progress | None) -> dict[str, Any]
             continue
 
         def show(written: int, before: int = done) -> None:
-            if progress:
-                progress(before + written, total)
+            report(before + written, total)
 
         outputs[file] = shards.write(path, shards.pieces(shard, plan.pool), show)
         done += sum(map(size, shard))
@@ -214,7 +212,7 @@ def _finished_bytes(plan: Plan, folder: Path) -> int:
     return sum((folder / name).stat().st_size for name in _journal(plan, folder) if (folder / name).is_file())
 
 
-def verify(plan: Plan, out: Path, record: dict[str, Any], progress: Progress | None = None) -> list[str]:
+def verify(plan: Plan, out: Path, record: dict[str, Any], *, on_event: OnEvent = ignore) -> list[str]:
     """Compute the merge again, compare it and every file with what is there; everything that differs, in words."""
     stored = record["outputs"]
     problems = [f"{name} is missing" for name in stored if not (out / name).is_file()]
@@ -231,14 +229,14 @@ def verify(plan: Plan, out: Path, record: dict[str, Any], progress: Progress | N
         # By their content: a file may have another name now.
         changed = [name for name, digest in before["files"].items() if digest not in own.values()]
         problems += [f"the input {before['name']} has changed: {name}" for name in changed]
+    report = counter(on_event, "verifying", "bytes")
     again, done = {name: digest_bytes(content) for name, content in side_files(plan).items()}, 0
     for name, shard in zip(shards.names(len(plan.shards)), plan.shards, strict=True):
         state = hashlib.sha256()
         for piece in shards.pieces(shard, plan.pool):
             state.update(piece)
             done += len(piece)
-            if progress:
-                progress(min(done, plan.bytes), plan.bytes)
+            report(min(done, plan.bytes), plan.bytes)
         again[name] = "sha256:" + state.hexdigest()
     differing = sorted(name for name in again.keys() | stored.keys() if again.get(name) != stored.get(name))
     return problems + [f"{name}: the recipe gives another one than the record says" for name in differing]

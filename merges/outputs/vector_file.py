@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,13 @@ from merges.engine.tensor_task import TensorTask
 from merges.outputs import card
 from merges.recipes.plan import Plan
 from vectors import references
+from vectors.events import OnEvent, counter, ignore
 from vectors.task import TaskVector
 from vectors.taskwriter import Writer, check_vector_path, paths, room, shards, write_index
 from vectors.weights import file_digest
 
-Progress = Callable[[int, int], None]
 
-
-def write_vector(made: Plan, path: Path, largest: int, progress: Progress | None = None) -> dict[str, Any]:
+def write_vector(made: Plan, path: Path, largest: int, *, on_event: OnEvent = ignore) -> dict[str, Any]:
     """Write the merged delta as an artifact of float32 values, in files of at most `largest` bytes.
 
     Returns the record, with the digest of each file. Raises OutputError, and ArtifactError for values that can't be
@@ -45,7 +43,7 @@ def write_vector(made: Plan, path: Path, largest: int, progress: Progress | None
         "storage": {"kind": "float32"},
     }
     dtypes = {name: made.base.entries[name].dtype if made.base else _dtype(job, made) for name, job in jobs.items()}
-    done, total = 0, sum(job.count for job in jobs.values())
+    report, done, total = counter(on_event, "merging", "bytes"), 0, sum(4 * job.count for job in jobs.values())
     with contextlib.ExitStack() as stack:
         writers, later = [], []
         for number, (file, group) in enumerate(zip(paths(path, len(groups)), groups, strict=True), 1):
@@ -63,9 +61,8 @@ def write_vector(made: Plan, path: Path, largest: int, progress: Progress | None
                 else:
                     writer.drop()
                     unchanged.append(name)
-                done += job.count
-                if progress:
-                    progress(done, total)
+                done += 4 * job.count
+                report(done, total)
             writers.append(writer)
             later.append({"parameters": parameters, "unchanged": unchanged, "shard": [number, len(groups)]})
         for writer, own in zip(writers, later, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,7 @@ from merges.outputs import card, model_folder
 from merges.recipes.document import parse
 from merges.recipes.plan import MEMORY, Plan, plan
 from vectors.errors import ArtifactError, SteerError, UsageError, guess
-
-Progress = Callable[[int, int], None]
+from vectors.events import OnEvent, ignore
 
 
 def read_record(out: Path) -> dict[str, Any]:
@@ -45,7 +44,7 @@ def read_record(out: Path) -> dict[str, Any]:
 
 def verify(
     out: str | Path, *, places: Mapping[str, str | Path] | None = None, memory: int = MEMORY,
-    threads: int | None = None, device: str = "cpu", progress: Progress | None = None,
+    threads: int | None = None, device: str = "cpu", on_event: OnEvent = ignore,
 ) -> dict[str, Any]:  # fmt: skip
     """Compute a finished merge again from its recipe and compare every byte. Raises ArtifactError with what differs.
 
@@ -63,7 +62,7 @@ def verify(
         raise UsageError(unknown, f"it has {', '.join(known)}")
     recipe = recipe.renamed({known[name]: place for name, place in moved.items()})
     try:
-        made = plan(recipe, memory=memory, threads=threads, device=device)
+        made = plan(recipe, memory=memory, threads=threads, device=device, on_event=on_event)
     except SteerError as error:
         hint = "verify from the folder in which the merge was made, or say where its inputs are: --vector NAME=PATH"
         raise ArtifactError(error.problems, hint) from error
@@ -79,7 +78,7 @@ def verify(
                 changed or [f"the plan of {folder} can't be made again: the recipe or the arithmetic has changed"],
                 "verify with the inputs it was made from",
             )
-        problems = model_folder.verify(made, folder, record, progress)
+        problems = model_folder.verify(made, folder, record, on_event=on_event)
     if problems:
         raise ArtifactError([f"{folder}: {problem}" for problem in problems], "make the merge again")
     return record

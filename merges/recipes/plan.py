@@ -17,12 +17,14 @@ from merges.recipes.layout import LARGEST, cut, size
 from merges.recipes.recipe import Recipe
 from merges.recipes.validation import require_valid
 from vectors.errors import ModelError, UsageError
+from vectors.events import Event, OnEvent, ignore
 from vectors.files import canonical_json, digest_json
 from vectors.weights import SIZES
 
 MEMORY = 2 << 30  # bytes beyond mapped files
 INTERPRETER = 96 << 20  # bytes that Python, NumPy and the compiled loops take by themselves, and some to spare
 TORCH = 1 << 30  # what torch with a GPU takes
+CHECKING = "checking the inputs"
 VERSION = 2  # of the arithmetic: raised when the same recipe gives other bytes
 
 
@@ -62,13 +64,16 @@ class Plan:
 
 
 def plan(
-    recipe: Recipe, *, memory: int = MEMORY, threads: int | None = None, shard: int = LARGEST, device: str = "cpu"
-) -> Plan:
+    recipe: Recipe, *, memory: int = MEMORY, threads: int | None = None, shard: int = LARGEST, device: str = "cpu",
+    on_event: OnEvent = ignore,
+) -> Plan:  # fmt: skip
     """Check a recipe against the headers of everything it names. Raises UsageError, ModelError with all problems.
 
-    `device` is where the elements are computed, which changes no bit: cpu, cuda or cuda:N.
+    `device` is where the elements are computed, which changes no bit: cpu, cuda or cuda:N. `on_event` is told the notes
+    of the plan too.
     """
     require_valid(recipe)
+    on_event(Event(CHECKING))
     place = _device(device)
     method = methods.find(recipe.method)
     references = [part.model for part in recipe.parts]
@@ -119,6 +124,8 @@ def plan(
             f"{memory / 2**20:.0f} MiB allowed",
             f"--memory {-(-need // 2**20)}MiB" + ", or a method that works in pieces" * whole,
         )
+    for note in notes:
+        on_event(Event(CHECKING, message=note))
     return Plan(recipe, tuple(sources), base, main, jobs, cut(jobs, shard), pool, need, union, notes)
 
 

@@ -91,11 +91,6 @@ def _print_plan(plan: Plan) -> None:
     out.line(f"result    {len(plan.jobs)} tensors, {plan.bytes / 1e9:.2f} GB in {len(plan.shards)} file(s)")
     out.line(f"memory    at most {plan.memory / 2**20:.0f} MiB beyond mapped files, with {threads} thread(s)")
     out.line(f"plan      {plan.digest}")
-    say_notes(plan)
-
-
-def say_notes(plan: Plan) -> None:
-    """What the plan found worth saying, before any work."""
     for note in plan.notes:
         out.say(note)
 

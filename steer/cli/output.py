@@ -102,15 +102,6 @@ out = Output()
 say, warn, fail = out.say, out.warn, out.fail
 
 
-@contextlib.contextmanager
-def progress(stage: str, unit: str = "") -> Iterator[Callable[[int, int], None]]:
-    """Yield `show(done, total)`, for functions that count without events."""
-    from vectors.events import counter
-
-    with out.progress() as on_event:
-        yield counter(on_event, stage, unit)
-
-
 def replacing(path: Path) -> str:
     """The sentence that says which file is replaced by writing to `path`; empty where there is none."""
     from vectors.files import digest_file

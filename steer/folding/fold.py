@@ -21,7 +21,7 @@ from steer.folding.model_folder import size_of, write_model, write_report
 from steer.folding.pending import PendingModel, pending_from
 from vectors import fit, references
 from vectors.errors import ArtifactError, ModelError, UsageError
-from vectors.events import Event, OnEvent, counter, ignore
+from vectors.events import Event, OnEvent, ignore
 from vectors.folders import new_folder
 from vectors.resolve import compose
 from vectors.steering import SteeringVector
@@ -65,7 +65,7 @@ def fold(request: FoldRequest, *, on_event: OnEvent = ignore) -> dict[str, Any]:
     with Pool(request.threads) as pool:
         pending, explained = plan(pending_from(source, pool), effects, request.via)
         with new_folder(request.out, size_of(pending)) as folder:
-            outputs = write_model(pending, source, folder, counter(on_event, "writing", "bytes"))
+            outputs = write_model(pending, source, folder, on_event=on_event)
             written = time.monotonic() - started
             on_event(Event("loading the model"))
             base = load(str(source.path), request.device, "float32")

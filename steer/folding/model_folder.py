@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from merges.recipes import layout
 from steer.folding.pending import PendingModel
 from steer.reports import fold as fold_report
 from vectors import references
+from vectors.events import OnEvent, counter, ignore
 from vectors.files import digest_bytes, write_atomically
 
 REPORT = "report.json"
@@ -24,18 +25,16 @@ def size_of(pending: PendingModel) -> int:
     return sum(layout.size(job) for job in pending.jobs.values())
 
 
-def write_model(
-    pending: PendingModel, source: Source, folder: Path, progress: Callable[[int, int], None]
-) -> dict[str, str]:
+def write_model(pending: PendingModel, source: Source, folder: Path, *, on_event: OnEvent = ignore) -> dict[str, str]:
     """Write the weights, and the files that belong beside them; returns the digest of each file."""
     jobs = [pending.jobs[name] for name in sorted(pending.jobs)]
     cut, total, done = layout.cut(jobs), size_of(pending), 0
-    found = {}
+    digests, report = {}, counter(on_event, "writing", "bytes")
     for name, shard in zip(shards.names(len(cut)), cut, strict=True):
-        found[name] = shards.write(
+        digests[name] = shards.write(
             folder / name,
             shards.pieces(shard, pending.pool),
-            lambda written, before=done: progress(min(before + written, total), total),  # type: ignore[misc]
+            lambda written, before=done: report(min(before + written, total), total),  # type: ignore[misc]
         )
         done += sum(map(layout.size, shard))
     files = companions(source.path)
@@ -45,8 +44,8 @@ def write_model(
         files["model.safetensors.index.json"] = shards.index(cut)
     for name, content in files.items():
         write_atomically(folder / name, content)
-        found[name] = digest_bytes(content)
-    return found
+        digests[name] = digest_bytes(content)
+    return digests
 
 
 def write_report(folder: Path, report: Mapping[str, Any], source: Source, summary: str) -> None:

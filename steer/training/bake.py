@@ -200,7 +200,7 @@ def write_and_evaluate(
     """Write the output at `target` from what was saved; evaluate the written model, or `model` if there is none."""
     on_event(Event("writing"))
     request = job.request
-    outputs = result.write(request.as_, saved, job.source, target, threads=request.threads)
+    outputs = result.write(request.as_, saved, job.source, target, threads=request.threads, on_event=on_event)
     on_event(Event("evaluating the result"))
     evaluated = load(target, request.device, request.dtype).model if model is None else model
     return Written(outputs, evaluate(evaluated, references.evaluation_set))

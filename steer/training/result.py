@@ -15,6 +15,7 @@ from steer.folding.model_folder import write_model
 from steer.folding.pending import PendingModel
 from steer.training import student
 from vectors.errors import UsageError
+from vectors.events import OnEvent, ignore
 from vectors.files import digest_file
 from vectors.folders import require_free_output
 from vectors.taskwriter import check_vector_path
@@ -48,22 +49,28 @@ def name_of(base: Source) -> str:
     return base.model.name if base.model is not None and base.model.name else Path(base.reference).name
 
 
-def write(kind: str, saved: Path, base: Source, out: Path, *, threads: int | None) -> dict[str, str]:
+def write(
+    kind: str, saved: Path, base: Source, out: Path, *, threads: int | None, on_event: OnEvent = ignore
+) -> dict[str, str]:
     """Write what `save_trained` saved at `out`; returns the digest of each file."""
     if kind == "lora":
         for file in saved.iterdir():
             shutil.copy2(file, out / file.name)
         return {file.name: digest_file(file) for file in sorted(out.iterdir())}
-    return write_sum(kind, (Part(str(saved), "bake", {"weight": 1.0}),), base, out, threads=threads)
+    return write_sum(kind, (Part(str(saved), "bake", {"weight": 1.0}),), base, out, threads=threads, on_event=on_event)
 
 
-def write_sum(kind: str, parts: tuple[Part, ...], base: Source, out: Path, *, threads: int | None) -> dict[str, str]:
+def write_sum(
+    kind: str, parts: tuple[Part, ...], base: Source, out: Path, *, threads: int | None, on_event: OnEvent = ignore
+) -> dict[str, str]:
     """Write the base and the weighted sum of parts, or the sum as a vector; returns the digest of each file."""
     recipe = Recipe("task_arithmetic", parts, base.reference)
     if kind == "vector":
-        outputs: dict[str, str] = api.merge(replace(recipe, as_="vector"), out, threads=threads)["outputs"]
+        outputs: dict[str, str] = api.merge(replace(recipe, as_="vector"), out, threads=threads, on_event=on_event)[
+            "outputs"
+        ]
         return outputs
-    made = plan(recipe, threads=threads)
+    made = plan(recipe, threads=threads, on_event=on_event)
     with made.pool:
         pending = PendingModel({job.name: job for job in made.jobs}, base.config, made.pool)
-        return write_model(pending, base, out, lambda done, total: None)
+        return write_model(pending, base, out, on_event=on_event)

@@ -53,7 +53,7 @@ def main() -> None:
                         out.mkdir()
                         with Pool() as pool:
                             pending, _ = plan(pending_from(source, pool), effects, "auto")
-                            write_model(pending, source, out, lambda done, total: None)
+                            write_model(pending, source, out)
                     found.append(time.perf_counter() - started)
                 if number:  # the first loads the compiled loops
                     seconds.append((found[0], found[1]))

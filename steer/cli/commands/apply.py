@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from steer.cli import options, output, requests
+from steer.cli.output import out
 from vectors.options import option
 
 
@@ -38,13 +39,13 @@ def command(**values: Any) -> None:
     """
     request = requests.build(Request, values)
     from merges import api
-    from steer.cli.merging import expression, print_merge, say_notes
+    from steer.cli.merging import expression, print_merge
 
     output.say_preparing(request.base)
     recipe = replace(expression(request.what, request.vectors, request.base), dtype=request.dtype)
-    with output.progress("merging", "bytes") as progress:
+    with out.progress() as on_event:
         record = api.merge(
             recipe, request.out, memory=request.memory, threads=request.threads, device=request.device,
-            progress=progress, planned=say_notes,
+            on_event=on_event,
         )  # fmt: skip
     print_merge(request.out, record)

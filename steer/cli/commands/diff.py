@@ -48,13 +48,13 @@ def command(**values: Any) -> None:
     base, finetuned, file, threads = request.base, request.finetuned, request.out, request.threads
     output.say_preparing(base)
     if request.to_lora is not None:
-        with output.progress("taking the difference", "bytes") as progress:
-            report = adapter.from_models(base, finetuned, file, request.to_lora, threads=threads, progress=progress)
+        with out.progress() as on_event:
+            report = adapter.from_models(base, finetuned, file, request.to_lora, threads=threads, on_event=on_event)
         print_adapter(file, report)
         return
     replaced = output.replacing(file)
-    with output.progress("taking the difference", "bytes") as progress:
-        vector = api.diff(base, finetuned, file, storage_=request.storage, threads=threads, progress=progress)
+    with out.progress() as on_event:
+        vector = api.diff(base, finetuned, file, storage_=request.storage, threads=threads, on_event=on_event)
     out.say(replaced)
     if not vector.parameters:
         out.warn(f"{finetuned} is {base}: the vector is empty")

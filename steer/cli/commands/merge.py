@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steer.cli import options, output, requests
+from steer.cli import options, requests
 from steer.cli.output import out
 from vectors import plugins
 from vectors.errors import UsageError
@@ -111,8 +111,8 @@ def _verify(request: Request, folder: Path) -> None:
     if request.inputs or request.expr is not None or request.recipe is not None or request.out is not None:
         raise UsageError("--verify takes nothing but a finished merge", "steer merge --verify OUT")
     places = dict(request.vectors) | ({"base": Path(request.base)} if request.base else {})
-    with output.progress("verifying", "bytes") as progress:
-        record = api.verify(folder, places=places, **_means(request), progress=progress)
+    with out.progress() as on_event:
+        record = api.verify(folder, places=places, **_means(request), on_event=on_event)
     sentence = f"{folder} is what its recipe says: {len(record['outputs'])} files, plan {record['plan']}"
     out.result({"verified": True, "output": str(folder), **record}, lambda: out.line(sentence))
 
@@ -122,7 +122,7 @@ def _merge(request: Request) -> None:
     from merges import api
     from merges.outputs import adapter
     from merges.recipes.plan import plan
-    from steer.cli.merging import print_adapter, print_merge, print_plan, say_notes
+    from steer.cli.merging import print_adapter, print_merge, print_plan
     from vectors.folders import require_free_output
 
     if sum((bool(request.inputs), request.expr is not None, request.recipe is not None)) != 1:
@@ -138,17 +138,18 @@ def _merge(request: Request) -> None:
     if request.to_lora is not None:
         recipe = replace(recipe, as_="vector")
     if request.dry_run:
-        planned = plan(recipe, **_means(request))
+        with out.progress() as on_event:
+            planned = plan(recipe, **_means(request), on_event=on_event)
         if request.out is not None and recipe.as_ == "model":
             require_free_output(request.out, planned.bytes)
         print_plan(planned)
         return
     assert request.out is not None
-    with output.progress("merging", "bytes") as progress:
+    with out.progress() as on_event:
         if request.to_lora is not None:
-            report = adapter.from_recipe(recipe, request.out, request.to_lora, **_means(request), progress=progress)
+            report = adapter.from_recipe(recipe, request.out, request.to_lora, **_means(request), on_event=on_event)
         else:
-            record = api.merge(recipe, request.out, **_means(request), progress=progress, planned=say_notes)
+            record = api.merge(recipe, request.out, **_means(request), on_event=on_event)
     if request.to_lora is not None:
         print_adapter(request.out, report)
     else:
@@ -228,7 +229,9 @@ def _merge_steering(recipe: Recipe, file: Path | None, dry_run: bool) -> None:
 
     if file is not None:
         check_writable(file)
-    vector = steering.merge(recipe, [SteeringVector.load(part.model) for part in recipe.parts])
+    with out.progress() as on_event:
+        vectors = [SteeringVector.load(part.model) for part in recipe.parts]
+        vector = steering.merge(recipe, vectors, on_event=on_event)
     if dry_run or file is None:
         out.result({"layers": list(vector.layers), "recipe": recipe.value()}, lambda: out.line(repr(vector)))
         return

@@ -66,14 +66,15 @@ def run(request: ContrastRequest, *, weight: float = 1.0, on_event: OnEvent = ig
         # A vector is evaluated as a model too, which is removed with the work.
         with new_folder(request.out if as_model else folder / "model", size) as target:
             on_event(Event("writing"))
-            outputs = result.write_sum("model", parts, job.source, target, threads=request.threads)
+            threads = request.threads
+            outputs = result.write_sum("model", parts, job.source, target, threads=threads, on_event=on_event)
             report = {**facts, "outputs": outputs, **_evaluated(request, target)}
             if as_model:
                 training_report.write(target, report, reports["for"]["history"])
                 model_folder.write_card(target, report, job.source, f"`{report['behaviour']}` baked by contrast.")
         if not as_model:
             shutil.rmtree(folder / "model")
-            outputs = result.write_sum("vector", parts, job.source, request.out, threads=request.threads)
+            outputs = result.write_sum("vector", parts, job.source, request.out, threads=threads, on_event=on_event)
             report = {**report, "outputs": outputs}
             training_report.write(request.out.parent, report, reports["for"]["history"], f"{request.out.stem}.")
     return report

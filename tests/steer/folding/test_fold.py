@@ -144,8 +144,8 @@ def test_what_is_too_weak_for_a_tolerance_is_proved_all_the_same(
     assert weak["verdict"] == "equal"
     original = folding.write_model
 
-    def dropped(pending: Any, source: Any, target: Path, progress: Any) -> Any:
-        return original(folding.pending_from(source, pending.pool), source, target, progress)
+    def dropped(pending: Any, source: Any, target: Path, **options: Any) -> Any:
+        return original(folding.pending_from(source, pending.pool), source, target, **options)
 
     monkeypatch.setattr(folding, "write_model", dropped)
     with pytest.raises(SteerError, match="the proof failed"):
@@ -171,9 +171,9 @@ def test_a_proof_that_fails_keeps_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     folder = pico.save(tmp_path / "model", "llama")
     original = folding.write_model
 
-    def damaged(pending: Any, source: Any, target: Path, progress: Any) -> Any:
+    def damaged(pending: Any, source: Any, target: Path, **options: Any) -> Any:
         config = {key: value for key, value in pending.config.items() if key != "mlp_bias"}  # so the biases are dropped
-        return original(type(pending)(pending.jobs, config, pending.pool), source, target, progress)
+        return original(type(pending)(pending.jobs, config, pending.pool), source, target, **options)
 
     monkeypatch.setattr(folding, "write_model", damaged)
     with pytest.raises(proof.ProofError, match="the proof failed, and nothing was kept"):
