@@ -139,7 +139,7 @@ def main() -> None:
         "\n== Where everything is\n"
         "demo/warm.safetensors   the vector: every layer's direction, what was measured, where it acts\n"
         "demo/warm.png           the separation of the layers, on examples held out\n"
-        "demo/folded             the model with the behaviour in its weights, exactly; report.json has the proof\n"
+        "demo/folded             the model with the behaviour in its weights, exactly; run.json has the proof\n"
         "demo/distilled          the same by training; report.html says how much, and at what cost\n"
         "demo/merged             warm and formal in one; `steer merge --verify demo/merged` computes it again\n"
         "\n== What to type next\n"

@@ -71,7 +71,7 @@ def keep_always(_folder: Path, _error: BaseException) -> bool:
 @contextlib.contextmanager
 def work_folder(
     out: Path,
-    identity: Mapping[str, Any],
+    identity: Mapping[str, Any] | None,
     *,
     name: str | None = None,
     keep: Callable[[Path, BaseException], bool] = keep_always,
@@ -79,10 +79,10 @@ def work_folder(
 ) -> Iterator[Path]:
     """Within: the locked folder of one run's work for `out`; what an earlier try of the same run left is in it.
 
-    `identity` is everything that the result follows from, as JSON values; work of another identity is refused. `name`
-    is that of the folder, `.OUT.work` by default. At a clean end the folder is removed, or with `becomes_output` takes
-    the name of `out`. After an error it stays if `keep(folder, error)`. Raises UsageError for the work of another run,
-    OutputError.
+    `identity` is everything that the result follows from, as JSON values; work of another identity is refused; None
+    for a folder whose `name` says it. `name` is that of the folder, `.OUT.work` by default. At a clean end the
+    folder is removed, or with `becomes_output` takes the name of `out`. After an error it stays if `keep(folder,
+    error)`. Raises UsageError for the work of another run, OutputError.
     """
     folder = out.absolute().with_name(name or f".{out.name}.work")
     with _reporting(out, resumable=True), _alone(folder, out):
@@ -90,8 +90,9 @@ def work_folder(
         if becomes_output:
             _require_free_name(out)  # under the lock: another process may just have finished
         _enter(folder)
-        require_same_work(folder, identity)
-        write_atomically(folder / IDENTITY, canonical_json(dict(identity)).encode())
+        if identity is not None:
+            require_same_work(folder, identity)
+            write_atomically(folder / IDENTITY, canonical_json(dict(identity)).encode())
         try:
             yield folder
             if becomes_output:

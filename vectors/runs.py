@@ -7,6 +7,7 @@ It holds no time, no path of the machine and no user name, so that a repeated ru
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from vectors.files import write_atomically
 
 SCHEMA = 1
 RECORD = "run.json"
-FORMER = ("report.json", "steer_merge.json")  # what earlier versions wrote, which are still read
+FORMER = ("steer_merge.json", "report.json")  # what earlier versions wrote, which are still read
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class RunRecord:
     def write(self, output: Path) -> Path:
         """Write the record in an output folder or beside an output file; returns its path. Raises OutputError."""
         path = record_path(output)
-        text = json.dumps(self.value(), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(_finite(self.value()), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
         write_atomically(path, (text + "\n").encode())
         return path
 
@@ -68,6 +69,37 @@ class RunRecord:
         if problems:
             raise ValueError("; ".join(problems))
         return RunRecord(**{key: value[key] for key in _KINDS if key in value})
+
+
+# Where the entries of a bake's report stand in its record; those not listed are among the details.
+_SECTIONS = {
+    "config": ("behaviour", "as", "settings", "extra", "composition", "via", "weights"),
+    "inputs": ("base", "vectors", "inputs"),
+    "metrics": (
+        "models", "dose", "retention", "retention_without_mix", "steps", "history", "learning_rates", "staleness",
+        "proof",
+    ),
+}  # fmt: skip
+
+
+def record_of(command: str, report: Mapping[str, Any], *packages: str) -> RunRecord:
+    """The record of a report, which is one flat mapping; `packages` are those that its figures may depend on."""
+    sections = {name: {key: report[key] for key in keys if key in report} for name, keys in _SECTIONS.items()}
+    placed = {"schema", "mode", "outputs", *(key for keys in _SECTIONS.values() for key in keys)}
+    details = {key: value for key, value in report.items() if key not in placed}
+    return RunRecord(
+        command, report["mode"], **sections, outputs=report["outputs"], details=details,
+        environment=environment(*packages),
+    )  # fmt: skip
+
+
+def report_of(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat report again, from the value of its record, or from that of an earlier version, which is the report."""
+    if "command" not in value:
+        return dict(value)
+    sections = [value[name] for name in (*_SECTIONS, "details")]
+    report = {key: entry for section in sections for key, entry in section.items()}
+    return report | {"schema": value["schema"], "mode": value["mode"], "outputs": value["outputs"]}
 
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
@@ -101,7 +133,26 @@ def problems_of(value: Any) -> list[str]:
 
 def record_path(output: Path) -> Path:
     """Where the record of an output lies: in a folder, or beside a file."""
-    return output / RECORD if output.is_dir() else output.with_name(output.name + "." + RECORD)
+    return output / RECORD if output.is_dir() else output.with_name(f"{output.stem}.{RECORD}")
+
+
+def has_record(output: Path) -> bool:
+    """Whether an output has a record, of this version or an earlier one."""
+    return _existing_path(output) is not None
+
+
+def _existing_path(output: Path) -> Path | None:
+    former = [output / name if output.is_dir() else output.with_name(f"{output.stem}.{name}") for name in FORMER]
+    return next((path for path in (record_path(output), *former) if path.is_file()), None)
+
+
+def _finite(value: Any) -> Any:
+    """`value` with null for NaN and infinity, which JSON lacks: a loss that overflowed is one."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def read_json(output: Path) -> tuple[Path, dict[str, Any]]:
@@ -109,8 +160,7 @@ def read_json(output: Path) -> tuple[Path, dict[str, Any]]:
 
     A record of an earlier version has other keys, and no `command`. Raises ArtifactError.
     """
-    candidates = [record_path(output), *(output / name for name in FORMER)]
-    path = next((path for path in candidates if path.is_file()), candidates[0])
+    path = _existing_path(output) or record_path(output)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from merges.inputs.sources import Source
 from merges.recipes.plan import VERSION, Plan
 from merges.recipes.recipe import statistics_files
 from vectors import references
+from vectors.runs import RunRecord, environment
 from vectors.weights import file_digest
-
-RECORD = "steer_merge.json"
 
 
 def inputs(plan: Plan) -> list[dict[str, Any]]:
@@ -59,6 +59,28 @@ def record(plan: Plan, found: list[dict[str, Any]], outputs: dict[str, str]) -> 
         "outputs": outputs,
         "shards": [[job.name for job in shard] for shard in plan.shards],
     }
+
+
+def run_record(plan: Plan, written: Mapping[str, Any]) -> RunRecord:
+    """What `record` made, in the form that all commands share."""
+    details = {key: written[key] for key in ("arithmetic", "plan", "shards")}
+    return RunRecord(
+        "merge", plan.recipe.method, config=written["recipe"], inputs=written["inputs"], outputs=written["outputs"],
+        details=details, environment=environment("steer-workbench", "numpy", "numba"),
+    )  # fmt: skip
+
+
+def flat_record(value: Mapping[str, Any]) -> dict[str, Any]:
+    """What `record` made, from the value of a run record, or of an earlier version's file, which held it as it was.
+
+    Raises ValueError for what is no run record.
+    """
+    if "command" not in value:
+        return dict(value)
+    run = RunRecord.of(value)
+    return {
+        **run.details, "schema": value["schema"], "recipe": run.config, "inputs": run.inputs, "outputs": run.outputs
+    }  # fmt: skip
 
 
 def _called(entry: dict[str, Any]) -> str:

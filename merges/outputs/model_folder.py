@@ -23,6 +23,7 @@ from vectors.errors import ArtifactError, ModelError
 from vectors.events import OnEvent, counter, ignore
 from vectors.files import canonical_json, digest_bytes, digest_file, write_atomically
 from vectors.folders import remove_unfinished, require_free_output, work_folder
+from vectors.runs import FORMER, RECORD
 from vectors.weights import NAMES
 
 JOURNAL = "progress.json"
@@ -38,8 +39,7 @@ def write_model(plan: Plan, out: Path, *, on_event: OnEvent = ignore) -> dict[st
     """Make the folder; returns its record. Raises OutputError, and ArtifactError for values that can't be merged."""
     folder = partial_folder(plan, out)
     require_free_output(out, plan.bytes, have=_finished_bytes(plan, folder))
-    identity = {"plan": plan.digest}
-    with work_folder(out, identity, name=folder.name, keep=_worth_keeping, becomes_output=True):
+    with work_folder(out, None, name=folder.name, keep=_worth_keeping, becomes_output=True):
         record = _fill(plan, folder, on_event)
         (folder / JOURNAL).unlink(missing_ok=True)
     remove_unfinished(out, PARTIAL)  # what other plans for this output have left
@@ -95,7 +95,7 @@ def _fill(plan: Plan, folder: Path, on_event: OnEvent) -> dict[str, Any]:
     ]
     if changed:
         raise ModelError(changed, "run it again when nothing writes to the inputs")
-    write_atomically(folder / card.RECORD, (canonical_json(record) + "\n").encode())
+    card.run_record(plan, record).write(folder)
     write_atomically(folder / "README.md", card.text(plan, record).encode())
     return record
 
@@ -107,7 +107,8 @@ SKIP = (
     "all_results.json",
     "train_results.json",
     "eval_results.json",
-    "report.json",
+    RECORD,
+    *FORMER,
 )
 
 
@@ -118,7 +119,7 @@ def companions(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.iterdir())
         if path.is_file()
         and (path.name.startswith("LICENSE") or path.suffix in KEEP)
-        and path.name not in (*SKIP, card.RECORD)
+        and path.name not in SKIP
         and not path.name.endswith(".index.json")
     }
 

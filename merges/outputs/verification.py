@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,17 +12,25 @@ from merges.recipes.document import parse
 from merges.recipes.plan import MEMORY, Plan, plan
 from vectors.errors import ArtifactError, SteerError, UsageError, guess
 from vectors.events import OnEvent, ignore
+from vectors.runs import RECORD, has_record, read_json, record_path
 
 
 def read_record(out: Path) -> dict[str, Any]:
     """The record of a finished merge. Raises ArtifactError."""
-    path = out / card.RECORD
     if out.is_file():
         raise ArtifactError(
             f"{out} is a file, and has no record to be verified by", "name a model folder that `steer merge` wrote"
         )
+    if not has_record(out):
+        raise ArtifactError(f"{out} has no {RECORD}", "name a folder that `steer merge` wrote")
+    path, value = read_json(out)
+    command = value.get("command", "bake" if "mode" in value else "merge")  # earlier versions did not name it
+    if command != "merge":
+        raise ArtifactError(
+            f"{path} is the record of `steer {command}`, not of a merge", "name a folder that `steer merge` wrote"
+        )
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = card.flat_record(value)
         for key in ("recipe", "plan"):
             record[key]
         for entry in record["inputs"]:
@@ -31,10 +38,6 @@ def read_record(out: Path) -> dict[str, Any]:
         texts = [*record["outputs"].values(), *(name for shard in record["shards"] for name in shard)]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("its digests or shards are no texts")
-    except OSError as error:
-        raise ArtifactError(
-            f"{path} can't be read: {error.strerror}", "name a folder that `steer merge` wrote"
-        ) from error
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(
             f"{path} is damaged: {error}", "its weights may be good, but nothing says what they are"
@@ -52,7 +55,7 @@ def verify(
     """
     folder = Path(out)
     record = read_record(folder)
-    recipe = parse(record["recipe"], str(folder / card.RECORD))
+    recipe = parse(record["recipe"], str(record_path(folder)))
     known = {part.name: part.model for part in recipe.parts} | ({"base": recipe.base} if recipe.base else {})
     moved = {name: str(place) for name, place in (places or {}).items()}
     if not recipe.base and "base" in moved:

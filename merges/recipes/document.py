@@ -45,8 +45,8 @@ def read(path: Path) -> Recipe:
         value = values.load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UsageError(f"{path} can't be read as YAML: {' '.join(str(error).split())}", "check the file") from error
-    if isinstance(value, dict) and "recipe" in value and "outputs" in value:
-        value = value["recipe"]
+    if isinstance(value, dict) and "outputs" in value:  # the record of a merge, of this version or an earlier one
+        value = value.get("config" if value.get("command") == "merge" else "recipe", value)
     recipe = parse(value, str(path))
     require_valid(recipe, str(path))
     return recipe

@@ -16,8 +16,7 @@ from steer.reports import fold as fold_report
 from vectors import references
 from vectors.events import OnEvent, counter, ignore
 from vectors.files import digest_bytes, write_atomically
-
-REPORT = "report.json"
+from vectors.runs import RECORD, record_of
 
 
 def size_of(pending: PendingModel) -> int:
@@ -49,10 +48,9 @@ def write_model(pending: PendingModel, source: Source, folder: Path, *, on_event
 
 
 def write_report(folder: Path, report: Mapping[str, Any], source: Source, summary: str) -> None:
-    """report.json, and for people report.html and the model card."""
-    text = json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(folder / REPORT, text.encode())
-    write_atomically(folder / "report.html", fold_report.html(report, REPORT).encode())
+    """run.json, and for people report.html and the model card."""
+    record_of("bake", report, "steer-workbench", "torch", "transformers").write(folder)
+    write_atomically(folder / "report.html", fold_report.html(report, RECORD).encode())
     write_card(folder, report, source, summary)
 
 
@@ -68,6 +66,6 @@ def write_card(folder: Path, report: Mapping[str, Any], source: Source, summary:
         if source.model.name and source.model.name.count("/") == 1:
             front["base_model"] = source.model.name
     lines = ["---", yaml.safe_dump(front, sort_keys=True).strip(), "---", "", "# A baked model", "", summary, ""]
-    lines += [f"Everything that was measured stands in {REPORT}.", "", "| file | digest |", "|---|---|"]
+    lines += [f"Everything that was measured stands in {RECORD}.", "", "| file | digest |", "|---|---|"]
     lines += [f"| {name} | `{digest}` |" for name, digest in sorted(report["outputs"].items())]
     write_atomically(folder / "README.md", ("\n".join(lines) + "\n").encode())

@@ -10,6 +10,7 @@ from typing import Any
 
 from steer.reports import page
 from vectors.files import write_atomically
+from vectors.runs import record_of, record_path
 
 COLUMNS = {
     "margin": ("trait margin", "nats per token: positive less negative examples, held out"),
@@ -71,12 +72,13 @@ def curves(history: Sequence[Mapping[str, float]]) -> str | None:
     return content.getvalue()
 
 
-def write(folder: Path, report: Mapping[str, Any], history: Sequence[Mapping[str, float]], prefix: str = "") -> None:
-    """Write report.json, report.html and curves.svg into a folder, under names that begin with `prefix`."""
+def write(output: Path, report: Mapping[str, Any], history: Sequence[Mapping[str, float]]) -> None:
+    """Write run.json, report.html and curves.svg into an output folder, or beside an output file as NAME.run.json."""
+    folder, prefix = (output, "") if output.is_dir() else (output.parent, f"{output.stem}.")
     curve = curves(history)
     if curve is not None:
         write_atomically(folder / f"{prefix}curves.svg", curve.encode())
     inline = curve[curve.index("<svg") :] if curve else "<p class='note'>curves need the extra <code>plots</code></p>"
-    text = json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    write_atomically(folder / f"{prefix}report.json", text.encode())
-    write_atomically(folder / f"{prefix}report.html", html(report, inline, f"{prefix}report.json").encode())
+    write_atomically(folder / f"{prefix}report.html", html(report, inline, record_path(output).name).encode())
+    # Last: an interrupted contrast takes a half that has a record for whole.
+    record_of("bake", report, "steer-workbench", "torch", "transformers", "peft").write(output)

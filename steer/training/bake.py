@@ -234,11 +234,9 @@ def _facts(job: Job, made: Samples, trained: Student, retention: float | None) -
 
 
 def _write_report(job: Job, report: Mapping[str, Any], target: Path) -> None:
-    if job.request.as_ == "vector":
-        training_report.write(target.parent, report, report["history"], f"{target.stem}.")
-        return
     training_report.write(target, report, report["history"])
-    model_folder.write_card(target, report, job.source, f"`{report['behaviour']}` baked by {report['mode']}.")
+    if job.request.as_ != "vector":
+        model_folder.write_card(target, report, job.source, f"`{report['behaviour']}` baked by {report['mode']}.")
 
 
 @contextlib.contextmanager

@@ -459,7 +459,7 @@ def test_a_recipe_survives_yaml_and_its_record(here: Path) -> None:
     assert [p.name for p in made.parts] == ["a", "bee"]
     assert parse(made.value()) == made
     api.merge(made, "out")
-    again = read(here / "out" / "steer_merge.json")
+    again = read(here / "out" / "run.json")
     api.merge(again, "out2")
     assert folders.same(here / "out", here / "out2")
     assert replace(again, parts=made.parts) == made

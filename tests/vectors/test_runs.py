@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vectors.errors import ArtifactError
-from vectors.runs import RunRecord, environment, problems_of, read_json, record_path
+from vectors.runs import RunRecord, environment, has_record, problems_of, read_json, record_of, record_path, report_of
 
 RECORD = RunRecord("bake", "fold", {"via": "auto"}, {"base": {"digest": "sha256:1"}}, outputs={"a": "sha256:2"})
 
@@ -26,8 +26,8 @@ def test_it_lies_in_an_output_folder_and_beside_an_output_file(tmp_path: Path) -
     file = tmp_path / "v.safetensors"
     file.write_bytes(b"")
     assert RECORD.write(tmp_path) == tmp_path / "run.json"
-    assert RECORD.write(file) == record_path(file) == tmp_path / "v.safetensors.run.json"
-    assert read_json(file) == (tmp_path / "v.safetensors.run.json", RECORD.value())
+    assert RECORD.write(file) == record_path(file) == tmp_path / "v.run.json"
+    assert read_json(file) == (tmp_path / "v.run.json", RECORD.value())
 
 
 def test_the_same_run_leaves_the_same_bytes(tmp_path: Path) -> None:
@@ -72,3 +72,24 @@ def test_what_is_no_record_is_said(changes: dict[str, Any], problem: str) -> Non
 def test_the_environment_names_versions_of_what_is_installed() -> None:
     found = environment("numpy", "no-such-package")
     assert set(found) == {"python", "numpy"}
+
+
+def test_a_report_comes_back_from_its_record_and_from_a_file_of_an_earlier_version(tmp_path: Path) -> None:
+    report = {"schema": 1, "mode": "fold", "base": {"digest": "sha256:1"}, "proof": {"kl": 0.0}, "as": "model",
+              "samples": {"training": 3}, "outputs": {"a": "sha256:2"}}  # fmt: skip
+    record = record_of("bake", report)
+    assert record.metrics == {"proof": {"kl": 0.0}}
+    assert record.details == {"samples": {"training": 3}}
+    file = tmp_path / "v.safetensors"
+    assert not has_record(file)
+    (tmp_path / "v.report.json").write_text(json.dumps(report))
+    assert has_record(file)
+    assert report_of(read_json(file)[1]) == report
+    record.write(file)
+    assert read_json(file)[0] == tmp_path / "v.run.json"
+    assert report_of(read_json(file)[1]) == report
+
+
+def test_a_figure_that_is_no_number_is_null(tmp_path: Path) -> None:
+    RunRecord("bake", metrics={"history": [{"loss": float("nan")}]}).write(tmp_path)
+    assert read_json(tmp_path)[1]["metrics"] == {"history": [{"loss": None}]}

@@ -5,7 +5,6 @@ theta+ - theta- (Fierro and Roger 2025, arXiv:2511.05408) is a task vector by it
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from steer.training.requests import ContrastRequest, ImitateRequest
 from vectors.errors import SteerError, UsageError, kept, raise_together
 from vectors.events import Event, OnEvent, ignore
 from vectors.folders import new_folder
+from vectors.runs import has_record, read_json, report_of
 
 REQUEST = ContrastRequest
 
@@ -76,7 +76,7 @@ def run(request: ContrastRequest, *, weight: float = 1.0, on_event: OnEvent = ig
             shutil.rmtree(folder / "model")
             outputs = result.write_sum("vector", parts, job.source, request.out, threads=threads, on_event=on_event)
             report = {**report, "outputs": outputs}
-            training_report.write(request.out.parent, report, reports["for"]["history"], f"{request.out.stem}.")
+            training_report.write(request.out, report, reports["for"]["history"])
     return report
 
 
@@ -106,13 +106,12 @@ def _vector(folder: Path, half: Half) -> Path:
 
 def _trained(half: Half, folder: Path, on_event: OnEvent) -> dict[str, Any]:
     """The report of one training, which is run unless an earlier try has finished it."""
-    report = folder / f"{half.name}.report.json"
-    if not report.is_file():  # written last: a half without it is not whole
-        _vector(folder, half).unlink(missing_ok=True)
+    vector = _vector(folder, half)
+    if not has_record(vector):  # written last: a half without it is not whole
+        vector.unlink(missing_ok=True)
         on_event(Event(f"training: {half.mode.behaviour}"))
         bake(half.request, half.mode, on_event=on_event)
-    found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
-    return found
+    return report_of(read_json(vector)[1])
 
 
 def _evaluated(request: ContrastRequest, folder: Path) -> dict[str, Any]:

@@ -17,9 +17,11 @@ from safetensors.torch import save_file
 
 from merges import api
 from merges.api import diff
+from merges.recipes.document import read
 from merges.recipes.recipe import Part, Recipe
 from vectors.errors import ArtifactError, ModelError, OutputError
 from vectors.files import digest_file
+from vectors.runs import RunRecord
 
 MADE = Recipe("task_arithmetic", (Part("a", "a"), Part("b", "b", {"weight": 0.5})), "base")
 # At the fourth shard: killed, interrupted, or the disk is full (a limit on the size of files says the same).
@@ -154,7 +156,7 @@ def test_a_merge_is_verified_where_its_inputs_lie_now(here: Path, tmp_path: Path
     config.write_text(config.read_text().replace("llama", "lama"))
     with pytest.raises(ArtifactError, match=r"config\.json is not what was written"):
         api.verify("out", places=places)
-    record = here / "out" / "steer_merge.json"
+    record = here / "out" / "run.json"
     told = json.loads(record.read_text())
     from vectors.files import digest_bytes
 
@@ -207,3 +209,42 @@ def test_each_file_of_a_vector_in_several_files_is_recorded_by_its_own_digest(he
     files = sorted(path.name for path in here.glob("v-*.safetensors"))
     assert len(files) > 1
     assert record["outputs"] == {name: digest_file(here / name) for name in files}
+
+
+def test_a_merge_of_an_earlier_version_is_still_verified_and_still_a_recipe(here: Path) -> None:
+    record = api.merge(MADE, "out")
+    (here / "out" / "run.json").unlink()
+    (here / "out" / "steer_merge.json").write_text(json.dumps(record))
+    assert api.verify("out") == record
+    assert read(here / "out" / "steer_merge.json") == MADE
+
+
+def test_a_merge_that_was_cut_short_between_its_record_and_its_name_goes_on(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_folder: Path, _out: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vectors.folders.publish", full)
+        with pytest.raises(OutputError, match="No space left"):
+            api.merge(MADE, "out")
+    (partial,) = here.glob(".out.*.partial")
+    assert (partial / "run.json").is_file()
+    api.merge(MADE, "out")
+    api.verify("out")
+
+
+def test_the_record_of_a_bake_is_no_merge_to_be_verified(here: Path) -> None:
+    RunRecord("bake", "fold").write(here / "base")
+    with pytest.raises(ArtifactError, match="is the record of `steer bake`, not of a merge"):
+        api.verify("base")
+
+
+def test_records_beside_a_base_are_not_copied(here: Path) -> None:
+    for name in ("run.json", "report.json", "steer_merge.json"):
+        (here / "base" / name).write_text(json.dumps({"of": "the base"}))
+    record = api.merge(MADE, "out")
+    assert not {"run.json", "report.json", "steer_merge.json"} & set(record["outputs"])
+    assert json.loads((here / "out" / "run.json").read_text())["command"] == "merge"
+    assert not (here / "out" / "report.json").exists()

@@ -114,7 +114,7 @@ def test_apply_restores_the_fine_tuned_model_and_takes_expressions(
     assert run(["apply", "base", "a - 0.5*bee", "--vector", "bee=b.safetensors", "-o", "mixed"]) == 0
     assert run(["merge", "--expr", "a - 0.5*b", "-o", "mixed2"]) == 0
     assert Path("mixed/model.safetensors").read_bytes() == Path("mixed2/model.safetensors").read_bytes()
-    assert run(["merge", "--recipe", "mixed/steer_merge.json", "--without", "bee", "-o", "undone"]) == 0
+    assert run(["merge", "--recipe", "mixed/run.json", "--without", "bee", "-o", "undone"]) == 0
     assert run(["merge", "--expr", "a", "-o", "never"]) == 0
     assert Path("undone/model.safetensors").read_bytes() == Path("never/model.safetensors").read_bytes()
     capsys.readouterr()

@@ -185,7 +185,7 @@ def test_the_same_fold_has_the_same_bytes(tmp_path: Path) -> None:
     folder = pico.save(tmp_path / "model", "llama")
     one, two = (fold(folder, "warm", tmp_path / name, threads=threads) for name, threads in (("a", 1), ("b", 2)))
     assert one["outputs"] == two["outputs"]
-    for name in (*one["outputs"], "report.json", "README.md"):
+    for name in (*one["outputs"], "run.json", "README.md"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
@@ -248,7 +248,7 @@ def test_vllm_serves_what_was_folded(name: str, via: str, tmp_path: Path) -> Non
     report = fold(folder, "warm", tmp_path / "out", via=via, vectors=vectors(128), vllm=None)
     assert report["proof"]["vllm"]["max_log_probability"] < 5e-4
     assert report["proof"]["vllm"]["tokens"] > 30
-    assert json.loads((tmp_path / "out" / "report.json").read_text())["proof"] == report["proof"]
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["metrics"]["proof"] == report["proof"]
 
 
 @pytest.mark.slow

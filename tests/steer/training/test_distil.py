@@ -18,6 +18,7 @@ from probes.data.examples import Example, Message
 from steer.training.api import bake
 from steer.training.data import teachers
 from steer.training.requests import DistilRequest, Replay
+from vectors.runs import report_of
 from vectors.steering import SteeringVector
 from vectors.task import TaskVector
 
@@ -31,7 +32,7 @@ def test_a_student_learns_what_the_steered_teacher_predicts(
     assert models["steered"]["kl_teacher"] < 1e-3
     assert report["dose"]["kl"] > 0.7
     assert models["baked"]["kl_neutral"] < models["steered"]["kl_neutral"]
-    written = json.loads((tmp_path / "out" / "report.json").read_text())
+    written = report_of(json.loads((tmp_path / "out" / "run.json").read_text()))
     assert written["models"] == models
     assert written["samples"]["training"] == written["samples"]["behaviour"] + written["samples"]["general"]
     assert "<svg" in (tmp_path / "out" / "report.html").read_text()
@@ -62,7 +63,7 @@ def test_a_vector_and_an_adapter_say_the_same_as_the_model(
         assert all(torch.allclose(again[name], weights[name], atol=1e-6) for name in weights)
     config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
     assert str(tmp_path) not in json.dumps(config)
-    assert (tmp_path / "v.report.json").is_file()
+    assert (tmp_path / "v.run.json").is_file()
 
 
 def test_a_prompt_can_be_the_teacher(folder: Path, asked: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ def test_the_difference_of_both_signs_is_a_task_vector(folder: Path, texts: tupl
     assert report["weights"] == {"for": 1.0, "against": -1.0}
     assert set(report["models"]) == {"base", "baked"}
     assert report["dose"] == {}
-    assert json.loads((tmp_path / "warmth.report.json").read_text())["reports"]["for"]["models"]["baked"]["loss"] > 0
+    record = json.loads((tmp_path / "warmth.run.json").read_text())
+    assert record["details"]["reports"]["for"]["models"]["baked"]["loss"] > 0
     halves = {}
     for name, file in zip(("for", "against"), texts, strict=True):
         own = imitating(file, folder, tmp_path / f"{name}.safetensors", as_="vector", replay=NO_REPLAY)
