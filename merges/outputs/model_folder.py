@@ -48,7 +48,7 @@ def write_model(plan: Plan, out: Path, *, on_event: OnEvent = ignore) -> dict[st
 
 def _worth_keeping(folder: Path, error: BaseException) -> bool:
     """What the inputs forbid won't go better next time; what was interrupted may, if a shard is finished."""
-    if isinstance(error, KeyboardInterrupt):
+    if not isinstance(error, Exception):  # Ctrl-C or SIGTERM
         return (folder / JOURNAL).is_file()
     return not isinstance(error, ArtifactError | ModelError)
 

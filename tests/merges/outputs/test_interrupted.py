@@ -90,9 +90,21 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, after: int, kind: type[BaseExce
             api.merge(MADE, "out", shard=900)
 
 
-def test_an_interrupt_before_the_first_shard_leaves_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    interrupted(monkeypatch, 0)
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit], ids=["Ctrl-C", "SIGTERM"])
+def test_an_interrupt_before_the_first_shard_leaves_nothing(
+    here: Path, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
+) -> None:
+    interrupted(monkeypatch, 0, kind)
     assert not list(here.glob(".out*"))
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit], ids=["Ctrl-C", "SIGTERM"])
+def test_an_interrupt_behind_a_shard_leaves_it_to_be_taken_up(
+    here: Path, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
+) -> None:
+    interrupted(monkeypatch, 1, kind)
+    (partial,) = here.glob(".out.*.partial")
+    assert len(json.loads((partial / "progress.json").read_text())["outputs"]) == 1
 
 
 def test_finished_shards_of_inputs_that_changed_are_not_believed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from bakes import NO_REPLAY, WORDS, contrasting, imitating, preferring
 
+from steer.training import work
 from steer.training.api import bake
+from steer.training.modes import contrast
 from steer.training.requests import Replay
+from vectors.runs import read_json, report_of
 from vectors.task import TaskVector
 
 
@@ -54,6 +58,28 @@ def test_the_difference_of_both_signs_is_a_task_vector(folder: Path, texts: tupl
     expected = halves["for"].delta(name) - halves["against"].delta(name)
     assert abs(both.delta(name) - expected).max() < 1e-6
     assert sorted(path.name for path in tmp_path.glob(".*")) == []
+
+
+def test_halves_that_an_earlier_version_trained_are_not_trained_again(
+    folder: Path, texts: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = contrasting(*texts, folder, tmp_path / "warmth.safetensors", as_="vector", replay=NO_REPLAY)
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(contrast, "new_folder", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            bake(made)
+    trained = {}
+    for name in ("for", "against"):
+        path, value = read_json(work.path_of(made.out) / f"{name}.safetensors")
+        trained[name] = report_of(value)
+        path.with_name(f"{name}.report.json").write_text(json.dumps(trained[name]))
+        path.unlink()
+    monkeypatch.setattr(contrast, "bake", interrupt)
+    assert bake(made)["reports"] == trained
 
 
 def test_a_short_file_of_replay_data_is_repeated(folder: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
