@@ -1,12 +1,16 @@
-"""A recipe from an expression over task vectors."""
+"""A recipe from an expression over task vectors, or from one vector."""
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Mapping
+from pathlib import Path
 
 from merges.recipes.recipe import Part, Recipe
 from vectors.errors import ExpressionError
-from vectors.expression import Composition
+from vectors.expression import Composition, Term, parse
+
+SUFFIXES = (".safetensors", ".gguf", ".pt")  # of files that are vectors
 
 
 def from_expression(composition: Composition, files: Mapping[str, str], base: str | None) -> Recipe:
@@ -31,3 +35,32 @@ def from_expression(composition: Composition, files: Mapping[str, str], base: st
         weights[term.name] = weights.get(term.name, 0.0) + term.value
     parts = tuple(Part(files[name], name, {"weight": value}) for name, value in weights.items())
     return Recipe("task_arithmetic", parts, base)
+
+
+def read(text: str, files: Mapping[str, str | Path], base: str | None) -> Recipe:
+    """The recipe for a vector's path, an adapter's folder, or an expression over names.
+
+    A name is a file of `files`, or else NAME.safetensors in the current folder. Raises ExpressionError with all names
+    that are neither.
+    """
+    path = Path(text)
+    if text not in files and (_is_vector(path) or os.path.isfile(path / "adapter_config.json")):
+        name = path.name.removesuffix(".safetensors") or "vector"
+        return from_expression(Composition((Term("add", name),)), {name: text}, base)
+    if path.suffix in SUFFIXES and "*" not in text and " " not in text:
+        raise ExpressionError(f"there is no file {text}", "check the path, or make it with `steer diff`")
+    composition = parse(text)
+    paths, problems = {}, []
+    for name in composition.names:
+        file = Path(files.get(name, f"{name}.safetensors"))
+        if name not in files and not _is_vector(file):
+            problems.append(f"the name {name!r} is not bound, and there is no file {file} here")
+        paths[name] = str(file)
+    if problems:
+        raise ExpressionError(problems, "bind them: --vector NAME=FILE")
+    return from_expression(composition, paths, base)
+
+
+def _is_vector(path: Path) -> bool:
+    """Whether there is a vector at this path: a file, or the index of several."""
+    return os.path.isfile(path) or os.path.isfile(f"{path}.index.json")  # pathlib raises for a name that is too long

@@ -2,43 +2,14 @@
 
 from __future__ import annotations
 
-import os.path
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steer.cli.output import out
-from vectors.errors import ExpressionError, UsageError
+from vectors.errors import UsageError
 
 if TYPE_CHECKING:
     from merges.recipes.plan import Plan
-    from merges.recipes.recipe import Recipe
-
-SUFFIXES = (".safetensors", ".gguf", ".pt")
-
-
-def expression(text: str, bindings: Mapping[str, Path], base: str | None) -> Recipe:
-    """A vector's path, an adapter's folder or an expression over names, as a recipe. All unknown names at once."""
-    from merges.recipes.expression import from_expression
-    from vectors.expression import Composition, Term, parse
-
-    path = Path(text)
-    adapter = os.path.isfile(path / "adapter_config.json")
-    if text not in bindings and (os.path.isfile(path) or os.path.isfile(f"{path}.index.json") or adapter):
-        name = path.name.removesuffix(".safetensors") or "vector"
-        return from_expression(Composition((Term("add", name),)), {name: text}, base)
-    if path.suffix in SUFFIXES and "*" not in text and " " not in text:
-        raise ExpressionError(f"there is no file {text}", "check the path, or make it with `steer diff`")
-    composition = parse(text)
-    files, problems = {}, []
-    for name in composition.names:
-        here = bindings.get(name, Path(f"{name}.safetensors"))
-        if name not in bindings and not (os.path.isfile(here) or os.path.isfile(f"{here}.index.json")):
-            problems.append(f"the name {name!r} is not bound, and there is no file {here} here")
-        files[name] = str(here)
-    if problems:
-        raise ExpressionError(problems, "bind them: --vector NAME=FILE")
-    return from_expression(composition, files, base)
 
 
 def numbers(text: str | None, flag: str, count: int) -> list[float] | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import folders
-import pytest
 import torch
 
 from merges import api, steering
 from merges.outputs import adapter
+from merges.recipes.plan import plan
 from merges.recipes.recipe import Part, Recipe
 from vectors.events import Event
 from vectors.steering import SteeringVector
@@ -55,10 +55,8 @@ def test_an_adapter_counts_parameters(here: Path) -> None:
     assert last(events, "taking the difference") == Event("taking the difference", count, count, "parameters")
 
 
-def test_notes_on_the_inputs_are_messages_before_any_work(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from merges.recipes import plan
-
-    memory = plan.plan(BOTH, threads=8).memory
+def test_notes_on_the_inputs_are_messages_before_any_work(here: Path) -> None:
+    memory = plan(BOTH, threads=8).memory
     events: list[Event] = []
     api.merge(BOTH, "out", threads=8, memory=memory - 1, on_event=events.append)
     notes = [number for number, event in enumerate(events) if "so that the memory suffices" in event.message]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,13 @@ def command(**values: Any) -> None:
     """
     request = requests.build(Request, values)
     from merges import api
-    from steer.cli.merging import expression, print_merge
+    from steer.cli.merging import print_merge
 
     output.say_preparing(request.base)
-    recipe = replace(expression(request.what, request.vectors, request.base), dtype=request.dtype)
     with out.progress() as on_event:
-        record = api.merge(
-            recipe, request.out, memory=request.memory, threads=request.threads, device=request.device,
+        record = api.apply(
+            request.base, request.what, request.out, vectors=request.vectors, dtype=request.dtype,
+            memory=request.memory, threads=request.threads, device=request.device,
             on_event=on_event,
         )  # fmt: skip
     print_merge(request.out, record)

@@ -172,9 +172,10 @@ def _method(request: Request) -> str:
 
 def _recipe(request: Request) -> Recipe:
     """The recipe that the arguments describe. Raises UsageError."""
+    from merges.recipes import expression
     from merges.recipes.document import read
     from merges.recipes.recipe import Part, Recipe, names_for
-    from steer.cli.merging import expression, numbers
+    from steer.cli.merging import numbers
     from vectors.values import read_assignments
 
     if request.recipe is not None or request.expr is not None:
@@ -185,7 +186,7 @@ def _recipe(request: Request) -> Recipe:
         if request.recipe is not None:
             recipe = read(request.recipe)
         else:
-            recipe = expression(request.expr or "", request.vectors, request.base)
+            recipe = expression.read(request.expr or "", request.vectors, request.base)
     else:
         if request.ties or request.method:
             _method(request)
