@@ -1,7 +1,7 @@
 """Merge methods: one file each, found by listing the folder, and through the entry point group `steer.merge_methods`.
 
 Each file holds one `MergeMethod` (merges/engine/method.py) called METHOD. What several share has a file of its own with
-a leading underscore: `_trimming`, `_random_drop`, `_magnitude_drop`, `_combining`, `_sphere`.
+a leading underscore: `_options`, `_trimming`, `_random_drop`, `_magnitude_drop`, `_combining`, `_sphere`.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from merges.engine.method import MergeMethod
 from merges.engine.steps import trim, weighted_sum
 from merges.engine.tensor_task import TensorTask
 from merges.methods import _combining, _trimming
-from vectors.options import NORMALIZE, SCALE, Option, density, weight
+from merges.methods._options import NORMALIZE, SCALE, density, weight
+from vectors.options import Option
 
 GAMMA = Option("gamma", 0.01, "the part of a delta, its greatest magnitudes, that is dropped", each=True, low=0, high=1)
 

@@ -12,8 +12,8 @@ from merges.engine.method import MergeMethod
 from merges.engine.steps import disjoint_mean, elect_signs
 from merges.engine.tensor_task import TensorTask
 from merges.methods import _combining, _trimming
+from merges.methods._options import COMBINE, ELECT, SCALE, ZERO, density, weight
 from merges.methods.breadcrumbs import GAMMA, mask
-from vectors.options import COMBINE, ELECT, SCALE, ZERO, density, weight
 
 
 def breadcrumbs_ties(deltas: np.ndarray, density: np.ndarray, gamma: np.ndarray, weights: np.ndarray) -> np.ndarray:

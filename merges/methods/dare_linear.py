@@ -12,7 +12,7 @@ from merges.engine.method import MergeMethod
 from merges.engine.steps import weighted_sum
 from merges.engine.tensor_task import TensorTask
 from merges.methods import _combining, _random_drop
-from vectors.options import NORMALIZE, SCALE, density, weight
+from merges.methods._options import NORMALIZE, SCALE, density, weight
 
 
 def dare_linear(deltas: np.ndarray, density: np.ndarray, weights: np.ndarray, keys: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from merges.engine.method import MergeMethod
 from merges.engine.steps import disjoint_mean, elect_signs
 from merges.engine.tensor_task import TensorTask
 from merges.methods import _combining, _random_drop
-from vectors.options import COMBINE, ELECT, SCALE, ZERO, density, weight
+from merges.methods._options import COMBINE, ELECT, SCALE, ZERO, density, weight
 
 
 def dare_ties(deltas: np.ndarray, density: np.ndarray, weights: np.ndarray, keys: np.ndarray) -> np.ndarray:

@@ -11,8 +11,8 @@ from merges.engine.method import MergeMethod
 from merges.engine.steps import weighted_sum
 from merges.engine.tensor_task import Block, TensorTask
 from merges.methods import _combining, _magnitude_drop
+from merges.methods._options import NORMALIZE, SCALE, density, weight
 from merges.methods._random_drop import RESCALE
-from vectors.options import NORMALIZE, SCALE, density, weight
 
 
 def della_linear(

@@ -10,7 +10,7 @@ import numpy as np
 
 from merges.engine.method import MergeMethod, Statistic
 from merges.engine.tensor_task import Block, TensorTask
-from vectors.options import weight
+from merges.methods._options import weight
 
 
 def statistic_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from merges.engine.method import MergeMethod
 from merges.engine.tensor_task import Block, TensorTask
-from vectors.options import SCALE
+from merges.methods._options import SCALE
 
 
 def combine(task: TensorTask, block: Block, _prepared: None) -> np.ndarray:

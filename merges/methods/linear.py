@@ -9,7 +9,8 @@ from merges.engine.fused import Elementwise
 from merges.engine.method import MergeMethod
 from merges.engine.tensor_task import TensorTask
 from merges.methods import _combining
-from vectors.options import Option, weight
+from merges.methods._options import weight
+from vectors.options import Option
 
 
 def divides_by_weights(options: Mapping[str, Any]) -> bool:

@@ -14,7 +14,8 @@ from merges.engine.fused import Elementwise
 from merges.engine.method import MergeMethod
 from merges.engine.tensor_task import TensorTask
 from merges.methods import _sphere
-from vectors.options import Option, weight
+from merges.methods._options import weight
+from vectors.options import Option
 
 
 def divides_by_weights(_options: Mapping[str, Any]) -> bool:

@@ -11,7 +11,8 @@ from merges.engine.fused import Elementwise
 from merges.engine.method import MergeMethod
 from merges.engine.tensor_task import Block, TensorTask, Unit
 from merges.methods import _sphere
-from vectors.options import Option, weight
+from merges.methods._options import weight
+from vectors.options import Option
 
 
 def unit(options: Mapping[str, Any]) -> Unit:

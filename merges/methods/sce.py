@@ -9,7 +9,8 @@ from merges.engine.method import MergeMethod
 from merges.engine.selection import magnitudes
 from merges.engine.steps import disjoint_mean, elect_signs
 from merges.engine.tensor_task import Block, TensorTask
-from vectors.options import SCALE, Option, kept
+from merges.methods._options import SCALE
+from vectors.options import Option, kept
 
 
 def sce(deltas: np.ndarray, select_topk: float) -> np.ndarray:

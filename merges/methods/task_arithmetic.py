@@ -6,7 +6,7 @@ from merges.engine.fused import Elementwise
 from merges.engine.method import MergeMethod
 from merges.engine.tensor_task import TensorTask
 from merges.methods import _combining
-from vectors.options import NORMALIZE, SCALE, weight
+from merges.methods._options import NORMALIZE, SCALE, weight
 
 
 def elementwise(task: TensorTask, _prepared: None) -> Elementwise:

@@ -15,7 +15,7 @@ from merges.engine.method import MergeMethod
 from merges.engine.steps import disjoint_mean, elect_signs, trim
 from merges.engine.tensor_task import TensorTask
 from merges.methods import _combining, _trimming
-from vectors.options import COMBINE, ELECT, SCALE, ZERO, density, weight
+from merges.methods._options import COMBINE, ELECT, SCALE, ZERO, density, weight
 
 
 def ties(deltas: np.ndarray, density: np.ndarray, weights: np.ndarray) -> np.ndarray:

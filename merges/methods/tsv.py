@@ -10,7 +10,7 @@ import numpy as np
 
 from merges.engine.method import MergeMethod
 from merges.engine.tensor_task import Block, TensorTask
-from vectors.options import SCALE
+from merges.methods._options import SCALE
 
 
 def nearest_orthonormal(columns: np.ndarray) -> np.ndarray:
