@@ -159,6 +159,73 @@ def test_no_folder_has_more_files_than_can_be_read_at_once() -> None:
     assert crowded == []
 
 
+# The rooms that make files and folders appear whole or not at all; everything else writes through them.
+WRITERS = {"vectors/files.py", "vectors/folders.py", "vectors/locks.py"}
+WRITING = {
+    "open", "write_text", "write_bytes", "touch", "rename", "move", "copy2", "copyfile", "copytree",
+    "mkstemp", "mkdtemp", "TemporaryDirectory", "NamedTemporaryFile", "save_pretrained", "save_file",
+}  # fmt: skip
+MAY_WRITE = {
+    ("vectors/bundled.py", "save_pretrained"): "in a temporary folder",
+    ("vectors/bundled.py", "replace"): "a temporary folder takes its name in the cache, under a lock",
+    ("steer/training/student.py", "save_pretrained"): "in the work folder",
+    ("steer/training/result.py", "save_pretrained"): "in the work folder",
+    ("steer/training/result.py", "copy2"): "from the work folder to a new folder",
+    ("steer/serving/launch.py", "open"): "a log grows while the server runs",
+    ("steer/serving/launch.py", "mkstemp"): "the log of a server that died stays after its temporary folder",
+    ("steer/serving/launch.py", "move"): "the log of a server that died stays after its temporary folder",
+    ("steer/cli/__init__.py", "open"): "the null device, where the reader of a pipe has gone",
+}
+
+
+def writes(call: ast.Call) -> str | None:
+    """The name of the called function, if it makes, replaces or moves a file or folder."""
+    function = call.func
+    if isinstance(function, ast.Name):
+        name, owner, arguments = function.id, "", call.args[1:]
+    elif isinstance(function, ast.Attribute):
+        name, owner, arguments = function.attr, ast.unparse(function.value), call.args
+    else:
+        return None
+    if name == "open" and owner != "os":
+        modes = [*arguments[:1], *(keyword.value for keyword in call.keywords if keyword.arg == "mode")]
+        given = "".join(str(mode.value) for mode in modes if isinstance(mode, ast.Constant))
+        return name if set("wxa+") & set(given) else None
+    if name == "replace":  # also a method of texts, of two arguments, and a function of dataclasses
+        return name if owner == "os" or (owner and len(call.args) == 1 and not call.keywords) else None
+    if name == "copy":  # also a method of lists
+        return name if owner == "shutil" else None
+    return name if name in WRITING else None
+
+
+def writes_in(path: Path) -> set[str]:
+    return {name for node in nodes(path) if isinstance(node, ast.Call) and (name := writes(node))}
+
+
+def test_files_and_folders_are_written_in_one_way() -> None:
+    found = {(relative(path), name) for path in FILES if relative(path) not in WRITERS for name in writes_in(path)}
+    assert found == set(MAY_WRITE)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("open(path, 'w')", "open"),
+        ("path.open(mode='xb')", "open"),
+        ("path.write_text('')", "write_text"),
+        ("os.replace(a, b)", "replace"),
+        ("path.replace(other)", "replace"),
+        ("tempfile.mkdtemp()", "mkdtemp"),
+    ],
+)
+def test_another_way_of_writing_is_noticed(tmp_path: Path, text: str, name: str) -> None:
+    reading = "open(path), path.open('rb'), text.replace('a', 'b'), replace(a, b=1), found.copy(), Vector.open(path)\n"
+    (tmp_path / "a.py").write_text(reading)
+    assert writes_in(tmp_path / "a.py") == set()
+    (tmp_path / "a.py").write_text(reading + text)
+    assert writes_in(tmp_path / "a.py") == {name}
+
+
 def test_nothing_unpickles() -> None:
     for path in FILES:
         text = path.read_text()

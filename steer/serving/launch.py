@@ -24,6 +24,7 @@ from typing import Any
 
 from steer.serving.settings import CONFIG, NAME
 from vectors.errors import OutputError, SteerError, UsageError
+from vectors.files import write_atomically
 from vectors.locks import remove_leftovers, temporary_folder
 
 GRACE = (20.0, 5.0, 5.0)  # seconds that the server has to end: asked, told, killed
@@ -100,7 +101,7 @@ def _served(
 ) -> Iterator[Server]:
     """The server itself; `folder` holds its settings, and its log unless another is named."""
     log = log or folder / "vllm.log"
-    (folder / "steer.json").write_text(json.dumps(settings), encoding="utf-8")
+    write_atomically(folder / "steer.json", json.dumps(settings).encode())
     given = ["--host", host, "--port", str(port), *flags]
     if "--served-model-name" not in flags:
         given += ["--served-model-name", name]
