@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os.path
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -127,6 +128,39 @@ def write_index(path: Path, writers: Sequence[Writer]) -> None:
         write_atomically(
             path.with_name(path.name + ".index.json"), json.dumps(index, indent=2, sort_keys=True).encode()
         )
+
+
+def write_files(
+    path: Path,
+    groups: Sequence[Sequence[str]],
+    shapes: Mapping[str, Sequence[int]],
+    metadata: Mapping[str, Any],
+    write_parameter: Callable[[Writer, str], str | None],
+    known_last: Callable[[], Mapping[str, Any]] = dict,
+) -> None:
+    """Write a task vector with a file for each group of parameters; all of its files appear, or none.
+
+    `write_parameter` writes the tensors of one parameter, and returns the dtype that it has in the model; None where
+    nothing was written, as it is unchanged. `metadata` is what all files say, and `known_last` what they say too once
+    every parameter is written. Raises OutputError.
+    """
+    with contextlib.ExitStack() as stack:
+        writers, contents = [], []
+        for number, (file, names) in enumerate(zip(paths(path, len(groups)), groups, strict=True), 1):
+            writer = stack.enter_context(Writer(file, room({name: shapes[name] for name in names}, metadata)))
+            parameters: dict[str, list[Any]] = {}
+            unchanged = []
+            for name in names:
+                dtype = write_parameter(writer, name)
+                if dtype is None:
+                    unchanged.append(name)
+                else:
+                    parameters[name] = [list(shapes[name]), dtype]
+            writers.append(writer)
+            contents.append({"parameters": parameters, "unchanged": unchanged, "shard": [number, len(groups)]})
+        for writer, content in zip(writers, contents, strict=True):
+            writer.finish({**metadata, **content, **known_last()})
+        write_index(path, writers)
 
 
 def check_vector_path(path: Path, count: int) -> None:

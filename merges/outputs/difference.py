@@ -25,7 +25,7 @@ from vectors.errors import ArtifactError, UsageError
 from vectors.events import OnEvent, counter, ignore
 from vectors.options import kept
 from vectors.task import TaskVector
-from vectors.taskwriter import Writer, check_vector_path, paths, room, shards, write_index
+from vectors.taskwriter import Writer, check_vector_path, shards, write_files
 from vectors.weights import FLOATS, SIZES, Entry
 
 
@@ -101,28 +101,21 @@ def diff(
         common["licence"] = licence
     report, error = counter(on_event, "taking the difference", "bytes"), _Error()
     done, total = 0, sum(_bytes_of(below.entries[name]) for name in names)
-    with Pool(threads) as pool, contextlib.ExitStack() as stack:
-        writers, later = [], []
-        for number, (file, group) in enumerate(zip(paths(path, len(groups)), groups, strict=True), 1):
-            shapes = {name: below.entries[name].shape for name in group}
-            writer = stack.enter_context(Writer(file, room(shapes, common)))
-            parameters, unchanged = {}, []
-            for name in group:
-                tensor = tensor_of(name, below, tuned, pool)
-                if _write(writer, tensor, tuned, kept_as, error):
-                    parameters[name] = [list(tensor.shape), tensor.dtype]
-                else:
-                    unchanged.append(name)
-                done += _bytes_of(below.entries[name])
-                report(done, total)
-            writers.append(writer)
-            later.append({"parameters": parameters, "unchanged": unchanged, "shard": [number, len(groups)]})
-        stored: dict[str, Any] = {"kind": str(kept_as)}
-        if kept_as.kind != "exact":
-            stored["error"] = error.value()
-        for writer, own in zip(writers, later, strict=True):
-            writer.finish(common | own | {"storage": stored})
-        write_index(path, writers)
+    with Pool(threads) as pool:
+
+        def write_parameter(writer: Writer, name: str) -> str | None:
+            nonlocal done
+            tensor = tensor_of(name, below, tuned, pool)
+            changed = _write(writer, tensor, tuned, kept_as, error)
+            done += _bytes_of(below.entries[name])
+            report(done, total)
+            return tensor.dtype if changed else None
+
+        def stored() -> dict[str, Any]:
+            return {"storage": {"kind": str(kept_as)} | ({"error": error.value()} if kept_as.kind != "exact" else {})}
+
+        shapes = {name: below.entries[name].shape for name in names}
+        write_files(path, groups, shapes, common, write_parameter, stored)
     bases.remember(common["base"]["digest"], below.path)
     return TaskVector.open(path)
 
