@@ -55,11 +55,11 @@ class Builder:
 
     def build(self) -> list[Job]:
         """A job for each tensor of the result, by name."""
-        made = self._stacked() if self.recipe.slices else self._alike()
+        jobs = self._stacked() if self.recipe.slices else self._alike()
         if self.recipe.scope == "global":
-            self.scope += [job for job in made if isinstance(job, TensorTask)]
+            self.scope += [job for job in jobs if isinstance(job, TensorTask)]
             self._check_scope()
-        return made
+        return jobs
 
     def _alike(self) -> list[Job]:
         """Of models with the same tensors."""
@@ -123,17 +123,26 @@ class Builder:
         if self.union is not None and self.base is not None and base is not None and name in self.union.parameters:
             base = self.union.reader(name, self.base, base, False)
         options = [(dict(part.options), dict(self.recipe.options)) for part in self.parts]
-        return self._tensor(name, shape, inputs, base, self._position(name), options, self.recipe.options, entry)
+        return self._tensor(
+            name, shape=shape, inputs=inputs, base=base, entry=entry, position=self._position(name), options=options,
+            shared=self.recipe.options,
+        )  # fmt: skip
 
     def _tensor(
-        self, name: str, shape: tuple[int, ...], inputs: list[Input], base: Reader | None, position: float,
-        options: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], shared: Mapping[str, Any], entry: Entry | None,
+        self, name: str, *, shape: tuple[int, ...], inputs: list[Input], base: Reader | None, entry: Entry | None,
+        position: float, options: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], shared: Mapping[str, Any],
     ) -> TensorTask:  # fmt: skip
+        """The task of one parameter.
+
+        `entry` is the parameter in the model that the result descends from; `position` is where gradients are read, in
+        [0, 1]; `options` are of each input its own and, where it has none, the common ones; `shared` are those that all
+        inputs have together.
+        """
         each: dict[str, np.ndarray] = {}
         plain: dict[str, Any] = {}
         for option in self.method.options:
             if option.each:
-                given = [own.get(option.name, common.get(option.name, option.default)) for own, common in options]
+                given = [mine.get(option.name, common.get(option.name, option.default)) for mine, common in options]
                 each[option.name] = np.array(
                     [value_at(value, name, position, option.default) for value in given], float
                 )
@@ -162,8 +171,8 @@ class Builder:
             return only.dtype(name)
         if self.base is not None and entry is not None:
             return entry.dtype
-        found = {s.entries[name].dtype for s in self.sources if s.kind == "model" and name in s.entries}
-        return found.pop() if len(found) == 1 else entry.dtype if entry is not None and not found else "F32"
+        dtypes = {s.entries[name].dtype for s in self.sources if s.kind == "model" and name in s.entries}
+        return dtypes.pop() if len(dtypes) == 1 else entry.dtype if entry is not None and not dtypes else "F32"
 
     def _patch(self, tensor: TensorTask) -> tuple[np.ndarray, np.ndarray] | None:
         """The few elements that base plus an exact vector would round wrongly, where that is all that is done."""
@@ -204,14 +213,14 @@ class Builder:
         return layer / (self.depth - 1) if layer is not None and self.depth > 1 else 0.0
 
     def _open_extras(self, part: Part) -> dict[str, dict[str, Entry]]:
-        found = {}
+        entries: dict[str, dict[str, Entry]] = {}
         for extra in (statistic.name for statistic in self.method.statistics):
             try:
-                found[extra] = read_header(Path(os.path.expanduser(str(part.options.get(extra)))))[0]
+                entries[extra] = read_header(Path(os.path.expanduser(str(part.options.get(extra)))))[0]
             except SteerError as error:
                 self.problems += [f"{extra} of {part.name}: {problem}" for problem in error.problems]
-                found[extra] = {}
-        return found
+                entries[extra] = {}
+        return entries
 
     def _extra(self, name: str, shape: tuple[int, ...]) -> dict[str, tuple[Reader, ...]]:
         result: dict[str, tuple[Reader, ...]] = {}
@@ -246,60 +255,66 @@ class Builder:
         if self.problems:
             return []
         names = {reference: list(source.entries) for reference, source in models.items()}
-        self.problems += slices.problems_of_slices(entries, {ref: slices.layers(found) for ref, found in names.items()})
+        self.problems += slices.problems_of_slices(
+            entries, {ref: slices.layers(own_names) for ref, own_names in names.items()}
+        )
         if self.problems:
             return []
-        placed = slices.places(entries, names)
+        stacked = slices.stacked_tensors(entries, names)
         jobs = [
-            self._placed(place, models[place.base] if place.base else self.base)
-            for place in sorted(placed, key=lambda place: place.name)
+            self._stacked_job(tensor, models[tensor.base] if tensor.base else self.base)
+            for tensor in sorted(stacked, key=lambda tensor: tensor.name)
         ]
         return [job for job in jobs if job is not None]
 
-    def _placed(self, place: slices.Place, under: Source | None) -> Job | None:
-        own = {
+    def _stacked_job(self, tensor: slices.StackedTensor, under: Source | None) -> Job | None:
+        by_reference = {
             part.model: (part, source, key)
             for part, source, key in zip(self.parts, self.sources, self.keys, strict=True)
         }
-        union = self.union if self.union is not None and place.name in self.union.parameters else None
+        union = self.union if self.union is not None and tensor.name in self.union.parameters else None
         from_base = under.reference if under is not None and self.method.space != "weight" else None
         inputs, options = [], []
         first: Entry | None = None
-        for reference, name in place.sources.items():
+        for reference, name in tensor.sources.items():
             if reference == from_base:
                 continue
-            part, source, key = own[reference]
+            part, source, key = by_reference[reference]
             entry = source.entries.get(name)
             shape = None if entry is None else entry.shape[1:] if union else entry.shape
             if entry is None or (first is not None and shape != (first.shape[1:] if union else first.shape)):
-                self.problems.append(f"{reference} has no {name} of the shape wanted for {place.name}")
+                self.problems.append(f"{reference} has no {name} of the shape wanted for {tensor.name}")
                 return None
             first = first or entry
             reader, is_delta = source.reader(name, entry.shape)
             if union is not None:
                 reader = union.reader(name, source, reader, is_delta)
-            inputs.append(Input(part.name, reader, is_delta, _key(key, place.name)))
-            common = dict(self.recipe.options) | dict(part.options) | place.shared
-            options.append((place.options[reference], common))
+            inputs.append(Input(part.name, reader, is_delta, _key(key, tensor.name)))
+            common = dict(self.recipe.options) | dict(part.options) | tensor.shared
+            options.append((tensor.options[reference], common))
         least, most = self.method.inputs
         if first is None or len(inputs) < least or (most is not None and len(inputs) > most):
-            self.problems.append(f"{self.recipe.method} can't take the {len(inputs)} source(s) of {place.name}")
+            self.problems.append(f"{self.recipe.method} can't take the {len(inputs)} source(s) of {tensor.name}")
             return None
         if first.dtype not in FLOATS:
-            return Copy(place.name, first)
+            return Copy(tensor.name, first)
         base: Reader | None = None
         if under is not None:
-            name = place.sources.get(under.reference, next(iter(place.sources.values())))
-            found = under.entries.get(name)
-            if found is None or (found.shape != first.shape and union is None):
-                self.problems.append(f"the base {under.reference} has no {name} of the shape wanted for {place.name}")
+            name = tensor.sources.get(under.reference, next(iter(tensor.sources.values())))
+            base_entry = under.entries.get(name)
+            if base_entry is None or (base_entry.shape != first.shape and union is None):
+                self.problems.append(f"the base {under.reference} has no {name} of the shape wanted for {tensor.name}")
                 return None
-            base = Dense(found) if union is None else union.reader(name, under, Dense(found), False)
+            base = Dense(base_entry)
+            base = base if union is None else union.reader(name, under, base, False)
         each = {option.name for option in self.method.options if option.each}
-        to_all = {k: v for given in place.options.values() for k, v in given.items() if k not in each}
-        shared = dict(self.recipe.options) | place.shared | to_all
+        to_all = {k: v for given in tensor.options.values() for k, v in given.items() if k not in each}
+        shared = dict(self.recipe.options) | tensor.shared | to_all
         shape = first.shape if union is None else (union.size, *first.shape[1:])
-        return self._tensor(place.name, shape, inputs, base, place.position, options, shared, first)
+        return self._tensor(
+            tensor.name, shape=shape, inputs=inputs, base=base, entry=first, position=tensor.position, options=options,
+            shared=shared,
+        )  # fmt: skip
 
 
 def _keys(recipe: Recipe, sources: list[Source]) -> list[str]:

@@ -134,7 +134,7 @@ class _Reading:
     def parameters(self, value: Any, place: str) -> dict[str, Any]:
         """Our options for a mapping of mergekit's parameters."""
         words = METHODS[self.method]
-        found: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         given = self.mapping(value, f"parameters of {place}" if place else "parameters")
         for key, setting in given.items():
             word = words.get(key)
@@ -144,11 +144,11 @@ class _Reading:
             elif word.values and (not isinstance(setting, int) or setting not in word.values):
                 self.problems.append(f"{self.where}: {key} is {setting!r}, not true or false")
             elif word.option is not None:
-                found[word.option] = word.values[setting] if word.values else setting
+                options[word.option] = word.values[setting] if word.values else setting
         if self.method == "nuslerp" and given.get("nuslerp_flatten") is False:
             # Its "row-wise" vectors are those of the transposed matrix.
-            found["along"] = "columns" if given.get("nuslerp_row_wise") else "rows"
-        return found
+            options["along"] = "columns" if given.get("nuslerp_row_wise") else "rows"
+        return options
 
 
 def translate(value: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -170,11 +170,11 @@ def translate(value: Mapping[str, Any], where: str) -> dict[str, Any]:
     for entry in reading.entries(value.get("models"), "models"):
         reading.unknown(entry, ("model", "parameters"), f" in the model {entry.get('model')}")
         reference = reading.reference(entry.get("model"), "an entry of models")
-        own = reading.parameters(entry.get("parameters"), reference)
+        options = reading.parameters(entry.get("parameters"), reference)
         if reference == base and method not in WHOLE:
             continue  # mergekit lists the base among the models; its delta is nothing
-        parts[reference] = {k: v for k, v in own.items() if k in each}
-        shared |= {k: v for k, v in own.items() if k not in each}
+        parts[reference] = {key: given for key, given in options.items() if key in each}
+        shared |= {key: given for key, given in options.items() if key not in each}
     slices = []
     for number, entry in enumerate(reading.entries(value.get("slices"), "slices"), 1):
         reading.unknown(entry, ("sources", "base_model", "residual_weight", "parameters"), f" in slice {number}")
@@ -187,8 +187,8 @@ def translate(value: Mapping[str, Any], where: str) -> dict[str, Any]:
         for source in reading.entries(entry.get("sources"), f"sources of slice {number}"):
             reading.unknown(source, ("model", "layer_range", "parameters"), f" in a source of slice {number}")
             reference = reading.reference(source.get("model"), f"a source of slice {number}")
-            own = reading.parameters(source.get("parameters"), f"slice {number}")
-            sources.append({"model": reference, "layers": source.get("layer_range"), "parameters": own})
+            options = reading.parameters(source.get("parameters"), f"slice {number}")
+            sources.append({"model": reference, "layers": source.get("layer_range"), "parameters": options})
             if reference != under or method in WHOLE:
                 parts.setdefault(reference, {})
         if method in PAIRS:
@@ -197,8 +197,8 @@ def translate(value: Mapping[str, Any], where: str) -> dict[str, Any]:
             sources.sort(key=lambda source: source["model"] != under)
         elif under and under != base and method not in WHOLE:
             parts.setdefault(under, {})
-        made = {"sources": sources, "parameters": reading.parameters(entry.get("parameters"), f"slice {number}")}
-        slices.append(made | ({"base": under} if own_base is not None and method not in WHOLE else {}))
+        translated = {"sources": sources, "parameters": reading.parameters(entry.get("parameters"), f"slice {number}")}
+        slices.append(translated | ({"base": under} if own_base is not None and method not in WHOLE else {}))
     if base and method in PAIRS:
         if not slices:
             parts = {base: {}} | parts
@@ -213,7 +213,8 @@ def translate(value: Mapping[str, Any], where: str) -> dict[str, Any]:
     recipe = {
         "method": method,
         "models": [
-            {"model": model, "name": name} | own for (model, own), name in zip(parts.items(), names, strict=True)
+            {"model": model, "name": name} | options
+            for (model, options), name in zip(parts.items(), names, strict=True)
         ],
         "parameters": DEFAULTS.get(method, {}) | shared,
         "dtype": str(value.get("out_dtype") or value.get("dtype") or "auto"),
@@ -248,24 +249,24 @@ def _tokenizer(value: Mapping[str, Any], reading: _Reading) -> dict[str, Any] | 
     if source is None:
         return None
     named = source in ("union", "base")
-    found: dict[str, Any] = {"source": source if named else reading.reference(source, "the tokenizer's source")}
+    tokenizer: dict[str, Any] = {"source": source if named else reading.reference(source, "the tokenizer's source")}
     if given.get("pad_to_multiple_of"):
-        found["pad_to_multiple_of"] = given["pad_to_multiple_of"]
+        tokenizer["pad_to_multiple_of"] = given["pad_to_multiple_of"]
     tokens = {}
     for token, entry in reading.mapping(given.get("tokens"), "tokens").items():
         place = f" in the token {token!r}"
         entry = reading.mapping(entry, f"the token {token!r}")
         reading.unknown(entry, ("source", "force"), place)
-        own = entry.get("source")
+        row = entry.get("source")
         chosen: dict[str, Any]
-        if isinstance(own, dict) and own.get("kind") == "zero":
-            reading.unknown(own, ("kind",), place)
+        if isinstance(row, dict) and row.get("kind") == "zero":
+            reading.unknown(row, ("kind",), place)
             chosen = {"source": "zero"}
-        elif isinstance(own, dict) and own.get("kind") == "model_token":
-            reading.unknown(own, ("kind", "model", "token", "token_id"), place)
-            chosen = {"source": reading.reference(own.get("model"), f"the token {token!r}")}
-            chosen |= {"token": own["token"] if own.get("token") is not None else own.get("token_id")}
+        elif isinstance(row, dict) and row.get("kind") == "model_token":
+            reading.unknown(row, ("kind", "model", "token", "token_id"), place)
+            chosen = {"source": reading.reference(row.get("model"), f"the token {token!r}")}
+            chosen |= {"token": row["token"] if row.get("token") is not None else row.get("token_id")}
         else:
-            chosen = {"source": reading.reference(own, f"the token {token!r}")}
+            chosen = {"source": reading.reference(row, f"the token {token!r}")}
         tokens[token] = chosen | {"force": entry.get("force", False)}
-    return found | ({"tokens": tokens} if tokens else {})
+    return tokenizer | ({"tokens": tokens} if tokens else {})

@@ -23,7 +23,7 @@ LAYER = re.compile(r"(?P<before>(?:^|.*\.)(?:layers|layer|h|blocks|block)\.)(?P<
 AFTER = re.compile(r"(^|\.)(norm|final_layernorm|final_layer_norm|ln_f|lm_head|embed_out|output|norm_f)\.")
 
 
-class Place(NamedTuple):
+class StackedTensor(NamedTuple):
     """Where a tensor of the result comes from: its name in each source, by model reference; the slice's options."""
 
     name: str
@@ -61,9 +61,9 @@ def problems_of_slices(slices: Sequence[Slice], depth: Mapping[str, int]) -> lis
     return problems
 
 
-def places(slices: Sequence[Slice], names: Mapping[str, Sequence[str]]) -> list[Place]:
+def stacked_tensors(slices: Sequence[Slice], names: Mapping[str, Sequence[str]]) -> list[StackedTensor]:
     """Every tensor of the stacked model. `names` are the parameters of each model, by its reference."""
-    found: list[Place] = []
+    stacked: list[StackedTensor] = []
     done = 0
     for number, entry in enumerate(slices):
         sources = entry.sources
@@ -77,15 +77,17 @@ def places(slices: Sequence[Slice], names: Mapping[str, Sequence[str]]) -> list[
                 match = LAYER.fullmatch(name)
                 if match is None or int(match["index"]) != first.layers[0] + offset:
                     continue
-                own = {s.model: f"{match['before']}{s.layers[0] + offset}{match['after']}" for s in sources}
-                place = f"{match['before']}{done + offset}{match['after']}"
-                found.append(Place(place, own, options, shared, base, position))
+                names_in_sources = {
+                    s.model: f"{match['before']}{s.layers[0] + offset}{match['after']}" for s in sources
+                }
+                result_name = f"{match['before']}{done + offset}{match['after']}"
+                stacked.append(StackedTensor(result_name, names_in_sources, options, shared, base, position))
         done += count
         edge = number == 0, number == len(slices) - 1
         for name in names[first.model]:
             if layer_of(name) is None and edge[1 if AFTER.search(name) else 0]:
-                found.append(Place(name, {s.model: name for s in sources}, options, shared, base, 0.0))
-    return found
+                stacked.append(StackedTensor(name, {s.model: name for s in sources}, options, shared, base, 0.0))
+    return stacked
 
 
 def stacked_config(config: Mapping[str, Any], slices: Sequence[Slice], main: str) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class Union:
             return Rows([reader], np.where(rows < 0, -1, 0), rows)
         holders = {model.reference: model.reader(name, ())[0] for model in self.models if name in model.entries}
         readers: list[Reader] = [reader, *holders.values()]
-        place = {reference: i + 1 for i, reference in enumerate(holders)}
+        reader_of = {reference: i + 1 for i, reference in enumerate(holders)}
         which, rows = np.full(len(self.tokens), -1), np.zeros(len(self.tokens), np.int64)
         means: list[np.ndarray] = []
         for i, token in enumerate(self.tokens):
@@ -84,15 +84,15 @@ class Union:
             }
             first = self.models[0].reference
             if chosen is not None and (chosen.force or source.reference not in have):
-                if chosen.reference in place and chosen.row < holders[chosen.reference].shape[0]:
-                    which[i], rows[i] = place[chosen.reference], chosen.row
+                if chosen.reference in reader_of and chosen.row < holders[chosen.reference].shape[0]:
+                    which[i], rows[i] = reader_of[chosen.reference], chosen.row
             elif source.reference in have:
                 which[i], rows[i] = 0, have[source.reference]
             elif first in have:
-                which[i], rows[i] = place[first], have[first]
+                which[i], rows[i] = reader_of[first], have[first]
             elif len(have) == 1:
                 reference = next(iter(have))
-                which[i], rows[i] = place[reference], have[reference]
+                which[i], rows[i] = reader_of[reference], have[reference]
             elif have:
                 which[i], rows[i] = len(readers), len(means)
                 means.append(np.mean([_row(holders[ref], row) for ref, row in sorted(have.items())], 0))
@@ -171,8 +171,8 @@ def _tokenizer(model: Source) -> tuple[dict[str, int], dict[str, dict[str, Any]]
     return known | {token: int(entry["id"]) for token, entry in details.items()}, details
 
 
-def write(found: Union, content: bytes) -> bytes:
+def write(vocabulary: Union, content: bytes) -> bytes:
     """The tokenizer.json of the result: the owner's, with the new tokens added."""
     tokenizer = json.loads(content)
-    tokenizer["added_tokens"] = [*(tokenizer.get("added_tokens") or []), *found.added.values()]
+    tokenizer["added_tokens"] = [*(tokenizer.get("added_tokens") or []), *vocabulary.added.values()]
     return json.dumps(tokenizer, ensure_ascii=False, indent=2).encode()
