@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+ADAPTED = "model.layers.1.self_attn.q_proj"  # what `adapter` changes
 
 
 def write(
@@ -78,3 +79,19 @@ def same(a: Path, b: Path) -> bool:
     """Whether two folders hold the same weights, to the bit."""
     x, y = read(a), read(b)
     return x.keys() == y.keys() and all(x[n].dtype == y[n].dtype and np.array_equal(bits(x[n]), bits(y[n])) for n in x)
+
+
+def adapter(
+    folder: Path, *, rank: int = 2, config: dict[str, Any] | None = None, extra: dict[str, torch.Tensor] | None = None
+) -> dict[str, torch.Tensor]:
+    """A PEFT folder for the query projection of layer 1; returns its tensors."""
+    folder.mkdir()
+    draw = torch.Generator().manual_seed(5)
+    tensors = {
+        f"base_model.model.{ADAPTED}.lora_A.weight": torch.randn(rank, 8, generator=draw),
+        f"base_model.model.{ADAPTED}.lora_B.weight": torch.randn(8, rank, generator=draw),
+    } | (extra or {})
+    save_file(tensors, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 6, "base_model_name_or_path": None}
+    (folder / "adapter_config.json").write_text(json.dumps(settings | (config or {})))
+    return tensors
