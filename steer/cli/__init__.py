@@ -23,7 +23,7 @@ import click
 
 from steer.cli import commands, options
 from steer.cli.output import out
-from vectors.errors import SteerError
+from vectors.errors import SteerError, UsageError
 
 TERMINATED = 128 + signal.SIGTERM  # as a shell says it
 
@@ -38,8 +38,11 @@ class _Commands(click.Group):
         if name not in self.list_commands(ctx):
             return None
         files = {m.name.rstrip("_"): m.name for m in pkgutil.iter_modules(commands.__path__)}
-        found: click.Command = importlib.import_module(f"steer.cli.commands.{files[name]}").command
-        return found
+        module = importlib.import_module(f"steer.cli.commands.{files[name]}")
+        command: click.Command | None = getattr(module, "command", None)
+        if command is None:
+            raise UsageError(f"{module.__file__} defines no click command called `command`", "see docs/add-a-method.md")
+        return command
 
 
 def _version(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:

@@ -25,7 +25,7 @@ class Request(options.Bindings, options.Merging):
 
 
 @options.command(
-    summary="A model folder: a base plus a task vector or an expression.",
+    summary="Apply a task vector or an expression to a base, as a model folder.",
     examples="""
     steer apply smollm2 poet.safetensors -o poet/
     steer apply org/base "poet + 0.6*code - 0.5*toxic" -o mixed/ --vector toxic=vectors/toxic.safetensors

@@ -27,7 +27,7 @@ REQUESTS: tuple[type[BakeRequest], ...] = tuple(request for mode in MODES.values
 
 
 @options.command(
-    summary="A behaviour into the weights, by algebra or by training.",
+    summary="Bake a behaviour into the weights, by algebra or by training.",
     examples="""
     steer bake 1.5*warm --mode fold -o warm-model/
     steer bake "2*warm@response" -o warm-model/ --pos warm.jsonl --neg cold.jsonl

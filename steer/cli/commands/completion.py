@@ -9,7 +9,7 @@ from steer.cli.output import out
 
 
 @options.command(
-    summary="The script with which bash, zsh or fish completes steer.",
+    summary="Print the script with which bash, zsh or fish completes steer.",
     examples="""
     steer completion bash >~/.local/share/bash-completion/completions/steer
     steer completion zsh >~/.zfunc/_steer

@@ -27,7 +27,7 @@ class Request(options.Threads):
 
 
 @options.command(
-    summary="The task vector between a base and its fine-tuned model.",
+    summary="Write the task vector between a base and its fine-tuned model.",
     examples="""
     steer diff smollm2 ./poet -o poet.safetensors
     steer diff org/base org/poet -o poet.safetensors --storage lowrank:32

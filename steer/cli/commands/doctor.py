@@ -20,7 +20,7 @@ EXTRAS = {"plots": ("matplotlib",), "lens": ("transformer-lens",), "train": ("pe
 
 
 @options.command(
-    summary="What is installed, which devices there are, and what can run here.",
+    summary="Show what is installed, which devices there are, and what can run here.",
     examples="""
     steer doctor
     steer doctor --json

@@ -26,12 +26,12 @@ class Request(options.Devices, options.Seeded):
 
     pos: Path | None = option(None, help="Examples that show the behaviour, one JSON value a line.")
     neg: Path | None = option(None, help="Examples that show its opposite.")
-    pairs: Path | None = option(None, help="One file with both classes instead.")
+    pairs: Path | None = option(None, help="One file that holds both classes, instead of --pos and --neg.")
     model: str = option("smollm2", help=options.MODEL, complete="models")
-    method: str = option("diffmean", help="How a direction is made of activations: {names}.", names=methods)
+    method: str = option("diffmean", help="How a direction is computed from activations: {names}.", names=methods)
     layers: str = option(
         "all",
-        help="Which layers are measured: all, or such as 12, 8-15 or 3,5,12-15; layer i is the output of block i.",
+        help="Layers to measure: all, or a list such as 12, 8-15 or 3,5,12-15; layer i is the output of block i.",
     )
     tokens: str = option(
         "completion", help="Which tokens of an example count: completion, last, all, or an index such as 0 or -1."
@@ -46,7 +46,7 @@ class Request(options.Devices, options.Seeded):
 
 
 @options.command(
-    summary="A steering vector from contrasting examples, judged on held-out ones.",
+    summary="Extract a steering vector from contrasting examples, validated on held-out ones.",
     examples="""
     steer extract --pos warm.jsonl --neg cold.jsonl
     steer extract --pairs pairs.jsonl --method whitened --layers 8-20 --out warm.safetensors

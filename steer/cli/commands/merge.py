@@ -47,7 +47,7 @@ class Request(options.Bindings, options.Merging):
     )
     scale: float | None = option(None, help="The merged delta is multiplied by this.", flag="--lambda")
     scope: str | None = option(
-        None, help="Over what magnitudes are ranked: tensor (each for itself) or global (the whole model)."
+        None, help="Where magnitudes are ranked: within each tensor, or over the whole model (global)."
     )
     settings: tuple[str, ...] = option(
         (), help="Another option of the method; --list-options shows them.", flag="--set", metavar="NAME=VALUE"

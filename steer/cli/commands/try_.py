@@ -37,7 +37,7 @@ class Request(options.Bindings, options.AnyBase, options.Devices, options.Seeded
 
 @options.command(
     "try",
-    summary="The same prompts at several strengths, side by side.",
+    summary="Try the same prompts at several strengths, side by side.",
     examples="""
     steer try warm.safetensors -p "I lost my keys this morning."
     steer try "1.2*warm - 0.4*formal" --vector formal=formal.safetensors -p "Write to my landlord." --strengths 0,1
