@@ -171,8 +171,8 @@ def _enter(folder: Path) -> None:
         return
     except FileExistsError:
         status = os.lstat(folder)
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-        raise OutputError(f"{folder} is no folder of this user", "remove it, or choose another --out")
+    if not stat.S_ISDIR(status.st_mode) or not os.access(folder, os.W_OK):
+        raise OutputError(f"{folder} is no folder that this user can write", "remove it, or choose another --out")
     for entry in os.scandir(folder):
         if entry.is_symlink():  # none of ours: writing to that name would write elsewhere
             os.unlink(entry.path)

@@ -16,6 +16,7 @@ import re
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,6 +66,9 @@ def locked(path: Path) -> Iterator[None]:
         _release(handle, lock)
 
 
+PATIENCE = 0.5  # seconds: whoever looks for leftovers holds a lock for a moment
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files and folders in `folder` whose process has died. Links are never followed.
 
@@ -101,10 +105,15 @@ def _locked_temporary(path: Path, suffix: str) -> tuple[int, Path]:
 def _acquire(lock: Path, *, create: bool = True) -> int:
     """The descriptor of a lock file, locked. Raises Busy, OSError."""
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_CREAT if create else 0)
+    until = time.monotonic() + PATIENCE
     while True:
         handle = os.open(lock, flags, 0o600)
         try:
             if not _lock(handle):
+                if create and time.monotonic() < until:
+                    os.close(handle)
+                    time.sleep(0.02)
+                    continue
                 raise Busy(str(lock))
             if _is_at(handle, lock):
                 return handle

@@ -7,7 +7,6 @@ It holds no time, no path of the machine and no user name, so that a repeated ru
 from __future__ import annotations
 
 import json
-import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vectors.errors import ArtifactError
-from vectors.files import write_atomically
+from vectors.files import finite, write_atomically
 
 SCHEMA = 1
 RECORD = "run.json"
@@ -58,7 +57,7 @@ class RunRecord:
     def write(self, output: Path) -> Path:
         """Write the record in an output folder or beside an output file; returns its path. Raises OutputError."""
         path = record_path(output)
-        text = json.dumps(_finite(self.value()), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(finite(self.value()), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
         write_atomically(path, (text + "\n").encode())
         return path
 
@@ -144,15 +143,6 @@ def has_record(output: Path) -> bool:
 def _existing_path(output: Path) -> Path | None:
     former = [output / name if output.is_dir() else output.with_name(f"{output.stem}.{name}") for name in FORMER]
     return next((path for path in (record_path(output), *former) if path.is_file()), None)
-
-
-def _finite(value: Any) -> Any:
-    """`value` with null for NaN and infinity, which JSON lacks: a loss that overflowed is one."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(entry) for key, entry in value.items()}
-    return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def read_json(output: Path) -> tuple[Path, dict[str, Any]]:

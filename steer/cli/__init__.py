@@ -141,7 +141,10 @@ def _ended_by_sigterm() -> Iterator[None]:
     def end(_signal: int, _frame: object) -> NoReturn:
         raise Terminated(TERMINATED)
 
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    # A process that trains for another waits inside a barrier, where no handler of Python's would run: it just ends.
+    helps = os.environ.get("RANK", "0") != "0"
+    main = threading.current_thread() is threading.main_thread()
+    ours = main and not helps and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     if ours:
         signal.signal(signal.SIGTERM, end)
     try:

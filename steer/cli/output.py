@@ -37,8 +37,10 @@ class Output:
 
     def result(self, data: Mapping[str, Any], human: Callable[[], None]) -> None:
         """What a command found: `data` as one JSON object with --json, else whatever `human` prints."""
+        from vectors.files import finite
+
         if self.json:
-            click.echo(clean_json(json.dumps(data, ensure_ascii=False, allow_nan=False, indent=2)))
+            click.echo(clean_json(json.dumps(finite(data), ensure_ascii=False, allow_nan=False, indent=2)))
         else:
             human()
 
@@ -106,7 +108,10 @@ def replacing(path: Path) -> str:
     """The sentence that says which file is replaced by writing to `path`; empty where there is none."""
     from vectors.files import digest_file
 
-    return f"replaces {path}, which was {digest_file(path)}" if path.is_file() else ""
+    try:
+        return f"replaces {path}, which was {digest_file(path)}" if path.is_file() else ""
+    except OSError:  # whether it can be written is checked elsewhere, with a better error
+        return ""
 
 
 def say_preparing(reference: str) -> None:

@@ -76,6 +76,8 @@ def prove(
         scores = None
         if vllm is not False and installed:
             longest = max(map(len, ids)) + TOKENS
+            limit = residual.context_length(original.model.config)
+            longest = longest if limit is None else min(longest, limit - 1)
             # vLLM starts while the rest is computed; on a GPU it measures the free memory, which must not change then.
             beside = next(original.model.parameters()).device.type == "cpu"
             start = vllm_scores.loading(folder, longest)

@@ -74,8 +74,11 @@ def parse_rate(text: str) -> float | None:
 
 
 def parse_targets(text: str) -> tuple[str, ...]:
-    """Module names with commas between."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    """Module names with commas between. Raises UsageError when there is none."""
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not names:
+        raise UsageError(f"--lora-targets {text!r} names no module", "name some, such as q_proj,v_proj")
+    return names
 
 
 def _optimisers() -> list[str]:

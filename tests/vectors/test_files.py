@@ -23,6 +23,7 @@ from vectors.files import (
     check_writable,
     digest_bytes,
     digest_json,
+    finite,
     permissions,
     write_atomically,
 )
@@ -286,3 +287,7 @@ def test_an_output_that_is_an_input_is_refused_by_whatever_name(tmp_path: Path) 
     check_distinct(tmp_path / "c", {"--pos": source, "--neg": None, "--pairs": ["a", "list"]})
     with pytest.raises(OutputError, match="is the file given as --pos"):
         check_distinct(link, {"--pos": str(source)})
+
+
+def test_what_json_lacks_becomes_null() -> None:
+    assert finite({"loss": [1.5, float("inf"), float("nan")], "n": 3}) == {"loss": [1.5, None, None], "n": 3}

@@ -90,7 +90,10 @@ def command(flags: tuple[str, ...], **values: Any) -> None:
             {"url": server.url, "log": str(server.log), "model": name, "arms": arms},
             lambda: _say_ready(server.url, server.log, name, arms, vector),
         )
-        server.wait()
+        try:
+            server.wait()
+        except SystemExit as ended:  # SIGTERM is the other way to end it, and no failure to report
+            raise SystemExit(ended.code) from None
     out.say("ended")
 
 

@@ -84,15 +84,20 @@ async def enter(
         if http is not None and http.expression != extra[EXPRESSION]:
             raise RuntimeError(f"steer: {extra[EXPRESSION]!r} is not what the HTTP request asked for")
         resolved = http.resolved if http is not None else admission.resolve(extra[EXPRESSION])
-        with admission.residency.holding(resolved.vectors.values()):
+        held = list(resolved.vectors.values())
+        try:
+            admission.residency.hold(held)
+        except LookupError as error:
+            raise _at_fault(f"a vector of this request was unloaded before the engine took it in: {error}") from error
+        try:
             # A copy, since the caller may use the same parameters again, when names mean something else.
             params = params.clone()
             params.extra_args = {**extra, RESOLVED: resolved}
             return await original(self, request_id, prompt, params, *args, **kwargs)
+        finally:
+            admission.residency.release(held)
     except SteerError as error:
         raise _at_fault(explain(error)) from error
-    except LookupError as error:
-        raise _at_fault(f"a vector of this request was unloaded before the engine took it in: {error}") from error
 
 
 async def bind(engine: Any, name: str, vector: SteeringVector) -> str:

@@ -67,8 +67,10 @@ class SteeredAnswer:
     def _whole(self, body: bytes) -> bytes | None:
         """An answer with its receipt; None when the engine never took in a steered request for it."""
         value = json.loads(body)
-        if not isinstance(value, dict):  # null: the client has hung up, and vLLM has nothing to say
+        if value is None:  # the client has hung up, and vLLM has nothing to say
             return body
+        if not isinstance(value, dict):
+            return None
         if not self.request.expected and value.get("status") not in BACKGROUND:
             return None
         if self.names is not None and value.get("model") == self.names[0]:

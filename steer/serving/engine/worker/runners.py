@@ -27,7 +27,11 @@ def attach(runner: Any, state: SteeringWorker, *, second: bool) -> None:
             parameters = new.sampling_params
             try:
                 state.begin(new.req_id, prompt_length(new), parameters.extra_args if parameters is not None else None)
-            except Exception as error:  # of one request: raised here, it would end the engine
+            except Exception as error:
+                # Of one request: raised, it would end the engine. But of several workers vLLM returns one's report, so
+                # there it must be raised: the others' failures would be lost, and the request half-steered.
+                if _several_workers(runner):
+                    raise
                 state.fail(new.req_id, str(error))
         return _report(execute(scheduled, *args, **kwargs), state)
 
@@ -35,6 +39,12 @@ def attach(runner: Any, state: SteeringWorker, *, second: bool) -> None:
         return _report(sample(*args, **kwargs), state)
 
     runner.execute_model, runner.sample_tokens = execute_model, sample_tokens
+
+
+def _several_workers(runner: Any) -> bool:
+    """Whether the model runs in more than one worker (tensor or pipeline parallel)."""
+    parallel = getattr(runner, "parallel_config", None)
+    return int(getattr(parallel, "world_size", 1)) > 1
 
 
 def _attach_v1(runner: Any, state: SteeringWorker) -> None:

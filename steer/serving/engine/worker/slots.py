@@ -203,14 +203,18 @@ class SlotTable:
             oldest, _ = self.idle.popitem(last=False)
             self.free += {slot for slot in self.held.pop(oldest) if slot}
             del self.users[oldest]
-        for terms, content in written:
-            at = slots[terms] = self.free.pop()
-            self.added[:, at] = content.added.to(self.added.device)
-            if content.units.shape[1]:
-                self.units[:, :, at] = content.units.to(self.units.device)
-                self.factors[:, :, at] = content.factors.to(self.factors.device)
-                self.projecting.add(at)
-            elif at in self.projecting:
-                self.units[:, :, at], self.factors[:, :, at] = 0, 0
-                self.projecting.discard(at)
+        try:
+            for terms, content in written:
+                at = slots[terms] = self.free.pop()
+                self.added[:, at] = content.added.to(self.added.device)
+                if content.units.shape[1]:
+                    self.projecting.add(at)
+                    self.units[:, :, at] = content.units.to(self.units.device)
+                    self.factors[:, :, at] = content.factors.to(self.factors.device)
+                elif at in self.projecting:
+                    self.units[:, :, at], self.factors[:, :, at] = 0, 0
+                    self.projecting.discard(at)
+        except BaseException:
+            self.free += [slot for slot in slots.values() if slot]  # what is in them is overwritten at the next use
+            raise
         return [slots[phase.terms] for phase in found]

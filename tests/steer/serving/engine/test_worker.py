@@ -303,3 +303,13 @@ def test_a_runner_that_is_not_known_is_refused_with_what_it_lacks(second: bool) 
         RuntimeError, match=f"the V{1 + second} model runner SimpleNamespace has no sample_tokens, {needed}"
     ):
         attach(runner, worker(), second=second)
+
+
+def test_of_several_workers_a_fault_is_raised_since_only_one_report_is_read() -> None:
+    from types import SimpleNamespace
+
+    from steer.serving.engine.worker import runners
+
+    assert not runners._several_workers(SimpleNamespace())
+    assert not runners._several_workers(SimpleNamespace(parallel_config=SimpleNamespace(world_size=1)))
+    assert runners._several_workers(SimpleNamespace(parallel_config=SimpleNamespace(world_size=2)))
