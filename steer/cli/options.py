@@ -157,10 +157,26 @@ def bindings(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def print_options(name: str, known: Iterable[Option]) -> None:
     """What a method or an optimiser can be told: each option's name, default, range and meaning."""
-    found = list(known)
-    data = {o.name: {"default": o.default, "range": _range(o), "meaning": o.meaning} for o in found}
-    rows = [[o.name, str(o.default), _range(o), o.meaning] for o in found]
-    out.result({"name": name, "options": data}, lambda: out.table(["option", "default", "range", "meaning"], rows, 4))
+    known = list(known)
+    rows = option_rows(known)
+
+    def show() -> None:
+        if rows:
+            out.table(["option", "default", "range", "meaning"], rows, 4)
+        else:
+            out.line(f"{name} has no options")
+
+    out.result({"name": name, "options": option_values(known)}, show)
+
+
+def option_rows(known: Iterable[Option]) -> list[list[str]]:
+    """Name, default, range and meaning of each option, as cells."""
+    return [[o.name, str(o.default), _range(o), o.meaning] for o in known]
+
+
+def option_values(known: Iterable[Option]) -> dict[str, dict[str, Any]]:
+    """The same as JSON values, by name."""
+    return {o.name: {"default": o.default, "range": _range(o), "meaning": o.meaning} for o in known}
 
 
 def _range(known: Option) -> str:

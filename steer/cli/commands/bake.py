@@ -26,6 +26,21 @@ from vectors.events import Event, OnEvent
 REQUESTS: tuple[type[BakeRequest], ...] = tuple(request for mode in MODES.values() for request in mode)
 
 
+def _list_options(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    """Print the options of every optimiser, and end."""
+    if not value:
+        return
+    from steer.training import optimisers
+
+    every = {name: optimiser.OPTIONS for name, optimiser in optimisers.available().items()}
+    rows = [[name, *row] for name, known in every.items() for row in options.option_rows(known)]
+    out.result(
+        {name: options.option_values(known) for name, known in every.items()},
+        lambda: out.table(["optimiser", "option", "default", "range", "meaning"], rows, 5),
+    )
+    context.exit()
+
+
 @options.command(
     summary="Bake a behaviour into the weights, by algebra or by training.",
     examples="""
@@ -38,6 +53,10 @@ REQUESTS: tuple[type[BakeRequest], ...] = tuple(request for mode in MODES.values
 @click.option(
     "--mode", type=click.Choice(["auto", *MODES]), default="auto",
     help="fold by algebra, distil a steered or prompted teacher, or train on examples; auto takes what fits.",
+)  # fmt: skip
+@click.option(
+    "--list-options", is_flag=True, is_eager=True, expose_value=False, callback=_list_options,
+    help="List what --set can set: the options of every optimiser, with default, range and meaning, and stop.",
 )  # fmt: skip
 @requests.takes(*REQUESTS)
 def command(mode: str, **values: Any) -> None:

@@ -125,3 +125,11 @@ def test_wrong_words_are_one_clear_error(
     assert "\nhint: " in err
     assert not (here / "out").exists()
     assert not work.path_of(Path("out")).exists()
+
+
+def test_options_of_optimisers_are_listed_from_the_registry(steer: Callable[..., Outcome]) -> None:
+    code, out, err = steer("bake", "--list-options")
+    assert (code, err) == (0, "")
+    rows = [line.split() for line in out.splitlines()]
+    assert ["adamw", "eps", "1e-08"] in [row[:3] for row in rows]
+    assert {row[0] for row in rows[1:]} == {"adamw", "apollo", "apollo_mini", "muon"}
