@@ -63,8 +63,8 @@ def serve(vector: str) -> None:
 
     try:
         path = references.resolve("smollm2").path
-        waiting = lambda stage: print(f"waiting: {stage}", flush=True)  # noqa: E731
-        with served(path, settings, name="smollm2", port=port, flags=flags, log=log, waiting=waiting) as server:
+        show = lambda event: print(f"{event.stage} …", flush=True)  # noqa: E731
+        with served(path, settings, name="smollm2", port=port, flags=flags, log=log, on_event=show) as server:
             models = ("smollm2", "smollm2:friendly")
             with ThreadPoolExecutor() as pool:
                 answers = list(pool.map(ask, models))

@@ -18,12 +18,13 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from steer.serving.settings import CONFIG, NAME
 from vectors.errors import OutputError, SteerError, UsageError
+from vectors.events import Event, OnEvent, ignore
 from vectors.files import write_atomically
 from vectors.locks import remove_leftovers, temporary_folder
 
@@ -61,12 +62,12 @@ def served(
     port: int = 8000,
     flags: Sequence[str] = (),
     log: Path | None = None,
-    waiting: Callable[[str], None] = lambda stage: None,
+    on_event: OnEvent = ignore,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
     """Within: a server that answers. `settings` are those of `serving.settings`, with absolute paths.
 
-    `waiting` is called with what is being waited for, whenever that changes. Whatever happens, no process is left, and
+    `on_event` gets a stage whenever vLLM reaches one. Whatever happens, no process is left, and
     no file but the log of a server that died.
     Raises UsageError, OutputError, ServerError.
     """
@@ -80,7 +81,7 @@ def served(
     remove_leftovers(temporary)  # of servers that were killed
     with temporary_folder(temporary / "steer-serve") as folder:
         try:
-            with _served(model, settings, folder, name, host, port, flags, log, waiting, environment) as server:
+            with _served(model, settings, folder, name, host, port, flags, log, on_event, environment) as server:
                 yield server
         except ServerError as error:
             raise _with_log_kept(error, folder) from error
@@ -96,7 +97,7 @@ def _served(
     port: int,
     flags: Sequence[str],
     log: Path | None,
-    waiting: Callable[[str], None],
+    on_event: OnEvent,
     environment: Mapping[str, str] | None,
 ) -> Iterator[Server]:
     """The server itself; `folder` holds its settings, and its log unless another is named."""
@@ -121,7 +122,7 @@ def _served(
         )
     server = Server(process, f"http://{host}:{port}", log)
     try:
-        server.wait_until_ready(waiting)
+        server.wait_until_ready(on_event)
         yield server
     finally:
         server.end()
@@ -145,7 +146,7 @@ class Server:
         self.process, self.url, self.log = process, url, log
         self.answered = False
 
-    def wait_until_ready(self, waiting: Callable[[str], None]) -> None:
+    def wait_until_ready(self, on_event: OnEvent) -> None:
         """Return when the server answers. Raises ServerError when it dies first."""
         stage = ""
         while True:
@@ -154,7 +155,7 @@ class Server:
             now = self._stage()
             if now != stage:
                 stage = now
-                waiting(stage)
+                on_event(Event(stage))
             if self._answers():
                 self.answered = True
                 return

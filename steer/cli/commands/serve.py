@@ -12,7 +12,6 @@ import click
 
 from steer.cli import options, output, requests
 from steer.cli.output import out
-from vectors.events import Event
 from vectors.options import option
 
 
@@ -81,7 +80,7 @@ def command(flags: tuple[str, ...], **values: Any) -> None:
             server = stack.enter_context(
                 launch.served(
                     source.path, settings, name=name, host=request.host, port=request.port, flags=flags,
-                    log=request.log, waiting=lambda stage: on_event(Event(f"waiting: {stage}")),
+                    log=request.log, on_event=on_event,
                 )
             )  # fmt: skip
         arms = {f"{name}:{arm}": str(composition) for arm, composition in found.arms.items()}

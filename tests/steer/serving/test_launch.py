@@ -92,7 +92,7 @@ def test_whatever_happens_inside_nothing_is_left(behaviour: str, fake: Path, tmp
     stages: list[str] = []
 
     def use() -> None:
-        with serve(tmp_path, port, behaviour, waiting=stages.append) as server:
+        with serve(tmp_path, port, behaviour, on_event=lambda event: stages.append(event.stage)) as server:
             assert server._answers()
             raise ZeroDivisionError
 
