@@ -31,7 +31,7 @@ INSTEAD = "train it in: --mode distil; or serve it: steer serve"
 
 
 @dataclass(frozen=True)
-class FoldRequest:
+class FoldSettings:
     """What `steer bake --mode fold` is asked.
 
     `composition` is an expression over `vectors` (by name; a name that is not there is a file of the current folder),
@@ -51,32 +51,32 @@ class FoldRequest:
     threads: int | None = None
 
 
-def fold(request: FoldRequest, *, on_event: OnEvent = ignore) -> dict[str, Any]:
-    """Write the model with a composition in its weights at `request.out`; returns the report, with the proof.
+def fold(settings: FoldSettings, *, on_event: OnEvent = ignore) -> dict[str, Any]:
+    """Write the model with a composition in its weights at `settings.out`; returns the report, with the proof.
 
     Raises UsageError for what can't be folded, ArtifactError for vectors of another model, OutputError; ProofError when
     the written model differs from the steered one, and then nothing is kept.
     """
     started = time.monotonic()
-    composition, vectors = compose(request.composition, request.vectors)
+    composition, vectors = compose(settings.composition, settings.vectors)
     effects = effects_of(composition, vectors)
-    source = open_source(request.model)
-    check_vectors(source, vectors, request.any_base)
-    with Pool(request.threads) as pool:
-        pending, explained = plan(pending_from(source, pool), effects, request.via)
-        with new_folder(request.out, size_of(pending)) as folder:
+    source = open_source(settings.model)
+    check_vectors(source, vectors, settings.any_base)
+    with Pool(settings.threads) as pool:
+        pending, explained = plan(pending_from(source, pool), effects, settings.via)
+        with new_folder(settings.out, size_of(pending)) as folder:
             outputs = write_model(pending, source, folder, on_event=on_event)
             written = time.monotonic() - started
             on_event(Event("loading the model"))
-            base = load(str(source.path), request.device, "float32")
+            base = load(str(source.path), settings.device, "float32")
             proved = proof.prove(
                 folder,
-                proof.SteeredModel(base, composition, vectors, request.any_base),
+                proof.SteeredModel(base, composition, vectors, settings.any_base),
                 effects,
                 _layout(source.config, source.entries),
-                list(request.prompts) if request.prompts else prompts.held_out(),
+                list(settings.prompts) if settings.prompts else prompts.held_out(),
                 rounded=_rounded(pending),
-                vllm=request.vllm,
+                vllm=settings.vllm,
                 on_event=on_event,
             )
             report = {

@@ -24,8 +24,7 @@ def bake(request: Request, *, on_event: OnEvent = ignore) -> dict[str, Any]:
 
 def _fold(request: FoldRequest, on_event: OnEvent) -> dict[str, Any]:
     from probes.data.reading import read_prompts
-    from steer.folding.fold import FoldRequest as FoldPlan
-    from steer.folding.fold import fold
+    from steer.folding.fold import FoldSettings, fold
 
     problems = problems_of(request)
     if request.composition is None:
@@ -35,7 +34,7 @@ def _fold(request: FoldRequest, on_event: OnEvent) -> dict[str, Any]:
     if request.as_ != "model":
         raise UsageError(f"a fold adds tensors that no {request.as_} holds", "--as model, or --mode distil")
     assert request.composition is not None
-    checked = FoldPlan(
+    checked = FoldSettings(
         request.composition, request.model, request.out, vectors=request.vectors, via=request.via,
         prompts=read_prompts(request.prompts)[0] if request.prompts else None, any_base=request.any_base,
         vllm=False if request.skip_vllm else None, device=request.device, threads=request.threads,

@@ -45,7 +45,7 @@ def logits(model: Any, ids: list[int]) -> torch.Tensor:
 
 def fold(folder: Path, composition: str, out: Path, **options: Any) -> dict[str, Any]:
     settings = {"vectors": vectors(), "prompts": PROMPTS, "vllm": False, "any_base": True, **options}
-    return folding.fold(folding.FoldRequest(composition, str(folder), out, **settings))
+    return folding.fold(folding.FoldSettings(composition, str(folder), out, **settings))
 
 
 SLOTS = ["llama", "gpt2", "gpt-neox", "phi", "starcoder2"]
