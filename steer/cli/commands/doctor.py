@@ -162,12 +162,17 @@ def abilities(extras: dict[str, str | None], devices: dict[str, Any], broken: bo
 def _print(data: dict[str, Any]) -> None:
     out.line(f"steer {data['steer']}, Python {data['python']} ({sys.executable}), {data['platform']}\n")
     rows = [["package", name, version_ or "missing"] for name, version_ in data["packages"].items()]
-    rows += [["extra", name, version_ or "not installed"] for name, version_ in data["extras"].items()]
+    for name, version_ in data["extras"].items():
+        package = next((known for known in EXTRAS[name] if version(known)), "")
+        missing = f"not installed: pip install '{DISTRIBUTION}[{name}]'"
+        rows.append(["extra", name, f"{package} {version_}" if version_ else missing])
     for name, facts in data["devices"].items():
         size = f", {facts['memory'] / 2**30:.0f} GiB" if "memory" in facts else ""
         rows.append(["device", name, facts.get("name", f"{facts.get('cores')} cores") + size])
     for name, facts in data["caches"].items():
-        rows.append(["cache", name, f"{facts['bytes'] / 1e9:.2f} GB in {facts['path']}" if facts["exists"] else "none"])
+        rows.append(
+            ["cache", name, f"{facts['bytes'] / 1e9:.2f} GB in {facts['path']}" if facts["exists"] else "nothing yet"]
+        )
     rows += [["leftover", path, "of a run that was ended; the same command goes on"] for path in data["leftovers"]]
     rows += [["can run", name, answer] for name, answer in data["can"].items()]
     out.table(["what", "name", "state"], rows, left=3)
