@@ -307,6 +307,12 @@ def test_tests_mirror_the_rooms() -> None:
         assert str(room) in (".", "bench", "hostile") or (ROOT / room).is_dir(), relative(path)
 
 
+def test_every_test_file_has_a_name_of_its_own() -> None:
+    """pytest imports them by their base names."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_importing_steer_and_its_command_line_loads_nothing_heavy() -> None:
     script = (
         "import sys, steer, steer.cli\n"
