@@ -193,7 +193,7 @@ def test_a_link_at_the_name_of_the_work_folder_is_refused_and_not_followed(
     partial.rename(here / "elsewhere")
     partial.symlink_to(here / "elsewhere")
     (here / "elsewhere" / "notes.txt").write_text("precious")
-    with pytest.raises(OutputError, match="is no folder of this user"):
+    with pytest.raises(OutputError, match="is no folder that this user can write"):
         api.merge(MADE, "out", shard=900)
     assert (here / "elsewhere" / "notes.txt").read_text() == "precious"
 
