@@ -1,4 +1,4 @@
-"""What can be done with weights, as functions: apply, diff, merge, verify; commands call them and print."""
+"""The operations on weights as functions, which the commands call: apply, diff, merge, verify."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def merge(
     recipe: Recipe, out: str | Path, *, memory: int = MEMORY, threads: int | None = None, shard: int = LARGEST,
     device: str = "cpu", on_event: OnEvent = ignore,
 ) -> dict[str, Any]:  # fmt: skip
-    """Do what a recipe says: a model folder at `out`, or a task vector where the recipe says `as: vector`.
+    """Merge by a recipe: write a model folder to `out`, or a task vector where the recipe has `as: vector`.
 
-    Returns the record with all digests. `on_event` is told what is worth knowing about the inputs before a weight is
-    read, and then the bytes that are done. Raises UsageError, ModelError and OutputError before any work; ArtifactError
-    for values that can't be merged.
+    `memory` (beyond mapped files) and `shard` (the largest output file) are in bytes; `device` is cpu, cuda or cuda:N.
+    `on_event` receives notes about the inputs, then the progress in bytes. Returns the record with all digests. Raises
+    UsageError, ModelError and OutputError before any work; ArtifactError for values that are not finite.
     """
     target = Path(out)
     planned = plan(recipe, memory=memory, threads=threads, shard=shard, device=device, on_event=on_event)
@@ -47,11 +47,11 @@ def apply(
     memory: int = MEMORY, threads: int | None = None, shard: int = LARGEST, device: str = "cpu",
     on_event: OnEvent = ignore,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write a complete model folder: the base plus a task vector, an adapter, or an expression over them.
+    """Write a complete model folder: the base plus `what`, a task vector, an adapter, or an expression over them.
 
-    `vectors` are the files of the expression's names; a name without one is NAME.safetensors in the current folder.
-    `dtype` is the result's: auto (the base's), float32, bfloat16 or float16. An exact vector alone restores the
-    fine-tuned model to the bit. Returns the record with all digests; raises ExpressionError, and what `merge` raises.
+    `vectors` are the files of the names in the expression; other names are NAME.safetensors in the current folder.
+    `dtype` is the result's: auto (the base's), float32, bfloat16 or float16. A single exact vector restores the
+    fine-tuned model to the bit. Returns the record with all digests. Raises ExpressionError, and as `merge` does.
     """
     recipe = replace(expression.read(what, vectors or {}, base), dtype=dtype)
     return merge(recipe, out, memory=memory, threads=threads, shard=shard, device=device, on_event=on_event)

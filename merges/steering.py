@@ -1,4 +1,4 @@
-"""The same methods on steering vectors: each layer's direction is a tensor, and a direction is a delta."""
+"""The merge methods applied to steering vectors: the direction of each layer is merged as a delta."""
 
 from __future__ import annotations
 
@@ -28,9 +28,11 @@ def merge(recipe: Recipe, vectors: Sequence[SteeringVector], *, on_event: OnEven
     method = methods.find(recipe.method)
     problems = []
     if method.statistics or recipe.slices or recipe.tokenizer:
-        problems.append(f"{recipe.method} needs more of its inputs than directions")
+        problems.append(f"steering vectors can't be merged by {recipe.method} with statistics, slices or a tokenizer")
     if problems:
-        raise UsageError(problems, "merge steering vectors with linear, task_arithmetic, ties, slerp and the like")
+        raise UsageError(
+            problems, "use a method such as linear, task_arithmetic, ties or slerp, without slices and tokenizer"
+        )
     first = vectors[0]
     for part, vector in zip(recipe.parts, vectors, strict=True):
         if vector.hidden_size != first.hidden_size:
@@ -41,11 +43,11 @@ def merge(recipe: Recipe, vectors: Sequence[SteeringVector], *, on_event: OnEven
             problems.append(f"{part.model} and {recipe.parts[0].model} were extracted from different models")
         if set(vector.layers) != set(first.layers):
             problems.append(
-                f"{part.model} holds the layers {spans(vector.layers)}, {recipe.parts[0].model} {spans(first.layers)}"
+                f"{part.model} has the layers {spans(vector.layers)}, {recipe.parts[0].model} has {spans(first.layers)}"
             )
     if problems:
         raise ArtifactError(
-            problems, "merge vectors of one model with the same layers; `steer vectors convert --layers` cuts"
+            problems, "merge vectors of one model with the same layers; `steer vectors convert --layers` selects layers"
         )
     digests = [vector.digest for vector in vectors]
     order = sorted(range(len(vectors)), key=lambda i: digests[i]) if method.symmetric else range(len(vectors))

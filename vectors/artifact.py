@@ -1,7 +1,7 @@
 """The artifact file: safetensors with exactly one metadata key, so that the bytes are a function of the content.
 
-safetensors writes several metadata keys in random order; one key, `steer`, holding canonical JSON, has no order to
-lose. `checksum` inside it covers everything else in the file, so that damage is found when it is read.
+safetensors writes metadata keys in random order, so everything is canonical JSON under one key, `steer`. The entry
+`checksum` in it covers everything else in the file, so that a reader detects damage.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 KEY = "steer"
-LARGEST_HEADER = 100_000_000  # safetensors' own limit, in bytes
+LARGEST_HEADER = 100_000_000  # the limit of the safetensors format, in bytes
 
 
 class Artifact(NamedTuple):
-    """What a file holds: its tensors, its metadata (None for a bare file), and the digest of the file."""
+    """The content of a file: its tensors, its metadata (None for safetensors of other tools), and the file's digest."""
 
     tensors: dict[str, Tensor]
     metadata: dict[str, Any] | None
@@ -32,7 +32,7 @@ class Artifact(NamedTuple):
 
 
 def _checksum(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """The digest of the metadata without its own checksum, and of every tensor with its name, dtype and shape."""
+    """The digest of the metadata (without `checksum`) and of every tensor with its name, dtype and shape."""
     import torch
 
     rest = {key: value for key, value in metadata.items() if key != "checksum"}
@@ -46,9 +46,9 @@ def _checksum(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str
 
 
 def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bytes:
-    """The bytes of an artifact. The same tensors and metadata give the same bytes.
+    """The bytes of an artifact: the same tensors and metadata give the same bytes.
 
-    Raises ArtifactError for metadata that is no JSON, such as a NaN.
+    Raises ArtifactError for metadata that JSON can't represent, such as a NaN.
     """
     import torch
     from safetensors.torch import save
@@ -58,9 +58,9 @@ def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bytes:
         complete["checksum"] = _checksum(complete, tensors)
     except (TypeError, ValueError, RecursionError) as error:
         raise ArtifactError(f"the metadata is not JSON: {error}", "use plain, finite values") from error
-    # safetensors refuses tensors that share memory, which is no fault of their content.
-    own = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    return save(own, {KEY: canonical_json(complete)})
+    # Copied, because safetensors refuses tensors that share memory.
+    copies = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    return save(copies, {KEY: canonical_json(complete)})
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
@@ -88,14 +88,16 @@ def decode(content: bytes, path: str) -> Artifact:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    again = "make it again with `steer extract`, or copy it again from where it came"
+    hint = "make it again with `steer extract`, or copy it again from where it came"
     try:
         tensors = load(content)
         header = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])
     except (SafetensorError, ValueError, struct.error) as error:
-        raise ArtifactError(f"{path} is truncated or no safetensors file: {error}", again) from error
+        raise ArtifactError(f"{path} is truncated or no safetensors file: {error}", hint) from error
     except (KeyError, OverflowError, RuntimeError, TypeError) as error:
-        raise ArtifactError(f"{path} holds a tensor of a dtype or shape that torch has not: {error}", again) from error
+        raise ArtifactError(
+            f"{path} holds a tensor of a dtype or shape that torch does not support: {error}", hint
+        ) from error
     entries = header.get("__metadata__") or {}
     text = entries.get(KEY)
     metadata: dict[str, Any] | None = None
@@ -103,27 +105,27 @@ def decode(content: bytes, path: str) -> Artifact:
         try:
             metadata = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise ArtifactError(f"the metadata of {path} is not JSON: {error}", again) from error
+            raise ArtifactError(f"the metadata of {path} is not JSON: {error}", hint) from error
         if not isinstance(metadata, dict) or metadata.get("schema") != SCHEMA:
-            found = metadata.get("schema") if isinstance(metadata, dict) else metadata
-            raise ArtifactError(f"{path} has schema {found!r}; this version reads {SCHEMA}", "upgrade steer-workbench")
+            schema = metadata.get("schema") if isinstance(metadata, dict) else metadata
+            raise ArtifactError(f"{path} has schema {schema!r}; this version reads {SCHEMA}", "upgrade steer-workbench")
         if metadata.get("kind") == "task-vector":
             raise ArtifactError(
-                f"{path} holds a task-vector, not a steering-vector", "give it to `steer merge` or `steer apply`"
+                f"{path} holds a task-vector, not a steering-vector", "use it with `steer merge` or `steer apply`"
             )
         try:
             expected = _checksum(metadata, tensors)
         except (ValueError, RecursionError) as error:  # Python's reader takes NaN and lone surrogates, JSON does not
-            raise ArtifactError(f"the metadata of {path} is not JSON: {error}", again) from error
+            raise ArtifactError(f"the metadata of {path} is not JSON: {error}", hint) from error
         if metadata.get("checksum") != expected:
-            raise ArtifactError(f"{path} was changed after it was written: its checksum does not match", again)
+            raise ArtifactError(f"{path} was changed after it was written: its checksum does not match", hint)
     elif any('"checksum":"sha256:' in value for value in entries.values()):
-        raise ArtifactError(f"{path} was changed after it was written: its metadata is under another key", again)
+        raise ArtifactError(f"{path} was changed after it was written: its metadata is under another key", hint)
     broken = [
         name
         for name, tensor in tensors.items()
         if not bool(torch.isfinite(tensor if tensor.is_complex() else tensor.float()).all())
     ]
     if broken:
-        raise ArtifactError(f"{path} holds values that are not finite, in {', '.join(sorted(broken))}", again)
+        raise ArtifactError(f"{path} holds values that are not finite, in {', '.join(sorted(broken))}", hint)
     return Artifact(tensors, metadata, digest_bytes(content))

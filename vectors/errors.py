@@ -1,9 +1,9 @@
 """The errors of the workbench.
 
 SteerError
-├── UsageError         an option or value that no input could make valid   (exit code 2)
+├── UsageError         an option or value that is invalid for any input   (exit code 2)
 ├── ExampleError       example files: format, classes, lengths
-├── ExpressionError    a composition that doesn't parse or resolve
+├── ExpressionError    a composition that doesn't parse, or names an unknown vector
 ├── ArtifactError      a vector file: truncated, tampered, for another model
 ├── ModelError         a model reference, architecture or layer
 └── OutputError        something could not be written
@@ -18,7 +18,8 @@ from collections.abc import Iterable, Iterator, Sequence
 class SteerError(Exception):
     """What is wrong, with the value, and the next step.
 
-    `problems` holds one sentence a problem: an input's problems are reported together, not one a run.
+    `problems` holds one sentence per problem, since all problems of an input are reported together; `hint` is the next
+    step.
     """
 
     exit_code = 1
@@ -30,7 +31,7 @@ class SteerError(Exception):
 
 
 class UsageError(SteerError):
-    """An option or value that no input could make valid."""
+    """An option or value that is invalid for any input."""
 
     exit_code = 2
 
@@ -40,7 +41,7 @@ class ExampleError(SteerError):
 
 
 class ExpressionError(SteerError):
-    """A composition that doesn't parse, or names what isn't there."""
+    """A composition that doesn't parse, or names an unknown vector."""
 
 
 class ArtifactError(SteerError):
@@ -56,21 +57,21 @@ class OutputError(SteerError):
 
 
 def guess(name: str, known: Iterable[str]) -> str:
-    """` (did you mean X?)`, or nothing."""
-    import difflib  # what only a mistake needs
+    """` (did you mean X?)` with the known name closest to `name`; empty if none is close."""
+    import difflib  # imported here, since only errors need it
 
     near = difflib.get_close_matches(name, list(known), 1)
     return f" (did you mean {near[0]}?)" if near else ""
 
 
 def shortened(names: Sequence[str]) -> str:
-    """The first three names, and how many more there are."""
+    """The first three names, followed by the number of the others."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 @contextlib.contextmanager
 def kept(errors: list[SteerError]) -> Iterator[None]:
-    """Within: a SteerError ends the block and is kept, so that what is checked after it is checked all the same."""
+    """A context in which a SteerError ends the block and is appended to `errors`, so that later checks still run."""
     try:
         yield
     except SteerError as error:
@@ -78,9 +79,9 @@ def kept(errors: list[SteerError]) -> Iterator[None]:
 
 
 def raise_together(errors: Sequence[SteerError]) -> None:
-    """Raise kept errors as one, with all their problems and hints: a UsageError if one of them is; else as the first.
+    """Raise the collected errors as one, with all their problems and hints; does nothing when there are none.
 
-    Does nothing when there are none.
+    The error raised is a UsageError if any of them is, and otherwise of the class of the first.
     """
     if not errors:
         return

@@ -1,7 +1,7 @@
-"""Progress events: what a long function tells its caller while it runs.
+"""Progress events, by which a long function reports to its caller while it runs.
 
 Every function that may take longer than a second has a keyword `on_event: OnEvent = ignore`. The library never prints;
-the command line draws bars from these events, and a program may log them.
+the command line draws progress bars from these events, and a program may log them.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Event:
-    """One piece of news about a running stage.
+    """A report on the progress of a stage.
 
     `stage` is a phrase that a user reads, such as "loading the model". `done` of `total` counts `unit`s; both are None
-    for a stage of unknown length. `metrics` are measured values by name, such as {"loss": 2.1}.
+    for a stage of unknown length. `metrics` are measured values by name, such as {"loss": 2.1}. `message` is a note for
+    the user.
     """
 
     stage: str

@@ -1,4 +1,4 @@
-"""The expression language: what to apply, as text, in commands, requests, files and pages.
+"""The expression language, in which commands, requests and files write a composition of vectors.
 
     expression  = [ "+" | "-" ] term { ( "+" | "-" ) term }
     term        = ( [ number "*" ] vector | operation ) [ "@" scope ]
@@ -10,7 +10,7 @@ A name is letters, digits, `_` and `.`, beginning with a letter or `_`; any othe
 
 Every operation reads the residual stream h as it was before the composition, and the changes are summed:
 
-    s*name            h + s v                     v the vector, so that strength 1 is one mean displacement
+    s*name            h + s v                     v the direction; strength 1 is one mean displacement
     ablate(name, s)   h - s <h, u> u              u = v / |v|; s defaults to 1
     clamp(name, x)    h + (x |v| - <h, u>) u      x in units of strength
 
@@ -41,7 +41,7 @@ _PLAIN_NAME = re.compile(r"[^\W\d][\w.]*")
 
 @dataclass(frozen=True)
 class Scope:
-    """Which tokens a term acts on: `prompt`, `response`, or `first` and `after` with a count of response tokens."""
+    """The tokens a term acts on: `kind` is prompt, response, first or after, the latter two with a `count`."""
 
     kind: str
     count: int = 0
@@ -51,7 +51,7 @@ class Scope:
 
     @property
     def responds(self) -> bool:
-        """Whether it covers tokens of the response alone."""
+        """Whether the scope covers only tokens of the response."""
         return self.kind != "prompt"
 
     def span(self, prompt_length: int) -> tuple[int, float]:
@@ -71,7 +71,7 @@ class Term:
     operation: str  # "add", "ablate" or "clamp"
     name: str
     value: float = 1.0
-    layers: tuple[int, ...] | None = None  # None: the layers that act by default
+    layers: tuple[int, ...] | None = None  # None: the layers at which the vector acts by default
     scope: Scope | None = None  # None: everywhere
 
     def __str__(self) -> str:
@@ -90,7 +90,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Composition:
-    """What to apply, in order: an immutable value with one canonical text and one digest."""
+    """A sequence of terms: an immutable value with one canonical text and one digest."""
 
     terms: tuple[Term, ...]
 
@@ -111,26 +111,31 @@ class Composition:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names that occur, each once, in order."""
+        """The names of the vectors, each once, in order of occurrence."""
         return tuple(dict.fromkeys(term.name for term in self.terms))
 
     def scaled(self, factor: float) -> Composition:
-        """Every strength times `factor`. A clamp sets a level, not a strength: ExpressionError."""
+        """The composition with every strength multiplied by `factor`.
+
+        Raises ExpressionError for a clamp, which sets a level, and for strengths that are not finite.
+        """
         if any(term.operation == "clamp" for term in self.terms):
             raise ExpressionError(
                 f"{self} can't be scaled by {_number(factor)}: clamp sets a level, not a strength",
-                "write the levels out, one expression each",
+                "write one expression for each level",
             )
         terms = tuple(replace(term, value=term.value * factor) for term in self.terms)
         if not all(math.isfinite(term.value) for term in terms):
-            raise ExpressionError(f"{self} can't be scaled by {factor!r}: strengths are finite", "scale it by less")
+            raise ExpressionError(
+                f"{self} can't be scaled by {factor!r}: its strengths would not be finite", "use a smaller factor"
+            )
         return Composition(terms)
 
 
 def parse(text: str) -> Composition:
-    """Read an expression. Raises ExpressionError that names the place and what was expected there."""
+    """Read an expression. Raises ExpressionError with the position of the mistake and what was expected there."""
     composition = _Parser(text).expression()
-    _check_length(str(composition))  # which may be longer than what was typed, and has to be read back too
+    _check_length(str(composition))  # the canonical text, which must be readable too, may be longer than `text`
     return composition
 
 
@@ -144,7 +149,7 @@ def _quoted(name: str) -> str:
 
 
 def _number(value: float) -> str:
-    """The shortest text that reads back as the same number."""
+    """The shortest text that is read as the same number."""
     return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
 
 
@@ -161,11 +166,11 @@ class _Parser:
     def fail(self, expected: str, at: int | None = None) -> NoReturn:
         at = self.position if at is None else at
         at += len(self.text[at:]) - len(self.text[at:].lstrip())
-        found = repr(self.text[at : at + 12]) if at < len(self.text) else "the end"
-        shown = self.text if len(self.text) <= 60 else self.text[max(0, at - 30) : at + 30]
+        actual = repr(self.text[at : at + 12]) if at < len(self.text) else "the end"
+        excerpt = self.text if len(self.text) <= 60 else self.text[max(0, at - 30) : at + 30]
         raise ExpressionError(
-            f"the expression {shown!r} is wrong at character {at + 1}: {expected} expected, {found} found",
-            "an expression looks like: 1.2*warm - 0.4*formal[12-15] + ablate(refusal)@response",
+            f"the expression {excerpt!r} is wrong at character {at + 1}: {expected} expected, {actual} found",
+            "an example of an expression: 1.2*warm - 0.4*formal[12-15] + ablate(refusal)@response",
         )
 
     def peek(self) -> re.Match[str] | None:

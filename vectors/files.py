@@ -1,4 +1,4 @@
-"""Bytes on disk: canonical JSON, digests, and writes that appear whole or not at all."""
+"""Canonical JSON, digests, and files that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from vectors.locks import remove_leftovers, temporary_file
 
 
 def canonical_json(value: Any) -> str:
-    """The one text of a JSON value: sorted keys, no spaces, UTF-8, no NaN or infinity (ValueError)."""
+    """The canonical text of a JSON value: sorted keys, no spaces, UTF-8. Raises ValueError for NaN and infinity."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def finite(value: Any) -> Any:
-    """`value` with null for NaN and infinity, which JSON lacks: a loss that overflowed is one."""
+    """`value` with None for NaN and infinity, which JSON can't represent, such as a loss that overflowed."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -51,7 +51,7 @@ def digest_json(value: Any) -> str:
 
 
 def permissions(requested: int = 0o666) -> int:
-    """`requested` less the umask: without it, the mode that a plain `open(..., "w")` gives a new file."""
+    """`requested` without the bits of the umask; by default the mode that `open(..., "w")` gives a new file."""
     # The umask can only be read by setting it.
     mask = os.umask(0)
     os.umask(mask)
@@ -59,14 +59,14 @@ def permissions(requested: int = 0o666) -> int:
 
 
 def _link_target(path: Path) -> Path:
-    """The file that writing to `path` makes: links are followed, as by any program that writes, not replaced."""
+    """The file that `path` stands for: a symbolic link is followed, not replaced."""
     return Path(os.path.realpath(path)) if os.path.islink(path) else path
 
 
 def check_writable(path: Path) -> None:
-    """Fail before any work when `path` can't become a file. Raises OutputError.
+    """Refuse, before any work, a `path` to which a file can't be written. Raises OutputError.
 
-    Only an ordinary file that allows writing may be replaced; renaming would replace anything else just as well.
+    An existing file must be an ordinary, writable one; this is checked because a rename would replace anything.
     """
     target = _link_target(path)
     folder = target.parent
@@ -79,7 +79,7 @@ def check_writable(path: Path) -> None:
         mode = os.stat(target).st_mode
         if not stat.S_ISREG(mode):
             raise OutputError(f"{path} is a pipe, socket or device, not an ordinary file", "choose another --out")
-        # The mode as well, since to the superuser every file is writable.
+        # The mode is checked too, since the superuser can write to every file.
         if not mode & 0o222 or not os.access(target, os.W_OK):
             raise OutputError(f"{path} is read-only", f"allow it: chmod u+w {path}; or choose another --out")
     if not os.path.exists(folder):
@@ -89,7 +89,7 @@ def check_writable(path: Path) -> None:
     try:
         with contextlib.suppress(FileNotFoundError):
             os.lstat(target)  # a name that is too long fails here
-        # Asking the file system, not the mode bits: read-only mounts and quotas answer here too.
+        # Tested by making a file: mode bits do not show read-only mounts and quotas.
         handle, temporary = temporary_file(target)
         os.close(handle)
         temporary.unlink(missing_ok=True)
@@ -98,7 +98,7 @@ def check_writable(path: Path) -> None:
 
 
 def check_distinct(out: Path, inputs: Mapping[str, object]) -> None:
-    """Refuse an output that is one of the inputs, by option or argument. Raises OutputError."""
+    """Refuse an output that is one of the inputs, which are given by option or argument. Raises OutputError."""
     for name, source in inputs.items():
         there = isinstance(source, str | Path) and os.path.exists(out) and os.path.exists(source)
         if there and os.path.samefile(out, str(source)):
@@ -106,11 +106,11 @@ def check_distinct(out: Path, inputs: Mapping[str, object]) -> None:
 
 
 class NewFile:
-    """A file that gets its name when it is whole: everything is written to `file`, under a temporary name beside it.
+    """A file that appears under its name only when complete: `file`, to write to, has a temporary name beside it.
 
-    A kill or a full disk at any moment leaves the old file or none, never a part; what a killed process left is removed
-    by the next one that writes in the same folder. A link stays, and what it leads to is written. `commit` or `discard`
-    ends it; all methods raise OutputError.
+    A kill or a full disk at any moment leaves the old file or none, never a part; leftovers of a killed process are
+    removed by the next one that writes in the same folder. If `path` is a symbolic link, its target is written. Ends
+    with `commit` or `discard`. All methods raise OutputError.
     """
 
     def __init__(self, path: Path, *, buffering: int = -1) -> None:
@@ -127,13 +127,13 @@ class NewFile:
                 raise
 
     def flush(self) -> None:
-        """Bring everything to the disk; the file keeps its temporary name."""
+        """Flush everything to disk; the file keeps its temporary name."""
         with self._reporting():
             self.file.flush()
             os.fsync(self.file.fileno())
 
     def commit(self) -> None:
-        """Flush, and give the file its name. Afterwards it is closed."""
+        """Flush the file, rename it to its final name and close it."""
         if self._temporary is None:
             return
         self.flush()
@@ -144,11 +144,11 @@ class NewFile:
             self.file.close()
 
     def discard(self) -> None:
-        """Close and remove what has not been committed."""
+        """Close the file, and remove it if it was not committed."""
         if self._temporary is not None:
             self._temporary.unlink(missing_ok=True)
             self._temporary = None
-        # What is still buffered need not be written any more.
+        # Errors of writing what is still buffered do not matter.
         with contextlib.suppress(OSError):
             self.file.close()
 
@@ -162,9 +162,9 @@ class NewFile:
 
 @contextlib.contextmanager
 def new_file(path: Path, *, buffering: int = -1) -> Iterator[IO[bytes]]:
-    """Within: a binary file to write to, which takes the name `path` at the end, and is gone if anything fails.
+    """A context with a binary file to write to, which is renamed to `path` at its end, or removed after an error.
 
-    `buffering` is that of `open`. Raises OutputError, also for errors of writing to it.
+    `buffering` is that of `open`. Raises OutputError, also for errors while writing to the file.
     """
     new = NewFile(path, buffering=buffering)
     try:
@@ -176,7 +176,7 @@ def new_file(path: Path, *, buffering: int = -1) -> Iterator[IO[bytes]]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a whole file at once, by the rules of `NewFile`. Raises OutputError."""
+    """Write a whole file at once; it appears complete or not at all (see `NewFile`). Raises OutputError."""
     with new_file(path) as file:
         file.write(content)
 
@@ -185,6 +185,6 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def cannot_write(path: Path, error: OSError) -> OutputError:
-    """The error that says why something can't be written, and what helps."""
+    """The OutputError for an OSError of writing `path`, with a hint that fits it."""
     hint = "free some space, or choose another --out" if error.errno in FULL else "choose another --out"
     return OutputError(f"{path} can't be written: {error.strerror or error}", hint)

@@ -1,7 +1,7 @@
-"""Folders that appear whole or not at all, and the folders of work that can be interrupted and resumed.
+"""Output folders that appear complete or not at all, and work folders of runs that can be interrupted and resumed.
 
-Both lie beside the output, on the same file system, so that a rename gives them their name at once. Both are locked by
-the process that fills them (`vectors.locks`).
+Both are made beside the output, on the same file system, so that one rename publishes them. Both are locked by the
+process that writes to them (`vectors.locks`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vectors.files import FULL, cannot_write, canonical_json, digest_json, permi
 from vectors.locks import Busy, locked, remove_leftovers, temporary_folder
 
 IDENTITY = "run.json"
-RESERVE = 64 << 20  # bytes that stay free on the disk
+RESERVE = 64 << 20  # bytes of disk space that are never used
 
 
 def require_free_output(out: Path, needed: int = 0, *, have: int = 0) -> None:
@@ -52,7 +52,7 @@ def require_free_output(out: Path, needed: int = 0, *, have: int = 0) -> None:
 
 @contextlib.contextmanager
 def new_folder(out: Path, needed: int = 0) -> Iterator[Path]:
-    """Within: an empty folder beside `out`, which takes its name at the end, and is gone if anything fails.
+    """A context with an empty folder beside `out`, which is renamed to `out` at its end, or removed after an error.
 
     Raises OutputError before anything is made when `out` exists, can't be made, or the disk lacks `needed` bytes.
     """
@@ -64,7 +64,7 @@ def new_folder(out: Path, needed: int = 0) -> Iterator[Path]:
 
 
 def keep_always(_folder: Path, _error: BaseException) -> bool:
-    """Work that failed in any way can be gone on with."""
+    """The default of `keep`: work can be resumed after any error."""
     return True
 
 
@@ -77,12 +77,12 @@ def work_folder(
     keep: Callable[[Path, BaseException], bool] = keep_always,
     becomes_output: bool = False,
 ) -> Iterator[Path]:
-    """Within: the locked folder of one run's work for `out`; what an earlier try of the same run left is in it.
+    """A context with the locked work folder of a run that writes `out`; it holds what an interrupted run left.
 
-    `identity` is everything that the result follows from, as JSON values; work of another identity is refused; None
-    for a folder whose `name` says it. `name` is that of the folder, `.OUT.work` by default. At a clean end the
-    folder is removed, or with `becomes_output` takes the name of `out`. After an error it stays if `keep(folder,
-    error)`. Raises UsageError for the work of another run, OutputError.
+    `identity` is everything that determines the result, as JSON values; work of another identity is refused. It is
+    None for a folder that is identified by its `name`, which is `.OUT.work` by default. At a clean end the folder is
+    removed, or with `becomes_output` renamed to `out`. After an error it stays if `keep(folder, error)`. Raises
+    UsageError for the work of another run, OutputError.
     """
     folder = out.absolute().with_name(name or f".{out.name}.work")
     with _reporting(out, resumable=True), _alone(folder, out):
@@ -106,12 +106,12 @@ def work_folder(
 
 
 def has_work(folder: Path) -> bool:
-    """Whether an interrupted run left its work in `folder`."""
+    """Whether `folder` holds the work of an interrupted run."""
     return (folder / IDENTITY).is_file()
 
 
 def require_same_work(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Refuse to go on with the work of another run. Raises UsageError, which names what differs."""
+    """Refuse to resume the work of another run. Raises UsageError that names what differs."""
     if not has_work(folder):
         return
     try:
@@ -124,15 +124,15 @@ def require_same_work(folder: Path, identity: Mapping[str, Any]) -> None:
     changed = sorted(key for key in {*before, *identity} if before.get(key) != identity.get(key))
     raise UsageError(
         f"{folder} holds checkpoints of another run, which differs in {', '.join(changed)}",
-        f"go on with that run's own command, or remove it: rm -r {folder}",
+        f"resume it with the command of that run, or remove it: rm -r {folder}",
     )
 
 
 def remove_unfinished(out: Path, pattern: str) -> None:
-    """Remove the work folders `.OUT.<pattern>` beside `out`, unless a process works in them.
+    """Remove the work folders `.OUT.<pattern>` beside `out` that no process has locked.
 
-    `pattern` is a regular expression for everything behind the output's name, so that `m` never takes what belongs to
-    an output called `m.v2`.
+    `pattern` is a regular expression for everything after the output's name, so that the folders of an output `m.v2`
+    are never taken for those of `m`.
     """
     name = re.compile(re.escape(f".{out.name}.") + pattern)
     parent = out.absolute().parent
@@ -143,7 +143,7 @@ def remove_unfinished(out: Path, pattern: str) -> None:
 
 
 def publish(folder: Path, out: Path) -> None:
-    """Give a finished folder its name, and flush it to disk. Raises OutputError if something has that name by now."""
+    """Flush a finished folder to disk and rename it to `out`. Raises OutputError if `out` exists by now."""
     flush(folder)
     _require_free_name(out)
     os.rename(folder, out)
@@ -156,7 +156,7 @@ def _require_free_name(out: Path) -> None:
 
 
 def flush(folder: Path) -> None:
-    """Flush a folder's own entries to disk."""
+    """Flush the entries of a folder (not the contents of its files) to disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -165,16 +165,16 @@ def flush(folder: Path) -> None:
 
 
 def _enter(folder: Path) -> None:
-    """Make the work folder, or go into the one that is there, if it is a folder of ours. Raises OutputError."""
+    """Make the work folder, or check that the existing one can be used. Raises OutputError."""
     try:
         folder.mkdir(mode=permissions(0o777))
         return
     except FileExistsError:
         status = os.lstat(folder)
     if not stat.S_ISDIR(status.st_mode) or not os.access(folder, os.W_OK):
-        raise OutputError(f"{folder} is no folder that this user can write", "remove it, or choose another --out")
+        raise OutputError(f"{folder} is not a folder that this user can write to", "remove it, or choose another --out")
     for entry in os.scandir(folder):
-        if entry.is_symlink():  # none of ours: writing to that name would write elsewhere
+        if entry.is_symlink():  # not made by us: writing to it would write elsewhere
             os.unlink(entry.path)
 
 
@@ -184,13 +184,13 @@ def _alone(folder: Path, out: Path) -> Iterator[None]:
         try:
             stack.enter_context(locked(folder))
         except Busy:
-            raise OutputError(f"another process is making {out}", "wait for it") from None
+            raise OutputError(f"another process is writing {out}", "wait until it has finished") from None
         yield
 
 
 @contextlib.contextmanager
 def _reporting(out: Path, *, resumable: bool) -> Iterator[None]:
-    """Within: an error of the operating system becomes an OutputError, which names the output, not a temporary name."""
+    """A context in which an OSError becomes an OutputError that names the output, not a temporary file."""
     try:
         yield
     except (OSError, OutputError) as caught:
@@ -198,6 +198,6 @@ def _reporting(out: Path, *, resumable: bool) -> Iterator[None]:
         if not isinstance(error, OSError):
             raise
         if resumable and error.errno in FULL:
-            hint = "free some space and run it again: it goes on where it was"
+            hint = "free some space and run the command again: it resumes where it stopped"
             raise OutputError(f"{out} can't be written: {error.strerror or error}", hint) from error
         raise cannot_write(out, error) from error

@@ -1,9 +1,9 @@
-"""Locks that die with the process, and temporary names that only a living process holds.
+"""Locks that are released when the process ends, and temporary files and folders protected by them.
 
 A temporary file or folder is called `.NAME.XXXXXXXX.steer-tmp`, with eight random characters from `mkstemp`: a process
-id would not do, since two containers on one volume are both process 1. The file itself is locked, a folder by the file
-`FOLDER.steer-lock` beside it. What has such a name and is locked by nobody was left by a process that was killed, and
-the next writer in the same folder removes it.
+id would not be unique, since two containers on one volume are both process 1. A file is locked itself, a folder by the
+file `FOLDER.steer-lock` beside it. A temporary name without a lock was left by a killed process, and is removed by the
+next process that writes in the same folder.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def temporary_file(path: Path) -> tuple[int, Path]:
 
 @contextlib.contextmanager
 def temporary_folder(path: Path) -> Iterator[Path]:
-    """Within: a new, locked, empty folder beside `path`; removed at the end unless it was renamed. Raises OSError."""
+    """A context with a new, locked, empty folder beside `path`, removed at the end unless renamed. Raises OSError."""
     handle, lock = _locked_temporary(path, SUFFIX + LOCK_SUFFIX)
     folder = lock.with_name(lock.name.removesuffix(LOCK_SUFFIX))
     try:
@@ -57,7 +57,7 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Within: this process alone holds the lock of `path`, which need not exist. Raises Busy at once, and OSError."""
+    """A context in which this process holds the lock of `path`, which need not exist. Raises Busy, OSError."""
     lock = path.with_name(path.name + LOCK_SUFFIX)
     handle = _acquire(lock)
     try:
@@ -66,13 +66,13 @@ def locked(path: Path) -> Iterator[None]:
         _release(handle, lock)
 
 
-PATIENCE = 0.5  # seconds: whoever looks for leftovers holds a lock for a moment
+PATIENCE = 0.5  # seconds to wait for a lock, since `remove_leftovers` of another process holds it for a moment
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files and folders in `folder` whose process has died. Links are never followed.
 
-    Whatever can't be removed stays, without an error: it belongs to another user, or is on its way already.
+    What can't be removed stays without an error: it belongs to another user, or another process is removing it.
     """
     try:
         with os.scandir(folder) as entries:
@@ -92,7 +92,7 @@ def _locked_temporary(path: Path, suffix: str) -> tuple[int, Path]:
     while True:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{shortened}.", suffix=suffix)
         try:
-            # Between its making and its locking another process may have taken it for a leftover.
+            # Before it was locked, another process may have removed it as a leftover.
             if _lock(handle) and _is_at(handle, Path(name)):
                 return handle, Path(name)
         except BaseException:
@@ -120,18 +120,18 @@ def _acquire(lock: Path, *, create: bool = True) -> int:
         except BaseException:
             os.close(handle)
             raise
-        os.close(handle)  # its holder removed it meanwhile: lock the next one
+        os.close(handle)  # the holder removed it meanwhile: lock a new one
 
 
 def _release(handle: int, lock: Path) -> None:
-    # Removed while it is held, so that nobody's new lock is removed.
+    # Removed while still held, so that no new lock of another process is removed.
     with contextlib.suppress(OSError):
         lock.unlink()
     os.close(handle)
 
 
 def _lock(handle: int) -> bool:
-    """Lock an open file, without waiting. A file system without locks counts as locked: nothing is removed there."""
+    """Lock an open file without waiting; False if another process holds it. True on file systems without locks."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -143,7 +143,7 @@ def _lock(handle: int) -> bool:
 
 
 def _is_at(handle: int, path: Path) -> bool:
-    """Whether `path` is still the open file."""
+    """Whether `path` still names the open file."""
     try:
         there = os.lstat(path)
     except FileNotFoundError:
@@ -171,7 +171,7 @@ def _remove_temporary(path: Path) -> None:
     elif stat.S_ISDIR(mode):
         lock = path.with_name(path.name + LOCK_SUFFIX)
         handle = _acquire(lock)
-        if not _really_locked(handle):  # on a file system without locks the owner may live
+        if not _really_locked(handle):  # without locks, the owner may still be running
             os.close(handle)
             return
         try:
@@ -181,7 +181,7 @@ def _remove_temporary(path: Path) -> None:
 
 
 def _remove_lock(lock: Path, folder: Path) -> None:
-    """Remove the lock of a folder that is gone."""
+    """Remove the lock of a folder that no longer exists."""
     if os.path.lexists(folder):
         return
     handle = _acquire(lock, create=False)

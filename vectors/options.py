@@ -1,7 +1,7 @@
-"""The options of a method, an optimiser or a request: each one's name, default, range and meaning.
+"""The options of methods, optimisers and requests: their names, defaults, ranges and help texts.
 
-`Option` is one of a merge method or an optimiser; `option` makes a field of a typed request, from which the command
-line derives its options and their help.
+An `Option` belongs to a merge method or an optimiser; `option` makes a field of a typed request, from which the command
+line derives a command's options and their help.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from vectors.values import number
 
 
 class Option(NamedTuple):
-    """One option of a method. `low` and `high` are included unless `open_low`; `choices` makes it a word."""
+    """One option of a method. Values lie in [low, high], or (low, high] with `open_low`; or are one of `choices`."""
 
     name: str
     default: Any
     meaning: str
-    each: bool = False  # every input has its own
+    each: bool = False  # every input has its own value
     low: float = -math.inf
     high: float = math.inf
     open_low: bool = False
     choices: tuple[str, ...] = ()
 
     def read(self, value: Any) -> Any:
-        """The value, as a number if it is the text of one ("0.9" in quotes) and the option takes numbers."""
+        """The value; if the option takes numbers, text such as "0.9" is converted to a number."""
         return value if self.choices or isinstance(self.default, bool) else number(value)
 
     def check(self, value: Any) -> str | None:
-        """What is wrong with one plain value, or None."""
+        """What is wrong with one value (no gradient and no filters), or None."""
         if self.choices:
             if value in self.choices:
                 return None
@@ -49,7 +49,7 @@ class Option(NamedTuple):
         return None
 
     def range(self) -> str:
-        """The interval of its values, as people write it."""
+        """The interval of its values, such as `(0, 1]`."""
         left = "(" if self.open_low or self.low == -math.inf else "["
         right = ")" if self.high == math.inf else "]"
         return f"{left}{self.low:g}, {self.high:g}{right}"
@@ -63,7 +63,7 @@ def _is_finite(value: float) -> bool:
 
 
 def kept(density: float, count: int) -> int:
-    """How many of `count` elements a density keeps: at least one. In decimals, so that 0.29 of 100 is 29."""
+    """How many of `count` elements a density keeps, at least one; in decimal arithmetic, so that 0.29 of 100 is 29."""
     return min(max(int(Decimal(repr(float(density))) * count), 1), count)
 
 
@@ -87,21 +87,21 @@ def option(
 ) -> Any:
     """A field of a typed request (a frozen, keyword-only dataclass) that a command can derive an option from.
 
-    The field's name and type say the rest: `max_tokens: int` is `--max-tokens`, a bool is a flag, `tuple[X, ...]` may
-    be given several times, `Mapping[str, X]` takes NAME=VALUE several times, `X | None` has no default.
+    The field's name and type determine the rest: `max_tokens: int` is `--max-tokens`, a bool is a flag, `tuple[X, ...]`
+    may be given several times, `Mapping[str, X]` takes NAME=VALUE several times, `X | None` has no default.
 
     default       the value when nothing is given; left out: required
     help          a full phrase; `{names}` in it is replaced by what `names` lists, when the help is printed
-    flag          the option's words where they are not the field's name, such as ("-o", "--out")
+    flag          the option's words where they differ from the field's name, such as ("-o", "--out")
     old           words of earlier releases: still taken, with a warning, and not shown
     choices       the words it takes, checked by `problems_of`
-    names         what a registry lists, for help and completion; whoever looks the name up refuses an unknown one
-    low, high     its range, `low` excluded if `open_low`, checked by `problems_of`
-    parse         makes the field's value of the text (or texts) given; raises UsageError
-    default_text  the default as help shows it, where the value alone says little
-    argument      it is given by its place instead of a flag
+    names         lists the names of a registry, for help and completion; not checked here
+    low, high     the range of a number, `low` excluded if `open_low`, checked by `problems_of`
+    parse         converts the text (or texts) given to the field's value; raises UsageError
+    default_text  the default as shown in the help, where the value alone is not clear
+    argument      True for a positional argument
     complete      what a shell completes: "models", "vectors"; paths are completed for a Path anyway
-    group         the heading it stands under in the help
+    group         the heading in the help under which it is listed
     """
     words = (flag,) if isinstance(flag, str) else flag or ()
     facts = Flag(
@@ -116,7 +116,7 @@ OPTION = "option"  # the key of a field's metadata
 
 
 class Flag(NamedTuple):
-    """What `option` says of a field; see there."""
+    """The metadata that `option` attaches to a field; see `option` for the meanings."""
 
     help: str
     words: tuple[str, ...]
@@ -134,7 +134,7 @@ class Flag(NamedTuple):
     group: str
 
     def word(self, field: str) -> str:
-        """How a user calls the option: its long flag, or an argument's name."""
+        """How messages name the option: its long flag, or the name of an argument."""
         if self.argument:
             return self.metavar or field.upper()
         return next((word for word in self.words if word.startswith("--")), f"--{field.strip('_').replace('_', '-')}")
@@ -146,9 +146,9 @@ def flags_of(request: Any) -> dict[str, Flag]:
 
 
 def problems_of(request: Any) -> list[str]:
-    """What is wrong with the values of a request, one sentence each: words that are no choice, numbers out of range.
+    """What is wrong with the values of a request, one sentence each: unknown choices and numbers out of range.
 
-    Requests inside it are checked with it.
+    Requests nested in its fields are checked too.
     """
     problems = []
     for field in dataclasses.fields(request):

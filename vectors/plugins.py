@@ -1,7 +1,7 @@
-"""Folders of methods, formats and commands: found by listing, never by editing a dispatcher.
+"""Registries of methods, formats and commands, found by listing a folder and an entry-point group.
 
-A built-in is a module of a folder; one of an outside package is a module named by an entry point. Both give the
-same attributes, so nobody can tell them apart.
+A built-in is a module of a folder; an installed package offers one by an entry point. Both have the same attributes and
+are treated alike.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def entry_points(*, group: str) -> EntryPoints:
-    """The entry points of a group; what reads them is imported when they are asked for."""
+    """The entry points of a group; importlib.metadata is imported on first use, because it is slow."""
     from importlib import metadata
 
     return metadata.entry_points(group=group)
@@ -33,32 +33,32 @@ def entry_points(*, group: str) -> EntryPoints:
 def discover(package: str, group: str) -> dict[str, ModuleType]:
     """Every module of `package` (those without a leading underscore) and of entry-point group `group`, by name.
 
-    Raises UsageError when an outside package takes the name of another one, or can't be loaded.
+    Raises UsageError for an entry point whose name is taken, or that can't be loaded.
     """
-    found: dict[str, ModuleType] = {}
+    modules: dict[str, ModuleType] = {}
     for entry in sorted(pkgutil.iter_modules(importlib.import_module(package).__path__), key=lambda e: e.name):
         if not entry.name.startswith("_"):
-            found[entry.name] = importlib.import_module(f"{package}.{entry.name}")
+            modules[entry.name] = importlib.import_module(f"{package}.{entry.name}")
     for point in sorted(entry_points(group=group), key=lambda p: p.name):
-        if point.name in found:
+        if point.name in modules:
             raise UsageError(
                 f"{point.value} offers {point.name!r} in {group}, a name that is taken", "rename one, or uninstall it"
             )
         try:
-            found[point.name] = point.load()
-        except Exception as error:  # whatever the code of an outside package raises
+            modules[point.name] = point.load()
+        except Exception as error:  # the code of another package may raise anything
             raise UsageError(
                 f"{point.value}, which offers {point.name!r} in {group}, can't be loaded: {error}",
                 "update it, or uninstall it",
             ) from error
-    return found
+    return modules
 
 
 def choose(what: str, name: str, available: Mapping[str, T]) -> T:
-    """What is called `name`. Raises UsageError that lists what there is and guesses what was meant."""
+    """The entry of `available` called `name`. Raises UsageError that lists the names and suggests the closest."""
     if name in available:
         return available[name]
-    import difflib  # what only a mistake needs
+    import difflib  # imported here, since only errors need it
 
     near = difflib.get_close_matches(name, available, 1)
     guess = f"did you mean {near[0]}? " if near else ""
@@ -66,7 +66,7 @@ def choose(what: str, name: str, available: Mapping[str, T]) -> T:
 
 
 def names(package: str, group: str) -> list[str]:
-    """The names that `discover` would find, in order, without importing a module of theirs, nor the package itself."""
+    """The sorted names that `discover` would find, without importing the modules or the package."""
     spec = importlib.util.find_spec(package)
     folders = spec.submodule_search_locations if spec else None
     inside = [m.name for m in pkgutil.iter_modules(folders) if not m.name.startswith("_")]

@@ -20,7 +20,7 @@ VOLATILE = ("_name_or_path", "_model_name_or_path", "transformers_version", "tor
 
 
 class ModelSource(NamedTuple):
-    """Where a model lies, resolved once: `name` and `revision` are None for a plain folder."""
+    """A resolved model reference: the folder, and for a hub model its id and commit (for `smollm2`, its name)."""
 
     path: Path
     name: str | None = None
@@ -32,13 +32,13 @@ class ModelSource(NamedTuple):
 
 
 def resolve(reference: str) -> ModelSource:
-    """Find a model's folder, downloading only what is not there yet. Raises ModelError."""
+    """The folder of a model; files that are not in the cache are downloaded. Raises ModelError."""
     # os.path answers False where pathlib raises: for a name that is too long, or an unknown ~user.
     path = Path(os.path.expanduser(reference))
     if reference and os.path.isdir(path):
         if not (path / "config.json").is_file():
             raise ModelError(
-                f"the folder {reference} has no config.json, so it holds no model",
+                f"the folder {reference} has no config.json, so it is not a model",
                 "name a folder that save_pretrained wrote",
             )
         if path.resolve() == bundled.folder().resolve():
@@ -51,19 +51,19 @@ def resolve(reference: str) -> ModelSource:
     name, _, revision = reference.partition("@")
     if name.count("/") != 1 or reference.startswith((".", "/", "~")) or name.endswith("/"):
         raise ModelError(
-            f"there is no model {reference!r}: no such folder, and no hub id",
+            f"there is no model {reference!r}: it is neither a folder nor a hub id",
             f"use a folder, an id like org/name@revision, or {DEFAULT}",
         )
     return _from_hub(name, revision or None)
 
 
 def _from_hub(name: str, revision: str | None) -> ModelSource:
-    """The snapshot of a hub model: from the cache when it is complete there, else fetched."""
+    """The snapshot of a hub model: from the cache if complete, otherwise downloaded."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     reference = f"{name}@{revision}" if revision else name
-    # Some repositories hold the weights again: as one consolidated file, or in folders (original, onnx).
+    # Some repositories hold the weights twice: also as a consolidated file, or in folders (original, onnx).
     choice = {
         "allow_patterns": ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "LICENSE*", "README.md"],
         "ignore_patterns": ["consolidated*", "*/*"],
@@ -81,11 +81,11 @@ def _from_hub(name: str, revision: str | None) -> ModelSource:
                 f"the model {reference} is not in the cache and can't be fetched: {reason}",
                 f"check the id and the network, or use a folder, or {DEFAULT}",
             ) from error
-        # Offline, the hub's own client hands out what it has, complete or not.
+        # Offline, the hub's client returns what is cached, complete or not.
         if not _complete(folder):
             raise ModelError(
                 f"the model {reference} is incomplete: config.json, safetensors or a tokenizer are missing in {folder}",
-                f"check the network, so that the rest can be fetched, or use a folder, or {DEFAULT}",
+                f"check the network, so that the missing files can be downloaded, or use a folder, or {DEFAULT}",
             ) from None
     return ModelSource(folder, name, folder.name)
 
@@ -114,21 +114,22 @@ def cached() -> list[ModelSource]:
         repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except CacheNotFound:
         return []
-    found = [
+    sources = [
         ModelSource(revision.snapshot_path, repository.repo_id, revision.commit_hash)
         for repository in repositories
         if repository.repo_type == "model"
         for revision in repository.revisions
         if _complete(revision.snapshot_path)
     ]
-    return sorted(found, key=str)
+    return sorted(sources, key=str)
 
 
 def identity(source: ModelSource) -> dict[str, Any]:
-    """What a vector records of its base: `digest`, `architecture`, `hidden_size`, `layers`, and `name` where known.
+    """The identity of a model, as vectors record it for their base.
 
-    The digest covers the configuration and, of every tensor, its name, dtype, shape and 4 KiB from its middle: a
-    fine-tune of the same shape has another digest, the sharding has no influence, and a 70B model takes a second.
+    The keys are `digest`, `architecture`, `hidden_size`, `layers` (their number), and `name` and `revision` where
+    known. The digest covers the configuration and, for every tensor, its name, dtype, shape and 4 KiB from its middle:
+    it tells a fine-tuned model from its base, does not depend on the sharding, and takes a second for a 70B model.
     Raises ModelError for a damaged folder.
     """
     file = source.path / "config.json"
@@ -142,25 +143,25 @@ def identity(source: ModelSource) -> dict[str, Any]:
     for name, description in sorted(_tensors(source.path).items()):
         state.update(f"{name} {description}".encode())
     architectures = config.get("architectures") or [config.get("model_type", "unknown")]
-    found = {
+    fields = {
         "digest": "sha256:" + state.hexdigest(),
         "architecture": architectures[0],
         "hidden_size": text.get("hidden_size") or text.get("n_embd"),
         "layers": text.get("num_hidden_layers") or text.get("n_layer"),
     }
     optional = {"name": source.name, "revision": source.revision}
-    return found | {key: value for key, value in optional.items() if value}
+    return fields | {key: value for key, value in optional.items() if value}
 
 
 def _lasting(value: Any) -> Any:
-    """A configuration without what differs between copies of one model."""
+    """A configuration without the keys that differ between copies of one model."""
     if isinstance(value, dict):
         return {key: _lasting(inner) for key, inner in value.items() if key not in VOLATILE}
     return [_lasting(inner) for inner in value] if isinstance(value, list) else value
 
 
 def licence(source: ModelSource) -> str | None:
-    """The licence of the model where its folder states it: `license` in the front matter of the model card."""
+    """The licence of a model: `license` in the front matter of its model card; None if it is not stated."""
     if source.name == DEFAULT:
         return "apache-2.0"
     card = source.path / "README.md"
@@ -175,7 +176,7 @@ def licence(source: ModelSource) -> str | None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that make up the model; a vector or an adapter beside them is no part of it."""
+    """The safetensors files of a model's weights, without vectors or adapters in the same folder. Raises ModelError."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return [single]
@@ -195,8 +196,8 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _tensors(folder: Path) -> dict[str, str]:
-    """Of each tensor in a folder's safetensors files: dtype, shape and the digest of a sample of its bytes."""
-    found: dict[str, str] = {}
+    """The dtype, shape and digest of a sample of the bytes, as one text, for each tensor of a model folder."""
+    descriptions: dict[str, str] = {}
     for path in weight_files(folder):
         try:
             with path.open("rb") as file:
@@ -213,7 +214,7 @@ def _tensors(folder: Path) -> dict[str, str]:
                         raise ValueError(f"it ends before {name} does")
                     file.seek(8 + length + max(start, (start + stop - SAMPLE) // 2))
                     sample = file.read(min(SAMPLE, stop - start))
-                    found[name] = f"{entry['dtype']} {entry['shape']} {digest_bytes(sample)}"
+                    descriptions[name] = f"{entry['dtype']} {entry['shape']} {digest_bytes(sample)}"
         except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError, struct.error) as error:
             raise ModelError(f"{path} is damaged: {error}", "fetch the model again") from error
-    return found
+    return descriptions

@@ -1,6 +1,6 @@
-"""From names to vectors, through a list of resolvers, of which the first that knows a name counts.
+"""Looking up the vectors that an expression names, in a list of resolvers; the first that knows a name is used.
 
-By default these are `--vector NAME=FILE` bindings, then `NAME.safetensors` in the current folder.
+By default the resolvers are the `--vector NAME=FILE` bindings, then `NAME.safetensors` in the current folder.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vectors.steering import SteeringVector, spans
 
 
 class Resolver(NamedTuple):
-    """One place where vectors are looked up by name.
+    """A source of vectors by name.
 
     `find` returns None for a name that it does not know, and raises ArtifactError for a vector that can't be read.
     `names` lists the names that it knows, for suggestions.
@@ -33,10 +33,10 @@ def compose(
     *,
     resolvers: Sequence[Resolver] | None = None,
 ) -> tuple[Composition, dict[str, SteeringVector]]:
-    """An expression, or the path of one vector (at `strength`), with every vector that it names.
+    """Parse an expression, or take the path of one vector, and load every vector that it names.
 
-    Names are looked up in `bindings`, then in `resolvers` in their order, by default in the current folder.
-    All names that are not found are reported at once. Raises ExpressionError, ArtifactError.
+    Names are looked up in `bindings`, then in `resolvers` in order, by default in the current folder. `strength` scales
+    the composition. All problems are reported at once. Raises ExpressionError.
     """
     bindings = dict(bindings or {})
     path = Path(text)
@@ -50,13 +50,13 @@ def compose(
         raise ExpressionError(f"there is no file {text}", "check the path, or make it with `steer extract`")
     else:
         composition = parse(text)
-    places = [bindings_resolver(bindings), *([folder_resolver()] if resolvers is None else resolvers)]
+    all_resolvers = [bindings_resolver(bindings), *([folder_resolver()] if resolvers is None else resolvers)]
     vectors: dict[str, SteeringVector] = {}
     problems: list[str] = []
     hints: list[str] = []
     for name in composition.names:
         try:
-            vectors[name] = _find(name, places)
+            vectors[name] = _find(name, all_resolvers)
         except SteerError as error:
             problems += error.problems
             hints.append(error.hint)
@@ -72,7 +72,7 @@ def compose(
 
 
 def bindings_resolver(bindings: Mapping[str, str | Path | SteeringVector]) -> Resolver:
-    """Finds the names of `--vector NAME=FILE`: a vector itself, or the file of one, wherever it lies."""
+    """A resolver for the names of `--vector NAME=FILE`; a name is bound to a vector or to the path of its file."""
 
     def find(name: str) -> SteeringVector | None:
         bound = bindings.get(name)
@@ -82,7 +82,7 @@ def bindings_resolver(bindings: Mapping[str, str | Path | SteeringVector]) -> Re
 
 
 def folder_resolver(folder: Path = Path()) -> Resolver:
-    """Finds `NAME.safetensors` in a folder, and nothing outside it: only a binding names a path."""
+    """A resolver for `NAME.safetensors` in a folder; names with path separators are not looked up."""
 
     def find(name: str) -> SteeringVector | None:
         file = Path(f"{name}.safetensors")
@@ -99,8 +99,8 @@ def _find(name: str, resolvers: Sequence[Resolver]) -> SteeringVector:
         vector = resolver.find(name)
         if vector is not None:
             return vector
-    known = [known for resolver in resolvers for known in resolver.names()]
+    suggestions = [known for resolver in resolvers for known in resolver.names()]
     raise ExpressionError(
-        f"the name {name!r} is not bound, and there is no file {name}.safetensors here{guess(name, known)}",
-        f"bind it: --vector {name}=FILE (a name with signs in it stands in quotes, as 'warm-v2')",
+        f"the name {name!r} is not bound, and there is no file {name}.safetensors here{guess(name, suggestions)}",
+        f"bind it: --vector {name}=FILE (quote a name that contains signs: 'warm-v2')",
     )

@@ -1,7 +1,7 @@
-"""The record of a run: what was asked, what was read, where it ran, what was measured, what was written.
+"""The record of a run: its configuration, inputs, environment, metrics and outputs.
 
-Every command that writes an output leaves one: `run.json` in an output folder, `NAME.run.json` beside an output file.
-It holds no time, no path of the machine and no user name, so that a repeated run leaves the same record.
+Every command that writes an output also writes one: `run.json` in an output folder, `NAME.run.json` beside an output
+file. It holds no time, no path of the machine and no user name, so that a repeated run writes the same record.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from vectors.files import finite, write_atomically
 
 SCHEMA = 1
 RECORD = "run.json"
-FORMER = ("steer_merge.json", "report.json")  # what earlier versions wrote, which are still read
+FORMER = ("steer_merge.json", "report.json")  # names used by earlier versions, which can still be read
 
 
 @dataclass(frozen=True)
 class RunRecord:
     """One run of one command, as JSON values. Every command uses the same keys.
 
-    `config` is what was asked, with the defaults filled in. `inputs` are models, vectors and data by name or in order,
-    each with its digests. `environment` are the versions that the result may depend on. `metrics` are what was
-    measured; `metrics["history"]` is a list of measurements over time, where there is one. `outputs` are the digests
-    of the files by name. `details` are facts of this command alone, such as the shards of a merge.
+    `config` is the request, with the defaults filled in. `inputs` are models, vectors and data by name or in order,
+    each with its digests. `environment` holds the versions that the result may depend on. `metrics` holds all
+    measurements; those over time are the list `metrics["history"]`. `outputs` are the digests of the written files by
+    name. `details` holds entries specific to the command, such as the shards of a merge.
     """
 
     command: str
@@ -41,7 +41,7 @@ class RunRecord:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def value(self) -> dict[str, Any]:
-        """The record as it stands in the file."""
+        """The record as JSON values, as it is written to the file."""
         return {
             "schema": SCHEMA,
             "command": self.command,
@@ -63,14 +63,14 @@ class RunRecord:
 
     @staticmethod
     def of(value: Mapping[str, Any]) -> RunRecord:
-        """The record that JSON values describe. Raises ValueError with everything that is wrong."""
+        """The record for JSON values. Raises ValueError with all problems."""
         problems = problems_of(value)
         if problems:
             raise ValueError("; ".join(problems))
         return RunRecord(**{key: value[key] for key in _KINDS if key in value})
 
 
-# Where the entries of a bake's report stand in its record; those not listed are among the details.
+# The section of the record for each entry of a bake's report; entries not listed go into `details`.
 _SECTIONS = {
     "config": ("behaviour", "as", "settings", "extra", "composition", "via", "weights"),
     "inputs": ("base", "vectors", "inputs"),
@@ -82,7 +82,7 @@ _SECTIONS = {
 
 
 def record_of(command: str, report: Mapping[str, Any], *packages: str) -> RunRecord:
-    """The record of a report, which is one flat mapping; `packages` are those that its figures may depend on."""
+    """The record for a report, which is a flat mapping; `packages` are those that the results may depend on."""
     sections = {name: {key: report[key] for key in keys if key in report} for name, keys in _SECTIONS.items()}
     placed = {"schema", "mode", "outputs", *(key for keys in _SECTIONS.values() for key in keys)}
     details = {key: value for key, value in report.items() if key not in placed}
@@ -93,7 +93,7 @@ def record_of(command: str, report: Mapping[str, Any], *packages: str) -> RunRec
 
 
 def report_of(value: Mapping[str, Any]) -> dict[str, Any]:
-    """The flat report again, from the value of its record, or from that of an earlier version, which is the report."""
+    """The flat report again, from the JSON value of its record; earlier versions wrote the flat report itself."""
     if "command" not in value:
         return dict(value)
     sections = [value[name] for name in (*_SECTIONS, "details")]
@@ -114,7 +114,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 
 
 def problems_of(value: Any) -> list[str]:
-    """What keeps a JSON value from being a record of this schema."""
+    """Why a JSON value is not a record of this schema; empty if it is one."""
     if not isinstance(value, dict):
         return [f"it is a {type(value).__name__}, not an object"]
     if value.get("schema") != SCHEMA or "command" not in value:
@@ -126,12 +126,12 @@ def problems_of(value: Any) -> list[str]:
     ]
     outputs = value.get("outputs")
     if isinstance(outputs, dict) and not all(isinstance(digest, str) for digest in outputs.values()):
-        problems.append("a digest of outputs is no text")
+        problems.append("a digest in outputs is not a string")
     return problems
 
 
 def record_path(output: Path) -> Path:
-    """Where the record of an output lies: in a folder, or beside a file."""
+    """The path of an output's record: in the folder, or beside the file."""
     return output / RECORD if output.is_dir() else output.with_name(f"{output.stem}.{RECORD}")
 
 
@@ -146,9 +146,9 @@ def _existing_path(output: Path) -> Path | None:
 
 
 def read_json(output: Path) -> tuple[Path, dict[str, Any]]:
-    """The record of an output as it stands in its file, of this version or an earlier one, and that file.
+    """The path and the JSON value of an output's record, of this version or an earlier one.
 
-    A record of an earlier version has other keys, and no `command`. Raises ArtifactError.
+    Records of earlier versions have other keys and no `command`. Raises ArtifactError.
     """
     path = _existing_path(output) or record_path(output)
     try:

@@ -1,6 +1,6 @@
-"""SteeringVector: one direction of the residual stream per layer, with its measured history.
+"""SteeringVector: one direction in the residual stream per layer, with metadata about how it was made.
 
-Layer i is the output of decoder block i, counted from 0. Strength 1 adds `layers[i]` as it stands.
+Layer i is the output of decoder block i, counted from 0. Strength 1 adds `layers[i]` unscaled.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from vectors.errors import ArtifactError, UsageError
 from vectors.files import check_writable, digest_bytes, write_atomically
 
 KIND = "steering-vector"
-HIGHEST_LAYER = 1_000  # far above any model; keeps expressions full of `0-999999999` from being written out
+HIGHEST_LAYER = (
+    1_000  # far above any model; bounds the memory that a range such as `0-999999999` in an expression takes
+)
 
 
 @dataclass(frozen=True, eq=False)
 class SteeringVector:
-    """Directions by layer: float32 tensors of shape [hidden], and metadata as JSON values.
+    """Directions by layer: float32 tensors [hidden] on the CPU, and metadata as JSON values.
 
-    The layers must be non-negative and the tensors finite, one-dimensional and of one size (ArtifactError).
+    Raises ArtifactError for negative layers, and for tensors that are not finite, one-dimensional and of equal size.
     """
 
     layers: Mapping[int, Tensor]
@@ -33,7 +35,7 @@ class SteeringVector:
 
     def __post_init__(self) -> None:
         layers = {
-            # A copy, so that changing the tensors it was made from does not change the vector.
+            # A copy: changing the original tensors must not change the vector.
             int(i): torch.as_tensor(self.layers[i]).detach().to("cpu", torch.float32, copy=True)
             for i in sorted(self.layers)
         }
@@ -56,7 +58,7 @@ class SteeringVector:
 
     @property
     def hidden_size(self) -> int:
-        """The size of the residual stream that the directions live in."""
+        """The size of the residual stream: the length of each direction."""
         return next(iter(self.layers.values())).numel()
 
     @property
@@ -65,7 +67,7 @@ class SteeringVector:
         return tuple(self.metadata.get("apply") or self.layers)
 
     def acting(self, layers: Sequence[int] | None) -> tuple[int, ...]:
-        """The layers at which a term of an expression acts: those that it names, else `apply`."""
+        """The layers at which a term of an expression acts: `layers`, those that it names, or else `apply`."""
         return self.apply if layers is None else tuple(layers)
 
     @property
@@ -97,7 +99,7 @@ class SteeringVector:
         return formats.read(Path(path))
 
     def select(self, layers: Iterable[int]) -> SteeringVector:
-        """The vector with only these layers, all of them acting. Raises ArtifactError for one it does not hold."""
+        """The vector with only these layers, all of which act. Raises ArtifactError for a layer that it lacks."""
         wanted = sorted(set(layers))
         missing = [i for i in wanted if i not in self.layers]
         if missing:
@@ -107,11 +109,11 @@ class SteeringVector:
         return SteeringVector({i: self.layers[i] for i in wanted}, dict(self.metadata) | {"apply": wanted})
 
     def norm(self) -> dict[int, float]:
-        """The Euclidean length of strength 1, by layer."""
+        """The Euclidean norm of each direction, by layer."""
         return {i: float(direction.norm()) for i, direction in self.layers.items()}
 
     def cosine(self, other: SteeringVector) -> dict[int, float]:
-        """The cosine with another vector at each layer that both hold. Raises ArtifactError if there is none."""
+        """The cosine similarity with another vector at each common layer. Raises ArtifactError if there is none."""
         _check_comparable(self, other)
         shared = [i for i in self.layers if i in other.layers]
         if not shared:
@@ -123,7 +125,7 @@ class SteeringVector:
         return {i: float(cosine(self.layers[i].double(), other.layers[i].double(), dim=0)) for i in shared}
 
     def project_out(self, other: SteeringVector) -> SteeringVector:
-        """This vector less its component along `other`, at each layer that both hold."""
+        """This vector without its component along `other`, at each layer that both have."""
         _check_comparable(self, other)
         layers = dict(self.layers)
         for i in layers:
@@ -131,14 +133,15 @@ class SteeringVector:
             if along is not None and float(along.norm()) > 0:
                 unit = along.double() / along.double().norm()
                 layers[i] = (layers[i].double() - (layers[i].double() @ unit) * unit).float()
-        # What was projected out does not act, so its layers don't count among those that act.
+        # `other` is not applied, so the layers at which it acts do not count.
         metadata = _derived("project_out", (self, 1.0), (other, 1.0)) | {"apply": list(self.apply)}
         return SteeringVector(layers, metadata)
 
     def __add__(self, other: SteeringVector) -> SteeringVector:
-        """The sum, which acts where either acts, each part only where it does itself: as `a + b` in an expression.
+        """The sum, as `a + b` in an expression: it acts at every layer where a summand acts.
 
-        At layers where neither acts the directions are summed; `select` first to sum all of them.
+        At these layers a summand counts only if it acts there itself; at all others both directions are summed. To
+        sum both at all layers, `select` them first.
         """
         return _sum(self, 1.0, other, 1.0)
 
@@ -156,12 +159,12 @@ class SteeringVector:
 
     def __repr__(self) -> str:
         name = self.metadata.get("method", {}).get("name", "unknown method")
-        held = f"layers {spans(self.layers)}, hidden size {self.hidden_size}, acts at {spans(self.apply)}"
-        return f"SteeringVector({name}, {held})"
+        contents = f"layers {spans(self.layers)}, hidden size {self.hidden_size}, acts at {spans(self.apply)}"
+        return f"SteeringVector({name}, {contents})"
 
 
 def spans(layers: Iterable[int]) -> str:
-    """Layers as people write them: `3,5,12-15`. Empty for none."""
+    """Layers as compact text, such as `3,5,12-15`; empty for no layers."""
     runs: list[list[int]] = []
     for i in sorted(set(layers)):
         if runs and i == runs[-1][1] + 1:
@@ -172,9 +175,9 @@ def spans(layers: Iterable[int]) -> str:
 
 
 def parse_layers(text: str) -> list[int] | None:
-    """The layers that people write, such as `12`, `8-15` or `3,5,12-15`, in order; None for `all`.
+    """Read layers such as `12`, `8-15` or `3,5,12-15`: sorted, each once; None for `all`.
 
-    Raises UsageError with every part that names none.
+    Raises UsageError with every part that is invalid.
     """
     if text.strip() == "all":
         return None
@@ -183,8 +186,8 @@ def parse_layers(text: str) -> list[int] | None:
     for part in text.split(","):
         low, dash, high = part.strip().partition("-")
         if not low.isdecimal() or (dash and not high.isdecimal()):
-            problems.append(f"{part.strip()!r} in {text!r} names no layers")
-            hints.append("write all, or such as 12, 8-15 or 3,5,12-15")
+            problems.append(f"{part.strip()!r} in {text!r} is not a layer or a range of layers")
+            hints.append("write all, or layers such as 12, 8-15 or 3,5,12-15")
             continue
         first, last = int(low), int(high or low)
         if last < first:
@@ -201,9 +204,9 @@ def parse_layers(text: str) -> list[int] | None:
 
 
 def _sum(a: SteeringVector, s: float, b: SteeringVector, t: float) -> SteeringVector:
-    """s*a + t*b, which acts as the expression does: where the sum acts, a part that does not act there adds nothing.
+    """s*a + t*b, with the effect of that expression: at a layer where the sum acts, only vectors that act there count.
 
-    A layer that one of them lacks counts as zero there.
+    A layer that one of them lacks counts as zero.
     """
     _check_comparable(a, b)
     zero = torch.zeros(a.hidden_size)
@@ -218,7 +221,7 @@ def _sum(a: SteeringVector, s: float, b: SteeringVector, t: float) -> SteeringVe
 
 
 def _derived(operation: str, *parts: tuple[SteeringVector, float]) -> dict[str, Any]:
-    """The metadata of a vector computed from others: what they share, and the others as parents."""
+    """The metadata of a vector computed from others, which are recorded as its parents with their strengths."""
     first = parts[0][0]
     metadata: dict[str, Any] = {
         "method": {"name": operation},
@@ -232,7 +235,7 @@ def _derived(operation: str, *parts: tuple[SteeringVector, float]) -> dict[str, 
 
 
 def _check_comparable(a: SteeringVector, b: SteeringVector) -> None:
-    """Vectors of different models have no common space. Raises ArtifactError."""
+    """Refuse vectors of different models, which have no common space. Raises ArtifactError."""
     if a.hidden_size != b.hidden_size:
         raise ArtifactError(
             f"the vectors have hidden sizes {a.hidden_size} and {b.hidden_size}", "use vectors of the same model"

@@ -1,15 +1,16 @@
-"""TaskVector: what a fine-tuning added to the weights of one base, as a safetensors artifact bound to that base.
+"""TaskVector: the difference between the weights of a fine-tuned model and its base, as a safetensors artifact.
 
-Nothing is loaded: an artifact is its headers, and tensors are mapped when they are asked for. For a parameter `name`
-the file holds, by storage,
+Opening reads headers only; tensors are mapped from disk when they are used. For a parameter `name` the file holds,
+depending on the storage,
 
-    exact       name (float32), and where rounding would lose a bit, `name:residual.positions`, `name:residual.bits`
+    exact       name (float32), and for elements where base + delta, rounded, is not the fine-tuned value,
+                `name:residual.positions` and `name:residual.bits`
     bf16        name (bfloat16)
     lowrank:R   `name:up` [rows, R] and `name:down` [R, columns] for matrices, name (float32) for the rest
-    sparse:D    `name:positions` (ascending, in the flattened tensor) and `name:values` (float32)
+    sparse:D    `name:positions` (ascending indices into the flattened tensor) and `name:values` (float32)
 
-Parameters that the fine-tuning left alone stand in the metadata under `unchanged`. Above 5 GB the artifact is several
-files and an index, named as those of a model are.
+Parameters that did not change are listed in the metadata under `unchanged`. An artifact above 5 GB is split into
+several files with an index, named like the shards of a model.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 KIND = "task-vector"
-SHARD = 5_000_000_000  # bytes of a file
+SHARD = 5_000_000_000  # the largest size of a file, in bytes
 STORAGES = ("exact", "bf16", "lowrank:R", "sparse:D")
 PARTS = ("up", "down", "positions", "values", "residual.positions", "residual.bits")
 AGAIN = "make it again with `steer diff`, or copy it again from where it came"
@@ -38,7 +39,7 @@ AGAIN = "make it again with `steer diff`, or copy it again from where it came"
 
 @dataclass(frozen=True, eq=False)
 class TaskVector:
-    """An open artifact: `entries` are the tensors of its files by full name, `metadata` what it says of itself."""
+    """An open artifact: `entries` are the tensors of all its files by full name, `metadata` is the files' combined."""
 
     files: tuple[Path, ...]
     entries: Mapping[str, Entry]
@@ -46,17 +47,17 @@ class TaskVector:
 
     @property
     def base(self) -> Mapping[str, Any]:
-        """The model that it belongs to: `digest`, `architecture`, `name` where known."""
+        """The model it was taken against: `digest`, `architecture`, and `name` where known."""
         return self.metadata["base"]
 
     @property
     def storage(self) -> str:
-        """How the deltas are kept: exact, bf16, lowrank:R or sparse:D."""
+        """How the deltas are stored: exact, bf16, lowrank:R or sparse:D, or float32 for the result of a merge."""
         return self.metadata["storage"]["kind"]
 
     @property
     def exact(self) -> bool:
-        """Whether base plus vector restores every bit of the fine-tuned weights."""
+        """Whether base + vector restores the fine-tuned weights to the bit."""
         return self.storage == "exact"
 
     @cached_property
@@ -66,7 +67,7 @@ class TaskVector:
 
     @property
     def unchanged(self) -> frozenset[str]:
-        """The parameters that the fine-tuning left as they were."""
+        """The names of the parameters that did not change."""
         return frozenset(self.metadata["unchanged"])
 
     def dtype(self, name: str) -> str:
@@ -78,7 +79,7 @@ class TaskVector:
         return self.entries.get(f"{name}:{part}")
 
     def delta(self, name: str) -> np.ndarray:
-        """The delta of one parameter, float32 in its shape. Raises KeyError for one it does not hold."""
+        """The delta of one parameter, float32 in the parameter's shape. Raises KeyError for a parameter it lacks."""
         import numpy as np
 
         shape = self.parameters[name]
@@ -97,18 +98,18 @@ class TaskVector:
 
     @property
     def digest(self) -> str:
-        """`sha256:` of the file; of several files, that of the list of their digests."""
+        """`sha256:` of the file; for several files, of the canonical JSON of their digests by name."""
         if len(self.files) == 1:
             return file_digest(self.files[0])
         return digest_json({path.name: file_digest(path) for path in self.files})
 
     @property
     def identity(self) -> str:
-        """A digest of the content, known without reading it: that of the checksums in the headers."""
+        """A digest of the content that needs no tensor data: it is computed from the checksums in the headers."""
         return digest_json(self.metadata["checksums"])
 
     def verify(self) -> None:
-        """Read everything, and compare it with the checksums. Raises ArtifactError."""
+        """Read all data and compare it with the checksums. Raises ArtifactError."""
         problems = []
         for path in self.files:
             entries, metadata = _header(path)
@@ -122,7 +123,10 @@ class TaskVector:
 
     @staticmethod
     def open(path: str | Path) -> TaskVector:
-        """Open an artifact by its file, its index or one name for both, and check its headers. Raises ArtifactError."""
+        """Open an artifact and check its headers. Raises ArtifactError.
+
+        `path` is its only file, its index, or for several files the name without their numbers.
+        """
         path = Path(path)
         index = path if path.name.endswith(".index.json") else path.with_name(path.name + ".index.json")
         files: tuple[Path, ...] = (path,)
@@ -138,14 +142,14 @@ class TaskVector:
         checksums: dict[str, str] = {}
         common: dict[str, Any] = {}
         for number, file in enumerate(files, 1):
-            own, metadata = _header(file)
+            file_entries, metadata = _header(file)
             if list(metadata.get("shard", [1, 1])) != [number, len(files)]:
                 raise ArtifactError(f"{file} is shard {metadata.get('shard')}, not {number} of {len(files)}", AGAIN)
-            entries |= own
+            entries |= file_entries
             parameters |= metadata["parameters"]
             unchanged += metadata["unchanged"]
             checksums[str(number)] = metadata["checksum"]
-            shared = {key: value for key, value in metadata.items() if key not in OWN}
+            shared = {key: value for key, value in metadata.items() if key not in PER_SHARD}
             if common and canonical_json(shared) != canonical_json(common):
                 raise ArtifactError(f"{file} belongs to another vector than {files[0]}", AGAIN)
             common = shared
@@ -153,11 +157,11 @@ class TaskVector:
         return TaskVector(files, entries, complete)
 
 
-OWN = ("parameters", "unchanged", "checksum", "shard")  # what differs between the shards of one vector
+PER_SHARD = ("parameters", "unchanged", "checksum", "shard")  # the keys that differ between the shards of one vector
 
 
 def is_task_vector(path: Path) -> bool:
-    """Whether a safetensors file says that it is one, from its header alone."""
+    """Whether a safetensors file, or an index of several, is a task vector, by its header alone."""
     if path.with_name(path.name + ".index.json").is_file() or path.name.endswith(".safetensors.index.json"):
         return True
     try:
@@ -168,14 +172,17 @@ def is_task_vector(path: Path) -> bool:
 
 
 def checksum(metadata: Mapping[str, Any], entries: Mapping[str, Entry], digests: Mapping[str, str]) -> str:
-    """The digest of the metadata without its own checksum, and of each tensor's name, dtype, shape and content."""
+    """The digest of a file's metadata (without `checksum`) and of each tensor's name, dtype, shape and content.
+
+    `digests` are those of the tensors' bytes, by name.
+    """
     rest = {key: value for key, value in metadata.items() if key != "checksum"}
     parts = [f"{name} {entries[name].dtype} {list(entries[name].shape)} {digests[name]}" for name in sorted(entries)]
     return digest_bytes("\n".join([canonical_json(rest), *parts]).encode())
 
 
 def _header(path: Path) -> tuple[dict[str, Entry], dict[str, Any]]:
-    """The tensors and the metadata of one file, checked as far as a header can be. Raises ArtifactError."""
+    """The tensors and the metadata of one file, checked against each other. Raises ArtifactError."""
     try:
         entries, strings = read_header(path)
     except ModelError as error:
@@ -192,14 +199,16 @@ def _header(path: Path) -> tuple[dict[str, Entry], dict[str, Any]]:
             metadata[key]
         problems = _misfits(entries, metadata)
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
-        raise ArtifactError(f"{path} is no task vector: its metadata is missing or damaged ({error})", AGAIN) from error
+        raise ArtifactError(
+            f"{path} is not a task vector: its metadata is missing or damaged ({error})", AGAIN
+        ) from error
     if problems:
         raise ArtifactError([f"{path}: {problem}" for problem in problems], AGAIN)
     return entries, metadata
 
 
 def _misfits(entries: Mapping[str, Entry], metadata: Mapping[str, Any]) -> list[str]:
-    """Where the tensors of a file are not those that its metadata promise."""
+    """Where the tensors of a file are not those that its metadata describe."""
     problems = []
     seen = set()
     for name, (shape, _dtype) in metadata["parameters"].items():
@@ -214,6 +223,6 @@ def _misfits(entries: Mapping[str, Entry], metadata: Mapping[str, Any]) -> list[
         else:
             good = positions is not None and values is not None and positions.elements == values.elements
         if not good:
-            problems.append(f"the tensors of {name} do not make up the shape {shape}")
+            problems.append(f"the tensors of {name} do not have the shape {shape}")
     problems += [f"{name} belongs to no parameter" for name in entries if name not in seen]
     return problems

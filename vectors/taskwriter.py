@@ -1,4 +1,7 @@
-"""Writing a task vector piece by piece: its header comes first and is known last, so room is left for it."""
+"""Writing a task vector piece by piece.
+
+The header of a safetensors file comes first but is complete only after the last tensor, so space is reserved for it.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ from vectors.weights import Entry, header_bytes
 
 
 class Writer:
-    """One file of a task vector, under a temporary name until `commit`. A context manager: what fails leaves nothing.
+    """One file of a task vector, under a temporary name until `commit`. A context manager, which removes it on failure.
 
-    `room` is what is kept free for the header, in bytes; what is left of it is filled with spaces, as may be.
+    `room` is the space reserved for the header, in bytes; the rest of it is filled with spaces, as the format allows.
     """
 
     def __init__(self, path: Path, room: int) -> None:
@@ -42,11 +45,11 @@ class Writer:
         self._new.discard()
 
     def begin(self) -> None:
-        """Start a tensor."""
+        """Begin a tensor."""
         self.start, self.state = self.file.tell(), hashlib.sha256()
 
     def write(self, piece: Any) -> None:
-        """Add bytes to the tensor that was begun. Raises OutputError."""
+        """Append bytes to the current tensor. Raises OutputError."""
         try:
             self.file.write(piece)
         except OSError as error:
@@ -54,18 +57,18 @@ class Writer:
         self.state.update(piece)
 
     def end(self, name: str, dtype: str, shape: Sequence[int]) -> None:
-        """Finish the tensor, and name it."""
+        """Finish the current tensor with its name, dtype (as safetensors writes it) and shape."""
         size = self.file.tell() - self.start
         self.entries[name] = Entry(self.path, dtype, tuple(int(n) for n in shape), self.start, size)
         self.digests[name] = "sha256:" + self.state.hexdigest()
 
     def drop(self) -> None:
-        """Take back the tensor that was begun."""
+        """Discard the current tensor."""
         self.file.seek(self.start)
         self.file.truncate()
 
     def add(self, name: str, dtype: str, array: Any) -> None:
-        """A whole tensor at once."""
+        """Write a whole tensor at once. Raises OutputError."""
         self.begin()
         self.write(memoryview(array).cast("B") if array.size else b"")
         self.end(name, dtype, array.shape)
@@ -87,38 +90,38 @@ class Writer:
         self._new.flush()
 
     def commit(self) -> None:
-        """Give the file its name."""
+        """Rename the finished file to its final name. Raises OutputError."""
         self._new.commit()
 
 
 def room(parameters: Mapping[str, Sequence[int]], metadata: Mapping[str, Any]) -> int:
-    """Enough bytes for the header of a file with these parameters, whatever they turn out to be stored as."""
+    """An upper bound on the header's size in bytes for these parameters, in any storage."""
     names = sum(3 * (len(json.dumps(name)) + 150) + 2 * (len(name) + 80) for name in parameters)
     return (len(canonical_json(metadata)) * 2 + names + 4096) // 4096 * 4096 + 4096
 
 
 def shards(sizes: Mapping[str, int], largest: int = SHARD) -> list[list[str]]:
-    """Parameters cut into files of at most `largest` bytes, in their order."""
-    found: list[list[str]] = [[]]
+    """Parameters distributed over files of at most `largest` bytes, in order; `sizes` are in bytes."""
+    groups: list[list[str]] = [[]]
     free = largest
     for name, size in sizes.items():
-        if size > free and found[-1]:
-            found.append([])
+        if size > free and groups[-1]:
+            groups.append([])
             free = largest
-        found[-1].append(name)
+        groups[-1].append(name)
         free -= size
-    return found
+    return groups
 
 
 def paths(path: Path, count: int) -> list[Path]:
-    """The names of an artifact's files."""
+    """The paths of an artifact's `count` files: `path` itself, or numbered like the shards of a model."""
     if count == 1:
         return [path]
     return [path.with_name(f"{path.stem}-{i:05d}-of-{count:05d}{path.suffix}") for i in range(1, count + 1)]
 
 
 def write_index(path: Path, writers: Sequence[Writer]) -> None:
-    """Give the files their names, the index last, so that a vector in several files appears whole or not at all."""
+    """Rename the files to their final names, then write the index, so that no reader sees an incomplete vector."""
     for writer in writers:
         writer.commit()
     if len(writers) > 1:
@@ -138,11 +141,11 @@ def write_files(
     write_parameter: Callable[[Writer, str], str | None],
     known_last: Callable[[], Mapping[str, Any]] = dict,
 ) -> None:
-    """Write a task vector with a file for each group of parameters; all of its files appear, or none.
+    """Write a task vector with one file for each group of parameters; all files appear, or none.
 
-    `write_parameter` writes the tensors of one parameter, and returns the dtype that it has in the model; None where
-    nothing was written, as it is unchanged. `metadata` is what all files say, and `known_last` what they say too once
-    every parameter is written. Raises OutputError.
+    `shapes` are the parameters' by name. `write_parameter` writes the tensors of one parameter and returns its dtype in
+    the model, or None if it is unchanged and nothing was written. `metadata` goes into every file, and so does the
+    result of `known_last`, which is called when all parameters are written. Raises OutputError.
     """
     with contextlib.ExitStack() as stack:
         writers, contents = [], []
@@ -164,12 +167,15 @@ def write_files(
 
 
 def check_vector_path(path: Path, count: int) -> None:
-    """Whether an artifact can be written there. Raises OutputError with all problems."""
+    """Refuse a path to which a vector in `count` files can't be written. Raises OutputError."""
     if path.suffix != ".safetensors":
         raise OutputError(
-            f"{path} is no name for a task vector", f"name a file such as {path.with_suffix('.safetensors')}"
+            f"the name of a task vector must end in .safetensors, not {path}",
+            f"name a file such as {path.with_suffix('.safetensors')}",
         )
     other = path if count > 1 else path.with_name(path.name + ".index.json")
     if os.path.lexists(other):
-        raise OutputError(f"{other} is there, and would be taken for {path.name}", "remove it, or choose another --out")
+        raise OutputError(
+            f"{other} exists, and would be read instead of {path.name}", "remove it, or choose another --out"
+        )
     check_writable(path)

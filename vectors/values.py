@@ -1,7 +1,7 @@
-"""Numbers, switches, words and lists as people write them: one reader for YAML files and for `--set NAME=VALUE`.
+"""Reading of numbers, booleans, words and lists, the same in YAML files and in `--set NAME=VALUE`.
 
-YAML 1.1, which PyYAML reads, takes `5e-4` for text, `010` for 8 and `1:30` for 90. Here a number is what Python's
-`float()` reads without its words (`5e-4`, `1e-3`, `.5`, `1_000`), as in YAML 1.2, which also has `0x1f` and `.inf`.
+PyYAML implements YAML 1.1, where `5e-4` is text, `010` is 8 and `1:30` is 90. Here numbers are those of YAML 1.2, which
+are what Python's `float()` reads (`5e-4`, `.5`, `1_000`) except `inf` and `nan`, and also `0x1f`, `0o17` and `.inf`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _SPECIAL = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 
 
 def number(value: Any) -> Any:
-    """A number for text that is one, an int where it is whole; anything else as it is, for a check to refuse.
+    """The number that a text is, an int if it is whole; any other value unchanged, for the caller to check.
 
-    `inf` and `nan` as words are text; a number that is too large is `inf`, which no option takes.
+    The words `inf` and `nan` are text; a number that is too large becomes `inf`, which no option accepts.
     """
     if not isinstance(value, str):
         return value
@@ -40,7 +40,7 @@ def number(value: Any) -> Any:
 
 
 def load_yaml(text: str) -> Any:
-    """The value of a YAML or JSON document, numbers as above. Raises yaml.YAMLError or ValueError; see `read_value`."""
+    """The value of a YAML or JSON document, with numbers as `number` reads them. Raises yaml.YAMLError, ValueError."""
     import yaml
 
     return yaml.load(text, _loader())
@@ -57,7 +57,7 @@ def read_value(text: str) -> Any:
 
 
 def read_assignments(texts: Iterable[str], flag: str = "--set") -> dict[str, Any]:
-    """NAME=VALUE texts as a mapping; the last of a name counts. Raises UsageError with all problems."""
+    """NAME=VALUE texts as a mapping; the last value of a name is used. Raises UsageError with all problems."""
     values: dict[str, Any] = {}
     problems = []
     for text in texts:
@@ -76,18 +76,20 @@ def read_assignments(texts: Iterable[str], flag: str = "--set") -> dict[str, Any
 
 @functools.cache
 def _loader() -> Any:
-    """PyYAML's safe loader with the numbers of this module in the place of its own."""
+    """PyYAML's safe loader with the numbers of this module instead of its own."""
     import yaml
 
     class Loader(yaml.SafeLoader):
         pass
 
-    own = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+    number_tags = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
     Loader.yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag not in own]
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in number_tags]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
-    for tag, pattern in zip(own, (_WHOLE, re.compile(f"(?:{_DECIMAL.pattern}|{_SPECIAL.pattern})")), strict=True):
+    for tag, pattern in zip(
+        number_tags, (_WHOLE, re.compile(f"(?:{_DECIMAL.pattern}|{_SPECIAL.pattern})")), strict=True
+    ):
         Loader.add_implicit_resolver(tag, re.compile(rf"(?:{pattern.pattern})\Z"), list("-+.0123456789"))
         Loader.add_constructor(tag, lambda loader, node: number(loader.construct_scalar(node)))
     return Loader

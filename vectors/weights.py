@@ -1,7 +1,7 @@
-"""Weights on disk: safetensors files described by their headers, and mapped, so that nothing is read before it is used.
+"""Weights on disk: safetensors files known by their headers and mapped into memory, so that only used data is read.
 
-A header is checked before it is trusted: offsets inside the file and without overlap, sizes that fit the shapes,
-dtypes that are known. So a truncated or corrupt shard is found before any work.
+Headers are checked: offsets must lie inside the file without overlap, sizes must fit the shapes, and dtypes must be
+known. A truncated or corrupt shard is thus detected before any work.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from vectors.files import write_atomically
 if TYPE_CHECKING:
     import numpy as np
 
-LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
+LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 SIZES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
     "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
 }  # fmt: skip
-FLOATS = ("F32", "F16", "BF16")  # what can be merged
+FLOATS = ("F32", "F16", "BF16")  # the dtypes that can be merged
 NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 class Entry(NamedTuple):
-    """One tensor of a file: where its bytes are. `start` counts from the beginning of the file."""
+    """One tensor of a safetensors file. `start` is the offset of its bytes from the beginning of the file."""
 
     file: Path
     dtype: str  # as safetensors writes it: "BF16"
@@ -42,7 +42,7 @@ class Entry(NamedTuple):
 
     @property
     def elements(self) -> int:
-        """How many elements."""
+        """The number of elements."""
         return math.prod(self.shape)
 
 
@@ -58,7 +58,7 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
         metadata = header.pop("__metadata__", None) or {}
         entries = {}
         for name, entry in header.items():
-            name.encode()  # a lone surrogate, which JSON may hold, is no text
+            name.encode()  # refuses lone surrogates, which JSON allows
             begin, end = entry["data_offsets"]
             shape = tuple(int(size) for size in entry["shape"])
             if entry["dtype"] not in SIZES:
@@ -76,13 +76,13 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     except OSError as error:
         raise ModelError(f"{path} can't be read: {error.strerror}", "check the path") from error
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError, struct.error) as error:
-        raise ModelError(f"{path} is damaged: {error}", "fetch or make it again") from error
+        raise ModelError(f"{path} is damaged: {error}", "download or make it again") from error
     return entries, metadata
 
 
 def entries_of(paths: Iterable[Path]) -> dict[str, Entry]:
     """The tensors of several files, by name. All damaged files are reported at once. Raises ModelError."""
-    found: dict[str, Entry] = {}
+    all_entries: dict[str, Entry] = {}
     problems: list[str] = []
     for path in paths:
         try:
@@ -91,12 +91,14 @@ def entries_of(paths: Iterable[Path]) -> dict[str, Entry]:
             problems += error.problems
             continue
         problems += [
-            f"{path} holds {name}, which {found[name].file.name} holds too" for name in entries if name in found
+            f"{path} holds {name}, which {all_entries[name].file.name} holds too"
+            for name in entries
+            if name in all_entries
         ]
-        found |= entries
+        all_entries |= entries
     if problems:
-        raise ModelError(problems, "fetch or make the damaged files again")
-    return found
+        raise ModelError(problems, "download or make the damaged files again")
+    return all_entries
 
 
 def mapped(entry: Entry) -> np.ndarray:
@@ -115,10 +117,10 @@ def mapped(entry: Entry) -> np.ndarray:
 
 @functools.lru_cache(maxsize=512)
 def _mapped(path: Path, _inode: int, _size: int, _changed: int) -> np.ndarray:
-    """A whole file, mapped once: mapping each tensor for itself costs more than reading a small one."""
+    """A whole file, mapped once: mapping a small tensor by itself takes longer than reading it."""
     import numpy as np
 
-    # A plain ndarray, not a memmap, whose every slice costs microseconds.
+    # An ndarray, because slicing a memmap takes microseconds.
     return np.asarray(np.memmap(path, np.uint8, "r"))
 
 
@@ -135,32 +137,32 @@ def header_bytes(entries: Mapping[str, tuple[str, tuple[int, ...], int]], metada
 
 
 def file_digest(path: Path) -> str:
-    """`sha256:` of a file. Remembered by its inode, size and times of change, since large files take seconds."""
+    """`sha256:` of a file, cached by its path, inode, size and times of change, since large files take seconds."""
     from filelock import FileLock
 
     real = path.resolve()
     status = real.stat()
     key = f"{real} {status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
-    memory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steer" / "digests.json"
-    known = _remembered(memory)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steer" / "digests.json"
+    known = _remembered(cache)
     if key in known:
         return known[key]
     with real.open("rb") as file:
         digest = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
     try:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{memory}.lock", timeout=10):
-            # The newest thousand: old files go out of use.
-            fresh = dict(list((_remembered(memory) | {key: digest}).items())[-1000:])
-            write_atomically(memory, json.dumps(fresh).encode())
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{cache}.lock", timeout=10):
+            # Only the newest thousand entries are kept.
+            fresh = dict(list((_remembered(cache) | {key: digest}).items())[-1000:])
+            write_atomically(cache, json.dumps(fresh).encode())
     except (OSError, SteerError, TimeoutError):
-        pass  # A memory that can't be kept only costs time.
+        pass  # Without the cache, digests are only computed more often.
     return digest
 
 
-def _remembered(memory: Path) -> dict[str, str]:
+def _remembered(cache: Path) -> dict[str, str]:
     try:
-        found = json.loads(memory.read_text(encoding="utf-8"))
+        digests = json.loads(cache.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return digests if isinstance(digests, dict) else {}

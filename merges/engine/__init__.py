@@ -1,1 +1,1 @@
-"""The streaming engine: jobs, a pool of threads, readers, kernels, the fused pass, and its twin on a GPU."""
+"""The streaming engine: jobs, a pool of threads, readers, kernels, the fused pass, and its counterpart on a GPU."""

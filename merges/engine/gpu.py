@@ -1,9 +1,9 @@
 """The fused pass in torch, for a GPU: what fused.py and kernels.py do, operation for operation, so with the same bits.
 
-What is done to an element is said in steps.py; here is how pieces get there and back, and how magnitudes are counted.
+The operations on elements are in steps.py; this file moves pieces to the device and back, and counts magnitudes.
 
-Every line is a kernel of its own, so nothing is contracted or reassociated; float64 sums, products and quotients are
-rounded there as they are on a processor. What lies in mapped files is copied through pinned memory, a piece at a time,
+Every line is a separate GPU kernel, so nothing is contracted or reassociated; float64 sums, products and quotients are
+rounded as on a CPU. Data in mapped files is copied through pinned memory, a piece at a time,
 by the threads of the pool. A test compares the bits, in torch on the CPU and, where there is one, on a GPU.
 """
 
@@ -27,7 +27,7 @@ Count = Callable[[torch.Tensor, int], torch.Tensor]  # from the bits of magnitud
 
 
 def find(device: str) -> torch.device:
-    """The device of that name. Raises UsageError for one that is not there, or on which merging does not run."""
+    """The device of that name. Raises UsageError for a device that is not available or not supported."""
     hint = "use --device cpu, cuda or cuda:N"
     if device.partition(":")[0] != "cuda":
         raise UsageError(f"merging does not run on the device {device!r}", hint)
@@ -44,7 +44,7 @@ def merge(
 ) -> np.ndarray | None:
     """The bits of the elements [start, stop), as fused.merge gives them.
 
-    None where a number is not finite, which the loops name then, or where the device has no room.
+    None if a number is not finite (the CPU loops then report it), or if the device is out of memory.
     """
     try:
         return _merged(job, formula, add, start, stop, device)
@@ -83,7 +83,7 @@ def _merged(
 
 
 def coarse(tensors: Sequence[TensorTask], device: torch.device) -> np.ndarray | None:
-    """How many magnitudes of each row have these upper 15 of their 31 bits, [rows, 32768]; None as in `merge`."""
+    """How many magnitudes of each row have these upper 15 of their 31 bits, [rows, 32768]; None as for `merge`."""
 
     def count(bits: torch.Tensor, row: int) -> torch.Tensor:
         return torch.bincount(bits >> 16, minlength=1 << 15)
@@ -105,7 +105,7 @@ def fine(tensors: Sequence[TensorTask], buckets: Sequence[np.ndarray], device: t
 
 
 def _counted(tensors: Sequence[TensorTask], count: Count, device: torch.device) -> np.ndarray | None:
-    """The sum of `count` over all pieces, [rows, ...]; each thread adds up its own."""
+    """The sum of `count` over all pieces, [rows, ...]; each thread has its own table."""
     pool = tensors[0].pool
     tables: dict[int, torch.Tensor] = {}
 
@@ -127,7 +127,7 @@ def _counted(tensors: Sequence[TensorTask], count: Count, device: torch.device) 
 def _rows(
     job: TensorTask, start: int, stop: int, device: torch.device
 ) -> tuple[list[torch.Tensor], torch.Tensor | None, torch.Tensor]:
-    """What fused._tile reads: the inputs, less or plus the base where that is their role, the base, are all finite."""
+    """As fused._tile: the inputs (minus or plus the base by their role), the base, and whether all are finite."""
     assert job.mapped_inputs is not None
     base = _load(cast(Reader, job.base), start, stop, device) if job.mapped_inputs.base else None
     good = torch.tensor(True, device=device) if base is None else base.isfinite().all()
@@ -157,7 +157,7 @@ def _bfloat16(out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     inexact = (wide != out).int()
     odd = (single.view(torch.int32) - (inexact & (wide.abs() > out.abs()).int())) | inexact
     rounded = ((odd + 0x7FFF + ((odd >> 16) & 1)) >> 16) & 0xFFFF
-    # A NaN is asked for by itself: rounding up may carry the bits of one beyond all others, to those of -0.
+    # NaN is tested separately: rounding up may turn the bits of a NaN into those of -0.
     return rounded.to(torch.int16), ((rounded & 0x7FFF).max() < 0x7F80) & ~single.isnan().any()
 
 

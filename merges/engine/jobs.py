@@ -1,7 +1,6 @@
-"""The fused pass: read, decode, delta, combine, round and hand over, piece by piece, in order, on all cores.
+"""Running jobs: read, decode, subtract, combine, round and yield, piece by piece, in order, on all cores.
 
-What is in memory at any moment is a piece of each input for each thread and a few finished pieces; it does not grow
-with the model.
+Memory holds a piece of each input for each thread and a few finished pieces, whatever the size of the model.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from vectors.weights import FLOATS, NAMES, Entry, mapped
 
 
 class Copy(NamedTuple):
-    """A tensor that is no floating-point number, or that nothing changes: copied, and the same in every input."""
+    """A tensor that is copied: not floating-point (and the same in every input), or changed by no input."""
 
     name: str
     entry: Entry
@@ -31,17 +30,17 @@ class Copy(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape."""
+        """The shape of the tensor."""
         return self.entry.shape
 
     @property
     def dtype(self) -> str:
-        """Its dtype, as safetensors names it."""
+        """The dtype, as safetensors writes it."""
         return self.entry.dtype
 
 
 Job = TensorTask | Copy
-AHEAD = 3  # tensors whose statistics are gathered at once
+AHEAD = 3  # tensors whose `prepare` runs at the same time
 NOTHING = np.empty(0, np.float32)
 
 
@@ -53,10 +52,10 @@ class Piece(NamedTuple):
 
 
 def run(jobs: Iterable[Job], pool: Pool) -> Iterator[Piece]:
-    """The bits of every tensor, in order, in pieces. Raises ArtifactError and ModelError for values that can't be."""
+    """The bits of every tensor, in order, in pieces. Raises ArtifactError, ModelError for invalid values."""
 
     def tasks() -> Iterator[Callable[[], Piece]]:
-        # Statistics of the tensors that come next are gathered meanwhile: one alone would not keep all cores busy.
+        # The next tensors are prepared meanwhile, since a single one would not keep all cores busy.
         with ThreadPoolExecutor(AHEAD, thread_name_prefix="merge-prepare") as preparing:
             coming: deque[tuple[Job, Future[Any]]] = deque()
             rest = iter(jobs)
@@ -97,7 +96,7 @@ def _compute(job: TensorTask, start: int, stop: int, prepared: Any) -> Piece:
             if on_device is not None:
                 return Piece(job, _patched(job, start, on_device))
         bfloat16, float32 = (result, NOTHING) if job.dtype == "BF16" else (NOTHING.view(np.uint16), result)
-        # Where a number is not finite it is looked for once more below, and named.
+        # If a number is not finite, the loop below finds and reports it.
         if fused.merge(job.mapped_inputs, formula.filled(), formula.unrolled(), based, start, bfloat16, float32):
             return Piece(job, _patched(job, start, result))
     finite = True
@@ -123,7 +122,7 @@ def _compute(job: TensorTask, start: int, stop: int, prepared: Any) -> Piece:
 
 
 def _patched(job: TensorTask, start: int, result: np.ndarray) -> np.ndarray:
-    """A piece with the bits in it that base plus delta would have rounded wrongly."""
+    """The piece with the bits of `job.patch`, which base + delta would have rounded wrongly, put in."""
     if job.patch is not None:
         positions, bits = job.patch
         low, high = np.searchsorted(positions, (start, start + result.size))
@@ -140,8 +139,9 @@ def _copy(job: Copy, start: int, stop: int) -> Piece:
     piece = mapped(job.entry)[start:stop]
     for other in job.others:
         if not np.array_equal(mapped(other)[start:stop], piece):
-            kind = "can't be merged, being no floating-point number," if job.dtype not in FLOATS else "is not merged"
+            kind = "can't be merged, because it is not floating-point," if job.dtype not in FLOATS else "is not merged"
             raise ModelError(
-                f"{job.name} {kind} and differs between {job.entry.file} and {other.file}", "merge models that share it"
+                f"{job.name} {kind} and differs between {job.entry.file} and {other.file}",
+                "merge models in which it is the same",
             )
     return Piece(job, piece)

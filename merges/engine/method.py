@@ -1,7 +1,7 @@
-"""What a merge method is: one `MergeMethod` called METHOD in a file of `merges/methods`.
+"""The definition of a merge method: one `MergeMethod` called METHOD in a file of `merges/methods`.
 
-A package of its own offers the same object through the entry point group `steer.merge_methods`, which names either the
-module that holds METHOD or the object itself. The least that a method needs:
+Another package offers one by an entry point of the group `steer.merge_methods`, which names either the module that
+holds METHOD or the object itself. A minimal method:
 
     def combine(task: TensorTask, block: Block, prepared: None) -> np.ndarray:
         return block.values.max(0)
@@ -11,7 +11,7 @@ module that holds METHOD or the object itself. The least that a method needs:
         space="delta", base="needed", combine=combine,
     )
 
-What is computed (`space`, `unit`, `prepare`, `combine`, `elementwise`) is described by `Computation` in tensor_task.py.
+The computation (`space`, `unit`, `prepare`, `combine`, `elementwise`) is described by `Computation` in tensor_task.py.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ Shape = tuple[int, ...]
 
 
 class Statistic(NamedTuple):
-    """A safetensors file that every input brings beside its weights, such as its diagonal Fisher information."""
+    """A safetensors file that every input needs beside its weights, such as its diagonal Fisher information."""
 
-    name: str  # of the recipe's key that names the file
-    shape_of: Callable[[Shape], Shape | None]  # from a parameter's shape to that of its statistic; None: it has none
-    required: bool = True  # for every parameter that has a shape; else a parameter may lack it
+    name: str  # the key in the recipe that gives the file
+    shape_of: Callable[[Shape], Shape | None]  # from a parameter's shape to that of its statistic; None: no statistic
+    required: bool = True  # whether every parameter with a shape must have it
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergeMethod(Computation):
-    """A method with everything that recipes, checks and help texts need to know of it.
+    """A merge method: its computation, and the facts that recipes, checks and help texts use.
 
     `name` is how recipes and commands call it, `summary` one line of help, `source` the paper or tool it comes from.
     """
@@ -50,8 +50,8 @@ class MergeMethod(Computation):
     symmetric: bool = True  # the order of the inputs has no meaning
     global_scope: bool = False  # `scope: global` lets its statistics go over all tensors of the model together
     statistics: tuple[Statistic, ...] = ()
-    divides_by_weights: Callable[[Mapping[str, Any]], bool] = lambda options: False  # so that their sum can't be zero
-    problems_of: Callable[[TensorTask], list[str]] = lambda task: []  # what is wrong with its numbers, as sentences
+    divides_by_weights: Callable[[Mapping[str, Any]], bool] = lambda options: False  # then their sum must not be zero
+    problems_of: Callable[[TensorTask], list[str]] = lambda task: []  # what is wrong with the options, as sentences
 
     def __post_init__(self) -> None:
         if self.combine is None and self.elementwise is None:

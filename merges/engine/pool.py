@@ -1,4 +1,4 @@
-"""Workers for pieces of tensors. Results come back in the order of the pieces, whatever the threads do."""
+"""Threads that work on pieces of tensors; results are returned in the order of the pieces."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def in_background(function: Callable[..., T], *arguments: Any) -> Future[T]:
-    """Start function(*arguments) in a thread that nobody waits for who does not ask for the result."""
+    """Start function(*arguments) in a daemon thread; returns the future of its result."""
     future: Future[T] = Future()
 
     def work() -> None:
@@ -29,7 +29,7 @@ def in_background(function: Callable[..., T], *arguments: Any) -> Future[T]:
 
 
 class Pool:
-    """A thread for each core. The inner loops let go of the interpreter's lock, so threads are enough."""
+    """A pool with a thread for each core. The inner loops release the GIL, so threads suffice."""
 
     def __init__(self, threads: int | None = None, device: Any = None) -> None:
         self.threads = threads or len(os.sched_getaffinity(0))
@@ -45,33 +45,33 @@ class Pool:
         self.executor.shutdown(wait=True, cancel_futures=True)
 
     def buffer(self, name: str, shape: tuple[int, ...], dtype: Any = float) -> Any:
-        """Scratch memory of this thread, kept for the next piece: its content is undefined."""
+        """Scratch memory of the current thread, reused for the next piece; its content is undefined."""
         size = math.prod(shape)
-        kept = self.local.__dict__.get(name)
-        if kept is None or kept.size < size or kept.dtype != dtype:
+        buffer = self.local.__dict__.get(name)
+        if buffer is None or buffer.size < size or buffer.dtype != dtype:
             import numpy as np
 
-            kept = self.local.__dict__[name] = np.empty(size, dtype)
-        return kept[:size].reshape(shape)
+            buffer = self.local.__dict__[name] = np.empty(size, dtype)
+        return buffer[:size].reshape(shape)
 
     def zeroed(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        """An array of zeros: one that was given back, if there is one, since fresh memory costs more than counting."""
+        """An array of zeros, reused from `give_back` if possible, because new memory is slow."""
         import numpy as np
 
-        kept = self.tables.get((shape, np.dtype(dtype)), [])
+        free = self.tables.get((shape, np.dtype(dtype)), [])
         try:
-            return kept.pop()
+            return free.pop()
         except IndexError:
             return np.zeros(shape, dtype)
 
     def give_back(self, table: Any) -> None:
-        """Keep an array, all zeros again, for the next `zeroed`; a few of each kind."""
-        kept = self.tables.setdefault((table.shape, table.dtype), [])
-        if len(kept) < 2 * self.threads and len(self.tables) < 9:
-            kept.append(table)
+        """Return an array that is all zeros again, for reuse by `zeroed`; a few of each shape and dtype are kept."""
+        free = self.tables.setdefault((table.shape, table.dtype), [])
+        if len(free) < 2 * self.threads and len(self.tables) < 9:
+            free.append(table)
 
     def map(self, function: Callable[..., T], pieces: Iterable[tuple[Any, ...]]) -> list[T]:
-        """function(*piece) of every piece, in order; few are under way at once, however many there are."""
+        """function(*piece) of every piece, in order; few are submitted at once, however many there are."""
         waiting: deque[Future[T]] = deque()
         results = []
         for piece in pieces:
@@ -81,9 +81,9 @@ class Pool:
         return results + [future.result() for future in waiting]
 
     def stream(self, tasks: Callable[[], Iterator[Callable[[], T]]]) -> Iterator[T]:
-        """The results of tasks in order, while later ones are computed and the tasks themselves are being prepared.
+        """The results of tasks in order, while later tasks are generated and computed.
 
-        `tasks` runs in a thread of its own and may use `map`; the queue between bounds what waits to be taken.
+        `tasks` runs in a thread of its own and may use `map`; a queue bounds the number of finished results.
         """
         ready: queue.Queue[Future[T] | BaseException | None] = queue.Queue(2 * self.threads + 1)
         stop = threading.Event()

@@ -1,11 +1,11 @@
-"""The k-th greatest magnitude, exactly and out of core, for one tensor or for a model.
+"""The k-th greatest magnitude, exactly and out of core, of one tensor or of a model.
 
-What lies in mapped files is gone through once (after Floyd and Rivest 1975, SELECT): a sample says between which
-magnitudes the wanted one must be, the pass counts what lies beyond them and keeps the few that lie within, and the
-counts prove that the wanted one is among those. Where they do not, and everywhere else, two passes count bit patterns:
-without its sign a float32 is a number of 31 bits whose order is that of the magnitudes. The first counts the upper 15
-bits, which tells in which of 32,768 buckets the wanted element lies; the second counts the lower 16 bits within that
-bucket, which tells its value. They need half a megabyte of counters, whatever the values.
+Mapped files are read once (after Floyd and Rivest 1975, SELECT): a sample gives a bracket for the wanted magnitude, one
+pass counts the magnitudes outside the bracket and stores the few inside, and the counts prove whether the wanted one is
+among these. If it is not, or for other inputs, two passes count bit patterns: without its sign a float32 is a number of
+31 bits in the order of the magnitudes. The first pass counts the upper 15 bits, which gives the bucket (of 32,768) of
+the wanted element; the second counts the lower 16 bits within that bucket, which gives its value. The counters take
+half a megabyte, whatever the values.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from merges.engine.fused import MappedInputs
 from merges.engine.tensor_task import Block, TensorTask
 
 LANES = 4  # tables that kernels.coarse counts into
-RUN = 32  # neighbours that are sampled together: a cache line's worth of them costs what one costs
-SHARE, SAMPLED = 256, 1 << 20  # one element of so many is sampled, and so many at most
+RUN = 32  # neighbours that are sampled together: a cache line of them costs as much as one
+SHARE, SAMPLED = 256, 1 << 20  # one element in SHARE is sampled, at most SAMPLED
 MARGIN = 4.0  # standard deviations of a sampled rank: a bracket that misses costs a second pass, no error
-ROOM = 1 << 18  # magnitudes that a task may keep of each row
-KEPT = 1 << 24  # magnitudes that are kept of all: 64 MB
-BITS = 12  # of the bins in which the wanted one of these is looked for
+ROOM = 1 << 18  # magnitudes of each row that a task may store
+KEPT = 1 << 24  # magnitudes stored in all: 64 MB
+BITS = 12  # log2 of the number of bins for selecting among these
 Make = Callable[[Block], np.ndarray]
 
 
 def magnitudes(tensors: Sequence[TensorTask], ranks: Sequence[Sequence[int]], make: Make | None = None) -> np.ndarray:
     """The magnitudes at `ranks[row]` (1 is the greatest) of each row, over all tensors together: [rows, ranks] float32.
 
-    A rank beyond the number of elements gives the least magnitude.
+    `make(block)` gives the rows of a piece, [rows, count] float32; by default the inputs. A rank beyond the number of
+    elements gives the least magnitude.
     """
     total = sum(tensor.count for tensor in tensors)
     # Ranks that are the same in every row are looked up once.
@@ -95,7 +96,7 @@ def _magnitudes(tensors: Sequence[TensorTask], wanted: np.ndarray, total: int, m
 
 
 def _bracketed(tensors: Sequence[TensorTask], wanted: np.ndarray, total: int) -> np.ndarray | None:
-    """The same in one pass, where all tensors lie in mapped files; None where a sample does not tell enough."""
+    """`magnitudes` in one pass, for tensors in mapped files; None if the sampled bracket fails."""
     mapped = [tensor.mapped_inputs for tensor in tensors if tensor.mapped_inputs is not None]
     if len(mapped) < len(tensors):
         return None
@@ -106,7 +107,7 @@ def _bracketed(tensors: Sequence[TensorTask], wanted: np.ndarray, total: int) ->
 
     def group(inputs: MappedInputs, start: int, stop: int) -> tuple[np.ndarray, list[np.ndarray]] | None:
         counts = np.zeros((*wanted.shape, 4), np.int64)
-        # Room for all that a short piece holds, and for a tile more: that much must be free before it is gone through.
+        # Space for one tile more than may be stored, since a tile is only read while that much is free.
         room = pool.buffer("kept", (*wanted.shape, min(ROOM, stop - start) + kernels.TILE), np.float32)
         if not fused.split(inputs, start, stop, lows, highs, counts, room):
             return None
@@ -128,12 +129,14 @@ def _bracketed(tensors: Sequence[TensorTask], wanted: np.ndarray, total: int) ->
         elif rank > from_high + inside:
             chosen[where] = lows[where]
         else:
-            chosen[where] = _ranked(np.concatenate([kept[number] for _, kept in splits]), rank - from_high)
+            chosen[where] = _ranked(
+                np.concatenate([magnitudes_within[number] for _, magnitudes_within in splits]), rank - from_high
+            )
     return chosen
 
 
 def _ranked(values: np.ndarray, rank: int) -> np.float32:
-    """The `rank`-th greatest of some magnitudes: those that share its bin of a few thousand are sorted, not all."""
+    """The `rank`-th greatest of some magnitudes; only those in its bin are sorted, not all."""
     bits = values.view(np.uint32)
     least = bits.min()
     shift = np.uint32(max(int(bits.max() - least).bit_length() - BITS, 0))
@@ -147,13 +150,13 @@ def _ranked(values: np.ndarray, rank: int) -> np.float32:
 
 
 def _brackets(tensors: Sequence[TensorTask], wanted: np.ndarray, total: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Between which magnitudes a sample says that the wanted ones are, and what share of all elements lies there."""
+    """Brackets for the wanted magnitudes from a sample: lower ends, upper ends, share of elements inside."""
     draw = np.random.default_rng(0)
     runs = max(min(total // SHARE, SAMPLED) // RUN, 64)
     parts = []
     for tensor in tensors:
         share_of_runs = min(round(runs * tensor.count / total), tensor.count // RUN)
-        # One run in each of as many equal stretches, anywhere in it: at even distances all could be of one column.
+        # One run at a random position in each of equal segments: at even distances all could be of one column.
         edges = np.linspace(0, tensor.count, share_of_runs + 1).astype(np.int64)
         starts = edges[:-1] + (draw.random(share_of_runs) * (np.diff(edges) - RUN + 1)).astype(np.int64)
         values = np.empty((len(wanted), share_of_runs * RUN), np.float32)
@@ -163,11 +166,11 @@ def _brackets(tensors: Sequence[TensorTask], wanted: np.ndarray, total: int) -> 
     rows = np.concatenate(parts, axis=1)
     size, share = rows.shape[1], 0.0
     lows, highs = np.zeros(wanted.shape, np.float32), np.full(wanted.shape, np.inf, np.float32)
-    if not size:  # many small tensors: all that they hold is kept
+    if not size:  # many small tensors: everything is stored
         return lows, highs, 1.0
     for where in np.ndindex(*wanted.shape):
         middle, row = size * wanted[where] / total, rows[where[0]]
-        # Neighbours are alike, so the deviation is not that of independent draws: it is seen in the runs.
+        # Neighbours are correlated, so the standard deviation is estimated from runs, not from single elements.
         center = size - 1 - min(int(middle), size - 1)
         value = np.partition(row, center)[center]
         spread = max(float(part.reshape(-1, RUN).sum(axis=1).std()) for part in (row >= value, row > value))
@@ -184,14 +187,14 @@ def _brackets(tensors: Sequence[TensorTask], wanted: np.ndarray, total: int) -> 
 
 
 def _sorted(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The same for what fits into one piece."""
-    # Sorted, not partitioned: NumPy's partition is slow where values come often, and in deltas of bfloat16 they do.
+    """`magnitudes` for rows that fit into one piece."""
+    # Sorted, because NumPy's partition is slow with many equal values, as in deltas of bfloat16.
     ordered = np.sort(np.abs(values), axis=1)
     return np.take_along_axis(ordered, values.shape[1] - wanted, axis=1)
 
 
 def _locate(counts: np.ndarray, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the elements of these ranks lie, counted from the greatest: the bins, and the ranks within them."""
+    """The bins of the elements of these ranks (1 is the greatest), and their ranks within the bins."""
     bins, within = np.empty_like(ranks), np.empty_like(ranks)
     for row in range(len(ranks)):
         for column in range(ranks.shape[1]):
@@ -205,13 +208,13 @@ def _count(
     mapped: Callable[[MappedInputs, int, int, np.ndarray], bool] | None,
     shape: tuple[int, ...],
 ) -> np.ndarray:
-    """Let `function(block, table)` count every piece, each thread in a table of its own; the tables' sum, [rows, ...].
+    """The sum of the tables, [rows, ...], in which `function(block, table)` counts every piece; one table per thread.
 
-    A table is [rows, lanes, ...], and the lanes are summed too. `mapped` counts what lies in mapped files where it is;
-    what it answers False to holds a number that is not finite, and is read once more, which names it.
+    A table is [rows, lanes, ...], and the lanes are summed too. `mapped` counts data in mapped files in place; if it
+    returns False a number is not finite, and the piece is read again to report it.
     """
     pool = tensors[0].pool
-    # Half as wide where that suffices: tables that stay in a core's cache are counted into much faster.
+    # int32 where that suffices: tables that fit into a core's cache are much faster.
     width = np.int32 if sum(tensor.count for tensor in tensors) < 1 << 31 else np.int64
     tables: dict[int, np.ndarray] = {}
 

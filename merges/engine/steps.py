@@ -1,8 +1,8 @@
 """The steps that merge methods share, as formulas on whole arrays: trim, random drop, sign election, disjoint mean.
 
-They are what the methods mean, and what a GPU runs: NumPy arrays and torch tensors go through the same lines. The
-compiled loops of kernels.py, which processors run, do the same operations in the same order on each element; a test
-holds both to the same bits. Rows are float32 as they are read; everything that is summed is float64.
+They define the methods, and a GPU runs them: they take NumPy arrays and torch tensors alike. The compiled loops of
+kernels.py, which run on CPUs, do the same operations in the same order on each element; a test compares their bits.
+Rows are float32, as read; all sums are float64.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ GOLDEN = 0x9E3779B97F4A7C15  # the increment of SplitMix64
 
 
 def _library(array: Any) -> Any:
-    """numpy or torch, whichever made the array: torch is not imported for arrays of NumPy."""
+    """The module numpy or torch that the array belongs to, without importing torch."""
     return sys.modules[type(array).__module__]
 
 
@@ -33,23 +33,24 @@ def wide(row: Array) -> Array:
 
 
 def trim(values: Array, low: float, high: float) -> Array:
-    """Zero in place of what has a magnitude below `low` or above `high` (both float32 numbers)."""
+    """The values, with zero for magnitudes below `low` or above `high` (both float32)."""
     library = _library(values)
     magnitudes = abs(values)
     return library.where((magnitudes >= low) & (magnitudes <= high), values, library.zeros_like(values))
 
 
 def random_drop(values: Array, index: Array, key: int, keep: float) -> Array:
-    """Each value with the chance `keep`, else zero; `index` (int64) are the positions of the elements in the tensor."""
+    """Each value with probability `keep`, else zero; `index` (int64) are the elements' positions in the tensor."""
     library = _library(values)
     drawn = random_bits(index, key)
     return library.where(drawn < math.ceil(keep * 2.0**32), values, library.zeros_like(values))
 
 
 def random_bits(index: Array, key: int) -> Array:
-    """32 random bits for each place, int64: those of SplitMix64 (Steele, Lea and Flood 2014) at `key` and index.
+    """32 random bits for each position, int64: those of SplitMix64 (Steele, Lea and Flood 2014) at `key` and index.
 
-    Each mixing gives the bits of two neighbours, the lower half to the even one. Signed numbers wrap as unsigned ones.
+    Each 64-bit output serves two neighbours, its lower half the one at the even position. Signed integers wrap as
+    unsigned ones do.
     """
     x: Any = (index // 2 + 1) * _signed(GOLDEN) + _signed(key)
     x = (x ^ _shifted(x, 30)) * _signed(0xBF58476D1CE4E5B9)
@@ -59,7 +60,7 @@ def random_bits(index: Array, key: int) -> Array:
 
 
 def _shifted(x: Any, bits: int) -> Any:
-    """x >> bits of numbers without a sign, which torch has no shifts for."""
+    """The logical right shift x >> bits, which torch lacks for int64."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -77,9 +78,9 @@ def weighted_sum(rows: Sequence[Array], weights: Sequence[float] | np.ndarray) -
 
 
 def elect_signs(rows: Sequence[Array], votes: Iterable[float], *, positive: bool = False) -> Array:
-    """The elected sign of each element, as a float64 number that has it: the sum of vote * row.
+    """The elected sign of each element, as a float64 number of that sign: the sum of vote * row.
 
-    Zero where the votes cancel: no sign is elected. With `positive` the answer is 1 or -1, and 1 there.
+    It is zero where votes cancel, so that no sign is elected. With `positive` it is 1 or -1, and 1 where votes cancel.
     """
     total = _library(rows[0]).zeros_like(wide(rows[0]))
     for row, vote in zip(rows, votes, strict=True):

@@ -1,6 +1,6 @@
-"""What a method sees: one tensor of the result, its inputs in pieces, and statistics over all of it.
+"""The interface of a method to its data: one tensor of the result, its inputs in pieces, and statistics over them.
 
-A method never holds more than a piece. `prepare(task)` may look at the whole tensor through `map`, `sum` and
+A method never holds more than a piece. `prepare(task)` may read the whole tensor through `map`, `sum` and
 `gram`, which stream; `combine(task, block, prepared)` computes the elements of one piece.
 """
 
@@ -22,7 +22,7 @@ from merges.engine.readers import Dense, Reader
 from vectors.errors import ArtifactError
 
 T = TypeVar("T")
-CHUNK = 1 << 16  # elements at a time: what a method touches of four inputs stays in a core's own cache
+CHUNK = 1 << 16  # elements at a time: those of four inputs fit into a core's cache
 GROUP = 1 << 20  # elements that one worker takes at a time
 Space = Literal["delta", "weight", "either"]
 Unit = Literal["element", "row", "tensor"]
@@ -31,9 +31,9 @@ Unit = Literal["element", "row", "tensor"]
 class Block(NamedTuple):
     """A piece of a tensor: the elements [start, start + count) of it, flattened.
 
-    `values` [inputs, count] float32 are deltas in a method whose space is "delta", weights otherwise. They belong to
-    the method, which may change them. `base` [count] float32, or None without one. `out` [count] float64 is room for
-    the result, to be returned or not; `pool.buffer` gives more.
+    `values` [inputs, count] float32 are deltas in a method whose space is "delta", weights otherwise. The
+    method may change them. `base` is [count] float32, or None. `out` [count] float64 is a buffer that may be used for
+    the result; `pool.buffer` provides more.
     """
 
     values: np.ndarray
@@ -49,23 +49,23 @@ class Block(NamedTuple):
 
 
 class Input(NamedTuple):
-    """One of the things that are merged, at one tensor."""
+    """One input of a merge, at one tensor."""
 
     name: str  # for messages
     reader: Reader
-    is_delta: bool  # a task vector, or weights
-    key: int = 0  # what its randomness comes from
+    is_delta: bool  # whether the reader gives a delta, not weights
+    key: int = 0  # the key of its random numbers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Computation:
-    """What is computed of a tensor. A merge method is one with a name and options (see method.py).
+    """What is computed for a tensor. A merge method adds a name and options (see method.py).
 
     `space` is what `Block.values` holds: deltas against the base ("delta", and the result is a delta), weights
-    ("weight"), or deltas where there is a base ("either"). `unit` is what a piece must not cut, and may follow from the
-    options. `prepare(task)` may go over the whole tensor; what it returns is given to the others as `prepared`.
+    ("weight"), or deltas where there is a base ("either"). `unit` is what pieces must not cut, and may depend on the
+    options. `prepare(task)` may read the whole tensor; its result is passed to the others as `prepared`.
     `combine(task, block, prepared)` returns the elements of one piece, [count] float64. `elementwise(task, prepared)`
-    returns instead a formula that runs on every element in one compiled pass, or None where `combine` is to be called.
+    returns instead a formula for every element, run in one compiled pass, or None if `combine` is to be called.
     """
 
     space: Space
@@ -77,7 +77,7 @@ class Computation:
 
 @dataclass(eq=False)
 class TensorTask:
-    """One tensor of the result. `each` holds the numbers that every input has, [inputs] float64; `options` the rest."""
+    """One tensor of the result. `each` are the options of each input, [inputs] float64; `options` are all others."""
 
     name: str
     shape: tuple[int, ...]
@@ -90,13 +90,13 @@ class TensorTask:
     options: Mapping[str, Any] = field(default_factory=dict)
     statistics: Mapping[str, tuple[Reader, ...]] = field(default_factory=dict)  # a reader for each input, by name
     as_delta: bool = False  # the result is a task vector
-    scope: Sequence[TensorTask] = ()  # all tensors that statistics go over with `scope: global`
-    shared: dict[str, Any] = field(default_factory=dict)  # by all tensors of a scope
-    patch: tuple[np.ndarray, np.ndarray] | None = None  # ascending positions, and the bits that belong there
+    scope: Sequence[TensorTask] = ()  # with `scope: global`, all tensors of the model
+    shared: dict[str, Any] = field(default_factory=dict)  # state shared by all tensors of a scope
+    patch: tuple[np.ndarray, np.ndarray] | None = None  # ascending positions, and the bits to put there
 
     @cached_property
     def count(self) -> int:
-        """Elements of the tensor."""
+        """The number of elements of the tensor."""
         return math.prod(self.shape)
 
     @property
@@ -106,7 +106,7 @@ class TensorTask:
 
     @property
     def row(self) -> int:
-        """Elements of a row: the last dimension. A tensor of one dimension is one row."""
+        """The number of elements in a row: the last dimension; a tensor of one dimension is one row."""
         return self.shape[-1] if len(self.shape) > 1 else max(self.count, 1)
 
     @cached_property
@@ -116,12 +116,12 @@ class TensorTask:
 
     @property
     def unit(self) -> Unit:
-        """What a piece must not cut: an "element", a "row" or the "tensor"."""
+        """The unit that pieces must not cut: "element", "row" or "tensor"."""
         unit = self.method.unit
         return unit(self.options) if callable(unit) else unit
 
     def chunks(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
-        """The pieces of [start, stop), a function of the shape and the method alone."""
+        """The pieces of [start, stop), which depend only on the shape and the method."""
         stop = self.count if stop is None else stop
         size = self.step(CHUNK)
         for begin in range(start, stop, size):
@@ -134,7 +134,7 @@ class TensorTask:
         return max(wanted // self.row, 1) * self.row if self.unit == "row" else wanted
 
     def groups(self) -> Iterator[tuple[int, int]]:
-        """The pieces that a task works through: whole chunks."""
+        """The pieces for one worker each, which are whole chunks."""
         size = self.step(CHUNK)
         size *= max(GROUP // size, 1)
         for begin in range(0, self.count, size):
@@ -142,7 +142,7 @@ class TensorTask:
 
     @cached_property
     def mapped_inputs(self) -> MappedInputs | None:
-        """Where all inputs lie in memory, if they are plain tensors of mapped files, for the loops that read there."""
+        """The addresses of all inputs, for the compiled loops; None unless all are plain tensors of mapped files."""
         readers = [source.reader for source in self.inputs]
         based = self.base is not None and (
             self.in_deltas != self.as_delta or any(self.in_deltas != source.is_delta for source in self.inputs)
@@ -189,11 +189,11 @@ class TensorTask:
             position = start + int(np.flatnonzero(~np.isfinite(out))[0])
             raise ArtifactError(
                 f"{name} holds a value that is not finite in {self.name}, at element {position}",
-                "a merge would spread it; repair that model, or leave it out",
+                "repair that model, or leave it out of the merge",
             )
 
     def statistic(self, name: str, block: Block) -> np.ndarray:
-        """What the inputs bring beside their weights, such as `fisher`: [inputs, count] float32 for this piece."""
+        """A statistic of the inputs, such as `fisher`, for this piece: [inputs, count] float32."""
         out = np.empty(block.values.shape, np.float32)
         for row, reader in zip(out, self.statistics[name], strict=True):
             self._read(f"{name} of an input", reader, block.start, block.start + row.size, row)
@@ -208,7 +208,7 @@ class TensorTask:
         return [result for part in self.pool.map(group, self.groups()) for result in part]
 
     def sum(self, function: Callable[[Block], Any]) -> Any:
-        """The sum of function(block) over the pieces, in their order, so that it is the same with any threads."""
+        """The sum of function(block) over the pieces, in order, so that it does not depend on threads."""
         parts = self.map(function)
         total = parts[0]
         for part in parts[1:]:
@@ -216,7 +216,7 @@ class TensorTask:
         return total
 
     def gram(self, *, with_base: bool = False) -> np.ndarray:
-        """The products of the inputs with each other, [inputs, inputs] float64."""
+        """The inner products of the inputs, and with `with_base` the base, [inputs, inputs] float64."""
 
         def part(block: Block) -> np.ndarray:
             values = block.values

@@ -1,1 +1,1 @@
-"""What can be merged: model folders, task vectors, adapters; and where the base of a task vector lies."""
+"""The inputs of a merge: model folders, task vectors and adapters; and the location of a task vector's base."""

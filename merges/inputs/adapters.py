@@ -1,4 +1,4 @@
-"""LoRA adapters in PEFT's folders: read as low-rank deltas, never multiplied out, and written from deltas.
+"""LoRA adapters in PEFT's format, read as low-rank deltas that stay factored, and the factors of a given delta.
 
 delta = scale * B @ A with scale = alpha / r, or alpha / sqrt(r) with rsLoRA (Hu et al. 2021, arXiv:2106.09685;
 Kalajdzievski 2023, arXiv:2312.03732).
@@ -21,13 +21,13 @@ from vectors.errors import ArtifactError, ModelError
 from vectors.weights import FLOATS, Entry, mapped, read_header
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-SMALL = 1024  # the shorter side of a matrix that is decomposed as a whole
+SMALL = 1024  # the shorter side up to which a matrix is decomposed exactly
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.default)?(?:\.weight)?")
 
 
 class Adapter(NamedTuple):
-    """An adapter's deltas by the name of the parameter, and weights that replace a parameter outright."""
+    """An adapter's deltas by parameter name, and the weights that replace a parameter (PEFT's `modules_to_save`)."""
 
     deltas: dict[str, Reader]
     replaced: dict[str, Reader]
@@ -36,12 +36,12 @@ class Adapter(NamedTuple):
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder is an adapter, by its configuration."""
+    """Whether a folder is an adapter: it has adapter_config.json."""
     return (folder / CONFIG).is_file()
 
 
 def read(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> Adapter:
-    """An adapter for a base whose parameters have these shapes. All problems at once. Raises ArtifactError."""
+    """Read an adapter for a base with these parameters and shapes. Raises ArtifactError with all problems."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         entries, _ = read_header(folder / WEIGHTS)
@@ -54,7 +54,7 @@ def read(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> Adapter:
     if config.get("peft_type", "LORA") != "LORA":
         problems.append(f"the adapter {folder} is {config['peft_type']}, not LORA")
     if config.get("use_dora"):
-        problems.append(f"the adapter {folder} uses DoRA, whose change is no low-rank delta")
+        problems.append(f"the adapter {folder} uses DoRA, whose deltas are not low-rank")
     factors: dict[str, dict[str, Entry]] = {}
     replaced: dict[str, Reader] = {}
     embeddings = set()
@@ -68,11 +68,11 @@ def read(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> Adapter:
             if match["embedding"]:
                 embeddings.add(match[1])
         elif "lora_" in name:
-            problems.append(f"the adapter {folder} holds {key}, which is no factor of a low-rank delta")
+            problems.append(f"the adapter {folder} holds {key}, which is not a factor of a low-rank delta")
         else:
             parameter = _parameter(name.replace(".modules_to_save", "").replace(".base_layer", ""), shapes)
             if parameter is None or shapes[parameter] != entry.shape:
-                problems.append(f"the adapter {folder} holds {key}, which fits no parameter of the base")
+                problems.append(f"the adapter {folder} holds {key}, which matches no parameter of the base")
             else:
                 replaced[parameter] = Dense(entry)
     deltas: dict[str, Reader] = {}
@@ -83,21 +83,21 @@ def read(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> Adapter:
             continue
         delta = _delta(config, module, pair, module in embeddings)
         if parameter is None:
-            problems.append(f"the adapter {folder} changes {module}, which the base has not")
+            problems.append(f"the adapter {folder} changes {module}, which the base lacks")
         elif delta is None or delta.shape != shapes[parameter]:
-            found = "factors that do not fit each other" if delta is None else f"a delta of shape {list(delta.shape)}"
-            problems.append(f"the adapter {folder} has {found} for {parameter}, which is {list(shapes[parameter])}")
+            actual = "factors whose shapes do not match" if delta is None else f"a delta of shape {list(delta.shape)}"
+            problems.append(f"the adapter {folder} has {actual} for {parameter}, which is {list(shapes[parameter])}")
         else:
             deltas[parameter] = delta
     if not problems and not deltas and not replaced:
         problems.append(f"the adapter {folder} changes nothing")
     if problems:
-        raise ArtifactError(problems, "use an adapter that PEFT saved for this base, or --base")
+        raise ArtifactError(problems, "use an adapter that PEFT saved for this base, or name its base: --base MODEL")
     return Adapter(deltas, replaced, config.get("base_model_name_or_path"), (folder / WEIGHTS, folder / CONFIG))
 
 
 def _parameter(name: str, shapes: Mapping[str, Any]) -> str | None:
-    """The base's own name of a parameter: checkpoints leave out the outermost module, or have one more."""
+    """The name of a parameter in the base, which may have one outer module more or less; None if there is none."""
     if name in shapes:
         return name
     short = name.partition(".")[2]
@@ -108,7 +108,7 @@ def _parameter(name: str, shapes: Mapping[str, Any]) -> str | None:
 
 
 def _delta(config: Mapping[str, Any], module: str, pair: Mapping[str, Entry], embedding: bool) -> LowRank | None:
-    """The delta of one module, or None where its factors do not fit each other."""
+    """The delta of one module, or None if the shapes of its factors do not match."""
     up, down = (to_float32(mapped(pair[side]), pair[side].dtype).reshape(pair[side].shape) for side in "BA")
     if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0]:
         return None
@@ -126,10 +126,10 @@ def _for_module(patterns: Mapping[str, Any] | None, module: str, default: Any) -
 
 
 def factors(delta: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """The best approximation of a matrix by rank `rank`: up [rows, rank], down [rank, columns], and its relative error.
+    """The best rank-`rank` approximation of a matrix: up [rows, rank], down [rank, columns], and its relative error.
 
     By the singular value decomposition (Eckart and Young 1936); for large matrices by subspace iteration with a fixed
-    start (Halko, Martinsson and Tropp 2011, arXiv:0909.4061, algorithm 4.4), within a percent of the best error.
+    random start (Halko, Martinsson and Tropp 2011, arXiv:0909.4061, algorithm 4.4), within a percent of the best error.
     """
     wide = np.asarray(delta, np.float64)
     rank = min(rank, *wide.shape)

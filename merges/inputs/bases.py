@@ -1,7 +1,7 @@
-"""Where the bases of task vectors lie on this machine: an artifact names its base by digest, never by a path.
+"""The locations of base models on this machine; task vectors record their base by digest, never by path.
 
-What `steer diff` has seen is remembered in the cache, so that `steer merge v1 v2` needs no `--base`. A memory only:
-whatever it finds is checked against the digest before it is used.
+`steer diff` and `steer merge` enter the paths of bases in a cache, so that `steer merge v1 v2` needs no `--base`. An
+entry is checked against the digest before it is used.
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ from vectors.errors import SteerError
 from vectors.files import write_atomically
 
 
-def _memory() -> Path:
+def _cache_file() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steer" / "bases.json"
 
 
 def _known() -> dict[str, str]:
     try:
-        found = json.loads(_memory().read_text(encoding="utf-8"))
+        paths = json.loads(_cache_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return paths if isinstance(paths, dict) else {}
 
 
 def remember(digest: str, path: Path) -> None:
-    """Note where the model of that digest lies. A cache that can't be written is no error."""
+    """Enter the path of the model with this digest in the cache; errors of writing the cache are ignored."""
     known = _known()
-    place = str(path.resolve())
-    if known.get(digest) == place:
+    location = str(path.resolve())
+    if known.get(digest) == location:
         return
     try:
-        _memory().parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(_memory(), json.dumps(known | {digest: place}).encode())
+        _cache_file().parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(_cache_file(), json.dumps(known | {digest: location}).encode())
     except (OSError, SteerError):
         pass
 
 
 def recall(base: Mapping[str, Any]) -> str | None:
-    """A reference to what an artifact calls its base: its name, or where it was last seen; None if unknown."""
+    """A reference to the base that an artifact records: its hub id, or the cached path; None if unknown."""
     if base.get("name"):
         return f"{base['name']}@{base['revision']}" if base.get("revision") else str(base["name"])
-    place = _known().get(str(base.get("digest")))
-    if place is None or not os.path.isdir(place):
+    location = _known().get(str(base.get("digest")))
+    if location is None or not os.path.isdir(location):
         return None
     try:
-        found = references.identity(references.resolve(place))["digest"]
+        digest = references.identity(references.resolve(location))["digest"]
     except SteerError:
         return None
-    return place if found == base["digest"] else None
+    return location if digest == base["digest"] else None

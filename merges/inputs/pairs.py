@@ -1,4 +1,4 @@
-"""A base and its fine-tune, checked against each other, and the delta of each parameter."""
+"""A base and a model fine-tuned from it, checked against each other, and the delta of each parameter."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from merges.inputs.sources import Source, open_source
 from vectors.errors import ModelError, SteerError, shortened
 from vectors.weights import FLOATS, mapped
 
-DELTAS = Computation(space="delta")  # as a method, all that reading deltas needs
+DELTAS = Computation(space="delta")  # a computation that only reads deltas
 
 
 def open_pair(base: str, finetuned: str) -> tuple[Source, Source]:
-    """Both models, checked against each other by their headers. Raises ModelError with all problems."""
+    """Open both models and check by their headers that they match. Raises ModelError with all problems."""
     opened: list[Source] = []
     problems: list[str] = []
     for reference in (base, finetuned):
@@ -38,7 +38,9 @@ def open_pair(base: str, finetuned: str) -> tuple[Source, Source]:
             problems.append(f"{where} lacks {shortened(sorted(names))}")
     differing = tuned.entries.keys() ^ below.entries
     if differing and all(name in tuned.entries and name.endswith(".bias") for name in differing):
-        hint = "a fold that adds biases is no fine-tuning: merge the steering vectors, or bake with --mode distil"
+        hint = (
+            "a model with folded-in biases has no task vector: merge the steering vectors, or bake with --mode distil"
+        )
     for name in sorted(below.entries.keys() & tuned.entries):
         a, b = below.entries[name], tuned.entries[name]
         if a.shape != b.shape:
@@ -46,21 +48,21 @@ def open_pair(base: str, finetuned: str) -> tuple[Source, Source]:
         elif (a.dtype in FLOATS) != (b.dtype in FLOATS) or (a.dtype[0] == "F" and a.dtype not in FLOATS):
             problems.append(f"{name} is {a.dtype} in {base}, {b.dtype} in {finetuned}")
         elif a.dtype not in FLOATS and not np.array_equal(mapped(a), mapped(b)):
-            problems.append(f"{name} is {a.dtype}, no floating-point number, and differs")
+            problems.append(f"{name} is {a.dtype}, not floating-point, and differs")
     if problems:
         raise ModelError(problems, hint)
     return below, tuned
 
 
 def tensor_of(name: str, below: Source, tuned: Source, pool: Pool) -> TensorTask:
-    """The task of one parameter whose blocks are its delta: float32 values of `tuned` less those of `below`."""
+    """The task of one parameter whose blocks are its delta: `tuned` - `below`, float32."""
     entry = tuned.entries[name]
     source = Input(tuned.reference, tuned.reader(name, entry.shape)[0], False)
     return TensorTask(name, entry.shape, entry.dtype, (source,), below.reader(name, entry.shape)[0], DELTAS, pool)
 
 
 def deltas(tensor: TensorTask) -> np.ndarray:
-    """The whole delta of a tensor with one input, float32 in its shape."""
+    """The whole delta of a task with one input, float32 in the tensor's shape."""
     flat = np.empty(tensor.count, np.float32)
 
     def fill(block: Block) -> None:

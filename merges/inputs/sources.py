@@ -1,7 +1,6 @@
-"""What can be merged: model folders and hub ids, task vectors, LoRA adapters, and a model with an adapter on it.
+"""Inputs of a merge: model folders, hub ids, task vectors, LoRA adapters, and a model with an adapter applied.
 
-A source is opened by its headers alone. It answers with a reader for each parameter, and knows whether that gives
-weights or a delta.
+Opening a source reads headers only. A source has a reader for each parameter, which gives either weights or a delta.
 """
 
 from __future__ import annotations
@@ -28,50 +27,54 @@ HEADS = ("lm_head.weight", "output.weight", "embed_out.weight")
 
 @dataclass(eq=False)
 class Source:
-    """One opened input. `is_delta`: a task vector or an adapter, which needs a base."""
+    """One opened input: a model, a task vector or an adapter."""
 
-    reference: str  # as it was typed
+    reference: str  # as the user gave it
     kind: str  # model, task-vector or adapter
     path: Path
     files: tuple[Path, ...]
-    entries: Mapping[str, Entry] = field(default_factory=dict)  # of a model: its parameters
+    entries: Mapping[str, Entry] = field(default_factory=dict)  # the parameters of a model
     vector: TaskVector | None = None
     adapter: adapters.Adapter | None = None
     model: references.ModelSource | None = None
-    base: Source | None = None  # what an adapter stands on
+    base: Source | None = None  # of an adapter
 
     @property
     def is_delta(self) -> bool:
-        """Whether it holds deltas from a base, not weights."""
+        """Whether it holds deltas (a task vector or an adapter), not weights."""
         return self.kind != "model"
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """The model's configuration."""
         try:
-            found = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+            configuration = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise ModelError(f"{self.path / 'config.json'} is damaged: {error}", "fetch the model again") from error
-        good = isinstance(found, dict) and isinstance(found.get("text_config") or {}, dict)
-        names = (found.get("architectures") or []) if good else None
+        good = isinstance(configuration, dict) and isinstance(configuration.get("text_config") or {}, dict)
+        names = (configuration.get("architectures") or []) if good else None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ModelError(f"{self.path / 'config.json'} holds no configuration", "fetch the model again")
-        return found
+            raise ModelError(f"{self.path / 'config.json'} is not a model configuration", "fetch the model again")
+        return configuration
 
     @cached_property
     def identity(self) -> str:
-        """A digest that tells sources apart without reading all of them: of headers, and of samples of the weights."""
+        """A digest of the content; for a model, of its configuration and samples of its weights."""
         if self.kind == "model":
             assert self.model is not None
-            own = references.identity(self.model)["digest"]
-            return own if self.adapter is None else digest_json([own, *map(file_digest, self.adapter.files)])
+            model_digest = references.identity(self.model)["digest"]
+            return (
+                model_digest
+                if self.adapter is None
+                else digest_json([model_digest, *map(file_digest, self.adapter.files)])
+            )
         if self.vector is not None:
             return self.vector.identity
         return digest_json([file_digest(path) for path in self.files])
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every parameter that can be merged, with its shape; of a delta, those it changes."""
+        """The shapes of all parameters that can be merged, by name; for a delta, of those it changes."""
         if self.vector is not None:
             return self.vector.parameters
         if self.kind == "adapter":
@@ -81,12 +84,12 @@ class Source:
 
     @property
     def tied(self) -> bool:
-        """Whether the output head is the embedding, so that it is stored, and merged, once."""
+        """Whether the output head is tied to the embedding, and therefore merged only once."""
         config = self.config.get("text_config") or self.config
         return bool(self.config.get("tie_word_embeddings", config.get("tie_word_embeddings", False)))
 
     def reader(self, name: str, shape: tuple[int, ...]) -> tuple[Reader, bool]:
-        """The reader of one parameter, and whether it gives a delta."""
+        """The reader of one parameter of this shape, and whether it gives a delta."""
         if self.kind == "model":
             dense: Reader = Dense(self.entries[name])
             if self.adapter is not None:
@@ -103,7 +106,7 @@ class Source:
         return _vector_reader(self.vector, name, shape), True
 
     def changes(self, name: str) -> bool:
-        """Whether this input has anything to say about a parameter: models always may."""
+        """Whether this input may change a parameter; models always may."""
         return self.kind == "model" or name in self.shapes
 
 
@@ -123,12 +126,12 @@ def _vector_reader(vector: TaskVector, name: str, shape: tuple[int, ...]) -> Rea
 def open_source(reference: str, base: Source | None = None) -> Source:
     """Open an input: a path to a vector, a folder, a hub id, `smollm2`, or `MODEL+ADAPTER`. Raises SteerError.
 
-    An adapter takes its parameters' names from `base`.
+    An adapter needs `base`, whose parameters it changes.
     """
     path = Path(os.path.expanduser(reference))
     if os.path.isdir(path) and adapters.is_adapter(path):
         if base is None:
-            raise ModelError(f"{reference} is an adapter, and its base is not known", "name it: --base MODEL")
+            raise ModelError(f"the base model of the adapter {reference} is not known", "name it: --base MODEL")
         adapter = adapters.read(path, base.shapes)
         return Source(reference, "adapter", path, adapter.files, adapter=adapter, base=base)
     if os.path.isfile(path) or os.path.isfile(f"{path}.index.json"):
@@ -143,7 +146,7 @@ def open_source(reference: str, base: Source | None = None) -> Source:
     model_source = references.resolve(reference)
     files = tuple(references.weight_files(model_source.path))
     if not files:
-        raise ModelError(f"{reference} has no weights as safetensors", "save the model as safetensors")
+        raise ModelError(f"{reference} has no safetensors weights", "save the model as safetensors")
     missing = [f"{reference} lacks its shard {file.name}" for file in files if not file.is_file()]
     if missing:
         raise ModelError(missing, "fetch the model again")
@@ -152,14 +155,14 @@ def open_source(reference: str, base: Source | None = None) -> Source:
         raise ModelError(f"{reference} holds no tensors", "fetch the model again")
     _check_index(source)
     if source.tied:
-        # Some files hold the tied head once more: it is the embedding, and merged as such.
+        # Some files also store the tied head, which is merged as the embedding.
         tied = {name for name in HEADS if name in source.entries and any("embed" in n for n in source.entries)}
         source.entries = {name: entry for name, entry in source.entries.items() if name not in tied}
     return source
 
 
 def _check_index(source: Source) -> None:
-    """Whether each shard holds what the index says it does. Raises ModelError."""
+    """Check that the shards hold the tensors that the index lists. Raises ModelError."""
     index = source.path / "model.safetensors.index.json"
     if not index.is_file() or (source.path / "model.safetensors").is_file():
         return
@@ -172,7 +175,7 @@ def _check_index(source: Source) -> None:
 
 
 def open_all(references_: list[str], base: str | None) -> tuple[list[Source], Source | None]:
-    """Open the base and every input; all problems at once. Without `base` it is what the vectors were made for."""
+    """Open all inputs and the base, by default the one that they record. Raises ModelError with all problems."""
     problems: list[str] = []
     hints: list[str] = []
 
@@ -189,17 +192,19 @@ def open_all(references_: list[str], base: str | None) -> tuple[list[Source], So
     for reference in references_:
         path = Path(os.path.expanduser(reference))
         if opened is None and base is None and os.path.isdir(path) and adapters.is_adapter(path):
-            named = json.loads((path / adapters.CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
-            opened = attempt(named) if named else None
+            base_reference = json.loads((path / adapters.CONFIG).read_text(encoding="utf-8")).get(
+                "base_model_name_or_path"
+            )
+            opened = attempt(base_reference) if base_reference else None
         source = attempt(reference, opened) if not (base and opened is None and adapters.is_adapter(path)) else None
         if source is not None:
             sources.append(source)
             if opened is None and base is None and source.vector is not None:
-                known = source.vector.base
-                where = bases.recall(known)
-                opened = attempt(where) if where else None
-                if where is None:
-                    problems.append(f"{reference} was made for a model whose place is not known: {known['digest']}")
+                recorded_base = source.vector.base
+                base_reference = bases.recall(recorded_base)
+                opened = attempt(base_reference) if base_reference else None
+                if base_reference is None:
+                    problems.append(f"the location of the base of {reference} is not known: {recorded_base['digest']}")
                     hints.append("name it: --base MODEL")
     if problems:
         raise ModelError(list(dict.fromkeys(problems)), "; ".join(dict.fromkeys(h for h in hints if h)))

@@ -1,7 +1,7 @@
-"""Merge methods: one file each, found by listing the folder, and through the entry point group `steer.merge_methods`.
+"""Merge methods: one per file of this folder, or from a package with the entry point group `steer.merge_methods`.
 
-Each file holds one `MergeMethod` (merges/engine/method.py) called METHOD. What several share has a file of its own with
-a leading underscore: `_options`, `_trimming`, `_random_drop`, `_magnitude_drop`, `_combining`, `_sphere`.
+Each file holds one `MergeMethod` (merges/engine/method.py) called METHOD. Code that several methods share is in files
+with a leading underscore: `_options`, `_trimming`, `_random_drop`, `_magnitude_drop`, `_combining`, `_sphere`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ GROUP = "steer.merge_methods"
 
 
 def available() -> dict[str, MergeMethod]:
-    """Every method, built in or from outside, by name. Raises UsageError for an outside one that is no method."""
+    """All methods by name, built-in and of installed packages. Raises UsageError for an entry that is not a method."""
     return {name: _method(name, offered) for name, offered in discover(__name__, GROUP).items()}
 
 
 def find(name: str) -> MergeMethod:
-    """The method of that name. Raises UsageError that guesses what was meant."""
+    """The method of that name. Raises UsageError that suggests the closest name."""
     return choose("merge method", name, available())
 
 
@@ -29,9 +29,11 @@ def _method(name: str, offered: Any) -> MergeMethod:
     method = getattr(offered, "METHOD", offered)
     if not isinstance(method, MergeMethod):
         raise UsageError(
-            f"the merge method {name!r} of an installed package is no MergeMethod",
+            f"the merge method {name!r} of an installed package is not a MergeMethod",
             "give its module METHOD = MergeMethod(...), see merges/engine/method.py; or uninstall it",
         )
     if method.name != name:
-        raise UsageError(f"the merge method offered as {name!r} calls itself {method.name!r}", "give both one name")
+        raise UsageError(
+            f"the merge method offered as {name!r} calls itself {method.name!r}", "use the same name for both"
+        )
     return method

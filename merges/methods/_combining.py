@@ -1,6 +1,6 @@
-"""How deltas are put together once some of their elements are zero: summed, or averaged under an elected sign.
+"""Combining sparse deltas: their weighted sum, or the disjoint mean under elected signs.
 
-Both give the formula that the compiled pass runs on every element; steps.py says in whole arrays what it does.
+Both return the formula that the compiled pass applies to every element; steps.py defines the same on whole arrays.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from merges.engine.tensor_task import TensorTask
 
 
 def disjoint_mean(task: TensorTask, factors: np.ndarray | None = None, **dropping: Any) -> Elementwise:
-    """Elect signs and combine what agrees, times lambda, by the options elect, combine and zero.
+    """Elect signs, combine the values that agree with them and multiply by lambda; options elect, combine and zero.
 
-    `factors` [inputs] multiply the deltas first, as rescaling after a random drop does; `dropping` are the fields of an
-    Elementwise that say which elements stay.
+    `factors` [inputs] multiply the deltas first, such as the rescaling after a random drop; `dropping` are fields of an
+    Elementwise that select the elements to keep.
     """
     weights = task.each["weight"]
     return Elementwise(

@@ -1,7 +1,7 @@
-"""MAGPRUNE, the random drop of DELLA (Deep et al. 2024, arXiv:2406.11617): what is greater is likelier to stay.
+"""MAGPRUNE, the random drop of DELLA (Deep et al. 2024, arXiv:2406.11617): larger magnitudes are likelier to be kept.
 
-The chance of staying is linear in the rank of the magnitude within its row, from density - epsilon for the smallest to
-density + epsilon for the greatest.
+The probability of keeping an element is linear in the rank of the magnitude within its row, from density - epsilon
+for the smallest to density + epsilon for the greatest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from merges.methods import _random_drop
 from vectors.options import Option
 
 EPSILON = Option(
-    "epsilon", 0.15, "the chance of staying goes from density - epsilon to density + epsilon", low=0, high=0.5
+    "epsilon",
+    0.15,
+    "the probability of keeping an element ranges from density - epsilon to density + epsilon",
+    low=0,
+    high=0.5,
 )
 
 
@@ -42,8 +46,8 @@ def drop(
 ) -> None:  # fmt: skip
     """Drop in place. `values` [inputs, count] float32 are whole rows of `row` elements, from element `start` on.
 
-    `keys` (uint64) and `density` are [inputs]. What survives is divided by its own chance, rounded to float32, unless
-    `divide` is False. Equal magnitudes rank in the order of their places.
+    `keys` (uint64) and `density` are [inputs]. Kept elements are divided by their probability, rounded to float32,
+    unless `divide` is False. Equal magnitudes rank in the order of their positions.
     """
     rows = np.abs(values).reshape(len(values), -1, row)
     order = np.argsort(rows, axis=2, kind="stable").reshape(values.shape)
@@ -51,7 +55,7 @@ def drop(
 
 
 def drop_block(task: TensorTask, block: Block, *, divide: bool) -> None:
-    """The same for one piece of a tensor, in place."""
+    """`drop` for one piece of a tensor, in place."""
     drop(
         block.values,
         task.row,
@@ -64,17 +68,17 @@ def drop_block(task: TensorTask, block: Block, *, divide: bool) -> None:
 
 
 def factors(task: TensorTask) -> np.ndarray | None:
-    """With `rescale: l1`, what the deltas are multiplied by, [inputs] float64; else None."""
+    """With `rescale: l1`, the factors of the deltas, [inputs] float64; else None."""
     if task.options["rescale"] != "l1":
         return None
     return _random_drop.stretch(task, lambda block: drop_block(task, block, divide=False))
 
 
 def problems_of(task: TensorTask) -> list[str]:
-    """Chances must lie in (0, 1]."""
+    """Refuse probabilities outside (0, 1]."""
     epsilon = task.options["epsilon"]
     bad = sorted({float(d) for d in task.each["density"] if d - epsilon <= 0 or d + epsilon > 1})
     return [
-        f"density {d:g} with epsilon {epsilon:g} leaves (0, 1]: chances go from {d - epsilon:g} to {d + epsilon:g}"
+        f"density {d:g} with epsilon {epsilon:g} gives probabilities {d - epsilon:g} to {d + epsilon:g}, outside (0, 1]"
         for d in bad
     ]

@@ -1,4 +1,4 @@
-"""The options that several merge methods have: each has one name, one range and one meaning in all of them."""
+"""Options that several merge methods share, with the same name, range and meaning."""
 
 from __future__ import annotations
 
@@ -6,26 +6,28 @@ from vectors.options import Option
 
 
 def weight(default: float = 1.0) -> Option:
-    """The option of how much of each input is taken."""
-    return Option("weight", default, "how much of this input", each=True)
+    """The option `weight`, of each input."""
+    return Option("weight", default, "the weight of this input", each=True)
 
 
 def density(default: float = 0.2) -> Option:
-    """The option of which share of each delta is left after trimming."""
-    return Option("density", default, "the part of a delta that is kept", each=True, low=0, high=1, open_low=True)
+    """The option `density`, of each input: the share of a delta's elements that trimming or dropping keeps."""
+    return Option(
+        "density", default, "the share of a delta's elements that is kept", each=True, low=0, high=1, open_low=True
+    )
 
 
-SCALE = Option("lambda", 1.0, "the merged delta is multiplied by this")
+SCALE = Option("lambda", 1.0, "a factor of the merged delta")
 NORMALIZE = Option("normalize", False, "divide by the sum of the weights")
 ELECT = Option(
     "elect", "before", "whether signs are elected before or after the deltas are weighted", choices=("before", "after")
 )
 COMBINE = Option(
-    "combine", "mean", "the mean of what agrees with the elected sign, or its sum", choices=("mean", "sum")
+    "combine", "mean", "the mean or the sum of the values that agree with the elected sign", choices=("mean", "sum")
 )
 ZERO = Option(
     "zero",
     "none",
-    "the sign elected where the votes cancel: none (the result is 0) or positive",
+    "the sign that is elected where votes cancel: none (the result is 0) or positive",
     choices=("none", "positive"),
 )

@@ -1,7 +1,7 @@
-"""Dropping elements at random (DARE), and the factors that make up for what is dropped.
+"""Dropping elements at random (DARE), and the factors that compensate for it.
 
-The random number of an element depends on the seed, the input's content, the tensor's name and the element's place
-alone: not on threads, pieces or devices.
+The random number of an element depends only on the seed, the content of the input, the name of the tensor and the
+position of the element: not on threads, pieces or devices.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from vectors.options import Option
 RESCALE = Option(
     "rescale",
     "density",
-    "what survives is divided by its chance (density), stretched to the sum before (l1), or left",
+    "kept elements are divided by their probability (density), scaled to the L1 norm before (l1), or unchanged (none)",
     choices=("density", "l1", "none"),
 )
 
 
 def drop(delta: np.ndarray, key: int, density: float) -> np.ndarray:
-    """A whole delta of which each element stays with the chance `density`, and is zero otherwise."""
+    """A whole delta in which each element is kept with probability `density`, and set to zero otherwise."""
     places = np.arange(delta.size).reshape(delta.shape)
     return steps.random_drop(delta, places, int(key), float(density))
 
 
 def keys(task: TensorTask) -> np.ndarray:
-    """Where each input's random numbers come from, [inputs] uint64."""
+    """The random key of each input, [inputs] uint64."""
     return np.array([source.key for source in task.inputs], np.uint64)
 
 
 def factors(task: TensorTask) -> np.ndarray:
-    """What each delta is multiplied by after the drop, by the option `rescale`, [inputs] float64."""
+    """The factor of each delta after the drop, by the option `rescale`, [inputs] float64."""
     density = task.each["density"]
     if task.options["rescale"] == "density":
         return 1.0 / density
@@ -44,7 +44,7 @@ def factors(task: TensorTask) -> np.ndarray:
 
 
 def stretch(task: TensorTask, zero: Callable[[Block], None]) -> np.ndarray:
-    """The sum of magnitudes before over that after `zero(block)`, [inputs] float64; 1 where nothing is left."""
+    """The ratio of the L1 norms before and after `zero(block)`, [inputs] float64; 1 where all elements become zero."""
 
     def part(block: Block) -> np.ndarray:
         lengths = np.empty((2, len(task.inputs)))

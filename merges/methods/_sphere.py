@@ -1,7 +1,7 @@
-"""Means on a sphere, computed in the span of the inputs: all that is needed of them are their products.
+"""Means on a sphere, computed from the inner products of the inputs alone.
 
-A point is a combination of the unit vectors u_i = x_i / |x_i|; with their products C = [<u_i, u_j>], lengths and angles
-of combinations follow from the coefficients alone, so a tensor is read twice, whatever the number of iterations.
+A point is a linear combination of the unit vectors u_i = x_i / |x_i|. Lengths and angles of combinations follow from
+their coefficients and C = [<u_i, u_j>], so a tensor is read twice, whatever the number of iterations.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import math
 
 import numpy as np
 
-COLINEAR = 0.9995  # above this cosine most tools take the chord for the arc
-PARALLEL = 1 - 1e-12  # above this one the angle has no digits left, in float64
+COLINEAR = 0.9995  # cosine above which most tools interpolate linearly
+PARALLEL = 1 - 1e-12  # cosine above which the angle is not representable in float64
 
 
 def slerp(gram: np.ndarray, t: float, chord: float) -> np.ndarray:
     """The coefficients of two vectors: sin((1-t)a)/sin(a) and sin(ta)/sin(a) (Shoemake 1985).
 
-    Above the cosine `chord` they are 1-t and t.
+    Above the cosine `chord` interpolation is linear: 1-t and t. `gram` [2, 2] are the inner products.
     """
     norms = np.sqrt(np.diag(gram))
     cosine = float(gram[0, 1] / (norms[0] * norms[1])) if norms.all() else 1.0
@@ -30,8 +30,8 @@ def slerp(gram: np.ndarray, t: float, chord: float) -> np.ndarray:
 def mean(gram: np.ndarray, weights: np.ndarray, *, steps: int = 100, tolerance: float = 1e-12) -> np.ndarray:
     """The coefficients of the weighted Fr\u00e9chet (Karcher) mean of the directions, times the weighted mean length.
 
-    The point from which the weighted sum of the logarithms is zero, by repeated steps along it; weights are
-    normalised. Zero vectors have no direction: they count for the length alone.
+    The mean is the point at which the weighted sum of the logarithm maps is zero, found by fixed-point iteration;
+    weights are normalised. `gram` [inputs, inputs] are the inner products. Zero vectors count only for the length.
     """
     share = weights / weights.sum()
     norms = np.sqrt(np.diag(gram))

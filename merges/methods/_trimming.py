@@ -1,4 +1,4 @@
-"""Trimming by magnitude: which elements of a delta stay, counted exactly, for one tensor or over the model."""
+"""Trimming by magnitude: exact limits of the magnitudes that are kept, for each tensor or over the whole model."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from vectors.options import Option, kept
 RESCALE = Option(
     "rescale",
     "none",
-    "what survives is left as it is (none), or stretched to the sum of magnitudes before (l1)",
+    "kept elements are not changed (none), or scaled to the L1 norm before (l1)",
     choices=("none", "l1"),
 )
 
 
 class Trimming(NamedTuple):
-    """Of each input the least and greatest magnitude that stay, and what is left is multiplied by: [inputs] each."""
+    """For each input, the least and greatest magnitudes that are kept, and the factor of these: [inputs] each."""
 
     low: np.ndarray  # float32
     high: np.ndarray  # float32
-    factors: np.ndarray | None  # float64; None: nothing
+    factors: np.ndarray | None  # float64; None: no scaling
 
 
 def prepare(task: TensorTask) -> Trimming:
-    """The limits of each input by its density (and gamma), and its factor where the option `rescale` is l1."""
+    """The limits of each input by its density (and gamma), and its factor if the option `rescale` is l1."""
     low, high = limits(task)
     factors = None
     if task.options["rescale"] == "l1":
@@ -40,10 +40,10 @@ def prepare(task: TensorTask) -> Trimming:
 
 
 def ranks(total: int, density: float, gamma: float = 0.0) -> tuple[int, int]:
-    """The first and the last rank that stay of `total` magnitudes; 1 is the greatest.
+    """The first and the last rank, of `total` magnitudes, that are kept; rank 1 is the greatest.
 
-    The greatest `gamma` of the elements are dropped (fewer, where else too few would be left), and the greatest
-    `density` of all that follow are kept.
+    A share `gamma`, the greatest, is dropped (less if too few would be left), and the next share `density` of the total
+    is kept.
     """
     count = kept(density, total)
     dropped = min(int(gamma * total), total - count)
@@ -51,21 +51,21 @@ def ranks(total: int, density: float, gamma: float = 0.0) -> tuple[int, int]:
 
 
 def limits_of(delta: np.ndarray, density: float, gamma: float = 0.0) -> tuple[float, float]:
-    """The least and the greatest magnitude of a whole delta that stay, by sorting: what `limits` finds by counting."""
+    """The least and the greatest magnitude of a whole delta that are kept, by sorting; `limits` gives the same."""
     first, last = ranks(delta.size, density, gamma)
     greatest_first = np.sort(np.abs(delta), axis=None)[::-1]
     return greatest_first[last - 1], greatest_first[first - 1] if first > 1 else math.inf
 
 
 def limits(task: TensorTask) -> tuple[np.ndarray, np.ndarray]:
-    """Of each input the least and the greatest magnitude that stay, [inputs] float32 each.
+    """For each input, the least and the greatest magnitude that are kept, [inputs] float32 each.
 
-    What ties with the last one kept stays too, as in the code of the TIES paper: no element is preferred for its place.
-    With `scope: global` the count is over all tensors of the model together.
+    Elements that tie with the last one are kept too, as in the code of the TIES paper. With `scope: global` all tensors
+    of the model are counted together.
     """
     if not task.scope:
         return _limits(task, (task,))
-    with task.lock:  # of all tensors of the scope, whichever comes first counts for all
+    with task.lock:  # the first tensor of the scope computes the limits for all
         if "limits" not in task.shared:
             task.shared["limits"] = _limits(task, task.scope)
         return task.shared["limits"]
@@ -78,7 +78,7 @@ def _limits(task: TensorTask, tasks: Sequence[TensorTask]) -> tuple[np.ndarray, 
     low, high = np.zeros(len(wanted), np.float32), np.full(len(wanted), np.inf, np.float32)
     trimmed = [m for m, (first, last) in enumerate(wanted) if first > 1 or last < total]
     if trimmed:
-        # The first rank only where something is dropped at the top: each rank costs counting.
+        # The first rank is needed only with gamma, and each rank costs time.
         pairs = [wanted[m] if wanted[m][0] > 1 else wanted[m][1:] * 2 for m in trimmed]
         every = len(trimmed) == len(wanted)
         ends = magnitudes(tasks, pairs, None if every else lambda block: block.values[trimmed])

@@ -1,7 +1,7 @@
-"""Arcee Fusion: the first model with the elements of the second that matter most.
+"""Arcee Fusion: the first model with the most important elements of the second.
 
-Importance is |x - b| times the divergence of the row, KL(softmax(x) | softmax(b)); what lies at or above the median
-plus 1.5 interquartile ranges is taken. The quartiles are exact here (mergekit samples above a million elements).
+Importance is |x - b| times the divergence of the row, KL(softmax(x) | softmax(b)); elements at or above the
+median plus 1.5 interquartile ranges are taken. The quartiles are exact (mergekit samples above a million elements).
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def prepare(task: TensorTask) -> float:
 
 
 def combine(task: TensorTask, block: Block, least: float) -> np.ndarray:
-    """The second where its importance suffices, else the first."""
+    """The elements of the second model whose importance is at least `least`, else those of the first."""
     taken = importance(task, block)[0] >= least
     return np.where(taken, block.values[1], block.values[0])
 
 
 METHOD = MergeMethod(
     name="arcee_fusion",
-    summary="the first, with the elements of the second that matter most",
+    summary="the first model, with the most important elements of the second",
     source="mergekit's arcee_fusion (Arcee AI 2025)",
     space="weight",
     base="unused",

@@ -1,6 +1,6 @@
-"""Model breadcrumbs: leave out the greatest and the smallest of each delta, sum.
+"""Model breadcrumbs: drop the greatest and the smallest magnitudes of each delta, and sum.
 
-The greatest `gamma` are taken for outliers and dropped; of the rest the greatest `density` (counted against all) stay.
+A share `gamma`, the greatest, is dropped as outliers; the next share `density`, of all elements, is kept.
 """
 
 from __future__ import annotations
@@ -15,13 +15,23 @@ from merges.methods import _combining, _trimming
 from merges.methods._options import NORMALIZE, SCALE, density, weight
 from vectors.options import Option
 
-GAMMA = Option("gamma", 0.01, "the part of a delta, its greatest magnitudes, that is dropped", each=True, low=0, high=1)
+GAMMA = Option(
+    "gamma",
+    0.01,
+    "the share of a delta's elements, those of greatest magnitude, that is dropped",
+    each=True,
+    low=0,
+    high=1,
+)
 
 
 def mask(deltas: np.ndarray, density: np.ndarray, gamma: np.ndarray) -> list[np.ndarray]:
     """Each delta [inputs, ...] float32 without its greatest and its smallest magnitudes; both shares are [inputs]."""
     shares = zip(deltas, density, gamma, strict=True)
-    return [trim(delta, *_trimming.limits_of(delta, kept, dropped)) for delta, kept, dropped in shares]
+    return [
+        trim(delta, *_trimming.limits_of(delta, kept_share, dropped_share))
+        for delta, kept_share, dropped_share in shares
+    ]
 
 
 def breadcrumbs(deltas: np.ndarray, density: np.ndarray, gamma: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -39,7 +49,7 @@ def elementwise(task: TensorTask, trimming: _trimming.Trimming) -> Elementwise:
 
 METHOD = MergeMethod(
     name="breadcrumbs",
-    summary="leave out the greatest and the smallest of each delta, sum",
+    summary="drop the greatest and the smallest magnitudes of each delta, and sum",
     source="Davari and Belilovsky 2023, arXiv:2312.06795",
     options=(weight(), density(0.15), GAMMA, SCALE, NORMALIZE, _trimming.RESCALE),
     space="delta",

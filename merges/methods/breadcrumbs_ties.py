@@ -1,6 +1,6 @@
-"""Model breadcrumbs with an election: leave out the greatest and the smallest of each delta, elect signs.
+"""Model breadcrumbs with sign election: drop the greatest and the smallest magnitudes of each delta, elect signs.
 
-The greatest `gamma` are taken for outliers and dropped; of the rest the greatest `density` (counted against all) stay.
+A share `gamma`, the greatest, is dropped as outliers; the next share `density`, of all elements, is kept.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from merges.methods.breadcrumbs import GAMMA, mask
 
 
 def breadcrumbs_ties(deltas: np.ndarray, density: np.ndarray, gamma: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The mask of Model Breadcrumbs (arXiv:2312.06795), then the election of TIES: the merged delta, float64.
+    """The mask of Model Breadcrumbs (arXiv:2312.06795), then the sign election of TIES: the merged delta, float64.
 
     `deltas` [inputs, ...] float32; `density`, `gamma` and `weights` [inputs] float64.
     """
@@ -33,7 +33,7 @@ def elementwise(task: TensorTask, trimming: _trimming.Trimming) -> Elementwise:
 
 METHOD = MergeMethod(
     name="breadcrumbs_ties",
-    summary="leave out the greatest and the smallest of each delta, elect signs",
+    summary="drop the greatest and the smallest magnitudes of each delta, elect signs",
     source="Davari and Belilovsky 2023, arXiv:2312.06795",
     options=(weight(), density(0.15), GAMMA, SCALE, ELECT, COMBINE, ZERO, _trimming.RESCALE),
     space="delta",

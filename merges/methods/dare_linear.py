@@ -1,6 +1,6 @@
-"""DARE: drop elements of each delta at random, rescale what is left, and sum.
+"""DARE: drop elements of each delta at random, rescale the rest, and sum.
 
-The paper divides by the density; `rescale: l1` is mergekit's, which keeps the sum of magnitudes.
+The paper divides by the density; `rescale: l1` is mergekit's, which preserves the L1 norm.
 """
 
 from __future__ import annotations

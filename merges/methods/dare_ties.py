@@ -1,6 +1,6 @@
-"""DARE, then TIES: drop at random, rescale, elect a sign for each element, combine what agrees.
+"""DARE, then TIES: drop at random, rescale, elect a sign for each element, and combine the values that agree.
 
-The paper divides by the density; `rescale: l1` is mergekit's, which keeps the sum of magnitudes.
+The paper divides by the density; `rescale: l1` is mergekit's, which preserves the L1 norm.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from merges.methods._options import COMBINE, ELECT, SCALE, ZERO, density, weight
 
 
 def dare_ties(deltas: np.ndarray, density: np.ndarray, weights: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """DARE (Yu et al. 2024, arXiv:2311.03099), then the election of TIES: the merged delta, float64.
+    """DARE (Yu et al. 2024, arXiv:2311.03099), then the sign election of TIES: the merged delta, float64.
 
     `deltas` [inputs, ...] float32; `density` and `weights` [inputs] float64; `keys` [inputs] uint64, see _random_drop.
     """

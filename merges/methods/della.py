@@ -1,6 +1,6 @@
 """DELLA: drop the smaller elements of each row more often, rescale, elect signs.
 
-The paper divides what survives by its own chance (rounded to float32 here); `rescale: l1` is mergekit's.
+The paper divides kept elements by their probability (rounded to float32 here); `rescale: l1` is mergekit's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def della(
 
 
 def combine(task: TensorTask, block: Block, factors: np.ndarray | None) -> np.ndarray:
-    """The same for one piece."""
+    """The merged delta of one piece."""
     _magnitude_drop.drop_block(task, block, divide=task.options["rescale"] == "density")
     return block.apply(_combining.disjoint_mean(task, factors))
 

@@ -1,6 +1,6 @@
-"""DELLA without the election: drop the smaller elements of each row more often, rescale, sum.
+"""DELLA without sign election: drop the smaller elements of each row more often, rescale, sum.
 
-The paper divides what survives by its own chance (rounded to float32 here); `rescale: l1` is mergekit's.
+The paper divides kept elements by their probability (rounded to float32 here); `rescale: l1` is mergekit's.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def della_linear(
 
 
 def combine(task: TensorTask, block: Block, factors: np.ndarray | None) -> np.ndarray:
-    """The same for one piece."""
+    """The merged delta of one piece."""
     _magnitude_drop.drop_block(task, block, divide=task.options["rescale"] == "density")
     return block.apply(_combining.weighted_sum(task, factors))
 

@@ -1,7 +1,7 @@
 """Fisher merging: the average of the weights, each element weighted by its model's diagonal Fisher information.
 
-`fisher` of each input names a safetensors file with the information under the parameters' names. Where no model has
-any, the plain average is taken.
+`fisher` of each input is the path of a safetensors file with the Fisher information under the parameters' names. Where
+that of all models is zero, the weighted average is taken.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from merges.methods._options import weight
 
 
 def statistic_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Of each parameter's Fisher information: that of the parameter."""
+    """The shape of a parameter's Fisher information: that of the parameter."""
     return shape
 
 
 def problems_of(task: TensorTask) -> list[str]:
-    """Information can't be weighted negatively."""
+    """Refuse negative weights."""
     return ["fisher takes no negative weights"] if (task.each["weight"] < 0).any() else []
 
 

@@ -1,6 +1,6 @@
-"""Iso-C: the sum of the deltas with all singular values made equal, so that no task's directions drown another's.
+"""Iso-C: the sum of the deltas with all singular values made equal, so that no task dominates.
 
-Anything but a matrix is averaged.
+Other parameters than matrices are averaged.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from merges.methods._options import SCALE
 
 
 def combine(task: TensorTask, block: Block, _prepared: None) -> np.ndarray:
-    """mean(S) U V of the sum."""
+    """lambda * mean(S) U V^T, of the singular value decomposition of the sum."""
     deltas = block.values.reshape(len(block.values), *task.shape).astype(np.float64)
     if len(task.shape) != 2:
         return task.options["lambda"] * deltas.mean(0)

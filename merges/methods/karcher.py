@@ -1,4 +1,4 @@
-"""The Karcher mean: the point of the sphere whose squared distances to all models sum to the least."""
+"""The Karcher mean: the point of the sphere with the least sum of squared distances to all models."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def elementwise(_task: TensorTask, coefficients: np.ndarray) -> Elementwise:
 
 METHOD = MergeMethod(
     name="karcher",
-    summary="the mean on the sphere, all inputs alike",
+    summary="the mean on the sphere, with equal weights",
     source="Karcher 1977; Buss and Fillmore 2001, Spherical averages",
     options=(
-        Option("max_iter", 100, "the most steps", low=1, high=100000),
-        Option("tol", 1e-12, "the length of a step that ends the search", low=0, high=1),
+        Option("max_iter", 100, "the maximal number of iterations", low=1, high=100000),
+        Option("tol", 1e-12, "iteration stops when a step is shorter than this", low=0, high=1),
     ),
     space="weight",
     base="unused",

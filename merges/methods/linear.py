@@ -14,7 +14,7 @@ from vectors.options import Option
 
 
 def divides_by_weights(options: Mapping[str, Any]) -> bool:
-    """Whether the weights' sum is divided by, and must not be zero."""
+    """Whether the result is divided by the sum of the weights, which must then not be zero."""
     return bool(options.get("normalize", True))
 
 

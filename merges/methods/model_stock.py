@@ -1,4 +1,4 @@
-"""Model stock: towards the mean of the fine-tunes, as far as their agreement says.
+"""Model Stock: interpolation from the base towards the mean of the fine-tunes, by the agreement of their deltas.
 
 b + t * mean(d) with t = N c / (1 + (N - 1) c), c the mean cosine between deltas (the paper's equation 4 for N = 2, and
 its appendix for more). Deltas that do not agree (c <= 0) give t = 0, the base.
@@ -18,12 +18,12 @@ from vectors.options import Option
 
 
 def unit(options: Mapping[str, Any]) -> Unit:
-    """Rows stay whole where each has its own ratio."""
+    """Pieces are whole rows if each row has its own ratio."""
     return "row" if options["filter_wise"] else "element"
 
 
 def ratio(gram: np.ndarray) -> float:
-    """t, from the products of the deltas."""
+    """t, from the inner products of the deltas, [inputs, inputs]."""
     count = len(gram)
     norms = np.sqrt(np.diag(gram))
     lengths = np.outer(norms, norms)
@@ -33,7 +33,7 @@ def ratio(gram: np.ndarray) -> float:
 
 
 def prepare(task: TensorTask) -> float | None:
-    """t, unless each row has its own."""
+    """t, or None if each row has its own."""
     return None if task.options["filter_wise"] else ratio(task.gram())
 
 
@@ -44,7 +44,7 @@ def elementwise(task: TensorTask, t: float | None) -> Elementwise | None:
 
 
 def combine(task: TensorTask, block: Block, _t: None) -> np.ndarray:
-    """The same, with a t for each row."""
+    """t times the mean of the deltas, with a t for each row."""
     count = len(block.values)
     rows = block.values.reshape(count, -1, task.row).astype(np.float64)
     products = np.einsum("aij,bij->iab", rows, rows)
@@ -54,7 +54,7 @@ def combine(task: TensorTask, block: Block, _t: None) -> np.ndarray:
 
 METHOD = MergeMethod(
     name="model_stock",
-    summary="towards the mean of the fine-tunes, as far as they agree",
+    summary="from the base towards the mean of the fine-tunes, by the agreement of their deltas",
     source="Jang et al. 2024, arXiv:2403.19522",
     options=(Option("filter_wise", False, "a ratio for each row, instead of one for the whole tensor"),),
     space="delta",

@@ -1,6 +1,6 @@
-"""The weighted mean of several models on the sphere, a true one: for two models it is slerp.
+"""The weighted spherical (Karcher) mean of several models; for two models it is slerp.
 
-mergekit's multislerp is the normalised weighted mean, which is a spherical mean for equal weights of two alone.
+mergekit's multislerp is the normalised weighted mean, which equals this only for two models of equal weight.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from vectors.options import Option
 
 
 def divides_by_weights(_options: Mapping[str, Any]) -> bool:
-    """The weights' sum is divided by, and must not be zero."""
+    """The result is divided by the sum of the weights, which must not be zero."""
     return True
 
 
 def problems_of(task: TensorTask) -> list[str]:
-    """Distances can't be weighted negatively."""
+    """Refuse negative weights."""
     return ["multislerp takes no negative weights"] if (task.each["weight"] < 0).any() else []
 
 
@@ -44,7 +44,12 @@ METHOD = MergeMethod(
     name="multislerp",
     summary="the weighted mean on the sphere, of models or of their deltas",
     source="Karcher 1977; Buss and Fillmore 2001, Spherical averages",
-    options=(weight(), Option("normalize", True, "the length is the mean of the lengths, not their weighted sum")),
+    options=(
+        weight(),
+        Option(
+            "normalize", True, "the length of the result is the weighted mean of the lengths, not their weighted sum"
+        ),
+    ),
     space="either",
     base="optional",
     divides_by_weights=divides_by_weights,

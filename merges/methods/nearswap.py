@@ -1,4 +1,4 @@
-"""NearSwap: the first model, swapped for the second where the two are near each other."""
+"""NearSwap: the first model, replaced by the second where the two are close."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def combine(task: TensorTask, block: Block, _prepared: None) -> np.ndarray:
 
 METHOD = MergeMethod(
     name="nearswap",
-    summary="the first, swapped for the second where they are near",
+    summary="the first, replaced by the second where they are close",
     source="alchemonaut/QuartetAnemoi-70B-t0.0001; mergekit's nearswap",
-    options=(Option("t", 0.0001, "the distance below which the second is taken whole", low=0),),
+    options=(Option("t", 0.0001, "the distance below which the second is taken completely", low=0),),
     space="weight",
     base="unused",
     inputs=(2, 2),

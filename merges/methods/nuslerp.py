@@ -16,7 +16,7 @@ from vectors.options import Option
 
 
 def unit(options: Mapping[str, Any]) -> Unit:
-    """Rows stay whole where rows or columns have arcs of their own."""
+    """Pieces are whole rows if each row or column has its own arc."""
     return "element" if options["along"] == "tensor" else "row"
 
 
@@ -26,7 +26,7 @@ def _share(task: TensorTask) -> float:
 
 
 def _coefficients(products: np.ndarray, share: float) -> np.ndarray:
-    """[2, lines], from the products [2, 2, lines] of each line's pair."""
+    """The coefficients [2, lines], from the inner products [2, 2, lines] of each line's pair."""
     return np.stack([_sphere.slerp(gram, share, _sphere.PARALLEL) for gram in np.moveaxis(products, -1, 0)], 1)
 
 
@@ -35,7 +35,7 @@ def _rows(task: TensorTask, block: Block) -> np.ndarray:
 
 
 def prepare(task: TensorTask) -> np.ndarray | None:
-    """The coefficients of the two, [2] or [2, columns]; None where each row has its own."""
+    """The coefficients of the two inputs, [2] or [2, columns]; None if each row has its own."""
     if task.options["along"] == "tensor":
         return _sphere.slerp(task.gram(), _share(task), _sphere.PARALLEL)
     if task.options["along"] == "rows" or len(task.shape) < 2:
@@ -49,12 +49,12 @@ def prepare(task: TensorTask) -> np.ndarray | None:
 
 
 def elementwise(task: TensorTask, coefficients: np.ndarray | None) -> Elementwise | None:
-    """Their combination, with one arc for all."""
+    """The combination of the inputs, if there is one arc for the whole tensor."""
     return Elementwise(coefficients) if coefficients is not None and task.options["along"] == "tensor" else None
 
 
 def combine(task: TensorTask, block: Block, coefficients: np.ndarray | None) -> np.ndarray:
-    """Their combination, with an arc for each line."""
+    """The combination of the inputs, with an arc for each row or column."""
     rows = _rows(task, block)
     if coefficients is None:
         coefficients = _coefficients(np.einsum("aij,bij->abi", rows, rows), _share(task))[..., None]

@@ -1,4 +1,4 @@
-"""One model as it is, times `scale`: for slices."""
+"""One model unchanged, or multiplied by `scale`; for slices."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def combine(task: TensorTask, block: Block, _prepared: None) -> np.ndarray:
 
 METHOD = MergeMethod(
     name="passthrough",
-    summary="one model as it is, for slices",
+    summary="one model unchanged, for slices",
     source="folklore (frankenmerges)",
-    options=(Option("scale", 1.0, "the weights are multiplied by this"),),
+    options=(Option("scale", 1.0, "a factor of the weights"),),
     space="weight",
     base="unused",
     inputs=(1, 1),

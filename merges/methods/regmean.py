@@ -1,8 +1,8 @@
-"""RegMean: the matrix whose outputs come nearest to each model's own on its own inputs, in closed form.
+"""RegMean: the matrix whose outputs are closest to those of each model on its inputs, in closed form.
 
-`gram` of each input names a safetensors file with X^T X ([in, in]) of the inputs X of each matrix, under the
-parameter's name. With G' = a G + (1 - a) diag(G) the result is (sum W_i G'_i) (sum G'_i)^-1. A parameter without them
-is averaged.
+`gram` of each input is the path of a safetensors file with X^T X ([in, in]) of the inputs X of each matrix, under the
+parameter's name. With G' = a G + (1 - a) diag(G) the result is (sum W_i G'_i) (sum G'_i)^-1. A parameter without
+an entry in the files is averaged.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from vectors.options import Option
 
 
 def statistic_shape(shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Of the inner products: [in, in] for a matrix [out, in]; None for anything else."""
+    """The shape of the inner products: [in, in] for a matrix [out, in]; None for any other parameter."""
     return (shape[1], shape[1]) if len(shape) == 2 else None
 
 
 def combine(task: TensorTask, block: Block, _prepared: None) -> np.ndarray:
-    """The solution, or the average without products."""
+    """The closed-form solution, or the average for a parameter without inner products."""
     values = block.values.reshape(len(block.values), *task.shape).astype(np.float64)
     readers = task.statistics["gram"]
     if not readers:
@@ -30,7 +30,7 @@ def combine(task: TensorTask, block: Block, _prepared: None) -> np.ndarray:
     alpha = task.options["alpha"]
     grams = [alpha * gram + (1 - alpha) * np.diag(np.diag(gram)) for gram in grams]
     left = sum(value @ gram for value, gram in zip(values, grams, strict=True))
-    # Least squares, because inputs that never vary make the sum singular; the least change from the average then.
+    # Least squares, since constant inputs make the sum singular; then the solution closest to the average is taken.
     average = values.mean(0)
     total = np.sum(grams, 0)
     return average + np.linalg.lstsq(total.T, (left - average @ total).T, rcond=None)[0].T
@@ -38,9 +38,9 @@ def combine(task: TensorTask, block: Block, _prepared: None) -> np.ndarray:
 
 METHOD = MergeMethod(
     name="regmean",
-    summary="the matrix whose outputs are nearest to every model's own",
+    summary="the matrix whose outputs are closest to those of every model",
     source="Jin et al. 2023, arXiv:2212.09849, equation 2",
-    options=(Option("alpha", 0.9, "how much of the products beside the diagonal counts", low=0, high=1),),
+    options=(Option("alpha", 0.9, "a factor of the inner products off the diagonal", low=0, high=1),),
     space="weight",
     base="unused",
     unit="tensor",

@@ -1,4 +1,4 @@
-"""SCE: select the elements that differ most between the deltas, calculate weights, erase the minority's signs."""
+"""SCE: select the elements that differ most between the deltas, calculate weights, erase minority signs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vectors.options import Option, kept
 def sce(deltas: np.ndarray, select_topk: float) -> np.ndarray:
     """SCE (Wan et al. 2024, FuseChat, arXiv:2408.07990, section 3.3): the merged delta, float64.
 
-    `deltas` [inputs, ...] float32; `select_topk` is the share, of the elements that vary, which is kept.
+    `deltas` [inputs, ...] float32; `select_topk` is the share of the varying elements that is kept.
     """
     flat = deltas.reshape(len(deltas), -1)
     differences = variance(flat)
@@ -34,7 +34,7 @@ def variance(values: np.ndarray) -> np.ndarray:
 
 
 def shares(energy: np.ndarray) -> np.ndarray:
-    """Each input's share of the energy, [inputs]: all alike where there is none."""
+    """Each input's share of the energy (sum of squares), [inputs]; equal shares if there is none."""
     return energy / energy.sum() if energy.sum() > 0 else np.full(len(energy), 1 / len(energy))
 
 
@@ -48,7 +48,7 @@ def _select(block: Block, least: float) -> None:
 
 
 def prepare(task: TensorTask) -> tuple[float, np.ndarray]:
-    """The least variance that is kept (0: all), and the weights: each input's share of the energy that is left."""
+    """The least variance that is kept (0: all), and the weights: each input's share of the selected energy."""
     least = 0.0
     if task.options["select_topk"] < 1:
         varying = int(task.sum(lambda block: np.count_nonzero(variance(block.values))))
@@ -64,18 +64,18 @@ def prepare(task: TensorTask) -> tuple[float, np.ndarray]:
 
 
 def _erase(task: TensorTask, weights: np.ndarray) -> Elementwise:
-    """The weighted mean of what agrees with the sign of the sum."""
+    """The weighted mean of the values that agree with the sign of the sum."""
     return Elementwise(weights, votes=np.ones(len(weights)), mean=True, scale=task.options["lambda"])
 
 
 def elementwise(task: TensorTask, prepared: tuple[float, np.ndarray]) -> Elementwise | None:
-    """The same in the compiled pass, where nothing is left out; else None."""
+    """SCE in the compiled pass, if all elements are selected; else None."""
     least, weights = prepared
     return None if least > 0 else _erase(task, weights)
 
 
 def combine(task: TensorTask, block: Block, prepared: tuple[float, np.ndarray]) -> np.ndarray:
-    """The same for one piece, of what is selected."""
+    """SCE for the selected elements of one piece."""
     least, weights = prepared
     _select(block, least)
     return block.apply(_erase(task, weights))
@@ -86,7 +86,7 @@ METHOD = MergeMethod(
     summary="select by variance, weight by energy, erase minority signs",
     source="Wan et al. 2024, FuseChat, arXiv:2408.07990, section 3.3",
     options=(
-        Option("select_topk", 1.0, "the part of the elements that vary which is kept", low=0, high=1, open_low=True),
+        Option("select_topk", 1.0, "the share of the varying elements that is kept", low=0, high=1, open_low=True),
         SCALE,
     ),
     space="delta",

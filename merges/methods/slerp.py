@@ -1,6 +1,6 @@
 """Spherical interpolation of two models: along the arc between them, from the first (t = 0) to the second (t = 1).
 
-Nearly parallel models (cosine above 0.9995) are interpolated along the chord, as in mergekit; nuslerp keeps to the arc.
+Nearly parallel models (cosine above 0.9995) are interpolated linearly, as in mergekit; nuslerp always follows the arc.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from vectors.options import Option
 
 
 def prepare(task: TensorTask) -> np.ndarray:
-    """The coefficients of the two."""
+    """The coefficients of the two inputs."""
     return _sphere.slerp(task.gram(), float(task.options["t"]), _sphere.COLINEAR)
 
 
 def elementwise(_task: TensorTask, coefficients: np.ndarray) -> Elementwise:
-    """Their combination."""
+    """The combination of the two inputs."""
     return Elementwise(coefficients)
 
 
 METHOD = MergeMethod(
     name="slerp",
-    summary="along the arc from the first to the second",
+    summary="along the arc from the first model to the second",
     source="Shoemake 1985, Animating rotation with quaternion curves",
-    options=(Option("t", 0.5, "how far from the first to the second", low=0, high=1),),
+    options=(Option("t", 0.5, "the position on the arc: 0 is the first model, 1 the second", low=0, high=1),),
     space="weight",
     base="unused",
     inputs=(2, 2),

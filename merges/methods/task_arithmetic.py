@@ -1,4 +1,4 @@
-"""Task arithmetic: the base plus lambda times the weighted sum of the deltas. A negative weight takes a task away."""
+"""Task arithmetic: the base plus lambda times the weighted sum of the deltas. A negative weight removes a task."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""TIES: trim each delta to its greatest magnitudes, elect a sign for each element, average what agrees with it.
+"""TIES: trim each delta to its greatest magnitudes, elect a sign for each element, average the values that
+agree with it.
 
-The paper (algorithm 1) trims over the whole model (`scope: global`); most tools trim each tensor for itself. It has
-no weights: here signs are elected before weighting, or `elect: after`; a negative weight adds the negated vector.
-Where the votes cancel no sign is elected and the result is zero, as sgn(0) = 0 in the paper; `zero: positive` is
-mergekit's.
+The paper (algorithm 1) trims over the whole model (`scope: global`); most tools trim each tensor by itself. The paper
+has no weights: here signs are elected before weighting, or after it with `elect: after`; a negative weight adds the
+negated vector. Where votes cancel, the result is zero, as sgn(0) = 0 in the paper; `zero: positive` is mergekit's.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def elementwise(task: TensorTask, trimming: _trimming.Trimming) -> Elementwise:
 
 METHOD = MergeMethod(
     name="ties",
-    summary="trim each delta, elect a sign for each element, average what agrees",
+    summary="trim each delta, elect a sign for each element, average the values that agree",
     source="Yadav et al. 2023, arXiv:2306.01708, algorithm 1",
     options=(weight(), density(), SCALE, ELECT, COMBINE, ZERO, _trimming.RESCALE),
     space="delta",

@@ -1,4 +1,4 @@
-"""A delta as a LoRA adapter in PEFT's folder: the best approximation of each matrix by a given rank."""
+"""Write a delta as a LoRA adapter in PEFT's format, as the best approximation of each matrix of a given rank."""
 
 from __future__ import annotations
 
@@ -26,19 +26,24 @@ from vectors.folders import new_folder, require_free_output
 from vectors.weights import FLOATS, header_bytes
 
 NOT_LINEAR = ("embed", "wte", "wpe", "lm_head", "norm", "ln_", "conv1d", "gate.weight")
-Named = Iterator[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]]
+Deltas = Iterator[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]]  # name, shape, and what computes the delta
 
 
 def from_models(
     base: str, finetuned: str, out: Path, rank: int, *, threads: int | None = None, on_event: OnEvent = ignore
 ) -> dict[str, Any]:
-    """Write what `finetuned` adds to `base` as an adapter. Returns rank, relative error, and what was left out."""
+    """Write the difference between `finetuned` and `base` as a LoRA adapter in the folder `out`.
+
+    Only the weight matrices of linear layers can be written. Returns `rank`, `relative_error` (Frobenius norm over all
+    parameters), `modules` (their number) and `left_out` (the changed parameters that an adapter can't hold). Raises
+    ModelError, OutputError.
+    """
     below, tuned = pairs.open_pair(base, finetuned)
     names = [name for name in sorted(below.entries) if below.entries[name].dtype in FLOATS]
 
     with Pool(threads) as pool:
 
-        def named() -> Named:
+        def named() -> Deltas:
             for name in names:
                 tensor = pairs.tensor_of(name, below, tuned, pool)
                 yield name, tensor.shape, functools.partial(pairs.deltas, tensor)
@@ -56,7 +61,10 @@ def from_recipe(
     device: str = "cpu",
     on_event: OnEvent = ignore,
 ) -> dict[str, Any]:
-    """Write the delta that a recipe gives (`as: vector`) as an adapter, one tensor in memory at a time."""
+    """Write the merged delta of a recipe (with `as: vector`) as a LoRA adapter, one tensor in memory at a time.
+
+    Returns and raises as `from_models` does.
+    """
     planned = plan(recipe, memory=memory, threads=threads, device=device, on_event=on_event)
     jobs = [job for job in planned.jobs if isinstance(job, TensorTask)]
 
@@ -64,15 +72,15 @@ def from_recipe(
         return np.concatenate([piece for _, piece in run([job], planned.pool)]).reshape(job.shape)
 
     with planned.pool:
-        named: Named = ((job.name, job.shape, functools.partial(merged, job)) for job in jobs)
+        named: Deltas = ((job.name, job.shape, functools.partial(merged, job)) for job in jobs)
         return _write(named, len(jobs), planned.base, out, rank, counter(on_event, "merging", "parameters"))
 
 
 def _write(
-    named: Named, count: int, base: Source | None, out: Path, rank: int, report: Callable[[int, int], None]
+    named: Deltas, count: int, base: Source | None, out: Path, rank: int, report: Callable[[int, int], None]
 ) -> dict[str, Any]:
     if base is None:
-        raise ModelError("an adapter needs its base, which is not known", "name it: --base MODEL")
+        raise ModelError("the base model of the adapter is not known", "name it: --base MODEL")
     conv = bool({"GPT2LMHeadModel"} & set(base.config.get("architectures") or []))
     require_free_output(out)
     tensors: dict[str, np.ndarray] = {}
@@ -80,16 +88,16 @@ def _write(
     lost = total = 0.0
     for number, (name, shape, delta_of) in enumerate(named, 1):
         delta = delta_of()
-        own = float(np.square(delta, dtype=np.float64).sum())
-        total += own
+        energy = float(np.square(delta, dtype=np.float64).sum())
+        total += energy
         linear = len(shape) == 2 and name.endswith(".weight") and not any(part in name for part in NOT_LINEAR)
-        if own and not linear:
+        if energy and not linear:
             left_out.append(name)
-            lost += own
-        elif own:
+            lost += energy
+        elif energy:
             up, down, error = factors(delta.T if conv else delta, rank)
-            lost += own * error**2
-            if up.shape[1] < rank:  # a matrix that is smaller than the rank
+            lost += energy * error**2
+            if up.shape[1] < rank:  # a matrix with fewer rows or columns than the rank
                 up = np.pad(up, ((0, 0), (0, rank - up.shape[1])))
                 down = np.pad(down, ((0, rank - down.shape[0]), (0, 0)))
             module = name.removesuffix(".weight")
@@ -99,7 +107,10 @@ def _write(
             tensors[f"base_model.model.{prefix}.lora_B.weight"] = np.ascontiguousarray(up)
         report(number, count)
     if not modules:
-        raise ModelError("no matrix differs, so there is no adapter to write", "use `steer diff` without --to-lora")
+        raise ModelError(
+            "no weight matrix of a linear layer differs, so there is no adapter to write",
+            "use `steer diff` without --to-lora",
+        )
     assert base.model is not None
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM",
@@ -122,7 +133,7 @@ def _outer(base: Source) -> str:
 
 
 def _save(out: Path, tensors: dict[str, np.ndarray], config: dict[str, Any]) -> None:
-    """The adapter's folder, whole or not at all. Raises OutputError."""
+    """Write the adapter to a folder that appears complete or not at all. Raises OutputError."""
     ordered = dict(sorted(tensors.items()))
     layout = {name: ("F32", array.shape, array.nbytes) for name, array in ordered.items()}
     with new_folder(out) as folder:

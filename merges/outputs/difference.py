@@ -1,4 +1,4 @@
-"""A task vector from a base and its fine-tune, streamed; what each storage loses is measured while it is written."""
+"""The task vector of a fine-tuned model against its base, streamed; with the error of a lossy storage."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from vectors.weights import FLOATS, SIZES, Entry
 
 
 class Storage(NamedTuple):
-    """How deltas are kept: `exact`, `bf16`, `lowrank` with a rank, `sparse` with a density."""
+    """How deltas are stored: `kind` is exact, bf16, lowrank or sparse; `value` is the rank or the density."""
 
     kind: str
     value: float = 0.0
@@ -40,7 +40,7 @@ class Storage(NamedTuple):
 
 
 def parse_storage(text: str) -> Storage:
-    """`exact`, `bf16`, `lowrank:R` or `sparse:D`. Raises UsageError."""
+    """Read a storage as users write it: `exact`, `bf16`, `lowrank:R` or `sparse:D`. Raises UsageError."""
     kind, _, number = text.partition(":")
     good = {"exact": not number, "bf16": not number}.get(kind, False)
     if kind == "lowrank" and re.fullmatch(r"[1-9]\d*", number):
@@ -50,14 +50,14 @@ def parse_storage(text: str) -> Storage:
             good = 0 < float(number) <= 1
     if not good:
         raise UsageError(
-            f"the storage {text!r} is none",
+            f"there is no storage {text!r}",
             "use exact, bf16, lowrank:R (such as lowrank:16) or sparse:D with D in (0, 1]",
         )
     return Storage(kind, float(number) if number else 0.0)
 
 
 class _Error:
-    """The error of a storage, summed over pieces in their order."""
+    """The approximation error of a storage, summed over pieces in their order."""
 
     def __init__(self) -> None:
         self.squares = self.lost = self.greatest = 0.0
@@ -77,14 +77,16 @@ def diff(
     base: str, finetuned: str, out: str | Path, *, storage_: str = "exact", threads: int | None = None,
     shard: int | None = None, on_event: OnEvent = ignore,
 ) -> TaskVector:  # fmt: skip
-    """Write the task vector of `finetuned` against `base`; everything is checked before a weight is read.
+    """Write the task vector of `finetuned` against `base` to `out`; headers are checked before a weight is read.
+
+    `storage_` is as `parse_storage` reads it; `shard` is the largest size of a file in bytes.
 
     Raises UsageError, ModelError, OutputError, and ArtifactError for values that are not finite.
     """
-    kept_as, path = parse_storage(storage_), Path(out)
+    chosen_storage, path = parse_storage(storage_), Path(out)
     below, tuned = open_pair(base, finetuned)
     names = [name for name in sorted(below.entries) if below.entries[name].dtype in FLOATS]
-    width = {"bf16": 2.0, "sparse": 12 * kept_as.value}.get(kept_as.kind, 4.0)
+    width = {"bf16": 2.0, "sparse": 12 * chosen_storage.value}.get(chosen_storage.kind, 4.0)
     sizes = {name: int(below.entries[name].elements * width) for name in names}
     groups = shards(sizes, *([shard] if shard else []))
     check_vector_path(path, len(groups))
@@ -106,13 +108,16 @@ def diff(
         def write_parameter(writer: Writer, name: str) -> str | None:
             nonlocal done
             tensor = tensor_of(name, below, tuned, pool)
-            changed = _write(writer, tensor, tuned, kept_as, error)
+            changed = _write(writer, tensor, tuned, chosen_storage, error)
             done += _bytes_of(below.entries[name])
             report(done, total)
             return tensor.dtype if changed else None
 
         def stored() -> dict[str, Any]:
-            return {"storage": {"kind": str(kept_as)} | ({"error": error.value()} if kept_as.kind != "exact" else {})}
+            return {
+                "storage": {"kind": str(chosen_storage)}
+                | ({"error": error.value()} if chosen_storage.kind != "exact" else {})
+            }
 
         shapes = {name: below.entries[name].shape for name in names}
         write_files(path, groups, shapes, common, write_parameter, stored)
@@ -137,35 +142,37 @@ def _check_room(path: Path, needed: int) -> None:
         )
 
 
-def _write(writer: Writer, tensor: TensorTask, tuned: Source, kept_as: Storage, error: _Error) -> bool:
-    """Write one parameter's delta; False, and nothing written, where the fine-tuning left it alone."""
-    if kept_as.kind == "lowrank" and len(tensor.shape) == 2:
-        return _write_lowrank(writer, tensor, int(kept_as.value), error)
-    if kept_as.kind == "sparse":
-        return _write_sparse(writer, tensor, kept_as.value, error)
-    dtype = "BF16" if kept_as.kind == "bf16" else "F32"
+def _write(writer: Writer, tensor: TensorTask, tuned: Source, chosen_storage: Storage, error: _Error) -> bool:
+    """Write the delta of one parameter. Returns False, and writes nothing, where the parameter did not change."""
+    if chosen_storage.kind == "lowrank" and len(tensor.shape) == 2:
+        return _write_lowrank(writer, tensor, int(chosen_storage.value), error)
+    if chosen_storage.kind == "sparse":
+        return _write_sparse(writer, tensor, chosen_storage.value, error)
+    dtype = "BF16" if chosen_storage.kind == "bf16" else "F32"
     adapted = tuned.adapter is not None
 
     def piece(start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float, float], bool]:
         result = np.empty(stop - start, storage(dtype))
-        lost, bits, sums, changed = [], [], [0.0, 0.0, 0.0], False
+        offsets, bits, sums, changed = [], [], [0.0, 0.0, 0.0], False
         for begin, end in tensor.chunks(start, stop):
             block = tensor.block(begin, end)
-            delta, own = block.values[0], result[begin - start : end - start]
+            delta, target = block.values[0], result[begin - start : end - start]
             _check_finite(tensor.name, delta)
             changed |= bool(delta.any())
             if dtype == "F32":
-                own[:] = delta
-                if kept_as.kind != "exact":  # what a storage keeps whole still counts in what its error is relative to
-                    _measure(delta, own, sums)
+                target[:] = delta
+                if (
+                    chosen_storage.kind != "exact"
+                ):  # a lossy storage keeps this parameter in full, but the relative error counts it
+                    _measure(delta, target, sums)
                 elif not adapted:
                     where = _residual(tensor, tuned, block, delta)
-                    lost.append(where + begin)
+                    offsets.append(where + begin)
                     bits.append(_bits(tuned, tensor.name)[where + begin])
             else:
-                encode(delta.astype(np.float64), "BF16", own)
-                _measure(delta, to_float32(own, "BF16"), sums)
-        positions = np.concatenate(lost) if lost else np.empty(0, np.int64)
+                encode(delta.astype(np.float64), "BF16", target)
+                _measure(delta, to_float32(target, "BF16"), sums)
+        positions = np.concatenate(offsets) if offsets else np.empty(0, np.int64)
         return (
             result,
             positions,
@@ -203,13 +210,13 @@ def _bits(tuned: Source, name: str) -> np.ndarray:
 
 
 def _residual(tensor: TensorTask, tuned: Source, block: Block, delta: np.ndarray) -> np.ndarray:
-    """The positions in a piece where base plus delta, rounded, is not the fine-tuned value to the bit."""
+    """The positions in a piece where base + delta, rounded to the dtype, is not the fine-tuned value to the bit."""
     assert block.base is not None
     np.add(block.base, delta, out=block.out, dtype=np.float64)
-    again = np.empty(delta.size, storage(tensor.dtype))
-    encode(block.out, tensor.dtype, again)
-    mine = again.view(np.int32) if tensor.dtype == "F32" else again
-    return np.flatnonzero(mine != _bits(tuned, tensor.name)[block.start : block.start + delta.size])
+    rounded = np.empty(delta.size, storage(tensor.dtype))
+    encode(block.out, tensor.dtype, rounded)
+    rounded_bits = rounded.view(np.int32) if tensor.dtype == "F32" else rounded
+    return np.flatnonzero(rounded_bits != _bits(tuned, tensor.name)[block.start : block.start + delta.size])
 
 
 def _check_finite(name: str, delta: np.ndarray) -> None:

@@ -1,7 +1,7 @@
-"""The folder that a merge makes: it appears whole or not at all, and a killed merge goes on where it was.
+"""The model folder that a merge writes: it appears complete or not at all, and an interrupted merge can be resumed.
 
-Work happens beside the output in `.NAME.<digest>.partial`, named by what the bytes follow from. A finished shard is
-noted in a journal with its digest; the next run of the same plan takes those whose digest still holds.
+Files are written in `.NAME.<digest>.partial` beside the output, where the digest is that of the plan. Each finished
+shard is entered in a journal with its digest; the next run of the same plan reuses the shards whose digest matches.
 """
 
 from __future__ import annotations
@@ -27,34 +27,40 @@ from vectors.runs import FORMER, RECORD
 from vectors.weights import NAMES
 
 JOURNAL = "progress.json"
-PARTIAL = r"[0-9a-f]{16}\.partial"  # behind the output's name
+PARTIAL = r"[0-9a-f]{16}\.partial"  # after the output's name
 
 
 def partial_folder(plan: Plan, out: Path) -> Path:
-    """Where the work for this output happens."""
+    """The folder in which this plan's files for `out` are written until they are complete."""
     return out.absolute().parent / f".{out.name}.{plan.digest[7:23]}.partial"
 
 
 def write_model(plan: Plan, out: Path, *, on_event: OnEvent = ignore) -> dict[str, Any]:
-    """Make the folder; returns its record. Raises OutputError, and ArtifactError for values that can't be merged."""
+    """Write the merged model to the folder `out`, resuming an interrupted run of the same plan. Returns the record.
+
+    Raises OutputError, ModelError for inputs that changed meanwhile, and ArtifactError for values that are not finite
+    or leave the range of the dtype.
+    """
     folder = partial_folder(plan, out)
     require_free_output(out, plan.bytes, have=_finished_bytes(plan, folder))
     with work_folder(out, None, name=folder.name, keep=_worth_keeping, becomes_output=True):
         record = _fill(plan, folder, on_event)
         (folder / JOURNAL).unlink(missing_ok=True)
-    remove_unfinished(out, PARTIAL)  # what other plans for this output have left
+    remove_unfinished(out, PARTIAL)  # left by interrupted runs of other plans for this output
     return record
 
 
 def _worth_keeping(folder: Path, error: BaseException) -> bool:
-    """What the inputs forbid won't go better next time; what was interrupted may, if a shard is finished."""
+    """Whether a run can be resumed: not after an error in the inputs, which would only recur; after an interrupt, only
+    if a shard is finished.
+    """
     if not isinstance(error, Exception):  # Ctrl-C or SIGTERM
         return (folder / JOURNAL).is_file()
     return not isinstance(error, ArtifactError | ModelError)
 
 
 def _fill(plan: Plan, folder: Path, on_event: OnEvent) -> dict[str, Any]:
-    """Everything that belongs into the folder. Inputs are hashed meanwhile."""
+    """Write all files of the model; the inputs are hashed in the background."""
     files = shards.names(len(plan.shards))
     seen = card.states(plan)
     finished = _journal(plan, folder)
@@ -63,7 +69,7 @@ def _fill(plan: Plan, folder: Path, on_event: OnEvent) -> dict[str, Any]:
     outputs = {}
     for file, shard in zip(files, plan.shards, strict=True):
         path, expected = folder / file, len(shards.header(shard)) + sum(map(size, shard))
-        # Hashed anew, not from memory: a journal may outlive the data in a crash of the machine.
+        # Hashed again: after a crash of the machine the journal may be on disk and the data not.
         if (
             file in finished
             and path.is_file()
@@ -113,7 +119,7 @@ SKIP = (
 
 
 def companions(folder: Path) -> dict[str, bytes]:
-    """What stands beside the weights of a model and belongs to any copy of it, by file name."""
+    """The contents of the files beside a model's weights that a copy needs too, such as its tokenizer, by name."""
     return {
         path.name: path.read_bytes()
         for path in sorted(folder.iterdir())
@@ -125,15 +131,19 @@ def companions(folder: Path) -> dict[str, bytes]:
 
 
 def side_files(plan: Plan) -> dict[str, bytes]:
-    """Configuration, tokenizer, chat template, generation settings and index, of the model that it descends from."""
+    """The contents of the files beside the weights of the result, by name.
+
+    Configuration, tokenizer, chat template and generation settings come from `plan.main`, with the changes that the
+    recipe asks for; the index of the shards is new.
+    """
     from merges.recipes.slices import stacked_config
     from merges.recipes.vocabulary import write
 
     main = plan.main
     assert main is not None
-    found = companions(main.path)
+    files = companions(main.path)
     if plan.vocabulary is not None:
-        found |= {
+        files |= {
             name: content for name, content in companions(plan.vocabulary.main.path).items() if _is_tokenizer(name)
         }
     config = copy.deepcopy(main.config)
@@ -141,80 +151,82 @@ def side_files(plan: Plan) -> dict[str, bytes]:
     for job in plan.jobs:
         if job.dtype in NAMES:
             kinds[job.dtype] += size(job)
-    config = _with_dtype(config, NAMES[kinds.most_common(1)[0][0]] if kinds else "", asked=plan.recipe.dtype != "auto")
+    config = _with_dtype(
+        config, NAMES[kinds.most_common(1)[0][0]] if kinds else "", add_key=plan.recipe.dtype != "auto"
+    )
     if plan.recipe.slices:
         config = stacked_config(config, plan.recipe.slices, main.reference)
     if plan.vocabulary is not None:
         text = config.get("text_config")
         (text if isinstance(text, dict) else config)["vocab_size"] = plan.vocabulary.size
-        found["tokenizer.json"] = write(plan.vocabulary, found["tokenizer.json"])
+        files["tokenizer.json"] = write(plan.vocabulary, files["tokenizer.json"])
     if config != main.config:
-        found["config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
-    template = _template(plan, found)
+        files["config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    template = _template(plan, files)
     if template is not None:
-        found[TEMPLATE] = template.encode()
+        files[TEMPLATE] = template.encode()
     if len(plan.shards) > 1:
-        found["model.safetensors.index.json"] = shards.index(plan.shards)
-    return found
+        files["model.safetensors.index.json"] = shards.index(plan.shards)
+    return files
 
 
 TEMPLATE = "chat_template.jinja"
 
 
-def _template(plan: Plan, found: dict[str, bytes]) -> str | None:
-    """The chat template to write: what the recipe asks for, or what the inputs agree on where the base has none."""
-    asked = plan.recipe.chat_template
-    if asked not in (None, "auto"):
-        return NAMED.get(asked, asked)
-    if asked is None and (TEMPLATE in found or b'"chat_template"' in found.get("tokenizer_config.json", b"")):
+def _template(plan: Plan, files: dict[str, bytes]) -> str | None:
+    """The chat template to write: the recipe's, or where the base has none, the one that all inputs share."""
+    requested = plan.recipe.chat_template
+    if requested not in (None, "auto"):
+        return NAMED.get(requested, requested)
+    if requested is None and (TEMPLATE in files or b'"chat_template"' in files.get("tokenizer_config.json", b"")):
         return None
-    theirs = [_own_template(source.path) for source in plan.sources if source.kind == "model"]
-    counts = Counter(template for template in theirs if template)
+    templates = [_template_of(source.path) for source in plan.sources if source.kind == "model"]
+    counts = Counter(template for template in templates if template)
     ranked = sorted(counts, key=lambda template: (-counts[template], template))
-    return ranked[0] if ranked and (asked == "auto" or len(ranked) == 1) else None
+    return ranked[0] if ranked and (requested == "auto" or len(ranked) == 1) else None
 
 
-def _own_template(folder: Path) -> str | None:
+def _template_of(folder: Path) -> str | None:
     try:
         if (folder / TEMPLATE).is_file():
             return (folder / TEMPLATE).read_text(encoding="utf-8")
-        found = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
+        template = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
-    return found if isinstance(found, str) else None
+    return template if isinstance(template, str) else None
 
 
 def _is_tokenizer(name: str) -> bool:
     return name.startswith(("token", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "spiece"))
 
 
-def _with_dtype(config: dict[str, Any], dtype: str, *, asked: bool) -> dict[str, Any]:
-    """The configuration with the dtype of the weights, under whichever key it has; a key is added only if asked for."""
+def _with_dtype(config: dict[str, Any], dtype: str, *, add_key: bool) -> dict[str, Any]:
+    """The configuration with the dtype of the weights, under the key it uses; `add_key` adds a missing one."""
     texts = [config] + ([config["text_config"]] if isinstance(config.get("text_config"), dict) else [])
     for text in texts:
         keys = [key for key in ("dtype", "torch_dtype") if key in text]
-        text |= dict.fromkeys(keys or (["dtype"] if asked and text is config else []), dtype)
+        text |= dict.fromkeys(keys or (["dtype"] if add_key and text is config else []), dtype)
     return config
 
 
 def _journal(plan: Plan, folder: Path) -> dict[str, str]:
-    """The finished shards of an earlier try and their digests, if it read the same inputs as they are now."""
+    """The finished shards of an interrupted run and their digests; none if the inputs have changed since."""
     try:
-        found = json.loads((folder / JOURNAL).read_text(encoding="utf-8"))
-        return dict(found["outputs"]) if found["inputs"] == card.states(plan) else {}
+        journal = json.loads((folder / JOURNAL).read_text(encoding="utf-8"))
+        return dict(journal["outputs"]) if journal["inputs"] == card.states(plan) else {}
     except (OSError, ValueError, LookupError, TypeError):
         return {}
 
 
 def _finished_bytes(plan: Plan, folder: Path) -> int:
-    """What an earlier try has written already."""
+    """The bytes that an interrupted run has written already."""
     if not os.path.isdir(folder):  # pathlib raises for a name that is too long
         return 0
     return sum((folder / name).stat().st_size for name in _journal(plan, folder) if (folder / name).is_file())
 
 
 def verify(plan: Plan, out: Path, record: dict[str, Any], *, on_event: OnEvent = ignore) -> list[str]:
-    """Compute the merge again, compare it and every file with what is there; everything that differs, in words."""
+    """Compute the merge again and compare it, and the files in `out`, with the record; returns the differences."""
     stored = record["outputs"]
     problems = [f"{name} is missing" for name in stored if not (out / name).is_file()]
     problems += [
@@ -223,21 +235,21 @@ def verify(plan: Plan, out: Path, record: dict[str, Any], *, on_event: OnEvent =
         if (out / name).is_file() and digest_file(out / name) != digest
     ]
     extra = {p.name for p in out.glob("*.safetensors")} - set(stored)
-    problems += [f"{name} does not belong to the merge" for name in sorted(extra)]
+    problems += [f"{name} is not a file of this merge" for name in sorted(extra)]
     now = {entry["name"]: entry["files"] for entry in card.inputs(plan)}
     for before in record["inputs"]:
-        own = now.get(before["name"], {})
-        # By their content: a file may have another name now.
-        changed = [name for name, digest in before["files"].items() if digest not in own.values()]
+        digests = now.get(before["name"], {})
+        # Compared by digest: a file may have been renamed.
+        changed = [name for name, digest in before["files"].items() if digest not in digests.values()]
         problems += [f"the input {before['name']} has changed: {name}" for name in changed]
     report = counter(on_event, "verifying", "bytes")
-    again, done = {name: digest_bytes(content) for name, content in side_files(plan).items()}, 0
+    recomputed, done = {name: digest_bytes(content) for name, content in side_files(plan).items()}, 0
     for name, shard in zip(shards.names(len(plan.shards)), plan.shards, strict=True):
         state = hashlib.sha256()
         for piece in shards.pieces(shard, plan.pool):
             state.update(piece)
             done += len(piece)
             report(min(done, plan.bytes), plan.bytes)
-        again[name] = "sha256:" + state.hexdigest()
-    differing = sorted(name for name in again.keys() | stored.keys() if again.get(name) != stored.get(name))
-    return problems + [f"{name}: the recipe gives another one than the record says" for name in differing]
+        recomputed[name] = "sha256:" + state.hexdigest()
+    differing = sorted(name for name in recomputed.keys() | stored.keys() if recomputed.get(name) != stored.get(name))
+    return problems + [f"{name}: the recomputed file differs from the one in the record" for name in differing]

@@ -1,4 +1,4 @@
-"""The files of weights in a model folder: written piece by piece, each whole or not at all."""
+"""The weight files (shards) of a model folder: written piece by piece, each of them complete or not at all."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def names(count: int) -> list[str]:
 
 
 def header(jobs: Sequence[Job]) -> bytes:
-    """The header of one shard."""
+    """The safetensors header of one shard."""
     return header_bytes({job.name: (job.dtype, tuple(job.shape), size(job)) for job in jobs}, {"format": "pt"})
 
 
@@ -40,10 +40,9 @@ def pieces(shard: Sequence[Job], pool: Pool) -> Iterator[memoryview]:
 
 
 def write(path: Path, content: Iterator[memoryview], show: Callable[[int], None] = lambda written: None) -> str:
-    """Write a file that appears whole or not at all; returns its digest.
+    """Write a file that appears complete or not at all; returns its digest. `show` receives the bytes written so far.
 
-    What is written is hashed and flushed meanwhile, in threads of their own: one after the other, writing, hashing and
-    flushing took longer than merging.
+    Hashing and flushing to disk run in threads of their own, because all three in sequence took longer than merging.
     """
     state, written, flushed = hashlib.sha256(), 0, 0
     hashed: Future[None] | None = None
@@ -54,7 +53,7 @@ def write(path: Path, content: Iterator[memoryview], show: Callable[[int], None]
     ):
         for piece in content:
             if hashed is not None:
-                hashed.result()  # in order, and never more than one piece behind
+                hashed.result()  # pieces are hashed in order, at most one behind
             hashed = beside.submit(state.update, piece)
             view = piece
             while view:
@@ -62,7 +61,7 @@ def write(path: Path, content: Iterator[memoryview], show: Callable[[int], None]
             written += len(piece)
             if written - flushed > FLUSH and (flushing is None or flushing.done()):
                 if flushing is not None:
-                    flushing.result()  # an error is told once: the last flush would not tell it again
+                    flushing.result()  # a write error is reported by one flush only, not again by the last one
                 flushing, flushed = beside.submit(os.fdatasync, file.fileno()), written
             show(written)
         for last in (hashed, flushing):

@@ -1,4 +1,4 @@
-"""A merged delta as a task vector, streamed into one file or several."""
+"""Write a merged delta as a task vector, streamed into one file or several."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from vectors.weights import file_digest
 
 
 def write_vector(planned: Plan, path: Path, largest: int, *, on_event: OnEvent = ignore) -> dict[str, Any]:
-    """Write the merged delta as an artifact of float32 values, in files of at most `largest` bytes.
+    """Write the merged delta as a task vector of float32 values, in files of at most `largest` bytes.
 
-    Returns the record, with the digest of each file. Raises OutputError, and ArtifactError for values that can't be
-    merged.
+    Returns the record, with the digest of each file. Raises OutputError, and ArtifactError for values that are not
+    finite.
     """
     jobs = {job.name: job for job in planned.jobs if isinstance(job, TensorTask)}
     groups = shards({name: 4 * job.count for name, job in jobs.items()}, largest)
@@ -65,7 +65,7 @@ def write_vector(planned: Plan, path: Path, largest: int, *, on_event: OnEvent =
 
 
 def _dtype(job: TensorTask, planned: Plan) -> str:
-    """The dtype that a parameter has in the model: the base's, or what the vectors say where there is no base."""
+    """The dtype of a parameter in the model: that of the base, or without a base the one that the vectors record."""
     if planned.base is not None:
         return planned.base.entries[job.name].dtype
     vectors = [source.vector for source in planned.sources if source.vector is not None]

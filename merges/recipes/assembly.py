@@ -1,4 +1,4 @@
-"""From checked sources to jobs: what each tensor of the result is made of. Every misfit is gathered, none skipped."""
+"""From checked sources to jobs: what each tensor of the result is computed from. All problems are collected."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 class Builder:
-    """Makes the jobs; a class because the problems are gathered across its methods."""
+    """Builds the jobs; a class because problems are collected across its methods."""
 
     def __init__(
         self, recipe: Recipe, method: MergeMethod, sources: list[Source], base: Source | None, main: Source | None,
@@ -48,13 +48,13 @@ class Builder:
         self.depth = slices.layers(self.shapes)
 
     def hint(self) -> str:
-        """The next step for what is wrong."""
+        """The hint for the collected problems."""
         if any("vocabular" in problem or "embed" in problem for problem in self.problems):
             return "models with different vocabularies need a recipe with `tokenizer: {source: union}`"
         return "merge models that were fine-tuned from one base"
 
     def build(self) -> list[Job]:
-        """A job for each tensor of the result, by name."""
+        """A job for each tensor of the result, sorted by name; also fills `problems`."""
         jobs = self._stacked() if self.recipe.slices else self._alike()
         if self.recipe.scope == "global":
             self.scope += [job for job in jobs if isinstance(job, TensorTask)]
@@ -62,16 +62,17 @@ class Builder:
         return jobs
 
     def _alike(self) -> list[Job]:
-        """Of models with the same tensors."""
+        """The jobs for models with the same tensors."""
         for source in self.sources:
             if source.kind == "model":
                 lacking = sorted(set(self.shapes) - set(source.entries))
                 extra = sorted(set(source.entries) - set(self.shapes))
                 self._list(lacking, f"{source.reference} lacks")
-                self._list(extra, f"{source.reference} has, and the others have not,")
+                self._list(extra, f"{source.reference} has tensors that the others lack:")
             else:
                 self._list(
-                    sorted(set(source.shapes) - set(self.shapes)), f"the base lacks, and {source.reference} changes,"
+                    sorted(set(source.shapes) - set(self.shapes)),
+                    f"{source.reference} changes tensors that the base lacks:",
                 )
         jobs = [self._job(name) for name in sorted(self.shapes)]
         return [job for job in jobs if job is not None]
@@ -86,9 +87,7 @@ class Builder:
         first = self.scope[0]
         for option in ("density", "gamma"):
             if option in first.each and any(not np.array_equal(t.each[option], first.each[option]) for t in self.scope):
-                self.problems.append(
-                    f"scope: global counts over the whole model, so {option} can't differ between tensors"
-                )
+                self.problems.append(f"with scope: global, {option} must be the same for all tensors")
 
     def _job(self, name: str) -> Job | None:
         entry = self.frame.get(name)
@@ -99,7 +98,7 @@ class Builder:
             shape = (self.union.size, *shape[1:])
         sources = [s for s in self.sources if s.kind != "model" or name in s.entries]
         if len(sources) < len(self.sources):
-            return None  # reported already
+            return None  # already reported
         untouched = self.recipe.as_ == "model" and not any(s.changes(name) for s in self.sources)
         if entry is not None and untouched and DTYPES.get(self.recipe.dtype, entry.dtype) == entry.dtype:
             return Copy(name, entry)
@@ -134,9 +133,9 @@ class Builder:
     ) -> TensorTask:  # fmt: skip
         """The task of one parameter.
 
-        `entry` is the parameter in the model that the result descends from; `position` is where gradients are read, in
-        [0, 1]; `options` are of each input its own and, where it has none, the common ones; `shared` are those that all
-        inputs have together.
+        `entry` is the parameter in the main model. `position`, in [0, 1], is where gradients are evaluated. `options`
+        are, for each input, its own and the defaults for those it lacks; `shared` are the options that apply to all
+        inputs together.
         """
         each: dict[str, np.ndarray] = {}
         plain: dict[str, Any] = {}
@@ -175,7 +174,7 @@ class Builder:
         return dtypes.pop() if len(dtypes) == 1 else entry.dtype if entry is not None and not dtypes else "F32"
 
     def _patch(self, tensor: TensorTask) -> tuple[np.ndarray, np.ndarray] | None:
-        """The few elements that base plus an exact vector would round wrongly, where that is all that is done."""
+        """The elements that base + delta would round wrongly, if an exact vector is applied alone and unscaled."""
         only = self.sources[0].vector if len(self.sources) == 1 else None
         plain = (
             self.recipe.method == "task_arithmetic" and tensor.options["lambda"] == 1 and tensor.each["weight"][0] == 1
@@ -190,7 +189,7 @@ class Builder:
         return mapped(positions), stored
 
     def _fixed(self, name: str, entry: Entry) -> Copy | None:
-        """What is no floating-point number is copied, and must be the same everywhere."""
+        """The copy of a tensor that is not floating-point, which must be the same in all inputs."""
         if self.recipe.as_ == "vector":
             return None
         if entry.dtype not in ("I64", "I32", "I16", "I8", "U8", "BOOL", "U16", "U32", "U64"):
@@ -233,8 +232,8 @@ class Builder:
                     readers = []
                     break
                 if entry is None or entry.shape != wanted or entry.dtype not in FLOATS:
-                    have = "is missing" if entry is None else f"is {entry.dtype} {list(entry.shape)}"
-                    self.problems.append(f"{extra} of {part.name}: {name} {have}, {list(wanted)} is needed")
+                    actual = "is missing" if entry is None else f"is {entry.dtype} {list(entry.shape)}"
+                    self.problems.append(f"{extra} of {part.name}: {name} {actual}, {list(wanted)} is needed")
                     readers.append(Zero(wanted))
                 else:
                     readers.append(Dense(entry))
@@ -242,21 +241,21 @@ class Builder:
         return result
 
     def _stacked(self) -> list[Job]:
-        """Of slices. Where a method works on deltas, the base as a source only says which of its layers is meant."""
+        """The jobs for slices. For methods on deltas, the base as a source only selects its layers to subtract."""
         entries = self.recipe.slices
         models = {source.reference: source for source in [*self.sources, *([self.base] if self.base else [])]}
         named = {source.model for entry in entries for source in entry.sources}
         for reference in sorted((named | {entry.base for entry in entries if entry.base}) - set(models)):
             self.problems.append(f"a slice names {reference}, which is not among the models{guess(reference, models)}")
         if any(source.kind != "model" for source in self.sources):
-            self.problems.append("slices are cut from models, not from vectors or adapters")
+            self.problems.append("slices can be taken from models only, not from vectors or adapters")
         if len({part.model for part in self.parts}) < len(self.parts):
-            self.problems.append("with slices, each model is named once")
+            self.problems.append("with slices, each model can be listed only once")
         if self.problems:
             return []
         names = {reference: list(source.entries) for reference, source in models.items()}
         self.problems += slices.problems_of_slices(
-            entries, {ref: slices.layers(own_names) for ref, own_names in names.items()}
+            entries, {ref: slices.layers(parameter_names) for ref, parameter_names in names.items()}
         )
         if self.problems:
             return []
@@ -283,7 +282,7 @@ class Builder:
             entry = source.entries.get(name)
             shape = None if entry is None else entry.shape[1:] if union else entry.shape
             if entry is None or (first is not None and shape != (first.shape[1:] if union else first.shape)):
-                self.problems.append(f"{reference} has no {name} of the shape wanted for {tensor.name}")
+                self.problems.append(f"{reference} has no {name} with the shape of {tensor.name}")
                 return None
             first = first or entry
             reader, is_delta = source.reader(name, entry.shape)
@@ -303,7 +302,7 @@ class Builder:
             name = tensor.sources.get(under.reference, next(iter(tensor.sources.values())))
             base_entry = under.entries.get(name)
             if base_entry is None or (base_entry.shape != first.shape and union is None):
-                self.problems.append(f"the base {under.reference} has no {name} of the shape wanted for {tensor.name}")
+                self.problems.append(f"the base {under.reference} has no {name} with the shape of {tensor.name}")
                 return None
             base = Dense(base_entry)
             base = base if union is None else union.reader(name, under, base, False)
@@ -318,7 +317,7 @@ class Builder:
 
 
 def _keys(recipe: Recipe, sources: list[Source]) -> list[str]:
-    """What each input's randomness comes from: the seed and its content, so that neither order nor names matter."""
+    """The random key of each input, from the seed and its content, so that neither order nor names matter."""
     seen: dict[str, int] = {}
     keys = []
     for source in sources:

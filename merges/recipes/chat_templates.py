@@ -1,9 +1,8 @@
-"""Chat templates that a recipe can name, written from what the models' own formats are.
+"""Chat templates that a recipe can name, written to the formats that the models were trained on.
 
     chat_template: chatml
 
-They are the names that mergekit knows. A message's content stands between the markers of its format, trimmed where the
-format's own template trims it.
+The names are mergekit's. The content of a message is trimmed where the template of the original model trims it.
 """
 
 CHATML = """\

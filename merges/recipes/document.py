@@ -1,7 +1,7 @@
-"""A recipe from a document: our own YAML, mergekit's, or the record of a finished merge.
+"""Reading a recipe from a document: our YAML, mergekit's YAML, or the record of a finished merge.
 
-Unknown keys are errors. mergekit's files, known by their `merge_method`, are translated by merges/recipes/mergekit.py.
-Numbers are read by vectors/values.py, as `--set` reads them.
+Unknown keys are errors. mergekit's files, which have the key `merge_method`, are translated by
+merges/recipes/mergekit.py. Numbers are read by vectors/values.py, as `--set` reads them.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ def read(path: Path) -> Recipe:
 
 
 def parse(value: Any, where: str = "the recipe") -> Recipe:
-    """A recipe from what YAML or JSON hold. Every unknown key and bad value is reported. Raises UsageError."""
+    """A recipe from the value of a YAML or JSON document. Raises UsageError with every unknown key and bad value."""
     if not isinstance(value, dict):
-        raise UsageError(f"{where} is no mapping", "see docs/merge.md")
+        raise UsageError(f"{where} is not a mapping", "see docs/merge.md")
     if "merge_method" in value:
         value = mergekit.translate(value, where)
     problems = _unknown(value, KEYS, where)
@@ -63,10 +63,10 @@ def parse(value: Any, where: str = "the recipe") -> Recipe:
     if not isinstance(models, list) or not all(
         isinstance(entry, dict) and isinstance(entry.get("model"), str) for entry in models
     ):
-        problems.append(f"{where}: models is no list of entries with a model")
+        problems.append(f"{where}: models is not a list of entries with a model")
         models = []
     problems += [
-        f"{where}: the key {key!r} of {entry['model']} is no word"
+        f"{where}: the key {key!r} of {entry['model']} is not text"
         for entry in models
         for key in entry
         if not isinstance(key, str)
@@ -79,16 +79,16 @@ def parse(value: Any, where: str = "the recipe") -> Recipe:
         problems.append(f"{where} has no models")
     parameters = value.get("parameters") or {}
     if not _has_text_keys(parameters):
-        problems.append(f"{where}: parameters is no mapping")
+        problems.append(f"{where}: parameters is not a mapping")
     problems += _problems_of_tokenizer(value.get("tokenizer"), where)
     for key in ("method", "base", "scope", "dtype", "as", "chat_template"):
         if value.get(key) is not None and not isinstance(value[key], str):
-            problems.append(f"{where}: {key} is {value[key]!r}, not a word")
+            problems.append(f"{where}: {key} is {value[key]!r}, not text")
     seed = values.number(value.get("seed", 0))
     if isinstance(seed, bool) or not isinstance(seed, int):
         problems.append(f"{where}: seed is {value['seed']!r}, not a whole number")
     if problems:
-        raise UsageError(problems, "see docs/merge.md for what a recipe holds")
+        raise UsageError(problems, "see docs/merge.md for the keys of a recipe")
     read = _reader(value["method"])
     short = names_for([entry["model"] for entry in models])
     parts = tuple(
@@ -115,7 +115,7 @@ def parse(value: Any, where: str = "the recipe") -> Recipe:
 
 
 def _reader(method: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """What reads the options of a method: a number for each text that is one, where the option takes numbers."""
+    """The function that reads options of this method; text such as "0.9" becomes a number where one is expected."""
     chosen = methods.available().get(method)
     options = {option.name: option for option in chosen.options} if chosen is not None else {}
     return lambda given: {k: with_numbers(options[k], v) if k in options else v for k, v in given.items()}
@@ -135,7 +135,7 @@ def _slice(entry: Mapping[str, Any], read: Callable[[Mapping[str, Any]], dict[st
 
 
 def _tokenizer(entry: Mapping[str, Any]) -> Tokenizer:
-    """The vocabulary that is asked for, from its checked mapping."""
+    """The requested vocabulary, from its checked mapping."""
     tokens = {
         token: TokenSource(source["source"], source.get("token"), source.get("force"))
         for token, source in (entry.get("tokens") or {}).items()
@@ -156,13 +156,13 @@ def _problems_of_tokenizer(value: Any, where: str) -> list[str]:
     if value is None:
         return []
     if not isinstance(value, dict):
-        return [f"{where}: tokenizer is no mapping with a source"]
+        return [f"{where}: tokenizer is not a mapping with a source"]
     problems = _unknown(value, TOKENIZER_KEYS, where, " in tokenizer")
     multiple, tokens = value.get("pad_to_multiple_of", 1), value.get("tokens") or {}
     if not isinstance(multiple, int) or multiple < 1:
         problems.append(f"{where}: pad_to_multiple_of is {multiple!r}, not a whole number from 1 on")
     if not _has_text_keys(tokens):
-        return [*problems, f"{where}: tokens is no mapping from tokens"]
+        return [*problems, f"{where}: tokens is not a mapping from tokens"]
     for token, entry in tokens.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("source"), str):
             problems.append(f"{where}: the token {token!r} has no source")
@@ -175,7 +175,7 @@ def _problems_of_tokenizer(value: Any, where: str) -> list[str]:
             or not isinstance(entry.get("force", True), bool)
         ):
             problems.append(
-                f"{where}: in the token {token!r}, `token` is no text or id, or `force` is not true or false"
+                f"{where}: in the token {token!r}, `token` is not text or an id, or `force` is not true or false"
             )
     return problems
 
@@ -184,7 +184,7 @@ def _problems_of_slices(slices: Any, where: str) -> list[str]:
     if not isinstance(slices, list) or not all(
         isinstance(entry, dict) and isinstance(entry.get("sources"), list) and entry["sources"] for entry in slices
     ):
-        return [f"{where}: slices is no list of entries with sources"]
+        return [f"{where}: slices is not a list of entries with sources"]
     problems = []
     for number, entry in enumerate(slices, 1):
         problems += _unknown(entry, SLICE_KEYS, where, f" in slice {number}")
@@ -196,14 +196,14 @@ def _problems_of_slices(slices: Any, where: str) -> list[str]:
             layers = source.get("layers")
             good = isinstance(layers, list) and len(layers) == 2 and all(isinstance(i, int) for i in layers)
             if not isinstance(source.get("model"), str):
-                problems.append(f"{where}: a source of slice {number} names no model")
+                problems.append(f"{where}: a source of slice {number} has no model")
             if not good or not isinstance(layers, list) or not 0 <= layers[0] < layers[1]:
                 problems.append(f"{where}: a source of slice {number} has layers {layers!r}, not [first, last + 1]")
         if not isinstance(entry.get("base", ""), str):
             problems.append(f"{where}: base of slice {number} is {entry['base']!r}, not a model")
         for given in [entry, *(source for source in entry["sources"] if isinstance(source, dict))]:
             if not _has_text_keys(given.get("parameters") or {}):
-                problems.append(f"{where}: parameters of slice {number} is no mapping")
+                problems.append(f"{where}: parameters of slice {number} is not a mapping")
         named = [str(source.get("model")) for source in entry["sources"] if isinstance(source, dict)]
         problems += [
             f"{where}: slice {number} names {name} twice" for name in sorted({n for n in named if named.count(n) > 1})

@@ -1,4 +1,4 @@
-"""A recipe from an expression over task vectors, or from one vector."""
+"""The recipe for an expression over task vectors, or for a single vector."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from merges.recipes.recipe import Part, Recipe
 from vectors.errors import ExpressionError
 from vectors.expression import Composition, Term, parse
 
-SUFFIXES = (".safetensors", ".gguf", ".pt")  # of files that are vectors
+SUFFIXES = (".safetensors", ".gguf", ".pt")  # of vector files
 
 
 def from_expression(composition: Composition, files: Mapping[str, str], base: str | None) -> Recipe:
-    """`v1 + 0.6*v2 - 0.5*toxic` as task arithmetic; `files` are the vectors by their names.
+    """An expression such as `v1 + 0.6*v2 - 0.5*toxic` as task arithmetic; `files` are the vectors by name.
 
-    Raises ExpressionError for what only steering vectors can do.
+    Raises ExpressionError for operations, layers and scopes, which only steering vectors have.
     """
     problems = [
-        f"{term} is not an addition; task vectors are added, negated and scaled"
+        f"{term} is not possible: task vectors can only be added, subtracted and scaled"
         for term in composition.terms
         if term.operation != "add"
     ]
     problems += [
-        f"{term} names layers or tokens; a task vector has none"
+        f"{term} has layers or a scope, which task vectors do not have"
         for term in composition.terms
         if term.layers or term.scope
     ]
     if problems:
-        raise ExpressionError(problems, "write such as: v1 + 0.6*v2 - 0.5*toxic")
+        raise ExpressionError(problems, "an example of an expression: v1 + 0.6*v2 - 0.5*toxic")
     weights: dict[str, float] = {}
     for term in composition.terms:
         weights[term.name] = weights.get(term.name, 0.0) + term.value
@@ -38,10 +38,10 @@ def from_expression(composition: Composition, files: Mapping[str, str], base: st
 
 
 def read(text: str, files: Mapping[str, str | Path], base: str | None) -> Recipe:
-    """The recipe for a vector's path, an adapter's folder, or an expression over names.
+    """The recipe for the path of a vector, the folder of an adapter, or an expression over names.
 
-    A name is a file of `files`, or else NAME.safetensors in the current folder. Raises ExpressionError with all names
-    that are neither.
+    A name stands for its file in `files`, or else NAME.safetensors in the current folder. Raises ExpressionError with
+    all names for which there is neither.
     """
     path = Path(text)
     if text not in files and (_is_vector(path) or os.path.isfile(path / "adapter_config.json")):
@@ -62,5 +62,5 @@ def read(text: str, files: Mapping[str, str | Path], base: str | None) -> Recipe
 
 
 def _is_vector(path: Path) -> bool:
-    """Whether there is a vector at this path: a file, or the index of several."""
+    """Whether there is a vector at this path: a single file, or several with an index."""
     return os.path.isfile(path) or os.path.isfile(f"{path}.index.json")  # pathlib raises for a name that is too long

@@ -1,4 +1,4 @@
-"""How the tensors of a result are laid out over files."""
+"""The distribution of the result's tensors over files."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 from merges.engine.jobs import Job
 from vectors.weights import SIZES
 
-LARGEST = 5_000_000_000  # bytes of a file
+LARGEST = 5_000_000_000  # the largest size of a file, in bytes
 
 
 def size(job: Job) -> int:
-    """Bytes of a tensor of the result."""
+    """The size in bytes of a tensor of the result."""
     return int(np.prod(job.shape, dtype=np.int64)) * SIZES[job.dtype]
 
 
 def cut(jobs: Sequence[Job], largest: int = LARGEST) -> list[list[Job]]:
-    """The jobs cut into files of at most `largest` bytes each, in order."""
+    """The jobs divided, in order, into files of at most `largest` bytes each."""
     shards: list[list[Job]] = [[]]
     room = largest
     for job in jobs:

@@ -1,8 +1,8 @@
-"""mergekit's YAML, read as it stands; what differs here is set so that the result is the one mergekit means.
+"""Translation of mergekit's YAML into our recipes, with options that reproduce mergekit's results.
 
-Unknown keys are errors here. mergekit elects signs after weighting, gives a cancelled vote to +, rescales DARE to the
-length of the delta, divides by the sum of the weights where `normalize` says so, reads `filter` as part of a name, and
-takes a token's chosen row for the models that lack the token, unless it is forced.
+Unknown keys are errors here. Unlike our defaults, mergekit elects signs after weighting, elects + where votes cancel,
+rescales DARE to the L1 norm of the delta, divides by the sum of the weights only with `normalize`, matches `filter`
+anywhere in a name, and uses a token's given source only for models that lack the token, unless it is forced.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TOKENIZER_KEYS = ("source", "tokens", "pad_to_multiple_of")
 
 
 class Word(NamedTuple):
-    """One of mergekit's parameters: our option for it, and our word for each of its values."""
+    """One of mergekit's parameters: our option for it (None: ignored), and our value for each of its, if different."""
 
     option: str | None
     values: Mapping[Any, Any] = {}
@@ -31,7 +31,7 @@ class Word(NamedTuple):
 
 SAME = {name: Word(name) for name in ("weight", "density", "lambda", "gamma", "epsilon", "t", "scale", "filter_wise",
                                       "max_iter", "tol", "select_topk", "normalize")}  # fmt: skip
-MASK = {"int8_mask": Word(None)}  # how it computes, never what
+MASK = {"int8_mask": Word(None)}  # affects memory use, not the result
 LENGTH = {"rescale": Word("rescale", {True: "l1", False: "none"})}
 MEAN = {"normalize": Word("combine", {True: "mean", False: "sum"})}
 
@@ -72,12 +72,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "breadcrumbs": {"density": 1.0},
     "breadcrumbs_ties": ELECTION | {"combine": "sum", "density": 1.0},
 }
-PAIRS = ("slerp", "nearswap", "arcee_fusion")  # in these the base is one of the two, and the first
-WHOLE = (*PAIRS, "linear", "passthrough", "karcher")  # in these the base, where it is listed, is an input
+PAIRS = ("slerp", "nearswap", "arcee_fusion")  # methods whose base is the first of the two inputs
+WHOLE = (*PAIRS, "linear", "passthrough", "karcher")  # methods that merge a listed base as an input
 
 
 class _Reading:
-    """One file being read; a class because problems are gathered across its methods."""
+    """The reading of one file; a class because problems are collected across its methods."""
 
     def __init__(self, method: str, where: str) -> None:
         self.method, self.where = method, where
@@ -96,10 +96,10 @@ class _Reading:
         return {}
 
     def entries(self, value: Any, what: str) -> list[dict[Any, Any]]:
-        """A list of mappings, without what is none."""
+        """A list of mappings, or an empty one and a problem."""
         if value is None or (isinstance(value, list) and all(isinstance(entry, dict) for entry in value)):
             return value or []
-        self.problems.append(f"{self.where}: {what} is no list of mappings")
+        self.problems.append(f"{self.where}: {what} is not a list of mappings")
         return []
 
     def reference(self, value: Any, what: str) -> str:
@@ -107,32 +107,30 @@ class _Reading:
         if isinstance(value, str):
             return value
         if not isinstance(value, dict) or value.get("model") is None:
-            self.problems.append(f"{self.where}: {what} names no model")
+            self.problems.append(f"{self.where}: {what} has no model")
             return ""
         self.unknown(value, ("model", "lora", "override_architecture"), f" in {what}")
         if value.get("override_architecture") is not None:
-            self.problems.append(
-                f"{self.where}: {what}: every architecture is read as it is, so none can be overridden"
-            )
+            self.problems.append(f"{self.where}: {what}: the architecture can't be overridden here")
         parts = [self.path(value["model"], what)]
         if value.get("lora") is not None:
             parts.append(self.path(value["lora"], what))
         return "+".join(parts)
 
     def path(self, value: Any, what: str) -> str:
-        """A place, which mergekit writes as text, or as a mapping of `path` and `revision`."""
+        """A path, which mergekit writes as text, or as a mapping of `path` and `revision`."""
         if isinstance(value, str):
             return value
         good = isinstance(value, dict) and isinstance(value.get("path"), str)
         revision = value.get("revision") if good else None
         if not good or not isinstance(revision, str | None):
-            self.problems.append(f"{self.where}: {what} has {value!r} where a path is meant")
+            self.problems.append(f"{self.where}: {what} has {value!r} instead of a path")
             return ""
         self.unknown(value, ("path", "revision"), f" in {what}")
         return value["path"] + (f"@{revision}" if revision else "")
 
     def parameters(self, value: Any, place: str) -> dict[str, Any]:
-        """Our options for a mapping of mergekit's parameters."""
+        """Our options for a mapping of mergekit's parameters; `place` names where it stands, in messages."""
         words = METHODS[self.method]
         options: dict[str, Any] = {}
         given = self.mapping(value, f"parameters of {place}" if place else "parameters")
@@ -146,23 +144,23 @@ class _Reading:
             elif word.option is not None:
                 options[word.option] = word.values[setting] if word.values else setting
         if self.method == "nuslerp" and given.get("nuslerp_flatten") is False:
-            # Its "row-wise" vectors are those of the transposed matrix.
+            # mergekit's "row-wise" refers to the transposed matrix.
             options["along"] = "columns" if given.get("nuslerp_row_wise") else "rows"
         return options
 
 
 def translate(value: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Our own document for a mergekit configuration, which is left as it is. Raises UsageError with every problem."""
+    """Our document for a mergekit configuration, which is not modified. Raises UsageError with every problem."""
     method = value["merge_method"]
     known = methods.available()
     if not isinstance(method, str) or method not in METHODS or method not in known:
         raise UsageError(
-            f"{where}: mergekit has no merge method {method!r} that is known here{guess(str(method), METHODS)}",
+            f"{where}: unknown mergekit method {method!r}{guess(str(method), METHODS)}",
             f"available: {', '.join(sorted(METHODS))}",
         )
     reading = _Reading(method, where)
     reading.unknown(value, KEYS)
-    value = _alone(value, reading)
+    value = _without_modules(value, reading)
     each = {option.name for option in known[method].options if option.each}
     shared = reading.parameters(value.get("parameters"), "")
     base = reading.reference(value["base_model"], "base_model") if value.get("base_model") is not None else None
@@ -172,16 +170,16 @@ def translate(value: Mapping[str, Any], where: str) -> dict[str, Any]:
         reference = reading.reference(entry.get("model"), "an entry of models")
         options = reading.parameters(entry.get("parameters"), reference)
         if reference == base and method not in WHOLE:
-            continue  # mergekit lists the base among the models; its delta is nothing
+            continue  # mergekit may list the base among the models; its delta is zero
         parts[reference] = {key: given for key, given in options.items() if key in each}
         shared |= {key: given for key, given in options.items() if key not in each}
     slices = []
     for number, entry in enumerate(reading.entries(value.get("slices"), "slices"), 1):
         reading.unknown(entry, ("sources", "base_model", "residual_weight", "parameters"), f" in slice {number}")
         if entry.get("residual_weight") is not None:
-            reading.problems.append(f"{where}: residual_weight of slice {number} does nothing in mergekit; take it out")
-        own_base = entry.get("base_model")
-        under = base if own_base is None else reading.reference(own_base, f"base_model of slice {number}")
+            reading.problems.append(f"{where}: residual_weight of slice {number} has no effect in mergekit; remove it")
+        slice_base = entry.get("base_model")
+        under = base if slice_base is None else reading.reference(slice_base, f"base_model of slice {number}")
         base = base or under
         sources = []
         for source in reading.entries(entry.get("sources"), f"sources of slice {number}"):
@@ -193,12 +191,12 @@ def translate(value: Mapping[str, Any], where: str) -> dict[str, Any]:
                 parts.setdefault(reference, {})
         if method in PAIRS:
             if under not in [source["model"] for source in sources]:
-                reading.problems.append(f"{where}: slice {number} has not its base {under} among its sources")
+                reading.problems.append(f"{where}: the base {under} of slice {number} is not among its sources")
             sources.sort(key=lambda source: source["model"] != under)
         elif under and under != base and method not in WHOLE:
             parts.setdefault(under, {})
         translated = {"sources": sources, "parameters": reading.parameters(entry.get("parameters"), f"slice {number}")}
-        slices.append(translated | ({"base": under} if own_base is not None and method not in WHOLE else {}))
+        slices.append(translated | ({"base": under} if slice_base is not None and method not in WHOLE else {}))
     if base and method in PAIRS:
         if not slices:
             parts = {base: {}} | parts
@@ -208,7 +206,7 @@ def translate(value: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not parts:
         reading.problems.append(f"{where} has no models")
     if reading.problems:
-        raise UsageError(reading.problems, "mergekit would ignore unknown keys; correct them or take them out")
+        raise UsageError(reading.problems, "correct or remove these keys; mergekit itself ignores unknown ones")
     names = names_for(list(parts))
     recipe = {
         "method": method,
@@ -223,22 +221,24 @@ def translate(value: Mapping[str, Any], where: str) -> dict[str, Any]:
     return recipe | {key: given for key, given in optional.items() if given}
 
 
-def _alone(value: Mapping[str, Any], reading: _Reading) -> Mapping[str, Any]:
-    """The file without `modules`: what its one module says stands at the top, before what stood there."""
+def _without_modules(value: Mapping[str, Any], reading: _Reading) -> Mapping[str, Any]:
+    """The configuration with the contents of its only module moved to the top level."""
     modules = reading.mapping(value.get("modules"), "modules")
     if not modules:
         return value
     if len(modules) > 1 or value.get("models") or value.get("slices"):
         beside = [key for key in ("models", "slices") if value.get(key)]
         reading.problems.append(
-            f"{reading.where}: modules are {', '.join(map(str, modules))}{' beside '.join(['', *beside])}; a model "
-            "is one module here: give one alone, and filters on names for what differs"
+            f"{reading.where}: modules are {', '.join(map(str, modules))}{' beside '.join(['', *beside])}; only one "
+            "module is supported: use filters on tensor names for what differs"
         )
     module = reading.mapping(next(iter(modules.values())), "a module")
     reading.unknown(module, MODULE_KEYS, f" in the module {next(iter(modules))}")
-    above, own = (reading.mapping(entry.get("parameters"), "parameters") for entry in (value, module))
+    file_parameters, module_parameters = (
+        reading.mapping(entry.get("parameters"), "parameters") for entry in (value, module)
+    )
     inside = {key: module[key] for key in ("models", "slices") if key in module and not value.get(key)}
-    return {**value, **inside, "parameters": above | own}
+    return {**value, **inside, "parameters": file_parameters | module_parameters}
 
 
 def _tokenizer(value: Mapping[str, Any], reading: _Reading) -> dict[str, Any] | None:
@@ -254,16 +254,16 @@ def _tokenizer(value: Mapping[str, Any], reading: _Reading) -> dict[str, Any] | 
         tokenizer["pad_to_multiple_of"] = given["pad_to_multiple_of"]
     tokens = {}
     for token, entry in reading.mapping(given.get("tokens"), "tokens").items():
-        place = f" in the token {token!r}"
+        location = f" in the token {token!r}"
         entry = reading.mapping(entry, f"the token {token!r}")
-        reading.unknown(entry, ("source", "force"), place)
+        reading.unknown(entry, ("source", "force"), location)
         row = entry.get("source")
         chosen: dict[str, Any]
         if isinstance(row, dict) and row.get("kind") == "zero":
-            reading.unknown(row, ("kind",), place)
+            reading.unknown(row, ("kind",), location)
             chosen = {"source": "zero"}
         elif isinstance(row, dict) and row.get("kind") == "model_token":
-            reading.unknown(row, ("kind", "model", "token", "token_id"), place)
+            reading.unknown(row, ("kind", "model", "token", "token_id"), location)
             chosen = {"source": reading.reference(row.get("model"), f"the token {token!r}")}
             chosen |= {"token": row["token"] if row.get("token") is not None else row.get("token_id")}
         else:

@@ -1,8 +1,8 @@
 """The value of a method's option at each tensor.
 
 In a recipe a value is a number, a list of numbers (a gradient, interpolated linearly over the layers), or a list of
-`{filter, value}` whose first matching entry counts. A filter is a glob over the tensor's name; one without wildcards
-matches anywhere in it.
+`{filter, value}` of which the first match is used. A filter is a glob for the tensor's name; without wildcards it
+matches any part of the name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def problems_of_value(option: Option, value: Any, where: str) -> list[str]:
             unknown = sorted(set(entry) - {"filter", "value"}, key=str)
             problems += [f"{where}: unknown key {key!r} beside filter and value" for key in unknown]
             if "value" not in entry:
-                problems.append(f"{where}: an entry without value")
+                problems.append(f"{where}: an entry has no value")
             else:
                 problems += problems_of_value(option, entry["value"], where)
         return problems
@@ -37,7 +37,7 @@ def problems_of_value(option: Option, value: Any, where: str) -> list[str]:
 
 
 def with_numbers(option: Option, value: Any) -> Any:
-    """The value with a number for each text that is one ("0.9" in quotes), where the option takes numbers."""
+    """The value with text such as "0.9" as numbers, if the option takes numbers; gradients and filters too."""
     if _is_filtered(value):
         return [
             entry | {"value": with_numbers(option, entry["value"])} if "value" in entry else entry for entry in value
@@ -50,8 +50,7 @@ def with_numbers(option: Option, value: Any) -> Any:
 def value_at(value: Any, name: str, position: float, default: Any) -> Any:
     """The value of an option at the tensor `name`.
 
-    `position` is where the tensor's layer stands, from 0 (the first) to 1 (the last). `default` counts where no filter
-    matches.
+    `position` is that of the tensor's layer, from 0 (first) to 1 (last). `default` is used where no filter matches.
     """
     if isinstance(value, list) and value and isinstance(value[0], Mapping):
         for entry in value:
@@ -68,7 +67,7 @@ def value_at(value: Any, name: str, position: float, default: Any) -> Any:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether a filter takes the tensor `name`: as a glob, or without wildcards as a part of the name."""
+    """Whether a filter matches the tensor `name`: as a glob, or without wildcards as a part of the name."""
     return fnmatch.fnmatchcase(name, pattern) if any(c in pattern for c in "*?[") else pattern in name
 
 

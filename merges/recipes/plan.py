@@ -1,4 +1,4 @@
-"""From a recipe to jobs: open the headers, check everything, and report all problems before a weight is read."""
+"""From a recipe to jobs: headers are opened and checked, and all problems reported, before a weight is read."""
 
 from __future__ import annotations
 
@@ -22,43 +22,45 @@ from vectors.files import canonical_json, digest_json
 from vectors.weights import SIZES
 
 MEMORY = 2 << 30  # bytes beyond mapped files
-INTERPRETER = 96 << 20  # bytes that Python, NumPy and the compiled loops take by themselves, and some to spare
-TORCH = 1 << 30  # what torch with a GPU takes
+INTERPRETER = 96 << 20  # bytes: Python, NumPy and the compiled loops, with a margin
+TORCH = 1 << 30  # bytes of host memory: torch with a GPU
 CHECKING = "checking the inputs"
-VERSION = 2  # of the arithmetic: raised when the same recipe gives other bytes
+VERSION = 2  # of the arithmetic: increased when the same recipe gives different bytes
 
 
 @dataclass(eq=False)
 class Plan:
-    """What is going to be done, known from headers alone."""
+    """A checked recipe with its opened inputs and the jobs that compute the result, known from headers alone."""
 
     recipe: Recipe
     sources: tuple[Source, ...]  # in the order of the recipe's parts
     base: Source | None
-    main: Source | None  # whose configuration and tokenizer the result has
+    main: Source | None  # the model whose configuration and tokenizer the result takes
     jobs: list[Job]
     shards: list[list[Job]]
     pool: Pool
-    memory: int  # the most that it takes beyond mapped files, in bytes
+    memory: int  # peak memory beyond mapped files, in bytes
     vocabulary: vocabulary.Union | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
     def bytes(self) -> int:
-        """What the result takes on disk, without its header."""
+        """The size of the result on disk, without headers."""
         return sum(size(job) for job in self.jobs)
 
     @property
     def digest(self) -> str:
-        """What the bytes of the result follow from: the recipe, what the inputs are, the layout, the arithmetic."""
+        """The digest of everything that determines the bytes of the result.
+
+        That is the recipe, the identities of the inputs, the layout in shards and the version of the arithmetic.
+        """
         identities = {part.model: source.identity for part, source in zip(self.recipe.parts, self.sources, strict=True)}
         if self.base is not None:
             identities |= {self.base.reference: self.base.identity}
         value = self.recipe.renamed(identities).value() | {"base": self.base.identity if self.base else None}
-        apart = [
-            statistic.name for statistic in methods.find(self.recipe.method).statistics
-        ]  # known by what is in them, not by their paths
-        value["models"] = [{k: v for k, v in entry.items() if k not in apart} for entry in value["models"]]
+        # Files of statistics are left out: a path does not identify them, and the record holds their digests.
+        statistic_names = [statistic.name for statistic in methods.find(self.recipe.method).statistics]
+        value["models"] = [{k: v for k, v in entry.items() if k not in statistic_names} for entry in value["models"]]
         layout = [[job.name for job in shard] for shard in self.shards]
         return digest_json([VERSION, value, layout])
 
@@ -67,14 +69,15 @@ def plan(
     recipe: Recipe, *, memory: int = MEMORY, threads: int | None = None, shard: int = LARGEST, device: str = "cpu",
     on_event: OnEvent = ignore,
 ) -> Plan:  # fmt: skip
-    """Check a recipe against the headers of everything it names. Raises UsageError, ModelError with all problems.
+    """Check a recipe against the headers of all its inputs, and plan the merge.
 
-    `device` is where the elements are computed, which changes no bit: cpu, cuda or cuda:N. `on_event` is told the notes
-    of the plan too.
+    `memory` is the most bytes it may use beyond mapped files, `shard` the largest size of an output file in bytes.
+    `device` (cpu, cuda or cuda:N) computes the elements; the result is the same on all of them, to the bit. `on_event`
+    also receives the notes of the plan. Raises UsageError, ModelError with all problems.
     """
     require_valid(recipe)
     on_event(Event(CHECKING))
-    place = _device(device)
+    torch_device = _device(device)
     method = methods.find(recipe.method)
     references = [part.model for part in recipe.parts]
     sources, base = open_all(references, recipe.base)
@@ -84,45 +87,47 @@ def plan(
     needs_base = method.base == "needed" or recipe.as_ == "vector" or any(s.is_delta for s in sources)
     only_deltas = all(s.is_delta for s in sources)
     if needs_base and base is None and not (only_deltas and recipe.as_ == "vector"):
-        problems.append(f"{recipe.method} takes deltas against a base, and none is named")
+        problems.append(f"{recipe.method} needs a base model to take deltas against, and none is given")
     if base is not None and base.kind != "model":
-        problems.append(f"the base {base.reference} is no model")
+        problems.append(f"the base {base.reference} is a {base.kind}, not a model")
     uses_base = base if needs_base or method.base == "optional" else None
     models = [s for s in sources if s.kind == "model"]
     main = base or (models[0] if models else None)
     problems += _families(main, sources, base)
     if problems:
         unknown = main is None or (needs_base and base is None)
-        raise ModelError(problems, "name what they were fine-tuned from: --base MODEL" if unknown else "")
+        raise ModelError(problems, "name the model that they were fine-tuned from: --base MODEL" if unknown else "")
     for source in sources:
         trained = source.adapter.base_name if source.adapter is not None else None
         beneath = source.base or source
-        known = beneath.model.name if beneath.model is not None else None
-        if trained and known and trained != known:
-            notes.append(f"{source.reference} says that it was trained on {trained}; here it stands on {known}")
+        base_name = beneath.model.name if beneath.model is not None else None
+        if trained and base_name and trained != base_name:
+            notes.append(
+                f"{source.reference} names {trained} as the model it was trained on; it is applied to {base_name}"
+            )
     union = None
     if recipe.tokenizer is not None:
         assert main is not None
         union = vocabulary.union(recipe.tokenizer, main, [main, *models])
-    pool = Pool(threads, place)
+    pool = Pool(threads, torch_device)
     builder = Builder(recipe, method, sources, uses_base, main, pool, union)
     jobs = builder.build()
     if builder.problems:
         raise ModelError(builder.problems, builder.hint())
-    need = _memory(jobs, pool.threads, place)
+    need = _memory(jobs, pool.threads, torch_device)
     if need > memory and pool.threads > 1:
-        fit = next((n for n in range(pool.threads, 0, -1) if _memory(jobs, n, place) <= memory), 1)
-        pool, need = Pool(fit, place), _memory(jobs, fit, place)
+        fit = next((n for n in range(pool.threads, 0, -1) if _memory(jobs, n, torch_device) <= memory), 1)
+        pool, need = Pool(fit, torch_device), _memory(jobs, fit, torch_device)
         for job in jobs:
             if isinstance(job, TensorTask):
                 job.pool = pool
-        notes.append(f"{fit} thread(s), so that the memory suffices")
+        notes.append(f"using {fit} thread(s) to stay within the memory limit")
     if need > memory:
         whole = any(isinstance(job, TensorTask) and job.unit == "tensor" for job in jobs)
         raise ModelError(
             f"{recipe.method} needs {need / 2**20:.0f} MiB{' for the largest tensor' * whole}, more than the "
             f"{memory / 2**20:.0f} MiB allowed",
-            f"--memory {-(-need // 2**20)}MiB" + ", or a method that works in pieces" * whole,
+            f"--memory {-(-need // 2**20)}MiB" + ", or use a method that works in pieces" * whole,
         )
     for note in notes:
         on_event(Event(CHECKING, message=note))
@@ -141,7 +146,7 @@ def _device(name: str) -> Any:
 
 
 def _canonical(recipe: Recipe, sources: list[Source], method: MergeMethod) -> tuple[Recipe, list[Source]]:
-    """The inputs in an order of their own where the method has none, so that the user's order changes no bit."""
+    """The inputs, sorted by content if the method is symmetric, so that the user's order changes no bit."""
     if not method.symmetric or recipe.slices:
         return recipe, sources
     pairs = sorted(
@@ -151,7 +156,7 @@ def _canonical(recipe: Recipe, sources: list[Source], method: MergeMethod) -> tu
 
 
 def _families(main: Source | None, sources: list[Source], base: Source | None) -> list[str]:
-    """Inputs of another architecture, or made for another base."""
+    """What is wrong with the models that inputs belong to: other architectures, or vectors of another base."""
     problems = []
     for source in sources:
         if source.kind == "model" and main is not None and source is not main:
@@ -172,7 +177,7 @@ def _families(main: Source | None, sources: list[Source], base: Source | None) -
 
 
 def _memory(jobs: list[Job], threads: int, device: Any) -> int:
-    """The most bytes beyond mapped files: the interpreter, buffers of each thread, finished pieces, counters."""
+    """Peak memory in bytes beyond mapped files: the interpreter, buffers of each thread, finished pieces, counters."""
     most = 0
     for job in jobs:
         if not isinstance(job, TensorTask):
@@ -182,10 +187,10 @@ def _memory(jobs: list[Job], threads: int, device: Any) -> int:
             min(job.step(CHUNK), max(job.count, 1)),
             min(job.step(GROUP), max(job.count, 1)),
         )
-        each = chunk * (4 * (inputs + 2) + 8 * 4) + AHEAD * inputs * (5 << 18)
+        per_thread = chunk * (4 * (inputs + 2) + 8 * 4) + AHEAD * inputs * (5 << 18)
         if job.unit == "tensor":
-            each += job.count * 8 * (3 * inputs + 6)
+            per_thread += job.count * 8 * (3 * inputs + 6)
         if device is not None:
-            each += (inputs + 1) * 4 * group
-        most = max(most, threads * each + (3 * threads + 2) * group * SIZES[job.dtype])
+            per_thread += (inputs + 1) * 4 * group
+        most = max(most, threads * per_thread + (3 * threads + 2) * group * SIZES[job.dtype])
     return INTERPRETER + (TORCH if device is not None else 0) + most

@@ -1,4 +1,4 @@
-"""A recipe: what is merged, how, with which numbers; from the command line, from YAML, from a finished merge.
+"""A recipe: the inputs of a merge, its method and all options, from the command line, YAML or a finished merge.
 
     method: ties
     base: org/base
@@ -14,13 +14,13 @@
     parameters: {lambda: 1.0, elect: after}
     scope: global                        # or tensor
     seed: 0
-    dtype: bfloat16                      # of the result; without it, the base's
+    dtype: bfloat16                      # of the result; by default the base's
     as: model                            # or vector
     slices: ...                          # see merges/recipes/slices.py
     tokenizer: ...                       # see merges/recipes/vocabulary.py
-    chat_template: auto                  # what most models have; or chatml, llama3, ..., or a Jinja text
+    chat_template: auto                  # the one most inputs have; or chatml, llama3, ..., or a Jinja template
 
-`merges/recipes/document.py` reads such a document, `merges/recipes/validation.py` checks what it says.
+`merges/recipes/document.py` reads such a document, `merges/recipes/validation.py` checks it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from vectors.files import digest_json
 
 @dataclass(frozen=True)
 class Part:
-    """One input: its reference, the name by which it is called, and its own options."""
+    """One input: `model` is its reference, `name` what messages call it, `options` those of this input."""
 
     model: str
     name: str
@@ -61,10 +61,10 @@ class SliceSource:
 
 @dataclass(frozen=True)
 class Slice:
-    """Layers of the result, from one model or merged from several; see merges/recipes/slices.py."""
+    """Consecutive layers of the result, from one model or merged from several; see merges/recipes/slices.py."""
 
     sources: tuple[SliceSource, ...]
-    base: str | None = None  # the slice's own, where it is not the recipe's
+    base: str | None = None  # of this slice; None: the recipe's
     parameters: Mapping[str, Any] | None = None
 
     def value(self) -> dict[str, Any]:
@@ -79,11 +79,11 @@ class Slice:
 
 @dataclass(frozen=True)
 class TokenSource:
-    """Where the row of a token comes from: `source` is a model or `zero`, `token` another of its tokens or an id."""
+    """The source of a token's embedding row: a model or `zero`, and there another `token`, by text or id."""
 
     source: str
     token: str | int | None = None
-    force: bool | None = None  # for all inputs, which is the default, or for those alone that lack the token
+    force: bool | None = None  # False: only for inputs that lack the token; default: for all
 
     def value(self) -> dict[str, Any]:
         """The source of the token as JSON."""
@@ -110,7 +110,7 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is merged, and how: an immutable value with one canonical form and one digest."""
+    """The inputs and options of a merge: an immutable value with one canonical form and one digest."""
 
     method: str
     parts: tuple[Part, ...]
@@ -151,7 +151,7 @@ class Recipe:
         return digest_json(self.value())
 
     def renamed(self, references: Mapping[str, str]) -> Recipe:
-        """The recipe with other references for its models, wherever it names them."""
+        """The recipe with the references of its models replaced everywhere, by `references` from old to new."""
 
         def new(reference: Any) -> Any:
             return references.get(reference, reference)
@@ -172,7 +172,7 @@ class Recipe:
         return replace(self, parts=parts, base=new(self.base), slices=slices, tokenizer=tokenizer)
 
     def without(self, *names: str) -> Recipe:
-        """The recipe that never had these inputs. Raises UsageError for a name that it does not have."""
+        """The recipe without these inputs. Raises UsageError for a name that it does not have."""
         known = [part.name for part in self.parts]
         unknown = [f"the recipe has no input {name!r}{guess(name, known)}" for name in names if name not in known]
         if unknown:
@@ -181,7 +181,7 @@ class Recipe:
 
 
 def names_for(references: list[str]) -> list[str]:
-    """A short name for each reference: that of its file or folder, numbered where two are alike."""
+    """A short name for each reference: that of its file or folder, with a number if it is already taken."""
     names: list[str] = []
     for reference in references:
         stem = Path(reference.partition("@")[0].rstrip("/")).name.removesuffix(".safetensors") or reference
@@ -193,6 +193,6 @@ def names_for(references: list[str]) -> list[str]:
 
 
 def statistics_files(recipe: Recipe, part: Part) -> dict[str, Path]:
-    """The files of statistics that an input brings beside its weights, such as `fisher`, by what they hold."""
+    """The files of statistics that an input has for the recipe's method, by the statistic's name, such as `fisher`."""
     wanted = [statistic.name for statistic in methods.find(recipe.method).statistics]
     return {name: Path(os.path.expanduser(str(part.options[name]))) for name in wanted if name in part.options}

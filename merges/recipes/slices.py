@@ -6,9 +6,9 @@
           - {model: A, layers: [8, 24]}
           - {model: B, layers: [8, 24], parameters: {weight: 0.5}}
 
-A method that works on deltas takes them from the recipe's base, or from a slice's own: `base: MODEL` beside `sources`.
-Where the base is a source too, that says which of its layers is meant. What stands before the layers comes from the
-first slice's sources, what stands after them from the last slice's. A gradient runs over the layers of its slice.
+A method on deltas takes them against the recipe's base, or against the slice's, `base: MODEL` beside `sources`. If the
+base is listed as a source too, that selects which of its layers is subtracted. Parameters before the layers come from
+the first slice, those after them from the last. A gradient runs over the layers of its slice.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ AFTER = re.compile(r"(^|\.)(norm|final_layernorm|final_layer_norm|ln_f|lm_head|e
 
 
 class StackedTensor(NamedTuple):
-    """Where a tensor of the result comes from: its name in each source, by model reference; the slice's options."""
+    """A tensor of the result: its name in each source, by model reference, and the options of its slice."""
 
     name: str
     sources: dict[str, str]
     options: dict[str, dict[str, Any]]  # by model reference
-    shared: dict[str, Any]  # the slice's own parameters
-    base: str | None  # the slice's own base
+    shared: dict[str, Any]  # the parameters of the slice
+    base: str | None  # the base of the slice
     position: float  # in the slice, from 0 at its first layer to 1 at its last, along which gradients are interpolated
 
 
@@ -41,7 +41,7 @@ def layer_of(name: str) -> int | None:
 
 
 def layers(names: Iterable[str]) -> int:
-    """How many layers there are."""
+    """The number of layers of a model, from the names of its parameters."""
     return 1 + max((layer for name in names if (layer := layer_of(name)) is not None), default=-1)
 
 
@@ -56,7 +56,7 @@ def problems_of_slices(slices: Sequence[Slice], depth: Mapping[str, int]) -> lis
             have = depth.get(source.model)
             if have is not None and source.layers[1] > have:
                 problems.append(
-                    f"slice {number} wants layers up to {source.layers[1] - 1} of {source.model}, which has {have}"
+                    f"slice {number} uses layers up to {source.layers[1] - 1} of {source.model}, which has {have}"
                 )
     return problems
 
@@ -91,7 +91,7 @@ def stacked_tensors(slices: Sequence[Slice], names: Mapping[str, Sequence[str]])
 
 
 def stacked_config(config: Mapping[str, Any], slices: Sequence[Slice], main: str) -> dict[str, Any]:
-    """The configuration of the stacked model, from that of `main`: the depth, and whatever is listed by layer."""
+    """The configuration of the stacked model, from that of `main`: the depth, and lists by layer."""
     chosen = [
         layer
         for entry in slices

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe by itself: unknown options, values out of range, too many inputs."""
+"""Checks of a recipe without its files: unknown options, values out of range, the number of inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SCOPES = ("tensor", "global")
 
 
 def problems_of_recipe(recipe: Recipe) -> list[str]:
-    """What is wrong with a recipe by itself, before any file is opened."""
+    """What is wrong with a recipe, before any file is opened."""
     problems: list[str] = []
     known = methods.available()
     if recipe.method not in known:
@@ -22,18 +22,18 @@ def problems_of_recipe(recipe: Recipe) -> list[str]:
     method = known[recipe.method]
     options: dict[str, Option] = {option.name: option for option in method.options}
     extras = [statistic.name for statistic in method.statistics]
-    for where, given, own in [
+    for where, given, of_one_input in [
         ("parameters", recipe.options, False),
         *((f"the input {part.name}", part.options, True) for part in recipe.parts),
     ]:
         for key, value in given.items():
-            if key in extras and own:
+            if key in extras and of_one_input:
                 if not isinstance(value, str):
                     problems.append(f"{where}: {key} is {value!r}, not the name of a file")
             elif key not in options:
                 problems.append(f"{where}: {recipe.method} has no option {key!r}{guess(key, [*options, *extras])}")
-            elif own and not options[key].each:
-                problems.append(f"{where}: {key} is one for all inputs; write it under parameters")
+            elif of_one_input and not options[key].each:
+                problems.append(f"{where}: {key} applies to all inputs; set it under parameters")
             else:
                 problems += problems_of_value(options[key], value, where)
     for number, entry in enumerate(recipe.slices, 1):
@@ -45,7 +45,9 @@ def problems_of_recipe(recipe: Recipe) -> list[str]:
                     problems += problems_of_value(options[key], value, f"slice {number}")
     for part in recipe.parts:
         problems += [
-            f"the input {part.name} needs {name}, a file of statistics" for name in extras if name not in part.options
+            f"the input {part.name} needs {name}, the path of a file of statistics"
+            for name in extras
+            if name not in part.options
         ]
     least, most = method.inputs
     count = len(recipe.parts)
@@ -57,7 +59,7 @@ def problems_of_recipe(recipe: Recipe) -> list[str]:
         try:
             reference.encode()
         except UnicodeEncodeError:
-            problems.append(f"the name {reference!r} is no UTF-8, so no record can hold it")
+            problems.append(f"the name {reference!r} is not valid Unicode")
     problems += [f"two inputs are called {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
     if method.base == "unused" and recipe.base and recipe.as_ != "vector" and method.space == "delta":
         problems.append(f"{recipe.method} uses no base")
@@ -72,30 +74,30 @@ def problems_of_recipe(recipe: Recipe) -> list[str]:
     if template not in ("auto", *NAMED) and "{" not in template:
         words = ("auto", *NAMED)
         problems.append(
-            f"chat_template is {template!r}, not {', '.join(words)} or a Jinja text{guess(template, words)}"
+            f"chat_template is {template!r}, not {', '.join(words)} or a Jinja template{guess(template, words)}"
         )
     if recipe.as_ == "vector" and (recipe.slices or recipe.tokenizer is not None):
         what = "slices" if recipe.slices else "another vocabulary"
-        problems.append(f"a model with {what} is no vector for its base, so as: vector can't be")
+        problems.append(f"as: vector is not possible with {what}: the result does not fit the base")
     if recipe.scope == "global" and not method.global_scope:
-        problems.append(f"{recipe.method} counts nothing over the whole model, so it has no scope: global")
+        problems.append(f"{recipe.method} does not support scope: global")
     if "weight" in options and recipe.parts:
         weights = [
             part.options.get("weight", recipe.options.get("weight", options["weight"].default)) for part in recipe.parts
         ]
         if all(not isinstance(weight, list) and weight == 0 for weight in weights):
-            problems.append("all weights are zero, so nothing would be merged")
+            problems.append("all weights are zero")
         elif method.divides_by_weights(recipe.options) and not any(isinstance(w, list) for w in weights):
             try:
                 if abs(sum(weights)) < 1e-12:
                     problems.append(f"the weights sum to zero, and {recipe.method} divides by their sum")
             except TypeError:
-                pass  # reported above as no number
+                pass  # already reported as not a number
     return problems
 
 
 def require_valid(recipe: Recipe, where: str = "") -> None:
-    """Raise UsageError with everything that is wrong with a recipe by itself; `where` is the file it comes from."""
+    """Raise UsageError with everything that is wrong with a recipe; `where` is the file it was read from."""
     problems = problems_of_recipe(recipe)
     if problems:
         before = f"{where}: " if where else ""

@@ -1,16 +1,16 @@
-"""One vocabulary for models whose tokenizers differ: a union of their tokens, and where each token's rows come from.
+"""A common vocabulary for models with different tokenizers, and the source of each token's embedding rows.
 
     tokenizer:
       source: union                       # or base, or one of the models
       pad_to_multiple_of: 64
       tokens:
-        "<|im_start|>": {source: org/chat}                  # that model's row for every input; or zero
+        "<|im_start|>": {source: org/chat}                  # the row of that model, for every input; or zero
         "<|end|>": {source: org/chat, token: "<|im_end|>"}  # the row of another of its tokens, or id
-        "<|pad|>": {source: zero, force: false}             # for the inputs alone that lack the token
+        "<|pad|>": {source: zero, force: false}             # only for inputs that lack the token
 
-A token that a model lacks has, in that model, the row of the base; if the base lacks it too, the row of the one model
-that has it, or the mean over those that do. Ids of the first tokenizer stay as they are; new tokens follow; what pads
-the vocabulary has the mean of all rows.
+A token that a model lacks takes the row of the base; if the base lacks it too, the mean of the rows of all models that
+have it. Ids of the first tokenizer stay as they are and new tokens follow; rows that pad the vocabulary are the mean of
+all others.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embe
 
 
 class Choice(NamedTuple):
-    """Where the rows of a token come from: a row of a model, or `zero`; for all inputs, or for those that lack it."""
+    """The source of a token's row: a model or `zero`; with `force` for all inputs, else for those that lack it."""
 
     reference: str
     row: int
@@ -40,29 +40,29 @@ class Choice(NamedTuple):
 
 @dataclass(eq=False)
 class Union:
-    """A common vocabulary: `tokens` in the order of their ids, `parameters` with a row for each token."""
+    """A common vocabulary: `tokens` in the order of their ids; `parameters` are those with one row per token."""
 
     tokens: tuple[str, ...]
     parameters: frozenset[str]
-    main: Source  # whose tokenizer the result has, with what is new added to it
+    main: Source  # the model whose tokenizer the result takes, with the new tokens added
     added: dict[str, dict[str, Any]]  # the new tokens, as tokenizer.json writes added tokens
-    ids: dict[str, dict[str, int]]  # by reference
-    models: tuple[Source, ...]  # the first is what a missing token falls back to
+    ids: dict[str, dict[str, int]]  # of the tokens in each model, by its reference
+    models: tuple[Source, ...]  # the first is the base, from which missing tokens are taken
     chosen: Mapping[str, Choice] = field(default_factory=dict)
-    multiple: int = 1  # of which the number of rows is one
+    multiple: int = 1  # the number of rows is a multiple of this
 
     @property
     def size(self) -> int:
-        """How many rows the embedding has."""
+        """The number of rows of the embedding, with padding."""
         return -(-len(self.tokens) // self.multiple) * self.multiple
 
     def reader(self, name: str, source: Source, reader: Reader, is_delta: bool) -> Reader:
-        """The parameter's rows in the order of the common vocabulary, padded."""
+        """A reader for the parameter in `source` with its rows in the order of the common vocabulary, padded."""
         rows, count = self._rows(name, source, reader, is_delta), len(self.tokens)
         if self.size == count:
             return rows
-        places = np.arange(self.size)
-        return Rows([rows, Mean(rows)], (places >= count).astype(int), np.where(places < count, places, 0))
+        positions = np.arange(self.size)
+        return Rows([rows, Mean(rows)], (positions >= count).astype(int), np.where(positions < count, positions, 0))
 
     def _rows(self, name: str, source: Source, reader: Reader, is_delta: bool) -> Reader:
         if is_delta:
@@ -109,7 +109,7 @@ def _row(reader: Reader, row: int) -> np.ndarray:
 
 
 def union(request: Tokenizer, main: Source, models: Sequence[Source]) -> Union:
-    """The common vocabulary that a recipe asks for. Raises ModelError with every problem."""
+    """The common vocabulary that a recipe requests. Raises ModelError with every problem."""
     problems = []
     distinct = list({model.reference: model for model in models}.values())
     tokenizers = {}
@@ -117,7 +117,7 @@ def union(request: Tokenizer, main: Source, models: Sequence[Source]) -> Union:
         try:
             tokenizers[model.reference] = _tokenizer(model)
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            problems.append(f"{model.reference} has no tokenizer.json that can be read: {error}")
+            problems.append(f"{model.reference} has no readable tokenizer.json: {error}")
     wanted = request.source
     owner = main if wanted in ("union", "base") else next((m for m in distinct if m.reference == wanted), None)
     if owner is None:
@@ -129,9 +129,9 @@ def union(request: Tokenizer, main: Source, models: Sequence[Source]) -> Union:
         if not any(token in vocabulary for vocabulary, _ in tokenizers.values()):
             problems.append(f"no model has the token {token!r}")
         elif reference != "zero" and reference not in tokenizers:
-            problems.append(f"the token {token!r} is to come from {reference!r}, which is not among the models")
+            problems.append(f"the source of the token {token!r} is {reference!r}, which is not among the models")
         elif reference != "zero" and other not in (known.values() if isinstance(other, int) else known):
-            problems.append(f"the token {token!r} is to come from {other!r} of {reference}, which has no such token")
+            problems.append(f"the source of the token {token!r} is {other!r} of {reference}, which has no such token")
         elif reference != "zero":
             row = other if isinstance(other, int) else known[other]
         chosen[token] = Choice(reference, row, entry.force is not False)
@@ -163,7 +163,7 @@ def union(request: Tokenizer, main: Source, models: Sequence[Source]) -> Union:
 
 
 def _tokenizer(model: Source) -> tuple[dict[str, int], dict[str, dict[str, Any]]]:
-    """The ids of a model's tokens, and the details of those that were added."""
+    """The ids of a model's tokens, and the entries of its added tokens in tokenizer.json."""
     content = json.loads((model.path / "tokenizer.json").read_text(encoding="utf-8"))
     vocabulary = content["model"]["vocab"]
     known = dict(vocabulary) if isinstance(vocabulary, dict) else {entry[0]: i for i, entry in enumerate(vocabulary)}
@@ -172,7 +172,7 @@ def _tokenizer(model: Source) -> tuple[dict[str, int], dict[str, dict[str, Any]]
 
 
 def write(vocabulary: Union, content: bytes) -> bytes:
-    """The tokenizer.json of the result: the owner's, with the new tokens added."""
+    """The tokenizer.json of the result: `content`, that of the main model, with the new tokens added."""
     tokenizer = json.loads(content)
     tokenizer["added_tokens"] = [*(tokenizer.get("added_tokens") or []), *vocabulary.added.values()]
     return json.dumps(tokenizer, ensure_ascii=False, indent=2).encode()

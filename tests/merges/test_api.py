@@ -267,7 +267,7 @@ def test_verify_finds_a_changed_output_a_changed_input_and_a_lost_file(here: Pat
     assert any("model.safetensors is not what was written" in p for p in caught.value.problems)
     api.merge(recipe("a", "b"), "out2")
     save_file(folders.tuned(folders.weights(0), 77), here / "a" / "model.safetensors")
-    with pytest.raises(ArtifactError, match="the input a is another one now"):
+    with pytest.raises(ArtifactError, match="the input a has changed: its digest is"):
         api.verify("out2")
 
 

@@ -59,7 +59,7 @@ def test_notes_on_the_inputs_are_messages_before_any_work(here: Path) -> None:
     memory = plan(BOTH, threads=8).memory
     events: list[Event] = []
     api.merge(BOTH, "out", threads=8, memory=memory - 1, on_event=events.append)
-    notes = [number for number, event in enumerate(events) if "so that the memory suffices" in event.message]
+    notes = [number for number, event in enumerate(events) if "to stay within the memory limit" in event.message]
     assert notes == [1]
 
 

@@ -252,7 +252,7 @@ def test_a_link_in_the_place_of_the_work_folder_is_refused(tmp_path: Path) -> No
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "precious").write_bytes(b"")
     (tmp_path / ".out.work").symlink_to(tmp_path / "target")
-    with pytest.raises(OutputError, match="no folder that this user can write"), work_folder(tmp_path / "out", RUN):
+    with pytest.raises(OutputError, match="not a folder that this user can write"), work_folder(tmp_path / "out", RUN):
         raise AssertionError("entered")
     assert os.listdir(tmp_path / "target") == ["precious"]
 

@@ -262,7 +262,7 @@ def test_a_single_tensor_of_caa_has_the_layer_of_its_name(tmp_path: Path) -> Non
 
 
 def test_a_single_tensor_without_a_layer_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="does not say its layer") as caught:
+    with pytest.raises(ArtifactError, match="does not give its layer") as caught:
         formats.read(saved(tmp_path / "warm.pt", torch.ones(4)))
     assert "vec_layer_{i}" in caught.value.hint
 
@@ -528,7 +528,7 @@ def test_gguf_metadata_is_checked_like_the_artifacts(text: str, tmp_path: Path) 
         ({"layer.1": torch.ones(4)}, {"kind": "task-vector"}, "holds a task-vector, not a steering-vector"),
         ({"model.norm.weight": torch.ones(4)}, {"kind": "task-vector"}, "holds a task-vector"),
         ({"layer.1": torch.ones(4)}, {}, "no kind"),
-        ({"layer.1": torch.ones(4)}, {"apply": [1, 2, 3]}, "acts at layer 2-3, which it does not hold"),
+        ({"layer.1": torch.ones(4)}, {"apply": [1, 2, 3]}, "acts at layer 2-3, which it lacks"),
         ({"layer.1": torch.ones(4)}, {"apply": 1}, "apply"),
         ({"layer.1": torch.ones(4)}, {"apply": [True]}, "apply"),
         ({"layer.1": torch.ones(4)}, {"hidden_size": 5}, "hidden size 5, its tensors 4"),

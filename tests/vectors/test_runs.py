@@ -59,7 +59,7 @@ def test_an_output_without_a_record_is_one_clear_error(tmp_path: Path) -> None:
         ({"schema": 7}, "schema is 7"),
         ({"config": []}, "config is a list"),
         ({"mode": None, "outputs": "a"}, "mode is a NoneType"),
-        ({"outputs": {"a": 1}}, "a digest of outputs is no text"),
+        ({"outputs": {"a": 1}}, "a digest in outputs is not a string"),
     ],
 )
 def test_what_is_no_record_is_said(changes: dict[str, Any], problem: str) -> None:

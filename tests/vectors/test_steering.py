@@ -389,7 +389,7 @@ def test_layers_are_named_by_numbers_and_ranges(text: str, layers: list[int] | N
     "text", ["", ",", "1,", "-1", "2-", "-", "1--2", "1-2-3", "x", "1.5", "every", "all,1", "0x1", "²"]
 )
 def test_what_names_no_layers_is_a_wrong_use(text: str) -> None:
-    with pytest.raises(UsageError, match="names no layers"):
+    with pytest.raises(UsageError, match="is not a layer or a range of layers"):
         parse_layers(text)
 
 
@@ -398,10 +398,10 @@ def test_every_part_that_names_no_layers_is_reported() -> None:
         parse_layers("0,3-1,x,99999999999999")
     assert caught.value.problems == (
         "the range 3-1 descends",
-        "'x' in '0,3-1,x,99999999999999' names no layers",
+        "'x' in '0,3-1,x,99999999999999' is not a layer or a range of layers",
         "no model has a layer 99999999999999",
     )
-    assert caught.value.hint.startswith("write 1-3; write all, or such as")
+    assert caught.value.hint.startswith("write 1-3; write all, or layers such as")
 
 
 def test_a_term_acts_at_the_layers_it_names_or_where_the_vector_does_by_default() -> None:

@@ -1,9 +1,9 @@
 """The file formats of steering vectors: the artifact file, and those of other tools.
 
-A format is a module of this folder, or one that an outside package names under the entry-point group
-`steer.vector_formats`. It has `SUMMARY` (one line), `SUFFIXES` (those it is written under by default, perhaps none),
-`reads(path) -> bool` (by content), `read(path) -> SteeringVector` and, where it makes sense,
-`write(path, vector) -> str`. Formats that count layers otherwise are converted inside their own module.
+A format is a module of this folder, or one that an installed package offers under the entry-point group
+`steer.vector_formats`. It has `SUMMARY` (one line), `SUFFIXES` (file names with these are written in it, perhaps none),
+`reads(path) -> bool` (whether the content is of this format), `read(path) -> SteeringVector` and optionally
+`write(path, vector) -> str` (the digest). Each module converts its numbering of layers to ours.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 from vectors.errors import ArtifactError, UsageError
 from vectors.plugins import choose, discover
 
-if TYPE_CHECKING:  # the formats know the vector; the vector knows this list of formats and none of them
+if TYPE_CHECKING:  # formats import steering.py, and steering.py imports this module
     from vectors.steering import SteeringVector
 
 
 def formats() -> dict[str, ModuleType]:
-    """Every format by name, built-in or of an outside package."""
+    """Every format by name, built-in or from an installed package."""
     return discover("vectors.formats", "steer.vector_formats")
 
 
@@ -43,7 +43,7 @@ def read(path: Path) -> SteeringVector:
         try:
             known_here = module.reads(path)
         except ArtifactError as error:
-            # A format refuses what it can't look into, such as pickled code; another may still know the file.
+            # A format may refuse to open a file, such as one with pickled code; another may still recognise it.
             refusal = refusal or error
             continue
         if known_here:
@@ -53,7 +53,7 @@ def read(path: Path) -> SteeringVector:
 
 
 def write(vector: SteeringVector, path: Path, name: str | None = None) -> str:
-    """Write a vector atomically, in the format `name` or else in that of the path's suffix.
+    """Write a vector atomically, in the format `name`, or by default in that of the path's suffix.
 
     Returns `sha256:` and the digest of the file. Raises UsageError for a format that can't be written, ArtifactError
     for a vector that the format can't hold, OutputError for a path that can't be written.

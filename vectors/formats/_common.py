@@ -1,4 +1,4 @@
-"""What the formats share: building a vector from untrusted parts, and saying what is wrong with the file's name."""
+"""Shared by the formats: building a vector from the untrusted content of a file, with errors that name the file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def own(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def dense(path: Path, what: str, value: object) -> Tensor:
-    """A value of a file, if it is a dense floating-point tensor that its storage really holds. Raises ArtifactError."""
+    """Check that a value of a file is a dense floating-point tensor backed by data. Raises ArtifactError."""
     if not isinstance(value, Tensor):
         raise ArtifactError(f"{path}: {what} is of type {type(value).__name__}, not a tensor", AGAIN)
     ordinary = value.layout == torch.strided and value.device.type == "cpu" and not value.is_nested
@@ -45,7 +45,7 @@ def dense(path: Path, what: str, value: object) -> Tensor:
 
 
 def direction(path: Path, what: str, value: object) -> Tensor:
-    """A value of a file as a direction of its own memory: float32, [hidden]; a leading dimension of 1 is dropped.
+    """A value of a file as a direction: a float32 copy, [hidden]; a leading dimension of 1 is dropped.
 
     Raises ArtifactError.
     """
@@ -58,7 +58,7 @@ def direction(path: Path, what: str, value: object) -> Tensor:
 
 
 def build(path: Path, layers: Mapping[int, Tensor], metadata: Mapping[str, Any]) -> SteeringVector:
-    """The vector of a file, whose metadata is checked as untrusted. Raises ArtifactError naming the file."""
+    """The vector of a file, after a check of its untrusted metadata. Raises ArtifactError that names the file."""
     problems = []
     if metadata.get("kind", KIND) != KIND:
         raise ArtifactError(f"{path} holds a {metadata['kind']}, not a {KIND}", "name the file of a steering vector")
@@ -69,13 +69,13 @@ def build(path: Path, layers: Mapping[int, Tensor], metadata: Mapping[str, Any])
     if not isinstance(apply, list) or not all(type(i) is int for i in apply):
         problems.append("apply in its metadata is not a list of layers")
     elif missing := sorted(set(apply) - set(layers)):
-        problems.append(f"it acts at layer {spans(missing)}, which it does not hold (it holds {spans(layers)})")
+        problems.append(f"it acts at layer {spans(missing)}, which it lacks (it has {spans(layers)})")
     if any(i > HIGHEST_LAYER for i in layers):
         problems.append(f"it has a layer {max(layers)}; no model has more than {HIGHEST_LAYER}")
     try:
         canonical_json(metadata).encode()
     except (ValueError, RecursionError):
-        problems.append("its metadata holds values that JSON has not")
+        problems.append("its metadata holds values that JSON can't represent")
     size = next(iter(layers.values())).numel() if layers else 0
     if metadata.get("hidden_size", size) != size:
         problems.append(f"its metadata has hidden size {metadata['hidden_size']!r}, its tensors {size}")
@@ -88,14 +88,14 @@ def build(path: Path, layers: Mapping[int, Tensor], metadata: Mapping[str, Any])
 
 
 def imported(path: Path, layers: Mapping[int, Tensor], format: str, **known: str) -> SteeringVector:
-    """A vector of another tool: `method` says where it came from; its base is unverified, which is warned of."""
+    """A vector of another tool, whose `method` records the format. Warns that its base is unverified."""
     vector = build(path, layers, {"method": {"name": "imported", "format": format, **known}})
     unverified(path, vector)
     return vector
 
 
 def unverified(path: Path, vector: SteeringVector) -> None:
-    """Warn that nothing says which model a file belongs to, nor which of its layers are meant to act."""
+    """Warn that a file records neither its base model nor the layers that act by default."""
     warnings.warn(
         f"{path} does not say which model it belongs to: its base is unverified. "
         f"It acts at every layer it holds ({spans(vector.layers)}) unless layers are named.",
@@ -104,7 +104,7 @@ def unverified(path: Path, vector: SteeringVector) -> None:
 
 
 def warn_if_all_act(path: Path, vector: SteeringVector, tool: str) -> None:
-    """Warn when a tool, which applies every layer of its files, would apply more than act by default here."""
+    """Warn when `tool`, which applies every layer of a file, would apply layers that do not act by default here."""
     if set(vector.apply) != set(vector.layers):
         warnings.warn(
             f"{tool} applies every layer of {path} ({spans(vector.layers)}), not only those that act by default "
@@ -114,5 +114,5 @@ def warn_if_all_act(path: Path, vector: SteeringVector, tool: str) -> None:
 
 
 def family(base: Mapping[str, Any]) -> str:
-    """The model family of a base, in the words of configurations: `llama` for `LlamaForCausalLM`. Empty if unknown."""
+    """The model family of a base, as configurations name it: `llama` for `LlamaForCausalLM`. Empty if unknown."""
     return re.sub(r"(ForCausalLM|ForConditionalGeneration|LMHeadModel)$", "", str(base.get("architecture", ""))).lower()

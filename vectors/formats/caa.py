@@ -1,8 +1,8 @@
 """`.pt` dictionaries of directions by layer, and the single tensors of Contrastive Activation Addition.
 
-CAA wraps `model.layers[i]` and takes the output of that block, so its layer i is ours. It saves one tensor [hidden] a
-file, `vec_layer_{i}_{model}.pt`, whose layer only the file's name tells. Dictionaries {layer: tensor} are what most
-scripts that follow it save.
+CAA takes the output of `model.layers[i]`, so its layer i is ours. It saves one tensor [hidden] per file,
+`vec_layer_{i}_{model}.pt`, with the layer only in the file's name. Most scripts derived from it save dictionaries
+{layer: tensor}.
 
 Source: nrimsky/CAA `llama_wrapper.py`, `generate_vectors.py`, `behaviors.py` (arXiv 2312.06681).
 """
@@ -45,7 +45,7 @@ def read(path: Path) -> SteeringVector:
         named = _FILE.fullmatch(path.stem)
         if not named:
             raise ArtifactError(
-                f"{path} holds one tensor and does not say its layer",
+                f"{path} holds one tensor and does not give its layer",
                 "name it as CAA does, vec_layer_{i}_{model}.pt, or save a dictionary {layer: tensor}",
             )
         model = {"model_hint": named[2]} if named[2] else {}
@@ -54,18 +54,18 @@ def read(path: Path) -> SteeringVector:
     for key in value if isinstance(value, dict) else ():
         layer = _layer(key)
         if layer is None or layer in layers:
-            raise ArtifactError(f"{path}: the key {key!r} is no layer, or one that occurs twice", AGAIN)
+            raise ArtifactError(f"{path}: the key {key!r} is not a layer, or occurs twice", AGAIN)
         layers[layer] = direction(path, f"layer {layer}", value[key])
     return imported(path, layers, "caa")
 
 
 def write(path: Path, vector: SteeringVector) -> str:
-    """Write a dictionary {layer: float32 tensor [hidden]}, layers as integers. It has no room for metadata."""
+    """Write a dictionary {layer: float32 tensor [hidden]}, with integer keys. The format has no metadata."""
     return save(path, _pt.dump({i: values.clone() for i, values in vector.layers.items()}))
 
 
 def _layer(key: object) -> int | None:
-    """The layer that a key names; None if it names none."""
+    """The layer that a key names, or None."""
     if type(key) is int:
         return key if abs(key) < 10**6 else None
     match = _KEY.fullmatch(key) if isinstance(key, str) else None

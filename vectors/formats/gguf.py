@@ -3,8 +3,8 @@
 `direction.{i}` acts at the output of block i, counted from 0. llama.cpp stores it at row i - 1 and fills layer i from
 row i - 1, so the two shifts cancel, and layer 0 can't be expressed; repeng takes it from `hidden_states[i + 1]` and
 adds it to the output of block i. (llama.cpp's own cvector-generator names what it measured at block i
-`direction.{i + 1}`; such a file is read as it acts.) `controlvector.layer_count` is the number of directions, not of
-the model's layers; neither loader uses it.
+`direction.{i + 1}`; such a file is read as loaders apply it.) `controlvector.layer_count` is the number of directions,
+not of the model's layers; neither loader uses it.
 
 Sources: ggml-org/llama.cpp `common/common.cpp`, `src/llama-adapter.cpp`; vgel/repeng `repeng/extract.py`.
 """
@@ -42,17 +42,18 @@ def reads(path: Path) -> bool:
 def read(path: Path) -> SteeringVector:
     """Read a control vector: tensors `direction.{i}`, float32, [hidden].
 
-    A file that this workbench wrote keeps its metadata bit for bit; any other is taken with its model hint, and a
-    warning that its base is unverified. Raises ArtifactError.
+    A file written by this workbench keeps all its metadata; any other keeps its model hint, with a warning that its
+    base is unverified. Raises ArtifactError.
     """
     try:
         text, tensors = _parts(path)
-    except Exception as error:  # on hostile bytes the reader fails with errors of nearly every type
-        raise ArtifactError(f"{path} is truncated or no GGUF file: {error}", AGAIN) from error
+    except Exception as error:  # on malformed bytes the reader raises nearly any error
+        raise ArtifactError(f"{path} is truncated or not a GGUF file: {error}", AGAIN) from error
     if text.get("general.architecture") != ARCHITECTURE:
-        found = text.get("general.architecture", "none")
+        architecture = text.get("general.architecture", "none")
         raise ArtifactError(
-            f"{path} is a GGUF file of architecture {found}, not {ARCHITECTURE}", "name a file of a control vector"
+            f"{path} is a GGUF file of architecture {architecture}, not {ARCHITECTURE}",
+            "name a control vector file",
         )
     layers = {}
     for name, values in tensors.items():
@@ -60,7 +61,7 @@ def read(path: Path) -> SteeringVector:
         if not match or values.dtype.newbyteorder("=") != np.float32 or values.ndim != 1:
             problem = f"tensor {name} of {path} is {values.dtype} of shape {list(values.shape)}"
             raise ArtifactError(problem, "a control vector has tensors direction.1, direction.2, …: float32, [hidden]")
-        # A copy in the machine's byte order, which the file's need not be.
+        # A copy in the byte order of the machine, since the file may have the other one.
         layers[int(match[1])] = direction(path, name, torch.from_numpy(values.astype(np.float32)))
     if KEY not in text:
         hint = text.get(f"{ARCHITECTURE}.model_hint")
@@ -75,9 +76,10 @@ def read(path: Path) -> SteeringVector:
 
 
 def write(path: Path, vector: SteeringVector) -> str:
-    """Write a control vector that llama.cpp and repeng load, with the metadata under one key of its own.
+    """Write a control vector that llama.cpp and repeng load, with our metadata under the key `steer.metadata`.
 
-    Warns when they would apply layers that do not act by default. Raises ArtifactError for a vector with layer 0.
+    Warns when they would apply layers that do not act by default. Returns the digest. Raises ArtifactError for a
+    vector with layer 0.
     """
     if 0 in vector.layers:
         rest = f"leave it out: --layers {max(1, min(vector.layers))}-{max(vector.layers)}"
@@ -85,7 +87,7 @@ def write(path: Path, vector: SteeringVector) -> str:
     check_writable(path)
     warn_if_all_act(path, vector, "llama.cpp")
     try:
-        with temporary_folder(path) as folder:  # the package's writer takes no open file
+        with temporary_folder(path) as folder:  # GGUFWriter takes a path, not an open file
             _write(str(folder / path.name), vector)
             content = (folder / path.name).read_bytes()
     except OSError as error:
@@ -116,7 +118,7 @@ def _parts(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     from gguf import GGUFReader, GGUFValueType
 
     class Bounded(GGUFReader):
-        """The reader, refusing to read past the end, where the package's own goes on with empty arrays for ever."""
+        """A GGUFReader that raises at the end of the file, where the original goes on with empty arrays for ever."""
 
         def _get(self, offset: int, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
             if int(offset) + np.dtype(dtype).itemsize * int(count) > len(self.data):

@@ -24,7 +24,7 @@ from vectors.steering import SteeringVector
 SUMMARY = ".pt dictionary by hook point of lm-evaluation-harness's steered model"
 SUFFIXES = ()
 
-# The blocks' list inside transformers' base model, where it is not called `layers`.
+# The name of the list of blocks in transformers' base model, for families where it is not `layers`.
 _BLOCKS = {name: "h" for name in ("gpt2", "gptj", "gptneo", "gptbigcode", "bloom", "falcon", "codegen")}
 _BLOCKS |= {"mpt": "blocks", "opt": "decoder.layers"}
 _HOOK = re.compile(
@@ -40,7 +40,7 @@ def reads(path: Path) -> bool:
 
 
 def read(path: Path) -> SteeringVector:
-    """Read the entries that add to a block's output; the coefficient is multiplied in.
+    """Read the entries that add to a block's output, multiplied by their coefficient.
 
     Warns that the base is unverified. Raises ArtifactError that lists every entry of another kind.
     """
@@ -55,24 +55,26 @@ def read(path: Path) -> SteeringVector:
         elif action != "add":
             problems.append(f"{path}: the action at {hook} is {action!r}; only add is a steering vector")
         elif entry.get("head_index") is not None or entry.get("bias") is not None:
-            problems.append(f"{path}: the entry at {hook} has a head_index or a bias, which a steering vector has not")
+            problems.append(
+                f"{path}: the entry at {hook} has a head_index or a bias, which a steering vector can't have"
+            )
         elif type(coefficient) not in (int, float) or not abs(coefficient) < 1e38:
-            problems.append(f"{path}: the steering_coefficient at {hook} is not a number that float32 has")
+            problems.append(f"{path}: the steering_coefficient at {hook} is not a number within the range of float32")
         elif int(match[1]) in layers:
-            problems.append(f"{path}: {hook} is a block that another hook point names too")
+            problems.append(f"{path}: {hook} is the same block as another hook point")
         else:
             layers[int(match[1])] = direction(path, hook, entry["steering_vector"]) * coefficient
     if problems:
         raise ArtifactError(problems, "keep only the entries with action add at the output of a block")
     if not layers:
-        raise ArtifactError(f"{path} is no steering file of lm-evaluation-harness", AGAIN)
+        raise ArtifactError(f"{path} is not a steering file of lm-evaluation-harness", AGAIN)
     return imported(path, layers, "lm_eval")
 
 
 def write(path: Path, vector: SteeringVector) -> str:
-    """Write an entry a layer with action `add` and coefficient 1. It has no room for metadata.
+    """Write one entry per layer with action `add` and coefficient 1. The format has no metadata.
 
-    The hook points are those of the base's family, `layers.{i}` where it is unknown. Warns when the harness would
+    The hook points are those of the base's model family, or `layers.{i}` if it is unknown. Warns when the harness would
     apply layers that do not act by default.
     """
     blocks = _BLOCKS.get(family(vector.base), "layers")

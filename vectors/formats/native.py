@@ -1,4 +1,4 @@
-"""The artifact file of this workbench, and bare safetensors files with the same tensors."""
+"""The artifact file of this workbench, and safetensors files of other tools with the same tensors."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def reads(path: Path) -> bool:
 def read(path: Path) -> SteeringVector:
     """Read a vector whose tensors are `layer.{i}`, [hidden]: float32, or any float dtype in a bare file.
 
-    Writing what was read gives the same bytes. A file without our metadata is taken with a warning that its base is
-    unverified. Raises ArtifactError.
+    Writing the vector again gives the same bytes. Warns that the base is unverified for a file without our metadata.
+    Raises ArtifactError.
     """
     return _checked(path, lambda: artifact.read(path))
 
 
 def decode(content: bytes, path: Path) -> SteeringVector:
-    """The same of the bytes of a file; `path` names them in errors. Raises ArtifactError."""
+    """Read a vector from the bytes of a file; `path` names it in errors. Raises ArtifactError."""
     return _checked(path, lambda: artifact.decode(content, str(path)))
 
 
@@ -45,16 +45,16 @@ def _checked(path: Path, decoded: Callable[[], artifact.Artifact]) -> SteeringVe
     try:
         tensors, metadata, _ = decoded()
     except (ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{path} has metadata that no writer of vectors makes: {error}", AGAIN) from error
-    # The kind comes first: of a task vector's file, the names of its tensors are no news.
+        raise ArtifactError(f"{path} has metadata that is not that of a steering vector: {error}", AGAIN) from error
+    # Checked before the names: for a task vector, an error about tensor names would not help.
     if metadata is not None and metadata.get("kind") != KIND:
-        found = metadata.get("kind", "file of no kind")
-        raise ArtifactError(f"{path} holds a {found}, not a {KIND}", "name the file of a steering vector")
+        kind = metadata.get("kind", "file of no kind")
+        raise ArtifactError(f"{path} holds a {kind}, not a {KIND}", "name the file of a steering vector")
     names = {name: _NAME.fullmatch(name) for name in tensors}
     if strange := sorted(name for name, match in names.items() if not match):
-        shown = ", ".join(strange[:3]) + (f" and {len(strange) - 3} more" if len(strange) > 3 else "")
+        listed = ", ".join(strange[:3]) + (f" and {len(strange) - 3} more" if len(strange) > 3 else "")
         raise ArtifactError(
-            f"{path} holds {shown}, which no steering vector has", "its tensors are layer.0, layer.1, …"
+            f"{path} holds {listed}, which are not tensors of a steering vector", "they are called layer.0, layer.1, …"
         )
     if metadata is not None:
         wrong = [

@@ -1,9 +1,9 @@
 """The stacks of Persona Vectors: a tensor [layers + 1, hidden], such as `{trait}_response_avg_diff.pt`.
 
 Row l is a difference of means of `hidden_states[l]`, so it is our layer l - 1, and row 0 (the embeddings) is dropped;
-its authors steer block l - 1 with row l too. A row of zeros is a layer that is not there. The last row is
-`hidden_states[-1]`, which most models of transformers return after the final norm, so it is not quite the output of
-the last block.
+its authors also steer block l - 1 with row l. A row of zeros stands for a missing layer. The last row is
+`hidden_states[-1]`, which most models of transformers return after the final norm, so it differs somewhat from the
+output of the last block.
 
 Source: safety-research/persona_vectors `generate_vec.py`, `eval/eval_persona.py` (arXiv 2507.21509).
 """
@@ -38,15 +38,15 @@ def read(path: Path) -> SteeringVector:
     rows = {i: direction(path, f"row {i + 1}", row) for i, row in enumerate(dense(path, "the stack", stack)[1:])}
     layers = {i: row for i, row in rows.items() if bool(row.any())}
     if not layers:
-        raise ArtifactError(f"{path} holds nothing but zeros", AGAIN)
+        raise ArtifactError(f"{path} holds only zeros", AGAIN)
     return imported(path, layers, "persona_vectors")
 
 
 def write(path: Path, vector: SteeringVector) -> str:
     """Write a stack: row i + 1 for layer i, zeros for row 0 and for layers that the vector lacks.
 
-    It has as many rows as the base has layers, and one more; where that is unknown, as the vector needs. It has no
-    room for metadata. Raises ArtifactError when the vector has a layer that its base has not.
+    It has one row more than the base has layers, or if that is unknown, than the highest layer needs. The format has no
+    metadata. Raises ArtifactError when the vector has a layer that its base lacks.
     """
     known = vector.base.get("layers")
     count = known if type(known) is int else max(vector.layers) + 1

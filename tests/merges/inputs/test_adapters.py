@@ -65,7 +65,7 @@ def test_bad_adapters_are_refused_with_every_problem(here: Path) -> None:
     for sentence in (
         "uses DoRA",
         "only one factor of model.layers.7.mlp.up_proj",
-        "nothing.weight, which fits no parameter",
+        "nothing.weight, which matches no parameter",
     ):
         assert sentence in found
 
@@ -87,7 +87,7 @@ def test_an_adapter_that_was_trained_on_another_model_is_spoken_of(here: Path, m
     monkeypatch.setattr(references, "resolve", lambda name: references.ModelSource(Path(name), f"org/{name}", "r"))
     for trained, notes in (
         ("org/base", []),
-        ("org/other", ["lora says that it was trained on org/other; here it stands on org/base"]),
+        ("org/other", ["lora names org/other as the model it was trained on; it is applied to org/base"]),
     ):
         folders.adapter(here / "lora", config={"base_model_name_or_path": trained})
         for made in (Recipe("task_arithmetic", (part("lora"),), "base"), Recipe("linear", (part("base+lora"),))):

@@ -37,7 +37,7 @@ def test_a_package_offers_a_module_with_the_method_or_the_method_itself(monkeypa
 def test_what_is_no_method_or_has_another_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         offer(patch, ModuleType("greatest"))
-        with pytest.raises(UsageError, match="'greatest' of an installed package is no MergeMethod"):
+        with pytest.raises(UsageError, match="'greatest' of an installed package is not a MergeMethod"):
             methods.available()
     offer(monkeypatch, GREATEST, "largest")
     with pytest.raises(UsageError, match="offered as 'largest' calls itself 'greatest'"):

@@ -174,7 +174,7 @@ def test_a_merge_is_verified_where_its_inputs_lie_now(here: Path, tmp_path: Path
 
     told["outputs"]["config.json"] = digest_bytes(config.read_bytes())  # the record may lie, the recipe can't
     record.write_text(json.dumps(told))
-    with pytest.raises(ArtifactError, match=r"config\.json: the recipe gives another one"):
+    with pytest.raises(ArtifactError, match=r"config\.json: the recomputed file differs"):
         api.verify("out", places=places)
 
 
@@ -193,7 +193,7 @@ def test_a_link_at_the_name_of_the_work_folder_is_refused_and_not_followed(
     partial.rename(here / "elsewhere")
     partial.symlink_to(here / "elsewhere")
     (here / "elsewhere" / "notes.txt").write_text("precious")
-    with pytest.raises(OutputError, match="is no folder that this user can write"):
+    with pytest.raises(OutputError, match="is not a folder that this user can write"):
         api.merge(MADE, "out", shard=900)
     assert (here / "elsewhere" / "notes.txt").read_text() == "precious"
 

@@ -122,10 +122,10 @@ def test_a_model_is_named_by_a_mapping_too() -> None:
     made = parse(TIES | {"base_model": {"model": {"path": "base"}}, "models": models})
     assert (made.base, [part.model for part in made.parts]) == ("base", ["org/a@v2+tuned", "b"])
     for wrong, sentence in [
-        ({"model": {"path": 3}}, "where a path is meant"),
+        ({"model": {"path": 3}}, "instead of a path"),
         ({"model": {"path": "a", "revison": "v2"}}, "unknown key 'revison'"),
-        ({"lora": "a"}, "names no model"),
-        ({"model": "a", "override_architecture": "X"}, "none can be overridden"),
+        ({"lora": "a"}, "has no model"),
+        ({"model": "a", "override_architecture": "X"}, "can't be overridden here"),
     ]:
         with pytest.raises(UsageError, match=sentence):
             parse(TIES | {"models": [{"model": wrong}, {"model": "b"}]})
@@ -164,7 +164,7 @@ def test_a_slice_may_have_a_base_of_its_own(here: Path) -> None:
     for layer in range(3):
         assert torch.equal(out[q.format(layer)], a[q.format(layer)])
         assert torch.equal(out[q.format(layer + 3)], b[q.format(layer)])
-    with pytest.raises(UsageError, match="slice 2 has not its base base among its sources"):
+    with pytest.raises(UsageError, match="the base base of slice 2 is not among its sources"):
         parse({"merge_method": "slerp", "slices": [pairs[0], pairs[1] | {"base_model": "base"}]})
 
 

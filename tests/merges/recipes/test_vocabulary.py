@@ -88,7 +88,7 @@ def test_tokens_are_forced_filled_in_and_padded(here: Path) -> None:
     for row in found[4:]:
         np.testing.assert_allclose(row, torch.stack(rows).mean(0), rtol=1e-5, atol=1e-6)
     assert json.loads((here / "out" / "config.json").read_text())["vocab_size"] == 8
-    with pytest.raises(ModelError, match="'z' is to come from 'q' of v1, which has no such token"):
+    with pytest.raises(ModelError, match="the source of the token 'z' is 'q' of v1, which has no such token"):
         api.merge(Recipe("linear", parts, tokenizer=Tokenizer(tokens={"z": TokenSource("v1", "q")})), "no")
 
 

@@ -53,7 +53,7 @@ def test_from_two_models_to_a_merge_that_transformers_loads(here: Path, capsys: 
     Path("base").rename("elsewhere")
     Path("a.safetensors").rename("moved.safetensors")
     assert run(["merge", "--verify", "both"]) == 1
-    assert "say where its inputs are: --vector NAME=PATH" in capsys.readouterr().err
+    assert "give the paths of its inputs: --vector NAME=PATH" in capsys.readouterr().err
     assert run(["merge", "--verify", "both", "--vector", "a=moved.safetensors", "--base", "elsewhere"]) == 0
 
 
@@ -100,7 +100,7 @@ def test_what_a_task_vector_is_can_be_seen(here: Path, capsys: pytest.CaptureFix
     said = capsys.readouterr().err
     assert "base lacks model.layers.0.mlp.down_proj.bias, model.layers.0.mlp.gate_proj.bias" in said
     assert "more\n" in said
-    assert "a fold that adds biases is no fine-tuning" in said
+    assert "a model with folded-in biases has no task vector" in said
 
 
 def test_apply_restores_the_fine_tuned_model_and_takes_expressions(
@@ -147,8 +147,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(here: Path, capsys: pytest
         (["merge", "a", "--ties", "--set", "elect", "--base", "base", "-o", "x"], 2, "is not NAME=VALUE"),
         (["merge", "--verify", "a"], 1, "name a folder that `steer merge` wrote"),
         (["merge", "a", "--verify", "b"], 2, "--verify takes nothing but a finished merge"),
-        (["diff", "base", "a", "-o", "v.safetensors", "--storage", "lowrank:0"], 2, "the storage 'lowrank:0' is none"),
-        (["diff", "base", "a", "-o", "v.bin"], 1, "no name for a task vector"),
+        (["diff", "base", "a", "-o", "v.safetensors", "--storage", "lowrank:0"], 2, "there is no storage 'lowrank:0'"),
+        (["diff", "base", "a", "-o", "v.bin"], 1, "the name of a task vector must end in .safetensors"),
         (["apply", "base", "v.safetensors", "-o", "x"], 1, "there is no file v.safetensors"),
     ],
 )
