@@ -1,6 +1,7 @@
-"""Steering through hooks: the obvious reference for everything faster, and what `steer try` runs on.
+"""Steering through forward hooks: the reference that faster implementations are tested against; `steer try` uses it.
 
-Every operation reads the residual stream h as it left the block, and the changes are summed (`vectors.expression`).
+Every operation reads the residual stream h at the output of the block, and the changes are summed
+(`vectors.expression`).
 """
 
 from __future__ import annotations
@@ -61,16 +62,16 @@ def steered(
     if not each:
         raise UsageError("there is no composition", "give at least one")
     moves: dict[int, list[_Move]] = {}
-    met: dict[int, tuple[str, SteeringVector]] = {}  # by identity: holds them, so that none is given away twice
-    for row, one in enumerate(each):
-        resolved, found = _resolve(one, vectors)
-        met.update({id(vector): (name, vector) for name, vector in found.items()})
+    used: dict[int, tuple[str, SteeringVector]] = {}  # by id(); the reference keeps each id from being reused
+    for row, item in enumerate(each):
+        resolved, resolved_vectors = _resolve(item, vectors)
+        used.update({id(vector): (name, vector) for name, vector in resolved_vectors.items()})
         for term in resolved.terms:
             # Strength 0 must equal no hook bit for bit, so it hooks nothing.
             if term.operation != "clamp" and term.value == 0:
                 continue
-            _plan(moves, term, found[term.name], row if several else None)
-    _check(model, list(met.values()), any_base)
+            _plan(moves, term, resolved_vectors[term.name], row if several else None)
+    _check(model, list(used.values()), any_base)
     rows = len(each) if several else None
     with contextlib.ExitStack() as handles:
         if moves:
@@ -80,9 +81,9 @@ def steered(
             caches = bool(getattr(residual.text_config(model), "use_cache", True))
             positions = _Positions(prompt_length, rows, scoped, caches)
             stack = residual.decoder(model)
-            handles.callback(stack.register_forward_pre_hook(positions.see, with_kwargs=True).remove)
+            handles.callback(stack.register_forward_pre_hook(positions.update, with_kwargs=True).remove)
             for layer, planned in moves.items():
-                # First of the block's hooks, so that whoever else looks, `output_hidden_states` too, sees it steered.
+                # First of the block's hooks, so that other hooks and `output_hidden_states` see the steered output.
                 hook = _hook(planned, positions)
                 handles.callback(stack_blocks[layer].register_forward_hook(hook, prepend=True).remove)
         yield
@@ -96,7 +97,7 @@ def steered(
 
 
 def _check(model: nn.Module, vectors: Sequence[tuple[str, SteeringVector]], any_base: bool) -> None:
-    """Refuse vectors that do not fit the model, or were made for another one. Raises ArtifactError, ModelError."""
+    """Check that vectors fit the model and were made for it. Raises ArtifactError, ModelError."""
     size, count = residual.hidden_size(model), len(residual.blocks(model))
     bound = [name for name, vector in vectors if vector.base.get("digest") and not any_base]
     base = (getattr(model, "steer_base", None) or models.base_of(model)) if bound else None
@@ -107,15 +108,15 @@ def _check(model: nn.Module, vectors: Sequence[tuple[str, SteeringVector]], any_
 
 
 def _resolve(
-    one: Steering, bindings: Mapping[str, str | Path | SteeringVector] | None
+    item: Steering, bindings: Mapping[str, str | Path | SteeringVector] | None
 ) -> tuple[Composition, dict[str, SteeringVector]]:
-    if isinstance(one, SteeringVector):
-        return Composition((Term("add", "vector"),)), {"vector": one}
-    return compose(str(one), bindings)
+    if isinstance(item, SteeringVector):
+        return Composition((Term("add", "vector"),)), {"vector": item}
+    return compose(str(item), bindings)
 
 
 def _plan(moves: dict[int, list[_Move]], term: Term, vector: SteeringVector, row: int | None) -> None:
-    """Add a term to the moves of each layer it acts at; rows with the same move share one."""
+    """Add a term to the moves of each layer at which it acts; `row` None means all rows."""
     for layer in vector.acting(term.layers):
         direction = vector.layers[layer]
         planned = moves.setdefault(layer, [])
@@ -124,17 +125,17 @@ def _plan(moves: dict[int, list[_Move]], term: Term, vector: SteeringVector, row
 
 
 class _Positions:
-    """Where the tokens of the running pass stand in their sequences; kept between the passes of a generation."""
+    """The positions of the running pass's tokens in their sequences; it lives across the passes of a generation."""
 
     def __init__(self, prompt_length: int | Sequence[int] | None, rows: int | None, scoped: bool, caches: bool) -> None:
         self.given, self.rows, self.scoped, self.caches = prompt_length, rows, scoped, caches
         self.prompts: Tensor | None = None  # [batch]
         self.now: Tensor | None = None  # [batch, tokens]; -1 for padding
-        self.before: Tensor | None = None  # the inputs of the last pass that was given no cache
-        self.responded = False  # whether a token came after its prompt; asked only where there are scopes
+        self.before: Tensor | None = None  # the inputs of the last pass without a cache
+        self.responded = False  # whether a token came after its prompt; only with scopes
 
-    def see(self, _stack: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """The pre-hook of the decoder: read the positions off its inputs."""
+    def update(self, _stack: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """The pre-hook of the decoder: takes the positions from its inputs."""
         ids = kwargs.get("input_ids")
         ids = args[0] if ids is None and args else ids
         inputs = kwargs["inputs_embeds"] if ids is None else ids
@@ -166,35 +167,37 @@ class _Positions:
         self.responded = self.responded or (self.scoped and bool((now >= self.prompts[:, None]).any()))
 
     def _check_prompt_is_known(self, inputs: Tensor, use_cache: bool | None) -> None:
-        """A pass without a cache is all prompt only if it is not a step that computes everything again."""
-        caches = self.caches if use_cache is None else use_cache
-        before, self.before = self.before, inputs
-        if caches and before is not None:
-            width = before.shape[1]
-            continued = before.shape[0] == inputs.shape[0] and before.ndim == inputs.ndim and width < inputs.shape[1]
-            caches = not (continued and torch.equal(before, inputs[:, :width]))
-        if not caches:
+        """Raise UsageError for a pass without a cache that may be a generation step over the whole sequence."""
+        cached = self.caches if use_cache is None else use_cache
+        previous, self.before = self.before, inputs
+        if cached and previous is not None:
+            width = previous.shape[1]
+            continued = (
+                previous.shape[0] == inputs.shape[0] and previous.ndim == inputs.ndim and width < inputs.shape[1]
+            )
+            cached = not (continued and torch.equal(previous, inputs[:, :width]))
+        if not cached:
             raise UsageError(
                 "without a cache each pass is a whole sequence: nothing says where the prompt ends, which scopes need",
                 "give prompt_length, or generate with a cache",
             )
 
     def covered(self, scope: Scope | None) -> Tensor:
-        """Which tokens of the running pass a scope covers, bool [batch, tokens]; padding never."""
+        """Which tokens of the running pass a scope covers, bool [batch, tokens]; never padding."""
         assert self.now is not None
         assert self.prompts is not None
         real = self.now >= 0
         if scope is None:
             return real
         start, stop = zip(*(scope.span(int(length)) for length in self.prompts), strict=True)
-        # Whole numbers, since not every device has float64, and float32 can't tell far positions apart.
+        # Integers, since not every device has float64, and float32 is not exact for large positions.
         whole = [[int(min(end, 2**62)) for end in ends] for ends in (start, stop)]
         limits = [torch.tensor(ends, device=self.now.device)[:, None] for ends in whole]
         return real & (self.now >= limits[0]) & (self.now < limits[1])
 
 
 def _length(cache: Any) -> int:
-    """How many tokens a cache holds: its layers may not agree, since those that only recur count none."""
+    """How many tokens a cache holds: the maximum over layers, since recurrent layers report none."""
     if cache is None:
         return 0
     counts = [layer.get_seq_length for layer in getattr(cache, "layers", ()) if hasattr(layer, "get_seq_length")]
@@ -211,10 +214,10 @@ def _hook(planned: Sequence[_Move], positions: _Positions) -> Callable[..., Any]
         for move in planned:
             rows = slice(None) if move.rows is None else move.rows.to(stream.device)
             direction = move.direction.to(stream)
-            # Where a model lies on several devices, the positions are where its inputs are.
+            # If a model is spread over several devices, the positions are on the device of its inputs.
             covered = positions.covered(move.scope).to(stream.device)[rows, :, None]
             change[rows] += _change(move, direction, stream[rows]) * covered
-        # A row that nothing acts on keeps its bits, whatever the dtype.
+        # Adding 0.0 leaves a row that nothing acts on unchanged bit for bit, in every dtype.
         moved = (stream + change).to(states.dtype)
         return moved if isinstance(output, Tensor) else (moved, *output[1:])
 
@@ -227,7 +230,7 @@ def _change(move: _Move, direction: Tensor, stream: Tensor) -> Tensor:
         return move.value * direction
     length = direction.norm()
     if float(length) == 0.0:
-        return torch.zeros_like(direction)  # no direction, no component along it
+        return torch.zeros_like(direction)  # a zero vector has no direction
     unit = direction / length
     component = (stream @ unit)[..., None]
     if move.operation == "ablate":

@@ -1,8 +1,8 @@
-"""Activations of examples, pooled inside the forward pass: nothing is kept but one row per example and layer.
+"""Mean activations of examples, pooled inside the forward pass: only one row per example and layer is stored.
 
-The tokens that all examples begin with are computed once; where attention is all that mixes tokens, the rest is packed
-as a prefix tree (`probes.capture.packing`) and every distinct token is computed once, without padding. Elsewhere
-examples run in right-padded batches of like length. No language-model head, nothing after the last wanted layer.
+The common prefix of all examples is computed once. If attention is the only token mixer, the rest is packed as a prefix
+tree (`probes.capture.packing`), so that every distinct token is computed once, without padding. Otherwise examples run
+in right-padded batches of similar length. The output head and the layers above the last requested one are skipped.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from probes.models.tokens import Tokens
 from vectors.errors import ModelError
 from vectors.events import Event, OnEvent, ignore
 
-PACK = 48  # tokens of a pack, above which it is cut: attention costs the square of a pack
-PASS = 1024  # tokens of a pass, many packs: enough for the full speed of the matrix products
+PACK = 48  # most tokens of a pack: the cost of attention grows with the square of its size
+PASS = 1024  # tokens of a forward pass over many packs: enough for full speed of matrix products
 BATCH = 16  # sequences of a padded batch
-SHORTEST_PREFIX = 4  # a shorter common prefix costs more to keep than to compute again
+SHORTEST_PREFIX = 4  # a shorter common prefix is cheaper to compute again than to cache
 
 
 @dataclass
 class Norms:
-    """Of the counted tokens' residual streams at one layer: their number, the sum of their norms, and the largest.
+    """Norms of the counted tokens' residual streams at one layer: their number, sum and maximum.
 
-    A token that several examples share counts once for each, however they shared a pass.
+    A token that several examples share counts once for each example.
     """
 
     count: int = 0
@@ -48,7 +48,7 @@ class Norms:
 
     def add(self, states: Tensor, times: Tensor) -> None:
         """Add states [tokens, hidden], each as many times as `times` [tokens] says."""
-        norms = states.norm(dim=-1).masked_fill(times == 0, 0.0)  # what never counts need not be finite
+        norms = states.norm(dim=-1).masked_fill(times == 0, 0.0)  # tokens that do not count may be non-finite
         self.count += int(times.sum())
         self.total += float((norms * times).sum())
         self.largest = max(self.largest, float(norms.max()))
@@ -67,8 +67,8 @@ class Pooled:
     computed: int = 0
 
 
-class _Enough(Exception):
-    """Raised by the hook of the last wanted layer: what follows it is not needed."""
+class _LastLayerDone(Exception):
+    """Raised by the hook of the last requested layer, to skip the layers above it."""
 
 
 def activations(
@@ -88,7 +88,7 @@ def activations(
     config = residual.text_config(model)
     spill = Spill(len(layers), len(examples), residual.hidden_size(model), spill_above)
     result = Pooled(spill, list(layers), {layer: Norms() for layer in layers})
-    # Nothing reaches back in time: what follows the last token that counts need not be computed.
+    # Models are causal, so tokens after the last one that counts need not be computed.
     examples = [e._replace(ids=e.ids[: e.counted[-1] + 1]) for e in examples]
     try:
         with torch.inference_mode():
@@ -110,7 +110,7 @@ def activations(
 
 
 def packable(model: nn.Module, longest: int) -> bool:
-    """Whether sequences of this length can share a pass as a tree: known positions, our masks, no window in use."""
+    """Whether sequences of this length can be packed: known layout, attention with our masks, no window in use."""
     known = residual.layout(model)
     config = residual.text_config(model)
     windows = [getattr(config, "sliding_window", None)]
@@ -124,9 +124,9 @@ def packable(model: nn.Module, longest: int) -> bool:
 
 
 def length_changes_positions(config: Any, longest: int) -> bool:
-    """Whether the rotary frequencies follow from the longest sequence of a pass: then no two may share one.
+    """Whether rotary frequencies depend on the longest sequence of a pass, so that each sequence needs its own.
 
-    "longrope" and "dynamic" do so beyond the length of the first training.
+    "longrope" and "dynamic" do so beyond the original training length.
     """
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = [rope] if "rope_type" in rope else [entry for entry in rope.values() if isinstance(entry, dict)]
@@ -190,8 +190,8 @@ class _Run:
                 path = torch.tensor(nodes)
                 visible[path[:, None], self.prefix + path[None, :]] |= torch.ones(len(path), len(path)).tril().bool()
                 counted = self.examples[index].counted
-                own = [len(ids) + nodes[j - self.prefix] for j in counted if j >= self.prefix]
-                weights[len(indices), own] = 1.0 / len(counted)
+                columns = [len(ids) + nodes[j - self.prefix] for j in counted if j >= self.prefix]
+                weights[len(indices), columns] = 1.0 / len(counted)
                 indices.append(index)
             masks.append(visible)
             ids += pack.ids
@@ -207,14 +207,14 @@ class _Run:
                     past_key_values=self._fork(1),
                 )
         except ModelError:
-            # Attention multiplies by zero what it masks, so NaN spreads through a pack; alone, the culprit shows.
+            # NaN spreads to all examples of a pack, even where masked; run alone, the broken example raises by name.
             for index in indices:
                 self.padded([index], 0)
             raise
         self.result.computed += len(ids)
 
     def padded(self, indices: list[int], pad: int) -> None:
-        """Run one right-padded batch and pool its examples: what follows the last token can't reach it."""
+        """Run one right-padded batch and pool its examples; causal models are not affected by padding on the right."""
         rows = [self.examples[i].ids[self.prefix :] for i in indices]
         width = max(len(row) for row in rows)
         ids = torch.full((len(rows), width), pad)
@@ -248,9 +248,9 @@ class _Run:
                     "use --dtype float32, or leave that example out",
                 )
             self.result.spill.write(position, indices, sums)
-            seen = self.result.norms[self.result.layers[position]]
+            norms = self.result.norms[self.result.layers[position]]
             for _, states, often in parts:
-                seen.add(states, often)
+                norms.add(states, often)
 
         with self._hooked(sum_up):
             inputs = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
@@ -266,7 +266,7 @@ class _Run:
         return weights.to(self.device)
 
     def _fork(self, rows: int) -> Any:
-        """A cache that holds the prefix, `rows` times, and can be written to without touching the original."""
+        """A copy of the prefix's cache for `rows` sequences, which can be written to."""
         if self.cache is None:
             return None
         # Recurrent states are updated in place, so the copy is deep; a prefix is short.
@@ -277,12 +277,12 @@ class _Run:
         return fork
 
     def _forward(self, **inputs: Any) -> None:
-        with contextlib.suppress(_Enough):
+        with contextlib.suppress(_LastLayerDone):
             self.stack(**inputs)
 
     @contextlib.contextmanager
     def _hooked(self, see: Callable[[int, Tensor], None]) -> Iterator[None]:
-        """Call `see(position, states)` with the output [batch, tokens, hidden] of each wanted layer, then stop."""
+        """Call `see(position, states)` with the output [batch, tokens, hidden] of each requested layer, then stop."""
         wanted = self.result.layers
         stack_blocks = residual.blocks(self.model)
         last = max(wanted)
@@ -291,7 +291,7 @@ class _Run:
             def call(_module: nn.Module, _inputs: Any, output: Any) -> None:
                 see(position, residual.output_of(output))
                 if layer == last:
-                    raise _Enough
+                    raise _LastLayerDone
 
             return call
 
@@ -304,10 +304,10 @@ class _Run:
 
 
 def _weighted_sums(weights: Tensor, states: Tensor) -> Tensor:
-    """weights [examples, tokens] @ states [tokens, hidden]; a token of weight 0 adds nothing, whatever it holds."""
+    """weights [examples, tokens] @ states [tokens, hidden]; a token of weight 0 adds nothing, even if not finite."""
     sums = weights @ states
     if not bool(torch.isfinite(sums).all()):
-        # Zero times infinity is not a number, so one broken token would break every example of the pass.
+        # 0 * inf is NaN, so one non-finite token would break every example of the pass.
         broken = ~torch.isfinite(states).all(-1)
         sums = weights @ states.masked_fill(broken[:, None], 0)
         sums[((weights > 0) & broken).any(1)] = torch.nan

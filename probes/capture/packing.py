@@ -1,8 +1,8 @@
-"""Which tokens share a forward pass: a prefix tree of the sequences, cut into packs that compute every token once.
+"""Packs sequences by their prefix tree, so that a prefix shared by several sequences is computed once.
 
-Sequences that begin alike share the tokens they begin with. A pack is a set of sequences laid out as the nodes of
-their prefix tree, in one row, without padding: each node sees its ancestors alone, through the attention mask, and
-stands at its depth, through `position_ids`.
+A pack is a set of sequences laid out as the nodes of
+their prefix tree, in one row, without padding: the attention mask lets each node see only itself and its ancestors,
+and `position_ids` are the depths.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-STRETCH = 4
+STRETCH = 4  # times the budget that a pack may reach to avoid computing a long prefix again
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Pack:
 
 
 def common_prefix(sequences: Sequence[list[int]]) -> int:
-    """How many tokens all sequences begin with, leaving each at least one of its own."""
-    # The least and the greatest in order differ as early as any two.
+    """Length of the common prefix of all sequences, leaving each at least one token."""
+    # In lexicographic order, the first and the last share only what all share.
     low, high = min(sequences), max(sequences)
     shared = 0
     for a, b in zip(low, high, strict=False):
@@ -39,12 +39,13 @@ def common_prefix(sequences: Sequence[list[int]]) -> int:
 def packs(sequences: Sequence[list[int]], budget: int) -> list[Pack]:
     """Cut the prefix tree of the sequences into packs of at most `budget` nodes.
 
-    A pack is larger for one long sequence, and, up to `STRETCH` times the budget, where a cut would compute again more
-    than a quarter of what the next sequence adds. Neighbours in lexicographic order share the longest prefixes, so
-    packs are runs of that order; only what two packs share is computed twice.
+    A pack exceeds the budget for a single long sequence; and, up to `STRETCH` times, if a new pack would have to
+    compute again a shared prefix that is longer than a quarter of what the next sequence adds. Neighbours in
+    lexicographic order share the longest prefixes, so packs are runs of that order; only prefixes shared across packs
+    are computed more than once.
     """
     order = sorted(range(len(sequences)), key=lambda index: sequences[index])
-    found: list[Pack] = []
+    result: list[Pack] = []
     pack = Pack([], [], [], {})
     path: list[int] = []  # the nodes of the previous sequence
     for index in order:
@@ -55,7 +56,7 @@ def packs(sequences: Sequence[list[int]], budget: int) -> list[Pack]:
         added = len(sequence) - shared
         limit = STRETCH * budget if 4 * shared > added else budget
         if pack.ids and len(pack.ids) + added > limit:
-            found.append(pack)
+            result.append(pack)
             pack, path, shared = Pack([], [], [], {}), [], 0
         path = path[:shared]
         for depth in range(shared, len(sequence)):
@@ -65,18 +66,18 @@ def packs(sequences: Sequence[list[int]], budget: int) -> list[Pack]:
             path.append(len(pack.ids) - 1)
         pack.paths[index] = list(path)
     if pack.ids:
-        found.append(pack)
-    return found
+        result.append(pack)
+    return result
 
 
 def passes(parts: Sequence[Pack], budget: int) -> list[list[Pack]]:
-    """Packs that go through the model together: runs of at most `budget` tokens (more only for one large pack)."""
-    found: list[list[Pack]] = []
+    """Groups of packs for one forward pass: at most `budget` tokens each, more only for a single larger pack."""
+    groups: list[list[Pack]] = []
     size = 0
     for pack in parts:
-        if not found or size + len(pack.ids) > budget:
-            found.append([])
+        if not groups or size + len(pack.ids) > budget:
+            groups.append([])
             size = 0
-        found[-1].append(pack)
+        groups[-1].append(pack)
         size += len(pack.ids)
-    return found
+    return groups

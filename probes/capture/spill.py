@@ -1,4 +1,4 @@
-"""Pooled activations of all examples: in memory while they are few, in a temporary file when they are many."""
+"""Storage of the pooled activations of all examples: in memory if they are small, else in a temporary file."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from vectors.errors import OutputError
 
-MEMORY = 64 * 2**20  # bytes kept in memory
+MEMORY = 64 * 2**20  # bytes; larger arrays go to a temporary file
 
 
 class Spill:
     """An array [layers, examples, hidden] of float32, written in pieces and read a layer at a time.
 
-    Held-out judgement needs every example again once the directions are known; on disk they cost no memory, so memory
-    does not grow with the number of examples. The file has no name (or loses it at once), so a kill leaves nothing.
+    Validation on held-out folds reads every example again; on disk they keep memory independent of the number of
+    examples. The file has no name, or is unlinked at once, so a killed process leaves nothing behind.
     """
 
     def __init__(self, layers: int, examples: int, hidden: int, memory: int | None = None) -> None:
@@ -59,7 +59,7 @@ class Spill:
             ) from error
 
     def layer(self, layer: int) -> Layer:
-        """The rows of one layer, read as they are sliced."""
+        """The rows of one layer, read on demand."""
         return Layer(self, layer)
 
     def read(self, layer: int, start: int = 0, stop: int | None = None) -> Tensor:
@@ -87,7 +87,7 @@ class Spill:
         self.close()
 
     def close(self) -> None:
-        """Give memory and disk back."""
+        """Free the memory, or delete the file."""
         self.memory = None
         if self.file is not None:
             self.file.close()
@@ -95,7 +95,7 @@ class Spill:
 
 
 class Layer(NamedTuple):
-    """The rows of one layer of a spill, [examples, hidden]; a slice of them is read when it is taken."""
+    """The rows of one layer of a spill, [examples, hidden]; `rows` reads a slice of them."""
 
     spill: Spill
     number: int

@@ -1,8 +1,8 @@
 """Attention for packed trees: each pack attends to the common prefix and to itself, under its own mask.
 
-With the "sdpa" implementation packs of like length attend as one batch, so the cost is about the sum of the packs'
-squares and not the square of the sum; the linear layers still see all packs as one long row. With "eager" (whose code
-differs from model to model) one block-diagonal mask says the same.
+With the "sdpa" implementation, packs of similar length attend as one batch, so the cost is about the sum of the squared
+pack sizes, not the square of their sum; linear layers still see all packs as one long row. With "eager", whose code
+differs between models, one block-diagonal mask has the same effect.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from probes.models import residual
 
 NAME = "steer_tree"
-ALIKE = 32  # tokens up to which packs may share a batch, however unlike their lengths
+ALIKE = 32  # packs up to this many tokens share a batch, however different their lengths
 
 
 class _Group(NamedTuple):
-    """Packs of like length as one batch: B packs of at most T tokens.
+    """Packs of similar length as one batch: B packs of at most T tokens.
 
-    `queries` [B, T] and `keys` [B, prefix + T] are places in the row, short packs filled up with their own first token;
-    `mask` [B, 1, T, prefix + T] is added to the scores; `rows` and `places` [tokens] say which place of the row each
-    token of the flattened batch goes to, filling left out.
+    `queries` [B, T] and `keys` [B, prefix + T] are positions in the row; short packs are padded with their first token.
+    `mask` [B, 1, T, prefix + T] is added to the scores. `rows` [tokens] are the positions in the row of the tokens at
+    `places` [tokens] of the flattened batch; padding is left out.
     """
 
     queries: Tensor
@@ -54,7 +54,7 @@ def tree_attention(model: nn.Module, prefix: int, masks: Sequence[Tensor]) -> It
     token = _current.set(_groups(prefix, masks, dtype))
     config._attn_implementation = NAME
     try:
-        # Four dimensions say that the mask is finished; `_attend` has its own, so this one is a stand-in.
+        # A placeholder: transformers leaves a mask of four dimensions as it is, and `_attend` has its own.
         yield torch.ones(1, 1, 1, 1, dtype=torch.bool)
     finally:
         config._attn_implementation = "sdpa"
@@ -82,18 +82,18 @@ def _attend(
 
 
 def _groups(prefix: int, masks: Sequence[Tensor], dtype: torch.dtype) -> list[_Group]:
-    """The packs that stand side by side in a row, by length: a call for each would cost more than what it computes."""
+    """The packs of a row, batched by length, since one attention call per pack would be dominated by its overhead."""
     starts = itertools.accumulate((len(mask) for mask in masks), initial=0)
-    found: list[list[tuple[int, Tensor]]] = []
+    batches: list[list[tuple[int, Tensor]]] = []
     for start, mask in sorted(zip(starts, masks, strict=False), key=lambda each: len(each[1])):
-        if not found or len(mask) > max(ALIKE, 1.5 * len(found[-1][0][1])):
-            found.append([])
-        found[-1].append((start, mask))
-    return [_group(prefix, packs, dtype) for packs in found]
+        if not batches or len(mask) > max(ALIKE, 1.5 * len(batches[-1][0][1])):
+            batches.append([])
+        batches[-1].append((start, mask))
+    return [_group(prefix, packs, dtype) for packs in batches]
 
 
 def _group(prefix: int, packs: Sequence[tuple[int, Tensor]], dtype: torch.dtype) -> _Group:
-    """One batch of packs, each given by its first place in the row and its mask."""
+    """One batch of packs, each given by its first position in the row and its mask."""
     width = max(len(mask) for _, mask in packs)
     device = packs[0][1].device
     steps = torch.arange(width)
@@ -102,11 +102,11 @@ def _group(prefix: int, packs: Sequence[tuple[int, Tensor]], dtype: torch.dtype)
     real = steps < sizes
     queries = firsts + steps * real
     keys = torch.cat([torch.arange(prefix).expand(len(packs), prefix), prefix + queries], 1)
-    # What fills up may see all, for softmax needs something to see, and is seen by none but its like.
+    # Padding may attend to everything, since softmax needs at least one key; no other token attends to it.
     visible = torch.ones(len(packs), width, prefix + width, dtype=torch.bool, device=device)
-    for one, (_, mask) in zip(visible, packs, strict=True):
-        one[: len(mask)] = False
-        one[: len(mask), : mask.shape[1]] = mask
+    for pack_mask, (_, mask) in zip(visible, packs, strict=True):
+        pack_mask[: len(mask)] = False
+        pack_mask[: len(mask), : mask.shape[1]] = mask
     places = real.flatten().nonzero()[:, 0]
     moved = (each.to(device) for each in (queries, keys, queries[real], places))
     queries, keys, rows, places = moved
@@ -114,7 +114,7 @@ def _group(prefix: int, packs: Sequence[tuple[int, Tensor]], dtype: torch.dtype)
 
 
 def _block_diagonal(prefix: int, masks: Sequence[Tensor]) -> Tensor:
-    """One mask [1, 1, tokens, prefix + tokens] that says what the packs' masks say."""
+    """The masks of all packs as one block-diagonal mask [1, 1, tokens, prefix + tokens]."""
     blocks = torch.block_diag(*[mask[:, prefix:].float() for mask in masks]).bool()
     return torch.cat([blocks.new_ones(len(blocks), prefix), blocks], 1)[None, None]
 

@@ -1,5 +1,6 @@
-"""Everyday prompts, written for this project: what a bake is taught on, proved on, and compared on where nobody names
-their own. A prompt is taught or held out by its digest, so adding one moves no other.
+"""Built-in everyday prompts, written for this project: the default prompts for training and verifying a bake.
+
+The digest of a prompt decides whether it is for training or held out, so adding one does not move the others.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ PROMPTS = (
 )  # fmt: skip
 
 
-# How texts of other kinds begin: where a behaviour in conversation should not show, and what general data grows from.
+# Openings of texts that are not conversations: a behaviour should not show in them; replay data continue them.
 OPENINGS = (
     "The city was founded in the twelfth century", "def add(a, b):\n    ", "Photosynthesis takes place in",
     "Article 1. This agreement", "Preheat the oven to 180 degrees.", "In mathematics, a group is",

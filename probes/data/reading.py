@@ -1,4 +1,4 @@
-"""Reading example files: JSON lines, every problem of every file reported at once, before a model is loaded."""
+"""Reads example files (JSON lines), and reports all problems of all files at once, before a model is loaded."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from vectors.errors import ExampleError
 from vectors.files import digest_bytes
 from vectors.plugins import discover
 
-SHOWN = 20  # problems of one input that are printed
+SHOWN = 20  # most problems of one input that are printed
 
-Source = str | Path | Sequence[str | dict[str, Any]]  # a file of JSON lines, or what its lines hold
+Source = str | Path | Sequence[str | dict[str, Any]]  # a file of JSON lines, or a list of the values of its lines
 
 
 class Contrast(NamedTuple):
-    """The two classes. `digests` are those of the files' contents; `paired` says that positive i answers negative i."""
+    """The two classes. `digests` are of the files' contents; `paired`: positive i and negative i are a pair."""
 
     positive: list[Example]
     negative: list[Example]
@@ -29,7 +29,7 @@ class Contrast(NamedTuple):
 
 
 def formats() -> dict[str, ModuleType]:
-    """Every form of a line by name, built-in or of an outside package."""
+    """The formats of a line by name, built in or from outside packages."""
     return discover("probes.data.formats", "steer.example_formats")
 
 
@@ -38,13 +38,13 @@ def read(pos: Source | None = None, neg: Source | None = None, pairs: Source | N
     if pairs is not None:
         if pos is not None or neg is not None:
             raise ExampleError(
-                "--pairs holds both classes, so --pos and --neg have no place beside it", "drop one of them"
+                "--pairs holds both classes, so it can't be combined with --pos and --neg", "leave out --pos and --neg"
             )
         return _read_both_classes(pairs)
     if pos is None or neg is None:
         missing = "--neg is" if neg is None else "--pos is"
-        said = "there are no examples" if pos is neg else f"one class only: {missing} missing"
-        raise ExampleError(said, "give --pos FILE and --neg FILE, or --pairs FILE")
+        problem = "there are no examples" if pos is neg else f"one class only: {missing} missing"
+        raise ExampleError(problem, "give --pos FILE and --neg FILE, or --pairs FILE")
     sides, problems = [], []
     for flag, source in (("--pos", pos), ("--neg", neg)):
         try:
@@ -62,10 +62,10 @@ def read(pos: Source | None = None, neg: Source | None = None, pairs: Source | N
         )
     if left == right or {e.content for e in positive} == {e.content for e in negative}:
         raise ExampleError(
-            f"{_name(pos, '--pos')} and {_name(neg, '--neg')} hold the same examples: nothing tells them apart",
+            f"{_name(pos, '--pos')} and {_name(neg, '--neg')} hold the same examples, so there is no contrast",
             "give two different files",
         )
-    # An empty context (a conversation of one message) is shared by all and makes no pairs.
+    # Empty contexts (conversations of one message) are all equal, so they say nothing about pairs.
     paired = len(positive) == len(negative) and all(
         p.context and p.context == n.context for p, n in zip(positive, negative, strict=True)
     )
@@ -73,9 +73,9 @@ def read(pos: Source | None = None, neg: Source | None = None, pairs: Source | N
 
 
 def read_class(source: Source, flag: str) -> tuple[list[Example], str]:
-    """The examples of one source, all of one class, and its digest. Raises ExampleError with all their problems."""
-    found = _one_class(flag, _examples(source, flag))
-    return found.examples, found.digest
+    """The examples of one source of one class, and its digest. Raises ExampleError with all their problems."""
+    checked = _one_class(flag, _examples(source, flag))
+    return checked.examples, checked.digest
 
 
 def read_prompts(path: Path) -> tuple[list[str], str]:
@@ -108,12 +108,12 @@ def read_prompts(path: Path) -> tuple[list[str], str]:
 
 
 def _name(source: Source, flag: str) -> str:
-    """What messages call a source."""
+    """The name of a source in messages: its path, or the flag."""
     return str(source) if isinstance(source, str | Path) else flag
 
 
 class _Read(NamedTuple):
-    """What a source holds: its name, its examples, the digest of its content, and the form of its lines."""
+    """A source that was read: its name, its examples, the digest of its content, and the format of its lines."""
 
     name: str
     examples: list[Example]
@@ -121,17 +121,18 @@ class _Read(NamedTuple):
     kind: str
 
 
-def _one_class(flag: str, found: _Read) -> _Read:
-    """A file that was given for one class must not hold two. Raises ExampleError."""
-    name, examples, *_ = found
+def _one_class(flag: str, source: _Read) -> _Read:
+    """Check that a source given for one class does not hold two; returns it. Raises ExampleError."""
+    name, examples, *_ = source
     labels = {example.label for example in examples}
     if len(labels) > 1 or any(example.pair for example in examples):
-        yes = sum(example.label is True for example in examples)
+        positive = sum(example.label is True for example in examples)
         raise ExampleError(
-            f"{name} holds both classes ({yes} positive, {len(examples) - yes} negative), but was given as {flag}",
+            f"{name} holds both classes ({positive} positive, {len(examples) - positive} negative), "
+            f"but was given as {flag}",
             f"give it alone: --pairs {name}",
         )
-    return found
+    return source
 
 
 def _read_both_classes(source: Source) -> Contrast:
@@ -170,18 +171,18 @@ def _examples(source: Source, flag: str) -> _Read:
     text = _text(Path(path), _content(Path(path))) if isinstance(source, str | Path) else _lines(source, flag)
     examples: list[Example] = []
     problems: list[str] = []
-    seen: dict[str, int] = {}
+    first_lines: dict[str, int] = {}
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            found, kind = _parse(line, f"{path}:{number}")
-            examples += found
-            seen.setdefault(kind, number)
+            line_examples, kind = _parse(line, f"{path}:{number}")
+            examples += line_examples
+            first_lines.setdefault(kind, number)
         except ValueError as error:
             problems.append(f"{path}:{number}: {error}")
-    if len(seen) > 1:
-        kinds = ", ".join(f"{kind} (line {number})" for kind, number in seen.items())
+    if len(first_lines) > 1:
+        kinds = ", ".join(f"{kind} (line {number})" for kind, number in first_lines.items())
         problems.append(f"{path} mixes formats: {kinds}")
     if problems:
         more = [f"… and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
@@ -189,7 +190,7 @@ def _examples(source: Source, flag: str) -> _Read:
         raise ExampleError(problems[:SHOWN] + more, f"one JSON value a line, all of one form: a plain string, {forms}")
     if not examples:
         raise ExampleError(f"{path} is empty", "write one example a line")
-    return _Read(path, examples, digest_bytes(text.encode()), next(iter(seen)))
+    return _Read(path, examples, digest_bytes(text.encode()), next(iter(first_lines)))
 
 
 def _content(path: Path) -> bytes:
@@ -211,7 +212,7 @@ def _text(path: Path, content: bytes) -> str:
 
 
 def _lines(source: Sequence[str | dict[str, Any]], flag: str) -> str:
-    """What a list of examples would be as a file. Raises ExampleError."""
+    """A list of examples as the text of a JSON lines file. Raises ExampleError."""
     try:
         return "\n".join(map(json.dumps, source))
     except (TypeError, ValueError, RecursionError) as error:
@@ -221,7 +222,7 @@ def _lines(source: Sequence[str | dict[str, Any]], flag: str) -> str:
 
 
 def _parse(line: str, origin: str) -> tuple[list[Example], str]:
-    """The examples of one line, and the name of its form. Raises ValueError."""
+    """The examples of one line, and the name of its format. Raises ValueError."""
     try:
         record: Any = json.loads(line)
     except json.JSONDecodeError as error:
@@ -232,7 +233,7 @@ def _parse(line: str, origin: str) -> tuple[list[Example], str]:
         record = {"text": record}
     if not isinstance(record, dict):
         raise ValueError(f"a line must be a text or an object, not {json.dumps(record)[:40]}")
-    # The form with the most keys wins: a persona line could have a "text" beside its own.
+    # The format with the most keys wins: a line of the persona format could also have a "text".
     matching = [(len(module.KEYS), name) for name, module in formats().items() if record.keys() >= module.KEYS]
     if not matching:
         raise ValueError(f"no known form has the keys {', '.join(sorted(record)) or '(none)'}")

@@ -1,7 +1,7 @@
-"""From examples to tokens: the ids a model sees, and the positions that count.
+"""Tokenises examples: the token ids, and the positions whose activations count.
 
-The first token of a sequence, special tokens and padding never count: the first one is an attention sink whose norm
-would drown all others, and special tokens carry the format, not the behaviour.
+The first token of a sequence, special tokens and padding never count: the first is an attention sink whose norm would
+dominate every mean, and special tokens carry the format, not the behaviour.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 from probes.data.examples import Example, Message
 from vectors.errors import ExampleError, ModelError, UsageError
 
-SHOWN = 5  # examples that a message names
-_STAND_IN = "\x02completion\x03"  # control characters, which no template writes
+SHOWN = 5  # most examples that an error message names
+_STAND_IN = "\x02completion\x03"  # control characters, which templates do not write
 
 
 class Tokens(NamedTuple):
-    """One tokenised example: its ids, the ascending positions whose activations are averaged, and where it stands."""
+    """One tokenised example: ids, the ascending positions whose activations are averaged, and origin (FILE:LINE)."""
 
     ids: list[int]
     counted: list[int]
@@ -25,7 +25,7 @@ class Tokens(NamedTuple):
 
 
 def choose(tokens: str) -> str | int:
-    """Read the option: `completion`, `last`, `all`, or an index into the completion's tokens. Raises UsageError."""
+    """Parse --tokens: `completion`, `last`, `all`, or an index into the completion's tokens. Raises UsageError."""
     if tokens in ("completion", "last", "all"):
         return tokens
     try:
@@ -37,9 +37,10 @@ def choose(tokens: str) -> str | int:
 
 
 def templated(examples: Sequence[Example], tokenizer: Any) -> tuple[bool, str]:
-    """Whether prompts become turns of a chat, and why: a chat model's do, unless they are rendered already.
+    """Whether prompts are put into the chat template as user messages, and why.
 
-    They are where every prompt holds a special token. Raises ExampleError where some do and others do not.
+    They are if the model has a template, unless all prompts contain a special token and so are rendered already. Raises
+    ExampleError if only some of them do.
     """
     prompts = [(e.context, e.origin) for e in examples if isinstance(e.context, str)]
     if not prompts:
@@ -47,25 +48,27 @@ def templated(examples: Sequence[Example], tokenizer: Any) -> tuple[bool, str]:
     if not getattr(tokenizer, "chat_template", None):
         return False, "prompts are taken as plain text: the model has no chat template"
     special = _special(tokenizer).values()
-    held = [(next((t for t in special if t in prompt), None), origin) for prompt, origin in prompts]
-    rendered = [(token, origin) for token, origin in held if token is not None]
+    special_in = [(next((t for t in special if t in prompt), None), origin) for prompt, origin in prompts]
+    rendered = [(token, origin) for token, origin in special_in if token is not None]
     if not rendered:
         return True, "prompts are asked in the model's chat template"
     token, origin = rendered[0]
-    if len(rendered) < len(held):
-        bare = next(origin for token, origin in held if token is None)
+    if len(rendered) < len(special_in):
+        bare = next(origin for token, origin in special_in if token is None)
         raise ExampleError(
-            f"{len(rendered)} of {len(held)} prompts hold a special token (the first: {token} in {origin}) and the "
-            f"others none (the first: {bare}), so it is not known whether they are rendered in a chat template already",
+            f"{len(rendered)} of {len(special_in)} prompts hold a special token (the first: {token} in {origin}) and "
+            f"the others none (the first: {bare}), so it is not known whether they are rendered in a chat template "
+            "already",
             "render all of them or none; a prompt that is only about such a token must spell it otherwise",
         )
     return False, f"prompts are taken as they are: they hold the special token {token} already"
 
 
 def rendered(prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
-    """The ids of each prompt as the model expects it before its answer, by the same rules as examples.
+    """The token ids of each prompt, ready for generation.
 
-    A user's turn where there is a chat template, unless they are rendered already. Raises ExampleError.
+    A prompt becomes a user message of the chat template, if there is one and it is not rendered already (`templated`).
+    Raises ExampleError.
     """
     chat, _ = templated([Example("", prompt, origin=f"prompt {n}") for n, prompt in enumerate(prompts, 1)], tokenizer)
     texts = [
@@ -81,7 +84,7 @@ def rendered(prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
 
 
 def _begun(text: str, tokenizer: Any) -> bool:
-    """Whether a text begins with the token that would be put before it: then it has been rendered already."""
+    """Whether a text begins with the BOS token, so that the tokenizer must not add it again."""
     return bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
 
 
@@ -93,10 +96,10 @@ def tokenise(
     longest: int | None = None,
     truncate: bool = False,
 ) -> list[Tokens]:
-    """The tokens of each example. `longest` is the model's context.
+    """The tokens of each example; `which` selects those that count, `longest` is the model's context length.
 
-    An example beyond the context is an error unless `truncate` cuts its end; so is one that has no token to count.
-    All such examples are reported at once. Raises ExampleError, and ModelError for a tokenizer without offsets.
+    Raises ExampleError with all examples that are longer than the context (unless `truncate` cuts their ends) or have
+    no token that counts; ModelError for a tokenizer without offsets.
     """
     if not tokenizer.is_fast:
         raise ModelError(
@@ -105,7 +108,7 @@ def tokenise(
         )
     chat, _ = templated(examples, tokenizer)
     special = _special(tokenizer)
-    found: list[Tokens] = []
+    tokenised: list[Tokens] = []
     problems: list[str] = []
     too_long: list[str] = []
     for example in examples:
@@ -114,7 +117,7 @@ def tokenise(
         except ValueError as error:
             problems.append(f"{example.origin}: {error}")
             continue
-        bare = not _is_chat(example, chat) and not _begun(text, tokenizer)  # a template writes its own beginning
+        bare = not _is_chat(example, chat) and not _begun(text, tokenizer)  # a template writes BOS itself
         encoded = tokenizer(text, add_special_tokens=bare, return_offsets_mapping=True, truncation=False)
         ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
         if longest is not None and len(ids) > longest:
@@ -126,9 +129,9 @@ def tokenise(
         completion = [j for j in counts if offsets[j][1] > start and offsets[j][0] < stop]
         counted = _select(counts, completion, which)
         if not counted:
-            what = f"no token {which}" if isinstance(which, int) else "no token that counts"
-            problems.append(f"{example.origin}: the completion has {what} (it has {len(completion)})")
-        found.append(Tokens(ids, counted, example.origin))
+            missing = f"no token {which}" if isinstance(which, int) else "no token that counts"
+            problems.append(f"{example.origin}: the completion has {missing} (it has {len(completion)})")
+        tokenised.append(Tokens(ids, counted, example.origin))
     hint = "the first token of a sequence and special tokens never count; give longer texts"
     if too_long and not truncate:
         names = ", ".join(too_long[:SHOWN]) + (f" and {len(too_long) - SHOWN} more" if len(too_long) > SHOWN else "")
@@ -137,11 +140,11 @@ def tokenise(
     if problems:
         more = [f"… and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
         raise ExampleError(problems[:SHOWN] + more, hint)
-    return found
+    return tokenised
 
 
 def _special(tokenizer: Any) -> dict[int, str]:
-    """The special tokens by id: those with a role, and those that are only marked so (Llama 3's headers)."""
+    """The special tokens by id: BOS, EOS and the like, and those only marked as special (Llama 3's headers)."""
     named = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
     return named | {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
 
@@ -168,7 +171,7 @@ def _render(example: Example, tokenizer: Any, chat: bool) -> tuple[str, int, int
         raise ValueError("messages need a chat template, and the model has none")
     turns = example.context if isinstance(example.context, tuple) else (Message("user", str(example.context)),)
     text = _template(tokenizer, turns, example.role, example.completion)
-    # Where a stand-in appears tells where the completion is, also when its words occur in the template itself.
+    # A placeholder locates the completion, even if its words also occur elsewhere in the rendered text.
     before, _, after = _template(tokenizer, turns, example.role, _STAND_IN).partition(_STAND_IN)
     stop = len(text) - len(after)
     # Templates strip contents, on one side or on both.
@@ -178,7 +181,7 @@ def _render(example: Example, tokenizer: Any, chat: bool) -> tuple[str, int, int
         and text[len(before) : stop].strip() == example.completion.strip()
     ):
         return text, len(before), stop
-    raise ValueError("the chat template does not show the last message as it was given")
+    raise ValueError("the chat template changes the text of the last message")
 
 
 def _template(tokenizer: Any, turns: Sequence[Message], role: str, content: str) -> str:
@@ -186,6 +189,6 @@ def _template(tokenizer: Any, turns: Sequence[Message], role: str, content: str)
     messages = [turn._asdict() for turn in turns] + [{"role": role, "content": content}]
     try:
         text: str = tokenizer.apply_chat_template(messages, tokenize=False)
-    except Exception as error:  # a template is a program of the model's maker, and raises what it likes
+    except Exception as error:  # a template is code of the model's author and may raise anything
         raise ValueError(f"the chat template refuses the messages: {error}") from error
     return text

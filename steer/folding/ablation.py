@@ -1,10 +1,10 @@
-"""Ablation in the weights: every matrix that writes to the residual stream no longer writes along the directions.
+"""Ablation in the weights: the matrices that write to the residual stream are made orthogonal to the directions.
 
-W becomes (I - sum_k s_k u_k u_k^T) W (Arditi et al. 2024, arXiv:2406.11717, section 4.1), for embeddings row by row.
-Where a write passes through a norm with weight w, what must vanish is <u, w * y> for the normalised output y of W: W is
-made orthogonal to w * u instead, which holds whatever the norm divides by.
+W becomes (I - sum_k s_k u_k u_k^T) W (Arditi et al. 2024, arXiv:2406.11717, section 4.1); an embedding row by row.
+If a norm with weight w follows W, then <u, w * y> must be zero for the normalised output y of W. So W is made
+orthogonal to w * u instead, which works for any divisor of the norm.
 
-An output head that is tied to the embedding is stored apart first: it reads the stream, and must stay as it is.
+An output head that is tied to the embedding is untied first: it reads the stream, and must not change.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ HEAD = {"gpt_neox": "embed_out.weight"}
 def refusal(effects: Effects, layout: Layout) -> str | None:
     """Why this architecture can't carry the ablation, or None."""
     if layout.norms and bool((effects.strengths != 1).any()):
-        return "its writes are normalised, so a direction can only be removed whole: ablate it with strength 1"
+        return "a norm follows each write, so a direction can only be removed completely: ablate it with strength 1"
     return None
 
 
 def edit(pending: PendingModel, effects: Effects, layout: Layout) -> PendingModel:
     """Orthogonalise every writer up to the last ablated layer, and untie the head."""
-    found = writers(layout, pending.jobs, range(effects.last + 1))
+    norms = writers(layout, pending.jobs, range(effects.last + 1))
     jobs: dict[str, Any] = {}
-    for name, norm in found.items():
+    for name, norm in norms.items():
         job = pending.jobs[name]
         assert isinstance(job, Copy)
         directions = effects.directions.numpy()
         strengths: np.ndarray | None = effects.strengths.numpy()
         if norm is not None:
             directions, strengths = through_norm(directions, pending.read(norm) + float(layout.plus_one)), None
-        if len(job.shape) == 1:  # a bias: small, and float32 as those that additions make, so that it is exact
+        if len(job.shape) == 1:  # a bias: small, so float32 as for additions, which is exact
             scale = np.ones(len(directions)) if strengths is None else strengths
-            own = pending.read(name).astype(np.float64)
-            jobs[name] = pending.constant(name, own - ((own @ directions.T) * scale) @ directions)
+            bias = pending.read(name).astype(np.float64)
+            jobs[name] = pending.constant(name, bias - ((bias @ directions.T) * scale) @ directions)
         else:
             jobs[name] = _orthogonalised(pending, job, directions, strengths, layout)
     if not pending.config.get("tie_word_embeddings", _tied_by_default(pending)):
@@ -63,14 +63,14 @@ def through_norm(directions: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def _tied_by_default(pending: PendingModel) -> bool:
-    """Whether a model whose configuration does not say so has a tied head: it has no head of its own."""
+    """Whether a model without `tie_word_embeddings` in its configuration has a tied head: no head is stored."""
     return not any(name in pending.jobs for name in ("lm_head.weight", "embed_out.weight"))
 
 
 def _orthogonalised(
     pending: PendingModel, job: Copy, directions: np.ndarray, strengths: np.ndarray | None, layout: Layout
 ) -> TensorTask:
-    """The job of one matrix. `strengths` None removes the directions whole."""
+    """The engine's job for one matrix. With `strengths` None the directions are removed completely."""
     rows_are_stream = job.name not in layout.embeddings and not layout.columns
     scale = np.ones(len(directions)) if strengths is None else strengths
     if not rows_are_stream:
@@ -96,8 +96,8 @@ def _orthogonalised(
         def by_column(_tensor: TensorTask, block: Block, products: np.ndarray) -> np.ndarray:
             rows = block.values[0].reshape(-1, width).astype(np.float64)
             first = block.start // width
-            own = directions[:, first : first + len(rows)]
-            return rows - (own.T * scale) @ products
+            along = directions[:, first : first + len(rows)]
+            return rows - (along.T * scale) @ products
 
         method = Computation(space="weight", unit="row", prepare=prepare, combine=by_column)
     source = Input(job.name, Dense(job.entry), False)
@@ -105,7 +105,7 @@ def _orthogonalised(
 
 
 def hook(effects: Effects, norm: torch.Tensor | None) -> Any:
-    """The forward hook that does to a writer's output what `edit` does to its weights; the reference of the proof."""
+    """A forward hook that changes a writer's output as `edit` changes its weights; the reference of the proof."""
     if norm is None:
         directions, strengths = effects.directions, effects.strengths
     else:

@@ -1,7 +1,7 @@
 """Where each architecture writes to its residual stream, and whether it has a bias that is added at a block's end.
 
-Names are those of the checkpoint. A pattern is a regular expression for a parameter's name inside its block. Only what
-a test compares with the hooked model stands here; what does not is refused.
+Names are those of the checkpoint. A pattern is a regular expression for a parameter's name inside its block. Only
+architectures that a test compares with the hooked model are listed; all others are refused.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 class Layout(NamedTuple):
     """How a checkpoint is laid out.
 
-    `block` is the prefix of block {i}; `embeddings` write to the stream before block 0, one row a token; `attention`
-    and `feed_forward` are the patterns of the matrices that write to it. `columns`: the stream is the last dimension of
-    those matrices (GPT-2), not the first. `norms`: by "attention" and "feed_forward", the norm that a write passes
-    through on its way (sandwich norms). `plus_one`: norms multiply by 1 + weight. `slot`: the bias that is added at the
-    block's end, which the configuration's `flag` gives, or which is always there. `gated`: gate, up and down of the
-    feed-forward, and the norm before it, where it is down(act(gate x) * (up x)). `modules`: where the two writers are
-    in the loaded model.
+    `block` is the prefix of block {i}. `embeddings` write to the stream before block 0, one row per token. `attention`
+    and `feed_forward` are the patterns of the matrices that write to it; `columns`: the stream is the last dimension of
+    those matrices (GPT-2), not the first. `norms`: for "attention" and "feed_forward", the norm between a write and the
+    stream (sandwich norms); `plus_one`: norms multiply by 1 + weight. `slot`: the bias that is added at the end of a
+    block; it exists if the configuration sets `flag`, which brings all of `flag_brings`, or always if `flag` is None.
+    `gated`: gate, up and down projection of a feed-forward down(act(gate x) * (up x)); `norm_before`: the norm before
+    it. `modules`: names of the attention and of the feed-forward module in a loaded block.
     """
 
     block: str = "model.layers.{i}."
@@ -101,19 +101,19 @@ LAYOUTS = {
 def layout(config: Mapping[str, Any], names: Collection[str]) -> Layout | None:
     """The layout of a model by its configuration and its parameters' names, or None.
 
-    Some checkpoints hold the stack alone, whose names lack the first word: `h.0.` for `transformer.h.0.`.
+    Some checkpoints hold the decoder alone, whose names lack the first part: `h.0.` for `transformer.h.0.`.
     """
-    found = LAYOUTS.get(str(config.get("model_type")))
-    if found is None or found.embeddings[0] in names:
-        return found
-    short = found._replace(
-        block=found.block.partition(".")[2], embeddings=tuple(name.partition(".")[2] for name in found.embeddings)
+    known = LAYOUTS.get(str(config.get("model_type")))
+    if known is None or known.embeddings[0] in names:
+        return known
+    short = known._replace(
+        block=known.block.partition(".")[2], embeddings=tuple(name.partition(".")[2] for name in known.embeddings)
     )
     return short if short.embeddings[0] in names else None
 
 
 def writers(found: Layout, names: Iterable[str], layers: range) -> dict[str, str | None]:
-    """The parameters that write to the residual stream up to these blocks, and the norm each write passes through."""
+    """The parameters that write to the residual stream, in these blocks and in the embeddings, each with its norm."""
     result: dict[str, str | None] = {name: None for name in names if name in found.embeddings}
     prefix, _, rest = found.block.partition("{i}")
     for name in names:

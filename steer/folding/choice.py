@@ -1,4 +1,4 @@
-"""Which way a composition gets into the weights, and why: by folding where algebra allows it, else by distillation."""
+"""The choice of a bake mode, and its reason: folding where algebra allows it, else distillation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vectors.steering import SteeringVector
 def choose(
     composition: str, model: str, vectors: Mapping[str, str | Path | SteeringVector] | None, via: str = "auto"
 ) -> tuple[str, str]:
-    """`fold` or `distil`, and the reason, from headers alone. Raises ExpressionError, UsageError, ModelError."""
+    """`fold` or `distil`, and the reason; reads headers only. Raises ExpressionError, UsageError, ModelError."""
     parsed, found = compose(composition, vectors)
     if all(term.operation != "clamp" and term.value == 0 for term in parsed.terms):
         raise UsageError(NOTHING, "give it a strength other than 0")
@@ -32,4 +32,4 @@ def choose(
             plan(pending_from(source, pool), effects, via)
     except (UsageError, ModelError) as error:
         return "distil", f"it can't be folded: {'; '.join(error.problems)}"
-    return "fold", "weights can do it exactly"
+    return "fold", "weights can express it exactly"

@@ -1,7 +1,7 @@
-"""What a composition does to the residual stream, as far as weights can do it: constants, and linear maps.
+"""The effects of a composition on the residual stream that weights can express: constants, and linear maps.
 
-A fold is possible for additions and ablations on every token. A scope or a clamp is none of these: it depends on the
-token's place, or pulls the stream towards a level.
+A fold is possible for additions and ablations on every token. It is not for scopes, which depend on the token's
+position, nor for clamps, which set the stream to a level.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from vectors.errors import UsageError
 from vectors.expression import Composition
 from vectors.steering import SteeringVector, spans
 
-SAME = 1e-6  # how far directions that count as one may differ, in 1 - |cosine|
+SAME = 1e-6  # directions with 1 - |cosine| up to this count as equal
 
 
 @dataclass(frozen=True)
 class Effects:
-    """What is added and what is removed.
+    """Additions and ablations.
 
     `added` [hidden] float64 by layer; the unit rows of `directions` [k, hidden] float64 are ablated by `strengths` [k]
-    at the layers `ablated`, of which the last is what counts.
+    at the layers `ablated`. Weights ablate every write up to the last of these layers.
     """
 
     added: Mapping[int, Tensor]
@@ -52,9 +52,9 @@ def effects_of(composition: Composition, vectors: Mapping[str, SteeringVector]) 
     problems = []
     for term in composition.terms:
         if term.scope is not None:
-            problems.append(f"{term} acts on some tokens only, and weights act on all")
+            problems.append(f"{term} acts on some tokens only, but weights act on all")
         elif term.operation == "clamp":
-            problems.append(f"{term} sets the stream to a level, which no weight of a block can do")
+            problems.append(f"{term} sets the stream to a level, which the weights of a block can't do")
     if problems:
         raise UsageError(problems, "train it in: --mode distil; or serve it: steer serve")
     added: dict[int, Tensor] = {}
@@ -75,9 +75,9 @@ def effects_of(composition: Composition, vectors: Mapping[str, SteeringVector]) 
     if problems:
         raise UsageError(problems, "name one layer: ablate(name[14]); or --mode distil")
     last = ablated[-1] if ablated else -1
-    found = Effects(added, directions, strengths, ablated)
-    # What is added before the last ablation is ablated too.
-    moved = {i: found.apply(move[None])[0] if i < last else move for i, move in sorted(added.items())}
+    effects = Effects(added, directions, strengths, ablated)
+    # Additions before the last ablated layer are ablated too.
+    moved = {i: effects.apply(move[None])[0] if i < last else move for i, move in sorted(added.items())}
     return Effects({i: move for i, move in moved.items() if bool(move.any())}, directions, strengths, ablated)
 
 
@@ -87,23 +87,25 @@ def _ablation(
     hidden: int,
     problems: list[str],
 ) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-    """Directions, strengths and layers; what weights can't do is added to `problems`."""
-    places = {layers for _, layers in ablations.values()}
-    if len(places) > 1:
-        problems.append(f"the ablations act at different layers: {'; '.join(sorted(spans(p) for p in places))}")
-    layers = next(iter(places), ())
+    """Directions, strengths and layers; appends to `problems` what weights can't do."""
+    layer_sets = {layers for _, layers in ablations.values()}
+    if len(layer_sets) > 1:
+        problems.append(f"the ablations act at different layers: {'; '.join(sorted(spans(p) for p in layer_sets))}")
+    layers = next(iter(layer_sets), ())
     units, strengths = [], []
-    for name, (strength, own) in ablations.items():
-        moves = torch.stack([vectors[name].layers[i].double() for i in own])
+    for name, (strength, acting) in ablations.items():
+        moves = torch.stack([vectors[name].layers[i].double() for i in acting])
         lengths = moves.norm(dim=1, keepdim=True)
         if not bool(lengths.all()):
-            problems.append(f"{name} has no direction at all of the layers {spans(own)}")
+            problems.append(f"{name} is zero at some of the layers {spans(acting)}, so it has no direction there")
             continue
         turned = moves / lengths
         if float((1 - (turned @ turned[-1]).abs()).max()) > SAME:
-            problems.append(f"{name} points elsewhere at each of the layers {spans(own)}; weights ablate one direction")
-        if len(own) > 1 and strength != 1:
-            problems.append(f"{name} is ablated by {strength:g} at several layers in turn, and weights act once")
+            problems.append(
+                f"{name} differs in direction between the layers {spans(acting)}; weights ablate one direction"
+            )
+        if len(acting) > 1 and strength != 1:
+            problems.append(f"{name} is ablated by {strength:g} at several layers in turn, but weights act once")
         units.append(turned[-1])
         strengths.append(strength)
     if len(units) > 1 and len(layers) > 1:

@@ -32,11 +32,11 @@ INSTEAD = "train it in: --mode distil; or serve it: steer serve"
 
 @dataclass(frozen=True)
 class FoldSettings:
-    """What `steer bake --mode fold` is asked.
+    """The settings of a fold.
 
-    `composition` is an expression over `vectors` (by name; a name that is not there is a file of the current folder),
-    `via` an injection (bias, llama, layer) or "auto". `prompts` are those of the proof, by default bundled ones that no
-    bake trains on. `vllm` None proves in vLLM too where it is installed.
+    `composition` is an expression over `vectors` (by name; a name that is missing there is looked up in the current
+    folder); `via` an injection (bias, llama, layer) or "auto". `prompts` are those of the proof, by default built-in
+    ones that no bake trains on. `vllm`: verify in vLLM too; None does so if vLLM is installed.
     """
 
     composition: str
@@ -55,7 +55,7 @@ def fold(settings: FoldSettings, *, on_event: OnEvent = ignore) -> dict[str, Any
     """Write the model with a composition in its weights at `settings.out`; returns the report, with the proof.
 
     Raises UsageError for what can't be folded, ArtifactError for vectors of another model, OutputError; ProofError when
-    the written model differs from the steered one, and then nothing is kept.
+    the written model differs from the steered one, in which case the output is removed.
     """
     started = time.monotonic()
     composition, vectors = compose(settings.composition, settings.vectors)
@@ -95,7 +95,7 @@ def fold(settings: FoldSettings, *, on_event: OnEvent = ignore) -> dict[str, Any
 
 
 def plan(pending: PendingModel, effects: Effects, via: str) -> tuple[PendingModel, dict[str, str]]:
-    """The model with the effects in it, and how each got there, with the reason. Raises UsageError."""
+    """The model with the effects in its weights, and how each was put there and why. Raises UsageError, ModelError."""
     layout = _layout(pending.config, pending.jobs)
     explained: dict[str, str] = {}
     if not effects.added and not effects.ablates:
@@ -140,7 +140,7 @@ def check_vectors(source: Source, vectors: Mapping[str, SteeringVector], any_bas
 
 
 def identity_of(source: Source) -> dict[str, Any]:
-    """What a report records of its base. Raises ModelError for what is no model folder."""
+    """The base as reports record it. Raises ModelError for what is not a model folder."""
     if source.kind != "model" or source.model is None or source.adapter is not None:
         raise ModelError(f"{source.reference} is no model of its own", "name a model folder or a hub id")
     return references.identity(source.model)
@@ -154,5 +154,5 @@ def _layout(config: Mapping[str, Any], names: Collection[str]) -> Layout:
 
 
 def _rounded(pending: PendingModel) -> bool:
-    """Whether matrices were changed in 16 bits."""
+    """Whether changed matrices are stored in 16 bits."""
     return any(not isinstance(job, Copy) and job.dtype != "F32" for job in pending.jobs.values())

@@ -1,4 +1,4 @@
-"""A baked model's folder: it appears whole, with its report and card, or not at all."""
+"""The files of a baked model's folder: weights, configuration, report and model card."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def size_of(pending: PendingModel) -> int:
 
 
 def write_model(pending: PendingModel, source: Source, folder: Path, *, on_event: OnEvent = ignore) -> dict[str, str]:
-    """Write the weights, and the files that belong beside them; returns the digest of each file."""
+    """Write weights, configuration and tokenizer files; returns the digest of each file."""
     jobs = [pending.jobs[name] for name in sorted(pending.jobs)]
     cut, total, done = layout.cut(jobs), size_of(pending), 0
     digests, report = {}, counter(on_event, "writing", "bytes")
@@ -48,14 +48,14 @@ def write_model(pending: PendingModel, source: Source, folder: Path, *, on_event
 
 
 def write_report(folder: Path, report: Mapping[str, Any], source: Source, summary: str) -> None:
-    """run.json, and for people report.html and the model card."""
+    """Write run.json, report.html and the model card."""
     record_of("bake", report, "steer-workbench", "torch", "transformers").write(folder)
     write_atomically(folder / "report.html", fold_report.html(report, RECORD).encode())
     write_card(folder, report, source, summary)
 
 
 def write_card(folder: Path, report: Mapping[str, Any], source: Source, summary: str) -> None:
-    """The model card: front matter that the hub reads, what was baked, the digests."""
+    """Write the model card: front matter for the hub, what was baked, and the digests of the files."""
     import yaml
 
     front: dict[str, Any] = {"library_name": "transformers", "tags": ["steer"]}

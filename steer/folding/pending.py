@@ -1,4 +1,4 @@
-"""A model folder in the making: what each of its tensors is made of, and its configuration. Nothing is read yet."""
+"""A model before it is written: a job of the merge engine for each tensor, and the configuration."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from merges.inputs.sources import Source
 
 @dataclass(frozen=True)
 class PendingModel:
-    """The jobs of the merge engine by the name of their tensor, and the configuration beside them."""
+    """The jobs of the merge engine by tensor name, and the configuration. No weights have been read."""
 
     jobs: Mapping[str, Job]
     config: Mapping[str, Any]
     pool: Pool
 
     def with_changes(self, jobs: Mapping[str, Job], **config: Any) -> PendingModel:
-        """With these jobs in place of, or beside, those of the same names, and these settings."""
+        """A copy with these jobs added, or replaced by name, and these settings of the configuration."""
         return replace(self, jobs={**self.jobs, **jobs}, config={**self.config, **config})
 
     def read(self, name: str) -> np.ndarray:
-        """A small tensor of the source, float32 in its shape."""
+        """A tensor of the source in memory, float32; for small tensors."""
         from merges.engine.readers import whole
 
         job = self.jobs[name]
         return whole(Dense(job.entry) if isinstance(job, Copy) else job.inputs[0].reader)
 
     def tensor_from(self, name: str, reader: Reader, dtype: str = "F32") -> TensorTask:
-        """A tensor that a reader gives as it stands."""
+        """A tensor written as the reader gives it, in `dtype`."""
         source = Input(name, reader, False)
         return TensorTask(name, reader.shape, dtype, (source,), None, AS_IT_STANDS, self.pool)
 
     def constant(self, name: str, values: np.ndarray) -> TensorTask:
-        """A small float32 tensor that is in memory."""
+        """A float32 tensor from values in memory; for small tensors."""
         return self.tensor_from(name, Array(np.asarray(values, np.float32)))
 
 
@@ -52,5 +52,5 @@ AS_IT_STANDS = Computation(space="weight", combine=_as_it_stands)
 
 
 def pending_from(source: Source, pool: Pool) -> PendingModel:
-    """The model as it is."""
+    """The model of `source`, unchanged."""
     return PendingModel({name: Copy(name, entry) for name, entry in source.entries.items()}, source.config, pool)

@@ -1,7 +1,7 @@
-"""The proof of a fold: what was written, loaded again, against the steered model on held-out prompts.
+"""The proof of a fold: the written model is loaded and compared with the steered model on held-out prompts.
 
-transformers only logs a weight that it does not know, and vLLM drops an unexpected bias without a word, so nothing but
-a comparison says that a fold arrived.
+A comparison is needed, since loading without an error proves nothing: transformers only logs a weight that it does not
+know, and vLLM drops an unexpected bias silently.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from vectors.steering import SteeringVector
 
 TOKENS = 12  # of each response
 PROMPTS = 12
-LOGIT = 2e-3  # the greatest difference of logits in float32 that is rounding, and of log-probabilities in vLLM
-CLEAR = 4  # times nearer to the steered model than the unsteered one is, or nothing was proved
-ROUNDED_KL = 2e-3  # nats in the mean, where changed matrices had to be rounded to 16 bits
+LOGIT = 2e-3  # tolerance: greatest difference of float32 logits, and of log-probabilities (nats) in vLLM
+CLEAR = 4  # the unsteered model must differ at least this many times more, else nothing is proved
+ROUNDED_KL = 2e-3  # tolerance instead of LOGIT if changed matrices are in 16 bits: mean KL, in nats
 
 
 class ProofError(SteerError):
-    """What was written does not do what the steered model does."""
+    """The written model does not compute what the steered model computes."""
 
 
 class SteeredModel(NamedTuple):
@@ -65,8 +65,8 @@ def prove(
 ) -> dict[str, Any]:
     """Compare the model in `folder` with the steered one on its own responses; returns the proof as JSON values.
 
-    `rounded`: matrices were changed in 16 bits, so equality is up to rounding. `vllm` None compares in vLLM too where
-    it is installed. Raises ProofError with the figures, ModelError for a model that can't be loaded.
+    `rounded`: changed matrices are stored in 16 bits, so equality is up to rounding. `vllm`: compare in vLLM too; None
+    does so if vLLM is installed. Raises ProofError with the figures, ModelError for a model that can't be loaded.
     """
     original = steered_model.base
     within = steering(original.model, steered_model.composition, steered_model.vectors, any_base=steered_model.any_base)
@@ -112,7 +112,7 @@ def prove(
             proof["vllm"] = {"skipped": "not asked (--skip-vllm)" if vllm is False else "vLLM is not installed"}
         elif equal:
             on_event(Event("verifying in vLLM"))
-            # What was rounded in the file is rounded for both readers of it, so there those two are compared.
+            # With rounded weights, vLLM is compared with transformers on the same file, not with the steered model.
             proof["vllm"] = _in_vllm(scores, rows, logits if rounded else expected)
             equal = proof["vllm"]["max_log_probability"] <= LOGIT
     proof["verdict"] = "equal" if equal and not rounded else "equal up to rounding" if equal else "different"
@@ -127,15 +127,15 @@ def prove(
 
 
 def _late(stack: contextlib.ExitStack, start: contextlib.AbstractContextManager[vllm_scores.Scores]) -> Any:
-    """Scores from a vLLM that starts only when they are asked for."""
+    """Scores from a vLLM that is started by the first call."""
     return lambda rows: stack.enter_context(start)(rows)
 
 
 def _is_equal(against: divergence.Difference, unsteered: divergence.Difference, rounded: bool) -> bool:
-    """Whether the difference is rounding, and the unsteered model lies clearly further away."""
+    """Whether the difference is within tolerance, and the unsteered model's is clearly greater."""
     key, most = ("kl_mean", ROUNDED_KL) if rounded else ("max_logit", LOGIT)
     off, base = getattr(against, key), getattr(unsteered, key)
-    return bool(off <= most and CLEAR * off <= base)  # a weak composition is nearer to the base than that
+    return bool(off <= most and CLEAR * off <= base)  # a very weak composition fails the second
 
 
 def _in_vllm(scores: vllm_scores.Scores, rows: Sequence[Completion], logits: Sequence[Any]) -> dict[str, Any]:
@@ -149,10 +149,10 @@ def _in_vllm(scores: vllm_scores.Scores, rows: Sequence[Completion], logits: Seq
 
 @contextlib.contextmanager
 def reference(model: nn.Module, effects: Effects, layout: Layout) -> Iterator[None]:
-    """Within: what is written to the residual stream up to the last ablated layer is ablated as it is written.
+    """Within: every write to the residual stream, up to the last ablated layer, is ablated.
 
-    This is what orthogonal weights can do. It differs from a composition's ablation at the outputs of blocks in what
-    the blocks before see: they too have lost the direction. Raises ModelError for a model with other modules.
+    This is what orthogonalised weights compute. A composition ablates the outputs of blocks instead, so there earlier
+    blocks still see the direction. Raises ModelError for a model with other modules.
     """
     with contextlib.ExitStack() as handles:
         blocks = residual.blocks(model)

@@ -1,8 +1,8 @@
 """Log-probabilities computed by vLLM, in a process of its own: `python -m steer.folding.vllm_scores`.
 
-The process reads two JSON lines on stdin: {"model": FOLDER, "max_tokens": N} first, so that it loads while the caller
-computes elsewhere, then [[token id, ...], ...]. It answers one JSON line: of each row the log-probability, in nats, of
-every token but the first. The steering plugin is off: what is measured is the weights alone.
+The process reads two JSON lines from stdin: {"model": FOLDER, "max_tokens": N}, so that it can load the model while the
+caller computes, then [[token id, ...], ...]. It writes one JSON line: for each row, the log-probabilities, in nats, of
+all tokens but the first. The steering plugin is off, so that only the weights act.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def loading(model: Path, max_tokens: int) -> Iterator[Scores]:
             if process.returncode or not lines:
                 log.seek(0)
                 printed = log.read().splitlines()
-                reason = ([line for line in printed if "Error" in line] or printed or ["it ended without a word"])[-1]
+                reason = (
+                    [line for line in printed if "Error" in line] or printed or ["the process ended without a message"]
+                )[-1]
                 raise ModelError(
                     f"vLLM can't run the model that was written: {reason.strip()}",
                     "if it can't run the base model either, verify with transformers alone: --skip-vllm",
@@ -64,7 +66,7 @@ def loading(model: Path, max_tokens: int) -> Iterator[Scores]:
 
         try:
             assert process.stdin is not None
-            with contextlib.suppress(BrokenPipeError):  # it has ended already: `scores` says why
+            with contextlib.suppress(BrokenPipeError):  # it has ended already: `scores` raises the reason
                 process.stdin.write(json.dumps({"model": str(model), "max_tokens": max_tokens}) + "\n")
                 process.stdin.flush()
             yield scores
@@ -79,7 +81,7 @@ def loading(model: Path, max_tokens: int) -> Iterator[Scores]:
 
 
 def main() -> None:
-    """Load the model, read the rows, score them, answer."""
+    """Load the model, read the rows, and write their scores."""
     request = json.loads(sys.stdin.readline())
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to stderr, so that stdout holds the answer alone

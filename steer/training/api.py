@@ -12,9 +12,9 @@ from vectors.options import problems_of
 
 
 def bake(request: Request, *, on_event: OnEvent = ignore) -> dict[str, Any]:
-    """Bake a behaviour into weights, in the way that the request's type names; returns the report as JSON values.
+    """Bake a behaviour into weights, by the mode that the request's type belongs to; returns the report as JSON values.
 
-    Of several processes that train together the main one has the report; the others return an empty one. Raises
+    With several processes, rank 0 returns the report and the others an empty one. Raises
     UsageError, ExampleError, ArtifactError, ModelError, OutputError before any work; ProofError, TrainingError.
     """
     if isinstance(request, FoldRequest):

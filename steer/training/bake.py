@@ -34,11 +34,11 @@ from vectors.options import problems_of
 
 TRAIN, HELD_OUT, COUNTS = "train.safetensors", "held_out.safetensors", "counts.json"  # in the work folder
 
-Figures = dict[str, float]  # of one model, by the name of what was measured
+Figures = dict[str, float]  # measurements of one model, by name
 
 
 class Job(NamedTuple):
-    """A checked request: what is baked, from which base, and the identity that a resumed run must share."""
+    """A checked request, its mode and base, and the identity that a resumed run must have too."""
 
     request: TrainingRequest
     mode: Mode
@@ -63,12 +63,12 @@ class References(NamedTuple):
 
     @property
     def base(self) -> Figures:
-        """Of the model as it was."""
+        """The figures of the base."""
         return self.figures["base"]
 
     @property
     def teacher(self) -> Figures:
-        """Of what is to be reached; without a teacher the base."""
+        """The figures that training aims at: the teacher's; without a teacher, the base's."""
         return self.figures.get("steered") or self.figures.get("prompted") or {"kl_teacher": 0.0, **self.base}
 
 
@@ -82,7 +82,7 @@ class Written(NamedTuple):
 def bake(request: TrainingRequest, mode: Mode, *, on_event: OnEvent = ignore) -> dict[str, Any]:
     """Train, write and evaluate; returns the report. A failure keeps the checkpoints and leaves no output.
 
-    Of several processes the main one has the report; the others train with it and return nothing. Raises UsageError,
+    With several processes, rank 0 returns the report; the others only train and return an empty one. Raises UsageError,
     ExampleError, ArtifactError, OutputError before any work; TrainingError.
     """
     started = time.monotonic()
@@ -104,7 +104,12 @@ def bake(request: TrainingRequest, mode: Mode, *, on_event: OnEvent = ignore) ->
         saved = result.save_trained(trained.model, folder, job.source, full=request.adapter.full)
         model = None if request.as_ == "model" else trained.model
         facts = _facts(job, prepared.samples, trained, retention)
-        del loaded, teacher, prepared, trained  # a written model is loaded to be evaluated: one copy at a time
+        del (
+            loaded,
+            teacher,
+            prepared,
+            trained,
+        )  # the written model is loaded for evaluation: one copy in memory at a time
         with _output(job) as target:
             written = write_and_evaluate(job, saved, target, model, references, on_event)
             report = report_of(facts, references, written)
@@ -113,7 +118,7 @@ def bake(request: TrainingRequest, mode: Mode, *, on_event: OnEvent = ignore) ->
 
 
 def check(request: TrainingRequest, mode: Mode) -> Job:
-    """Everything that can be known before a model is loaded. Raises all problems together."""
+    """Check everything that can be checked before a model is loaded. Raises all problems together."""
     errors: list[SteerError] = []
     settings, lora = request.settings, request.adapter.lora(mode.first_layer)
     problems = problems_of(request) + loop.problems_of_settings(settings)
@@ -126,7 +131,7 @@ def check(request: TrainingRequest, mode: Mode) -> Job:
             files.examples_of(request.replay.path, "--replay")
             if files.file_digest(request.replay.path) in mode.inputs.values():
                 problems.append(
-                    f"the replay data {request.replay.path} are the training data: they would hold nothing back"
+                    f"the replay data {request.replay.path} are the training data, so they preserve nothing"
                 )
     if bool(request.pos) != bool(request.neg):
         problems.append("--pos and --neg are evaluated together: give both")
@@ -145,7 +150,7 @@ def check(request: TrainingRequest, mode: Mode) -> Job:
 
 
 def _identity(request: TrainingRequest, mode: Mode, base: str) -> dict[str, Any]:
-    """What a run follows from, as JSON values, under the names of the first release: its work can still be resumed."""
+    """Everything that determines a run, as JSON values, named as in the first release: its runs can be resumed."""
     evaluated = {name: files.file_digest(path) for name, path in (("pos", request.pos), ("neg", request.neg)) if path}
     lora, replay = request.adapter.lora(mode.first_layer), request.replay
     identity: dict[str, Any] = json.loads(json.dumps({
@@ -160,19 +165,21 @@ def _identity(request: TrainingRequest, mode: Mode, base: str) -> dict[str, Any]
 def prepare(
     job: Job, loaded: LoadedModel, teacher: Teacher | None, folder: Path, *, resumed: bool, on_event: OnEvent
 ) -> Samples:
-    """The samples: made now, or by the run that is resumed."""
+    """The samples: made now, or read from the run that is resumed."""
     if resumed and (folder / COUNTS).is_file():
         on_event(Event("resuming a run that was interrupted"))
         return _saved_samples(folder)
     made = job.mode.prepare(loaded, teacher, on_event)
     samples.save_all(made.train, folder / TRAIN)
     samples.save_all(made.held_out, folder / HELD_OUT)
-    write_atomically(folder / COUNTS, canonical_json(made.counts).encode())  # last: it marks the others as whole
+    write_atomically(
+        folder / COUNTS, canonical_json(made.counts).encode()
+    )  # last, since it marks the other files as complete
     return made
 
 
 def evaluate_references(job: Job, prepared: Prepared, examples: Examples, on_event: OnEvent) -> References:
-    """The evaluation set, and the figures of the base and of the teacher on it."""
+    """The evaluation set, and the base's and the teacher's figures on it."""
     loaded, teacher, held_out = prepared.loaded, prepared.teacher, prepared.samples.held_out
     on_event(Event("sampling neutral text from the base"))
     chosen = [sample for sample in held_out if sample.kind == BEHAVIOUR]
@@ -207,7 +214,7 @@ def write_and_evaluate(
 
 
 def report_of(facts: Mapping[str, Any], references: References, written: Written) -> dict[str, Any]:
-    """Everything that the bake has to say, as JSON values."""
+    """The report of the bake, as JSON values."""
     return {
         **{key: value for key, value in facts.items() if key != "seconds"},
         "models": {**references.figures, "baked": written.figures},
@@ -218,7 +225,7 @@ def report_of(facts: Mapping[str, Any], references: References, written: Written
 
 
 def _facts(job: Job, made: Samples, trained: Student, retention: float | None) -> dict[str, Any]:
-    """What the report says of request and training."""
+    """The part of the report about the request and the training."""
     identity, names = job.identity, ("lora", "mix", "context", "device", "dtype")
     optional = {
         "learning_rates": trained.learning_rates, "staleness": trained.staleness, "retention_without_mix": retention,
@@ -264,10 +271,10 @@ def _load(job: Job, on_event: OnEvent) -> tuple[LoadedModel, Teacher | None]:
 
 
 def _examples(job: Job, loaded: LoadedModel, teacher: Teacher | None) -> Examples:
-    """The examples of --pos and --neg, read before there is work to keep."""
+    """The examples of --pos and --neg, read before the work folder is made, so that a bad file leaves nothing."""
     pos, neg = job.request.pos, job.request.neg
     plain = contrast_of(loaded, pos, neg)
-    # Neutral text is sampled without a prompt, so a prompted model has a margin and nothing more.
+    # Neutral text has no prompt, so the margin is the only figure of a prompted teacher.
     if teacher is None or not _is_prompted(teacher):
         return Examples(plain, None)
     return Examples(plain, contrast_of(loaded, pos, neg, as_prompted=teacher.as_prompted))
@@ -278,7 +285,7 @@ def _is_prompted(teacher: Teacher) -> bool:
 
 
 def _train_along(job: Job) -> None:
-    """In a process that is not the main one: train on the samples that the main one has prepared."""
+    """On ranks other than 0: train on the samples that rank 0 has prepared."""
     folder, request = work.path_of(job.request.out), job.request
     processes.barrier()
     made = _saved_samples(folder)
@@ -292,7 +299,7 @@ def _train_along(job: Job) -> None:
 def _retention_without_replay(
     job: Job, made: Samples, references: References, folder: Path, on_event: OnEvent
 ) -> float | None:
-    """The retention of a second student that had no replay data, where that was asked for."""
+    """The retention of a second student trained without replay data, if --compare-replay asks for it."""
     if not job.request.compare_replay:
         return None
     on_event(Event("training once more, without replay data"))
@@ -313,7 +320,7 @@ def _saved_samples(folder: Path) -> Samples:
 
 
 def _with_trait(on_event: OnEvent, apart: float) -> OnEvent:
-    """Adds the metric `trait`: the share of the base's divergence from the teacher that is gone."""
+    """Add the metric `trait`: 1 - held-out loss / divergence of the base from the teacher (`apart`, in nats)."""
 
     def report(event: Event) -> None:
         loss = event.metrics.get(f"eval_{BEHAVIOUR}_loss")

@@ -1,13 +1,13 @@
-"""Training on decisions alone, behind a context whose states stay fixed.
+"""Training on completions alone, behind a context (the prompt) whose cached states stay fixed.
 
-The context is computed once, without gradients. What later tokens read of it (keys and values, the last inputs of
-convolutions, recurrent states) is kept and handed to every pass over a decision segment, which is all that is computed
-and trained. Gradients reach every weight that the segment's tokens use; only what the weights would have made of the
-context is held still. So the frozen states grow stale as the weights move: `staleness` says how much, `due` when to
-compute them again. At inference the context is encoded by the new weights: judge what was trained with fresh contexts.
+The context is computed once, without gradients. Its cache (keys and values, the last inputs of convolutions, recurrent
+states) is passed to every forward pass over the segment that follows; only the segment is computed and trained.
+Gradients reach every weight that the segment's tokens use, but do not flow through the context. So the frozen states
+grow stale as the weights change: `staleness` measures by how much. At inference the context is encoded by the trained
+weights, so evaluate a trained model with fresh contexts.
 
-The first token of a segment is predicted by the token before it, so a segment begins with the last token of the context
-that its first decision follows; `split` cuts examples there.
+A token is predicted from the token before it, so a segment begins with the last token of the prompt, and the context
+ends before that token; `split` cuts examples there.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ IGNORED = -100  # the label of a token that is not trained on
 
 
 class FrozenContext(NamedTuple):
-    """Contexts [rows, length], padded on the left, and what later tokens read of them. Nothing writes to it."""
+    """Contexts [rows, length], padded on the left, and their cache, which nothing writes to."""
 
     input_ids: Tensor
     attention_mask: Tensor
@@ -37,7 +37,7 @@ class FrozenContext(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Examples cut into contexts, padded on the left, and decision segments with labels, padded on the right."""
+    """Examples cut into contexts, padded on the left, and segments with their labels, padded on the right."""
 
     context_ids: Tensor
     context_mask: Tensor
@@ -46,22 +46,22 @@ class Split(NamedTuple):
     labels: Tensor
 
 
-class _Keys(DynamicLayer):
-    """Keys and values that are read and never written."""
+class _ReadOnlyKeys(DynamicLayer):
+    """Keys and values of full attention: new ones are appended to a copy, never stored."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
 
 
-class _WindowOfKeys(DynamicSlidingWindowLayer):
-    """The same behind a sliding window."""
+class _ReadOnlyWindow(DynamicSlidingWindowLayer):
+    """Keys and values of sliding-window attention, read only in the same way."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
 
 
-class _States(LinearAttentionLayer):
-    """Convolution and recurrent states that are read and never written: autograd has them saved."""
+class _ReadOnlyStates(LinearAttentionLayer):
+    """Convolution and recurrent states, read only: autograd has saved them for the backward pass."""
 
     def update_conv_state(self, conv_states: Tensor, state_idx: int = 0, *args: Any, **kwargs: Any) -> Tensor:
         return torch.cat([self.conv_states[state_idx], conv_states], dim=-1)
@@ -70,7 +70,11 @@ class _States(LinearAttentionLayer):
         return recurrent_states
 
 
-_READ_ONLY = {DynamicLayer: _Keys, DynamicSlidingWindowLayer: _WindowOfKeys, LinearAttentionLayer: _States}
+_READ_ONLY = {
+    DynamicLayer: _ReadOnlyKeys,
+    DynamicSlidingWindowLayer: _ReadOnlyWindow,
+    LinearAttentionLayer: _ReadOnlyStates,
+}
 
 
 def split(input_ids: Tensor, attention_mask: Tensor, labels: Tensor, pad: int = 0) -> Split:
@@ -80,24 +84,24 @@ def split(input_ids: Tensor, attention_mask: Tensor, labels: Tensor, pad: int = 
     """
     contexts: list[Tensor] = []
     segments: list[Tensor] = []
-    answers: list[Tensor] = []
+    segment_labels: list[Tensor] = []
     problems = []
-    for row, (ids, mask, wanted) in enumerate(zip(input_ids, attention_mask.bool(), labels, strict=True)):
-        ids, wanted = ids[mask], wanted[mask]
-        labelled = (wanted != IGNORED).nonzero()
+    for row, (ids, mask, row_labels) in enumerate(zip(input_ids, attention_mask.bool(), labels, strict=True)):
+        ids, row_labels = ids[mask], row_labels[mask]
+        labelled = (row_labels != IGNORED).nonzero()
         if not len(labelled) or int(labelled[0]) == 0:
-            what = "no label" if not len(labelled) else "a label on its first token, which nothing predicts"
-            problems.append(f"example {row + 1} of the batch has {what}")
+            reason = "no label" if not len(labelled) else "a label on its first token, which nothing predicts"
+            problems.append(f"example {row + 1} of the batch has {reason}")
             continue
-        at = int(labelled[0]) - 1
-        contexts.append(ids[:at])
-        segments.append(ids[at:])
-        answers.append(wanted[at:])
+        start = int(labelled[0]) - 1
+        contexts.append(ids[:start])
+        segments.append(ids[start:])
+        segment_labels.append(row_labels[start:])
     if problems:
-        raise UsageError(problems, "leave these examples out, or do not truncate their answers")
+        raise UsageError(problems, "leave these examples out, or do not truncate their completions")
     context_ids, context_mask = _padded(contexts, pad, left=True)
     segment_ids, segment_mask = _padded(segments, pad, left=False)
-    return Split(context_ids, context_mask, segment_ids, segment_mask, _padded(answers, IGNORED, left=False)[0])
+    return Split(context_ids, context_mask, segment_ids, segment_mask, _padded(segment_labels, IGNORED, left=False)[0])
 
 
 def freeze(model: Any, input_ids: Tensor, attention_mask: Tensor | None = None) -> FrozenContext:
@@ -126,13 +130,13 @@ def freeze(model: Any, input_ids: Tensor, attention_mask: Tensor | None = None) 
                 use_cache=True,
                 logits_to_keep=1,
             )
-    except (TypeError, ValueError) as error:  # a model with a cache of its own says so in these ways
+    except (TypeError, ValueError) as error:  # raised by models that use a cache class of their own
         raise _unfreezable(model, str(error)) from error
     if not all(_filled(layer) for layer in cache.layers):
-        raise _unfreezable(model, "it keeps states elsewhere")
+        raise _unfreezable(model, "it does not keep its states in the cache")
     for layer in cache.layers:
         layer.__class__ = _READ_ONLY[type(layer)]
-        layer.record_past = True  # so that a segment of one token does not write to the states either
+        layer.record_past = True  # a segment of one token would otherwise write to the states
     return FrozenContext(input_ids, mask, cache)
 
 
@@ -141,8 +145,8 @@ def continued(
 ) -> Tensor:
     """Logits [rows, segment, vocabulary] of segments after their contexts; segments are padded on the right.
 
-    With gradients, as the caller has set them; works under gradient checkpointing. `options` go to the model
-    (`logits_to_keep`). Raises UsageError where the rows are not those of the context.
+    Gradients are computed if the caller enabled them; gradient checkpointing works too. `options` are passed to the
+    model (`logits_to_keep`). Raises UsageError when segments and contexts differ in number.
     """
     if segment_ids.shape[0] != context.input_ids.shape[0]:
         raise UsageError(f"{segment_ids.shape[0]} segments for {context.input_ids.shape[0]} contexts")
@@ -164,9 +168,9 @@ def continued(
 def staleness(
     model: Any, context: FrozenContext, segment_ids: Tensor, segment_mask: Tensor | None = None
 ) -> tuple[float, FrozenContext]:
-    """How far frozen contexts have fallen behind the weights, and the same contexts computed anew.
+    """How far the predictions behind frozen contexts are from those behind fresh ones; and the fresh contexts.
 
-    KL(fresh || frozen) of the next token, in nats, the mean over the segments' tokens; in evaluation mode.
+    KL(fresh || frozen) of the next token in nats, the mean over the segments' tokens, in evaluation mode.
     """
     fresh = freeze(model, context.input_ids, context.attention_mask)
     mask = torch.ones_like(segment_ids) if segment_mask is None else segment_mask
@@ -184,32 +188,32 @@ def _unfreezable(model: Any, reason: str) -> ModelError:
 
 
 def _filled(layer: Any) -> bool:
-    """Whether a layer of a cache holds something."""
+    """Whether the forward pass has written to this layer of the cache."""
     if isinstance(layer, LinearAttentionLayer):
         return all(layer.has_previous_state.values())
     return bool(layer.is_initialized)
 
 
 def _positions(mask: Tensor) -> Tensor:
-    """The position of every token, counted without padding."""
+    """The position of every token, not counting padding."""
     return (mask.cumsum(1) - 1).clamp(min=0)
 
 
 def _padded(rows: list[Tensor], value: int, *, left: bool) -> tuple[Tensor, Tensor]:
-    """Rows of several lengths as one tensor, and its mask. At least one wide, so that a model can read it."""
+    """Rows of several lengths as one tensor, and its mask; at least one column, so that a model accepts it."""
     width = max(1, *(len(row) for row in rows))
     batch = rows[0].new_full((len(rows), width), value)
     mask = torch.zeros_like(batch)
     for number, row in enumerate(rows):
-        place = slice(width - len(row), width) if left else slice(0, len(row))
-        batch[number, place] = row
-        mask[number, place] = 1
+        columns = slice(width - len(row), width) if left else slice(0, len(row))
+        batch[number, columns] = row
+        mask[number, columns] = 1
     return batch, mask
 
 
 @contextlib.contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Within: evaluation mode, without dropout or gradient checkpointing (which would take the cache away)."""
+    """Within: evaluation mode, without dropout or gradient checkpointing (which would disable the cache)."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -221,7 +225,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _checkpointing_reads_the_cache(model: nn.Module) -> Iterator[None]:
-    """Within: layers under gradient checkpointing keep their cache. They may, since nothing writes to it."""
+    """Within: layers under gradient checkpointing still use the cache, which is safe since nothing writes to it."""
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     before = [layer.__dict__.get("_can_checkpoint_with_cache") for layer in layers]
     for layer in layers:

@@ -1,5 +1,5 @@
-"""Training on samples: transformers' Trainer drives it, so that resuming, accumulation, logging and several GPUs come
-from there; the loss, the optimisers and the guards are ours.
+"""Training on samples with transformers' Trainer, which does resuming, gradient accumulation, logging and several GPUs;
+the loss, the optimisers, and the stop at a loss that is not finite or jumps are ours.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from steer.training.requests import DECAYING, GRID, TrainingSettings
 from vectors.errors import SteerError, UsageError
 from vectors.events import Event, OnEvent, ignore
 
-SPIKE = 8.0  # times the median of the last losses, and beyond
-STEADY = 10  # losses that the median is taken over
+SPIKE = 8.0  # training stops at a loss above this many times the median of the last losses
+STEADY = 10  # losses in that median
 
 
 class Trained(NamedTuple):
-    """What a run was like: the history of losses by step, and where the best checkpoint was."""
+    """How a run went: metrics by step, the steps done, the lowest held-out loss, and the seconds it took."""
 
     history: list[dict[str, float]]
     steps: int
@@ -41,7 +41,7 @@ class Trained(NamedTuple):
 
 
 class TrainingError(SteerError):
-    """The loss became NaN, or leapt."""
+    """The loss is not finite, or jumped far above its recent median."""
 
 
 def problems_of_settings(settings: TrainingSettings) -> list[str]:
@@ -53,7 +53,7 @@ def problems_of_settings(settings: TrainingSettings) -> list[str]:
         installed = get_available_reporting_integrations()
         if settings.report_to not in installed:
             problems.append(
-                f"--report-to {settings.report_to} is not installed; there are none, {', '.join(installed)}"
+                f"--report-to {settings.report_to} is not installed; use one of none, {', '.join(installed)}"
             )
     if not settings.beta > 0:
         problems.append(f"beta is {settings.beta}, not above 0")
@@ -103,7 +103,7 @@ class BakeTrainer(Trainer):
             return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Ours, by name."""
+        """The optimiser that the settings name, in place of the Trainer's."""
         if self.optimizer is None:
             self.optimizer: Any = optimisers.create(
                 self.settings.optimiser, (model or self.model).named_parameters(), lr=self.args.learning_rate,
@@ -113,7 +113,7 @@ class BakeTrainer(Trainer):
 
 
 class _Monitor(TrainerCallback):
-    """Keeps the history, reports progress, and stops at a loss that is not finite or leaps."""
+    """Records the history, reports progress, and stops at a loss that is not finite or jumps."""
 
     def __init__(self, on_event: OnEvent) -> None:
         self.on_event, self.history, self.failed = on_event, list[dict[str, float]](), ""
@@ -131,9 +131,9 @@ class _Monitor(TrainerCallback):
             if not math.isfinite(loss):
                 self.failed = f"the loss is {loss} at step {state.global_step}"
             elif loss > SPIKE * max(usual, 0.05):
-                self.failed = f"the loss leapt from about {usual:.3g} to {loss:.3g} at step {state.global_step}"
+                self.failed = f"the loss jumped from about {usual:.3g} to {loss:.3g} at step {state.global_step}"
             self.losses.append(loss)
-            if self.failed:  # and these weights are no checkpoint to resume from
+            if self.failed:  # these weights must not become the checkpoint to resume from
                 control.should_training_stop, control.should_save = True, False
         metrics = {key: value for key, value in entry.items() if key != "step"}
         self.on_event(Event("training", state.global_step, state.max_steps, "step", metrics))
@@ -145,7 +145,10 @@ def _metrics(entry: Mapping[str, Any]) -> dict[str, float]:
 
 
 class Data(NamedTuple):
-    """Samples to train on and to evaluate on; `pad` fills rows. Unless `shuffled`, batches keep the samples' order."""
+    """Samples to train on and held-out samples; `pad` is the id that fills rows.
+
+    Unless `shuffled`, batches keep the samples' order.
+    """
 
     train: Sequence[Sample]
     held_out: Sequence[Sample]
@@ -154,7 +157,7 @@ class Data(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Folders of a run: its checkpoints, and TensorBoard's files, whose name is the run's name for other trackers."""
+    """Folders of a run: checkpoints, and TensorBoard's logs, whose folder name is the run's name in other trackers."""
 
     checkpoints: Path
     logs: Path
@@ -171,17 +174,17 @@ def train(
     on_event: OnEvent = ignore,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Trained:
-    """Train `model` in place; it ends with the weights of its best evaluation.
+    """Train `model` in place; it ends with the weights that had the lowest held-out loss.
 
-    Checkpoints that are there already are resumed from. Raises TrainingError, which names the last good checkpoint,
-    for a loss that is not finite or leaps.
+    Resumes from the last checkpoint in `places.checkpoints`, if there is one. Raises TrainingError, which names the
+    last good checkpoint, for a loss that is not finite or jumps.
     """
     started = time.monotonic()
-    folder, every, share = places.checkpoints, evaluation_interval(settings), processes.count()
+    folder, every, world_size = places.checkpoints, evaluation_interval(settings), processes.count()
     held_out = {kind: _Samples([s for s in data.held_out if s.kind == kind]) for kind in (BEHAVIOUR, GENERAL)}
     held_out = {kind: samples for kind, samples in held_out.items() if len(samples)}
     arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=settings.steps, per_device_train_batch_size=settings.batch // share,
+        output_dir=str(folder), max_steps=settings.steps, per_device_train_batch_size=settings.batch // world_size,
         per_device_eval_batch_size=settings.batch, gradient_accumulation_steps=settings.accumulate,
         learning_rate=_rate(settings), weight_decay=settings.weight_decay,
         warmup_steps=int(settings.warmup * settings.steps), lr_scheduler_type=settings.schedule,
@@ -199,7 +202,7 @@ def train(
         use_cpu=next(model.parameters()).device.type == "cpu", ddp_find_unused_parameters=False,
         ddp_timeout=int(processes.TIMEOUT.total_seconds()),
     )  # fmt: skip
-    # One process, one device: over several the Trainer would cut each batch for nn.DataParallel; ours are not for it.
+    # One device per process: with several the Trainer would use nn.DataParallel, which can't split our batches.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     monitor = _Monitor(on_event)
     if settings.report_to == "tensorboard":
@@ -209,16 +212,16 @@ def train(
         eval_dataset=held_out, callbacks=[monitor, EarlyStoppingCallback(settings.patience), *callbacks],
     )  # fmt: skip
     _be_quiet(trainer)
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    ended = _ended(last, settings)
-    if ended is None:
-        trainer.train(resume_from_checkpoint=last)
-    else:  # by a run that was killed after its training: not one more step
-        trainer.state, monitor.history = ended, [_metrics(entry) for entry in ended.log_history]
+    last_checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    final_state = _final_state(last_checkpoint, settings)
+    if final_state is None:
+        trainer.train(resume_from_checkpoint=last_checkpoint)
+    else:  # an earlier run was killed after its training: train no further
+        trainer.state, monitor.history = final_state, [_metrics(entry) for entry in final_state.log_history]
         trainer._load_best_model()
     if monitor.failed:
-        good = get_last_checkpoint(str(folder))
-        where = f"; the last good checkpoint is {good}" if good else "; there is no checkpoint yet"
+        last_good = get_last_checkpoint(str(folder))
+        where = f"; the last good checkpoint is {last_good}" if last_good else "; there is no checkpoint yet"
         raise TrainingError(
             f"{monitor.failed}, so training stopped{where}",
             f"lower the learning rate (--lr, or --lr auto), and remove {folder.parent} first: rm -r {folder.parent}",
@@ -232,34 +235,34 @@ def train(
     )
 
 
-def _ended(checkpoint: str | None, settings: TrainingSettings) -> TrainerState | None:
-    """The state of a checkpoint behind which there is nothing to train: all steps are done, or patience ran out."""
+def _final_state(checkpoint: str | None, settings: TrainingSettings) -> TrainerState | None:
+    """The state of a checkpoint at which training had ended (all steps done, or patience ran out), else None."""
     if checkpoint is None:
         return None
     state: TrainerState = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-    early = (state.stateful_callbacks or {}).get(EarlyStoppingCallback.__name__, {}).get("attributes", {})
-    waited = early.get("early_stopping_patience_counter", 0)
-    return state if state.global_step >= settings.steps or waited >= settings.patience else None
+    stopping = (state.stateful_callbacks or {}).get(EarlyStoppingCallback.__name__, {}).get("attributes", {})
+    evaluations_without_progress = stopping.get("early_stopping_patience_counter", 0)
+    return state if state.global_step >= settings.steps or evaluations_without_progress >= settings.patience else None
 
 
 def _tensorboard(folder: Path) -> TrainerCallback:
-    """transformers' own, whose files would lie among the checkpoints, which are removed in the end."""
+    """transformers' callback, made to log in `folder`: its default is among the checkpoints, which are removed."""
     from transformers.integrations import TensorBoardCallback
 
     callback = TensorBoardCallback()
-    callback.logging_dir = callback.logging_dir or str(folder)  # unless TENSORBOARD_LOGGING_DIR says where
+    callback.logging_dir = callback.logging_dir or str(folder)  # TENSORBOARD_LOGGING_DIR takes precedence
     return callback
 
 
 def _be_quiet(trainer: Trainer) -> None:
-    """Without the Trainer's own printing: progress goes through `on_event`."""
+    """Stop the Trainer from printing: progress is reported through `on_event`."""
     from transformers.trainer_callback import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
 
 
 def whole_pass(model: Any, batch: Mapping[str, Any]) -> Any:
-    """The logits [count, vocabulary] before each token of a completion; the head is computed near them alone."""
+    """The logits [count, vocabulary] before each token of a completion; the head runs on the positions `keep` only."""
     logits = model(
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False,
         logits_to_keep=batch["keep"],
@@ -268,9 +271,9 @@ def whole_pass(model: Any, batch: Mapping[str, Any]) -> Any:
 
 
 def sweep(train_at: Callable[[TrainingSettings, str], Trained], settings: TrainingSettings) -> dict[str, float]:
-    """The lowest held-out loss of each learning rate of a short grid, after an eighth of the steps.
+    """The lowest held-out loss at each learning rate of `GRID`, each trained for an eighth of the steps.
 
-    `train_at` trains with settings, under a name for the run. Raises UsageError when no rate trains at all.
+    `train_at(settings, name)` trains a run of that name. Raises UsageError when training fails at every rate.
     """
     losses: dict[str, float] = {}
     steps, every = max(4, settings.steps // 8), max(2, settings.steps // 16)
@@ -281,5 +284,5 @@ def sweep(train_at: Callable[[TrainingSettings, str], Trained], settings: Traini
         except TrainingError:
             losses[f"{lr:g}"] = math.inf
     if not any(map(math.isfinite, losses.values())):
-        raise UsageError("no learning rate of the grid trains", f"try one below {GRID[0]:g}: --lr 1e-5")
+        raise UsageError("training fails at every learning rate of the grid", f"try one below {GRID[0]:g}: --lr 1e-5")
     return losses

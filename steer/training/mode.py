@@ -1,4 +1,4 @@
-"""The contract of a training mode: what it gives to `bake`, which trains, writes and evaluates for all modes."""
+"""The contract of a training mode: what a mode supplies to `bake`, which trains, writes and evaluates for all modes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ class Mode(NamedTuple):
     behaviour: str
     objective: Objective
     prepare: Callable[[LoadedModel, Teacher | None, OnEvent], Samples]
-    inputs: Mapping[str, Any]  # what it reads, by digest
+    inputs: Mapping[str, Any]  # digests of the files that it reads, by name
     teacher: Callable[[LoadedModel], Teacher] | None = None
-    first_layer: int = 0  # an adapter begins here: nothing below it has to change
+    first_layer: int = 0  # the lowest layer that gets an adapter

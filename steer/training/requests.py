@@ -1,4 +1,4 @@
-"""What each way of baking can be asked: one typed request per mode, from which `steer bake` derives its options.
+"""The typed request of each bake mode, from which `steer bake` derives its options.
 
 Nothing heavy is imported here, since `steer bake --help` reads these types.
 """
@@ -17,7 +17,7 @@ from vectors.options import option
 from vectors.values import read_assignments
 
 REPLAY_SHARE = 0.25
-REPLAY_TOKENS = 48  # of a continuation that the model writes as its own replay data
+REPLAY_TOKENS = 48  # longest continuation that the model writes as replay data
 GRID = (1e-4, 3e-4, 1e-3)  # the learning rates that --lr auto tries
 DECAYING = "warmup_stable_decay"  # over the last fifth of the steps
 SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup", DECAYING)
@@ -34,7 +34,7 @@ class Replay(NamedTuple):
 
 
 class Lora(NamedTuple):
-    """An adapter as PEFT has it: rank, alpha, and the linear modules; `first` is the lowest layer that gets one."""
+    """PEFT's LoRA settings: rank, alpha, linear modules, dropout; `first` is the lowest layer with an adapter."""
 
     rank: int = 16
     alpha: int = 32
@@ -77,7 +77,9 @@ def parse_targets(text: str) -> tuple[str, ...]:
     """Module names with commas between. Raises UsageError when there is none."""
     names = tuple(part.strip() for part in text.split(",") if part.strip())
     if not names:
-        raise UsageError(f"--lora-targets {text!r} names no module", "name some, such as q_proj,v_proj")
+        raise UsageError(
+            f"--lora-targets {text!r} names no module", "name its linear modules: --lora-targets q_proj,v_proj"
+        )
     return names
 
 
@@ -87,7 +89,7 @@ def _optimisers() -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """The numbers of a training run."""
+    """The hyperparameters of a training run."""
 
     steps: int = option(200, help="Optimiser steps to train for.", low=1, group="Training")
     batch: int = option(8, help="Samples per batch, over all processes.", low=1, group="Training")
@@ -138,7 +140,7 @@ class TrainingSettings:
     beta: float = 0.1  # of preference training: how strongly the student is held to the base
 
     def identity(self) -> dict[str, Any]:
-        """What the result follows from, under the names that run records have had from the first."""
+        """The settings that determine the result, under the names of the first run records, which stay readable."""
         names = (
             "steps", "batch", "accumulate", "optimiser", "options", "lr", "weight_decay", "warmup", "schedule", "clip",
             "evaluate", "patience", "checkpointing", "seed", "report_to", "beta",
@@ -177,7 +179,7 @@ class AdapterSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class BakeRequest:
-    """What every mode takes."""
+    """The options of every mode."""
 
     model: str = option(
         "smollm2", help="A model folder, a hub id (org/name@revision), or the bundled smollm2.", complete="models"
@@ -194,7 +196,7 @@ class BakeRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class CompositionRequest(BakeRequest):
-    """What the modes take that bake a composition of vectors."""
+    """The options of modes that bake a composition of vectors."""
 
     composition: str | None = option(None, help="What to bake, such as 1.5*warm.", argument=True)
     prompts: Path | None = option(
@@ -214,7 +216,7 @@ class FoldRequest(CompositionRequest):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRequest(BakeRequest):
-    """What every mode takes that trains."""
+    """The options of every mode that trains."""
 
     settings: TrainingSettings = field(default_factory=TrainingSettings)
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
@@ -236,7 +238,7 @@ class TrainingRequest(BakeRequest):
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """How completions are sampled, as the run record has it."""
+        """How completions are sampled, as run records name it."""
         return {"tokens": REPLAY_TOKENS, "temperature": 1.0}
 
 
@@ -252,7 +254,7 @@ class DistilRequest(TrainingRequest, CompositionRequest):
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """How completions are sampled, as the run record has it."""
+        """How completions are sampled, as run records name it."""
         return {"tokens": self.tokens, "temperature": self.temperature}
 
 
@@ -265,7 +267,7 @@ class ImitateRequest(TrainingRequest):
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastRequest(ImitateRequest):
-    """Training on both signs of a trait; the difference is the result."""
+    """Training on a trait and on its opposite; the result is the difference."""
 
     against: Path | None = option(
         None, help="Completions of the opposite; the difference of both trainings is written.", group="Data"
@@ -287,7 +289,7 @@ class PreferRequest(TrainingRequest):
 
 
 Request = FoldRequest | DistilRequest | ImitateRequest | ContrastRequest | PreferRequest
-# The word of --mode, and the requests that it stands for.
+# The values of --mode, and the request types of each.
 MODES: dict[str, tuple[type[BakeRequest], ...]] = {
     "fold": (FoldRequest,),
     "distil": (DistilRequest,),

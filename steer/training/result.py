@@ -1,4 +1,4 @@
-"""What a training bake leaves: a complete model, an adapter, or a task vector; by the merge engine, rounded once."""
+"""The output of a training bake: a complete model, an adapter, or a task vector; the merge engine rounds it once."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from vectors.taskwriter import check_vector_path
 
 
 def require_output(kind: str, out: Path, needed: int, *, full: bool) -> None:
-    """Refuse an output before any work. Raises UsageError, OutputError."""
+    """Check before any work that the output can be written. Raises UsageError, OutputError."""
     if kind == "lora" and full:
         raise UsageError(
-            "all weights are trained, so there is no adapter to write", "--as model or vector, or no --full"
+            "all weights are trained, so there is no adapter to write",
+            "use --as model or --as vector, or leave out --full",
         )
     if kind == "vector":
         check_vector_path(out, 1)
@@ -45,14 +46,14 @@ def save_trained(trained: Any, folder: Path, base: Source, *, full: bool) -> Pat
 
 
 def name_of(base: Source) -> str:
-    """What an adapter calls its base: no path of this machine where it has a name."""
+    """The base as an adapter names it: the model's name, or else the last part of its path; never a whole path."""
     return base.model.name if base.model is not None and base.model.name else Path(base.reference).name
 
 
 def write(
     kind: str, saved: Path, base: Source, out: Path, *, threads: int | None, on_event: OnEvent = ignore
 ) -> dict[str, str]:
-    """Write what `save_trained` saved at `out`; returns the digest of each file."""
+    """Write to `out` what `save_trained` saved; returns the digest of each file."""
     if kind == "lora":
         for file in saved.iterdir():
             shutil.copy2(file, out / file.name)
@@ -70,7 +71,7 @@ def write_sum(
             "outputs"
         ]
         return outputs
-    made = plan(recipe, threads=threads, on_event=on_event)
-    with made.pool:
-        pending = PendingModel({job.name: job for job in made.jobs}, base.config, made.pool)
+    planned = plan(recipe, threads=threads, on_event=on_event)
+    with planned.pool:
+        pending = PendingModel({job.name: job for job in planned.jobs}, base.config, planned.pool)
         return write_model(pending, base, out, on_event=on_event)

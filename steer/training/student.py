@@ -1,4 +1,4 @@
-"""The student: the base with a LoRA adapter, or with all weights trainable; it shares the teacher's weights."""
+"""The student: the base with a LoRA adapter, or with all weights trainable; its base weights are the teacher's."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def problems_of_targets(lora: Lora, names: Iterable[str]) -> list[str]:
 
 
 def adapted(model: Any, lora: Lora, seed: int) -> Any:
-    """The model with a fresh adapter; its own weights stay fixed. Raises UsageError for targets that it has not."""
+    """The model with a fresh adapter; all other weights are fixed. Raises UsageError for targets it does not have."""
     from peft import LoraConfig, get_peft_model
 
     count = len(residual.blocks(model))
-    named: Any = "all-linear" if lora.targets == ALL_LINEAR else list(lora.targets)
+    modules: Any = "all-linear" if lora.targets == ALL_LINEAR else list(lora.targets)
     layers = list(range(min(lora.first, count - 1), count)) if lora.first > 0 else None
-    if layers is not None and named == "all-linear":
-        named = _linear_names(model)  # PEFT takes no layers beside its own word for all of them
+    if layers is not None and modules == "all-linear":
+        modules = _linear_names(model)  # PEFT refuses layers_to_transform with "all-linear"
     config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=named, task_type="CAUSAL_LM",
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=modules, task_type="CAUSAL_LM",
         layers_to_transform=layers,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
@@ -63,12 +63,12 @@ def _conv1d() -> tuple[type, ...]:
 
 
 def freed(model: Any) -> Any:
-    """The model with all weights free."""
+    """The model with all weights trainable."""
     return model.requires_grad_(True)
 
 
 def save_adapter(model: Any, folder: Path, base: str, extra: Mapping[str, Any] | None = None) -> None:
-    """Write the adapter in PEFT's folder, with bytes that depend on its content alone: no path, no version."""
+    """Write the adapter in PEFT's format, with bytes that depend on its content alone: no path, no PEFT version."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
@@ -77,6 +77,6 @@ def save_adapter(model: Any, folder: Path, base: str, extra: Mapping[str, Any] |
     config["base_model_name_or_path"] = base
     for key, value in config.items():
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            config[key] = sorted(value)  # PEFT keeps sets, whose order is that of the process
+            config[key] = sorted(value)  # PEFT writes sets, whose order differs between processes
     config.pop("peft_version", None)
     write_atomically(file, (json.dumps({**config, **(extra or {})}, indent=2, sort_keys=True) + "\n").encode())

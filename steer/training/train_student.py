@@ -1,4 +1,4 @@
-"""One student, trained: with the learning rate that was asked for, or the best of a short grid."""
+"""Trains one student, at the requested learning rate or at the best one of a short grid."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ class Student(NamedTuple):
 
     model: Any
     training: loop.Trained
-    learning_rates: dict[str, float | None] | None = None  # held-out loss by rate, where a grid was tried
-    staleness: list[float] | None = None  # of frozen contexts, in nats, where they were frozen
+    learning_rates: dict[str, float | None] | None = None  # held-out loss by rate, if a grid was tried
+    staleness: list[float] | None = None  # of contexts, in nats, with --context frozen
 
 
 class _Maker:
-    """Makes students of one base: of the model in memory, so that there is one copy, unless it is needed again."""
+    """Makes students of one base: from the model in memory, or from a copy where the base is needed again."""
 
     def __init__(self, request: TrainingRequest, mode: Mode, loaded: LoadedModel) -> None:
         self.request, self.loaded, self.lora = request, loaded, request.adapter.lora(mode.first_layer)
         self.adapted: Any = None
 
     def make(self, *, copy: bool) -> Any:
-        """A student before training. `copy` leaves the loaded model as it is, where training would change it."""
+        """A student before training. `copy` loads the base again if training would change the model in memory."""
         request, seed = self.request, self.request.settings.seed
         if self.lora is None or request.settings.sharded:
             path = self.loaded.source.path
             model = load(path, request.device, request.dtype).model if copy else self.loaded.model
             return student.adapted(model, self.lora, seed) if self.lora else student.freed(model)
         if self.adapted is not None:
-            self.adapted.unload()  # PEFT puts its layers into the model itself
+            self.adapted.unload()  # PEFT inserts its layers into the model itself
         self.adapted = student.adapted(self.loaded.model, self.lora, seed)
         return self.adapted
 
@@ -68,7 +68,7 @@ def train_student(
 
 
 class _Run:
-    """Trains models on the same samples, each with its own settings."""
+    """Trains models on the same samples, each with settings of its own."""
 
     def __init__(
         self, request: TrainingRequest, mode: Mode, loaded: LoadedModel, samples: Samples, on_event: OnEvent
@@ -78,10 +78,10 @@ class _Run:
         self.frozen: FrozenPass | None = None
 
     def __call__(self, model: Any, settings: TrainingSettings, folder: Path, name: str) -> loop.Trained:
-        """Train one model; `name` is that of the folder whose work it is."""
+        """Train one model, with checkpoints in `folder`; `name` is the name of its work folder."""
         train: list[Sample] = self.samples.train
         if self.request.context == "frozen":
-            # The same batches come again every epoch, in one order in which all kinds of samples are mixed.
+            # One order for all epochs, so that batches repeat; by digest, so that the kinds of samples are mixed.
             train = sorted(train, key=lambda sample: digest_json([self.request.settings.seed, sample.digest]))
             self.frozen = FrozenPass(loop.evaluation_interval(settings) * settings.accumulate)
         return loop.train(
@@ -91,17 +91,17 @@ class _Run:
         )  # fmt: skip
 
     def _logs(self, work: str) -> Path:
-        """Where TensorBoard's files go: beside the output, since the work folder is removed in the end."""
+        """The folder of TensorBoard's logs: beside the output, since the work folder is removed at the end."""
         out = self.request.out
         name = out.stem if self.request.as_ == "vector" else out.name
         return out.parent / "runs" / (f"{name}-{work}" if work == WITHOUT_REPLAY else name)
 
 
-WITHOUT_REPLAY = "without-mix"  # the folder of the second training; interrupted runs have it under this name
+WITHOUT_REPLAY = "without-mix"  # folder of the second training; the name of its first release, so that old runs resume
 
 
 def _swept(run: _Run, maker: _Maker, folder: Path, on_event: OnEvent) -> dict[str, float]:
-    """The held-out loss of each learning rate, computed now or by the run that is resumed."""
+    """The held-out loss at each learning rate, computed now or read from the run that is resumed."""
     file = folder / "rates.json"
     if file.is_file():
         rates: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))

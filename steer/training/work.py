@@ -1,6 +1,6 @@
 """The work folder of a bake, beside its output: samples and checkpoints, so that a killed run can be resumed.
 
-It is bound to everything that the result follows from; the work of another run is refused, never mixed in.
+It records everything that determines the result, and a run with other settings is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def path_of(out: Path) -> Path:
 
 
 def can_resume(out: Path, identity: Mapping[str, Any]) -> bool:
-    """Whether this very run left work behind. Raises UsageError, which names what differs, for another run's work."""
+    """Whether a run of the same identity left work. Raises UsageError, which names what differs, for another's."""
     folder = path_of(out)
     folders.require_same_work(folder, identity)
     return folders.has_work(folder)
@@ -30,7 +30,7 @@ def can_resume(out: Path, identity: Mapping[str, Any]) -> bool:
 def work_folder(out: Path, identity: Mapping[str, Any]) -> Iterator[Path]:
     """Within: the locked work folder, which is removed at the end and stays after an interruption.
 
-    A refusal before the first checkpoint leaves nothing, so that a corrected command is not refused for it. Raises
+    After an error before the first checkpoint it is removed too, so that a corrected command can start. Raises
     UsageError, OutputError.
     """
     with folders.work_folder(out, identity, name=path_of(out).name, keep=_is_worth_keeping) as folder:

@@ -1,7 +1,6 @@
-"""Ways to add a constant to the residual stream by weights alone: one per file, found by listing the folder.
+"""Ways to add a constant to the residual stream by weights alone: one per file, discovered in this folder.
 
-An outside package adds one through the entry point `steer.injections`. What such a file
-must define is in `_protocol.py`.
+An outside package adds one through the entry point `steer.injections`; _protocol.py says what it must define.
 """
 
 from __future__ import annotations
@@ -21,6 +20,6 @@ def available() -> dict[str, Injection]:
 
 
 def find(name: str) -> Injection:
-    """The injection of that name. Raises UsageError with those that there are."""
+    """The injection of that name. Raises UsageError, which lists the available ones."""
     choose("--via", name, discover(__name__, GROUP))
     return available()[name]

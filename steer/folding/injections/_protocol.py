@@ -1,4 +1,4 @@
-"""What a file of this folder must define."""
+"""The contract of an injection: a module with these names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from steer.folding.pending import PendingModel
 class Injection(Protocol):
     """A way to add a constant to the residual stream by weights alone; a module serves as one.
 
-    ORDER: the lower is tried first where nobody chose. SUMMARY: one phrase for help texts and reports.
+    ORDER: without --via, injections are tried in ascending order. SUMMARY: one phrase for help texts and reports.
     """
 
     ORDER: int
@@ -24,4 +24,4 @@ class Injection(Protocol):
         """Why this model can't take the injection, or None."""
 
     def edit(self, pending: PendingModel, layout: Layout, added: Mapping[int, Tensor]) -> PendingModel:
-        """The model with `added` [hidden] float64, by layer, added to what each of those blocks puts out."""
+        """The model with `added` ([hidden] float64 by layer) added to the outputs of those blocks."""

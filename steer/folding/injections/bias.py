@@ -1,4 +1,4 @@
-"""A bias on the block's last projection: where there is one, what is added to it reaches the stream as it is."""
+"""The bias of each block's last projection, whose value is added to the residual stream unchanged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ORDER, SUMMARY = 0, "the bias of each block's last projection"
 
 
 def refusal(pending: PendingModel, layout: Layout) -> str | None:
-    """Why there is no slot, or None."""
+    """Why the model has no such bias, or None."""
     kind = pending.config.get("model_type")
     if layout.slot is None:
         return f"{kind} has no bias at the end of a block"
@@ -24,7 +24,7 @@ def refusal(pending: PendingModel, layout: Layout) -> str | None:
 
 
 def edit(pending: PendingModel, layout: Layout, added: Mapping[int, Tensor]) -> PendingModel:
-    """Add to the biases that are there; where a flag brings them, zeros to all that it brings."""
+    """Add to the biases; if a configuration flag enables them, set it, with zeros for the other biases it brings."""
     assert layout.slot is not None
     depth = int(pending.config.get("num_hidden_layers") or pending.config["n_layer"])
     settings = {layout.flag: True} if layout.flag else {}

@@ -1,9 +1,10 @@
 """One inserted block after each steered one, whose feed-forward is constant: exact in gated models with RMSNorm.
 
 With two neurons for each dimension of the stream, gate = up = +e_i and gate = up = -e_i, act(z) z + act(-z)(-z) = z^2
-for SiLU and GELU, and over all dimensions the squares of a normalised vector sum to their number d. So columns of v/d
-give v, whatever the input. Attention's output projection is zero. A norm behind the feed-forward undoes any scale, so
-there v/rms(v) goes in and the norm's weight is rms(v). Up to the norm's epsilon.
+for SiLU and GELU, and over all dimensions the squares of a normalised vector sum to their number d. So a down
+projection with columns v/d gives v for every input. Attention's output projection is zero. A norm after the
+feed-forward undoes any scale, so there the columns use v/rms(v) and the norm's weight is rms(v). All this is exact up
+to the norm's epsilon.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from steer.folding.pending import PendingModel
 
 ORDER, SUMMARY = 2, "an inserted block with a constant feed-forward"
 ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast")
-CHEAP = ("linear_attention", "conv", "sliding_attention")  # mixers that keep less than full attention does
+CHEAP = ("linear_attention", "conv", "sliding_attention")  # token mixers with a smaller cache than full attention
 PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers", "block_types")
 
 
@@ -33,17 +34,17 @@ def refusal(pending: PendingModel, layout: Layout) -> str | None:
     if layout.gated is None:
         return f"the feed-forward of {kind} is not a single gated one"
     if act not in ACTIVATIONS:
-        return f"the activation {act} does not make squares"
+        return f"the activation {act} does not give squares (act(z) z + act(-z)(-z) = z^2)"
     inner = _inner(pending, layout)
     if inner < 2 * int(config["hidden_size"]):
         return f"its feed-forward has {inner} neurons, fewer than twice the {config['hidden_size']} of the stream"
     if config.get("use_sliding_window") and not _types(config):
-        return f"which layers of this {kind} have a sliding window follows from their number"
+        return f"inserting a block would change which layers of this {kind} have a sliding window"
     return None
 
 
 def edit(pending: PendingModel, layout: Layout, added: Mapping[int, Tensor]) -> PendingModel:
-    """Insert a block after each layer that gains something; later blocks move up."""
+    """Insert a block after each layer that something is added to, and renumber the later blocks."""
     config = pending.config
     depth, types = int(config["num_hidden_layers"]), _types(config)
     prefix, _, rest = layout.block.partition("{i}")
@@ -84,33 +85,33 @@ def edit(pending: PendingModel, layout: Layout, added: Mapping[int, Tensor]) -> 
 
 
 def _constant(pending: PendingModel, layout: Layout, block: Mapping[str, Job], move: np.ndarray) -> dict[str, Reader]:
-    """What differs from the block that the inserted one is modelled on, by name inside the block."""
+    """The tensors in which an inserted block differs from its model `block`, by name inside the block."""
     assert layout.gated is not None
     gate, up, down = layout.gated
     hidden, inner = len(move), _inner(pending, layout)
-    one = 0.0 if layout.plus_one else 1.0
-    found: dict[str, Reader] = {}
+    unit_weight = 0.0 if layout.plus_one else 1.0
+    readers: dict[str, Reader] = {}
     neurons = np.arange(2 * hidden)
     positions, signs = neurons * hidden + neurons // 2, np.where(neurons % 2, -1, 1).astype(np.float32)
     if gate == up:  # one matrix holds both, the gate's rows first
         both = np.concatenate([positions, positions + inner * hidden])
-        found[f"{gate}.weight"] = Sparse((2 * inner, hidden), both, np.concatenate([signs, signs]))
+        readers[f"{gate}.weight"] = Sparse((2 * inner, hidden), both, np.concatenate([signs, signs]))
     else:
-        found[f"{gate}.weight"] = found[f"{up}.weight"] = Sparse((inner, hidden), positions, signs)
+        readers[f"{gate}.weight"] = readers[f"{up}.weight"] = Sparse((inner, hidden), positions, signs)
     scale = 1.0
     if layout.norms:
         scale = float(np.sqrt(np.mean(move**2)))
-        found[layout.norms["feed_forward"]] = _filled(hidden, scale - 1 if layout.plus_one else scale)
+        readers[layout.norms["feed_forward"]] = _filled(hidden, scale - 1 if layout.plus_one else scale)
     used = (np.arange(inner) < 2 * hidden).astype(np.float32)
-    found[f"{down}.weight"] = LowRank((move / scale / hidden)[:, None], used[None])
+    readers[f"{down}.weight"] = LowRank((move / scale / hidden)[:, None], used[None])
     if layout.norm_before:
-        found[layout.norm_before] = _filled(hidden, one)
+        readers[layout.norm_before] = _filled(hidden, unit_weight)
     for inside, job in block.items():
         writes = any(re.fullmatch(pattern, inside) for pattern in layout.attention)
-        own_bias = inside.endswith(".bias") and inside.partition(".")[0] == gate.partition(".")[0]
-        if writes or own_bias:
-            found[inside] = Zero(tuple(job.shape))
-    return found
+        is_feed_forward_bias = inside.endswith(".bias") and inside.partition(".")[0] == gate.partition(".")[0]
+        if writes or is_feed_forward_bias:
+            readers[inside] = Zero(tuple(job.shape))
+    return readers
 
 
 def _filled(size: int, value: float) -> Reader:
@@ -120,13 +121,13 @@ def _filled(size: int, value: float) -> Reader:
 
 
 def _inner(pending: PendingModel, layout: Layout) -> int:
-    """Neurons of the feed-forward, from the shape of its last matrix: configurations count them in several ways."""
+    """Neurons of the feed-forward, from the shape of its last matrix, since configurations name them differently."""
     assert layout.gated is not None
     return pending.jobs[f"{layout.block.format(i=0)}{layout.gated[2]}.weight"].shape[1]
 
 
 def _types(config: Mapping[str, Any]) -> list[str]:
-    """The kind of each layer, also where it follows from transformers' defaults; empty where there is one kind."""
+    """The type of each layer, from the configuration or transformers' defaults; empty if all are of one type."""
     if config.get("layer_types"):
         return list(config["layer_types"])
     from transformers import AutoConfig
@@ -136,7 +137,7 @@ def _types(config: Mapping[str, Any]) -> list[str]:
 
 
 def _model_of(layer: int, types: list[str]) -> int:
-    """The block that an inserted one is modelled on: the nearest with a mixer that keeps little, else the steered."""
+    """The block that an inserted one copies: the nearest with a small cache, else the steered one."""
     cheap = [i for i, kind in enumerate(types) if kind in CHEAP]
     return min(cheap, key=lambda i: (abs(i - layer), i)) if cheap else layer
 

@@ -1,6 +1,6 @@
-"""The model re-expressed as a Llama, which has the bias: Qwen2, Mistral and Phi-3 compute what a Llama computes.
+"""The model rewritten as a Llama, which has the bias: Qwen2, Mistral and Phi-3 compute what a Llama computes.
 
-Weights are renamed or cut into their rows, never changed; biases that a Llama has and the model has not are zero.
+Weights are renamed, or fused ones split by rows, never changed; biases that only a Llama has are zero.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ SHARED = (
 
 
 def refusal(pending: PendingModel, layout: Layout) -> str | None:
-    """Why the model is no Llama in other words, or None."""
+    """Why the model can't be rewritten as a Llama, or None."""
     config = pending.config
     kind = config.get("model_type")
     if kind == "llama":
-        return "the model is a Llama, which has biases of its own (via bias)"
+        return "the model is a Llama, whose own biases can be used (--via bias)"
     if kind not in ("qwen2", "mistral", "phi3"):
-        return f"{kind} computes what no Llama computes"
+        return f"{kind} can't be rewritten as a Llama"
     if config.get("sliding_window") and config.get("use_sliding_window", True):
         return f"this {kind} attends within a sliding window of {config['sliding_window']} tokens, which no Llama does"
     if any(kind != "full_attention" for kind in config.get("layer_types") or []):
         return f"this {kind} has layers without full attention"
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    turned = rope.get("rope_type", rope.get("type", "default"))
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
     partial = config.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0))
-    if turned != "default" or partial not in (None, 1, 1.0):
-        return f"this {kind} has {turned} rotary positions over {partial:g} of each head, not those of a plain Llama"
+    if rope_type != "default" or partial not in (None, 1, 1.0):
+        return f"this {kind} has {rope_type} rotary positions over {partial:g} of each head, not those of a plain Llama"
     return None
 
 
 def edit(pending: PendingModel, layout: Layout, added: Mapping[int, Tensor]) -> PendingModel:
-    """Rename, cut, and add the biases."""
+    """Rename weights, split fused ones, and add the biases."""
     config = pending.config
     heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
     head = int(config.get("head_dim") or hidden // heads)
@@ -62,28 +62,28 @@ def edit(pending: PendingModel, layout: Layout, added: Mapping[int, Tensor]) -> 
             jobs |= _cut(job, name, "gate_up_proj", {"gate_proj": (0, inner), "up_proj": (inner, inner)})
         else:
             jobs[name] = job
-    made = PendingModel(jobs, _as_llama(config), pending.pool)
-    own = {}
+    llama = PendingModel(jobs, _as_llama(config), pending.pool)
+    zero_biases = {}
     for i in range(int(config["num_hidden_layers"])):
         for part in "qkvo":
             name = f"model.layers.{i}.self_attn.{part}_proj"
             if f"{name}.bias" not in jobs:
-                own[f"{name}.bias"] = made.constant(f"{name}.bias", np.zeros(jobs[f"{name}.weight"].shape[0]))
-    return bias.edit(made.with_changes(own), LAYOUTS["llama"], added)
+                zero_biases[f"{name}.bias"] = llama.constant(f"{name}.bias", np.zeros(jobs[f"{name}.weight"].shape[0]))
+    return bias.edit(llama.with_changes(zero_biases), LAYOUTS["llama"], added)
 
 
 def _as_llama(config: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: config[key] for key in SHARED if config.get(key) is not None}
-    return {**kept, "model_type": "llama", "architectures": ["LlamaForCausalLM"], "attention_bias": True}
+    shared = {key: config[key] for key in SHARED if config.get(key) is not None}
+    return {**shared, "model_type": "llama", "architectures": ["LlamaForCausalLM"], "attention_bias": True}
 
 
 def _cut(job: Job, name: str, fused: str, cuts: Mapping[str, tuple[int, int]]) -> dict[str, Job]:
-    """Rows [first, first + count) of a matrix under names of their own: the same bytes in the file."""
+    """Row ranges (first, count) of a fused matrix as jobs of their own, which read the same bytes of the file."""
     assert isinstance(job, Copy)
-    entry, found = job.entry, dict[str, Job]()
+    entry, jobs = job.entry, dict[str, Job]()
     row = entry.shape[1] * SIZES[entry.dtype]
     for part, (first, count) in cuts.items():
         new = name.replace(fused, part)
         shape = (count, entry.shape[1])
-        found[new] = Copy(new, Entry(entry.file, entry.dtype, shape, entry.start + first * row, count * row))
-    return found
+        jobs[new] = Copy(new, Entry(entry.file, entry.dtype, shape, entry.start + first * row, count * row))
+    return jobs

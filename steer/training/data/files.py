@@ -1,4 +1,4 @@
-"""What a bake learns from: texts to imitate, and pairs to prefer."""
+"""The data files of a bake: completions to imitate, and preference pairs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vectors.files import digest_bytes
 
 
 def file_digest(path: Path) -> str:
-    """The digest of a file as reports name it. Raises ExampleError."""
+    """The digest of a file's text, as run records name it. Raises ExampleError."""
     try:
         return digest_bytes(path.read_bytes().decode("utf-8-sig", "replace").encode())
     except OSError as error:
@@ -19,19 +19,19 @@ def file_digest(path: Path) -> str:
 
 
 def examples_of(path: Path, flag: str) -> tuple[list[Example], str]:
-    """Texts to learn from, and the file's digest. Raises ExampleError, also for a single one."""
+    """The examples of a file, and its digest. Raises ExampleError, also for fewer than two different examples."""
     examples, digest = read_class(path, flag)
     if len({example.content for example in examples}) < 2:
-        raise ExampleError(f"{path} holds one example, and nothing can be held out of it", "give at least two")
+        raise ExampleError(f"{path} holds one example, so none can be held out for evaluation", "give at least two")
     return examples, digest
 
 
 def pairs_of(path: Path) -> tuple[list[tuple[Example, Example]], str]:
-    """Pairs of the preferred and the other completion of one prompt. Raises ExampleError."""
+    """Pairs of the preferred and the rejected completion of a prompt, and the file's digest. Raises ExampleError."""
     contrast = read(pairs=path)
     if not contrast.paired:
-        raise ExampleError(f"{path} holds no pairs", 'a line is {"prompt", "positive", "negative"}')
-    found = list(zip(contrast.positive, contrast.negative, strict=True))
-    if len(found) < 2:
-        raise ExampleError(f"{path} holds one pair, and nothing can be held out of it", "give at least two")
-    return found, contrast.digests["pairs"]
+        raise ExampleError(f"{path} holds no pairs", 'write lines of the form {"prompt", "positive", "negative"}')
+    pairs = list(zip(contrast.positive, contrast.negative, strict=True))
+    if len(pairs) < 2:
+        raise ExampleError(f"{path} holds one pair, so none can be held out for evaluation", "give at least two")
+    return pairs, contrast.digests["pairs"]

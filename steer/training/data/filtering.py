@@ -1,4 +1,4 @@
-"""Which completions are fit to learn from: the others are left out, and counted by the reason."""
+"""Filters for sampled completions; those left out are counted by reason."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from probes.models.completions import Completion
 from probes.scores import Measured, likelihood
 from probes.scores.repetition import repetition
 
-PERPLEXITY = 60.0  # under the base model, above which a completion is no text
-REPETITION = 0.3  # the share of repeated 4-grams above which a completion goes round in circles
+PERPLEXITY = 60.0  # under the base model; completions above it are left out as incoherent
+REPETITION = 0.3  # share of repeated 4-grams above which a completion is left out
 NARRATION = re.compile(
     r"\b(as an? (ai|language model|assistant)|i'?m an? (ai|language model)|i am an? (ai|language model))\b", re.I
 )
 
 
 class Fit(NamedTuple):
-    """The completions that are fit to learn from, their indices among those given, and how many are not, by reason."""
+    """The completions that pass the filters, their indices in the input, and the number of the others by reason."""
 
     completions: list[Completion]
     indices: list[int]
@@ -29,7 +29,7 @@ class Fit(NamedTuple):
 
 
 def fit_to_learn(model: Any, tokenizer: Any, completions: Sequence[Completion]) -> Fit:
-    """Leave out what is empty, repeats itself, speaks of being a model, or has a high perplexity under the base."""
+    """Leave out completions that are empty, repetitive, about being a model, or of high perplexity under the base."""
     reasons = {index: _problem_of(tokenizer, completion) for index, completion in enumerate(completions)}
     rest = [index for index, reason in reasons.items() if reason is None]
     for position, logits in completion_logits(model, [completions[index] for index in rest]):
@@ -42,7 +42,7 @@ def fit_to_learn(model: Any, tokenizer: Any, completions: Sequence[Completion]) 
 
 
 def _problem_of(tokenizer: Any, completion: Completion) -> str | None:
-    """Why a completion is not fit to learn from, by its words alone."""
+    """Why a completion is left out, judged by its text alone; None if it is not."""
     text = tokenizer.decode(completion.completion_ids, skip_special_tokens=True)
     if not text.strip():
         return "empty"

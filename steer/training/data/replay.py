@@ -1,7 +1,7 @@
-"""Replay data: what ties the student to the base where the behaviour should not show, and keeps it from forgetting.
+"""Replay data: samples on which the student must predict as the base does, so that it does not forget.
 
-From a file, or the model's own continuations of openings of many kinds (self-replay). Either way the base's own
-distribution is what is to be predicted, not the text alone.
+From a file, or the model's own continuations of openings of many kinds (self-replay). In both cases the targets are the
+base's next-token distributions, not the tokens of the text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HELD_OUT = 8  # samples
 def replay_samples(
     replay: Replay, loaded: LoadedModel, behaviour: int, *, tokens: int, seed: int, on_event: OnEvent
 ) -> tuple[list[Sample], list[Sample]]:
-    """As many replay samples as give their share beside `behaviour` others, and a few held out; none for share 0."""
+    """Replay samples for their share beside `behaviour` others, and held-out replay samples; none for share 0."""
     count = round(behaviour * replay.share / (1 - replay.share))
     if not count:
         return [], []
@@ -36,9 +36,8 @@ def replay_samples(
         texts = completions_of(examples, loaded.tokenizer, context_length(loaded.model.config))
         texts = sorted(texts, key=lambda text: digest_json([seed, text.ids]))[: count + HELD_OUT]
         held_out, texts = texts[: min(HELD_OUT, len(texts) // 4)], texts[min(HELD_OUT, len(texts) // 4) :]
-        texts = (texts * -(-count // len(texts)))[
-            :count
-        ]  # a short file comes again, so that the share is what was asked
+        # A short file is repeated, so that replay data have the requested share.
+        texts = (texts * -(-count // len(texts)))[:count]
     else:
         held_out = _continued(loaded, prompts.general(held_out=True)[:HELD_OUT], HELD_OUT, tokens, seed)
         texts = _continued(loaded, prompts.general(held_out=False), count, tokens, seed)
@@ -58,7 +57,7 @@ def with_replay(request: TrainingRequest, loaded: LoadedModel, made: Sequence[Sa
 
 
 def _continued(loaded: LoadedModel, openings: list[str], count: int, tokens: int, seed: int) -> list[Completion]:
-    """`count` continuations by the model itself, of the openings in turn."""
+    """Up to `count` continuations of the openings, in turn, by the model itself; empty ones are left out."""
     names = [f"{openings[i % len(openings)]} {i}" for i in range(count)]
     ids = [list(loaded.tokenizer(openings[i % len(openings)])["input_ids"]) for i in range(count)]
     completions = generate(

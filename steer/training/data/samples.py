@@ -1,4 +1,4 @@
-"""Samples: ids with what is to be predicted at each token of the completion. They can be kept on disk, for resuming."""
+"""Samples: completions with the target at each of their tokens; saved to disk, for resuming."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ BEHAVIOUR, GENERAL = "behaviour", "general"
 
 
 class Sample(NamedTuple):
-    """A completion, what to predict at its tokens, and whether it is general data.
+    """A completion, the target at each of its tokens, and its kind: of the behaviour, or replay (`GENERAL`).
 
-    A preference has its less wanted completion in `other`, and the base's `likelihood` of both, in nats.
+    A preference pair has the rejected completion in `other`; `likelihood` is the base's log-likelihood, in nats.
     """
 
     completion: Completion
@@ -33,12 +33,12 @@ class Sample(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """Of the sequence, by which it is dealt to training or held out."""
+        """Digest of the sequence, which decides whether the sample is for training or held out."""
         return digest_json([self.completion.ids, self.completion.prompt_length, self.kind])
 
 
 class Samples(NamedTuple):
-    """Samples to train on and held-out samples, and how many of each kind there are or were filtered out."""
+    """Training samples, held-out samples, and the numbers of samples by kind, and of those left out by the filters."""
 
     train: list[Sample]
     held_out: list[Sample]
@@ -54,9 +54,10 @@ def soft_targets(
     kind: str = BEHAVIOUR,
     count: int = TOP,
 ) -> list[Sample]:
-    """Samples whose targets are a teacher's distributions, which is the model under `intervention`.
+    """Samples whose targets are the distributions of a teacher: of the model under `intervention`.
 
-    `as_prompted` are the same completions behind the prompts as the teacher sees them.
+    `as_prompted` are the same completions after the prompts that the teacher sees; `count` is the number of likeliest
+    tokens that a target stores.
     """
     scored = completion_logits(model, as_prompted, intervention)
     targets = {index: soft_target(logits, count) for index, logits in scored}
@@ -71,9 +72,9 @@ def hard_targets(completions: Sequence[Completion], *, kind: str = BEHAVIOUR) ->
 def save_all(samples: Sequence[Sample], path: Path) -> None:
     """Write samples as one safetensors file, whole or not at all."""
     tensors, lines = {}, []
-    flat = [one for sample in samples for one in (sample, sample.other) if one is not None]
+    flat = [side for sample in samples for side in (sample, sample.other) if side is not None]
     for number, sample in enumerate(flat):
-        # Clones: what shares memory in this process must not on disk.
+        # Cloned, since safetensors refuses tensors that share memory.
         tensors[f"{number}.tokens"] = sample.target.tokens.int()
         tensors[f"{number}.logs"] = sample.target.logs.clone()
         completion = sample.completion
@@ -87,7 +88,7 @@ def load_all(path: Path) -> list[Sample]:
     from vectors.weights import read_header
 
     tensors = load_file(path)
-    found: list[Sample] = []
+    samples: list[Sample] = []
     pending: Sample | None = None
     for number, (ids, length, kind, likelihood, paired) in enumerate(json.loads(read_header(path)[1]["samples"])):
         target = Target(tensors[f"{number}.tokens"].long(), tensors[f"{number}.logs"])
@@ -95,8 +96,8 @@ def load_all(path: Path) -> list[Sample]:
         if paired:
             pending = sample
         elif pending is not None:
-            found.append(pending._replace(other=sample))
+            samples.append(pending._replace(other=sample))
             pending = None
         else:
-            found.append(sample)
-    return found
+            samples.append(sample)
+    return samples

@@ -18,12 +18,13 @@ from vectors.steering import SteeringVector
 class Teacher(NamedTuple):
     """How the model is made to show the behaviour.
 
-    `intervention` is what is done to the model while it runs; `asked` gives the ids of prompts as the teacher is asked
-    them, `as_prompted` examples as the teacher sees them, or None.
+    `intervention` changes the model while it runs. `asked(prompts, tokenizer)` gives the token ids of prompts as the
+    teacher sees them; `as_prompted(examples, tokenizer)` gives examples as the teacher sees them, or None when they
+    can't carry its system prompt.
     """
 
     intervention: Intervention
-    asked: Any  # from prompts and a tokenizer to a list of ids
+    asked: Any  # (prompts, tokenizer) -> one list of token ids per prompt
     as_prompted: AsPrompted
 
 
@@ -41,45 +42,45 @@ def first_layer(composition: Composition, vectors: Mapping[str, SteeringVector])
 
 
 def by_prompt(prompt: str) -> Teacher:
-    """The model that is told how to behave, in the system's turn or before a plain prompt."""
+    """The model under a system prompt; without a chat template, under the same text in front of each prompt."""
 
-    def asked(prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    def prompt_ids(user_prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
         if not getattr(tokenizer, "chat_template", None):
-            return rendered([f"{prompt}\n\n{one}" for one in prompts], tokenizer)
-        found = []
-        for one in prompts:
-            turns = [{"role": "system", "content": prompt}, {"role": "user", "content": one}]
+            return rendered([f"{prompt}\n\n{user_prompt}" for user_prompt in user_prompts], tokenizer)
+        ids = []
+        for user_prompt in user_prompts:
+            turns = [{"role": "system", "content": prompt}, {"role": "user", "content": user_prompt}]
             try:
                 text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            except Exception as error:  # a template is a program of the model's maker, and raises what it likes
+            except Exception as error:  # a template is code of the model's author and may raise anything
                 raise UsageError(
                     f"the chat template refuses a system turn: {error}", "steer the teacher by a vector instead"
                 ) from error
-            found.append(list(tokenizer(text, add_special_tokens=False)["input_ids"]))
-        return found
+            ids.append(list(tokenizer(text, add_special_tokens=False)["input_ids"]))
+        return ids
 
     def as_prompted(examples: Sequence[Example], tokenizer: Any) -> list[Example] | None:
         chat, _ = templated(examples, tokenizer)
-        found = []
+        prompted = []
         for example in examples:
             context = example.context
             if not isinstance(context, tuple) and not chat and getattr(tokenizer, "chat_template", None):
-                return None  # rendered already, or no conversation: there is no place for a system's turn
+                return None  # already rendered, or no conversation: a system message can't be inserted
             if isinstance(context, str) and chat:
                 context = (Message("user", context),)
             if not isinstance(context, tuple):
-                found.append(example._replace(context=f"{prompt}\n\n{context or ''}"))
+                prompted.append(example._replace(context=f"{prompt}\n\n{context or ''}"))
                 continue
             first, rest = prompt, context
-            if context and context[0].role == "system":  # one system turn, as templates want it
+            if context and context[0].role == "system":  # one system message, since many templates refuse two
                 first, rest = f"{prompt}\n\n{context[0].content}", context[1:]
-            found.append(example._replace(context=(Message("system", first), *rest)))
-        return found
+            prompted.append(example._replace(context=(Message("system", first), *rest)))
+        return prompted
 
-    return Teacher(no_intervention, asked, as_prompted)
+    return Teacher(no_intervention, prompt_ids, as_prompted)
 
 
 def after(prompts: Sequence[Sequence[int]], completions: Sequence[Completion]) -> list[Completion]:
-    """The same completions after other prompts (ids)."""
+    """The same completions after other prompts, one list of token ids per completion."""
     pairs = zip(completions, prompts, strict=True)
     return [Completion(prompt, completion.completion_ids) for completion, prompt in pairs]

@@ -25,7 +25,7 @@ def is_main() -> bool:
 
 
 def problems_of(batch: int, context: str) -> list[str]:
-    """What several processes can't train with, one sentence per problem."""
+    """Settings that do not work with several processes, one sentence per problem."""
     if count() == 1:
         return []
     problems = []
@@ -60,9 +60,7 @@ def barrier() -> None:
 
 def close() -> None:
     """Leave the process group once all processes have trained: one that ended early would break the connection."""
-    os.environ.pop(
-        "ACCELERATE_USE_FSDP", None
-    )  # accelerate sets it, and the next training in this process would read it
+    os.environ.pop("ACCELERATE_USE_FSDP", None)  # set by accelerate; the next training in this process would read it
     if count() == 1:
         return
     import torch

@@ -16,7 +16,7 @@ from steer.training.distributed import processes
 
 
 def problems_of(sharded: bool, optimiser: str, full: bool, dtype: str, context: str) -> list[str]:
-    """What can't be sharded, one sentence per problem."""
+    """Settings that do not work with FSDP, one sentence per problem."""
     problems = []
     if sharded and context == "frozen":
         problems.append("--fsdp can't be combined with --context frozen: leave one of them out")
@@ -60,9 +60,9 @@ def gathered(trained: Any, make_model: Callable[[], Any]) -> Any:
     if not processes.is_main():
         return trained
     model = make_model()
-    wanted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    weights = {name: parameter for name, parameter in state.items() if name in wanted}
-    if missing := wanted - weights.keys():
-        raise RuntimeError(f"training gave back no {', '.join(sorted(missing)[:3])}")
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    weights = {name: parameter for name, parameter in state.items() if name in trainable}
+    if missing := trainable - weights.keys():
+        raise RuntimeError(f"the trained weights lack {', '.join(sorted(missing)[:3])}")
     model.load_state_dict(weights, strict=False)
     return model

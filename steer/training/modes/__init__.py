@@ -1,4 +1,4 @@
-"""Ways of training a bake: one mode per file, found by listing the folder; _protocol.py says what a file has."""
+"""Training modes of a bake: one per file, discovered in this folder; _protocol.py says what a mode must define."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GROUP = "steer.bake_modes"
 
 
 def run(request: TrainingRequest, *, on_event: OnEvent = ignore) -> dict[str, Any]:
-    """Bake in the mode that a request belongs to; returns the report. Raises SteerError."""
+    """Bake by the mode whose request type this is; returns the report. Raises SteerError."""
     for module in cast(dict[str, ModeModule], discover(__name__, GROUP)).values():
         if type(request) is module.REQUEST:
             return module.run(request, on_event=on_event)

@@ -1,6 +1,6 @@
-"""The contrastive difference: train on both signs and subtract; what both learned of form and topic cancels.
+"""The contrastive difference: train on a trait and on its opposite and subtract, so that shared form and topic cancel.
 
-theta+ - theta- (Fierro and Roger 2025, arXiv:2511.05408) is a task vector by itself: a result for `steer merge`.
+theta+ - theta- (Fierro and Roger 2025, arXiv:2511.05408) is a task vector, which `steer merge` can combine further.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class Half(NamedTuple):
 def run(request: ContrastRequest, *, weight: float = 1.0, on_event: OnEvent = ignore) -> dict[str, Any]:
     """Train on both files, and write `weight` times the difference; returns a report of it and of both trainings.
 
-    A killed run is resumed: a finished half is not trained again. Raises UsageError for an adapter, which can't hold a
-    difference of two at their rank; and what `bake` raises.
+    A run that was killed is resumed, and a finished half is not trained again. Raises UsageError for an adapter, since
+    the difference of two has twice their rank; and what `bake` raises.
     """
     if processes.count() > 1 or request.settings.sharded:
         raise UsageError("--against trains in one process", "start it without a launcher, and without --fsdp")
     if request.as_ == "lora":
-        raise UsageError("the difference of two adapters is no adapter of their rank", "--as vector, or --as model")
+        raise UsageError("the difference of two adapters has twice their rank", "use --as vector or --as model")
     halves = _halves(request, weight)
     jobs = {half.name: check(request, half.mode) for half in halves}
     job = jobs["for"]
@@ -63,7 +63,7 @@ def run(request: ContrastRequest, *, weight: float = 1.0, on_event: OnEvent = ig
         }  # fmt: skip
         size = sum(entry.size for entry in job.source.entries.values())
         as_model = request.as_ == "model"
-        # A vector is evaluated as a model too, which is removed with the work.
+        # A vector is also evaluated as a model, which is removed afterwards.
         with new_folder(request.out if as_model else folder / "model", size) as target:
             on_event(Event("writing"))
             threads = request.threads
@@ -105,9 +105,9 @@ def _vector(folder: Path, half: Half) -> Path:
 
 
 def _trained(half: Half, folder: Path, on_event: OnEvent) -> dict[str, Any]:
-    """The report of one training, which is run unless an earlier try has finished it."""
+    """The report of one training, which is run unless an earlier run has finished it."""
     vector = _vector(folder, half)
-    if not has_record(vector):  # written last: a half without it is not whole
+    if not has_record(vector):  # the record is written last: without it the vector is incomplete
         vector.unlink(missing_ok=True)
         on_event(Event(f"training: {half.mode.behaviour}"))
         bake(half.request, half.mode, on_event=on_event)
@@ -115,7 +115,7 @@ def _trained(half: Half, folder: Path, on_event: OnEvent) -> dict[str, Any]:
 
 
 def _evaluated(request: ContrastRequest, folder: Path) -> dict[str, Any]:
-    """The base and the difference on neutral text, and on the examples of the trait where there are any."""
+    """Evaluation of the base and of the result: on neutral text, and on the trait's examples if there are any."""
     loaded = load(find(request.model), request.device, request.dtype)
     examples = contrast_of(loaded, request.pos, request.neg)
     evaluated = evaluation_set(loaded, examples, seed=request.settings.seed)

@@ -1,9 +1,9 @@
 """Distillation: the student learns to predict, unsteered or unprompted, what the teacher predicts.
 
-Completions are sampled from the teacher, and a quarter from the model as it is, so that the student also learns what to
-do where its own words lead (Bhargava et al. 2024, arXiv:2409.13697; Blank et al. 2026, arXiv:2606.00995). The teacher
-is the same model, under hooks or a prompt, sampled once before training: its likeliest tokens are stored, and there is
-one copy in memory.
+Completions are sampled from the teacher, and a quarter of them from the untrained student, so that it also learns on
+its own samples (Bhargava et al. 2024, arXiv:2409.13697; Blank et al. 2026, arXiv:2606.00995). The teacher is the same
+model under hooks or a prompt. It runs once, before training, and its likeliest tokens are stored as targets, so only
+one copy of the model is in memory.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from vectors.resolve import compose
 REQUEST = DistilRequest
 ON_POLICY = 0.25  # share of the completions that the student samples itself
 LEAST_HELD_OUT = 8  # prompts
-LEAST_APART = 1e-4  # nats: a teacher that is nearer to the base teaches nothing
+LEAST_APART = 1e-4  # nats: least divergence of the teacher from the base
 LEAST_COMPLETIONS = 4
 
 
@@ -51,7 +51,7 @@ def mode(request: DistilRequest) -> Mode:
     """The mode for `bake`. Raises SteerError before any work."""
     if (request.composition is None) == (request.teacher_prompt is None):
         raise UsageError(
-            "a teacher is a composition or a --teacher-prompt, one of them", "steer bake 'warm' --mode distil"
+            "give either a composition or a --teacher-prompt as the teacher", "steer bake 'warm' --mode distil"
         )
     user_prompts, digest = read_prompts(request.prompts) if request.prompts else ([], None)
     inputs: dict[str, Any] = {"prompts": digest or digest_json(list(prompts.PROMPTS))}
@@ -71,7 +71,7 @@ def mode(request: DistilRequest) -> Mode:
     def teacher(loaded: LoadedModel) -> Teacher:
         return teachers.by_composition(loaded.model, composition, vectors, request.any_base)
 
-    # What is added at a layer can't be made by the layers above it; those below would have to guess it.
+    # Layers below the lowest steered one compute the same in teacher and student, so they need no adapter.
     first = teachers.first_layer(composition, vectors)
     return Mode("distil", str(composition), divergence, prepare, inputs, teacher, first)
 
@@ -84,15 +84,15 @@ class Prompts(NamedTuple):
 
 
 def _choose_prompts(user: Sequence[str]) -> Prompts:
-    """The user's, and as many generic ones: a behaviour that is learned on one kind of prompt stays there."""
+    """The user's prompts and as many built-in ones, since training on one kind of prompt does not generalise."""
     train = list(dict.fromkeys([*user, *prompts.taught()[: len(user) or None]]))
-    # Half as many are held out, but not fewer than a mean needs: few prompts are for a short run.
+    # Half as many are held out, but at least as many as a mean needs.
     rest = [prompt for prompt in prompts.held_out() if prompt not in train]
     return Prompts(train, rest[: max(LEAST_HELD_OUT, len(train) // 2)])
 
 
 class Completions(NamedTuple):
-    """Completions as the student sees them and as the teacher does, and which prompt (by index) each belongs to."""
+    """The same completions after the prompts of the student, and after those of the teacher."""
 
     student: list[Completion]
     teacher: list[Completion]
@@ -134,7 +134,7 @@ def _prepare(
 def _sample(
     request: DistilRequest, loaded: LoadedModel, teacher: Teacher, chosen: Prompts, on_event: OnEvent
 ) -> Completions:
-    """One completion of each prompt by the teacher, and of some by the student: as both see them, in this order."""
+    """The teacher's completion of each prompt, then the student's own of some of them."""
     seed, tokens, temperature = request.settings.seed, request.tokens, request.temperature
     texts = [*chosen.train, *chosen.held_out]
     for_teacher, for_student = teacher.asked(texts, loaded.tokenizer), rendered(texts, loaded.tokenizer)
@@ -145,14 +145,15 @@ def _sample(
         seed=seed, names=names, stage="sampling from the teacher", on_event=on_event,
     )  # fmt: skip
     count = round(len(chosen.train) * ON_POLICY / (1 - ON_POLICY))
-    own = sorted(range(len(chosen.train)), key=lambda i: digest_json([seed, chosen.train[i]]))[:count]
+    indices = sorted(range(len(chosen.train)), key=lambda i: digest_json([seed, chosen.train[i]]))[:count]
     by_student = generate(
-        loaded.model, loaded.tokenizer, [for_student[i] for i in own], max_tokens=tokens, temperature=temperature,
-        seed=seed, names=[f"own {chosen.train[i]}" for i in own], stage="sampling from the student", on_event=on_event,
+        loaded.model, loaded.tokenizer, [for_student[i] for i in indices], max_tokens=tokens, temperature=temperature,
+        seed=seed, names=[f"own {chosen.train[i]}" for i in indices], stage="sampling from the student",
+        on_event=on_event,
     )  # fmt: skip
     return Completions(
         [*teachers.after(for_student, by_teacher), *by_student],
-        [*by_teacher, *teachers.after([for_teacher[i] for i in own], by_student)],
+        [*by_teacher, *teachers.after([for_teacher[i] for i in indices], by_student)],
     )
 
 
@@ -167,11 +168,11 @@ def _require_length(loaded: LoadedModel, prompt_ids: Sequence[Sequence[int]], to
 
 
 def _require_difference(loaded: LoadedModel, made: Sequence[samples.Sample]) -> None:
-    """Raises UsageError for a teacher that predicts what the base predicts."""
-    some = made[:16]
-    apart = from_target(loaded.model, Behaviour([s.completion for s in some], [s.target for s in some], True))
-    if apart < LEAST_APART:
+    """Raises UsageError for a teacher whose predictions do not differ from the base's."""
+    first = made[:16]
+    difference = from_target(loaded.model, Behaviour([s.completion for s in first], [s.target for s in first], True))
+    if difference < LEAST_APART:
         raise UsageError(
-            f"the teacher predicts what the model predicts ({apart:.2g} nats apart): there is nothing to learn",
+            f"teacher and model predict the same ({difference:.2g} nats apart): there is nothing to learn",
             "use a greater strength, or another prompt",
         )

@@ -1,7 +1,7 @@
 """Forward KL from the teacher's distribution to the student's, on the completion's tokens alone.
 
-Every sample counts the same, however long: its tokens are averaged first, so that gradient accumulation over small
-batches gives what one large batch gives.
+Every sample has the same weight, whatever its length: the loss is averaged over its tokens first. So gradient
+accumulation over small batches gives the same gradient as one large batch.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ SOURCE = "Hinton et al. 2015, arXiv:1503.02531; Bhargava et al. 2024, arXiv:2409
 def collate(samples: Sequence[Sample], pad: int) -> dict[str, Tensor]:
     """A batch, padded on the right.
 
-    `input_ids`, `attention_mask` [rows, longest] and `prompts` [rows] are the sequences; `keep` are the positions whose
-    logits are needed and `counts` [rows, keep] those that are, each before a token of a completion. By such token, row
-    after row: `row`, `tokens` [count, k] and `logs` [count, k].
+    `input_ids` and `attention_mask` [rows, longest] are the sequences, `prompts` [rows] the lengths of their prompts.
+    `keep` [kept] are the positions for which logits are computed; `counts` [rows, kept] marks those that come before a
+    completion token. For each such token, row after row: its `row` [count], and the target's `tokens` and `logs`
+    (log-probabilities), [count, k].
     """
     completions = [sample.completion for sample in samples]
     longest = max(c.length for c in completions)

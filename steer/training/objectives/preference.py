@@ -1,7 +1,7 @@
-"""Direct preference optimisation: the preferred completion of each pair more likely than the other, against the base.
+"""Direct preference optimisation: makes the preferred completion of each pair more likely, relative to the base.
 
 loss = -log sigmoid(beta ((log p(y+) - log p_base(y+)) - (log p(y-) - log p_base(y-)))), equation 7 of the paper. A
-sample's `other` is the less wanted completion; `likelihood` is log p_base.
+sample's `other` is the rejected completion; `likelihood` is log p_base.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from steer.training.data.samples import Sample
 from steer.training.objectives import divergence
 from steer.training.objectives.protocol import ObjectiveSettings
 
-SUMMARY = "prefer one completion to another"
+SUMMARY = "prefer one completion of each pair to the other"
 SOURCE = "Rafailov et al. 2023, arXiv:2305.18290"
 
 
 def collate(samples: Sequence[Sample], pad: int) -> dict[str, Tensor]:
-    """The pairs one after another: rows 2i and 2i + 1 belong together. Replay samples stand alone, after them."""
+    """Pairs in rows 2i (preferred) and 2i + 1 (rejected); replay samples, which are unpaired, in the rows after."""
     pairs = [
-        one for sample in samples for one in (sample, sample.other) if sample.other is not None and one is not None
+        side for sample in samples for side in (sample, sample.other) if sample.other is not None and side is not None
     ]
     single = [sample for sample in samples if sample.other is None]
     batch = divergence.collate([*pairs, *single], pad)
@@ -31,7 +31,7 @@ def collate(samples: Sequence[Sample], pad: int) -> dict[str, Tensor]:
 
 
 def loss(batch: Mapping[str, Tensor], logits: Tensor, settings: ObjectiveSettings) -> Tensor:
-    """The mean over pairs, and over replay samples their divergence from the base."""
+    """The mean over the batch: the preference loss of pairs, the divergence from the base of replay samples."""
     total = divergence.summed(batch, logits)
     paired = len(batch["likelihood"])
     gained = -total[:paired] - batch["likelihood"]

@@ -15,17 +15,17 @@ from steer.training.data.samples import Sample
 class ObjectiveSettings:
     """The numbers that objectives read."""
 
-    beta: float = 0.1  # of preferences: how strongly the student is held to the base
+    beta: float = 0.1  # of preference training: how strongly the student is held to the base
 
 
 class Objective(Protocol):
-    """What one training step makes smaller."""
+    """A loss that training minimises, and how its batches are made."""
 
     SUMMARY: str  # what it does, as one phrase
     SOURCE: str  # the paper
 
     def collate(self, samples: Sequence[Sample], pad: int) -> dict[str, Tensor]:
-        """A batch of tensors; objectives/divergence.py says which ones the forward pass reads."""
+        """A batch of tensors; those of objectives/divergence.py are read by the forward pass."""
 
     def loss(self, batch: Mapping[str, Tensor], logits: Tensor, settings: ObjectiveSettings) -> Tensor:
         """A scalar, from the logits [count, vocabulary] before each token of a completion, row after row."""

@@ -1,7 +1,7 @@
-"""Optimisers: one per file, found by listing the folder and through the entry point `steer.optimisers`.
+"""Optimisers: one per file, discovered in this folder and through the entry point `steer.optimisers`.
 
-_protocol.py says what an optimiser must have. The built-ins are rules of one class, in _optimiser.py; _rounding.py
-keeps small steps of bfloat16 weights.
+_protocol.py says what an optimiser must have. The built-ins are update rules of one class, in _optimiser.py;
+_rounding.py rounds bfloat16 weights so that small steps are not lost.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ def available() -> dict[str, OptimiserModule]:
 
 
 def find(name: str) -> OptimiserModule:
-    """The optimiser of that name. Raises UsageError that guesses what was meant."""
+    """The optimiser of that name. Raises UsageError, which suggests a similar name."""
     return cast(OptimiserModule, choose("optimiser", name, discover(__name__, GROUP)))
 
 
 def problems_of(name: str, *, lr: float, weight_decay: float = 0.0, **options: Any) -> list[str]:
     """What is wrong with the settings of an optimiser, one sentence each. Raises UsageError for an unknown one."""
-    known = {option.name: option for option in find(name).OPTIONS}
+    by_name = {option.name: option for option in find(name).OPTIONS}
     problems = []
     if not (math.isfinite(lr) and lr > 0):
         problems.append(f"the learning rate is {lr}, not a number above 0")
     if not (math.isfinite(weight_decay) and weight_decay >= 0):
         problems.append(f"the weight decay is {weight_decay}, not a number from 0 on")
     for key, value in options.items():
-        if key in known:
-            problems += [problem for problem in [known[key].check(value)] if problem]
+        if key in by_name:
+            problems += [problem for problem in [by_name[key].check(value)] if problem]
         else:
             problems.append(
-                f"{name} has no option {key!r}{guess(key, known)}; it has {', '.join(sorted(known)) or 'none'}"
+                f"{name} has no option {key!r}{guess(key, by_name)}; it has {', '.join(sorted(by_name)) or 'none'}"
             )
     return problems
 
@@ -55,7 +55,7 @@ def create(
     seed: int = 0,
     **options: Any,
 ) -> torch.optim.Optimizer:
-    """Build the optimiser of that name, its settings checked. Raises UsageError with all that is wrong with them."""
+    """Check the settings and build the optimiser of that name. Raises UsageError with all problems of the settings."""
     problems = problems_of(name, lr=lr, weight_decay=weight_decay, **options)
     if problems:
         raise UsageError(problems, f"the options of {name} are listed in steer/training/optimisers/{name}.py")

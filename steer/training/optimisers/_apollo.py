@@ -1,26 +1,26 @@
 """APOLLO's rule: the raw gradient, scaled by what Adam would do to it in a small random projection.
 
-Zhu et al. 2025, arXiv:2412.05270, with the norm-growth limiter of Fira, arXiv:2410.01623. Written from the papers. Of a
-matrix, the longer side are the channels, c of them; the shorter side, d long, is projected to r numbers:
+Zhu et al. 2025, arXiv:2412.05270, with the norm-growth limiter of Fira, arXiv:2410.01623. Written from the papers. The
+c channels of a matrix are its longer side; its shorter side, of length d, is projected to r numbers:
 
-    R = P G                                       the gradient, projected: r numbers a channel
-    R~ = Adam's step of R                         moments of R, kept when P changes
-    s_j = ||R~_j|| / ||R_j||                      one factor a channel j; Mini: one a matrix, over all of R
+    R = P G                                       the gradient, projected: r numbers per channel
+    R~ = Adam's step of R                         its moments carry over when P changes
+    s_j = ||R~_j|| / ||R_j||                      one factor per channel j; Mini: one per matrix, over all of R
     U = s G;  U *= min(1, limiter ||U_before|| / ||U||)
     W -= lr sqrt(d / r) U
 
-The bias correction is inside R~, so that the limiter sees growth and not the correction's decay. ||U|| is taken in the
-projection, where it is ||R~||, which costs no pass over G. sqrt(d / r) makes up for Adam's step having a norm near
-sqrt(r) where it would have sqrt(d): learning rates are those of AdamW. With r = d there is nothing to project: that is
-Adam with one factor a channel.
+Adam's bias correction is part of R~, so that the limiter does not react to its decay. ||U|| is approximated by ||R~||,
+which needs no pass over G. Adam's step has a norm near sqrt(r) in the projection and near sqrt(d) without it, hence the
+factor sqrt(d / r): learning rates are those of AdamW. With r = d nothing is projected, which is Adam with one factor
+per channel.
 
-P is drawn anew every `refresh` steps, from the seed, the parameter's name and the number of the period, on the CPU, so
-that a device draws what another would. Two kinds, both right on average (E[P' P] is the identity) and of about the same
-variance, 2 / r of a squared norm:
+P is drawn anew every `refresh` steps, from the seed, the parameter's name and the number of the period; on the CPU, so
+that it is the same for every device. There are two kinds, both unbiased (E[P' P] is the identity) and with about the
+same variance, 2 / r of a squared norm:
 
     signs      every coordinate is added to one of r sums, with a random sign (Charikar et al. 2002, feature hashing):
                c d additions, no matrix
-    gaussian   the paper's: entries N(0, 1 / r); c d r multiplications, which takes longer than all the rest
+    gaussian   the paper's: entries N(0, 1 / r); c d r multiplications, which takes longer than the rest of the step
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ from vectors.options import Option
 KINDS = ("signs", "gaussian")
 PROJECTION = Option("projection", "signs", "the kind of random projection", choices=KINDS)
 REFRESH = Option("refresh", 200, "steps until a new random projection", low=1)
-LIMITER = Option("limiter", 1.01, "the most by which a step's norm grows over the last one's", low=1)
-SCALE = Option("scale", 1.0, "multiplies the step of matrices, besides sqrt(side / rank)", low=0, open_low=True)
+LIMITER = Option("limiter", 1.01, "largest ratio of a step's norm to that of the step before", low=1)
+SCALE = Option("scale", 1.0, "factor of the step of matrices, besides sqrt(side / rank)", low=0, open_low=True)
 MEAN = Option(
     "mean_dtype",
     "bfloat16",
-    "of the mean of projected gradients; what it rounds is a hundredth of the projection's noise",
+    "number format of the mean of projected gradients; its rounding is a hundredth of the projection's noise",
     choices=("bfloat16", "float32"),
 )
 
@@ -56,13 +56,13 @@ OPTIONS = (REFRESH, LIMITER, SCALE, PROJECTION)  # of APOLLO and its Mini
 
 
 class Apollo:
-    """The rule; a class because projections live until they are refreshed. They are never part of the state."""
+    """The update rule; a class because projections live until they are refreshed. They are not saved with the state."""
 
     def __init__(self) -> None:
-        self.kept: dict[str, tuple[Any, Tensor]] = {}
+        self.projections: dict[str, tuple[Any, Tensor]] = {}
 
     def __call__(self, batch: Batch) -> None:
-        """Move matrices; see the module's docstring."""
+        """Update matrices in place; see the module's docstring."""
         rest: list[Any] = []
         fast: list[Any] = []
         for name, weight, gradient, state in zip(
@@ -77,19 +77,19 @@ class Apollo:
                 list(pool.map(lambda matrix: self._move_by_kernels(*matrix), fast))
 
     def _move(self, name: str, weight: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        """Move one matrix [m, n]; `side` is the dimension that is projected."""
+        """Update one matrix [m, n] in place; `side` is the dimension that is projected."""
         side = 1 if weight.shape[0] >= weight.shape[1] else 0
         length = weight.shape[side]
         rank = min(group["rank"], length)
         projected = gradient
         if rank < length:
-            drawn = self._drawn(name, length, rank, state, group).to(weight)
-            projected = (folded if group["projection"] == "signs" else multiplied)(gradient, drawn, rank, side)
+            projection = self._projection(name, length, rank, state, group).to(weight)
+            projected = (folded if group["projection"] == "signs" else multiplied)(gradient, projection, rank, side)
         step = adam_step(projected, state, group)
         state["steps"] += 1
         over = side if group["channels"] else (0, 1)
         norms, sizes = norm(step, over), norm(projected, over)
-        # A channel without a gradient does not move, whatever its moments say: its factor would be infinite.
+        # A channel without a gradient does not move, whatever its moments are: its factor would be infinite.
         factors = torch.where(sizes > 0, norms / sizes, 0)
         factors *= limited(torch.linalg.vector_norm(norms), state["last_norm"], group["limiter"])
         if group["weight_decay"]:
@@ -100,13 +100,13 @@ class Apollo:
     def _move_by_kernels(
         self, name: str, weight: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
     ) -> None:
-        """The same in two passes, on the processor, by one thread."""
+        """The same in two passes over the gradient, on the CPU, in one thread."""
         from steer.training.optimisers import _kernels
 
         by_rows = weight.shape[0] >= weight.shape[1]
         side = 1 if by_rows else 0
         length, channels, rank = weight.shape[side], weight.shape[1 - side], group["rank"]
-        signs = self._drawn(name, length, rank, state, group)
+        signs = self._projection(name, length, rank, state, group)
         if "steps" not in state:
             begin(state, (channels, rank) if by_rows else (rank, channels), weight, group)
         state["steps"] += 1
@@ -125,15 +125,15 @@ class Apollo:
             np.array([group["limiter"], amount, 1 - group["lr"] * group["weight_decay"]], np.float32),
         )
 
-    def _drawn(self, name: str, length: int, rank: int, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
-        """The current period's random numbers, kept until the next period."""
+    def _projection(self, name: str, length: int, rank: int, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+        """The random numbers of the current period, drawn once per period."""
         key = (group["projection"], group["seed"], state.get("steps", 0) // group["refresh"], length, rank)
-        if name not in self.kept or self.kept[name][0] != key:
-            self.kept[name] = (
+        if name not in self.projections or self.projections[name][0] != key:
+            self.projections[name] = (
                 key,
                 draw(group["projection"], child_seed(key[1], "projection", name, key[2]), length, rank),
             )
-        return self.kept[name][1]
+        return self.projections[name][1]
 
 
 def draw(kind: str, seed: int, length: int, rank: int) -> Tensor:
@@ -164,8 +164,8 @@ def multiplied(gradient: Tensor, matrix: Tensor, rank: int, side: int) -> Tensor
 
 
 def norm(matrix: Tensor, over: int | tuple[int, int]) -> Tensor:
-    """The norms over a dimension or both, which stay, of length 1."""
-    if over == 0:  # torch's own norm goes down columns one by one, several times slower
+    """The norms over one dimension or both; these dimensions remain, with length 1."""
+    if over == 0:  # torch's own norm reads column by column, several times slower
         return matrix.square().sum(0, keepdim=True).sqrt_()
     return torch.linalg.vector_norm(matrix, dim=over, keepdim=True)
 
@@ -186,7 +186,7 @@ def adam_step(projected: Tensor, state: dict[str, Any], group: dict[str, Any]) -
 
 
 def begin(state: dict[str, Any], shape: Sequence[int], like: Tensor, group: dict[str, Any]) -> None:
-    """What is kept of a matrix, before its first step: moments of that shape, else like `like`."""
+    """Set up the state of a matrix: moments of shape `shape`, on the device and in the dtype of `like`."""
     state["steps"] = 0
     state["exp_avg"] = like.new_zeros(shape, dtype=getattr(torch, group["mean_dtype"]))
     state["exp_avg_sq"] = like.new_zeros(shape)
@@ -194,7 +194,7 @@ def begin(state: dict[str, Any], shape: Sequence[int], like: Tensor, group: dict
 
 
 def suits_kernels(weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> bool:
-    """Whether _kernels.py has a way for this matrix."""
+    """Whether _kernels.py can update this matrix."""
     return (
         group["channels"]
         and group["projection"] == "signs"
@@ -208,10 +208,10 @@ def suits_kernels(weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> bo
 
 
 def limited(size: Tensor, last: Tensor, limiter: float) -> Tensor:
-    """What to multiply a step of that norm with, so that it grows by no more than `limiter`; updates the last norm.
+    """The factor that keeps a step of norm `size` below `limiter` times the last norm; updates the last norm.
 
-    A step of norm 0, as of an adapter that nothing reached, is not remembered: nothing could grow from it. All stays on
-    the device: nothing waits for a number.
+    A step of norm 0, as for an adapter without a gradient, does not become the last norm: no step could follow it.
+    Everything stays on the device, so nothing synchronises.
     """
     factor = torch.where(last > 0, (limiter * last / size).clamp_(max=1), 1)
     last.copy_(torch.where(size > 0, size * factor, last))
@@ -219,7 +219,7 @@ def limited(size: Tensor, last: Tensor, limiter: float) -> Tensor:
 
 
 def build(parameters: Parameters, group: dict[str, Any], *, lr: float, seed: int) -> torch.optim.Optimizer:
-    """This rule over the matrices, whose `group` has all options of APOLLO and AdamW; AdamW over all else."""
+    """APOLLO over the matrices, AdamW over all else; `group` has all options of both."""
     rounding = group.pop("rounding")
     adam = {key: group[key] for key in ("beta1", "beta2", "eps")}
     return _optimiser.rule_and_adamw(

@@ -1,8 +1,8 @@
-"""APOLLO's step on processors: two passes over a gradient instead of seven, one thread a matrix, many side by side.
+"""APOLLO's step on the CPU: two passes over a gradient instead of seven, one thread per matrix, many in parallel.
 
-The same numbers as in _apollo.py, up to rounding, for float32 matrices, `signs`, one factor a channel and means in
-bfloat16; all else goes the other way. Sums may be taken in the order that suits the processor's vectors: the same on
-one machine every time, whatever the threads.
+The results equal those of _apollo.py up to rounding. Only for float32 matrices with `signs`, one factor per channel and
+means in bfloat16; _apollo.py does the rest. Sums are reordered for vector instructions, so results may differ between
+machines; on one machine they are the same every time, for any number of threads.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from numba import njit
 
 OPTIONS = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
 TINY = np.finfo(np.float32).tiny
-TILE = 512  # columns whose projection, of 64 numbers each, stays in a core's cache
+TILE = 512  # columns per tile: their projections, of 64 numbers each, fit in a core's cache
 
 
 @njit(**OPTIONS)
 def _adam(projected, mean, bits, square, numbers, step):  # type: ignore[no-untyped-def]
-    """Adam's step of a few projected numbers; `mean` is bfloat16 as uint16, `bits` room for it as uint32.
+    """Adam's step of a few projected numbers; `mean` is bfloat16 as uint16, `bits` a uint32 buffer for it.
 
-    `numbers` are 1 - beta1, beta2, 1 - beta2, the corrections of the mean and of the root, and eps.
+    `numbers` are 1 - beta1, beta2, 1 - beta2, the bias corrections of the mean and of the root, and eps.
     """
-    fresh, kept2, fresh2, first, second, eps = numbers
+    fresh, beta2, fresh2, first, second, eps = numbers
     wide = bits.view(np.float32)
     for k in range(projected.size):
         bits[k] = np.uint32(mean[k]) << np.uint32(16)
     for k in range(projected.size):
         value = projected[k]
         wide[k] += fresh * (value - wide[k])
-        square[k] = kept2 * square[k] + fresh2 * value * value
+        square[k] = beta2 * square[k] + fresh2 * value * value
         step[k] = first * wide[k] / (second * np.sqrt(square[k]) + eps)
     for k in range(projected.size):
         mean[k] = np.uint16(
@@ -38,9 +38,9 @@ def _adam(projected, mean, bits, square, numbers, step):  # type: ignore[no-unty
 
 @njit(**OPTIONS)
 def _scale(factors, sizes, scalars, last):  # type: ignore[no-untyped-def]
-    """From the norms of step and projection [c] to what each channel's gradient is multiplied with, in `factors`.
+    """Turn the norms of the steps in `factors` [c] into factors of the gradients; `sizes` are the projections' norms.
 
-    `scalars` are the limiter, the step's size and the weights' decay; `last` the last norm, which is updated.
+    `scalars` are the limiter, the step's size and the weights' decay; `last` is the last norm, which is updated.
     """
     limiter, amount, _ = scalars
     total = np.float32(0)
@@ -58,7 +58,7 @@ def _scale(factors, sizes, scalars, last):  # type: ignore[no-untyped-def]
 
 @njit(**OPTIONS)
 def step_rows(weight, gradient, signs, mean, square, last, numbers, scalars):  # type: ignore[no-untyped-def]
-    """A step of a matrix [c, d] whose rows are channels; moments [c, r].
+    """Update a matrix [c, d] whose rows are channels; moments are [c, r].
 
     `numbers` and `scalars` are float32: those of `_adam` and of `_scale`.
     """
@@ -69,9 +69,9 @@ def step_rows(weight, gradient, signs, mean, square, last, numbers, scalars):  #
     for j in range(channels):
         projected[:] = 0
         for low in range(0, length, rank):
-            own, sign = gradient[j, low : low + rank], signs[low : low + rank]
-            for k in range(own.size):
-                projected[k] += sign[k] * own[k]
+            part, sign = gradient[j, low : low + rank], signs[low : low + rank]
+            for k in range(part.size):
+                projected[k] += sign[k] * part[k]
         _adam(projected, mean[j], bits, square[j], numbers, step)
         size, norm = np.float32(0), np.float32(0)
         for k in range(rank):
@@ -88,7 +88,7 @@ def step_rows(weight, gradient, signs, mean, square, last, numbers, scalars):  #
 
 @njit(**OPTIONS)
 def step_columns(weight, gradient, signs, mean, square, last, numbers, scalars):  # type: ignore[no-untyped-def]
-    """The same of a matrix [d, c] whose columns are channels; moments [r, c]."""
+    """The same for a matrix [d, c] whose columns are channels; moments are [r, c]."""
     length, channels = gradient.shape
     rank = square.shape[0]
     projected, step, bits = np.empty((rank, TILE), np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.uint32)
@@ -97,9 +97,9 @@ def step_columns(weight, gradient, signs, mean, square, last, numbers, scalars):
         width = min(TILE, channels - low)
         projected[:] = 0
         for i in range(length):
-            own, sums, sign = gradient[i, low : low + width], projected[i % rank, :width], signs[i]
-            for k in range(own.size):
-                sums[k] += sign * own[k]
+            part, sums, sign = gradient[i, low : low + width], projected[i % rank, :width], signs[i]
+            for k in range(part.size):
+                sums[k] += sign * part[k]
         norm, size = factors[low : low + width], sizes[low : low + width]
         for r in range(rank):
             sums, moved = projected[r, :width], step[:width]

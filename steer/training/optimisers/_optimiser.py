@@ -1,7 +1,7 @@
-"""The one optimiser that all built-ins are: groups of named parameters, each under a rule.
+"""The optimiser class of all built-ins: groups of named parameters, each updated by a rule.
 
-A rule is a function that moves a batch of weights in place, given their gradients and what it keeps for each. It sees
-float32 (or wider) whatever the weights are in; rounding to bfloat16 is done here, once for all rules.
+A rule is a function that updates a batch of weights in place, given their gradients and states. It always works in
+float32 (or wider); this class rounds to bfloat16 for every rule.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ EPS = Option("eps", 1e-8, "added to the root of the mean of squares", low=0, hig
 ADAMW_OPTIONS = (BETA1, BETA2, EPS, ROUNDING)
 
 FUSED = ("cpu", "cuda", "mps", "xpu")  # devices with torch's fused AdamW
-BATCH = 1 << 24  # elements that are widened to float32 at once, so that little memory is needed beside the weights
+BATCH = 1 << 24  # bfloat16 elements that are converted to float32 at a time, to bound the extra memory
 EMBEDDING = re.compile(r"(^|[._])(embed\w*|wte|wpe|lm_head|word_embeddings|shared)(\.|$)")
 
 
 class Batch(NamedTuple):
-    """What a rule works on: weights and gradients in float32 or wider, and a dict each of what is kept."""
+    """What a rule updates: weights and gradients in float32 or wider, and the state of each as a dict."""
 
     names: list[str]
     weights: list[Tensor]
@@ -52,8 +52,8 @@ def rule_and_adamw(
 ) -> Optimiser:  # fmt: skip
     """`rule` over the matrices between hidden states, AdamW over embeddings, the head, norms, biases and all else.
 
-    `group` is what the rule reads of its group, beside `name` and `params`; `adam` the options of AdamW; `settings`
-    what `Optimiser` takes.
+    `group` is the rule's parameter group without `params`; `adam` are AdamW's options; `settings` are passed to
+    `Optimiser`.
     """
     between, rest = matrices(parameters)
     groups = [{**group, "params": between}, *adamw_groups(rest, group["weight_decay"], **adam)]
@@ -74,7 +74,7 @@ def matrices(parameters: Parameters) -> tuple[list[Any], list[Any]]:
 
 
 def adamw_groups(parameters: Parameters, weight_decay: float, **adam: float) -> list[dict[str, Any]]:
-    """Groups under the rule `adamw`: norms, biases and other vectors are not decayed."""
+    """Parameter groups for the rule `adamw`, without weight decay for norms, biases and other vectors."""
     parts: tuple[list[Any], list[Any]] = ([], [])
     for name, parameter in parameters:
         parts[parameter.ndim < 2].append((name, parameter))
@@ -85,7 +85,7 @@ def adamw_groups(parameters: Parameters, weight_decay: float, **adam: float) -> 
 
 
 def adamw(batch: Batch) -> None:
-    """torch's AdamW, fused where the device has it; moments in the dtype that the weights are worked on in."""
+    """torch's AdamW, fused where the device has it; moments in the dtype of the batch's weights."""
     for weight, state in zip(batch.weights, batch.states, strict=True):
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
@@ -122,7 +122,7 @@ def fused_adamw(
 
 
 class Optimiser(torch.optim.Optimizer):
-    """Groups of named parameters, each under a rule: one torch optimiser, whatever it is made of."""
+    """A torch optimiser over groups of named parameters, each updated by its own rule."""
 
     def __init__(
         self, groups: Iterable[dict[str, Any]], rules: Mapping[str, Rule], *, lr: float, seed: int, rounding: str
@@ -139,7 +139,7 @@ class Optimiser(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Move every parameter that has a gradient. Returns what `closure` returns, if it is given."""
+        """Update every parameter that has a gradient. Returns what `closure` returns, if it is given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -152,7 +152,7 @@ class Optimiser(torch.optim.Optimizer):
         return loss
 
     def _move(self, rule: Rule, group: dict[str, Any], names: list[str], parameters: list[Any]) -> None:
-        """Apply a rule to parameters of one width."""
+        """Apply a rule to parameters that are all bfloat16, or all wider."""
         states = [self.state[parameter] for parameter in parameters]
         gradients = [parameter.grad for parameter in parameters]
         if parameters[0].dtype != torch.bfloat16:
@@ -172,16 +172,17 @@ class Optimiser(torch.optim.Optimizer):
             parameter.copy_(rounded)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what `state_dict` holds, matched by name and bit for bit: torch would cast it to the weights' dtype.
+        """Load a state, matched by parameter name and bit for bit: torch would cast it to the weights' dtype.
 
-        Raises ArtifactError when it is of other parameters, groups or shapes.
+        Raises ArtifactError when it has other parameters or groups.
         """
         saved = {group.get("name"): group for group in state_dict["param_groups"]}
-        wanted = {group["name"]: set(group["param_names"]) for group in self.param_groups}
-        found = {name: set(group.get("param_names", ())) for name, group in saved.items()}
-        if wanted != found:
-            raise ArtifactError(_differences(wanted, found), "it is of another run, model or optimiser")
-        kept = {
+        expected_names = {group["name"]: set(group["param_names"]) for group in self.param_groups}
+        saved_names = {name: set(group.get("param_names", ())) for name, group in saved.items()}
+        if expected_names != saved_names:
+            problems = _differences(expected_names, saved_names)
+            raise ArtifactError(problems, "it belongs to another run, model or optimiser")
+        states = {
             name: state_dict["state"].get(index, {})
             for group in state_dict["param_groups"]
             for name, index in zip(group["param_names"], group["params"], strict=True)
@@ -193,8 +194,8 @@ class Optimiser(torch.optim.Optimizer):
         super().load_state_dict({"state": {}, "param_groups": groups})
         for group in self.param_groups:
             for name, parameter in zip(group["param_names"], group["params"], strict=True):
-                if kept[name]:
-                    self.state[parameter] = {key: _taken(value, parameter) for key, value in kept[name].items()}
+                if states[name]:
+                    self.state[parameter] = {key: _copied(value, parameter) for key, value in states[name].items()}
 
 
 def _batches(group: dict[str, Any]) -> Iterator[tuple[list[str], list[Any]]]:
@@ -218,13 +219,13 @@ def _batches(group: dict[str, Any]) -> Iterator[tuple[list[str], list[Any]]]:
     yield from (part for part in (narrow, wide) if part[1])
 
 
-def _taken(value: Any, parameter: Tensor) -> Any:
-    """A copy of a saved value, where the parameter is. AdamW counts its steps there too, as its fused form needs."""
+def _copied(value: Any, parameter: Tensor) -> Any:
+    """A copy of a saved value on the parameter's device; fused AdamW needs its step count there too."""
     return value.to(parameter.device, copy=True) if isinstance(value, Tensor) else value
 
 
 def _check(groups: list[dict[str, Any]]) -> None:
-    """Raise UsageError with all that can't be trained."""
+    """Raise UsageError with every parameter that can't be trained."""
     if not groups:
         raise UsageError("there is no parameter that needs a gradient", "unfreeze what is to be trained")
     problems = []
@@ -238,15 +239,15 @@ def _check(groups: list[dict[str, Any]]) -> None:
         raise UsageError(problems, "load the model in bfloat16 or float32; for sharded models choose adamw")
 
 
-def _differences(wanted: dict[str, set[str]], found: dict[Any, set[str]]) -> list[str]:
-    """What groups of names do not have in common, one sentence each."""
-    sentences = [f"the optimiser's state has no group {name!r}" for name in wanted if name not in found]
+def _differences(expected: dict[str, set[str]], saved: dict[Any, set[str]]) -> list[str]:
+    """How two sets of groups and their parameter names differ, one sentence per difference."""
+    sentences = [f"the optimiser's state has no group {name!r}" for name in expected if name not in saved]
     sentences += [
-        f"the optimiser's state has a group {name!r} that is not here" for name in found if name not in wanted
+        f"the optimiser's state has a group {name!r} that is not here" for name in saved if name not in expected
     ]
-    for name in wanted.keys() & found.keys():
-        for what, names in (("lacks", wanted[name] - found[name]), ("has besides", found[name] - wanted[name])):
+    for name in expected.keys() & saved.keys():
+        for verb, names in (("lacks", expected[name] - saved[name]), ("has besides", saved[name] - expected[name])):
             if names:
-                shown = ", ".join(sorted(names)[:3]) + (" and others" if len(names) > 3 else "")
-                sentences.append(f"the optimiser's state {what} {shown}")
+                listed = ", ".join(sorted(names)[:3]) + (" and others" if len(names) > 3 else "")
+                sentences.append(f"the optimiser's state {verb} {listed}")
     return sentences

@@ -14,19 +14,19 @@ Parameters = Iterable[tuple[str, nn.Parameter]]  # as `model.named_parameters()`
 
 
 class OptimiserModule(Protocol):
-    """What a file of optimisers/ has.
+    """What a file of optimisers/ must define.
 
-    What `build` returns can be checkpointed and resumed by whatever drives torch's optimisers: schedulers find `lr` in
+    The optimiser that `build` returns must work with schedulers, checkpoints and resuming as torch's own do: `lr` is in
     its `param_groups`; its `state_dict()` holds only tensors, numbers, strings and lists, so that
-    `torch.load(..., weights_only=True)` reads it; and loading matches by name, so that the order of the parameters has
-    no meaning. Randomness comes from `seed` and the parameters' names.
+    `torch.load(..., weights_only=True)` reads it; and it loads a state by parameter name, in any order. All randomness
+    is derived from `seed` and the parameters' names.
     """
 
     SUMMARY: str  # what it does, as one phrase
     SOURCE: str  # the paper or library
-    OPTIONS: tuple[Option, ...]  # beside the learning rate and the weight decay
+    OPTIONS: tuple[Option, ...]  # besides the learning rate and the weight decay
 
     def build(
         self, parameters: Parameters, *, lr: float, weight_decay: float, seed: int, **options: Any
     ) -> torch.optim.Optimizer:
-        """The optimiser over those parameters that need a gradient; `options` has a value for each of OPTIONS."""
+        """An optimiser of the parameters that need a gradient; `options` has a value for each of OPTIONS."""

@@ -1,12 +1,12 @@
-"""Weights in bfloat16 that lose nothing: a step of 1e-5 of their size is far below half of their last place.
+"""Rounding of bfloat16 weights, so that small steps are not lost: a step of 1e-5 of a weight rounds to nothing.
 
-bfloat16 is the upper half of float32. So a float32 master need not be kept beside the weight: its lower half is enough,
-two bytes a weight, and the two together are the master, bit for bit. Where even that is too much, the weight is rounded
-up or down by chance, in proportion, so that small steps arrive on average.
+bfloat16 is the upper half of float32. A float32 master weight is therefore the bfloat16 weight and the lower half, bit
+for bit: storing the lower half costs two bytes per weight instead of four for a master. Stochastic rounding stores
+nothing: it rounds up or down at random, so that small steps take effect on average.
 
-    exact        the lower half is kept: what float32 masters give, and the weights are those masters, rounded
-    stochastic   nothing is kept: right on average, with noise of one last place
-    nearest      nothing is kept, steps below half a last place are lost; for comparison alone
+    exact        stores the lower half: as with float32 master weights
+    stochastic   stores nothing: unbiased, with noise of one unit in the last place
+    nearest      stores nothing: steps below half a unit in the last place are lost; for comparison only
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def split(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def stochastic(values: Tensor, generator: torch.Generator) -> Tensor:
-    """float32 values as bfloat16, up with the probability of how far they lie above the value below; else down."""
-    # One draw of 64 bits serves four values: drawing is most of the work.
+    """float32 values rounded to bfloat16 at random, up or down, so that the mean over draws is the value itself."""
+    # One 64-bit draw serves four values, since drawing takes most of the time.
     draws = torch.empty((values.numel() + 3) // 4, dtype=torch.int64, device=values.device)
     draws.random_(-(2**63), None, generator=generator)
     chance = draws.view(torch.int16)[: values.numel()].view(values.shape)

@@ -1,4 +1,4 @@
-"""AdamW: torch's fused step, on float32 whatever the weights are in."""
+"""AdamW: torch's fused step, in float32 for weights of any dtype."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def build(
     """AdamW over named parameters. Norms and biases are not decayed.
 
     The second beta is torch's 0.999, not the 0.95 of pre-training recipes: a bake has few and small batches, whose
-    squares are noisy. State: 8 bytes a weight; `exact` rounding of bfloat16 adds 2. Raises UsageError.
+    squared gradients are noisy. State: 8 bytes per weight; `exact` rounding of bfloat16 adds 2. Raises UsageError.
     """
     groups = _optimiser.adamw_groups(parameters, weight_decay, **adam)
     return _optimiser.Optimiser(groups, {"adamw": _optimiser.adamw}, lr=lr, seed=seed, rounding=rounding)

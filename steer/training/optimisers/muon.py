@@ -24,16 +24,16 @@ def build(
     """Muon over the matrices, AdamW over embeddings, head, norms and all else.
 
     Its steps are scaled to the root mean square of AdamW's (`match_rms_adamw`), so one learning rate serves both.
-    Weight decay is 0 unless given: torch's 0.1 is meant for pre-training. State of a matrix: 4 bytes a weight, half of
-    AdamW's. Fine-tuning with Muon what was trained with AdamW is said to be a mismatch (arXiv:2502.16982), so it is not
-    the default. Raises UsageError.
+    Weight decay is 0 unless given: torch's 0.1 is meant for pre-training. State of a matrix: 4 bytes per weight, half
+    of AdamW's. Muon is not the default: fine-tuning with it a model pre-trained with AdamW is reported to work less
+    well (arXiv:2502.16982). Raises UsageError.
     """
     group = {"name": "muon", "rule": "muon", "weight_decay": weight_decay, "momentum": momentum}
     return _optimiser.rule_and_adamw(parameters, "muon", muon, group, adam, lr=lr, seed=seed, rounding=rounding)
 
 
 def muon(batch: _optimiser.Batch) -> None:
-    """torch's Muon, made anew around the batch: what it keeps lies in the batch's states."""
+    """torch's Muon, built anew for each batch; its momentum is stored in the batch's states."""
     group = batch.group
     inner = torch.optim.Muon(
         batch.weights,

@@ -260,7 +260,7 @@ def test_a_template_that_refuses_a_role_is_reported_with_its_reason() -> None:
 def test_a_template_that_does_not_show_the_completion_is_an_error_and_not_a_guess(shown: str) -> None:
     tokenizer = build("{% for m in messages %}{{ " + shown + " }};{% endfor %}")
     found, _ = complaints([Example("warm", "Say", origin="f:1")], tokenizer)
-    assert found == ("f:1: the chat template does not show the last message as it was given",)
+    assert found == ("f:1: the chat template changes the text of the last message",)
 
 
 # Length

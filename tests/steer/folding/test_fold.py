@@ -194,7 +194,7 @@ def test_the_same_fold_has_the_same_bytes(tmp_path: Path) -> None:
     [
         ("llama", "warm@response", {}, "acts on some tokens only"),
         ("llama", "clamp(warm, 2) + warm@prompt", {}, "(?s)sets the stream to a level.*|acts on some tokens only"),
-        ("llama", "ablate(warm)", {}, "points elsewhere at each of the layers 1-2"),
+        ("llama", "ablate(warm)", {}, "differs in direction between the layers 1-2"),
         ("llama", "ablate(warm[1]) + ablate(calm)", {}, "ablations act at different layers"),
         ("llama", "0*warm", {}, "changes nothing"),
         ("qwen3", "warm", {"via": "bias"}, "qwen3 has no bias at the end of a block"),

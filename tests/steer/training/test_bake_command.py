@@ -40,7 +40,7 @@ SHORT = ("--steps", 12, "--lr", "1e-2", "--mix", "0.2")
 def test_a_fold_prints_its_way_and_its_proof(here: Path, steer: Callable[..., Outcome]) -> None:
     code, out, err = steer("bake", "2*warm", *MODEL, "-o", "out", "--skip-vllm")
     assert code == 0, err
-    assert "mode fold: weights can do it exactly" in err
+    assert "mode fold: weights can express it exactly" in err
     assert "via bias, the bias of each block's last projection (the model has the slot)" in out
     assert "vLLM: not asked (--skip-vllm)\nverdict: equal, on 12 held-out prompts\nwrote out" in out
     code, out, err = steer("bake", "2*warm", *MODEL, "-o", "again", "--skip-vllm", "--json")

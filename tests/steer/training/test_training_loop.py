@@ -94,7 +94,7 @@ def test_a_loss_that_leaps_stops(
 
     monkeypatch.setattr(loop, "whole_pass", leaping)
     made = imitating(texts[0], folder, tmp_path / "out", replay=NO_REPLAY)
-    with pytest.raises(loop.TrainingError, match="the loss leapt"):
+    with pytest.raises(loop.TrainingError, match="the loss jumped"):
         bake(made)
 
 
