@@ -1,6 +1,6 @@
-"""The command line: one noun or verb a file of `steer/cli/commands`, found by listing the folder.
+"""The command line: one command per file in `steer/cli/commands`, found by listing the folder.
 
-A command module has `command`, a click command. What is heavy is imported inside the function that uses it.
+A command module defines `command`, a click command. Heavy packages are imported inside the function that uses them.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from steer.cli import commands, options
 from steer.cli.output import out
 from vectors.errors import SteerError, UsageError
 
-TERMINATED = 128 + signal.SIGTERM  # as a shell says it
+TERMINATED = 128 + signal.SIGTERM  # the exit code that a shell gives for it
 
 
 class _Commands(click.Group):
-    """The modules of the folder by name; each is imported when it is asked for. A trailing underscore is dropped."""
+    """The commands by module name, without a trailing underscore; a module is imported when its command runs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(m.name.rstrip("_") for m in pkgutil.iter_modules(commands.__path__) if not m.name.startswith("_"))
@@ -64,27 +64,25 @@ def root() -> None:
     \b
     steer extract --pos warm.jsonl --neg cold.jsonl     a steering vector from two files of examples
     steer try warm.safetensors -p "I lost my keys."     the same prompt at several strengths
-    steer vectors show warm.safetensors                 what a vector is, and what was measured
+    steer vectors show warm.safetensors                 the origin, layers and validation of a vector
     """
 
 
 class Terminated(SystemExit):
-    """SIGTERM has come: everything is left as after Ctrl-C."""
+    """Raised at SIGTERM, so that the command cleans up as after Ctrl-C."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong usage."""
-    atexit.register(
-        gc.freeze
-    )  # to look once more for garbage, of all that was imported, would take a fifth of a second
+    atexit.register(gc.freeze)  # the last garbage collection at exit would take a fifth of a second
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
 def run(arguments: list[str]) -> int:
-    """Run the command line; return the exit code. Every failure is one clear error, a traceback only with --debug."""
+    """Run the command line; return the exit code. A failure prints an error; a traceback only with --debug."""
     shared: dict[str, Any] = {"debug": bool(os.environ.get("STEER_DEBUG"))}
-    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    out.begin(json="--json" in own)
+    before_dashes = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    out.begin(json="--json" in before_dashes)
     with warnings.catch_warnings(), _ended_by_sigterm():
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = lambda message, category, *_rest: (
@@ -94,7 +92,7 @@ def run(arguments: list[str]) -> int:
             root.main(arguments, prog_name="steer", standalone_mode=False, obj=shared)
             return 0
         except BrokenPipeError:
-            # Whoever read our output has gone, as `head` does; the interpreter must not complain about it at exit.
+            # The reader of our output has ended, such as `head`; the interpreter must not report that again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except BaseException as error:
@@ -105,11 +103,11 @@ def run(arguments: list[str]) -> int:
 
 def _report(error: BaseException) -> int:
     """Print what ended the command; return the exit code."""
-    again = "no file is left half-written; run it again"
+    hint = "no file is left half-written; run the command again"
     match error:
         case click.exceptions.Exit():
             return error.exit_code
-        case click.exceptions.NoArgsIsHelpError():  # nobody is wrong who names a group to see what it holds
+        case click.exceptions.NoArgsIsHelpError():  # a group without a command shows its help, which is no error
             click.echo(error.format_message())
             return 0
         case click.ClickException():
@@ -120,15 +118,15 @@ def _report(error: BaseException) -> int:
             out.fail(error.problems, error.hint)
             return error.exit_code
         case Terminated():
-            out.fail(["ended by SIGTERM"], again)
+            out.fail(["ended by SIGTERM"], hint)
             return TERMINATED
         case SystemExit():
             return error.code if isinstance(error.code, int) else int(error.code is not None)
         case KeyboardInterrupt() | click.Abort():
-            out.fail(["interrupted"], again)
+            out.fail(["interrupted"], hint)
         case MemoryError():
             out.fail(["out of memory"], "use a smaller model, --dtype bfloat16, or fewer --layers")
-        case _:  # the last net: a defect of ours still ends in one line, and names itself as one
+        case _:  # an unexpected exception is a defect of steer, and is reported as one
             problem = f"{type(error).__name__}: {error}"
             out.fail([problem], "this is a defect of steer; run again with --debug and report it")
     return 1
@@ -136,19 +134,19 @@ def _report(error: BaseException) -> int:
 
 @contextlib.contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM raises, so that whatever is half done is taken back; not where somebody has decided otherwise."""
+    """Raise Terminated at SIGTERM, so that the command cleans up; a handler that is set already stays."""
 
     def end(_signal: int, _frame: object) -> NoReturn:
         raise Terminated(TERMINATED)
 
-    # A process that trains for another waits inside a barrier, where no handler of Python's would run: it just ends.
-    helps = os.environ.get("RANK", "0") != "0"
+    # Other ranks than 0 wait in barriers, where Python runs no signal handler, so there SIGTERM ends the process.
+    other_rank = os.environ.get("RANK", "0") != "0"
     main = threading.current_thread() is threading.main_thread()
-    ours = main and not helps and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    if ours:
+    handled = main and not other_rank and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if handled:
         signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
-        if ours:
+        if handled:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)

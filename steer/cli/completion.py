@@ -1,4 +1,4 @@
-"""What a shell completes: models, vectors, and names that a registry lists. Nothing here imports torch."""
+"""Shell completion of models, vectors, and names that a registry lists. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Completer = Callable[[click.Context, click.Parameter, str], "list[CompletionItem
 
 
 def completer(flag: Flag) -> Completer | None:
-    """What completes the values of an option; None leaves it to its type."""
+    """The completer for the values of an option; None: click completes them by the option's type."""
     if flag.complete:
         return KINDS[flag.complete]
     if flag.choices or flag.names:
@@ -40,7 +40,7 @@ def models(_context: click.Context, _parameter: click.Parameter, text: str) -> l
 
 
 def vectors(_context: click.Context, _parameter: click.Parameter, text: str) -> list[CompletionItem]:
-    """The vectors of the current folder: NAME.safetensors; behind NAME= of a binding too. Paths beyond it as files."""
+    """The .safetensors files of the current folder, also after NAME= of a binding; a path is completed by the shell."""
     bound, equals, value = text.rpartition("=")
     if "/" in value or value.startswith("~"):
         return [_item(text, "file")]

@@ -1,4 +1,4 @@
-"""What the commands that merge share: from their arguments to a recipe, and what they print at the end."""
+"""Shared by the merging commands: lists of numbers in options, and printing of plans, merges and adapters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def numbers(text: str | None, flag: str, count: int) -> list[float] | None:
-    """`1,0.5` as one number for each of `count` inputs; one number alone is for all. Raises UsageError."""
+    """Parse `1,0.5` to one number for each of `count` inputs; a single number counts for all. Raises UsageError."""
     from vectors.values import number
 
     if text is None:
@@ -21,18 +21,18 @@ def numbers(text: str | None, flag: str, count: int) -> list[float] | None:
     values = [number(part) for part in text.split(",")]
     if not all(isinstance(value, int | float) for value in values):
         raise UsageError(f"{flag} is {text!r}, not numbers separated by commas", f"write {flag} 1,0.5")
-    found = [float(value) for value in values]
-    if len(found) == 1:
-        found *= count
-    if len(found) != count:
+    result = [float(value) for value in values]
+    if len(result) == 1:
+        result *= count
+    if len(result) != count:
         raise UsageError(
-            f"{flag} has {len(found)} numbers; there are {count} inputs", "give one for each input, or one for all"
+            f"{flag} has {len(result)} numbers; there are {count} inputs", "give one for each input, or one for all"
         )
-    return found
+    return result
 
 
 def print_plan(plan: Plan) -> None:
-    """What is going to be done."""
+    """Print the plan of a merge, before anything is written."""
     data = {
         "recipe": plan.recipe.value(),
         "plan": plan.digest,
@@ -67,7 +67,7 @@ def _print_plan(plan: Plan) -> None:
 
 
 def print_merge(folder: Path, record: dict[str, Any]) -> None:
-    """What was written."""
+    """Print the outputs of a finished merge."""
 
     def human() -> None:
         for name, digest in record["outputs"].items():
@@ -79,7 +79,7 @@ def print_merge(folder: Path, record: dict[str, Any]) -> None:
 
 
 def print_adapter(folder: Path, report: dict[str, Any]) -> None:
-    """What became of a delta that was written as a LoRA adapter."""
+    """Print the rank and the error of a delta that was written as a LoRA adapter."""
 
     def human() -> None:
         out.line(f"wrote {folder}, rank {report['rank']}, relative error {report['relative_error']:.3g}")

@@ -1,4 +1,4 @@
-"""The options that several commands share, each in one place."""
+"""The options that several commands share, each defined once."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ MODEL = "A" + A_MODEL[1:]
 
 
 def command(name: str | None = None, *, summary: str, examples: str) -> Callable[[Callable[..., Any]], click.Command]:
-    """A click command with the common options, its examples last; `summary` is its line in a list."""
+    """A click command with the common options; its help ends in `examples`. `summary` is its line in `steer --help`."""
 
     def wrap(function: Callable[..., Any]) -> click.Command:
         epilog = "\b\nExamples:\n" + "\n".join(f"  {line.strip()}" for line in examples.strip().splitlines())
-        made = click.command(name, Command, epilog=epilog, short_help=summary, context_settings={"show_default": True})
-        return made(common(function))
+        decorate = click.command(
+            name, Command, epilog=epilog, short_help=summary, context_settings={"show_default": True}
+        )
+        return decorate(common(function))
 
     return wrap
 
@@ -38,11 +40,11 @@ def subcommand(group: click.Group, name: str) -> Callable[[Callable[..., Any]], 
 
 
 def common(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`--json`, `--quiet` and `--debug`."""
+    """Add `--json`, `--quiet` and `--debug` to a command."""
     for words, callback, text in (
-        (("--debug",), _debug, "Show a traceback when something fails; so does STEER_DEBUG=1."),
-        (("-q", "--quiet"), _quiet, "Print nothing but data and errors."),
-        (("--json",), _json, "Print one JSON object, on failure too."),
+        (("--debug",), _debug, "Show a traceback on failure, as STEER_DEBUG=1 does."),
+        (("-q", "--quiet"), _quiet, "Print only data and errors."),
+        (("--json",), _json, "Print one JSON object, also on failure."),
     ):
         option_ = click.option(*words, is_flag=True, is_eager=True, expose_value=False, callback=callback, help=text)
         function = option_(function)
@@ -64,34 +66,32 @@ def _json(_ctx: click.Context, _parameter: click.Parameter, value: bool) -> None
 
 @dataclass(frozen=True, kw_only=True)
 class Devices:
-    """Where a model computes, and in what."""
+    """The device and dtype that a model runs in."""
 
-    device: str = option("auto", help="Where to compute: auto, cpu, cuda, cuda:N or mps.", group="Computing")
-    dtype: str = option(
-        "auto", help="In which numbers to compute: auto, float32, bfloat16 or float16.", group="Computing"
-    )
+    device: str = option("auto", help="The device to compute on: auto, cpu, cuda, cuda:N or mps.", group="Computing")
+    dtype: str = option("auto", help="The dtype to compute in: auto, float32, bfloat16 or float16.", group="Computing")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seeded:
-    """Where randomness comes from."""
+    """The random seed."""
 
-    seed: int = option(0, help="The seed from which all randomness follows.", group="Computing")
+    seed: int = option(0, help="The random seed.", group="Computing")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bindings:
-    """What names in an expression stand for."""
+    """The vectors that names in an expression stand for."""
 
     vectors: Mapping[str, Path] = option(
-        {}, help="What a name in the expression stands for; may be given several times.", flag="--vector",
+        {}, help="The vector file for a name in the expression; may be given several times.", flag="--vector",
         metavar="NAME=FILE", complete="vectors",
     )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnyBase:
-    """Whose vectors are allowed."""
+    """Whether vectors of other models are allowed."""
 
     any_base: bool = option(False, help="Allow vectors of other models of the same size.")
 
@@ -100,49 +100,54 @@ def size(text: str) -> int:
     """A size such as 2GiB, 500MB or a number of bytes. Raises UsageError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
     if match is None or float(match[1]) <= 0:
-        raise UsageError(f"{text!r} is no size, such as 2GiB", "write --memory 2GiB, or 500MB")
+        raise UsageError(f"{text!r} is not a size", "write --memory 2GiB, or 500MB")
     return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Threads:
-    """How many threads compute."""
+    """The number of threads."""
 
     threads: int | None = option(
-        None, help="How many threads compute and write.", low=1, default_text="one for each core", group="Computing"
+        None,
+        help="The number of threads that compute and write.",
+        low=1,
+        default_text="one for each core",
+        group="Computing",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Merging(Threads):
-    """What a merge may use."""
+    """The memory, threads and device that a merge may use."""
 
     memory: int = option(
         2 * 2**30,
-        help="The most memory to use beyond mapped files.",
+        help="The most memory to use, not counting mapped files.",
         parse=size,
         metavar="SIZE",
         default_text="2GiB",
         group="Computing",
     )
     device: str = option(
-        "cpu", help="What computes the elements: cpu, cuda or cuda:N; the bits are the same.", group="Computing"
+        "cpu",
+        help="The device for elementwise work: cpu, cuda or cuda:N. The result is the same, bit for bit.",
+        group="Computing",
     )
 
 
-# What `steer bake` still takes as single options.
-seed = click.option("--seed", default=0, show_default=True, help="The seed from which all randomness follows.")
+seed = click.option("--seed", default=0, show_default=True, help="The random seed.")
 any_base = click.option("--any-base", is_flag=True, help="Allow vectors of other models of the same size.")
 
 
 def devices(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`--device` and `--dtype`."""
+    """Add `--device` and `--dtype` to a command."""
     function = click.option("--dtype", default="auto", help="auto, float32, bfloat16 or float16.")(function)
     return click.option("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps.")(function)
 
 
 def bindings(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`--vector NAME=FILE`, given to the command as `vectors`: a dictionary from names to paths."""
+    """Add `--vector NAME=FILE`, passed to the command as `vectors`: a dictionary from names to paths."""
     from steer.cli.requests import parse_named
 
     @functools.wraps(function)
@@ -151,12 +156,12 @@ def bindings(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*args, vectors=paths, **kwargs)
 
     return click.option(
-        "--vector", "vectors", multiple=True, metavar="NAME=FILE", help="What a name in the expression stands for."
+        "--vector", "vectors", multiple=True, metavar="NAME=FILE", help="The vector file for a name in the expression."
     )(parsed)
 
 
 def print_options(name: str, known: Iterable[Option]) -> None:
-    """What a method or an optimiser can be told: each option's name, default, range and meaning."""
+    """Print the options of a method or an optimiser: name, default, range and meaning of each."""
     known = list(known)
     rows = option_rows(known)
 

@@ -1,7 +1,7 @@
-"""What commands print: data to stdout, everything else to stderr. The one place that writes to a terminal.
+"""The output of commands: data to stdout, everything else to stderr. Only this module and `progress` print.
 
-A command ends in `out.result(data, human)`: one JSON object with --json, else what `human` prints. Tables and texts
-side by side are drawn by rich on a terminal, and are plain text, always the same, in a pipe or a file.
+A command ends in `out.result(data, human)`: one JSON object with --json, else what `human` prints. On a terminal, rich
+draws tables and columns of text; in a pipe or a file they are plain text.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 
 class Output:
-    """How this run of the command line prints: `json` and `quiet` are its options of these names."""
+    """The output of one run; `json` and `quiet` are the options --json and --quiet."""
 
     def __init__(self) -> None:
         self.json = self.quiet = False
         self.shown: Progress | None = None
 
     def begin(self, *, json: bool) -> None:
-        """Forget an earlier run of the same process."""
+        """Reset the state, since several runs can share a process."""
         self.json, self.quiet, self.shown = json, False, None
 
     def result(self, data: Mapping[str, Any], human: Callable[[], None]) -> None:
-        """What a command found: `data` as one JSON object with --json, else whatever `human` prints."""
+        """Print the result of a command: `data` as one JSON object with --json, else by calling `human`."""
         from vectors.files import finite
 
         if self.json:
@@ -45,35 +45,35 @@ class Output:
             human()
 
     def line(self, text: str = "") -> None:
-        """A line of data."""
+        """Print a line of data."""
         click.echo(clean(text))
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 0) -> None:
-        """Rows under a header, right-aligned but for the first `left` columns."""
+        """Print a table; the first `left` columns are aligned to the left, the others to the right."""
         if sys.stdout.isatty():
             _draw_table(header, rows, left)
         else:
             self.line(table(header, rows, left))
 
     def side_by_side(self, titles: Sequence[str], texts: Sequence[str]) -> None:
-        """Texts in columns under their titles."""
+        """Print texts in columns under their titles."""
         if sys.stdout.isatty() and shutil.get_terminal_size().columns >= 27 * len(texts):
             _draw_texts(titles, texts)
         else:
             self.line(side_by_side(titles, texts))
 
     def say(self, text: str) -> None:
-        """What is neither data nor wrong; nothing for an empty text, nor with --quiet."""
+        """Print a note to stderr; nothing for an empty text, or with --quiet."""
         if text and not self.quiet:
             self._note(text)
 
     def warn(self, text: str) -> None:
-        """A warning; --quiet drops it."""
+        """Print a warning to stderr; nothing with --quiet."""
         if not self.quiet:
             self._note(f"warning: {text}")
 
     def fail(self, problems: Sequence[str], hint: str = "") -> None:
-        """An error: what is wrong, and the next step; with --json as an object on stdout."""
+        """Print an error: all problems, and the next step as a hint; with --json, one object to stdout."""
         problems = [problem.rstrip(".") for problem in bounded(problems)]
         if self.json:
             self.result({"error": "; ".join(problems), "problems": problems, "hint": hint}, lambda: None)
@@ -85,7 +85,7 @@ class Output:
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[OnEvent]:
-        """Yield what is to be called with the events of a long function."""
+        """A context manager that shows progress; yields the `on_event` argument for long functions."""
         from steer.cli.progress import Progress
 
         with Progress(quiet=self.quiet) as shown:
@@ -105,17 +105,17 @@ say, warn, fail = out.say, out.warn, out.fail
 
 
 def replacing(path: Path) -> str:
-    """The sentence that says which file is replaced by writing to `path`; empty where there is none."""
+    """A note with the digest of the file that writing to `path` will replace; empty where there is none."""
     from vectors.files import digest_file
 
     try:
         return f"replaces {path}, which was {digest_file(path)}" if path.is_file() else ""
-    except OSError:  # whether it can be written is checked elsewhere, with a better error
+    except OSError:  # the check before writing reports this with a clearer error
         return ""
 
 
 def say_preparing(reference: str) -> None:
-    """Say that the bundled model is going to be converted, which takes a while and happens once."""
+    """Print a note when the bundled model must be converted first, which takes half a minute and happens once."""
     from vectors import bundled, references
 
     if reference == references.DEFAULT and not bundled.folder().is_dir():
@@ -135,7 +135,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 0) -
 
 
 def side_by_side(titles: Sequence[str], texts: Sequence[str]) -> str:
-    """Texts in columns as plain text, as wide as the terminal; below each other where columns would be narrow."""
+    """Texts in columns, as plain text as wide as the terminal; one below the other where columns are too narrow."""
     width = shutil.get_terminal_size((100, 24)).columns
     column = (width - 3 * (len(texts) - 1)) // len(texts)
     if column < 24:

@@ -1,4 +1,4 @@
-"""Progress on stderr, drawn from events: a bar with the time left on a terminal, a line now and then elsewhere."""
+"""Progress on stderr, from events: a bar with the time left on a terminal, else a line every 30 seconds."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from steer.cli.terminal import clean
 from vectors.events import Event
 
-EVERY = 30.0  # seconds between two lines of one stage, where there is no terminal
+EVERY = 30.0  # seconds between two lines of one stage, where stderr is not a terminal
 
 
 class Progress:
-    """A context manager; called with events it shows them. One stage at a time."""
+    """A context manager that is called with events and shows the present stage."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet, self.drawn = quiet, not quiet and sys.stderr.isatty()
         self.stage, self.began, self.shown = "", 0.0, 0.0
-        self.bars: Any = None  # rich.progress.Progress, once there is something to draw
+        self.bars: Any = None  # a rich.progress.Progress, from the first event on
         self.task: Any = None
 
     def __enter__(self) -> Progress:
@@ -40,10 +40,10 @@ class Progress:
         if self.drawn:
             self._draw(event, begins)
         else:
-            self._tell(event, begins)
+            self._print_line(event, begins)
 
     def print(self, text: str) -> bool:
-        """Print a line above the bar; False where there is none."""
+        """Print a line above the progress bar; return False where no bar is shown."""
         if self.bars is None:
             return False
         from rich.text import Text
@@ -67,7 +67,7 @@ class Progress:
         if event.message:
             self.print(event.message)
 
-    def _tell(self, event: Event, begins: bool) -> None:
+    def _print_line(self, event: Event, begins: bool) -> None:
         now = time.monotonic()
         if event.message:
             line = event.message
@@ -105,5 +105,5 @@ def _bars() -> Any:
         progress.TextColumn("{task.fields[metrics]}", markup=False),
         console=Console(stderr=True),
         transient=True,
-        redirect_stdout=False,  # which is data, and may be a pipe
+        redirect_stdout=False,  # stdout carries data, and may be a pipe
     )

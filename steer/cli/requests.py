@@ -1,4 +1,4 @@
-"""Typed requests as options: what a command takes is derived from the fields of frozen dataclasses.
+"""Typed requests as options: the options of a command are derived from the fields of frozen dataclasses.
 
     @dataclass(frozen=True, kw_only=True)
     class Request:
@@ -10,9 +10,10 @@
     def command(**values: Any) -> None:
         request = requests.build(Request, values)
 
-A field whose type is such a dataclass itself contributes its own fields. The options of several requests (the modes of
-one command) stand beside each other, each once; `build` makes one of them, and `not_of` names what was typed that it
-has no field for. The modules that define requests are imported for every `--help`: they import nothing heavy.
+A field whose type is itself such a dataclass contributes that dataclass's fields. A command with several modes takes
+the options of several requests, each option once; `build` makes the request of one mode, and `not_of` lists the
+options on the command line that this request has no field for. The modules that define requests are imported for every
+`--help`, so they import nothing heavy.
 """
 
 from __future__ import annotations
@@ -36,42 +37,42 @@ R = TypeVar("R")
 
 
 class Field(NamedTuple):
-    """One field of a request: its name, its type without None, whether None is among its values, and its facts."""
+    """One field of a request: its name, its type without None, whether it may be None, its default and its flag."""
 
     name: str
     type: Any
     optional: bool
-    default: Any  # dataclasses.MISSING where it is required
+    default: Any  # dataclasses.MISSING for a required field
     flag: Flag
 
 
 class RequestOption(click.Option):
-    """An option whose help is finished when it is printed, since it may list a registry."""
+    """An option whose help text is completed when it is printed, since it may list the names of a registry."""
 
     def __init__(self, declarations: list[str], flag: Flag, **attributes: Any) -> None:
         self.flag = flag
         super().__init__(declarations, **attributes)
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """The two columns of the help, with what the registry lists."""
+        """The two columns of the help, with the names of the registry filled in."""
         self.help = filled(self.flag)
         return super().get_help_record(ctx)
 
 
 def filled(flag: Flag) -> str:
-    """The help text, with `{names}` replaced by what the registry lists, and the default where it has words."""
+    """The help text with `{names}` replaced by the names of the registry, and with the default's description."""
     text = flag.help.replace("{names}", ", ".join(flag.names())) if flag.names else flag.help
     return f"{text}  [default: {flag.default_text}]" if flag.default_text else text
 
 
 def fields_of(request: type) -> Iterator[Field]:
-    """The options of a request type, those of requests inside it among them."""
+    """The fields of a request type that are options, including those of nested request types."""
     hints = typing.get_type_hints(request)
     for field in dataclasses.fields(request):
         kind = hints[field.name]
         union = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else ()
         optional = type(None) in union
-        kind = next((one for one in union if one is not type(None)), kind)
+        kind = next((member for member in union if member is not type(None)), kind)
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         if OPTION in field.metadata:
             yield Field(field.name, kind, optional, default, field.metadata[OPTION])
@@ -80,7 +81,7 @@ def fields_of(request: type) -> Iterator[Field]:
 
 
 def parameters(*requests: type) -> list[click.Parameter]:
-    """The click parameters of one request, or of several, each field once. Raises TypeError when two disagree."""
+    """The click parameters of requests, each field once. Raises TypeError when two requests define one differently."""
     fields: dict[str, Field] = {}
     for request in requests:
         for field in fields_of(request):
@@ -90,23 +91,23 @@ def parameters(*requests: type) -> list[click.Parameter]:
 
 
 class Command(click.Command):
-    """A command that still takes the words of earlier releases, with a warning, and has headings in its help."""
+    """A command that accepts the option names of earlier releases with a warning, and groups options in its help."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse, with each old word replaced by the one that took its place."""
-        found = [parameter for parameter in self.params if isinstance(parameter, RequestOption)]
-        new = {old: max(parameter.opts, key=len) for parameter in found for old in parameter.flag.old}
-        for place, argument in enumerate(args):
+        """Parse the arguments, with each old option name replaced by the new one."""
+        renamed = [parameter for parameter in self.params if isinstance(parameter, RequestOption)]
+        new = {old: max(parameter.opts, key=len) for parameter in renamed for old in parameter.flag.old}
+        for i, argument in enumerate(args):
             word, equals, value = argument.partition("=")
             if word == "--":
                 break
             if word in new:
-                warn(f"{word} is called {new[word]} now; the old word goes with the next release")
-                args[place] = new[word] + equals + value
+                warn(f"{word} is deprecated and will be removed in the next release; use {new[word]}")
+                args[i] = new[word] + equals + value
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The options: those of the request, the common ones, and those with a group under its heading."""
+        """Write the options: first those without a group and the common ones, then each group under its heading."""
         grouped: dict[str, list[tuple[str, str]]] = {"": []}
         common: list[tuple[str, str]] = []
         for parameter in self.get_params(ctx):
@@ -165,21 +166,21 @@ def _type(kind: Any) -> Any:
 
 
 def build(request: type[R], values: Mapping[str, Any]) -> R:
-    """A request from the values of click's parameters. Raises UsageError with everything that is wrong with them."""
+    """A request from the values of click's parameters. Raises UsageError with every problem."""
     errors: list[SteerError] = []
-    made = _build(request, values, errors)
+    built = _build(request, values, errors)
     raise_together(errors)
-    assert made is not None
-    problems = problems_of(made)
+    assert built is not None
+    problems = problems_of(built)
     if problems:
         context = click.get_current_context(silent=True)
         raise UsageError(problems, f"see {context.command_path if context else 'steer'} --help")
-    return made
+    return built
 
 
 def _build(request: type[R], values: Mapping[str, Any], errors: list[SteerError]) -> R | None:
     given: dict[str, Any] = {}
-    own = {field.name: field for field in fields_of(request)}
+    fields = {field.name: field for field in fields_of(request)}
     hints = typing.get_type_hints(request)
     for field in dataclasses.fields(request):  # type: ignore[arg-type]
         if OPTION in field.metadata and field.name in values:
@@ -187,7 +188,7 @@ def _build(request: type[R], values: Mapping[str, Any], errors: list[SteerError]
             if value is None or value == ():
                 continue  # not given: the default of the field
             with kept(errors):
-                given[field.name] = _value(own[field.name], value)
+                given[field.name] = _value(fields[field.name], value)
         elif isinstance(hints[field.name], type) and dataclasses.is_dataclass(hints[field.name]):
             given[field.name] = _build(hints[field.name], values, errors)
     return None if errors else request(**given)
@@ -204,24 +205,24 @@ def _value(field: Field, value: Any) -> Any:
 
 
 def parse_named(texts: tuple[str, ...], word: str, what: str) -> dict[str, str]:
-    """Options of the form NAME=... in their order. Raises UsageError with every bad one."""
-    found: dict[str, str] = {}
+    """Parse option values of the form NAME=VALUE, in order. Raises UsageError with every malformed one."""
+    values: dict[str, str] = {}
     problems = []
     for text in texts:
         name, equals, value = text.partition("=")
         if not (name and equals and value):
             problems.append(f"{word} {text!r} is not NAME={what}")
-        elif name in found:
+        elif name in values:
             problems.append(f"{word} {name} is given twice")
         else:
-            found[name] = value
+            values[name] = value
     if problems:
         raise UsageError(problems, f"write {word} NAME={what}")
-    return found
+    return values
 
 
 def typed(context: click.Context) -> dict[str, str]:
-    """The options that stand on the command line: names of fields, and the words a user knows them by."""
+    """The options on the command line: from names of fields to the names of their options, such as --lr."""
     return {
         name: max(parameter.opts, key=len)
         for parameter in context.command.params
@@ -232,17 +233,17 @@ def typed(context: click.Context) -> dict[str, str]:
 
 
 def not_of(request: type, requests: tuple[type, ...], context: click.Context | None = None) -> list[str]:
-    """The words on the command line that belong to others of `requests`, and not to `request`."""
-    own = {field.name for field in fields_of(request)}
-    others = {field.name for other in requests for field in fields_of(other)} - own
+    """The options on the command line that belong to another of `requests`, and not to `request`."""
+    names = {field.name for field in fields_of(request)}
+    others = {field.name for other in requests for field in fields_of(other)} - names
     return [word for name, word in typed(context or click.get_current_context()).items() if name in others]
 
 
 def takes(*requests: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A decorator that gives a click command's function the options of requests, before its others."""
+    """A decorator that adds the options of requests to a click command's function, before its other options."""
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
-        # click reads this attribute, and takes what was added last as first.
+        # click reads this attribute in reverse order.
         present = getattr(function, "__click_params__", [])
         function.__click_params__ = [*present, *reversed(parameters(*requests))]  # type: ignore[attr-defined]
         return function

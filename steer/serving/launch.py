@@ -1,4 +1,4 @@
-"""`vllm serve` as a child: started quietly, waited for, and ended with everything that it started."""
+"""`vllm serve` as a child process: started, waited for until it answers, and ended with all its own children."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from vectors.events import Event, OnEvent, ignore
 from vectors.files import write_atomically
 from vectors.locks import remove_leftovers, temporary_folder
 
-GRACE = (20.0, 5.0, 5.0)  # seconds that the server has to end: asked, told, killed
-STARTING = 2.0  # in place of the first while it has not answered yet: there is nothing to end in order
-LINES = 12  # of the log, shown when the server dies
+GRACE = (20.0, 5.0, 5.0)  # seconds to wait for the end after SIGINT, SIGTERM and SIGKILL
+STARTING = 2.0  # seconds after SIGINT before the server has answered once: it has no requests to finish
+LINES = 12  # last lines of the log to show when the server dies without an exception
 
-# What a line of vLLM's log says about what comes next; the last that occurs holds.
+# A text in vLLM's log, and the stage that begins with it. The one that occurs last is the present stage.
 STAGES = {
     "non-default args": "reading the model's configuration",
     "Initializing a V1 LLM engine": "starting the engine",
     "Starting to load model": "loading the weights",
     "Loading safetensors": "loading the weights",
-    "Warming up model for the compilation": "compiling, minutes the first time (-- --enforce-eager does without)",
+    "Warming up model for the compilation": "compiling, minutes at the first start (-- --enforce-eager skips it)",
     "Starting vLLM server": "opening the port",
 }
 
 
-# What vLLM writes before a line, and how an exception's own line begins.
+# The prefix of a line in vLLM's log, and the beginning of the line that names an exception.
 _PREFIX = re.compile(r"^(\([\w ]+ pid=\d+\) )?((ERROR|CRITICAL) \S+ \S+ \[[^\]]*\] )?")
 _EXCEPTION = re.compile(r"[\w.]*(Error|Exception): |\S+: error: ")
 
@@ -65,26 +65,26 @@ def served(
     on_event: OnEvent = ignore,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
-    """Within: a server that answers. `settings` are those of `serving.settings`, with absolute paths.
+    """A context manager: a running server that answers requests, ended on exit.
 
-    `on_event` gets a stage whenever vLLM reaches one. Whatever happens, no process is left, and
-    no file but the log of a server that died.
+    `settings` are the values of `serving.settings`, with absolute paths. `on_event` gets an event for every stage of
+    the start. On exit, also by an error, no process is left, and no file but the log of a server that died.
     Raises UsageError, OutputError, ServerError.
     """
     if importlib.util.find_spec("vllm") is None:
         raise UsageError(
             "vLLM is not installed",
-            "pip install 'steer-workbench[vllm]' on a machine with a GPU; without one, make setup",
+            "pip install 'steer-workbench[vllm]' on a machine with a GPU; without a GPU, make setup",
         )
     _check_port(host, port)
     temporary = Path(tempfile.gettempdir()).absolute()
-    remove_leftovers(temporary)  # of servers that were killed
+    remove_leftovers(temporary)  # folders of servers whose launcher was killed
     with temporary_folder(temporary / "steer-serve") as folder:
         try:
             with _served(model, settings, folder, name, host, port, flags, log, on_event, environment) as server:
                 yield server
         except ServerError as error:
-            raise _with_log_kept(error, folder) from error
+            raise _with_saved_log(error, folder) from error
 
 
 @contextlib.contextmanager
@@ -100,19 +100,21 @@ def _served(
     on_event: OnEvent,
     environment: Mapping[str, str] | None,
 ) -> Iterator[Server]:
-    """The server itself; `folder` holds its settings, and its log unless another is named."""
+    """Start the server and end it; `folder` holds its settings, and its log unless `log` names another file."""
     log = log or folder / "vllm.log"
     write_atomically(folder / "steer.json", json.dumps(settings).encode())
-    given = ["--host", host, "--port", str(port), *flags]
+    arguments = ["--host", host, "--port", str(port), *flags]
     if "--served-model-name" not in flags:
-        given += ["--served-model-name", name]
+        arguments += ["--served-model-name", name]
     try:
         output = log.open("ab")
     except OSError as error:
-        raise OutputError(f"the log {log} can't be written: {error.strerror}", "name another: --log FILE") from error
+        raise OutputError(
+            f"the log {log} can't be written: {error.strerror}", "choose another file: --log FILE"
+        ) from error
     with output:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "steer.serving.vllm_command", "serve", str(model), *given],
+            [sys.executable, "-P", "-m", "steer.serving.vllm_command", "serve", str(model), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -128,15 +130,15 @@ def _served(
         server.end()
 
 
-def _with_log_kept(error: ServerError, folder: Path) -> ServerError:
-    """An error that names the log; one in the temporary folder is moved to where it stays."""
+def _with_saved_log(error: ServerError, folder: Path) -> ServerError:
+    """The error with the path of the log; a log in the temporary folder is moved to a file that stays."""
     log = folder / "vllm.log"
     if not log.exists():
         return error
-    handle, kept = tempfile.mkstemp(prefix="steer-serve-", suffix=".log")
+    handle, saved = tempfile.mkstemp(prefix="steer-serve-", suffix=".log")
     os.close(handle)
-    shutil.move(log, kept)
-    return ServerError(error.problems, f"the whole log is {kept}")
+    shutil.move(log, saved)
+    return ServerError(error.problems, f"the whole log is {saved}")
 
 
 class Server:
@@ -147,14 +149,14 @@ class Server:
         self.answered = False
 
     def wait_until_ready(self, on_event: OnEvent) -> None:
-        """Return when the server answers. Raises ServerError when it dies first."""
+        """Return as soon as the server answers. Raises ServerError when it ends before that."""
         stage = ""
         while True:
             if self.process.poll() is not None:
                 raise self.death("did not start")
-            now = self._stage()
-            if now != stage:
-                stage = now
+            present = self._stage()
+            if present != stage:
+                stage = present
                 on_event(Event(stage))
             if self._answers():
                 self.answered = True
@@ -162,19 +164,19 @@ class Server:
             time.sleep(0.2)
 
     def wait(self) -> None:
-        """Return never, but raise ServerError when the server ends by itself."""
+        """Wait as long as the server runs. Raises ServerError when it ends; never returns."""
         self.process.wait()
         raise self.death("has ended")
 
     def death(self, what: str) -> ServerError:
-        """The error of a server that is gone, with the end of its log."""
+        """The error for a server that has ended: its exit status, and the reason from its log."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         return ServerError(
-            [f"the server {what}, with status {self.process.poll()}", *_told(lines)], f"the whole log is {self.log}"
+            [f"the server {what}, with status {self.process.poll()}", *_reason(lines)], f"the whole log is {self.log}"
         )
 
     def end(self) -> None:
-        """End the server and everything that it started: first asked, then told. Impatience does not interrupt it."""
+        """End the server and all its children: SIGINT, then SIGTERM, then SIGKILL. Ctrl-C does not interrupt this."""
         with _uninterrupted():
             self._end()
 
@@ -184,7 +186,7 @@ class Server:
             if not _alive(self.process):
                 break
             with contextlib.suppress(ProcessLookupError):
-                # The server alone is asked: it ends its engine in order. What is left of the group is told.
+                # SIGINT goes to the server alone, which shuts its engine down in order; the others to the whole group.
                 (os.kill if sent == signal.SIGINT else os.killpg)(self.process.pid, sent)
             _wait(self.process, grace)
         with contextlib.suppress(ProcessLookupError):
@@ -202,33 +204,33 @@ class Server:
             text = self.log.read_text(encoding="utf-8", errors="replace")
         except OSError:
             return "starting vLLM"
-        at = {stage: text.rfind(sign) for sign, stage in STAGES.items()}
-        latest = max(at, key=lambda stage: at[stage])
-        return latest if at[latest] >= 0 else "starting vLLM"
+        offsets = {stage: text.rfind(sign) for sign, stage in STAGES.items()}
+        latest = max(offsets, key=lambda stage: offsets[stage])
+        return latest if offsets[latest] >= 0 else "starting vLLM"
 
 
-def _told(lines: Sequence[str]) -> list[str]:
-    """What a log says of a death: the last exception, with the indented lines behind it, else its end."""
+def _reason(lines: Sequence[str]) -> list[str]:
+    """Why the server ended: the log's last exception, with up to three indented lines after it, else the last lines."""
     plain = [_PREFIX.sub("", line) for line in lines]
-    for at in range(len(plain) - 1, -1, -1):
-        if _EXCEPTION.match(plain[at]) and not plain[at].startswith("RuntimeError: Engine core initialization failed"):
-            behind = itertools.takewhile(lambda line: line.startswith("  "), plain[at + 1 : at + 4])
-            return [plain[at].strip(), *(line.strip() for line in behind)]
+    for i in range(len(plain) - 1, -1, -1):
+        if _EXCEPTION.match(plain[i]) and not plain[i].startswith("RuntimeError: Engine core initialization failed"):
+            details = itertools.takewhile(lambda line: line.startswith("  "), plain[i + 1 : i + 4])
+            return [plain[i].strip(), *(line.strip() for line in details)]
     return [line.strip() for line in plain[-LINES:] if line.strip()]
 
 
 def _environment(settings: Path) -> dict[str, str]:
-    """The plugin beside others that are asked for; and what vLLM's CPU build needs to start on a common machine."""
+    """The environment of the server: the plugin, beside other plugins; on the CPU, bounded memory and threads."""
     plugins = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name and name != NAME]
-    found = {"VLLM_PLUGINS": ",".join([*plugins, NAME]), CONFIG: str(settings)}
+    variables = {"VLLM_PLUGINS": ",".join([*plugins, NAME]), CONFIG: str(settings)}
     if _cpu_build():
-        # By default it asks for nearly all memory, and refuses to start when other programs have some of it.
+        # By default vLLM reserves nearly all memory, and refuses to start when other programs use some of it.
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**30
-        found["VLLM_CPU_KVCACHE_SPACE"] = os.environ.get("VLLM_CPU_KVCACHE_SPACE", str(max(1, min(8, memory // 6))))
+        variables["VLLM_CPU_KVCACHE_SPACE"] = os.environ.get("VLLM_CPU_KVCACHE_SPACE", str(max(1, min(8, memory // 6))))
         if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ and len(os.sched_getaffinity(0)) > 1:
-            # Its threads spin while they wait; without a core to itself the server starves them, and they it.
-            found["VLLM_CPU_NUM_OF_RESERVED_CPU"] = os.environ.get("VLLM_CPU_NUM_OF_RESERVED_CPU", "1")
-    return found
+            # The threads of the engine spin while they wait; the API server needs a core of its own beside them.
+            variables["VLLM_CPU_NUM_OF_RESERVED_CPU"] = os.environ.get("VLLM_CPU_NUM_OF_RESERVED_CPU", "1")
+    return variables
 
 
 def _cpu_build() -> bool:
@@ -242,7 +244,7 @@ def _cpu_build() -> bool:
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
+        yield  # only the main thread can set signal handlers
         return
     before = {sent: signal.signal(sent, signal.SIG_IGN) for sent in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -253,17 +255,19 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _check_port(host: str, port: int) -> None:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            listener.bind((host, port))
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            raise UsageError(f"{host}:{port} can't be listened on: {reason}", "choose another: --port 8001") from error
+            raise UsageError(
+                f"{host}:{port} can't be listened on: {reason}", "choose another port: --port 8001"
+            ) from error
 
 
 def _die_with_parent() -> None:
-    """Runs in the child: when this process is killed, the child is asked to end (Linux)."""
+    """Runs in the child: when this process is killed, the child gets SIGTERM (Linux)."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 

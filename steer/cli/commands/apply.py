@@ -1,4 +1,4 @@
-"""`steer apply`: a base with task vectors on it, as a model folder."""
+"""`steer apply`: add task vectors to a base model, and write the result as a model folder."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from vectors.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class Request(options.Bindings, options.Merging):
-    """What `steer apply` is asked for."""
+    """The arguments and options of `steer apply`."""
 
-    base: str = option(help="The model that is added to: " + options.A_MODEL, argument=True, complete="models")
+    base: str = option(help="The base model: " + options.A_MODEL, argument=True, complete="models")
     what: str = option(
         help="A task vector, a LoRA adapter, or an expression over them.", argument=True, metavar="VECTOR_OR_EXPR",
         complete="vectors",
     )  # fmt: skip
-    out: Path = option(help="The folder to make.", flag=("-o", "--out"))
+    out: Path = option(help="The model folder to write.", flag=("-o", "--out"))
     dtype: str = option("auto", help="The dtype of the result: auto (the base's), float32, bfloat16 or float16.")
 
 
 @options.command(
-    summary="Apply a task vector or an expression to a base, as a model folder.",
+    summary="Add task vectors to a base model, and write a model folder.",
     examples="""
     steer apply smollm2 poet.safetensors -o poet/
     steer apply org/base "poet + 0.6*code - 0.5*toxic" -o mixed/ --vector toxic=vectors/toxic.safetensors
@@ -35,7 +35,7 @@ class Request(options.Bindings, options.Merging):
 def command(**values: Any) -> None:
     """Write a complete Hugging Face folder: BASE plus a task vector, an adapter, or an expression over them.
 
-    An exact vector alone restores the fine-tuned model to the bit.
+    One task vector with exact storage, at strength 1, restores the fine-tuned model bit for bit.
     """
     request = requests.build(Request, values)
     from merges import api

@@ -1,4 +1,4 @@
-"""`steer bake`: a behaviour into the weights."""
+"""`steer bake`: write a behaviour into the weights of a model."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ REQUESTS: tuple[type[BakeRequest], ...] = tuple(request for mode in MODES.values
 
 
 def _list_options(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
-    """Print the options of every optimiser, and end."""
+    """Print the options of every optimiser, and exit."""
     if not value:
         return
     from steer.training import optimisers
 
-    every = {name: optimiser.OPTIONS for name, optimiser in optimisers.available().items()}
-    rows = [[name, *row] for name, known in every.items() for row in options.option_rows(known)]
+    options_by_name = {name: optimiser.OPTIONS for name, optimiser in optimisers.available().items()}
+    rows = [[name, *row] for name, known in options_by_name.items() for row in options.option_rows(known)]
     out.result(
-        {name: options.option_values(known) for name, known in every.items()},
+        {name: options.option_values(known) for name, known in options_by_name.items()},
         lambda: out.table(["optimiser", "option", "default", "range", "meaning"], rows, 5),
     )
     context.exit()
 
 
 @options.command(
-    summary="Bake a behaviour into the weights, by algebra or by training.",
+    summary="Bake a behaviour into the weights, by folding or by training.",
     examples="""
     steer bake 1.5*warm --mode fold -o warm-model/
     steer bake "2*warm@response" -o warm-model/ --pos warm.jsonl --neg cold.jsonl
@@ -52,19 +52,20 @@ def _list_options(context: click.Context, _parameter: click.Parameter, value: bo
 )
 @click.option(
     "--mode", type=click.Choice(["auto", *MODES]), default="auto",
-    help="fold by algebra, distil a steered or prompted teacher, or train on examples; auto takes what fits.",
+    help="How to bake: fold by algebra, distil a steered or prompted teacher, or train on examples.",
 )  # fmt: skip
 @click.option(
     "--list-options", is_flag=True, is_eager=True, expose_value=False, callback=_list_options,
-    help="List what --set can set: the options of every optimiser, with default, range and meaning, and stop.",
+    help="List the options of every optimiser for --set, with default, range and meaning, and exit.",
 )  # fmt: skip
 @requests.takes(*REQUESTS)
 def command(mode: str, **values: Any) -> None:
-    """Bake a behaviour into weights: folded exactly where algebra allows it, trained where it does not.
+    """Bake a behaviour into the weights: by folding where that is exact, else by training.
 
-    A COMPOSITION of vectors is folded (constants become biases, ablations orthogonal matrices) and proved equal, in
-    transformers and in vLLM; or it is distilled, with the steered model as the teacher. --mode train learns from --data
-    or --pairs. A killed run is resumed by typing the same command again.
+    A COMPOSITION of vectors is folded (additions become biases; ablations make matrices orthogonal to the direction),
+    and the result is compared with the steered model, in transformers and in vLLM. Where it can't be folded, it is
+    distilled, with the steered model as the teacher. --mode train learns from --data or --pairs. The same command
+    resumes a killed run.
     """
     from steer.folding import choice
     from steer.training.api import bake
@@ -82,10 +83,10 @@ def command(mode: str, **values: Any) -> None:
         if unused:
             out.say(f"not used by mode {mode}: {', '.join(unused)}")
     request = requests.build(_request_type(mode, values), values)
-    # Trackers print, and stdout is the report's.
+    # Trackers print to stdout, which is kept for the report.
     with contextlib.redirect_stdout(sys.stderr), out.progress() as on_event:
         report = bake(request, on_event=_with_evaluations(on_event))  # type: ignore[arg-type]
-    if not report:  # this process has trained for the main one, which reports
+    if not report:  # another rank than 0: rank 0 reports
         return
     show = _print_fold if mode == "fold" else _print_trained
     out.result({"output": str(request.out), **report}, lambda: show(report, request.out))
@@ -98,22 +99,22 @@ def _request_type(mode: str, values: dict[str, Any]) -> type[BakeRequest]:
 
 
 def _require_inputs(mode: str, values: dict[str, Any]) -> None:
-    """What is named must fit the mode. Raises UsageError with all misfits at once."""
+    """Check that the inputs fit the mode. Raises UsageError with every problem."""
     problems = []
     composition, prompt = values["composition"], values["teacher_prompt"]
     if mode == "train":
         if bool(values["data"]) == bool(values["pairs"]):
-            problems.append("--mode train learns from --data or from --pairs, one of them")
+            problems.append("--mode train needs either --data or --pairs")
         if composition is not None or prompt:
             problems.append("--mode train has no teacher: drop the composition and --teacher-prompt")
         if values["against"] and not values["data"]:
-            problems.append("--against is the opposite of --data, which is missing")
+            problems.append("--against needs --data, the examples that it is the opposite of")
     elif composition is None and (mode == "fold" or prompt is None):
         problems.append(
             "there is nothing to bake: no composition" + ("" if mode == "fold" else ", no --teacher-prompt")
         )
     elif composition is not None and prompt is not None:
-        problems.append("a teacher is a composition or a --teacher-prompt, not both")
+        problems.append("the teacher is a composition or a --teacher-prompt, not both")
     request = _request_type(mode, values) if mode else None
     for word, modes in _misplaced(request) if request else []:
         if word != "--teacher-prompt" or mode != "train":
@@ -121,22 +122,22 @@ def _require_inputs(mode: str, values: dict[str, Any]) -> None:
     if not mode and values["against"]:
         problems.append("--against belongs to --mode train: give --data too")
     if bool(values["pos"]) != bool(values["neg"]):
-        problems.append("--pos and --neg are evaluated together: give both")
+        problems.append("--pos and --neg are used together: give both")
     if problems:
         raise UsageError(problems, "see steer bake --help")
 
 
 def _misplaced(request: type[BakeRequest]) -> list[tuple[str, list[str]]]:
-    """The options on the command line that a request has no field for, and the modes that they belong to."""
+    """The options on the command line that a request has no field for, each with the modes it belongs to."""
     words = requests.not_of(request, REQUESTS)
     names = {word: name for name, word in requests.typed(click.get_current_context()).items()}
-    own = next(mode for mode, types in MODES.items() if request in types)
-    found = []
+    mode = next(mode for mode, types in MODES.items() if request in types)
+    misplaced = []
     for word in words:
         modes = [m for m, types in MODES.items() if any(names[word] in _names(each) for each in types)]
-        if own not in modes:
-            found.append((word, modes))
-    return found
+        if mode not in modes:
+            misplaced.append((word, modes))
+    return misplaced
 
 
 def _names(request: type[BakeRequest]) -> set[str]:
@@ -144,14 +145,14 @@ def _names(request: type[BakeRequest]) -> set[str]:
 
 
 def _with_evaluations(on_event: OnEvent) -> OnEvent:
-    """Adds a line to every event of training that has figures of the evaluation set."""
+    """Add a line with the metrics to every event of training that has some of the evaluation set."""
 
     def report(event: Event) -> None:
-        words = {
+        formats = {
             "eval_behaviour_loss": "held-out loss {:.4f}", "trait": "trait {:.2f}",
             "eval_general_loss": "KL to the base {:.4f}",
         }  # fmt: skip
-        parts = [words[name].format(event.metrics[name]) for name in words if name in event.metrics]
+        parts = [formats[name].format(event.metrics[name]) for name in formats if name in event.metrics]
         if parts:
             event = dataclasses.replace(event, message="  ".join([f"step {event.done}/{event.total}", *parts]))
         on_event(event)

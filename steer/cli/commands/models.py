@@ -1,4 +1,4 @@
-"""`steer models`: which models there are, and where."""
+"""`steer models`: list models, find their folders, show their properties."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from steer.cli.output import out
 
 @click.group()
 def command() -> None:
-    """List models, find their folders, show what they are."""
+    """List models, find their folders, show their properties."""
 
 
 @options.subcommand(command, "ls")
 def ls() -> None:
-    """The bundled model and the hub models in the cache."""
+    """List the bundled model and the hub models in the cache."""
     from vectors import bundled, references
 
     ready = bundled.folder().is_dir()
@@ -31,7 +31,7 @@ def ls() -> None:
 @options.subcommand(command, "path")
 @click.argument("model", help=options.MODEL, shell_complete=completion.models)
 def path(model: str) -> None:
-    """Print the folder of a model; prepares or fetches it when it is not there."""
+    """Print the folder of a model; a missing model is prepared or downloaded."""
     from vectors import references
 
     output.say_preparing(model)
@@ -42,7 +42,7 @@ def path(model: str) -> None:
 @options.subcommand(command, "show")
 @click.argument("model", help=options.MODEL, shell_complete=completion.models)
 def show(model: str) -> None:
-    """What a model is: architecture, sizes, digest, licence."""
+    """Show a model's architecture, sizes, digest and licence."""
     from vectors import references
 
     output.say_preparing(model)

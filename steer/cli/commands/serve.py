@@ -1,4 +1,4 @@
-"""`steer serve`: vLLM with the plugin on."""
+"""`steer serve`: start vLLM with the steering plugin."""
 
 from __future__ import annotations
 
@@ -17,22 +17,30 @@ from vectors.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class Request(options.Bindings, options.AnyBase):
-    """What `steer serve` is asked for."""
+    """The arguments and options of `steer serve`."""
 
     model: str = option(help="The model to serve: " + options.A_MODEL, argument=True, complete="models")
     arms: Mapping[str, str] = option(
-        {}, help="An arm: requests for the model MODEL:NAME are steered by it.", flag="--arm", metavar="NAME=EXPRESSION"
+        {},
+        help="An arm: requests for the model MODEL:NAME are steered by EXPRESSION.",
+        flag="--arm",
+        metavar="NAME=EXPRESSION",
     )
     host: str = option("127.0.0.1", help="The address to listen on.")
     port: int = option(8000, help="The port to listen on.", low=1, high=65535)
-    steer_rows: int = option(256, help="Compositions (and phases of theirs) that can live at once.", low=1, high=65535)
+    steer_rows: int = option(
+        256,
+        help="How many compositions can be in use at once; one with scopes counts once per phase.",
+        low=1,
+        high=65535,
+    )
     steer_directions: int = option(
-        4, help="Projections (ablate, clamp) of one composition in one layer.", low=0, high=64
+        4, help="The most projections (ablate, clamp) of one composition at one layer.", low=0, high=64
     )
     folders: tuple[Path, ...] = option(
-        (), help="A folder that POST /steer/vectors may load from.", flag="--vector-folder"
+        (), help="A folder that POST /steer/vectors may load from; may be given several times.", flag="--vector-folder"
     )
-    log: Path | None = option(None, help="Where vLLM's own output goes.", default_text="a temporary file")
+    log: Path | None = option(None, help="The file for vLLM's output.", default_text="a temporary file")
 
 
 @options.command(
@@ -49,8 +57,8 @@ class Request(options.Bindings, options.AnyBase):
 def command(flags: tuple[str, ...], **values: Any) -> None:
     """Serve a model with vLLM, steered per request.
 
-    A request names an arm as its model (MODEL:NAME), or brings an expression in vllm_xargs: {"steer": "0.8*warm"}.
-    Everything behind -- goes to `vllm serve` as it is.
+    A request names an arm as its model (MODEL:NAME), or has an expression in vllm_xargs: {"steer": "0.8*warm"}.
+    Everything after -- is passed to `vllm serve` unchanged.
     """
     request = requests.build(Request, values)
     model = request.model
@@ -63,19 +71,22 @@ def command(flags: tuple[str, ...], **values: Any) -> None:
         "any_base": request.any_base,
     }
     from steer.serving import launch
-    from steer.serving import settings as checked
     from steer.serving.engine import admission
+    from steer.serving.settings import check
     from vectors import references
 
     output.say_preparing(model)
     source = references.resolve(model)
     identity = references.identity(source)
-    # All that can be wrong with vectors and arms is found here, before vLLM spends a minute on its start.
-    found = checked.check(settings, Path.cwd())
-    admission.Admission(found, identity["hidden_size"], identity["layers"], identity)
+    # Problems of vectors and arms are reported here, before vLLM spends a minute on its start.
+    checked = check(settings, Path.cwd())
+    admission.Admission(checked, identity["hidden_size"], identity["layers"], identity)
     name = source.name or model
     out.say(f"model {source}")
-    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:  # Ctrl-C is the way to end it
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        contextlib.ExitStack() as stack,
+    ):  # Ctrl-C ends the server, and is no error
         with out.progress() as on_event:
             server = stack.enter_context(
                 launch.served(
@@ -83,25 +94,25 @@ def command(flags: tuple[str, ...], **values: Any) -> None:
                     log=request.log, on_event=on_event,
                 )
             )  # fmt: skip
-        arms = {f"{name}:{arm}": str(composition) for arm, composition in found.arms.items()}
-        vector = next(iter(found.vectors), "NAME")
+        arms = {f"{name}:{arm}": str(composition) for arm, composition in checked.arms.items()}
+        vector = next(iter(checked.vectors), "NAME")
         out.result(
             {"url": server.url, "log": str(server.log), "model": name, "arms": arms},
             lambda: _say_ready(server.url, server.log, name, arms, vector),
         )
         try:
             server.wait()
-        except SystemExit as ended:  # SIGTERM is the other way to end it, and no failure to report
+        except SystemExit as ended:  # SIGTERM also ends the server, and is no error
             raise SystemExit(ended.code) from None
-    out.say("ended")
+    out.say("the server has ended")
 
 
 def _say_ready(url: str, log: Path, name: str, arms: dict[str, str], vector: str) -> None:
-    out.say(f"serving at {url}, vLLM's own output is in {log}")
+    out.say(f"serving at {url}; vLLM's output is in {log}")
     for arm, composition in arms.items():
         out.say(f"  {arm}  {composition}")
     first = next(iter(arms), None)
     steer = f', "vllm_xargs": {{"steer": "{vector}"}}' if first is None else ""
     body = f'{{"model": "{first or name}", "messages": [{{"role": "user", "content": "…"}}]{steer}}}'
     out.say(f"next: curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'")
-    out.say("Ctrl-C ends it")
+    out.say("Ctrl-C ends the server")

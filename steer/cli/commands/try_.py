@@ -1,4 +1,4 @@
-"""`steer try`: the same prompts at several strengths, side by side."""
+"""`steer try`: generate from the same prompts at several strengths, side by side."""
 
 from __future__ import annotations
 
@@ -18,18 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Request(options.Bindings, options.AnyBase, options.Devices, options.Seeded):
-    """What `steer try` is asked for."""
+    """The arguments and options of `steer try`."""
 
     expression: str = option(
         help="A vector, or an expression over vectors.", argument=True, metavar="VECTOR_OR_EXPRESSION",
         complete="vectors",
     )  # fmt: skip
     prompts: tuple[str, ...] = option(help="A prompt; may be given several times.", flag=("-p", "--prompt"))
-    strengths: str = option("-2,0,2", help="What the whole expression is multiplied with, one column each.")
-    max_tokens: int = option(60, help="The most tokens of a completion.", low=1)
-    temperature: float = option(
-        0.7, help="How freely tokens are sampled; 0 takes the likeliest token each time.", low=0
-    )
+    strengths: str = option("-2,0,2", help="The factors that multiply the whole expression; one column each.")
+    max_tokens: int = option(60, help="The most tokens to generate per completion.", low=1)
+    temperature: float = option(0.7, help="The sampling temperature; 0 is greedy decoding.", low=0)
     model: str | None = option(
         None, help=options.MODEL, default_text="the model the vector was made from", complete="models"
     )
@@ -37,7 +35,7 @@ class Request(options.Bindings, options.AnyBase, options.Devices, options.Seeded
 
 @options.command(
     "try",
-    summary="Try the same prompts at several strengths, side by side.",
+    summary="Generate from the same prompts at several strengths, side by side.",
     examples="""
     steer try warm.safetensors -p "I lost my keys this morning."
     steer try "1.2*warm - 0.4*formal" --vector formal=formal.safetensors -p "Write to my landlord." --strengths 0,1
@@ -47,8 +45,8 @@ class Request(options.Bindings, options.AnyBase, options.Devices, options.Seeded
 def command(**values: Any) -> None:
     """Generate with a vector, or an expression over vectors, at several strengths.
 
-    All strengths run in one batch with the same random numbers, so what differs is the steering. Names in an expression
-    are those of --vector, or files NAME.safetensors in the current folder.
+    All strengths run in one batch with the same random numbers, so completions differ by the steering alone. A name in
+    an expression is given by --vector, or stands for NAME.safetensors in the current folder.
     """
     request = requests.build(Request, values)
     from vectors.resolve import compose
@@ -63,7 +61,7 @@ def command(**values: Any) -> None:
         composition, vectors = compose(request.expression, request.vectors)
     raise_together(errors)
     for strength in strengths:
-        composition.scaled(strength)  # refuses what can't be scaled, before a model is loaded
+        composition.scaled(strength)  # raises for an expression that can't be scaled, before a model is loaded
     reference = request.model or base_reference(vectors)
 
     from probes.models.loading import find, load
@@ -107,7 +105,7 @@ def command(**values: Any) -> None:
 
 
 def parse_strengths(text: str) -> list[float]:
-    """The numbers of `--strengths`. Raises UsageError with every bad one."""
+    """The numbers of `--strengths`. Raises UsageError with every malformed one."""
     values, problems = [], []
     for part in text.split(","):
         try:
@@ -118,12 +116,12 @@ def parse_strengths(text: str) -> list[float]:
         except ValueError:
             problems.append(f"the strength {part.strip()!r} is not a finite number")
     if problems:
-        raise UsageError(problems, "write numbers with commas: --strengths -2,0,2")
+        raise UsageError(problems, "write numbers separated by commas: --strengths -2,0,2")
     return values
 
 
 def base_reference(vectors: dict[str, SteeringVector]) -> str:
-    """The model that the vectors were made from, if they say so and agree. Raises UsageError."""
+    """The model that the vectors record as their base. Raises UsageError when they record none, or several."""
     names = {
         f"{base['name']}@{base['revision']}" if "revision" in base else str(base["name"])
         for base in (vector.base for vector in vectors.values())
@@ -133,6 +131,6 @@ def base_reference(vectors: dict[str, SteeringVector]) -> str:
         return names.pop()
     if names:
         raise UsageError(
-            f"the vectors belong to different models: {', '.join(sorted(names))}", "name one: --model MODEL"
+            f"the vectors belong to different models: {', '.join(sorted(names))}", "choose one: --model MODEL"
         )
-    raise UsageError("the vectors do not say which model they belong to", "name it: --model FOLDER")
+    raise UsageError("the vectors do not record the model they belong to", "give it: --model FOLDER")

@@ -1,4 +1,4 @@
-"""`steer vectors`: look at vectors, convert them between formats, compare them, draw them."""
+"""`steer vectors`: show vectors, convert them between formats, compare them, plot them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @click.group()
 def command() -> None:
-    """Show, convert, compare and draw steering vectors."""
+    """Show, convert, compare and plot steering vectors."""
 
 
 @options.subcommand(command, "show")
 @click.argument("file", type=options.File, help="A vector.", shell_complete=completion.vectors)
 def show(file: Path) -> None:
-    """What a vector is: where it came from, where it acts, what was measured; of a task vector, what it changes."""
+    """Show a vector's origin, layers and validation; of a task vector, its base and the parameters it changes."""
     from vectors.files import digest_file
     from vectors.steering import SteeringVector
     from vectors.task import is_task_vector
@@ -82,7 +82,7 @@ def _cells(entry: dict[str, Any]) -> list[str]:
 
 
 def _show_task(file: Path) -> None:
-    """A task vector: what it was taken from, and what it changes."""
+    """Show a task vector: its base, its origin, and the number of parameters it changes."""
     from vectors.task import TaskVector
 
     vector = TaskVector.open(file)
@@ -113,11 +113,14 @@ def _show_task(file: Path) -> None:
     help="The format to write.  [default: by the suffix of OUT]",
     shell_complete=completion.formats,
 )
-@click.option("--layers", help="all, acting, or such as 8-15.  [default: all to .safetensors, else acting]")
+@click.option(
+    "--layers",
+    help="The layers to write: all, acting, or a list such as 8-15.  [default: all to .safetensors, else acting]",
+)
 def convert(file: Path, target: Path, format_: str | None, layers: str | None) -> None:
     """Write a vector in another format: artifact, llama.cpp GGUF, or the `.pt` of other tools.
 
-    Other tools apply every layer of a file, so theirs get those that act by default, unless --layers says otherwise.
+    Other tools apply every layer of a file, so their formats get only the layers that act, unless --layers is given.
     """
     from vectors.files import check_distinct, check_writable
     from vectors.formats import write
@@ -140,9 +143,9 @@ def convert(file: Path, target: Path, format_: str | None, layers: str | None) -
 
 @options.subcommand(command, "compare")
 @click.argument("a", type=options.File, help="A vector.", shell_complete=completion.vectors)
-@click.argument("b", type=options.File, help="Another one.", shell_complete=completion.vectors)
+@click.argument("b", type=options.File, help="The vector to compare it with.", shell_complete=completion.vectors)
 def compare(a: Path, b: Path) -> None:
-    """The cosine of two vectors and the ratio of their norms, layer by layer."""
+    """Show the cosine of two vectors and their norms, layer by layer."""
     from vectors.files import digest_file
     from vectors.steering import SteeringVector
 
@@ -158,16 +161,18 @@ def compare(a: Path, b: Path) -> None:
 
 @options.subcommand(command, "plot")
 @click.argument("file", type=options.File, help="A vector.", shell_complete=completion.vectors)
-@click.option("-o", "--out", "picture", type=options.File, help="The picture, .png or .svg.  [default: FILE with .png]")
+@click.option(
+    "-o", "--out", "picture", type=options.File, help="The picture to write, .png or .svg.  [default: FILE with .png]"
+)
 def plot(file: Path, picture: Path | None) -> None:
-    """Draw how well each layer separates the classes, on held-out examples and against shuffled labels."""
+    """Plot how well each layer separates the classes, on held-out examples and with shuffled labels."""
     from steer.reports.plots import layer_separation
     from vectors.files import check_writable
     from vectors.steering import SteeringVector
 
     vector: SteeringVector = SteeringVector.load(file)
     if not vector.metadata.get("measured"):
-        raise ArtifactError(f"{file} holds no measurements to draw", "make it with `steer extract`")
+        raise ArtifactError(f"{file} holds no validation to plot", "extract it with `steer extract`")
     target = picture or file.with_suffix(".png")
     check_writable(target)
     replaced = output.replacing(target)

@@ -1,1 +1,1 @@
-"""Steering inside vLLM: admission, slots, hooks of the scheduler, the worker and the front end."""
+"""Steering inside vLLM: admission, slots, and the hooks in the front end, the scheduler and the worker."""

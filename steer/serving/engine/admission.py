@@ -1,6 +1,6 @@
-"""The front end's side: which vectors and arms there are, and whether a request can be steered as it asks.
+"""In the front end: the loaded vectors and arms, and the check whether a request can be steered as it asks.
 
-Everything is refused here, before the engine sees the request, or not at all.
+A request that can't be steered is refused here, before the engine takes it in.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from vectors.expression import Composition, parse
 from vectors.files import digest_json
 from vectors.steering import SteeringVector, spans
 
-LARGEST = 3e38  # of float32
-SALT = "steer:"  # begins the cache salt of every steered request, and of no other
+LARGEST = 3e38  # about the largest finite float32
+SALT = "steer:"  # prefix of the cache salt of every steered request, and of no other request
 _ESCAPE = "user:"
 _parsed = functools.lru_cache(1024)(parse)
 _LONGEST: weakref.WeakKeyDictionary[SteeringVector, float] = weakref.WeakKeyDictionary()
@@ -35,7 +35,7 @@ _LONGEST: weakref.WeakKeyDictionary[SteeringVector, float] = weakref.WeakKeyDict
 class Admission:
     """The vectors and arms of one server. `base` is the identity of the served model, None where it is not known.
 
-    Names are bound and unbound under a lock, since requests are read in several threads.
+    Names are bound and unbound under a lock, since requests are resolved in several threads.
     """
 
     def __init__(self, settings: Settings, hidden: int, layers: int, base: Mapping[str, Any] | None) -> None:
@@ -50,47 +50,49 @@ class Admission:
         for name, composition in settings.arms.items():
             problems += [f"arm {name!r}: {problem}" for problem in self.problems(composition, settings.vectors)]
         if problems:
-            raise UsageError(problems, "use vectors of this model, or allow others of the same size: --any-base")
+            raise UsageError(
+                problems, "use vectors of this model, or allow vectors of other models of the same size: --any-base"
+            )
         for name, vector in settings.vectors.items():
             self.vectors[name], self.digests[name] = vector, vector.digest
 
     def unfit(self, name: str, vector: SteeringVector) -> list[str]:
-        """Why a vector can't steer the served model; empty when it can."""
+        """The reasons why a vector can't steer the served model; empty when it can."""
         return fit.problems(
             name, vector, hidden_size=self.hidden, layers=self.layers, base=self.base, any_base=self.settings.any_base
         )
 
     def problems(self, composition: Composition, vectors: Mapping[str, SteeringVector]) -> list[str]:
-        """Why this server can't apply a composition; empty when it can."""
-        found = []
+        """The reasons why this server can't apply a composition; empty when it can."""
+        reasons = []
         unknown = [name for name in composition.names if name not in vectors]
         if unknown:
             loaded = ", ".join(sorted(vectors)) or "none"
-            found.append(f"no vector is called {', '.join(map(repr, unknown))}; loaded: {loaded}")
+            reasons.append(f"no vector is called {', '.join(map(repr, unknown))}; loaded: {loaded}")
         for term in composition.terms:
             vector = vectors.get(term.name)
             missing = [i for i in term.layers or () if vector is not None and i not in vector.layers]
             if vector is not None and missing:
-                found.append(f"{term.name} holds no layer {spans(missing)}; it holds {spans(vector.layers)}")
-        if found:
-            return found
+                reasons.append(f"{term.name} holds no layer {spans(missing)}; it holds {spans(vector.layers)}")
+        if reasons:
+            return reasons
         if not largest(composition, vectors) < LARGEST:
-            found.append(f"{composition} is too large for float32")
+            reasons.append(f"{composition} is too large for float32")
         directions, slots = directions_needed(composition, vectors), slots_needed(composition)
         if directions > self.settings.directions:
-            found.append(
-                f"{composition} projects along {directions} directions in one layer; the server was started for "
+            reasons.append(
+                f"{composition} projects along {directions} directions at one layer; the server was started with "
                 f"{self.settings.directions}: --steer-directions {directions}"
             )
         if slots > self.settings.rows:
-            found.append(
-                f"{composition} needs {slots} slots, one a phase; the server was started with "
+            reasons.append(
+                f"{composition} needs {slots} slots, one per phase; the server was started with "
                 f"{self.settings.rows}: --steer-rows {slots}"
             )
-        return found
+        return reasons
 
     def resolve(self, text: Any) -> ResolvedRequest:
-        """An expression, checked, with the vectors that its names stand for now. Raises ExpressionError."""
+        """Parse and check an expression, and fix the vectors that its names stand for now. Raises ExpressionError."""
         try:
             if not isinstance(text, str):
                 raise ExpressionError(f"steer is {text!r}, not an expression", "write a string: 0.8*warm")
@@ -107,35 +109,35 @@ class Admission:
             raise
 
     def admit(self, request: Any) -> None:
-        """Resolve what an engine request (vLLM's) asks for, unless that is done, and salt its cache key.
+        """Resolve the expression of an engine request (vLLM's), unless HTTP has resolved it, and salt its cache key.
 
-        The keys and values of a steered prompt differ from those of the plain one, and vLLM's cache key does not know.
-        Raises ValueError.
+        The salt is needed because a steered prompt has other keys and values than the same prompt unsteered, while
+        vLLM's cache key covers the tokens only. Raises ValueError.
         """
         parameters = request.sampling_params
         extra = (parameters.extra_args if parameters is not None else None) or {}
         resolved = extra.get(RESOLVED)
-        # A client can send JSON values, but no object of this class.
+        # A client can send any JSON value, but never an object of this class.
         if RESOLVED in extra and not isinstance(resolved, ResolvedRequest):
-            raise ValueError(f"{RESOLVED} is not for clients; ask with {EXPRESSION}")
+            raise ValueError(f"{RESOLVED} can't be set by a client; use {EXPRESSION}")
         if resolved is None and EXPRESSION not in extra:
             request.cache_salt = unsteered_salt(request.cache_salt)
             return
         if request.resumable:
-            raise ValueError("a request with streaming input can't be steered; send its prompt whole")
+            raise ValueError("a request with streaming input can't be steered; send the whole prompt at once")
         if resolved is None:
             try:
                 resolved = self.resolve(extra[EXPRESSION])
             except SteerError as error:
                 raise ValueError(explain(error)) from error
         parameters.extra_args = {**extra, RESOLVED: resolved.values()}
-        # Under a scope the same tokens are steered as a prompt but not as a response, or the other way round: a prompt
-        # that repeats an earlier response must not find its keys and values. So the salt holds the prompt's length.
+        # Under a scope, a token is steered differently in a prompt and in a response. A prompt that repeats an earlier
+        # response must not reuse the keys and values of that response, so the salt contains the prompt's length.
         scoped = prompt_length(request) if len(phases(_parsed(resolved.expression))) > 1 else None
         request.cache_salt = SALT + digest_json([resolved.key, scoped, request.cache_salt])
 
     def require_bindable(self, name: str, vector: SteeringVector, digest: str) -> None:
-        """Refuse a name that can't be given to a vector, and a vector of another model. Raises SteerError."""
+        """Refuse a name that is invalid or taken, and a vector of another model. Raises SteerError."""
         check_name(name)
         problems = self.unfit(name, vector)
         if problems:
@@ -144,7 +146,7 @@ class Admission:
             raise UsageError(f"a vector is called {name!r} already", f"DELETE /steer/vectors/{name} first")
 
     def bind(self, name: str, vector: SteeringVector, digest: str) -> bool:
-        """Give a vector a name, for requests from now on; whether it had none before. Raises SteerError."""
+        """Bind a name to a vector for later requests; return whether the name is new. Raises SteerError."""
         with self.lock:
             self.require_bindable(name, vector, digest)
             new = name not in self.vectors
@@ -152,34 +154,36 @@ class Admission:
         return new
 
     def unbind(self, name: str) -> str:
-        """Take a name away, for requests from now on; return the digest. Raises UsageError."""
+        """Unbind a name for later requests; return the vector's digest. Raises UsageError."""
         with self.lock:
             if name not in self.vectors:
                 raise UsageError(f"no vector is called {name!r}", "GET /steer/vectors lists them")
             arms = [arm for arm, composition in self.settings.arms.items() if name in composition.names]
             if arms:
-                raise UsageError(f"{name!r} is part of the arm {', '.join(arms)}", "arms stay while a server runs")
+                raise UsageError(
+                    f"{name!r} is part of the arm {', '.join(arms)}", "arms can't be removed while the server runs"
+                )
             del self.vectors[name]
             return self.digests.pop(name)
 
     def path(self, text: str) -> Path:
-        """A path that a client named, if it lies in a folder that may be loaded from. Raises UsageError."""
+        """The path that a client gave, if it lies in one of the `--vector-folder` folders. Raises UsageError."""
         if not self.settings.folders:
             raise UsageError(
                 "this server loads no vectors by path", "start it with --vector-folder FOLDER, or send the file"
             )
         for folder in self.settings.folders:
-            # What no file system takes: too long, with a null byte, or a link that leads back to itself.
+            # Raised for a path that is too long, contains a null byte, or is a link in a circle.
             with contextlib.suppress(OSError, ValueError, RuntimeError):
                 path = (folder / text).resolve()
                 if path.is_relative_to(folder.resolve()) and path.is_file() and path.suffix == ".safetensors":
                     return path
-        # The same answer whether the file is missing or elsewhere: what lies outside is nobody's business.
-        raise UsageError(f"{text!r} is no .safetensors file in the folders of this server", "check the name")
+        # The same error whether the file is missing or outside: clients can't probe for files outside the folders.
+        raise UsageError(f"{text!r} is not a .safetensors file in the folders of this server", "check the name")
 
 
 def largest(composition: Composition, vectors: Mapping[str, SteeringVector]) -> float:
-    """The most that a composition can add to any coordinate of the residual stream, ablation apart."""
+    """An upper bound on what a composition adds to any coordinate of the residual stream, apart from ablation."""
     return sum(
         abs(term.value) * (1.0 if term.operation == "ablate" else _longest(vectors[term.name]))
         for term in composition.terms
@@ -194,10 +198,10 @@ def _longest(vector: SteeringVector) -> float:
 
 
 def unsteered_salt(salt: str | None) -> str | None:
-    """A client's cache salt, out of the reach of those of steered requests. Different salts stay different."""
+    """A client's cache salt, changed where it could equal that of a steered request. Different salts stay different."""
     return _ESCAPE + salt if salt is not None and salt.startswith((SALT, _ESCAPE)) else salt
 
 
 def explain(error: SteerError) -> str:
-    """An error on one line, with its next step."""
+    """An error and its hint on one line."""
     return "; ".join(error.problems) + (f" (hint: {error.hint})" if error.hint else "")

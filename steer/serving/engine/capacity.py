@@ -1,7 +1,7 @@
-"""In the engine core: no more compositions live than there are slots, and a receipt for every request that ends.
+"""In the engine core: no more compositions in use than there are slots, and a receipt for every request that ends.
 
-A request whose composition finds no room waits here, before the scheduler knows it, in the order of arrival; requests
-that are not steered pass. The receipt is counted from what the worker reports, step by step, that it applied.
+A request whose composition finds no free slot waits here, before it reaches the scheduler, in the order of arrival;
+unsteered requests never wait. The receipt is counted from the worker's report of what it applied in each step.
 """
 
 from __future__ import annotations
@@ -15,44 +15,44 @@ from steer.serving.engine.phases import counts, slots_needed
 from steer.serving.engine.resolved import ResolvedRequest, resolved_of
 from vectors.expression import parse
 
-# Cached, because a request with stop strings has a receipt made at every step.
+# Cached, because for a request with stop strings a receipt is made at every step.
 _parsed = functools.lru_cache(1024)(parse)
 
 
 class _Progress:
-    """How far a steered request has come: its key, and the positions [cached, end) that went through the model."""
+    """How far a steered request has come: positions [cached, end) went through the model under its composition."""
 
     __slots__ = ("cached", "end", "prompt_length", "resolved")
 
     def __init__(self, resolved: ResolvedRequest, prompt_length: int) -> None:
         self.resolved, self.prompt_length = resolved, prompt_length
-        self.cached: int | None = None  # tokens whose keys and values were there already, under the same composition
+        self.cached: int | None = None  # prompt tokens with keys and values in the prefix cache
         self.end = 0
 
 
 class Capacity:
-    """The slots that live requests hold, those who wait for one, and what was applied to each."""
+    """The slots that running requests hold, the requests that wait for slots, and what was applied to each request."""
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
-        self.holders: dict[str, int] = {}  # requests by key
-        self.sizes: dict[str, int] = {}  # slots by key
-        self.progress: dict[str, _Progress] = {}  # by request
+        self.holders: dict[str, int] = {}  # number of running requests, by key of the composition
+        self.sizes: dict[str, int] = {}  # number of slots, by key of the composition
+        self.progress: dict[str, _Progress] = {}  # by request id
         self.waiting: deque[Any] = deque()
-        self.failed: dict[str, str] = {}  # why, by request that must not be answered
-        self.stops: set[str] = set()  # requests that the front end may end, by a stop string
+        self.failed: dict[str, str] = {}  # the reason, by id of a request that must end in an error
+        self.stops: set[str] = set()  # ids of requests with stop strings: the front end may end them at any step
 
     @property
     def held(self) -> int:
-        """Rows that live requests hold."""
+        """The number of slots that running requests hold."""
         return sum(self.sizes[key] for key in self.holders)
 
     def enter(self, request: Any) -> bool:
-        """Whether a request (vLLM's) may go on to the scheduler now; if not, it waits here."""
+        """Whether a request (vLLM's) may go to the scheduler now; if not, it is queued here."""
         resolved = resolved_of(request)
         if resolved is None:
             return True
-        # In order: whoever comes later waits behind, even for a composition that lives, so that nobody starves.
+        # First come, first served, even where the composition has its slots already: so no request starves.
         if self.waiting or not self._fits(resolved):
             self.waiting.append(request)
             return False
@@ -60,7 +60,7 @@ class Capacity:
         return True
 
     def leave(self, request: str) -> dict[str, Any] | None:
-        """A request has ended: its receipt, None when it was not steered."""
+        """Remove a request that has ended; return its receipt, None when it was not steered."""
         progress = self.progress.pop(request, None)
         if progress is None:
             return None
@@ -72,7 +72,7 @@ class Capacity:
         return self.receipt(progress)
 
     def next_in(self) -> list[Any]:
-        """The waiting requests that may go on now, in their order."""
+        """Take from the queue the requests that may go to the scheduler now, in order of arrival."""
         ready = []
         while self.waiting:
             resolved = resolved_of(self.waiting[0])
@@ -84,15 +84,16 @@ class Capacity:
         return ready
 
     def withdraw(self, requests: set[str] | None) -> list[Any]:
-        """Take waiting requests out of the queue, because they are aborted; None takes all."""
-        out = [r for r in self.waiting if requests is None or r.request_id in requests]
+        """Take aborted requests, by id, out of the queue; None takes all."""
+        withdrawn = [r for r in self.waiting if requests is None or r.request_id in requests]
         self.waiting = deque(r for r in self.waiting if not (requests is None or r.request_id in requests))
-        return out
+        return withdrawn
 
     def fail(self, failed: Mapping[str, str]) -> dict[str, str]:
-        """The requests that a step ran, with why, that must end in an error, given those that a worker could not steer.
+        """All requests that must end in an error, with the reason, given those that a worker failed to steer in a step.
 
-        With a request go all of the same composition: they may have found its keys and values in the prefix cache.
+        Running requests with the same composition are among them: they may have reused the unsteered keys and values
+        of the failed request from the prefix cache.
         """
         keys = {self.progress[name].resolved.key: why for name, why in failed.items() if name in self.progress}
         shared = {name: keys[p.resolved.key] for name, p in self.progress.items() if p.resolved.key in keys}
@@ -101,9 +102,9 @@ class Capacity:
         return result
 
     def record(self, scheduled: Mapping[str, int], report: Mapping[str, Any] | None) -> None:
-        """Take in what a step applied: `scheduled` tokens by request, and the worker's report of where it pointed them.
+        """Record what a step applied: the number of `scheduled` tokens by request id, and the worker's report.
 
-        Raises RuntimeError when a request that is steered ran without its composition: it must not be answered.
+        Raises RuntimeError when a steered request ran without its composition, so that it is never answered.
         """
         steered = [request for request in scheduled if request in self.progress]
         if not steered:
@@ -121,8 +122,10 @@ class Capacity:
             progress.end = max(progress.end, int(start) + scheduled[request])
 
     def receipt(self, progress: _Progress) -> dict[str, Any]:
-        """What was applied, on how many tokens. A token counts when its own position went through the model, so the
-        last token of a response, which nothing follows, does not."""
+        """The receipt so far: each term, and the number of tokens it acted on.
+
+        A token counts when its position went through the model. The last token of a response never does.
+        """
         composition = _parsed(progress.resolved.expression)
         applied = counts(composition, progress.prompt_length, progress.end)
         return {
@@ -144,7 +147,7 @@ class Capacity:
         }
 
     def state(self) -> dict[str, int]:
-        """Figures for the metrics."""
+        """The numbers of slots and of waiting requests, for the metrics."""
         return {"rows": self.slots, "rows_held": self.held, "waiting": len(self.waiting)}
 
     def _fits(self, resolved: ResolvedRequest) -> bool:
@@ -161,6 +164,6 @@ class Capacity:
 
 
 def _by_request(report: Mapping[str, Any]) -> dict[str, tuple[str | None, int]]:
-    """From a worker's report, by request: the key it ran under, and the position it went on from."""
+    """A worker's report by request id: the key it ran under (None: unsteered), and the first position of the step."""
     steps = zip(report["keys"], report["starts"], strict=True)
     return dict(zip(report["requests"], steps, strict=True))

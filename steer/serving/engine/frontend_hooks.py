@@ -1,4 +1,4 @@
-"""The joins in the front end: requests are admitted on their way in, receipts taken off on their way out."""
+"""The hooks in vLLM's front end: requests are admitted on the way in, receipts are taken off the outputs."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _ADMISSIONS: weakref.WeakKeyDictionary[Any, Admission] = weakref.WeakKeyDictiona
 
 
 def admission_of(processor: Any) -> Admission:
-    """The admission of an engine, by its input processor; made at first use. Raises UsageError."""
-    found = _ADMISSIONS.get(processor)
-    if found is None:
-        found = _ADMISSIONS[processor] = check(from_environment(), processor.model_config)
-    return found
+    """The admission of an engine, given its input processor; made at first use. Raises UsageError."""
+    admission = _ADMISSIONS.get(processor)
+    if admission is None:
+        admission = _ADMISSIONS[processor] = check(from_environment(), processor.model_config)
+    return admission
 
 
 def check(settings: Settings, model: Any) -> Admission:
-    """The admission of a model (vLLM's configuration of it). Raises UsageError when the settings don't fit it."""
+    """The admission for a model, given vLLM's ModelConfig. Raises UsageError when the settings don't fit the model."""
     return Admission(settings, model.get_hidden_size(), model.get_total_num_hidden_layers(), _base(model))
 
 
 def _base(model: Any) -> dict[str, Any] | None:
-    """The identity of the served model, None where its files are not at hand."""
+    """The identity of the served model, None where its files can't be found."""
     try:
         name, revision = str(model.model), model.revision
         reference = name if not revision or Path(name).is_dir() else f"{name}@{revision}"
@@ -46,23 +46,23 @@ def _base(model: Any) -> dict[str, Any] | None:
 
 
 def process_inputs(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    """vLLM's own checks, then ours. Raises vLLM's error for a request at fault: HTTP answers 400."""
+    """Admit a request after vLLM's own checks. Raises VLLMValidationError, which HTTP answers with 400."""
     request = original(self, *args, **kwargs)
     try:
         admission_of(self).admit(request)
     except ValueError as error:
-        raise _at_fault(str(error)) from error
+        raise _invalid(str(error)) from error
     return request
 
 
-def _at_fault(message: str) -> Exception:
+def _invalid(message: str) -> Exception:
     from vllm.exceptions import VLLMValidationError
 
     return VLLMValidationError(message, parameter=EXPRESSION)
 
 
 def start(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
-    """Offline: the workers get the vectors as soon as there is an engine."""
+    """Offline use: send the vectors to the workers as soon as the engine exists."""
     original(self, *args, **kwargs)
     for vector in admission_of(self.input_processor).vectors.values():
         self.collective_rpc("steer_load", args=(vector.encode(),))
@@ -71,41 +71,43 @@ def start(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) ->
 async def enter(
     original: Callable[..., Any], self: Any, request_id: Any, prompt: Any, params: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    """A request on its way into the engine: resolved if HTTP has not done it, and its vectors held till it is there."""
+    """Resolve a request that enters the engine, unless HTTP has, and hold its vectors until it has entered."""
     extra = getattr(params, "extra_args", None) or {}
-    if EXPRESSION not in extra or RESOLVED in extra:  # a client's own RESOLVED is refused at admission
+    if EXPRESSION not in extra or RESOLVED in extra:  # RESOLVED sent by a client is refused at admission
         return await original(self, request_id, prompt, params, *args, **kwargs)
     admission = admission_of(self.input_processor)
     self.output_processor.steer_residency = admission.residency
     http = receipts.current()
     if http is None and getattr(self, "steer_serves_http", False):
-        raise _at_fault("this route can't be steered: no receipt would come with its answer")
+        raise _invalid("this route can't be steered: its answer would carry no receipt")
     try:
         if http is not None and http.expression != extra[EXPRESSION]:
-            raise RuntimeError(f"steer: {extra[EXPRESSION]!r} is not what the HTTP request asked for")
+            raise RuntimeError(f"steer: {extra[EXPRESSION]!r} is not the expression of the HTTP request")
         resolved = http.resolved if http is not None else admission.resolve(extra[EXPRESSION])
         held = list(resolved.vectors.values())
         try:
             admission.residency.hold(held)
         except LookupError as error:
-            raise _at_fault(f"a vector of this request was unloaded before the engine took it in: {error}") from error
+            raise _invalid(
+                f"a vector of this request was unloaded before the request entered the engine: {error}"
+            ) from error
         try:
-            # A copy, since the caller may use the same parameters again, when names mean something else.
+            # A copy: the caller may reuse the same parameters later, when the names are bound to other vectors.
             params = params.clone()
             params.extra_args = {**extra, RESOLVED: resolved}
             return await original(self, request_id, prompt, params, *args, **kwargs)
         finally:
             admission.residency.release(held)
     except SteerError as error:
-        raise _at_fault(explain(error)) from error
+        raise _invalid(explain(error)) from error
 
 
 async def bind(engine: Any, name: str, vector: SteeringVector) -> str:
-    """Send a vector to the workers and give it a name; return its digest. Raises SteerError."""
+    """Send a vector to the workers and bind it to a name; return its digest. Raises SteerError."""
     admission = admission_of(engine.input_processor)
     content = await asyncio.to_thread(vector.encode)
     digest = digest_bytes(content)
-    admission.require_bindable(name, vector, digest)  # before it is sent; once more when the name is given
+    admission.require_bindable(name, vector, digest)  # before it is sent; `bind` checks again under the lock
     async with admission.residency.delivered(digest, content):
         if admission.bind(name, vector, digest):
             admission.residency.hold([digest])
@@ -113,7 +115,7 @@ async def bind(engine: Any, name: str, vector: SteeringVector) -> str:
 
 
 def unbind(engine: Any, name: str) -> str:
-    """Take a name away; return the digest. The workers forget the vector when nobody needs it. Raises UsageError."""
+    """Unbind a name; return the digest. The vector is unloaded once no request holds it. Raises UsageError."""
     admission = admission_of(engine.input_processor)
     digest = admission.unbind(name)
     admission.residency.release([digest])
@@ -121,7 +123,7 @@ def unbind(engine: Any, name: str) -> str:
 
 
 async def begin_serving(engine: Any) -> None:
-    """An engine behind HTTP begins: send the workers the vectors that have names from the start."""
+    """Start serving HTTP: send the workers the vectors of the settings."""
     admission = admission_of(engine.input_processor)
     engine.steer_serves_http = True
     admission.residency.connect(engine.collective_rpc)
@@ -131,14 +133,14 @@ async def begin_serving(engine: Any) -> None:
 
 
 def follow(original: Callable[..., Any], self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
-    """A request is under way: who waits for its receipt, and which vectors it needs until it ends."""
+    """Follow a request until it ends: hold its vectors, and tell its HTTP request to expect a receipt."""
     resolved = resolved_of(request)
     if resolved is None:
         original(self, request, *args, **kwargs)
         return
     http = receipts.current()
     if http is not None and http.resolved.key != resolved.key:
-        raise RuntimeError(f"steer: request {request.request_id} would not get what its HTTP request was promised")
+        raise RuntimeError(f"steer: request {request.request_id} has another composition than its HTTP request")
     residency: Residency | None = getattr(self, "steer_residency", None)
     digests = list(resolved.vectors.values())
     if residency is not None:
@@ -162,7 +164,7 @@ def follow(original: Callable[..., Any], self: Any, request: Any, *args: Any, **
 
 
 def process_outputs(original: Callable[..., Any], self: Any, outputs: Any, *args: Any, **kwargs: Any) -> Any:
-    """Take the receipts off the engine's outputs, so that vLLM sees what it always sees."""
+    """Take the receipts off the engine's outputs, so that vLLM sees its outputs unchanged."""
     for output in outputs:
         carried = output.kv_transfer_params
         if carried and RECEIPT in carried:
@@ -178,7 +180,7 @@ def process_outputs(original: Callable[..., Any], self: Any, outputs: Any, *args
 def new_completion_output(
     original: Callable[..., Any], self: Any, token_ids: Any, finish_reason: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    """A finished completion carries its receipt as `.steer`, None when it was not steered."""
+    """Add the receipt to a finished completion as `.steer`; None when it was not steered."""
     completion = original(self, token_ids, finish_reason, *args, **kwargs)
     if finish_reason is not None:
         completion.steer = getattr(self, "steer_receipt", None)
@@ -189,13 +191,13 @@ def new_completion_output(
 
 
 def finish(original: Callable[..., Any], self: Any, state: Any) -> None:
-    """A request is done."""
+    """Release what a finished request held."""
     original(self, state)
     _end(state)
 
 
 def abort(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Requests are aborted."""
+    """Release what aborted requests held."""
     before = {key: state for key, state in self.request_states.items() if hasattr(state, "steer_held")}
     result = original(self, *args, **kwargs)
     for key, state in before.items():
@@ -205,7 +207,7 @@ def abort(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) ->
 
 
 def _end(state: Any) -> None:
-    """A request state of vLLM's is gone, done or aborted."""
+    """Release the vectors of a request state (vLLM's) that is removed, and count the request in the metrics."""
     held = state.__dict__.pop("steer_held", None)
     if held is not None:
         residency, digests = held

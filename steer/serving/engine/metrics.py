@@ -1,4 +1,6 @@
-"""Prometheus metrics beside vLLM's, under `steer:`. Labels are arms, never expressions or users: they stay few."""
+"""Prometheus metrics beside vLLM's, under `steer:`. The labels are arms, never expressions
+or users, so there are few time series.
+"""
 
 from __future__ import annotations
 
@@ -22,21 +24,21 @@ _METRICS: list[_Metrics] = []
 
 
 def get() -> _Metrics:
-    """The metrics, made at first use, because prometheus_client registers a name only once a process."""
+    """The metrics, made at first use: prometheus_client can register a name only once per process."""
     if not _METRICS:
         from prometheus_client import Counter, Gauge
 
-        # Several API servers of one deployment sum their gauges, as vLLM's own do.
+        # Over the API servers of one deployment, running requests are summed; of other gauges the latest value counts.
         several = {"multiprocess_mode": "sum"}
         last = {"multiprocess_mode": "mostrecent"}
         _METRICS.append(
             _Metrics(
-                Counter("steer:requests", "Steered requests that ended, by arm and outcome.", ["arm", "outcome"]),
-                Counter("steer:tokens", "Tokens that went through the model steered.", ["arm", "part"]),
+                Counter("steer:requests", "Steered requests that have ended, by arm and outcome.", ["arm", "outcome"]),
+                Counter("steer:tokens", "Tokens of steered requests that the model computed.", ["arm", "part"]),
                 Counter("steer:refused", "Requests refused at admission, by reason.", ["reason"]),
-                Gauge("steer:requests_running", "Steered requests under way.", ["arm"], **several),
-                Gauge("steer:rows", "Slots for compositions.", **last),
-                Gauge("steer:rows_held", "Slots that live requests hold.", **last),
+                Gauge("steer:requests_running", "Steered requests that are running, by arm.", ["arm"], **several),
+                Gauge("steer:rows", "Slots for compositions, in total.", **last),
+                Gauge("steer:rows_held", "Slots that running requests hold.", **last),
                 Gauge("steer:requests_waiting_for_rows", "Requests that wait for a free slot.", **last),
                 Gauge("steer:vectors", "Vectors that have a name.", **last),
             )
@@ -45,33 +47,33 @@ def get() -> _Metrics:
 
 
 def began(request: HttpRequest | None) -> None:
-    """A steered request is under way."""
+    """Count a steered request that begins."""
     get().running.labels(arm_of(request)).inc()
 
 
 def ended(request: HttpRequest | None, receipt: dict[str, Any] | None) -> None:
-    """A steered request is done, with its receipt, or aborted, without one."""
-    found, arm = get(), arm_of(request)
-    found.running.labels(arm).dec()
-    found.requests.labels(arm, "done" if receipt is not None else "aborted").inc()
+    """Count a steered request that ends: with its receipt when it is done, None when it was aborted."""
+    metrics, arm = get(), arm_of(request)
+    metrics.running.labels(arm).dec()
+    metrics.requests.labels(arm, "done" if receipt is not None else "aborted").inc()
     for part in ("prompt", "response") if receipt is not None else ():
         assert receipt is not None
-        found.tokens.labels(arm, part).inc(receipt[f"{part}_tokens"])
+        metrics.tokens.labels(arm, part).inc(receipt[f"{part}_tokens"])
 
 
 def refused(reason: str) -> None:
-    """A request was refused at admission."""
+    """Count a request that was refused at admission."""
     get().refused.labels(reason).inc()
 
 
 def capacity(state: dict[str, int]) -> None:
-    """The engine core's figures, as they came with a receipt."""
-    found = get()
-    found.rows.set(state["rows"])
-    found.rows_held.set(state["rows_held"])
-    found.waiting.set(state["waiting"])
+    """Set the gauges of slots from the engine core's state, which comes with every receipt."""
+    metrics = get()
+    metrics.rows.set(state["rows"])
+    metrics.rows_held.set(state["rows_held"])
+    metrics.waiting.set(state["waiting"])
 
 
 def arm_of(request: HttpRequest | None) -> str:
-    """The label: the arm's name, or `expression` for a request that brought its own."""
+    """The label of a request: its arm's name, or `expression` for a request with an expression of its own."""
     return (request.arm if request is not None else None) or "expression"

@@ -1,7 +1,7 @@
-"""The plugin: where steering joins stock vLLM. `VLLM_PLUGINS=steer` turns it on; without that nothing is touched.
+"""The plugin: the hooks in stock vLLM. `VLLM_PLUGINS=steer` turns it on; without that, vLLM is left unchanged.
 
-vLLM loads it in every process. Each join wraps one method of vLLM's and calls it; what is joined is checked first, and
-a version that was not tried refuses to start.
+vLLM loads the plugin in every process. Each hook wraps one method of vLLM and calls it. Before that, all methods are
+checked to exist; a version of vLLM that is not supported refuses to start.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ JOINED = "__steer_joined__"
 
 
 def register() -> None:
-    """The entry point of `vllm.general_plugins`. Raises RuntimeError for a vLLM that is not supported."""
+    """The entry point of `vllm.general_plugins`. Raises RuntimeError for an unsupported version of vLLM."""
     if NAME not in os.environ.get("VLLM_PLUGINS", "").split(","):
-        return  # installed beside vLLM, but not asked for
+        return  # installed, but not turned on
     import vllm
 
-    # A development build (0.32.1.dev3+g1a2b3c4) may differ anywhere, and says so in its own words.
+    # A development build (0.32.1.dev3+g1a2b3c4) is refused: it may differ from the release in any method.
     if vllm.__version__.split("+")[0].rpartition(".")[0] != SUPPORTED or "dev" in vllm.__version__:
         raise RuntimeError(
-            f"steer: vLLM {vllm.__version__} is not supported; {SUPPORTED}.x is. Install it, or unset VLLM_PLUGINS"
+            f"steer: vLLM {vllm.__version__} is not supported: install {SUPPORTED}.x, or unset VLLM_PLUGINS"
         )
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.core.sched.scheduler import Scheduler
@@ -65,7 +65,7 @@ def register() -> None:
 
 
 def _join(owner: type, name: str, around: Callable[..., Any]) -> None:
-    """Replace a method by `around(original, self, ...)`, once."""
+    """Replace a method by `around(original, self, ...)`; nothing where that is done already."""
     original = getattr(owner, name)
     if hasattr(original, JOINED):
         return
@@ -79,51 +79,53 @@ def _join(owner: type, name: str, around: Callable[..., Any]) -> None:
 
 
 def _configure(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Put the table's size into the configuration: it travels to every process, and into the compile cache's key."""
+    """Put the size of the slot table into the configuration, which reaches every process and the compile cache key."""
     from steer import __version__
     from steer.serving.engine import frontend_hooks
 
-    settings = from_environment()  # every problem of the settings, before the model's own
+    settings = from_environment()  # first, so that problems of the settings are reported before those of the model
     config = original(self, *args, **kwargs)
     if not isinstance(config.additional_config, dict):
-        raise ValueError("steer: --additional-config must be a JSON object beside the plugin")
+        raise ValueError("steer: --additional-config must be a JSON object when the plugin is on")
     problems = unsupported(config)
     if problems:
-        raise ValueError(f"steer can't serve with {'; nor with '.join(problems)}. Change that, or unset VLLM_PLUGINS")
+        raise ValueError(f"steer can't serve with {'; nor with '.join(problems)}. Turn that off, or unset VLLM_PLUGINS")
     frontend_hooks.check(settings, config.model_config)
     config.additional_config = {**config.additional_config, NAME: {"version": __version__, **settings.graph()}}
     return config
 
 
 def unsupported(config: Any) -> list[str]:
-    """What of a vLLM configuration would leave tokens unsteered."""
+    """The features in a vLLM configuration that would leave tokens unsteered."""
     parallel, model = config.parallel_config, config.model_config
     return [
-        what
-        for what, found in [
+        feature
+        for feature, present in [
             ("speculative decoding", config.speculative_config is not None),
             ("a model that does not generate", model.runner_type != "generate"),
             ("an encoder-decoder model", model.is_encoder_decoder),
             ("micro-batches (--enable-dbo)", getattr(parallel, "use_ubatching", False)),
             ("prefill context parallelism", getattr(parallel, "prefill_context_parallel_size", 1) > 1),
             ("diffusion models", getattr(model, "is_diffusion", False)),
-            # A connector may find keys and values by tokens alone, whatever they were steered by.
+            # A connector may look up keys and values by tokens alone, without regard to steering.
             ("a KV connector (--kv-transfer-config, --kv-offloading-size)", config.kv_transfer_config is not None),
         ]
-        if found
+        if present
     ]
 
 
 def _load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    """After the model is loaded, and before memory is measured: the table, the blocks, the runner."""
+    """Add the slot table, the steered blocks and the runner's hooks after loading, before vLLM measures free memory."""
     from steer.serving.engine.worker.runners import attach
     from steer.serving.engine.worker.steering_worker import SteeringWorker
 
     result = original(self, *args, **kwargs)
     settings = (self.vllm_config.additional_config or {}).get(NAME)
     if settings is None:
-        raise RuntimeError("steer: the engine was configured without the plugin; start it with VLLM_PLUGINS=steer too")
-    # Steps are padded to the sizes of CUDA graphs, which may exceed the scheduler's budget.
+        raise RuntimeError(
+            "steer: the engine was configured without the plugin; set VLLM_PLUGINS=steer in every process"
+        )
+    # Steps are padded to the sizes of CUDA graphs, which may exceed max_num_batched_tokens.
     largest = max([0, *(self.vllm_config.compilation_config.cudagraph_capture_sizes or [])])
     tokens = max(self.vllm_config.scheduler_config.max_num_batched_tokens, largest)
     hidden = self.vllm_config.model_config.get_hidden_size()

@@ -1,4 +1,4 @@
-"""The HTTP request behind an engine request: what it was resolved to, and what the engine applied to its answers."""
+"""The HTTP request that an engine request belongs to: its resolved composition, and the receipts of its answers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _CURRENT: contextvars.ContextVar[HttpRequest | None] = contextvars.ContextVar("s
 
 
 class HttpRequest:
-    """A steered HTTP request: what it was resolved to, once, and the receipts of its engine requests.
+    """A steered HTTP request: its resolved composition, and the receipts of its engine requests.
 
-    It may hold several prompts and several answers to each.
+    There is one engine request for each prompt and each answer to it (`n`).
     """
 
     def __init__(self, arm: str | None, expression: str, resolved: ResolvedRequest) -> None:
@@ -22,11 +22,11 @@ class HttpRequest:
         self.receipts: dict[str, dict[str, Any]] = {}
 
     def expect(self, request: str) -> None:
-        """An engine request that belongs to this one."""
+        """Expect a receipt from this engine request, given by id."""
         self.expected.add(request)
 
     def add(self, request: str, receipt: dict[str, Any]) -> None:
-        """The receipt of an engine request."""
+        """Add the receipt of an engine request, given by id."""
         self.receipts[request] = receipt
 
     @property
@@ -35,25 +35,25 @@ class HttpRequest:
         return bool(self.expected) and self.expected <= self.receipts.keys()
 
     def total(self) -> dict[str, Any] | None:
-        """One receipt for all answers: tokens are summed. None when there is none."""
-        found = list(self.receipts.values())
-        if not found:
+        """One receipt for all answers, with token counts summed; None before the first receipt."""
+        receipts = list(self.receipts.values())
+        if not receipts:
             return None
-        result = {key: found[0][key] for key in ("digest", "expression")}
+        result = {key: receipts[0][key] for key in ("digest", "expression")}
         for key in ("prompt_tokens", "cached_tokens", "response_tokens"):
-            result[key] = sum(receipt[key] for receipt in found)
+            result[key] = sum(receipt[key] for receipt in receipts)
         result["terms"] = [
-            {**term, **{key: sum(r["terms"][i][key] for r in found) for key in ("prompt_tokens", "response_tokens")}}
-            for i, term in enumerate(found[0]["terms"])
+            {**term, **{key: sum(r["terms"][i][key] for r in receipts) for key in ("prompt_tokens", "response_tokens")}}
+            for i, term in enumerate(receipts[0]["terms"])
         ]
-        return {"arm": self.arm, **result, "answers": len(found)}
+        return {"arm": self.arm, **result, "answers": len(receipts)}
 
 
 def current() -> HttpRequest | None:
-    """The HTTP request that this code runs for, None outside a steered one."""
+    """The steered HTTP request that the current task serves, None for any other."""
     return _CURRENT.get()
 
 
 def use(request: HttpRequest | None) -> None:
-    """Let everything that this task starts belong to a request."""
+    """Make this the current HTTP request of this task and of the tasks that it starts."""
     _CURRENT.set(request)

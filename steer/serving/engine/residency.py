@@ -1,10 +1,10 @@
-"""Which vectors the workers hold, and who needs each: one state machine per digest.
+"""Which vectors are loaded in the workers, and how many holds each has: one state machine per digest.
 
     absent -> loading -> loaded -> unloading -> absent
 
-A name, a POST under way and a request each take a hold on a vector. Only one task per digest talks to the workers, and
-it unloads a vector that is loaded and that nobody holds, nothing else; so what is needed is never unloaded, however
-deletes, posts and requests follow each other. Everything here runs on the event loop; between two awaits nothing moves.
+A name, an upload in progress and a request each take a hold on a vector. One task per digest calls the workers, and it
+unloads a vector only when nothing holds it; so a vector in use is never unloaded, in whatever order DELETE, POST and
+requests arrive. Everything here runs on the event loop, so no state changes between two awaits.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from dataclasses import dataclass
 from typing import Any
 
-Call = Callable[..., Awaitable[Any]]  # vLLM's collective_rpc: a method of the workers, and its arguments
+Call = Callable[..., Awaitable[Any]]  # vLLM's collective_rpc: calls a method of every worker
 
 
 class State(enum.Enum):
-    """Where a vector is, seen from the workers."""
+    """The state of a vector in the workers."""
 
     ABSENT = "absent"
     LOADING = "loading"
@@ -32,39 +32,39 @@ class State(enum.Enum):
 class _Vector:
     state: State = State.ABSENT
     holds: int = 0
-    content: bytes = b""  # the artifact file, while it is to be sent
+    content: bytes = b""  # the artifact file, until it is loaded
     task: asyncio.Task[None] | None = None
 
 
 class Residency:
-    """The vectors of one engine's workers, by digest. Before `connect`, and offline, holds are not checked."""
+    """The vectors of one engine's workers, by digest. Before `connect`, and offline, holds are not counted."""
 
     def __init__(self) -> None:
         self._call: Call | None = None
         self._vectors: dict[str, _Vector] = {}
 
     def connect(self, call: Call) -> None:
-        """Use this to reach the workers (AsyncLLM.collective_rpc)."""
+        """Reach the workers through this function (AsyncLLM.collective_rpc)."""
         self._call = call
 
     def state(self, digest: str) -> State:
-        """Where a vector is."""
+        """The state of a vector."""
         vector = self._vectors.get(digest)
         return vector.state if vector is not None else State.ABSENT
 
     def hold(self, digests: Iterable[str]) -> None:
-        """Need loaded vectors, until `release`. Raises LookupError when one is not loaded: then none is held."""
+        """Hold loaded vectors until `release`. Raises LookupError when one is not loaded; then none is held."""
         if self._call is None:
             return
         digests = list(digests)
         missing = [digest for digest in digests if self.state(digest) is not State.LOADED]
         if missing:
-            raise LookupError(f"the workers do not hold {', '.join(missing)}")
+            raise LookupError(f"not loaded in the workers: {', '.join(missing)}")
         for digest in digests:
             self._vectors[digest].holds += 1
 
     def release(self, digests: Iterable[str]) -> None:
-        """Need vectors no more. Those that nobody holds are unloaded."""
+        """Give up one hold on each vector; a vector without holds is unloaded."""
         if self._call is None:
             return
         for digest in digests:
@@ -75,7 +75,7 @@ class Residency:
 
     @contextlib.contextmanager
     def holding(self, digests: Iterable[str]) -> Iterator[None]:
-        """Hold loaded vectors within. Raises LookupError."""
+        """A context manager: holds loaded vectors. Raises LookupError when one is not loaded."""
         digests = list(digests)
         self.hold(digests)
         try:
@@ -85,24 +85,24 @@ class Residency:
 
     @contextlib.asynccontextmanager
     async def delivered(self, digest: str, content: bytes) -> AsyncIterator[None]:
-        """Within, the workers hold the vector whose artifact file has these bytes. Raises what the workers raise."""
+        """A context manager: loads and holds the vector with this artifact file. Raises what the workers raise."""
         vector = self._vectors.setdefault(digest, _Vector())
         vector.holds += 1
         vector.content = content
         try:
             while vector.state is not State.LOADED:
-                # The task is not this caller's alone: a client that hangs up does not end what others wait for.
+                # Other callers may wait for the same task: a client that disconnects must not cancel it.
                 await asyncio.shield(self._settle(digest))
             yield
         finally:
             self.release([digest])
 
     def _settle(self, digest: str) -> asyncio.Task[None]:
-        """The task that brings a vector where its holds want it."""
+        """The task that loads or unloads a vector according to its holds."""
         vector = self._vectors[digest]
         if vector.task is None or vector.task.done():
             vector.task = asyncio.ensure_future(self._drive(digest, vector))
-            # A failure is told to those who wait for it; without any, there is nobody to tell.
+            # Reads the exception, since asyncio complains about one that no caller awaits.
             vector.task.add_done_callback(lambda task: task.cancelled() or task.exception())
         return vector.task
 
@@ -114,7 +114,7 @@ class Residency:
                 try:
                     answers = await self._call("steer_load", args=(vector.content,))
                     if isinstance(answers, list) and set(answers) != {digest}:
-                        raise RuntimeError(f"steer: the workers answered {answers} to the vector {digest}")
+                        raise RuntimeError(f"steer: the workers returned {answers} for the vector {digest}")
                 except BaseException:
                     vector.state = State.ABSENT
                     if not vector.holds:
@@ -123,7 +123,7 @@ class Residency:
                 vector.state, vector.content = State.LOADED, b""
             elif not vector.holds and vector.state is State.LOADED:
                 vector.state = State.UNLOADING
-                # What a worker may have kept is overwritten by the next load.
+                # After a failure a worker may still have the vector; the next load replaces it.
                 with contextlib.suppress(Exception):
                     await self._call("steer_unload", args=(digest,))
                 vector.state = State.ABSENT

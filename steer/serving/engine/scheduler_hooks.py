@@ -1,4 +1,4 @@
-"""The joins in the core process: before vLLM's scheduler, requests wait for free slots."""
+"""The hooks in vLLM's scheduler: requests wait for free slots before the scheduler sees them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from steer.serving.engine.capacity import Capacity
 from steer.serving.settings import NAME
 
-logger = logging.getLogger("vllm.steer")  # below vLLM's own, so that its log shows it
+logger = logging.getLogger("vllm.steer")  # a child of vLLM's logger, so that vLLM's log shows it
 
-RECEIPT = "steer"  # where the receipt travels to the front end: a key of vLLM's kv_transfer_params
+RECEIPT = "steer"  # the key in vLLM's kv_transfer_params that carries the receipt to the front end
 
 
 def capacity_of(scheduler: Any) -> Capacity:
-    """The slots that a scheduler's requests may hold, made at first use."""
+    """The capacity of a scheduler, made at first use."""
     capacity: Capacity | None = getattr(scheduler, "steer_capacity", None)
     if capacity is None:
         capacity = scheduler.steer_capacity = Capacity(scheduler.vllm_config.additional_config[NAME]["rows"])
@@ -23,10 +23,10 @@ def capacity_of(scheduler: Any) -> Capacity:
 
 
 def add_request(original: Callable[..., Any], self: Any, request: Any) -> None:
-    """A steered request goes on when there is room for its composition."""
+    """Pass a request to the scheduler, or queue it until there are slots for its composition."""
     try:
         ready = capacity_of(self).enter(request)
-    except RuntimeError as error:  # it did not pass admission: it fails, and not the engine
+    except RuntimeError as error:  # the request did not pass admission: it alone fails, not the engine
         capacity_of(self).failed[request.request_id] = str(error)
         ready = True
     if ready:
@@ -34,7 +34,7 @@ def add_request(original: Callable[..., Any], self: Any, request: Any) -> None:
 
 
 def free_request(original: Callable[..., Any], self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-    """A request ends: its receipt goes along, and those who waited for its slots go on."""
+    """Send the receipt of a request that ends, and pass on requests that waited for its slots."""
     kv_transfer, other = original(self, request, *args, **kwargs)
     capacity = capacity_of(self)
     receipt = capacity.leave(request.request_id)
@@ -46,7 +46,7 @@ def free_request(original: Callable[..., Any], self: Any, request: Any, *args: A
 
 
 def finish_requests(original: Callable[..., Any], self: Any, request_ids: Any, status: Any) -> Any:
-    """An abort from outside also reaches requests that wait for slots: the scheduler takes them in, and ends them."""
+    """Let aborts also reach requests that wait for slots: they are passed to the scheduler, which ends them."""
     if capacity_of(self).waiting:
         if isinstance(request_ids, str):
             request_ids = (request_ids,)
@@ -57,7 +57,7 @@ def finish_requests(original: Callable[..., Any], self: Any, request_ids: Any, s
 
 
 def update_from_output(original: Callable[..., Any], self: Any, scheduled: Any, output: Any) -> Any:
-    """Take in what the step applied, before requests end on it."""
+    """Record what the step applied, before the scheduler ends requests on its output."""
     capacity = capacity_of(self)
     report = getattr(output, "steer", None)
     ended = _fail(self, capacity.fail((report or {}).get("failed", {}))) if report or capacity.failed else []
@@ -66,22 +66,22 @@ def update_from_output(original: Callable[..., Any], self: Any, scheduled: Any, 
     outputs = original(self, scheduled, output)
     _answer(outputs, ended)
     if capacity.stops:
-        # The front end, not the engine, sees a stop string: the receipt so far must be there when it does.
-        for one in _outputs(outputs):
-            if one.request_id in capacity.stops and not one.finished:
-                receipt = {**capacity.receipt(capacity.progress[one.request_id]), "capacity": capacity.state()}
-                one.kv_transfer_params = {**(one.kv_transfer_params or {}), RECEIPT: receipt}
+        # The front end finds stop strings, and may end the request at this step: it needs the receipt so far.
+        for step in _outputs(outputs):
+            if step.request_id in capacity.stops and not step.finished:
+                receipt = {**capacity.receipt(capacity.progress[step.request_id]), "capacity": capacity.state()}
+                step.kv_transfer_params = {**(step.kv_transfer_params or {}), RECEIPT: receipt}
     return outputs
 
 
 def get_request_counts(original: Callable[..., Any], self: Any) -> tuple[int, int]:
-    """(running, waiting), with those that wait for slots among the waiting."""
+    """The numbers of (running, waiting) requests; those that wait for slots count as waiting."""
     running, waiting = original(self)
     return running, waiting + len(capacity_of(self).waiting)
 
 
 def _fail(scheduler: Any, failed: dict[str, str]) -> list[Any]:
-    """End requests that could not be steered, before what they computed is looked at; returns those that lived."""
+    """End requests that could not be steered, before their output is read; return those that the scheduler had."""
     failed = {name: why for name, why in failed.items() if name in scheduler.requests}
     if not failed:
         return []
@@ -89,7 +89,7 @@ def _fail(scheduler: Any, failed: dict[str, str]) -> list[Any]:
 
     for name, why in failed.items():
         logger.error("request %s has failed: %s", name, why)
-        # Their keys and values were computed unsteered: nobody may find them under the composition's salt.
+        # Their keys and values were computed unsteered: no request may reuse them under the composition's salt.
         block_ids = scheduler.kv_cache_manager.get_block_ids(name)
         scheduler.kv_cache_manager.evict_blocks({block for group in block_ids for block in group})
     ended: list[Any] = scheduler.finish_requests(set(failed), RequestStatus.FINISHED_ERROR)
@@ -97,7 +97,7 @@ def _fail(scheduler: Any, failed: dict[str, str]) -> list[Any]:
 
 
 def _answer(outputs: dict[int, Any], ended: Iterable[Any]) -> None:
-    """Tell the front end of requests that have failed, as vLLM's scheduler does of its own."""
+    """Add an output for each failed request, as vLLM's scheduler does for requests that it fails itself."""
     for request in ended:
         from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 
@@ -106,10 +106,10 @@ def _answer(outputs: dict[int, Any], ended: Iterable[Any]) -> None:
         batch.outputs.append(EngineCoreOutput(request.request_id, [], finish_reason=reason))
 
 
-def _outputs(found: dict[int, Any]) -> Iterable[Any]:
-    return (one for batch in found.values() for one in batch.outputs)
+def _outputs(batches: dict[int, Any]) -> Iterable[Any]:
+    return (output for batch in batches.values() for output in batch.outputs)
 
 
 def _add(scheduler: Any, request: Any) -> None:
-    """Give a request to the scheduler itself, without waiting for slots."""
+    """Pass a request to the scheduler's original method, without waiting for slots."""
     type(scheduler).add_request.__wrapped__(scheduler, request)

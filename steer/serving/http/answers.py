@@ -1,4 +1,4 @@
-"""The answer to a steered request on its way out: headers, the name of the arm, and the receipt."""
+"""The answer to a steered request: adds the headers, the name of the arm, and the receipt."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from steer.serving.engine.receipts import HttpRequest
 Message = dict[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 
-# What in an event says that it may be the last one with content; it is parsed only then.
+# Marks of an event that may be the last one with content. Only events with one of these are parsed.
 LAST = (b'"finish_reason":"', b'"response.completed"', b'"response.incomplete"', b'"message_stop"')
-BACKGROUND = ("queued", "in_progress")  # of a response that is asked for later
+BACKGROUND = ("queued", "in_progress")  # statuses of a response that the client fetches later
 
 
 class SteeredAnswer:
-    """Sends an answer on, with its headers and receipt: a whole body is held back, a stream only passes through."""
+    """An ASGI send that adds headers and the receipt: a JSON body is sent when it is whole, a stream event by event."""
 
     def __init__(self, send: Send, request: HttpRequest, names: tuple[str, str] | None) -> None:
         self.send, self.request, self.names = send, request, names
         self.start: Message = {}
         self.kind = "other"
-        self.parts: list[bytes] = []  # of a JSON answer, joined once
-        self.held = b""  # the beginning of an event of a stream
-        self.finished = 0  # answers whose last chunk has passed
+        self.parts: list[bytes] = []  # of a JSON body, joined at its end
+        self.held = b""  # the incomplete last event of a stream
+        self.finished = 0  # answers whose last chunk has been sent
         self.done = False
 
     async def __call__(self, message: Message) -> None:
@@ -65,9 +65,9 @@ class SteeredAnswer:
         await self.send(self.start)
 
     def _whole(self, body: bytes) -> bytes | None:
-        """An answer with its receipt; None when the engine never took in a steered request for it."""
+        """The JSON body with its receipt; None when no steered request reached the engine."""
         value = json.loads(body)
-        if value is None:  # the client has hung up, and vLLM has nothing to say
+        if value is None:  # the client has disconnected, and vLLM returns nothing
             return body
         if not isinstance(value, dict):
             return None
@@ -79,7 +79,7 @@ class SteeredAnswer:
         return compact_json(value)
 
     def _events(self, body: bytes, more: bool) -> bytes:
-        """Whole events of a stream; what is not yet whole is kept for the next message."""
+        """The complete events of a stream so far; an incomplete one waits for the next message."""
         self.held += body
         whole, end, self.held = self.held.rpartition(b"\n\n") if more else (self.held, b"", b"")
         events = (whole + end).split(b"\n\n")
@@ -87,9 +87,9 @@ class SteeredAnswer:
 
     def _event(self, event: bytes) -> bytes:
         if self.names is not None:
-            # Quotes inside strings are escaped, so this pattern occurs only where the field is.
-            served, asked = (b'"model":' + json.dumps(name).encode() for name in self.names)
-            event = event.replace(served, asked)
+            # Quotes inside JSON strings are escaped, so this pattern matches the field alone.
+            served, requested = (b'"model":' + json.dumps(name).encode() for name in self.names)
+            event = event.replace(served, requested)
         if self.done:
             return event
         if any(mark in event for mark in LAST):
@@ -98,10 +98,12 @@ class SteeredAnswer:
                 return b"data: " + compact_json(_withheld())
             head, _, data = event.partition(b"data: ")
             value = json.loads(data)
-            # Several answers end in chunks of their own; other events that end a stream end all of it.
+            # In a stream with choices each answer ends in a chunk of its own; any other final event ends all answers.
             choices = value.get("choices")
             ended = (
-                [one for one in choices if one.get("finish_reason")] if choices is not None else self.request.expected
+                [choice for choice in choices if choice.get("finish_reason")]
+                if choices is not None
+                else self.request.expected
             )
             self.finished += len(ended)
             if self.finished < len(self.request.expected) or not self.request.complete:
@@ -117,8 +119,8 @@ class SteeredAnswer:
 
 
 def _withheld() -> Any:
-    """What is said instead of an answer that was to be steered and was not: it must not happen."""
-    message = "this answer was not steered as asked, and is withheld; please report it"
+    """The error in place of an answer that should have been steered and was not, which is a defect of steer."""
+    message = "this answer was not steered as requested and is withheld; please report this"
     return {"error": {"message": message, "type": "InternalServerError", "code": 500}}
 
 
@@ -131,7 +133,7 @@ async def send_json(send: Send, status: int, value: Any) -> None:
 
 
 def without_header(headers: Any, unwanted: bytes) -> list[tuple[bytes, bytes]]:
-    """The headers less every one of this name, which is in lower case."""
+    """The headers without those of this name, given in lower case."""
     return [(name, value) for name, value in headers if name.lower() != unwanted]
 
 

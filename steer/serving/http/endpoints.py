@@ -1,6 +1,6 @@
 """The routes under /steer, and /v1/models with the arms: the entry point of `vllm.endpoint_plugins`.
 
-Annotations are not postponed here: FastAPI reads those of the routes.
+There is no `from __future__ import annotations` here, because FastAPI reads the annotations of the routes.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from vectors.errors import SteerError, UsageError
 
 
 class Endpoints:
-    """What vLLM asks for: a name, the tasks that are needed, the routes, and the state behind them."""
+    """The plugin as vLLM expects it: a name, the tasks it requires, its routes, and the state behind them."""
 
     name = NAME
     required_tasks = ("generate",)
@@ -29,7 +29,7 @@ class Endpoints:
         self.servers = 1
 
     def attach_router(self, app: Any) -> None:
-        """Add the routes and the middleware that reads requests, which stands behind vLLM's own, so behind its key."""
+        """Add the routes and the middleware. vLLM's own middleware, which checks the API key, runs before ours."""
         authorised = _authorisation(app.state.args)
 
         async def allowed(request: Request) -> None:
@@ -40,11 +40,11 @@ class Endpoints:
 
         @router.get("/v1/models")
         async def models(request: Request) -> Any:
-            found = (await request.app.state.openai_serving_models.show_available_models()).model_dump()
-            for card in list(found["data"]):
+            listing = (await request.app.state.openai_serving_models.show_available_models()).model_dump()
+            for card in list(listing["data"]):
                 for arm in self.admission.settings.arms:
-                    found["data"].append({**card, "id": f"{card['id']}:{arm}", "parent": card["id"]})
-            return JSONResponse(found)
+                    listing["data"].append({**card, "id": f"{card['id']}:{arm}", "parent": card["id"]})
+            return JSONResponse(listing)
 
         @guarded.get("")
         async def state() -> Any:
@@ -57,11 +57,11 @@ class Endpoints:
         @guarded.post("/vectors")
         async def load(request: Request) -> Any:
             try:
-                self._single()
+                self._require_one_server()
                 name, vector = await uploads.received(self.admission, request)
                 digest = await frontend_hooks.bind(self.engine, name, vector)
             except ClientDisconnect:
-                return Response(status_code=499)  # to nobody
+                return Response(status_code=499)  # the client has disconnected
             except (SteerError, ValueError) as error:
                 message = explain(error) if isinstance(error, SteerError) else str(error)
                 return JSONResponse({"error": {"message": message, "type": "BadRequestError", "code": 400}}, 400)
@@ -71,7 +71,7 @@ class Endpoints:
         @guarded.delete("/vectors/{name}")
         async def unload(name: str) -> Any:
             try:
-                self._single()
+                self._require_one_server()
                 digest = frontend_hooks.unbind(self.engine, name)
             except SteerError as error:
                 status = 404 if name not in self.admission.vectors else 409
@@ -84,7 +84,7 @@ class Endpoints:
         app.add_middleware(Middleware, find=self._find)
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
-        """The engine is there: give its workers the vectors."""
+        """Start serving with this engine: its workers get the vectors."""
         self.engine, self.models = engine_client, state.openai_serving_models
         self.servers = getattr(args, "api_server_count", None) or 1
         await frontend_hooks.begin_serving(engine_client)
@@ -92,11 +92,11 @@ class Endpoints:
 
     @property
     def admission(self) -> Admission:
-        """The admission of the engine that is served."""
+        """The admission of the engine."""
         return frontend_hooks.admission_of(self.engine.input_processor)
 
     async def state(self) -> dict[str, Any]:
-        """Arms, vectors, rows and digests, as GET /steer answers."""
+        """The answer to GET /steer: arms, vectors, slots (`rows`), and the state of the workers."""
         from steer import __version__
 
         admission = self.admission
@@ -115,7 +115,7 @@ class Endpoints:
         }
 
     def vectors(self) -> dict[str, Any]:
-        """The vectors by name, as GET /steer/vectors answers."""
+        """The answer to GET /steer/vectors: digest and layers of each vector, by name."""
         admission = self.admission
         with admission.lock:
             return {
@@ -129,12 +129,12 @@ class Endpoints:
                 }
             }
 
-    def _single(self) -> None:
-        """Names are this process's own; several API servers would not agree on them. Raises UsageError."""
+    def _require_one_server(self) -> None:
+        """Refuse to bind or unbind where several API servers run, since they share no names. Raises UsageError."""
         if self.servers > 1:
             raise UsageError(
                 f"this deployment has {self.servers} API servers, which share no names",
-                "name the vectors at the start, or serve with --api-server-count 1",
+                "give the vectors at the start, or serve with --api-server-count 1",
             )
 
     def _find(self) -> Any:
@@ -145,7 +145,7 @@ class Endpoints:
 
 
 def _authorisation(args: Any) -> Any:
-    """Whether headers carry the server's API key, as vLLM itself judges it for /v1."""
+    """A function that says whether headers carry the server's API key, by vLLM's own check for /v1."""
     from vllm import envs
     from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 

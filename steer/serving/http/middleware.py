@@ -1,5 +1,6 @@
-"""HTTP: arms as model names, refusals before anything runs, receipts in the answer. A request without steering passes
-as it is, untouched.
+"""The HTTP middleware: resolves arms and expressions, refuses what can't be steered, and adds receipts to answers.
+
+A request without steering is passed on unchanged.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from vectors.errors import SteerError
 Receive = Callable[[], Awaitable[Message]]
 
 STEERED = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
-# Routes that generate nothing, or nothing from a model's blocks; whatever begins with one is passed on unread.
+# Routes that generate no text. A request to one of them, or to a path below it, is passed on unread.
 NOT_GENERATING = (
     *("/steer", "/tokenize", "/detokenize", "/v1/messages/count_tokens", "/ping", "/health", "/metrics"),
     *("/v1/embeddings", "/v2/embed", "/pooling", "/classify", "/score", "/v1/score", "/rerank", "/v1/rerank"),
@@ -36,7 +37,7 @@ _CANCEL = re.compile(r"/v1/responses/[^/]+/cancel")
 
 
 class _Refusal(Exception):
-    """A request that ends here, with its status and reason."""
+    """Raised for a request that is refused: the HTTP status and the body of the answer."""
 
     def __init__(self, status: int, kind: str, parameter: str, message: str) -> None:
         super().__init__(message)
@@ -45,21 +46,21 @@ class _Refusal(Exception):
 
 
 class Middleware:
-    """ASGI middleware. `find` gives the admission, and the names that requests may use for the served models."""
+    """ASGI middleware. `find` returns the admission and a test for names of served models, None before the start."""
 
     def __init__(self, app: Any, find: Callable[[], tuple[Admission, Callable[[str], bool]] | None]) -> None:
         self.app, self.find = app, find
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        found = self.find() if scope["type"] == "http" and scope["method"] == "POST" and may_generate(path) else None
-        if found is None:
+        serving = self.find() if scope["type"] == "http" and scope["method"] == "POST" and may_generate(path) else None
+        if serving is None:
             await self.app(scope, receive, send)
             return
         body = await _body(receive)
         if body is None:
-            return  # the client has hung up before it said what it wants
-        admission, served = found
+            return  # the client has disconnected before the end of its request
+        admission, served = serving
         try:
             request = _request(path, body, admission, served)
         except _Refusal as refusal:
@@ -71,7 +72,7 @@ class Middleware:
         content, http, names = request
         scope = {**scope, "headers": [*without_header(scope["headers"], b"content-length"), content_length(content)]}
         receipts.use(http)
-        # From here on the request keeps what its names stand for now, whatever is bound or unbound meanwhile.
+        # From here on the request keeps its vectors, whatever names are bound or unbound meanwhile.
         try:
             with admission.residency.holding(http.resolved.vectors.values()):
                 await self.app(scope, _replay(content, receive), SteeredAnswer(send, http, names))
@@ -80,7 +81,7 @@ class Middleware:
 
 
 def may_generate(path: str) -> bool:
-    """Whether a POST to this path may generate; of a route that is not known, yes."""
+    """Whether a POST to this path may generate text; True for an unknown route."""
     if path in STEERED:
         return True
     known = any(path == route or path.startswith(f"{route}/") for route in NOT_GENERATING)
@@ -90,7 +91,7 @@ def may_generate(path: str) -> bool:
 def _request(
     path: str, body: bytes, admission: Admission, served: Callable[[str], bool]
 ) -> tuple[bytes, HttpRequest, tuple[str, str] | None] | None:
-    """What a steered request becomes: its body for vLLM, what is carried along, and (model served, model asked for).
+    """A steered request as (body for vLLM, HttpRequest, names); `names` is (served model, requested model) for an arm.
 
     None for a request that is not steered, or that vLLM will refuse itself. Raises _Refusal.
     """
@@ -98,13 +99,13 @@ def _request(
     if not isinstance(value, dict):
         return None
     extra, model, arm, names = value.get("vllm_xargs"), value.get("model"), None, None
-    if isinstance(extra, str) and path not in STEERED:  # forms of other routes send it as text
+    if isinstance(extra, str) and path not in STEERED:  # routes with form data send it as text
         parsed = _parsed(extra)
         extra = parsed if isinstance(parsed, dict) else extra
     expression = extra.get(EXPRESSION) if isinstance(extra, dict) else None
-    asked = isinstance(extra, dict) and EXPRESSION in extra
+    steered = isinstance(extra, dict) and EXPRESSION in extra
     if isinstance(extra, dict) and RESOLVED in extra:
-        raise _bad("vllm_xargs", f"{RESOLVED} is not for clients; ask with {EXPRESSION}")
+        raise _bad("vllm_xargs", f"{RESOLVED} can't be set by a client; use {EXPRESSION}")
     if isinstance(model, str) and ":" in model and not served(model) and served(model.rpartition(":")[0]):
         base, _, arm = model.rpartition(":")
         if arm not in admission.settings.arms:
@@ -114,14 +115,14 @@ def _request(
             raise _bad("vllm_xargs", f"vllm_xargs is {json.dumps(extra)[:60]}, not an object")
         if expression is not None:
             raise _bad("vllm_xargs", f"the request names the arm {arm!r} and steer {expression!r}: give one")
-        expression, asked, names = str(admission.settings.arms[arm]), True, (base, model)
+        expression, steered, names = str(admission.settings.arms[arm]), True, (base, model)
         value = {**value, "model": base, "vllm_xargs": {**(extra or {}), EXPRESSION: expression}}
         body = json.dumps(value).encode()
-    if not asked:
+    if not steered:
         return None
-    unsteered = path if path not in STEERED else "beam search" if value.get("use_beam_search") else None
-    if unsteered is not None:
-        raise _bad("vllm_xargs.steer", f"{unsteered} can't be steered: vLLM passes it no expression")
+    unsupported = path if path not in STEERED else "beam search" if value.get("use_beam_search") else None
+    if unsupported is not None:
+        raise _bad("vllm_xargs.steer", f"{unsupported} can't be steered: vLLM passes it no expression")
     try:
         resolved = admission.resolve(expression)
     except SteerError as error:
@@ -134,7 +135,7 @@ def _bad(parameter: str, message: str) -> _Refusal:
 
 
 def _parsed(text: str | bytes) -> Any:
-    """A JSON value; None for what is none, which vLLM refuses itself."""
+    """A JSON value; None for a text that is not JSON, which vLLM refuses itself."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -142,7 +143,7 @@ def _parsed(text: str | bytes) -> Any:
 
 
 async def _body(receive: Receive) -> bytes | None:
-    """A request's body, joined once; None when the client hangs up before its end."""
+    """The whole body of a request; None when the client disconnects before its end."""
     parts = []
     while True:
         message = await receive()
@@ -154,14 +155,14 @@ async def _body(receive: Receive) -> bytes | None:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """A receive that gives the body again, and afterwards whatever comes: a disconnect."""
-    given = False
+    """An ASGI receive that returns the body once more, and then later messages, such as a disconnect."""
+    sent = False
 
     async def again() -> Message:
-        nonlocal given
-        if given:
+        nonlocal sent
+        if sent:
             return await receive()
-        given = True
+        sent = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again

@@ -1,6 +1,6 @@
-"""A vector that a client sends, or names by path: bounded before it is read, its header checked before it is decoded.
+"""A vector that a client uploads, or names by path: its size is checked before it is read, its header before decoding.
 
-Whatever takes longer than a moment runs in a thread: the event loop serves everybody.
+Reading files and decoding run in a thread, so that the event loop goes on serving other requests.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from vectors.errors import ArtifactError, UsageError
 from vectors.formats import native
 from vectors.steering import SteeringVector
 
-HEADER = 1 << 20  # bytes of names, shapes and metadata
-REQUEST = 1 << 20  # bytes of a request that names a path
-WIDEST = 8  # bytes of a value: float64
+HEADER = 1 << 20  # most bytes of a file's header: names, shapes and metadata
+REQUEST = 1 << 20  # most bytes of a request that names a path
+WIDEST = 8  # most bytes of a value: float64
 
 
 def largest(admission: Admission) -> int:
-    """The most bytes that a vector of the served model can take."""
+    """The largest size in bytes of a vector file for the served model."""
     return HEADER + admission.layers * admission.hidden * WIDEST
 
 
@@ -42,7 +42,7 @@ async def received(admission: Admission, request: Any) -> tuple[str, SteeringVec
 
 
 async def collected(stream: AsyncIterator[bytes], headers: Mapping[str, str], limit: int, what: str) -> list[bytes]:
-    """The parts of a body, which nobody has joined yet. Raises ArtifactError as soon as it is longer than `limit`."""
+    """The parts of a body, not yet joined. Raises ArtifactError as soon as they exceed `limit` bytes."""
     length = headers.get("content-length", "")
     total = int(length) if length.isdecimal() else 0
     parts: list[bytes] = []
@@ -59,7 +59,7 @@ async def collected(stream: AsyncIterator[bytes], headers: Mapping[str, str], li
 
 
 def require_name(name: str) -> None:
-    """Refuse a name that no DELETE could name again. Raises UsageError."""
+    """Refuse a name that can't be a path segment of a DELETE route. Raises UsageError."""
     if "/" in name or name in (".", ".."):
         raise UsageError(f"{name!r} can't be part of a path", "use letters, digits, - and _")
 
@@ -98,23 +98,23 @@ def _decoded(admission: Admission, content: bytes, name: str) -> SteeringVector:
 
 
 def require_header(content: bytes, name: str, layers: int, hidden: int) -> None:
-    """Refuse, by its header alone, a file that is no vector of this size. Raises ArtifactError.
+    """Refuse, by its header alone, a file that is not a vector of this size. Raises ArtifactError.
 
-    `layers` and `hidden` are the served model's. What else is wrong with the file is found when it is decoded.
+    `layers` and `hidden` are those of the served model. Other problems are reported when the file is decoded.
     """
     hint = "send a steering vector of the served model"
     try:
         length = struct.unpack("<Q", content[:8])[0]
         if length > min(HEADER, len(content) - 8):
-            raise ValueError("its header is longer than the file, or than any vector's")
+            raise ValueError("its header is longer than the file, or longer than that of any vector")
         header = json.loads(content[8 : 8 + length])
         shapes = {key: entry["shape"] for key, entry in header.items() if key != "__metadata__"}
     except (struct.error, ValueError, RecursionError, AttributeError, TypeError, LookupError) as error:
         raise ArtifactError(f"{name} is truncated or no safetensors file: {error}", hint) from error
     if len(shapes) > layers:
         raise ArtifactError(f"{name} holds {len(shapes)} tensors; the model has {layers} layers", hint)
-    strange = [
+    unexpected = [
         f"{key[:60]} of shape {shape!r}"[:120] for key, shape in shapes.items() if shape not in ([hidden], [1, hidden])
     ]
-    if strange:
-        raise ArtifactError(f"{name} holds {'; '.join(strange[:3])}; a vector of the model has [{hidden}]", hint)
+    if unexpected:
+        raise ArtifactError(f"{name} holds {'; '.join(unexpected[:3])}; a vector of the model has [{hidden}]", hint)

@@ -91,7 +91,7 @@ def test_what_a_task_vector_is_can_be_seen(here: Path, capsys: pytest.CaptureFix
     assert run(["diff", "base", "base", "-o", "a.safetensors"]) == 0
     said = capsys.readouterr().err
     assert f"replaces a.safetensors, which was {digests[0]}" in said
-    assert "base is base: the vector is empty" in said
+    assert "base and base have the same weights: the vector is empty" in said
     model = AutoModelForCausalLM.from_pretrained("a")
     state = {n: t.clone() for n, t in model.state_dict().items()}
     biases = {n.replace("weight", "bias"): t[0].clone() for n, t in state.items() if ".mlp." in n}
@@ -134,7 +134,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(here: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (["merge", "a", "b", "-o", "x"], 2, "there is no method"),
+        (["merge", "a", "b", "-o", "x"], 2, "no method is given"),
         (["merge", "a", "b", "--method", "teis", "-o", "x"], 2, "did you mean ties?"),
         (["merge", "a", "b", "--ties", "--weights", "1,2,3", "-o", "x"], 2, "--weights has 3 numbers"),
         (
@@ -143,10 +143,10 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(here: Path, capsys: pytest
             "density is 2, outside (0, 1]",
         ),
         (["merge", "a", "b", "--ties", "--base", "base", "-o", "a"], 1, "the output a exists"),
-        (["merge", "a", "--ties", "--base", "base"], 2, "there is no output"),
+        (["merge", "a", "--ties", "--base", "base"], 2, "no output is given"),
         (["merge", "a", "--ties", "--set", "elect", "--base", "base", "-o", "x"], 2, "is not NAME=VALUE"),
         (["merge", "--verify", "a"], 1, "name a folder that `steer merge` wrote"),
-        (["merge", "a", "--verify", "b"], 2, "--verify takes nothing but a finished merge"),
+        (["merge", "a", "--verify", "b"], 2, "--verify takes no inputs, --expr, --recipe or --out"),
         (["diff", "base", "a", "-o", "v.safetensors", "--storage", "lowrank:0"], 2, "there is no storage 'lowrank:0'"),
         (["diff", "base", "a", "-o", "v.bin"], 1, "the name of a task vector must end in .safetensors"),
         (["apply", "base", "v.safetensors", "-o", "x"], 1, "there is no file v.safetensors"),

@@ -237,7 +237,7 @@ ENGINE = """(EngineCore pid=7) ERROR 11-25 13:57:35 [core.py:9] EngineCore faile
 
 
 @pytest.mark.parametrize(
-    ("log", "told"),
+    ("log", "reason"),
     [
         (
             LOG,
@@ -255,5 +255,5 @@ ENGINE = """(EngineCore pid=7) ERROR 11-25 13:57:35 [core.py:9] EngineCore faile
         ("one\n\ntwo\n", ["one", "two"]),
     ],
 )
-def test_of_a_log_the_reason_is_told(log: str, told: list[str]) -> None:
-    assert launch._told(log.splitlines()) == told
+def test_the_reason_is_read_from_the_log(log: str, reason: list[str]) -> None:
+    assert launch._reason(log.splitlines()) == reason

@@ -95,9 +95,9 @@ def test_training_takes_files_and_prints_json(here: Path, steer: Callable[..., O
         (("--mode", "fold"), "there is nothing to bake: no composition"),
         (("warm", "--teacher-prompt", "be warm"), "not both"),
         (("warm", "--data", "warm.jsonl", "--mode", "distil"), "--data belongs to --mode train"),
-        (("--mode", "train"), "learns from --data or from --pairs"),
+        (("--mode", "train"), "needs either --data or --pairs"),
         (("warm", "--mode", "train", "--data", "warm.jsonl"), "has no teacher"),
-        (("warm", "--pos", "warm.jsonl"), "are evaluated together"),
+        (("warm", "--pos", "warm.jsonl"), "are used together"),
         (("warm", "--mode", "distil", "--lr", "fast"), "--lr is 'fast'"),
         (("warm", "--mode", "distil", "--tokens", "0", "--temperature", "-1"), "--tokens is 0, not at least 1"),
         (

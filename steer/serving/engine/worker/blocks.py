@@ -1,8 +1,8 @@
-"""The decoder blocks of the served model, steered where the residual stream leaves them.
+"""The decoder blocks of the served model, steered at their outputs.
 
-A block's class is replaced by a subclass whose forward reads one slot for every token. It is plain tensor code on
-buffers that never move, so torch.compile traces through it and CUDA graphs replay it. The projection directions are a
-loop, not one large gather, so that no temporary is larger than the stream itself.
+A block's class is replaced by a subclass whose forward adds, for every token, what the token's slot holds. It is plain
+tensor code on buffers at fixed addresses, so torch.compile traces through it and CUDA graphs replay it. The projection
+directions are a loop instead of one gather, so that no temporary is larger than the residual stream.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from steer.serving.engine.worker.slots import SlotTable
 
-# What vLLM's blocks return: "halves" is (mlp output, residual), whose sum is the residual stream; "whole" is the
-# stream. Only what a test compares with transformers stands here.
+# What vLLM's blocks return: "halves" is (MLP output, residual), whose sum is the residual stream; "whole" is the
+# residual stream. Only blocks that a test compares with transformers are listed.
 RETURNS = {
     "LlamaDecoderLayer": "halves",
     "MistralDecoderLayer": "halves",
@@ -29,7 +29,7 @@ RETURNS = {
 
 
 def decoder_blocks(model: nn.Module) -> dict[int, nn.Module]:
-    """The decoder blocks that this process holds, by layer. Raises ValueError for a model that is not known."""
+    """The decoder blocks in this process, by layer. Raises ValueError for an unsupported model."""
     lists = [
         (name, module)
         for name, module in model.named_modules()
@@ -38,22 +38,22 @@ def decoder_blocks(model: nn.Module) -> dict[int, nn.Module]:
     if len(lists) != 1:
         known = ", ".join(sorted(RETURNS))
         raise ValueError(
-            f"steer: {type(model).__name__} has {len(lists)} lists of blocks that steer knows, not one; "
-            f"it knows {known}. Serve the model without the plugin: unset VLLM_PLUGINS"
+            f"steer: {type(model).__name__} has {len(lists)} lists of supported decoder blocks, not one; "
+            f"supported are {known}. To serve the model without the plugin, unset VLLM_PLUGINS"
         )
-    # In a pipeline, the blocks of other processes are placeholders of another class.
+    # With pipeline parallelism, the blocks of other processes are placeholders of another class.
     return {i: block for i, block in enumerate(lists[0][1]) if type(block).__name__ in RETURNS}
 
 
 def install(model: nn.Module, table: SlotTable, slots: Tensor) -> None:
-    """Make the blocks of a loaded model read the table; `slots` [tokens] holds the slot of every token of a step."""
+    """Make the blocks of a loaded model read the slot table; `slots` [tokens] is the slot of every token of a step."""
     blocks = decoder_blocks(model)
-    for at, layer in enumerate(table.layers):
+    for i, layer in enumerate(table.layers):
         block = blocks[layer]
         block.register_buffer("steer_slots", slots, persistent=False)
-        block.register_buffer("steer_added", table.added[at], persistent=False)
-        block.register_buffer("steer_units", table.units[at], persistent=False)
-        block.register_buffer("steer_factors", table.factors[at], persistent=False)
+        block.register_buffer("steer_added", table.added[i], persistent=False)
+        block.register_buffer("steer_units", table.units[i], persistent=False)
+        block.register_buffer("steer_factors", table.factors[i], persistent=False)
         block.__class__ = _steered(type(block))
 
 
@@ -61,9 +61,9 @@ _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
 
 
 def _steered(plain: type[nn.Module]) -> type[nn.Module]:
-    """The subclass of a block's class that steers what the block returns."""
+    """The subclass of a block's class that steers the block's output; one per class."""
     if plain not in _CLASSES:
-        # The names of the two forwards differ because torch.compile caches by code object.
+        # Two functions rather than one with a branch, because torch.compile caches by code object.
         forward = _forward_halves(plain) if RETURNS[plain.__name__] == "halves" else _forward_whole(plain)
         _CLASSES[plain] = type(f"Steered{plain.__name__}", (plain,), {"forward": forward})
     return _CLASSES[plain]
@@ -88,9 +88,10 @@ def _forward_whole(plain: type[nn.Module]) -> Any:
 
 
 def change_of(stream: Tensor, slots: Tensor, added: Tensor, units: Tensor, factors: Tensor) -> Tensor:
-    """What steering adds to the residual stream [tokens, hidden], float32; exactly zero for tokens at slot 0.
+    """What steering adds to the residual stream [tokens, hidden], float32; exactly zero for tokens in slot 0.
 
-    `added` is [slots, hidden], `units` [K, slots, hidden], `factors` [K, slots, 2].
+    `slots` [tokens] is the slot of each token; `added` is [slots, hidden], `units` [K, slots, hidden], `factors`
+    [K, slots, 2].
     """
     slots = slots[: stream.shape[0]]
     stream = stream.to(torch.float32)

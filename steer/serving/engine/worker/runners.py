@@ -1,5 +1,6 @@
-"""vLLM's two model runners behind one small interface: when requests enter and end, where their tokens lie, what comes
-out. Whoever adds a third adds a function here.
+"""The hooks in vLLM's two model runners: when requests begin and end, where their tokens lie in a step, and the output.
+
+Support for a third runner is one more function here.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from steer.serving.engine.worker.steering_worker import SteeringWorker
 
 
 def attach(runner: Any, state: SteeringWorker, *, second: bool) -> None:
-    """Let a model runner tell `state` of every step; `second` is vLLM's V2 runner. Raises RuntimeError if it can't."""
+    """Make a model runner report every step to `state`; `second` is vLLM's V2 runner. Raises RuntimeError."""
     kind = "V2" if second else "V1"
     needed = ("execute_model", "sample_tokens", "prepare_inputs" if second else "_prepare_inputs")
     missing = [name for name in needed if not callable(getattr(runner, name, None))]
@@ -28,8 +29,9 @@ def attach(runner: Any, state: SteeringWorker, *, second: bool) -> None:
             try:
                 state.begin(new.req_id, prompt_length(new), parameters.extra_args if parameters is not None else None)
             except Exception as error:
-                # Of one request: raised, it would end the engine. But of several workers vLLM returns one's report, so
-                # there it must be raised: the others' failures would be lost, and the request half-steered.
+                # This request alone fails; an exception would end the engine. With several workers it must be raised,
+                # since vLLM returns the report of one worker only: a failure in another would be lost, and the request
+                # steered in some layers only.
                 if _several_workers(runner):
                     raise
                 state.fail(new.req_id, str(error))
@@ -42,7 +44,7 @@ def attach(runner: Any, state: SteeringWorker, *, second: bool) -> None:
 
 
 def _several_workers(runner: Any) -> bool:
-    """Whether the model runs in more than one worker (tensor or pipeline parallel)."""
+    """Whether the model runs in more than one worker (tensor or pipeline parallelism)."""
     parallel = getattr(runner, "parallel_config", None)
     return int(getattr(parallel, "world_size", 1)) > 1
 
@@ -70,7 +72,7 @@ def _attach_v2(runner: Any, state: SteeringWorker) -> None:
 
 
 def _report(output: Any, state: SteeringWorker) -> Any:
-    """Send what the step applied along with what it computed; an output that comes later holds the one to mark."""
+    """Attach the worker's report to the step's ModelRunnerOutput, which an asynchronous output holds inside."""
     from vllm.v1.outputs import ModelRunnerOutput
 
     inner = getattr(output, "_model_runner_output", None) or getattr(output, "model_runner_output", None) or output

@@ -1,7 +1,7 @@
-"""In the worker: it keeps vectors by digest, gives each request its slots, and points every token at one.
+"""In the worker: holds vectors by digest, gives each request its slots, and sets the slot of every token.
 
-Nothing here trusts that somebody else checked: a request whose steering can't be applied is reported as failed, and the
-engine core ends it with an error, so it is never answered unsteered.
+The worker does not rely on admission: a request whose steering can't be applied is reported as failed, and the engine
+core ends it with an error, so that it is never answered unsteered.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vectors.steering import SteeringVector
 
 
 class _Live(NamedTuple):
-    """A request that is steered: its composition's key, the first position of each phase, and the phase's slot."""
+    """A running steered request: its composition's key, and the first position (`edges`) and slot of each phase."""
 
     key: str
     edges: list[int]
@@ -35,29 +35,29 @@ class SteeringWorker:
     """
 
     def __init__(self, model: torch.nn.Module, settings: Mapping[str, Any], tokens: int, hidden: int) -> None:
-        found = blocks.decoder_blocks(model)
+        layers = blocks.decoder_blocks(model)
         device = next(model.parameters()).device
-        self.table = SlotTable(sorted(found), settings["rows"], hidden, settings["directions"], device)
+        self.table = SlotTable(sorted(layers), settings["rows"], hidden, settings["directions"], device)
         self.token_slots = torch.zeros(tokens, dtype=torch.int32, device=device)
         blocks.install(model, self.table, self.token_slots)
         self.vectors: dict[str, SteeringVector] = {}
         self.live: dict[str, _Live] = {}
-        self.failed: dict[str, str] = {}  # why, by request that can't be steered as it asks, until it ends
-        self.filled = 0  # tokens of the last step; all behind them point at slot 0
-        self.steady: tuple[list[str], np.ndarray] | None = None  # the last step's requests, if nothing can change
-        self.report: dict[str, Any] | None = None  # what the last step applied, for the core
+        self.failed: dict[str, str] = {}  # the reason, by id of a request that can't be steered, until it ends
+        self.filled = 0  # number of tokens of the last step; the rest of the buffer is 0
+        self.steady: tuple[list[str], np.ndarray] | None = None  # the last step's requests, if their slots stay
+        self.report: dict[str, Any] | None = None  # what the last step applied, for the engine core
 
     def load(self, content: bytes) -> str:
-        """Keep a vector, given the bytes of its artifact file. Returns its digest."""
+        """Load a vector from the bytes of its artifact file; return its digest."""
         from vectors import artifact
 
-        found = artifact.decode(content, "the vector")
-        layers = {int(name.removeprefix("layer.")): tensor for name, tensor in found.tensors.items()}
-        self.vectors[found.digest] = SteeringVector(layers, found.metadata or {})
-        return found.digest
+        file = artifact.decode(content, "the vector")
+        layers = {int(name.removeprefix("layer.")): tensor for name, tensor in file.tensors.items()}
+        self.vectors[file.digest] = SteeringVector(layers, file.metadata or {})
+        return file.digest
 
     def unload(self, digest: str) -> None:
-        """Forget a vector; requests that run keep their slots."""
+        """Unload a vector; running requests keep their slots."""
         self.vectors.pop(digest, None)
 
     def state(self) -> dict[str, Any]:
@@ -71,28 +71,28 @@ class SteeringWorker:
         }
 
     def begin(self, request: str, prompt_length: int, extra: Mapping[str, Any] | None) -> None:
-        """A request enters. Raises RuntimeError when it can't be steered as it asks."""
+        """Take the slots for a request that begins. Raises RuntimeError when it can't be steered."""
         resolved = ResolvedRequest.of(extra)
         if resolved is None:
             return
-        self.end([request])  # vLLM's V2 runner lets a preempted request enter anew
+        self.end([request])  # with vLLM's V2 runner, a preempted request begins again
         composition = parse(resolved.expression)
         missing = [name for name, digest in resolved.vectors.items() if digest not in self.vectors]
         if missing:
-            raise RuntimeError(f"steer: this worker lacks the vectors {', '.join(missing)} of request {request}")
-        found: Sequence[Phase] = phases(composition)
+            raise RuntimeError(f"steer: this worker has not loaded {', '.join(missing)}, which request {request} needs")
+        ordered: Sequence[Phase] = phases(composition)
         vectors = {name: self.vectors[digest] for name, digest in resolved.vectors.items()}
-        slots = self.table.take(resolved.key, composition, found, vectors)
-        self.live[request] = _Live(resolved.key, edges(found, prompt_length), slots)
+        slots = self.table.take(resolved.key, composition, ordered, vectors)
+        self.live[request] = _Live(resolved.key, edges(ordered, prompt_length), slots)
         self.steady = None
 
     def fail(self, request: str, reason: str) -> None:
-        """A request can't be steered: the coming steps report it, and the engine core ends it."""
+        """Mark a request that can't be steered: the next steps report it, and the engine core ends it."""
         self.failed[request] = reason
         self.steady = None
 
     def end(self, requests: Sequence[str] | set[str]) -> None:
-        """Requests have ended; those that were never steered are skipped."""
+        """Give back the slots of requests that have ended; unsteered requests are skipped."""
         for request in requests:
             if self.failed.pop(request, None) is not None:
                 self.steady = None
@@ -102,10 +102,10 @@ class SteeringWorker:
                 self.steady = None
 
     def point(self, requests: list[str], starts: np.ndarray, counts: np.ndarray) -> None:
-        """Point every token of the coming step at its slot.
+        """Set the slot of every token of the next step.
 
-        The tokens of the requests lie one after another: `counts[i]` of them, from position `starts[i]` of the
-        sequence on. Afterwards `report` says what was pointed where, None when nothing is steered.
+        The tokens of the requests lie one after another: request i has `counts[i]` tokens, the first at position
+        `starts[i]` of its sequence. Afterwards `report` holds the key of each request; None when nothing is steered.
         """
         total = int(counts.sum())
         if not self.live and not self.failed:
@@ -126,21 +126,21 @@ class SteeringWorker:
             if live is not None:
                 start = int(starts[i])
                 last[i] = live.edges[-1]
-                for at, edge in enumerate(live.edges):
-                    # A later phase overwrites from its first position on.
+                for edge, slot in zip(live.edges, live.slots, strict=True):
+                    # Each phase overwrites the one before from its first position.
                     begin = max(edge - start, 0)
                     if begin < count:
-                        filled[offset + begin : offset + count] = live.slots[at]
+                        filled[offset + begin : offset + count] = slot
             offset += count
         self.token_slots[: len(filled)].copy_(_on(self.token_slots.device, filled), non_blocking=True)
         self.filled = total
-        # Only if every request stands in its last phase now: the buffer is what later steps go by.
+        # The buffer stays right for the next steps only if every request has one token and is in its last phase.
         settled = total == len(requests) and bool((starts >= last).all())
         self.steady = (list(requests), last) if settled else None
         self.report = {"requests": list(requests), "keys": keys, "starts": starts.copy(), "failed": dict(self.failed)}
 
     def _unchanged(self, requests: list[str], starts: np.ndarray, total: int) -> bool:
-        """Whether each request moves on by one token in its last phase, so that the buffer is right as it is."""
+        """Whether each request has one token, in its last phase, as in the last step: the buffer stays as it is."""
         if self.steady is None or total != len(requests) or self.steady[0] != requests:
             return False
         return bool((starts >= self.steady[1]).all())
@@ -148,5 +148,5 @@ class SteeringWorker:
 
 def _on(device: torch.device, values: np.ndarray) -> torch.Tensor:
     tensor = torch.from_numpy(values)
-    # Fresh pinned memory each time: the last step's copy may still be under way.
+    # New pinned memory each time: the last step's copy may still be running.
     return tensor.pin_memory() if device.type == "cuda" else tensor

@@ -227,7 +227,7 @@ def test_what_cannot_be_steered_is_refused_with_its_reason_and_the_rest_runs(
     ]
     good = {"ids": ids, "steer": "2*warm"}
     *refused, answer = engine.generate([*jobs, good])
-    reasons = [*bad.values(), "steer is 5, not an expression", "steer_resolved is not for clients"]
+    reasons = [*bad.values(), "steer is 5, not an expression", "steer_resolved can't be set by a client"]
     for reason, found in zip(reasons, refused, strict=True):
         assert found["error"].startswith("VLLMValidationError"), found
         assert reason in found["error"]

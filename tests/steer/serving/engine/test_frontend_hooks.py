@@ -85,7 +85,7 @@ async def until(engine: Engine, calls: list[str]) -> None:
 
 @pytest.fixture(autouse=True)
 def in_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frontend_hooks, "_at_fault", ValueError)
+    monkeypatch.setattr(frontend_hooks, "_invalid", ValueError)
     receipts.use(None)
 
 

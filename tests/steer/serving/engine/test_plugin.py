@@ -66,7 +66,7 @@ def test_another_version_refuses_to_start_and_says_what_is_supported(
     version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classes = vllm(monkeypatch, version)
-    with pytest.raises(RuntimeError, match=r"is not supported; 0\.32\.x is\. Install it, or unset VLLM_PLUGINS"):
+    with pytest.raises(RuntimeError, match=r"is not supported: install 0\.32\.x, or unset VLLM_PLUGINS"):
         plugin.register()
     assert not hasattr(classes["Scheduler"].add_request, plugin.JOINED)  # type: ignore[attr-defined]
 

@@ -177,7 +177,7 @@ def test_two_unloads_never_wait_for_one_vector() -> None:
         await asyncio.sleep(0.01)
         assert [method for method, *_ in server.workers.queue] == ["steer_unload"]
         assert server.residency.state("A") is State.UNLOADING
-        with pytest.raises(LookupError, match="do not hold A"):
+        with pytest.raises(LookupError, match="not loaded in the workers: A"):
             server.residency.hold(["A"])
         server.workers.step()
         await asyncio.sleep(0.01)
@@ -194,7 +194,7 @@ def test_workers_that_answer_with_another_digest_hold_no_vector() -> None:
             return ["A", "something else"] if method == "steer_load" else None
 
         residency.connect(call)
-        with pytest.raises(RuntimeError, match="the workers answered"):
+        with pytest.raises(RuntimeError, match="the workers returned"):
             async with residency.delivered("A", b"A"):
                 raise AssertionError
         assert residency.state("A") is State.ABSENT

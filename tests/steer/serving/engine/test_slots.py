@@ -224,7 +224,7 @@ def test_a_block_that_returns_the_whole_stream_is_steered_there(vectors: dict[st
 
 
 def test_a_model_whose_blocks_are_not_known_is_refused_with_those_that_are() -> None:
-    with pytest.raises(ValueError, match=r"0 lists of blocks that steer knows(.|\n)*Qwen3DecoderLayer"):
+    with pytest.raises(ValueError, match=r"0 lists of supported decoder blocks(.|\n)*Qwen3DecoderLayer"):
         blocks.decoder_blocks(stack("StrangeBlock", Halves))
 
 

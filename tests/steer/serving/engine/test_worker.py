@@ -142,7 +142,7 @@ def test_a_request_that_enters_twice_holds_its_rows_once() -> None:
 def test_a_vector_that_this_worker_lacks_is_an_error_and_never_unsteered() -> None:
     state = worker()
     state.unload(VECTORS["warm"].digest)
-    with pytest.raises(RuntimeError, match="lacks the vectors warm of request a"):
+    with pytest.raises(RuntimeError, match="has not loaded warm, which request a needs"):
         begin(state, "a", "warm")
     with pytest.raises(RuntimeError, match="did not pass admission"):
         state.begin("b", 3, {"steer": "calm"})
@@ -278,7 +278,7 @@ def test_a_request_whose_vector_is_missing_fails_alone_and_is_reported_until_it_
         return output.steer
 
     report = step(scheduled({"a": (0, 3), "b": (0, 3)}, {"a": "calm", "b": "warm"}))
-    assert "lacks the vectors calm of request a" in report["failed"]["a"]
+    assert "has not loaded calm, which request a needs" in report["failed"]["a"]
     assert list(report["failed"]) == ["a"]
     report = step(scheduled({"a": (3, 1), "b": (3, 1)}))
     assert list(report["failed"]) == ["a"]

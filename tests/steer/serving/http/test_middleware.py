@@ -136,7 +136,7 @@ def test_other_requests_are_not_read(path: str, method: str) -> None:
         ({"model": "model:friendly", "vllm_xargs": {"steer": "warm"}}, 400, "give one"),
         ({"model": "model", "vllm_xargs": {"steer": "2*nobody"}}, 400, "no vector is called 'nobody'"),
         ({"model": "model", "vllm_xargs": {"steer": ["warm"]}}, 400, "not an expression"),
-        ({"model": "model", "vllm_xargs": {"steer_resolved": 1}}, 400, "not for clients"),
+        ({"model": "model", "vllm_xargs": {"steer_resolved": 1}}, 400, "can't be set by a client"),
         ({"model": "model:friendly", "use_beam_search": True}, 400, "beam search can't be steered"),
     ],
 )

@@ -291,7 +291,7 @@ def test_loading_by_path_stays_in_its_folders(server: Serving) -> None:
     load = lambda path: server.call("POST", "/steer/vectors", {"name": "by-path", "path": path})  # noqa: E731
     for outside in ("../calm.safetensors", str(server.vectors["calm"]), "link.safetensors", "/etc/passwd", ""):
         status, _, answer = load(outside)
-        assert (status, "is no .safetensors file in the folders" in answer["error"]["message"]) == (400, True)
+        assert (status, "is not a .safetensors file in the folders" in answer["error"]["message"]) == (400, True)
     assert load("inner.safetensors")[0] == 200
     assert chat(server, **steer("'by-path'"))[0] == 200
     assert server.call("DELETE", "/steer/vectors/by-path")[0] == 200  # other tests read what is loaded
@@ -385,7 +385,7 @@ def test_what_is_wrong_is_said_before_vllm_starts(server: Serving, tmp_path: Pat
     done = subprocess.run([*command, *options], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode != 0
     assert "missing.safetensors" in done.stderr
-    assert "arm 'a' names nobody" in done.stderr
+    assert "arm 'a' uses nobody" in done.stderr
     assert "arm 'b'" in done.stderr
     done = subprocess.run([*command, "--port", str(server.port)], capture_output=True, text=True, check=False)
     assert (done.returncode, "can't be listened on" in done.stderr) == (2, True)
