@@ -90,7 +90,7 @@ def test_what_mergekit_would_ignore_is_an_error(here: Path) -> None:
         "'modles' (did you mean mod", "'paramaters'", "'densty' (did you mean density?)",
         "'layer_rang'", "'sorce'", "'forced'", "normalize is 'yes', not true or false",
         "'modles' in the module text (did you mean models?)",
-        "modules are text, vision beside models beside slices", "residual_weight of slice 1 does nothing",
+        "modules are text, vision beside models beside slices", "residual_weight of slice 1 has no effect in mergekit",
     ):  # fmt: skip
         assert sentence in found
     with pytest.raises(UsageError, match="slerp has no parameter 'density'"):
