@@ -201,7 +201,7 @@ def test_the_same_fold_has_the_same_bytes(tmp_path: Path) -> None:
         ("qwen3", "warm", {}, "fewer than twice the 32"),
         ("mistral-window", "warm", {"via": "llama"}, "sliding window of 6"),
         ("llama", "warm", {"via": "magic"}, "there is no --via 'magic'"),
-        ("gemma2", "ablate(calm, 0.5)", {}, "a direction can only be removed whole"),
+        ("gemma2", "ablate(calm, 0.5)", {}, "a direction can only be removed completely"),
         ("mixtral", "warm", {}, "not a single gated one"),
     ],
 )
