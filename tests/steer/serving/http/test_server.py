@@ -195,7 +195,7 @@ def test_the_openai_client_sees_arms_and_receipts(server: Serving) -> None:
         (steer("warm[77]"), 400, "warm holds no layer 77"),
         ({"model": "pico:unfriendly"}, 404, "arms: pico:friendly"),
         ({"model": "pico:friendly", **steer("warm")}, 400, "give one"),
-        ({"vllm_xargs": {"steer_resolved": "warm"}}, 400, "not for clients"),
+        ({"vllm_xargs": {"steer_resolved": "warm"}}, 400, "can't be set by a client"),
         ({"model": "other"}, 404, "does not exist"),
     ],
 )
