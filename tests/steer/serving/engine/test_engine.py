@@ -264,7 +264,7 @@ def test_settings_that_do_not_fit_the_model_end_the_start(
         "hidden": "hidden size 64, the model 128",
         "layers": "has layer 4; the model has layers 0 to 3",
         "base": "belongs to another",
-        "settings": "no 'colour'(.|\n)*names missing",
+        "settings": "no 'colour'(.|\n)*uses missing",
     }[what]
     with pytest.raises(Failed, match=reason):
         engines.start(model_path, write_settings(tmp_path, {"odd": tmp_path / "odd.safetensors"}, **extra))
