@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -134,30 +133,6 @@ class Merging(Threads):
         help="The device for elementwise work: cpu, cuda or cuda:N. The result is the same, bit for bit.",
         group="Computing",
     )
-
-
-seed = click.option("--seed", default=0, show_default=True, help="The random seed.")
-any_base = click.option("--any-base", is_flag=True, help="Allow vectors of other models of the same size.")
-
-
-def devices(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--device` and `--dtype` to a command."""
-    function = click.option("--dtype", default="auto", help="auto, float32, bfloat16 or float16.")(function)
-    return click.option("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps.")(function)
-
-
-def bindings(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--vector NAME=FILE`, passed to the command as `vectors`: a dictionary from names to paths."""
-    from steer.cli.requests import parse_named
-
-    @functools.wraps(function)
-    def parsed(*args: Any, vectors: tuple[str, ...], **kwargs: Any) -> Any:
-        paths = {name: Path(file) for name, file in parse_named(vectors, "--vector", "FILE").items()}
-        return function(*args, vectors=paths, **kwargs)
-
-    return click.option(
-        "--vector", "vectors", multiple=True, metavar="NAME=FILE", help="The vector file for a name in the expression."
-    )(parsed)
 
 
 def print_options(name: str, known: Iterable[Option]) -> None:
