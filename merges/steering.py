@@ -18,8 +18,8 @@ from merges.recipes.recipe import Recipe
 from merges.recipes.validation import require_valid
 from vectors.errors import ArtifactError, UsageError
 from vectors.events import OnEvent, counter, ignore
-from vectors.files import digest_bytes
 from vectors.steering import SteeringVector, spans
+from vectors.storage.files import digest_bytes
 
 
 def merge(recipe: Recipe, vectors: Sequence[SteeringVector], *, on_event: OnEvent = ignore) -> SteeringVector:

@@ -16,8 +16,8 @@ from probes.models.loading import LoadedModel, choose_device, choose_dtype, find
 from probes.models.tokens import choose
 from vectors.errors import SteerError, UsageError, kept, raise_together
 from vectors.events import Event, OnEvent, ignore
-from vectors.files import check_distinct, check_writable
 from vectors.steering import parse_layers
+from vectors.storage.files import check_distinct, check_writable
 
 LOADING = "loading the model"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vectors.errors import ArtifactError
-from vectors.files import canonical_json, digest_bytes, write_atomically
+from vectors.storage.files import canonical_json, digest_bytes, write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor

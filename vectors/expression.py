@@ -26,8 +26,8 @@ from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from vectors.errors import ExpressionError
-from vectors.files import digest_bytes
 from vectors.steering import HIGHEST_LAYER, spans
+from vectors.storage.files import digest_bytes
 
 LONGEST = 4096  # characters of an expression
 OPERATIONS = ("ablate", "clamp")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from vectors import bundled
 from vectors.errors import ModelError
-from vectors.files import digest_bytes
+from vectors.storage.files import digest_bytes
 
 DEFAULT = "smollm2"
 SAMPLE = 4096  # bytes read of each tensor for the fingerprint

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vectors import artifact, formats
 from vectors.errors import ArtifactError, UsageError
-from vectors.files import check_writable, digest_bytes, write_atomically
+from vectors.storage.files import check_writable, digest_bytes, write_atomically
 
 KIND = "steering-vector"
 HIGHEST_LAYER = (

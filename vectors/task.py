@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from vectors.artifact import KEY, SCHEMA
 from vectors.errors import ArtifactError, ModelError
-from vectors.files import canonical_json, digest_bytes, digest_json
+from vectors.storage.files import canonical_json, digest_bytes, digest_json
 from vectors.weights import Entry, file_digest, mapped, read_header
 
 if TYPE_CHECKING:

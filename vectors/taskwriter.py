@@ -17,7 +17,7 @@ from typing import Any
 
 from vectors.artifact import KEY, SCHEMA
 from vectors.errors import OutputError
-from vectors.files import NewFile, cannot_write, canonical_json, check_writable, write_atomically
+from vectors.storage.files import NewFile, cannot_write, canonical_json, check_writable, write_atomically
 from vectors.task import KIND, SHARD, checksum
 from vectors.weights import Entry, header_bytes
 

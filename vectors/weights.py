@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vectors.errors import ModelError, SteerError
-from vectors.files import write_atomically
+from vectors.storage.files import write_atomically
 
 if TYPE_CHECKING:
     import numpy as np

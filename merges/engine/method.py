@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from merges.engine.tensor_task import Computation, TensorTask
-from vectors.options import Option
+from vectors.registry.options import Option
 
 Shape = tuple[int, ...]
 

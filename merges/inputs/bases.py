@@ -14,7 +14,7 @@ from typing import Any
 
 from vectors import references
 from vectors.errors import SteerError
-from vectors.files import write_atomically
+from vectors.storage.files import write_atomically
 
 
 def _cache_file() -> Path:

@@ -18,7 +18,7 @@ from merges.engine.readers import Dense, LowRank, Reader, Sparse, Sum, Zero
 from merges.inputs import adapters, bases
 from vectors import references
 from vectors.errors import ModelError, SteerError
-from vectors.files import digest_json
+from vectors.storage.files import digest_json
 from vectors.task import TaskVector
 from vectors.weights import FLOATS, Entry, entries_of, file_digest, mapped
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from merges.engine.method import MergeMethod
 from vectors.errors import UsageError
-from vectors.plugins import choose, discover
+from vectors.registry.plugins import choose, discover
 
 GROUP = "steer.merge_methods"
 

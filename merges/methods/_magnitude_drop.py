@@ -13,7 +13,7 @@ from merges.engine.floats import OPTIONS as COMPILED
 from merges.engine.kernels import GOLDEN, mix
 from merges.engine.tensor_task import Block, TensorTask
 from merges.methods import _random_drop
-from vectors.options import Option
+from vectors.registry.options import Option
 
 EPSILON = Option(
     "epsilon",

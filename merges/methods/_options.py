@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vectors.options import Option
+from vectors.registry.options import Option
 
 
 def weight(default: float = 1.0) -> Option:

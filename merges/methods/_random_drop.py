@@ -12,7 +12,7 @@ import numpy as np
 
 from merges.engine import kernels, steps
 from merges.engine.tensor_task import Block, TensorTask
-from vectors.options import Option
+from vectors.registry.options import Option
 
 RESCALE = Option(
     "rescale",

@@ -12,7 +12,7 @@ from merges.engine import kernels
 from merges.engine.selection import magnitudes
 from merges.engine.tensor_task import TensorTask
 from merges.methods import _random_drop
-from vectors.options import Option, kept
+from vectors.registry.options import Option, kept
 
 RESCALE = Option(
     "rescale",

@@ -13,7 +13,7 @@ from merges.engine.steps import trim, weighted_sum
 from merges.engine.tensor_task import TensorTask
 from merges.methods import _combining, _trimming
 from merges.methods._options import NORMALIZE, SCALE, density, weight
-from vectors.options import Option
+from vectors.registry.options import Option
 
 GAMMA = Option(
     "gamma",

@@ -8,7 +8,7 @@ from merges.engine.fused import Elementwise
 from merges.engine.method import MergeMethod
 from merges.engine.tensor_task import TensorTask
 from merges.methods import _sphere
-from vectors.options import Option
+from vectors.registry.options import Option
 
 
 def prepare(task: TensorTask) -> np.ndarray:

@@ -10,7 +10,7 @@ from merges.engine.method import MergeMethod
 from merges.engine.tensor_task import TensorTask
 from merges.methods import _combining
 from merges.methods._options import weight
-from vectors.options import Option
+from vectors.registry.options import Option
 
 
 def divides_by_weights(options: Mapping[str, Any]) -> bool:

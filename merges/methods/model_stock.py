@@ -14,7 +14,7 @@ import numpy as np
 from merges.engine.fused import Elementwise
 from merges.engine.method import MergeMethod
 from merges.engine.tensor_task import Block, TensorTask, Unit
-from vectors.options import Option
+from vectors.registry.options import Option
 
 
 def unit(options: Mapping[str, Any]) -> Unit:

@@ -12,7 +12,7 @@ from merges.engine.method import MergeMethod
 from merges.engine.tensor_task import Block, TensorTask, Unit
 from merges.methods import _sphere
 from merges.methods._options import weight
-from vectors.options import Option
+from vectors.registry.options import Option
 
 
 def unit(options: Mapping[str, Any]) -> Unit:

@@ -6,7 +6,7 @@ import numpy as np
 
 from merges.engine.method import MergeMethod
 from merges.engine.tensor_task import Block, TensorTask
-from vectors.options import Option
+from vectors.registry.options import Option
 
 
 def combine(task: TensorTask, block: Block, _prepared: None) -> np.ndarray:

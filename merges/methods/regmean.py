@@ -12,7 +12,7 @@ import numpy as np
 from merges.engine.method import MergeMethod, Statistic
 from merges.engine.readers import whole
 from merges.engine.tensor_task import Block, TensorTask
-from vectors.options import Option
+from vectors.registry.options import Option
 
 
 def statistic_shape(shape: tuple[int, ...]) -> tuple[int, ...] | None:

@@ -10,7 +10,7 @@ from merges.engine.selection import magnitudes
 from merges.engine.steps import disjoint_mean, elect_signs
 from merges.engine.tensor_task import Block, TensorTask
 from merges.methods._options import SCALE
-from vectors.options import Option, kept
+from vectors.registry.options import Option, kept
 
 
 def sce(deltas: np.ndarray, select_topk: float) -> np.ndarray:

@@ -21,8 +21,8 @@ from merges.recipes.plan import MEMORY, plan
 from merges.recipes.recipe import Recipe
 from vectors.errors import ModelError
 from vectors.events import OnEvent, counter, ignore
-from vectors.files import new_file, write_atomically
-from vectors.folders import new_folder, require_free_output
+from vectors.storage.files import new_file, write_atomically
+from vectors.storage.folders import new_folder, require_free_output
 from vectors.weights import FLOATS, header_bytes
 
 NOT_LINEAR = ("embed", "wte", "wpe", "lm_head", "norm", "ln_", "conv1d", "gate.weight")

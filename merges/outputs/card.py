@@ -9,7 +9,7 @@ from merges.inputs.sources import Source
 from merges.recipes.plan import VERSION, Plan
 from merges.recipes.recipe import statistics_files
 from vectors import references
-from vectors.runs import RunRecord, environment
+from vectors.storage.runs import RunRecord, environment
 from vectors.weights import file_digest
 
 

@@ -23,7 +23,7 @@ from merges.inputs.sources import Source
 from vectors import references
 from vectors.errors import ArtifactError, UsageError
 from vectors.events import OnEvent, counter, ignore
-from vectors.options import kept
+from vectors.registry.options import kept
 from vectors.task import TaskVector
 from vectors.taskwriter import Writer, check_vector_path, shards, write_files
 from vectors.weights import FLOATS, SIZES, Entry

@@ -21,9 +21,9 @@ from merges.recipes.layout import size
 from merges.recipes.plan import Plan
 from vectors.errors import ArtifactError, ModelError
 from vectors.events import OnEvent, counter, ignore
-from vectors.files import canonical_json, digest_bytes, digest_file, write_atomically
-from vectors.folders import remove_unfinished, require_free_output, work_folder
-from vectors.runs import FORMER, RECORD
+from vectors.storage.files import canonical_json, digest_bytes, digest_file, write_atomically
+from vectors.storage.folders import remove_unfinished, require_free_output, work_folder
+from vectors.storage.runs import FORMER, RECORD
 from vectors.weights import NAMES
 
 JOURNAL = "progress.json"

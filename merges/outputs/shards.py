@@ -14,7 +14,7 @@ import numpy as np
 from merges.engine.jobs import Job, run
 from merges.engine.pool import Pool
 from merges.recipes.layout import size
-from vectors.files import new_file
+from vectors.storage.files import new_file
 from vectors.weights import header_bytes
 
 FLUSH = 64 << 20  # bytes between two flushes

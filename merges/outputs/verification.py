@@ -12,7 +12,7 @@ from merges.recipes.document import parse
 from merges.recipes.plan import MEMORY, Plan, plan
 from vectors.errors import ArtifactError, SteerError, UsageError, guess
 from vectors.events import OnEvent, ignore
-from vectors.runs import RECORD, has_record, read_json, record_path
+from vectors.storage.runs import RECORD, has_record, read_json, record_path
 
 
 def read_record(out: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from merges.recipes import slices, vocabulary
 from merges.recipes.parameters import value_at
 from merges.recipes.recipe import Part, Recipe
 from vectors.errors import SteerError, guess, shortened
-from vectors.files import digest_bytes
+from vectors.storage.files import digest_bytes
 from vectors.weights import FLOATS, Entry, mapped, read_header
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}

@@ -1,7 +1,7 @@
 """Reading a recipe from a document: our YAML, mergekit's YAML, or the record of a finished merge.
 
 Unknown keys are errors. mergekit's files, which have the key `merge_method`, are translated by
-merges/recipes/mergekit.py. Numbers are read by vectors/values.py, as `--set` reads them.
+merges/recipes/mergekit.py. Numbers are read by vectors/registry/values.py, as `--set` reads them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from merges.recipes import mergekit
 from merges.recipes.parameters import with_numbers
 from merges.recipes.recipe import Part, Recipe, Slice, SliceSource, Tokenizer, TokenSource, names_for
 from merges.recipes.validation import require_valid
-from vectors import values
 from vectors.errors import UsageError, guess
+from vectors.registry import values
 
 KEYS = (
     "method",

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from vectors.options import Option
+from vectors.registry.options import Option
 
 
 def problems_of_value(option: Option, value: Any, where: str) -> list[str]:

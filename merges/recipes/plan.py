@@ -18,7 +18,7 @@ from merges.recipes.recipe import Recipe
 from merges.recipes.validation import require_valid
 from vectors.errors import ModelError, UsageError
 from vectors.events import Event, OnEvent, ignore
-from vectors.files import canonical_json, digest_json
+from vectors.storage.files import canonical_json, digest_json
 from vectors.weights import SIZES
 
 MEMORY = 2 << 30  # bytes beyond mapped files

@@ -33,7 +33,7 @@ from typing import Any
 
 from merges import methods
 from vectors.errors import UsageError, guess
-from vectors.files import digest_json
+from vectors.storage.files import digest_json
 
 
 @dataclass(frozen=True)

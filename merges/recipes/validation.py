@@ -7,7 +7,7 @@ from merges.recipes.chat_templates import NAMED
 from merges.recipes.parameters import problems_of_value
 from merges.recipes.recipe import Recipe
 from vectors.errors import UsageError, guess
-from vectors.options import Option
+from vectors.registry.options import Option
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SCOPES = ("tensor", "global")

@@ -5,7 +5,7 @@ The digest of a prompt decides whether it is for training or held out, so adding
 
 from __future__ import annotations
 
-from vectors.files import digest_bytes
+from vectors.storage.files import digest_bytes
 
 PROMPTS = (
     "How do I get red wine out of a carpet?", "Explain why the sky is blue.", "What should I cook for dinner tonight?",

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from probes.data.examples import Example
 from vectors.errors import ExampleError
-from vectors.files import digest_bytes
-from vectors.plugins import discover
+from vectors.registry.plugins import discover
+from vectors.storage.files import digest_bytes
 
 SHOWN = 20  # most problems of one input that are printed
 

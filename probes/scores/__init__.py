@@ -15,7 +15,7 @@ from torch import Tensor
 from probes.models.completions import Completion
 from probes.targets import Target
 from vectors.errors import UsageError
-from vectors.plugins import choose, discover
+from vectors.registry.plugins import choose, discover
 
 Needs = Literal["completion", "logits", "base logits", "target"]  # each of them with the completion, and with logits
 GROUP = "steer.scores"

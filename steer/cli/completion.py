@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vectors import plugins
-from vectors.options import Flag
+from vectors.registry import plugins
+from vectors.registry.options import Flag
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem

@@ -13,7 +13,7 @@ import click
 from steer.cli.output import out
 from steer.cli.requests import Command
 from vectors.errors import UsageError
-from vectors.options import Option, option
+from vectors.registry.options import Option, option
 
 File = click.Path(path_type=Path)
 A_MODEL = "a folder, a hub id (org/name@revision), or the bundled smollm2."

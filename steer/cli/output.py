@@ -37,7 +37,7 @@ class Output:
 
     def result(self, data: Mapping[str, Any], human: Callable[[], None]) -> None:
         """Print the result of a command: `data` as one JSON object with --json, else by calling `human`."""
-        from vectors.files import finite
+        from vectors.storage.files import finite
 
         if self.json:
             click.echo(clean_json(json.dumps(finite(data), ensure_ascii=False, allow_nan=False, indent=2)))
@@ -106,7 +106,7 @@ say, warn, fail = out.say, out.warn, out.fail
 
 def replacing(path: Path) -> str:
     """A note with the digest of the file that writing to `path` will replace; empty where there is none."""
-    from vectors.files import digest_file
+    from vectors.storage.files import digest_file
 
     try:
         return f"replaces {path}, which was {digest_file(path)}" if path.is_file() else ""

@@ -31,7 +31,7 @@ from click.core import ParameterSource
 from steer.cli import completion
 from steer.cli.output import warn
 from vectors.errors import SteerError, UsageError, kept, raise_together
-from vectors.options import OPTION, Flag, problems_of
+from vectors.registry.options import OPTION, Flag, problems_of
 
 R = TypeVar("R")
 

@@ -22,9 +22,9 @@ from steer.folding.pending import PendingModel, pending_from
 from vectors import fit, references
 from vectors.errors import ArtifactError, ModelError, UsageError
 from vectors.events import Event, OnEvent, ignore
-from vectors.folders import new_folder
 from vectors.resolve import compose
 from vectors.steering import SteeringVector
+from vectors.storage.folders import new_folder
 
 NOTHING = "the composition changes nothing"
 INSTEAD = "train it in: --mode distil; or serve it: steer serve"

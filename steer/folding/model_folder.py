@@ -15,8 +15,8 @@ from steer.folding.pending import PendingModel
 from steer.reports import fold as fold_report
 from vectors import references
 from vectors.events import OnEvent, counter, ignore
-from vectors.files import digest_bytes, write_atomically
-from vectors.runs import RECORD, record_of
+from vectors.storage.files import digest_bytes, write_atomically
+from vectors.storage.runs import RECORD, record_of
 
 
 def size_of(pending: PendingModel) -> int:

@@ -6,8 +6,8 @@ import io
 from pathlib import Path
 
 from vectors.errors import UsageError
-from vectors.files import check_writable, write_atomically
 from vectors.steering import SteeringVector
+from vectors.storage.files import check_writable, write_atomically
 
 
 def layer_separation(vector: SteeringVector, path: Path, title: str) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from steer.reports import page
-from vectors.files import write_atomically
-from vectors.runs import record_of, record_path
+from vectors.storage.files import write_atomically
+from vectors.storage.runs import record_of, record_path
 
 COLUMNS = {
     "margin": ("trait margin", "nats per token: positive less negative examples, held out"),

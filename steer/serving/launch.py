@@ -25,8 +25,8 @@ from typing import Any
 from steer.serving.settings import CONFIG, NAME
 from vectors.errors import OutputError, SteerError, UsageError
 from vectors.events import Event, OnEvent, ignore
-from vectors.files import write_atomically
-from vectors.locks import remove_leftovers, temporary_folder
+from vectors.storage.files import write_atomically
+from vectors.storage.locks import remove_leftovers, temporary_folder
 
 GRACE = (20.0, 5.0, 5.0)  # seconds to wait for the end after SIGINT, SIGTERM and SIGKILL
 STARTING = 2.0  # seconds after SIGINT before the server has answered once: it has no requests to finish

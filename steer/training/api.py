@@ -8,7 +8,7 @@ from steer.training import modes
 from steer.training.requests import FoldRequest, Request
 from vectors.errors import UsageError
 from vectors.events import OnEvent, ignore
-from vectors.options import problems_of
+from vectors.registry.options import problems_of
 
 
 def bake(request: Request, *, on_event: OnEvent = ignore) -> dict[str, Any]:

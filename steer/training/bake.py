@@ -28,9 +28,9 @@ from steer.training.requests import TrainingRequest
 from steer.training.train_student import WITHOUT_REPLAY, Student, train_student
 from vectors.errors import SteerError, UsageError, kept, raise_together
 from vectors.events import Event, OnEvent, ignore
-from vectors.files import canonical_json, write_atomically
-from vectors.folders import new_folder
-from vectors.options import problems_of
+from vectors.registry.options import problems_of
+from vectors.storage.files import canonical_json, write_atomically
+from vectors.storage.folders import new_folder
 
 TRAIN, HELD_OUT, COUNTS = "train.safetensors", "held_out.safetensors", "counts.json"  # in the work folder
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vectors import plugins
 from vectors.errors import UsageError
-from vectors.options import option
-from vectors.values import read_assignments
+from vectors.registry import plugins
+from vectors.registry.options import option
+from vectors.registry.values import read_assignments
 
 REPLAY_SHARE = 0.25
 REPLAY_TOKENS = 48  # longest continuation that the model writes as replay data

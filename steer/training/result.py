@@ -16,8 +16,8 @@ from steer.folding.pending import PendingModel
 from steer.training import student
 from vectors.errors import UsageError
 from vectors.events import OnEvent, ignore
-from vectors.files import digest_file
-from vectors.folders import require_free_output
+from vectors.storage.files import digest_file
+from vectors.storage.folders import require_free_output
 from vectors.taskwriter import check_vector_path
 
 

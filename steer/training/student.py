@@ -13,7 +13,7 @@ from probes.models import residual
 from probes.seeds import child_seed
 from steer.training.requests import ALL_LINEAR, Lora
 from vectors.errors import UsageError
-from vectors.files import write_atomically
+from vectors.storage.files import write_atomically
 
 
 def problems_of_targets(lora: Lora, names: Iterable[str]) -> list[str]:

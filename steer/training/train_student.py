@@ -16,7 +16,7 @@ from steer.training.frozen_pass import FrozenPass
 from steer.training.mode import Mode
 from steer.training.requests import TrainingRequest, TrainingSettings
 from vectors.events import Event, OnEvent
-from vectors.files import digest_json, write_atomically
+from vectors.storage.files import digest_json, write_atomically
 
 
 class Student(NamedTuple):

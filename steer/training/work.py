@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vectors import folders
 from vectors.errors import SteerError
+from vectors.storage import folders
 
 
 def path_of(out: Path) -> Path:

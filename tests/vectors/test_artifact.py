@@ -20,7 +20,7 @@ from safetensors.torch import save as safetensors_save
 from vectors import artifact
 from vectors.artifact import KEY
 from vectors.errors import ArtifactError, OutputError
-from vectors.files import canonical_json
+from vectors.storage.files import canonical_json
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -123,7 +123,7 @@ def recognises(module: ModuleType, path: Path) -> bool:
 def test_the_same_vector_gives_the_same_bytes_and_the_digest_of_the_file(
     name: str, vector: SteeringVector, tmp_path: Path
 ) -> None:
-    from vectors.files import digest_bytes
+    from vectors.storage.files import digest_bytes
 
     first, second = tmp_path / "first", tmp_path / "second"
     digests = {quietly_write(vector, path, name) for path in (first, second)}

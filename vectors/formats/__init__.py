@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from vectors.errors import ArtifactError, UsageError
-from vectors.plugins import choose, discover
+from vectors.registry.plugins import choose, discover
 
 if TYPE_CHECKING:  # formats import steering.py, and steering.py imports this module
     from vectors.steering import SteeringVector

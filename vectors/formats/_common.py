@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from vectors.errors import ArtifactError
-from vectors.files import canonical_json, check_writable, digest_bytes, write_atomically
 from vectors.steering import HIGHEST_LAYER, KIND, SteeringVector, spans
+from vectors.storage.files import canonical_json, check_writable, digest_bytes, write_atomically
 
 AGAIN = "make it again, or copy it again from where it came"
 _ADDED_BY_ENCODE = ("schema", "checksum", "kind", "hidden_size")

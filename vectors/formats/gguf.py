@@ -20,10 +20,10 @@ import numpy as np
 import torch
 
 from vectors.errors import ArtifactError
-from vectors.files import cannot_write, canonical_json, check_writable
 from vectors.formats._common import AGAIN, build, direction, family, imported, own, save, warn_if_all_act
-from vectors.locks import temporary_folder
 from vectors.steering import SteeringVector
+from vectors.storage.files import cannot_write, canonical_json, check_writable
+from vectors.storage.locks import temporary_folder
 
 SUMMARY = "control vectors of llama.cpp and repeng"
 SUFFIXES = (".gguf",)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from probes.directions.evidence import Evidence, Needs
 from vectors.errors import ExampleError, UsageError
-from vectors.plugins import choose, discover
+from vectors.registry.plugins import choose, discover
 
 GROUP = "steer.extraction_methods"
 

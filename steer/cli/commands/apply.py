@@ -8,7 +8,7 @@ from typing import Any
 
 from steer.cli import options, output, requests
 from steer.cli.output import out
-from vectors.options import option
+from vectors.registry.options import option
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from steer.cli import options, output, requests
 from steer.cli.output import out
-from vectors import plugins
-from vectors.options import option
+from vectors.registry import plugins
+from vectors.registry.options import option
 
 if TYPE_CHECKING:
     from probes.directions.extraction import Extraction

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from steer.cli import options, requests
 from steer.cli.output import out
-from vectors import plugins
 from vectors.errors import UsageError
-from vectors.options import option
+from vectors.registry import plugins
+from vectors.registry.options import option
 
 if TYPE_CHECKING:
     from merges.recipes.recipe import Recipe
@@ -130,7 +130,7 @@ def _merge(request: Request) -> None:
     from merges.outputs import adapter
     from merges.recipes.plan import plan
     from steer.cli.merging import print_adapter, print_merge, print_plan
-    from vectors.folders import require_free_output
+    from vectors.storage.folders import require_free_output
 
     if sum((bool(request.inputs), request.expr is not None, request.recipe is not None)) != 1:
         raise UsageError("give exactly one of inputs, --expr and --recipe", "steer merge A B --base BASE --ties -o OUT")
@@ -183,7 +183,7 @@ def _recipe(request: Request) -> Recipe:
     from merges.recipes.document import read
     from merges.recipes.recipe import Part, Recipe, names_for
     from steer.cli.merging import numbers
-    from vectors.values import read_assignments
+    from vectors.registry.values import read_assignments
 
     if request.recipe is not None or request.expr is not None:
         replaced = {
@@ -240,8 +240,8 @@ def _are_steering(recipe: Recipe) -> bool:
 
 def _merge_steering(recipe: Recipe, file: Path | None, dry_run: bool) -> None:
     from merges import steering
-    from vectors.files import check_writable
     from vectors.steering import SteeringVector
+    from vectors.storage.files import check_writable
 
     if file is not None:
         check_writable(file)

@@ -12,7 +12,7 @@ import click
 
 from steer.cli import options, output, requests
 from steer.cli.output import out
-from vectors.options import option
+from vectors.registry.options import option
 
 
 @dataclass(frozen=True, kw_only=True)

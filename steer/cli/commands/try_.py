@@ -10,7 +10,7 @@ from steer.cli import options, output, requests
 from steer.cli.output import out
 from vectors.errors import SteerError, UsageError, kept, raise_together
 from vectors.events import Event
-from vectors.options import option
+from vectors.registry.options import option
 
 if TYPE_CHECKING:
     from vectors.steering import SteeringVector

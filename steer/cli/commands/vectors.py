@@ -25,8 +25,8 @@ def command() -> None:
 @click.argument("file", type=options.File, help="A vector.", shell_complete=completion.vectors)
 def show(file: Path) -> None:
     """Show a vector's origin, layers and validation; of a task vector, its base and the parameters it changes."""
-    from vectors.files import digest_file
     from vectors.steering import SteeringVector
+    from vectors.storage.files import digest_file
     from vectors.task import is_task_vector
 
     if os.path.isfile(file) and is_task_vector(file):
@@ -122,9 +122,9 @@ def convert(file: Path, target: Path, format_: str | None, layers: str | None) -
 
     Other tools apply every layer of a file, so their formats get only the layers that act, unless --layers is given.
     """
-    from vectors.files import check_distinct, check_writable
     from vectors.formats import write
     from vectors.steering import SteeringVector, parse_layers
+    from vectors.storage.files import check_distinct, check_writable
 
     vector = SteeringVector.load(file)
     check_distinct(target, {"FILE": file})
@@ -146,8 +146,8 @@ def convert(file: Path, target: Path, format_: str | None, layers: str | None) -
 @click.argument("b", type=options.File, help="The vector to compare it with.", shell_complete=completion.vectors)
 def compare(a: Path, b: Path) -> None:
     """Show the cosine of two vectors and their norms, layer by layer."""
-    from vectors.files import digest_file
     from vectors.steering import SteeringVector
+    from vectors.storage.files import digest_file
 
     left, right = SteeringVector.load(a), SteeringVector.load(b)
     cosines, norms, others = left.cosine(right), left.norm(), right.norm()
@@ -167,8 +167,8 @@ def compare(a: Path, b: Path) -> None:
 def plot(file: Path, picture: Path | None) -> None:
     """Plot how well each layer separates the classes, on held-out examples and with shuffled labels."""
     from steer.reports.plots import layer_separation
-    from vectors.files import check_writable
     from vectors.steering import SteeringVector
+    from vectors.storage.files import check_writable
 
     vector: SteeringVector = SteeringVector.load(file)
     if not vector.metadata.get("measured"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import cast
 
 from steer.folding.injections._protocol import Injection as Injection
-from vectors.plugins import choose, discover
+from vectors.registry.plugins import choose, discover
 
 GROUP = "steer.injections"
 

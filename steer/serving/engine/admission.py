@@ -22,8 +22,8 @@ from steer.serving.settings import Settings, check_name
 from vectors import fit
 from vectors.errors import ArtifactError, ExpressionError, SteerError, UsageError
 from vectors.expression import Composition, parse
-from vectors.files import digest_json
 from vectors.steering import SteeringVector, spans
+from vectors.storage.files import digest_json
 
 LARGEST = 3e38  # about the largest finite float32
 SALT = "steer:"  # prefix of the cache salt of every steered request, and of no other request

@@ -16,8 +16,8 @@ from steer.serving.engine.scheduler_hooks import RECEIPT
 from steer.serving.settings import Settings, from_environment
 from vectors import references
 from vectors.errors import ModelError, SteerError
-from vectors.files import digest_bytes
 from vectors.steering import SteeringVector
+from vectors.storage.files import digest_bytes
 
 _ADMISSIONS: weakref.WeakKeyDictionary[Any, Admission] = weakref.WeakKeyDictionary()
 

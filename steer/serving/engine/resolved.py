@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vectors.files import canonical_json, digest_bytes
+from vectors.storage.files import canonical_json, digest_bytes
 
 EXPRESSION = "steer"  # key in a request's extra arguments: the expression as the client wrote it
 RESOLVED = "steer_resolved"  # key beside it: the resolved request, set by admission

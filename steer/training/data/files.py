@@ -7,7 +7,7 @@ from pathlib import Path
 from probes.data.examples import Example
 from probes.data.reading import read, read_class
 from vectors.errors import ExampleError
-from vectors.files import digest_bytes
+from vectors.storage.files import digest_bytes
 
 
 def file_digest(path: Path) -> str:

@@ -18,7 +18,7 @@ from steer.training.data import files, samples
 from steer.training.data.samples import GENERAL, Sample, Samples
 from steer.training.requests import REPLAY_TOKENS, Replay, TrainingRequest
 from vectors.events import Event, OnEvent
-from vectors.files import digest_json
+from vectors.storage.files import digest_json
 
 HELD_OUT = 8  # samples
 

@@ -14,7 +14,7 @@ from probes.interventions import Intervention, no_intervention
 from probes.logits import completion_logits
 from probes.models.completions import Completion
 from probes.targets import TOP, Target, hard_target, soft_target
-from vectors.files import digest_json, write_atomically
+from vectors.storage.files import digest_json, write_atomically
 
 BEHAVIOUR, GENERAL = "behaviour", "general"
 

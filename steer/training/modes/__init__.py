@@ -7,7 +7,7 @@ from typing import Any, cast
 from steer.training.modes._protocol import ModeModule
 from steer.training.requests import TrainingRequest
 from vectors.events import OnEvent, ignore
-from vectors.plugins import discover
+from vectors.registry.plugins import discover
 
 GROUP = "steer.bake_modes"
 

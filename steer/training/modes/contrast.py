@@ -22,8 +22,8 @@ from steer.training.modes import imitate
 from steer.training.requests import ContrastRequest, ImitateRequest
 from vectors.errors import SteerError, UsageError, kept, raise_together
 from vectors.events import Event, OnEvent, ignore
-from vectors.folders import new_folder
-from vectors.runs import has_record, read_json, report_of
+from vectors.storage.folders import new_folder
+from vectors.storage.runs import has_record, read_json, report_of
 
 REQUEST = ContrastRequest
 

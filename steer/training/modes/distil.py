@@ -32,8 +32,8 @@ from steer.training.objectives import divergence
 from steer.training.requests import DistilRequest
 from vectors.errors import UsageError
 from vectors.events import Event, OnEvent, ignore
-from vectors.files import digest_json
 from vectors.resolve import compose
+from vectors.storage.files import digest_json
 
 REQUEST = DistilRequest
 ON_POLICY = 0.25  # share of the completions that the student samples itself

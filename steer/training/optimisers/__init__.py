@@ -13,7 +13,7 @@ import torch
 
 from steer.training.optimisers._protocol import OptimiserModule, Parameters
 from vectors.errors import UsageError, guess
-from vectors.plugins import choose, discover
+from vectors.registry.plugins import choose, discover
 
 GROUP = "steer.optimisers"
 

@@ -38,7 +38,7 @@ from probes.seeds import child_seed
 from steer.training.optimisers import _optimiser
 from steer.training.optimisers._optimiser import Batch, fused_adamw
 from steer.training.optimisers._protocol import Parameters
-from vectors.options import Option
+from vectors.registry.options import Option
 
 KINDS = ("signs", "gaussian")
 PROJECTION = Option("projection", "signs", "the kind of random projection", choices=KINDS)

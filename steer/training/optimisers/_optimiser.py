@@ -18,7 +18,7 @@ from probes.seeds import child_seed
 from steer.training.optimisers import _rounding
 from steer.training.optimisers._protocol import Parameters
 from vectors.errors import ArtifactError, UsageError
-from vectors.options import Option
+from vectors.registry.options import Option
 
 ROUNDING = Option(
     "rounding", "exact", "how bfloat16 weights keep small steps: exact, stochastic or nearest", choices=_rounding.MODES

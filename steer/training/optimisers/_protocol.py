@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from vectors.options import Option
+from vectors.registry.options import Option
 
 Parameters = Iterable[tuple[str, nn.Parameter]]  # as `model.named_parameters()` gives them
 

@@ -8,7 +8,7 @@ import torch
 
 from steer.training.optimisers import _apollo, _optimiser
 from steer.training.optimisers._protocol import Parameters
-from vectors.options import Option
+from vectors.registry.options import Option
 
 SUMMARY = "APOLLO: rates per channel from projected moments; for training all weights in little memory"
 SOURCE = "Zhu et al. 2025, arXiv:2412.05270"

@@ -8,7 +8,7 @@ import torch
 
 from steer.training.optimisers import _optimiser
 from steer.training.optimisers._protocol import Parameters
-from vectors.options import Option
+from vectors.registry.options import Option
 
 SUMMARY = "Muon for matrices, AdamW for the rest"
 SOURCE = "Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982; torch.optim.Muon"

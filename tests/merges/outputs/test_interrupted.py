@@ -20,8 +20,8 @@ from merges.api import diff
 from merges.recipes.document import read
 from merges.recipes.recipe import Part, Recipe
 from vectors.errors import ArtifactError, ModelError, OutputError
-from vectors.files import digest_file
-from vectors.runs import RunRecord
+from vectors.storage.files import digest_file
+from vectors.storage.runs import RunRecord
 
 MADE = Recipe("task_arithmetic", (Part("a", "a"), Part("b", "b", {"weight": 0.5})), "base")
 # At the fourth shard: killed, interrupted, or the disk is full (a limit on the size of files says the same).
@@ -170,7 +170,7 @@ def test_a_merge_is_verified_where_its_inputs_lie_now(here: Path, tmp_path: Path
         api.verify("out", places=places)
     record = here / "out" / "run.json"
     told = json.loads(record.read_text())
-    from vectors.files import digest_bytes
+    from vectors.storage.files import digest_bytes
 
     told["outputs"]["config.json"] = digest_bytes(config.read_bytes())  # the record may lie, the recipe can't
     record.write_text(json.dumps(told))
@@ -238,7 +238,7 @@ def test_a_merge_that_was_cut_short_between_its_record_and_its_name_goes_on(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("vectors.folders.publish", full)
+        patch.setattr("vectors.storage.folders.publish", full)
         with pytest.raises(OutputError, match="No space left"):
             api.merge(MADE, "out")
     (partial,) = here.glob(".out.*.partial")

@@ -10,7 +10,7 @@ import pytest
 from merges.recipes.document import read
 from steer.training import optimisers
 from vectors.errors import UsageError
-from vectors.values import read_assignments
+from vectors.registry.values import read_assignments
 
 OURS = """
 method: della

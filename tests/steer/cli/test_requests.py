@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from steer.cli import options, requests
 from vectors.errors import UsageError
-from vectors.options import option, problems_of
+from vectors.registry.options import option, problems_of
 
 
 def rate_of(text: str) -> float | None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from outcomes import Outcome, error_of
 
-from vectors.files import digest_file
 from vectors.steering import SteeringVector
+from vectors.storage.files import digest_file
 
 
 def test_what_is_replaced_is_said_and_an_input_is_not(

@@ -178,7 +178,7 @@ def test_the_folder_of_a_killed_server_is_removed_by_the_next_one(
     fake: Path, temporary: Path, tmp_path: Path, port: int
 ) -> None:
     script = (
-        "import os, pathlib, signal; from vectors.locks import temporary_folder\n"
+        "import os, pathlib, signal; from vectors.storage.locks import temporary_folder\n"
         f"with temporary_folder(pathlib.Path({str(temporary / 'steer-serve')!r})) as folder:\n"
         "    (folder / 'vllm.log').touch(); os.kill(os.getpid(), signal.SIGKILL)"
     )

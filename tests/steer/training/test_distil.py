@@ -18,8 +18,8 @@ from probes.data.examples import Example, Message
 from steer.training.api import bake
 from steer.training.data import teachers
 from steer.training.requests import DistilRequest, Replay
-from vectors.runs import report_of
 from vectors.steering import SteeringVector
+from vectors.storage.runs import report_of
 from vectors.task import TaskVector
 
 

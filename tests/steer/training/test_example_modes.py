@@ -12,7 +12,7 @@ from steer.training import work
 from steer.training.api import bake
 from steer.training.modes import contrast
 from steer.training.requests import Replay
-from vectors.runs import read_json, report_of
+from vectors.storage.runs import read_json, report_of
 from vectors.task import TaskVector
 
 

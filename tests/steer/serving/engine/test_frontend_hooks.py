@@ -13,7 +13,7 @@ from steer.serving.engine import frontend_hooks, metrics, receipts
 from steer.serving.engine.admission import Admission
 from steer.serving.engine.resolved import resolved_of
 from steer.serving.settings import Settings
-from vectors.files import digest_bytes
+from vectors.storage.files import digest_bytes
 
 VECTORS = fakes.vectors()
 WARM = VECTORS["warm"]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from vectors.errors import UsageError
-from vectors.options import Option
-from vectors.values import load_yaml, number, read_assignments, read_value
+from vectors.registry.options import Option
+from vectors.registry.values import load_yaml, number, read_assignments, read_value
 
 NUMBERS = {
     "5e-4": 5e-4,

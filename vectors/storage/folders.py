@@ -1,7 +1,7 @@
 """Output folders that appear complete or not at all, and work folders of runs that can be interrupted and resumed.
 
 Both are made beside the output, on the same file system, so that one rename publishes them. Both are locked by the
-process that writes to them (`vectors.locks`).
+process that writes to them (`vectors.storage.locks`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from vectors.errors import OutputError, UsageError
-from vectors.files import FULL, cannot_write, canonical_json, digest_json, permissions, write_atomically
-from vectors.locks import Busy, locked, remove_leftovers, temporary_folder
+from vectors.storage.files import FULL, cannot_write, canonical_json, digest_json, permissions, write_atomically
+from vectors.storage.locks import Busy, locked, remove_leftovers, temporary_folder
 
 IDENTITY = "run.json"
 RESERVE = 64 << 20  # bytes of disk space that are never used

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vectors.errors import OutputError
-from vectors.locks import remove_leftovers, temporary_file
+from vectors.storage.locks import remove_leftovers, temporary_file
 
 
 def canonical_json(value: Any) -> str:

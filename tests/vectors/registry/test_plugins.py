@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from vectors import plugins
 from vectors.errors import UsageError
 from vectors.formats import formats
-from vectors.plugins import choose, discover
+from vectors.registry import plugins
+from vectors.registry.plugins import choose, discover
 
 GROUP = "steer.made_up_methods"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vectors.errors import ArtifactError
-from vectors.files import finite, write_atomically
+from vectors.storage.files import finite, write_atomically
 
 SCHEMA = 1
 RECORD = "run.json"

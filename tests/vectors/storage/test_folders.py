@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from vectors.errors import OutputError, SteerError, UsageError
-from vectors.files import new_file, write_atomically
-from vectors.folders import new_folder, remove_unfinished, require_free_output, work_folder
+from vectors.storage.files import new_file, write_atomically
+from vectors.storage.folders import new_folder, remove_unfinished, require_free_output, work_folder
 
 REPOSITORY = Path(__file__).parents[2]
 RUN = {"model": "sha256:1", "steps": 3}
@@ -23,8 +23,8 @@ WRITERS = """
 import os, sys, time
 from pathlib import Path
 from vectors.errors import SteerError
-from vectors.files import new_file, write_atomically
-from vectors.folders import new_folder, work_folder
+from vectors.storage.files import new_file, write_atomically
+from vectors.storage.folders import new_folder, work_folder
 
 def stop(*_):
     print("there", flush=True)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vectors.errors import OutputError
-from vectors.files import (
+from vectors.storage.files import (
     canonical_json,
     check_distinct,
     check_writable,
@@ -107,7 +107,7 @@ def test_a_device_that_is_really_full_leaves_the_old_file(tmp_path: Path) -> Non
 import resource, sys
 from pathlib import Path
 from vectors.errors import OutputError
-from vectors.files import write_atomically
+from vectors.storage.files import write_atomically
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     write_atomically(Path(sys.argv[1]), b"n" * 1_000_000)
@@ -142,7 +142,7 @@ def test_a_kill_in_the_middle_leaves_the_old_file(tmp_path: Path, stage: str) ->
     script = f"""
 import os, sys, time
 from pathlib import Path
-from vectors.files import write_atomically
+from vectors.storage.files import write_atomically
 def stop(*_):
     print("there", flush=True)
     time.sleep(60)
@@ -169,7 +169,7 @@ def test_a_reader_never_sees_a_part_while_files_are_replaced(tmp_path: Path) -> 
     script = """
 import sys
 from pathlib import Path
-from vectors.files import write_atomically
+from vectors.storage.files import write_atomically
 for i in range(60):
     write_atomically(Path(sys.argv[1]), bytes([1 + i % 2]) * 200_000)
 """
@@ -230,7 +230,7 @@ def test_a_folder_that_may_not_be_written_is_an_output_error(tmp_path: Path) -> 
 import os, sys
 from pathlib import Path
 from vectors.errors import OutputError
-from vectors.files import check_distinct, check_writable, write_atomically
+from vectors.storage.files import check_distinct, check_writable, write_atomically
 os.chdir(sys.argv[1])
 if os.geteuid() == 0:
     os.setegid(65534)

@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from vectors.errors import guess
-from vectors.values import number
+from vectors.registry.values import number
 
 
 class Option(NamedTuple):

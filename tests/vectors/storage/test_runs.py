@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from vectors.errors import ArtifactError
-from vectors.runs import RunRecord, environment, has_record, problems_of, read_json, record_of, record_path, report_of
+from vectors.storage.runs import (
+    RunRecord,
+    environment,
+    has_record,
+    problems_of,
+    read_json,
+    record_of,
+    record_path,
+    report_of,
+)
 
 RECORD = RunRecord("bake", "fold", {"via": "auto"}, {"base": {"digest": "sha256:1"}}, outputs={"a": "sha256:2"})
 
