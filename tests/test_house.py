@@ -167,11 +167,11 @@ WRITING = {
     "mkstemp", "mkdtemp", "TemporaryDirectory", "NamedTemporaryFile", "save_pretrained", "save_file",
 }  # fmt: skip
 MAY_WRITE = {
+    ("vectors/storage/links.py", "open"): "to read, without waiting for a pipe and without following a link",
     ("vectors/bundled.py", "save_pretrained"): "in a temporary folder",
     ("vectors/bundled.py", "replace"): "a temporary folder takes its name in the cache, under a lock",
     ("steer/training/student.py", "save_pretrained"): "in the work folder",
     ("steer/training/result.py", "save_pretrained"): "in the work folder",
-    ("steer/training/result.py", "copy2"): "from the work folder to a new folder",
     ("steer/serving/launch.py", "open"): "a log grows while the server runs",
     ("steer/serving/launch.py", "mkstemp"): "the log of a server that died stays after its temporary folder",
     ("steer/serving/launch.py", "move"): "the log of a server that died stays after its temporary folder",

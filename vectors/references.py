@@ -16,6 +16,14 @@ from vectors.storage.files import digest_bytes
 
 DEFAULT = "smollm2"
 SAMPLE = 4096  # bytes read of each tensor for the fingerprint
+FETCHED = [
+    "*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.tiktoken", "*.bpe", "*.spm", "*.py", "*.yaml", "*.yml",
+    "LICENSE*", "NOTICE*", "README.md",
+]  # fmt: skip
+NOT_FETCHED = [
+    "consolidated*", "*/*.safetensors", "*/*.index.json", "original/*", "onnx/*", "openvino/*", "coreml/*", "gguf/*",
+    "checkpoint-*/*", "runs/*", "logs/*", ".*/*",
+]  # fmt: skip
 VOLATILE = ("_name_or_path", "_model_name_or_path", "transformers_version", "torch_dtype", "dtype")
 
 
@@ -63,11 +71,9 @@ def _from_hub(name: str, revision: str | None) -> ModelSource:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     reference = f"{name}@{revision}" if revision else name
-    # Some repositories hold the weights twice: also as a consolidated file, or in folders (original, onnx).
-    choice = {
-        "allow_patterns": ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "LICENSE*", "README.md"],
-        "ignore_patterns": ["consolidated*", "*/*"],
-    }
+    # Some repositories hold the weights twice: also as a consolidated file, or in folders (original, onnx). Other
+    # folders hold settings, such as 1_Pooling and additional_chat_templates.
+    choice = {"allow_patterns": FETCHED, "ignore_patterns": NOT_FETCHED}
     try:
         folder = Path(snapshot_download(name, revision=revision, local_files_only=True, **choice))
         if not _complete(folder):

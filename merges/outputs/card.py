@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from merges.inputs.sources import Source
+from merges.outputs.companions import in_markdown
 from merges.recipes.plan import VERSION, Plan
 from merges.recipes.recipe import statistics_files
 from vectors import references
@@ -48,10 +49,13 @@ def _input(name: str, source: Source) -> dict[str, Any]:
     return entry
 
 
-def record(plan: Plan, input_entries: list[dict[str, Any]], outputs: dict[str, str]) -> dict[str, Any]:
+def record(
+    plan: Plan, input_entries: list[dict[str, Any]], outputs: dict[str, str], left_out: Mapping[str, str]
+) -> dict[str, Any]:
     """The record as a flat mapping: enough to compute the merge again and to compare every byte.
 
-    `input_entries` are those of `inputs`, `outputs` the digests of the written files by name.
+    `input_entries` are those of `inputs`, `outputs` the digests of the written files by name, `left_out` the reasons of
+    the base's files that are not in the output, by name.
     """
     return {
         "schema": 1,
@@ -61,12 +65,13 @@ def record(plan: Plan, input_entries: list[dict[str, Any]], outputs: dict[str, s
         "inputs": input_entries,
         "outputs": outputs,
         "shards": [[job.name for job in shard] for shard in plan.shards],
+        "left_out": dict(left_out),
     }
 
 
 def run_record(plan: Plan, written: Mapping[str, Any]) -> RunRecord:
     """The flat mapping of `record` in the form that all commands write."""
-    details = {key: written[key] for key in ("arithmetic", "plan", "shards")}
+    details = {key: written[key] for key in ("arithmetic", "plan", "shards", "left_out")}
     return RunRecord(
         "merge", plan.recipe.method, config=written["recipe"], inputs=written["inputs"], outputs=written["outputs"],
         details=details, environment=environment("steer-workbench", "numpy", "numba"),
@@ -91,8 +96,11 @@ def _display_name(entry: dict[str, Any]) -> str:
     return entry["name"] + (f" ({entry['model']})" if entry.get("model") else "")
 
 
-def text(plan: Plan, written: dict[str, Any]) -> str:
-    """The model card as Markdown: front matter for the hub, the recipe, and all digests."""
+def text(plan: Plan, written: dict[str, Any], beside: Sequence[str] = ()) -> str:
+    """The model card as Markdown: front matter for the hub, the recipe, and all digests.
+
+    `beside` are its lines about the files beside the weights.
+    """
     import yaml
 
     recipe = plan.recipe
@@ -115,10 +123,13 @@ def text(plan: Plan, written: dict[str, Any]) -> str:
         for entry in written["inputs"]
         for file, digest in sorted(entry["files"].items())
     ]
+    origins = [part.name for part, source in zip(recipe.parts, plan.sources, strict=True) if source is plan.main]
+    lines += ["", f"The files beside the weights are those of {origins[0] if origins else 'the base'}."]
     lines += ["", "| output | digest |", "|---|---|"]
-    lines += [f"| {file} | `{digest}` |" for file, digest in sorted(written["outputs"].items())]
+    lines += [f"| {in_markdown(file)} | `{digest}` |" for file, digest in sorted(written["outputs"].items())]
     lines += [
         "",
+        *beside,
         f"Plan `{written['plan']}`. `steer merge --verify` on this folder computes it again and compares every file.",
         "",
     ]

@@ -10,20 +10,33 @@ import copy
 import hashlib
 import json
 import os
+import shutil
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from merges.engine.pool import in_background
 from merges.outputs import card, shards
+from merges.outputs.companions import (
+    Companion,
+    Companions,
+    Content,
+    card_lines,
+    companions,
+    digest,
+    is_template,
+    is_tokenizer,
+    read,
+    write_all,
+)
 from merges.recipes.chat_templates import NAMED
 from merges.recipes.layout import size
 from merges.recipes.plan import Plan
 from vectors.errors import ArtifactError, ModelError
-from vectors.events import OnEvent, counter, ignore
-from vectors.storage.files import canonical_json, digest_bytes, digest_file, write_atomically
+from vectors.events import Event, OnEvent, counter, ignore
+from vectors.storage.files import canonical_json, digest_file, write_atomically
 from vectors.storage.folders import remove_unfinished, require_free_output, work_folder
-from vectors.storage.runs import FORMER, RECORD
 from vectors.weights import NAMES
 
 JOURNAL = "progress.json"
@@ -42,9 +55,12 @@ def write_model(plan: Plan, out: Path, *, on_event: OnEvent = ignore) -> dict[st
     or leave the range of the dtype.
     """
     folder = partial_folder(plan, out)
-    require_free_output(out, plan.bytes, have=_finished_bytes(plan, folder))
+    beside = companions_of(plan)
+    for note in beside.notes():
+        on_event(Event("merging", message=note))
+    require_free_output(out, plan.bytes + beside.size, have=_finished_bytes(plan, folder))
     with work_folder(out, None, name=folder.name, keep=_worth_keeping, becomes_output=True):
-        record = _fill(plan, folder, on_event)
+        record = _fill(plan, folder, beside, on_event)
         (folder / JOURNAL).unlink(missing_ok=True)
     remove_unfinished(out, PARTIAL)  # left by interrupted runs of other plans for this output
     return record
@@ -59,7 +75,7 @@ def _worth_keeping(folder: Path, error: BaseException) -> bool:
     return not isinstance(error, ArtifactError | ModelError)
 
 
-def _fill(plan: Plan, folder: Path, on_event: OnEvent) -> dict[str, Any]:
+def _fill(plan: Plan, folder: Path, beside: Companions, on_event: OnEvent) -> dict[str, Any]:
     """Write all files of the model; the inputs are hashed in the background."""
     files = shards.names(len(plan.shards))
     seen = card.states(plan)
@@ -89,12 +105,9 @@ def _fill(plan: Plan, folder: Path, on_event: OnEvent) -> dict[str, Any]:
         write_atomically(folder / JOURNAL, canonical_json(journal).encode())
     for extra in folder.iterdir():
         if extra.name not in (*files, JOURNAL):
-            extra.unlink()
-    beside = side_files(plan)
-    for name, content in beside.items():
-        write_atomically(folder / name, content)
-        outputs[name] = digest_bytes(content)
-    record = card.record(plan, inputs.result(), outputs)
+            shutil.rmtree(extra) if extra.is_dir() and not extra.is_symlink() else extra.unlink()
+    outputs |= write_all(side_files(plan, beside), folder)
+    record = card.record(plan, inputs.result(), outputs, beside.left_out)
     now = card.states(plan)
     changed = [
         f"{path} was changed while it was being merged" for path, state in seen.items() if now.get(path) != state
@@ -102,36 +115,33 @@ def _fill(plan: Plan, folder: Path, on_event: OnEvent) -> dict[str, Any]:
     if changed:
         raise ModelError(changed, "run it again when nothing writes to the inputs")
     card.run_record(plan, record).write(folder)
-    write_atomically(folder / "README.md", card.text(plan, record).encode())
+    write_atomically(folder / "README.md", card.text(plan, record, card_lines(beside)).encode())
     return record
 
 
-KEEP = (".json", ".model", ".jinja", ".txt", ".py")
-SKIP = (
-    "adapter_config.json",
-    "trainer_state.json",
-    "all_results.json",
-    "train_results.json",
-    "eval_results.json",
-    RECORD,
-    *FORMER,
-)
+def companions_of(plan: Plan) -> Companions:
+    """The files beside the weights that travel from the base (or first model), and those left out.
+
+    With a vocabulary of another model, tokenizer files are those of that model. Raises ModelError.
+    """
+    main = plan.main
+    assert main is not None
+    beside = companions(main.path, main.files)
+    if plan.vocabulary is None or plan.vocabulary.main is main:
+        return beside
+    owner = plan.vocabulary.main
+    other = companions(owner.path, owner.files)
+    templates = any(is_template(name) for name in other.files)
+    files = {
+        name: file for name, file in beside.files.items()
+        if not is_tokenizer(name) and not (templates and is_template(name))
+    }  # fmt: skip
+    files |= {name: file for name, file in other.files.items() if is_tokenizer(name) or is_template(name)}
+    return beside._replace(files=dict(sorted(files.items())))
 
 
-def companions(folder: Path) -> dict[str, bytes]:
-    """The contents of the files beside a model's weights that a copy needs too, such as its tokenizer, by name."""
-    return {
-        path.name: path.read_bytes()
-        for path in sorted(folder.iterdir())
-        if path.is_file()
-        and (path.name.startswith("LICENSE") or path.suffix in KEEP)
-        and path.name not in SKIP
-        and not path.name.endswith(".index.json")
-    }
-
-
-def side_files(plan: Plan) -> dict[str, bytes]:
-    """The contents of the files beside the weights of the result, by name.
+def side_files(plan: Plan, beside: Companions | None = None) -> dict[str, Content]:
+    """The files beside the weights of the result, by name: companions of the base, and those that are new.
 
     Configuration, tokenizer, chat template and generation settings come from `plan.main`, with the changes that the
     recipe asks for; the index of the shards is new.
@@ -141,11 +151,7 @@ def side_files(plan: Plan) -> dict[str, bytes]:
 
     main = plan.main
     assert main is not None
-    files = companions(main.path)
-    if plan.vocabulary is not None:
-        files |= {
-            name: content for name, content in companions(plan.vocabulary.main.path).items() if _is_tokenizer(name)
-        }
+    files: dict[str, Content] = dict((beside or companions_of(plan)).files)
     config = copy.deepcopy(main.config)
     kinds = Counter({job.dtype: 0 for job in plan.jobs if job.dtype in NAMES})
     for job in plan.jobs:
@@ -159,7 +165,7 @@ def side_files(plan: Plan) -> dict[str, bytes]:
     if plan.vocabulary is not None:
         text = config.get("text_config")
         (text if isinstance(text, dict) else config)["vocab_size"] = plan.vocabulary.size
-        files["tokenizer.json"] = write(plan.vocabulary, files["tokenizer.json"])
+        files["tokenizer.json"] = write(plan.vocabulary, read(files["tokenizer.json"]))
     if config != main.config:
         files["config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
     template = _template(plan, files)
@@ -173,12 +179,12 @@ def side_files(plan: Plan) -> dict[str, bytes]:
 TEMPLATE = "chat_template.jinja"
 
 
-def _template(plan: Plan, files: dict[str, bytes]) -> str | None:
+def _template(plan: Plan, files: Mapping[str, Content]) -> str | None:
     """The chat template to write: the recipe's, or where the base has none, the one that all inputs share."""
     requested = plan.recipe.chat_template
     if requested not in (None, "auto"):
         return NAMED.get(requested, requested)
-    if requested is None and (TEMPLATE in files or b'"chat_template"' in files.get("tokenizer_config.json", b"")):
+    if requested is None and (TEMPLATE in files or b'"chat_template"' in read(files.get("tokenizer_config.json", b""))):
         return None
     templates = [_template_of(source.path) for source in plan.sources if source.kind == "model"]
     counts = Counter(template for template in templates if template)
@@ -187,17 +193,14 @@ def _template(plan: Plan, files: dict[str, bytes]) -> str | None:
 
 
 def _template_of(folder: Path) -> str | None:
+    """The chat template of an input; None without one, and for a file that is not the folder's."""
     try:
         if (folder / TEMPLATE).is_file():
-            return (folder / TEMPLATE).read_text(encoding="utf-8")
-        template = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
-    except (OSError, ValueError, AttributeError, RecursionError):
+            return read(Companion(folder, TEMPLATE)).decode()
+        template = json.loads(read(Companion(folder, "tokenizer_config.json"))).get("chat_template")
+    except (ModelError, OSError, ValueError, AttributeError, RecursionError):
         return None
     return template if isinstance(template, str) else None
-
-
-def _is_tokenizer(name: str) -> bool:
-    return name.startswith(("token", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "spiece"))
 
 
 def _with_dtype(config: dict[str, Any], dtype: str, *, add_key: bool) -> dict[str, Any]:
@@ -243,7 +246,9 @@ def verify(plan: Plan, out: Path, record: dict[str, Any], *, on_event: OnEvent =
         changed = [name for name, digest in before["files"].items() if digest not in digests.values()]
         problems += [f"the input {before['name']} has changed: {name}" for name in changed]
     report = counter(on_event, "verifying", "bytes")
-    recomputed, done = {name: digest_bytes(content) for name, content in side_files(plan).items()}, 0
+    # A file that the base has got since is no fault of the output.
+    recomputed = {name: digest(content) for name, content in side_files(plan).items() if name in stored}
+    done = 0
     for name, shard in zip(shards.names(len(plan.shards)), plan.shards, strict=True):
         state = hashlib.sha256()
         for piece in shards.pieces(shard, plan.pool):

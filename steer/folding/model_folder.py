@@ -9,13 +9,13 @@ from typing import Any
 
 from merges.inputs.sources import Source
 from merges.outputs import shards
-from merges.outputs.model_folder import companions
+from merges.outputs.companions import Companions, Content, card_lines, companions, in_markdown, write_all
 from merges.recipes import layout
 from steer.folding.pending import PendingModel
 from steer.reports import fold as fold_report
 from vectors import references
-from vectors.events import OnEvent, counter, ignore
-from vectors.storage.files import digest_bytes, write_atomically
+from vectors.events import Event, OnEvent, counter, ignore
+from vectors.storage.files import write_atomically
 from vectors.storage.runs import RECORD, record_of
 
 
@@ -26,6 +26,7 @@ def size_of(pending: PendingModel) -> int:
 
 def write_model(pending: PendingModel, source: Source, folder: Path, *, on_event: OnEvent = ignore) -> dict[str, str]:
     """Write weights, configuration and tokenizer files; returns the digest of each file."""
+    beside = beside_weights(source, on_event=on_event)
     jobs = [pending.jobs[name] for name in sorted(pending.jobs)]
     cut, total, done = layout.cut(jobs), size_of(pending), 0
     digests, report = {}, counter(on_event, "writing", "bytes")
@@ -36,15 +37,23 @@ def write_model(pending: PendingModel, source: Source, folder: Path, *, on_event
             lambda written, before=done: report(min(before + written, total), total),  # type: ignore[misc]
         )
         done += sum(map(layout.size, shard))
-    files = companions(source.path)
+    files: dict[str, Content] = dict(beside.files)
     if dict(pending.config) != source.config:
         files["config.json"] = (json.dumps(pending.config, indent=2, sort_keys=True) + "\n").encode()
     if len(cut) > 1:
         files["model.safetensors.index.json"] = shards.index(cut)
-    for name, content in files.items():
-        write_atomically(folder / name, content)
-        digests[name] = digest_bytes(content)
-    return digests
+    return digests | write_all(files, folder)
+
+
+def beside_weights(source: Source, *, on_event: OnEvent = ignore) -> Companions:
+    """The files beside a model's weights that travel, and those left out; `on_event` receives the notes on them.
+
+    Raises ModelError for a configuration or tokenizer that can't be copied.
+    """
+    beside = companions(source.path, source.files)
+    for note in beside.notes():
+        on_event(Event("writing", message=note))
+    return beside
 
 
 def write_report(folder: Path, report: Mapping[str, Any], source: Source, summary: str) -> None:
@@ -67,5 +76,7 @@ def write_card(folder: Path, report: Mapping[str, Any], source: Source, summary:
             front["base_model"] = source.model.name
     lines = ["---", yaml.safe_dump(front, sort_keys=True).strip(), "---", "", "# A baked model", "", summary, ""]
     lines += [f"Everything that was measured stands in {RECORD}.", "", "| file | digest |", "|---|---|"]
-    lines += [f"| {name} | `{digest}` |" for name, digest in sorted(report["outputs"].items())]
+    lines += [f"| {in_markdown(name)} | `{digest}` |" for name, digest in sorted(report["outputs"].items())]
+    if report.get("as", "model") == "model":
+        lines += ["", *card_lines(beside_weights(source))]
     write_atomically(folder / "README.md", ("\n".join(lines) + "\n").encode())

@@ -126,6 +126,9 @@ def check(request: TrainingRequest, mode: Mode) -> Job:
     base = identity_of(source)
     with kept(errors):
         result.require_output(request.as_, request.out, _size(source), full=request.adapter.full)
+    if request.as_ == "model":
+        with kept(errors):
+            model_folder.beside_weights(source)
     if request.replay.path is not None:
         with kept(errors):
             files.examples_of(request.replay.path, "--replay")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from merges import api
 from merges.inputs.sources import Source
+from merges.outputs.companions import Companion, write_all
 from merges.recipes.plan import plan
 from merges.recipes.recipe import Part, Recipe
 from steer.folding.model_folder import write_model
@@ -16,7 +18,6 @@ from steer.folding.pending import PendingModel
 from steer.training import student
 from vectors.errors import UsageError
 from vectors.events import OnEvent, ignore
-from vectors.storage.files import digest_file
 from vectors.storage.folders import require_free_output
 from vectors.taskwriter import check_vector_path
 
@@ -55,9 +56,7 @@ def write(
 ) -> dict[str, str]:
     """Write to `out` what `save_trained` saved; returns the digest of each file."""
     if kind == "lora":
-        for file in saved.iterdir():
-            shutil.copy2(file, out / file.name)
-        return {file.name: digest_file(file) for file in sorted(out.iterdir())}
+        return write_all({name: Companion(saved, name) for name in sorted(os.listdir(saved))}, out)
     return write_sum(kind, (Part(str(saved), "bake", {"weight": 1.0}),), base, out, threads=threads, on_event=on_event)
 
 

@@ -204,7 +204,9 @@ def test_an_incomplete_snapshot_is_not_used(hub: Path, model: LlamaForCausalLM, 
     assert references.cached() == []
 
 
-def test_only_what_transformers_reads_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_weights_that_transformers_reads_and_all_settings_are_fetched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked: list[dict[str, Any]] = []
 
     def fetch(name: str, **options: Any) -> str:
@@ -215,6 +217,9 @@ def test_only_what_transformers_reads_is_fetched(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ModelError, match="can't be fetched"):
         resolve("org/name")
     files = [
+        "1_Pooling/config.json",
+        "additional_chat_templates/tool_use.jinja",
+        "checkpoint-10/trainer_state.json",
         "config.json",
         "consolidated.safetensors",
         "consolidated.00.safetensors",
@@ -223,15 +228,21 @@ def test_only_what_transformers_reads_is_fetched(monkeypatch: pytest.MonkeyPatch
         "onnx/config.json",
         "original/model.safetensors",
         "pytorch_model.bin",
+        "qwen.tiktoken",
+        "tokenization_qwen.py",
         "tokenizer.json",
         "tokenizer.model",
     ]
     for options in asked:
         patterns = {key: options[key] for key in ("allow_patterns", "ignore_patterns")}
         assert list(filter_repo_objects(files, **patterns)) == [
+            "1_Pooling/config.json",
+            "additional_chat_templates/tool_use.jinja",
             "config.json",
             "model-00001-of-00002.safetensors",
             "model.safetensors.index.json",
+            "qwen.tiktoken",
+            "tokenization_qwen.py",
             "tokenizer.json",
             "tokenizer.model",
         ]

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,6 +33,11 @@ def finite(value: Any) -> Any:
 
 def digest_bytes(*parts: bytes | memoryview) -> str:
     """`sha256:` and the hexadecimal SHA-256 of the parts, one after the other."""
+    return digest_pieces(parts)
+
+
+def digest_pieces(parts: Iterable[bytes | memoryview]) -> str:
+    """The digest of parts that are made one after the other, so that they need not fit into memory together."""
     state = hashlib.sha256()
     for part in parts:
         state.update(part)
@@ -113,8 +118,8 @@ class NewFile:
     with `commit` or `discard`. All methods raise OutputError.
     """
 
-    def __init__(self, path: Path, *, buffering: int = -1) -> None:
-        self.path, self._target = path, _link_target(path)
+    def __init__(self, path: Path, *, buffering: int = -1, mode: int = 0o666) -> None:
+        self.path, self._target, self._mode = path, _link_target(path), mode
         self._temporary: Path | None = None
         self.file: IO[bytes]
         remove_leftovers(self._target.parent)
@@ -138,7 +143,7 @@ class NewFile:
             return
         self.flush()
         with self._reporting():
-            os.chmod(self._temporary, permissions())
+            os.chmod(self._temporary, permissions(0o666 & self._mode))
             os.replace(self._temporary, self._target)
             self._temporary = None
             self.file.close()
@@ -161,12 +166,13 @@ class NewFile:
 
 
 @contextlib.contextmanager
-def new_file(path: Path, *, buffering: int = -1) -> Iterator[IO[bytes]]:
+def new_file(path: Path, *, buffering: int = -1, mode: int = 0o666) -> Iterator[IO[bytes]]:
     """A context with a binary file to write to, which is renamed to `path` at its end, or removed after an error.
 
-    `buffering` is that of `open`. Raises OutputError, also for errors while writing to the file.
+    `buffering` is that of `open`; of `mode` are the permissions that the file may have. Raises OutputError, also for
+    errors while writing to the file.
     """
-    new = NewFile(path, buffering=buffering)
+    new = NewFile(path, buffering=buffering, mode=mode)
     try:
         with new._reporting():
             yield new.file

@@ -125,9 +125,9 @@ def test_inputs_that_change_while_they_are_read_are_refused(here: Path, monkeypa
 
     original = model_folder.side_files
 
-    def touching(plan):  # type: ignore[no-untyped-def]
+    def touching(*arguments):  # type: ignore[no-untyped-def]
         (here / "a" / "model.safetensors").touch()
-        return original(plan)
+        return original(*arguments)
 
     monkeypatch.setattr(model_folder, "side_files", touching)
     with pytest.raises(ModelError, match=r"a/model\.safetensors was changed while it was being merged"):

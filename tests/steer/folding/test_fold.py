@@ -181,6 +181,25 @@ def test_a_proof_that_fails_keeps_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_files_beside_the_weights_travel_and_what_leaves_the_folder_is_named(tmp_path: Path) -> None:
+    folder = pico.save(tmp_path / "model", "llama")
+    (tmp_path / "secret").write_text("the key of somebody")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text("{}")
+    (folder / "modeling_odd.py").write_text("# code\n")
+    (folder / "notes.txt").symlink_to("../secret")
+    out, notes = tmp_path / "out", []
+    settings = folding.FoldSettings("warm", str(folder), out, vectors=vectors(), vllm=False, any_base=True)
+    folding.fold(settings, on_event=lambda event: notes.append(event.message))
+    assert (out / "1_Pooling" / "config.json").is_file()
+    assert not (out / "notes.txt").exists()
+    card = (out / "README.md").read_text()
+    assert "| `notes.txt` | a link that leaves the folder |" in card
+    assert "- `modeling_odd.py`" in card
+    assert any("notes.txt is not in the output" in note for note in notes)
+    assert any("modeling_odd.py" in note for note in notes)
+
+
 def test_the_same_fold_has_the_same_bytes(tmp_path: Path) -> None:
     folder = pico.save(tmp_path / "model", "llama")
     one, two = (fold(folder, "warm", tmp_path / name, threads=threads) for name, threads in (("a", 1), ("b", 2)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from steer.training import work
 from steer.training.api import bake
 from steer.training.modes import contrast
 from steer.training.requests import Replay
+from vectors.errors import ModelError
 from vectors.storage.runs import read_json, report_of
 from vectors.task import TaskVector
 
@@ -98,3 +101,14 @@ def test_retention_is_measured_with_and_without_replay_data(
     )
     report = bake(made)
     assert report["retention"] > report["retention_without_mix"]
+
+
+def test_a_tokenizer_from_outside_of_the_folder_is_refused_before_training(
+    folder: Path, texts: tuple[Path, Path], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(folder, tmp_path / "model")
+    (copy / "tokenizer.json").rename(tmp_path / "tokenizer.json")
+    (copy / "tokenizer.json").symlink_to("../tokenizer.json")
+    with pytest.raises(ModelError, match=r"tokenizer\.json can't be copied: it is a link that leaves the folder"):
+        bake(imitating(texts[0], copy, tmp_path / "out"))
+    assert sorted(os.listdir(tmp_path)) == ["model", "tokenizer.json"]
