@@ -64,7 +64,7 @@ def _held_out(prompt: str) -> bool:
     return int(digest_bytes(prompt.encode())[7:15], 16) % 4 == 0
 
 
-def taught() -> list[str]:
+def for_training() -> list[str]:
     """The prompts that training may use: about three quarters."""
     return [prompt for prompt in PROMPTS if not _held_out(prompt)]
 

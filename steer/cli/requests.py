@@ -90,12 +90,23 @@ def parameters(*requests: type) -> list[click.Parameter]:
     return [_parameter(field) for field in fields.values()]
 
 
+LATER = "later_parameters"  # the attribute of a command's function that `takes_later` sets
+
+
 class Command(click.Command):
     """A command that accepts the option names of earlier releases with a warning, and groups options in its help."""
 
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The parameters, with those of `takes_later`, which are made once."""
+        later = getattr(self.callback, LATER, None)
+        if later is not None:
+            self.params += later()
+            delattr(self.callback, LATER)
+        return super().get_params(ctx)
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments, with each old option name replaced by the new one."""
-        renamed = [parameter for parameter in self.params if isinstance(parameter, RequestOption)]
+        renamed = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, RequestOption)]
         new = {old: max(parameter.opts, key=len) for parameter in renamed for old in parameter.flag.old}
         for i, argument in enumerate(args):
             word, equals, value = argument.partition("=")
@@ -246,6 +257,19 @@ def takes(*requests: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]
         # click reads this attribute in reverse order.
         present = getattr(function, "__click_params__", [])
         function.__click_params__ = [*present, *reversed(parameters(*requests))]  # type: ignore[attr-defined]
+        return function
+
+    return wrap
+
+
+def takes_later(make: Callable[[], list[click.Parameter]]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator that adds the parameters that `make` returns when the command is run or its help is printed.
+
+    For options that a registry determines: `steer --help` imports every command, and reading a registry is slow.
+    """
+
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        setattr(function, LATER, make)
         return function
 
     return wrap

@@ -1,11 +1,10 @@
-"""The typed request of each bake mode, from which `steer bake` derives its options.
+"""What the requests of all bake modes have in common; the request of one mode stands in its file in modes/.
 
-Nothing heavy is imported here, since `steer bake --help` reads these types.
+`steer bake` derives its options from these types. Nothing heavy is imported here, since `steer bake --help` reads them.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -205,16 +204,6 @@ class CompositionRequest(BakeRequest):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoldRequest(CompositionRequest):
-    """Exact baking: the composition becomes weights by algebra."""
-
-    via: str = option("auto", help="The route into the weights: auto, bias, llama or layer.", group="Folding")
-    skip_vllm: bool = option(
-        False, help="Prove the fold in transformers alone, which the report states.", group="Folding"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainingRequest(BakeRequest):
     """The options of every mode that trains."""
 
@@ -240,58 +229,3 @@ class TrainingRequest(BakeRequest):
     def sampling(self) -> dict[str, Any]:
         """How completions are sampled, as run records name it."""
         return {"tokens": REPLAY_TOKENS, "temperature": 1.0}
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistilRequest(TrainingRequest, CompositionRequest):
-    """Distillation: the steered or prompted model is the teacher."""
-
-    teacher_prompt: str | None = option(
-        None, help="Distil what the model does under this system prompt.", group="Distillation"
-    )
-    tokens: int = option(48, help="Longest completion that is sampled, in tokens.", low=1, group="Distillation")
-    temperature: float = option(1.0, help="Sampling temperature of the completions.", low=0, group="Distillation")
-
-    @property
-    def sampling(self) -> dict[str, Any]:
-        """How completions are sampled, as run records name it."""
-        return {"tokens": self.tokens, "temperature": self.temperature}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImitateRequest(TrainingRequest):
-    """Fine-tuning on the completions of a file."""
-
-    data: Path | None = option(None, help="Completions to imitate (JSON lines).", group="Data")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ContrastRequest(ImitateRequest):
-    """Training on a trait and on its opposite; the result is the difference."""
-
-    against: Path | None = option(
-        None, help="Completions of the opposite; the difference of both trainings is written.", group="Data"
-    )
-
-    def half(self, data: Path, out: Path) -> ImitateRequest:
-        """The request that trains on one of the two files, as a vector at `out`."""
-        names = [each.name for each in dataclasses.fields(ImitateRequest)]
-        return ImitateRequest(
-            **{**{name: getattr(self, name) for name in names}, "data": data, "out": out, "as_": "vector"}
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreferRequest(TrainingRequest):
-    """Preference optimisation (DPO) on pairs of completions."""
-
-    pairs: Path | None = option(None, help="Pairs of a preferred and another completion (DPO).", group="Data")
-
-
-Request = FoldRequest | DistilRequest | ImitateRequest | ContrastRequest | PreferRequest
-# The values of --mode, and the request types of each.
-MODES: dict[str, tuple[type[BakeRequest], ...]] = {
-    "fold": (FoldRequest,),
-    "distil": (DistilRequest,),
-    "train": (ImitateRequest, ContrastRequest, PreferRequest),
-}

@@ -12,18 +12,11 @@ import click
 
 from steer.cli import options, output, requests
 from steer.cli.output import out
-from steer.training.requests import (
-    MODES,
-    BakeRequest,
-    ContrastRequest,
-    FoldRequest,
-    ImitateRequest,
-    PreferRequest,
-)
+from steer.training import modes
+from steer.training.modes.fold import FoldRequest
+from steer.training.requests import BakeRequest
 from vectors.errors import UsageError
 from vectors.events import Event, OnEvent
-
-REQUESTS: tuple[type[BakeRequest], ...] = tuple(request for mode in MODES.values() for request in mode)
 
 
 def _list_options(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
@@ -41,6 +34,17 @@ def _list_options(context: click.Context, _parameter: click.Parameter, value: bo
     context.exit()
 
 
+def _parameters() -> list[click.Parameter]:
+    """--mode, and the options of every mode."""
+    available = modes.available()
+    summaries = [f"{mode} ({'; '.join(module.SUMMARY for module in modules)})" for mode, modules in available.items()]
+    mode = click.Option(
+        ["--mode"], type=click.Choice(["auto", *available]), default="auto",
+        help=f"How to bake: {', '.join(summaries)}, or auto: fold where that is exact, else by training.",
+    )  # fmt: skip
+    return [mode, *requests.parameters(*modes.request_types())]
+
+
 @options.command(
     summary="Bake a behaviour into the weights, by folding or by training.",
     examples="""
@@ -51,14 +55,10 @@ def _list_options(context: click.Context, _parameter: click.Parameter, value: bo
     """,
 )
 @click.option(
-    "--mode", type=click.Choice(["auto", *MODES]), default="auto",
-    help="How to bake: fold by algebra, distil a steered or prompted teacher, or train on examples.",
-)  # fmt: skip
-@click.option(
     "--list-options", is_flag=True, is_eager=True, expose_value=False, callback=_list_options,
     help="List the options of every optimiser for --set, with default, range and meaning, and exit.",
 )  # fmt: skip
-@requests.takes(*REQUESTS)
+@requests.takes_later(_parameters)
 def command(mode: str, **values: Any) -> None:
     """Bake a behaviour into the weights: by folding where that is exact, else by training.
 
@@ -79,23 +79,17 @@ def command(mode: str, **values: Any) -> None:
         assert shared.composition is not None
         mode, why = choice.choose(shared.composition, shared.model, shared.vectors, shared.via)
         out.say(f"mode {mode}: {why}")
-        unused = [word for word, _ in _misplaced(MODES[mode][0])]
+        unused = [word for word, _ in _misplaced(modes.request_type(mode, values))]
         if unused:
             out.say(f"not used by mode {mode}: {', '.join(unused)}")
-    request = requests.build(_request_type(mode, values), values)
+    request = requests.build(modes.request_type(mode, values), values)
     # Trackers print to stdout, which is kept for the report.
     with contextlib.redirect_stdout(sys.stderr), out.progress() as on_event:
-        report = bake(request, on_event=_with_evaluations(on_event))  # type: ignore[arg-type]
+        report = bake(request, on_event=_with_evaluations(on_event))
     if not report:  # another rank than 0: rank 0 reports
         return
     show = _print_fold if mode == "fold" else _print_trained
     out.result({"output": str(request.out), **report}, lambda: show(report, request.out))
-
-
-def _request_type(mode: str, values: dict[str, Any]) -> type[BakeRequest]:
-    if mode != "train":
-        return MODES[mode][0]
-    return PreferRequest if values["pairs"] else ContrastRequest if values["against"] else ImitateRequest
 
 
 def _require_inputs(mode: str, values: dict[str, Any]) -> None:
@@ -109,16 +103,16 @@ def _require_inputs(mode: str, values: dict[str, Any]) -> None:
             problems.append("--mode train has no teacher: drop the composition and --teacher-prompt")
         if values["against"] and not values["data"]:
             problems.append("--against needs --data, the examples that it is the opposite of")
-    elif composition is None and (mode == "fold" or prompt is None):
+    elif mode in ("", "fold", "distil") and composition is None and (mode == "fold" or prompt is None):
         problems.append(
             "there is nothing to bake: no composition" + ("" if mode == "fold" else ", no --teacher-prompt")
         )
     elif composition is not None and prompt is not None:
         problems.append("the teacher is a composition or a --teacher-prompt, not both")
-    request = _request_type(mode, values) if mode else None
-    for word, modes in _misplaced(request) if request else []:
+    request = modes.request_type(mode, values) if mode else None
+    for word, others in _misplaced(request) if request else []:
         if word != "--teacher-prompt" or mode != "train":
-            problems.append(f"{word} belongs to --mode {' and --mode '.join(modes)}, not to --mode {mode}")
+            problems.append(f"{word} belongs to --mode {' and --mode '.join(others)}, not to --mode {mode}")
     if not mode and values["against"]:
         problems.append("--against belongs to --mode train: give --data too")
     if bool(values["pos"]) != bool(values["neg"]):
@@ -129,15 +123,12 @@ def _require_inputs(mode: str, values: dict[str, Any]) -> None:
 
 def _misplaced(request: type[BakeRequest]) -> list[tuple[str, list[str]]]:
     """The options on the command line that a request has no field for, each with the modes it belongs to."""
-    words = requests.not_of(request, REQUESTS)
+    words = requests.not_of(request, modes.request_types())
     names = {word: name for name, word in requests.typed(click.get_current_context()).items()}
-    mode = next(mode for mode, types in MODES.items() if request in types)
-    misplaced = []
-    for word in words:
-        modes = [m for m, types in MODES.items() if any(names[word] in _names(each) for each in types)]
-        if mode not in modes:
-            misplaced.append((word, modes))
-    return misplaced
+    types = {mode: [module.REQUEST for module in modules] for mode, modules in modes.available().items()}
+    this = next(mode for mode in types if request in types[mode])
+    owners = {word: [mode for mode in types if any(names[word] in _names(t) for t in types[mode])] for word in words}
+    return [(word, owners[word]) for word in words if this not in owners[word]]
 
 
 def _names(request: type[BakeRequest]) -> set[str]:

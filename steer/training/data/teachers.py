@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from probes.data.examples import Example, Message
@@ -18,13 +18,13 @@ from vectors.steering import SteeringVector
 class Teacher(NamedTuple):
     """How the model is made to show the behaviour.
 
-    `intervention` changes the model while it runs. `asked(prompts, tokenizer)` gives the token ids of prompts as the
-    teacher sees them; `as_prompted(examples, tokenizer)` gives examples as the teacher sees them, or None when they
-    can't carry its system prompt.
+    `intervention` changes the model while it runs. `prompt_ids(prompts, tokenizer)` gives the token ids of each prompt
+    as the teacher sees it; `as_prompted(examples, tokenizer)` gives examples as the teacher sees them, or None when
+    they can't carry its system prompt.
     """
 
     intervention: Intervention
-    asked: Any  # (prompts, tokenizer) -> one list of token ids per prompt
+    prompt_ids: Callable[[Sequence[str], Any], list[list[int]]]
     as_prompted: AsPrompted
 
 

@@ -1,20 +1,46 @@
-"""Training modes of a bake: one per file, discovered in this folder; _protocol.py says what a mode must define."""
+"""Bake modes: one per file, discovered in this folder; _protocol.py says what a mode must define."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 from steer.training.modes._protocol import ModeModule
-from steer.training.requests import TrainingRequest
+from steer.training.requests import BakeRequest
 from vectors.events import OnEvent, ignore
-from vectors.registry.plugins import discover
+from vectors.registry.plugins import choose, discover
 
 GROUP = "steer.bake_modes"
 
 
-def run(request: TrainingRequest, *, on_event: OnEvent = ignore) -> dict[str, Any]:
+def available() -> dict[str, list[ModeModule]]:
+    """The modes by the value of --mode, each with the modules that share it, those that need least first."""
+    by_mode: dict[str, list[ModeModule]] = {}
+    for module in sorted(cast(dict[str, ModeModule], discover(__name__, GROUP)).values(), key=lambda m: len(m.NEEDS)):
+        by_mode.setdefault(module.MODE, []).append(module)
+    return dict(sorted(by_mode.items()))
+
+
+def request_types() -> tuple[type[BakeRequest], ...]:
+    """The request types of all modes."""
+    return tuple(module.REQUEST for modules in available().values() for module in modules)
+
+
+def request_type(mode: str, values: Mapping[str, Any]) -> type[BakeRequest]:
+    """The request type of a --mode for the given fields. Raises UsageError for an unknown mode."""
+    modules = choose("mode", mode, available())
+
+    def fitting(module: ModeModule) -> tuple[bool, int]:
+        given = sum(bool(values.get(name)) for name in module.NEEDS)
+        return given == len(module.NEEDS), given
+
+    return max(modules, key=fitting).REQUEST
+
+
+def run(request: BakeRequest, *, on_event: OnEvent = ignore) -> dict[str, Any]:
     """Bake by the mode whose request type this is; returns the report. Raises SteerError."""
-    for module in cast(dict[str, ModeModule], discover(__name__, GROUP)).values():
-        if type(request) is module.REQUEST:
-            return module.run(request, on_event=on_event)
+    for modules in available().values():
+        for module in modules:
+            if type(request) is module.REQUEST:
+                return module.run(request, on_event=on_event)
     raise TypeError(f"no mode takes a {type(request).__name__}")

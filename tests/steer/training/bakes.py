@@ -6,15 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from steer.training.api import bake
-from steer.training.requests import (
-    AdapterSettings,
-    ContrastRequest,
-    DistilRequest,
-    ImitateRequest,
-    PreferRequest,
-    Replay,
-    TrainingSettings,
-)
+from steer.training.modes.contrast import ContrastRequest
+from steer.training.modes.distil import DistilRequest
+from steer.training.modes.imitate import ImitateRequest
+from steer.training.modes.prefer import PreferRequest
+from steer.training.requests import AdapterSettings, Replay, TrainingSettings
 from vectors.steering import SteeringVector
 
 WORDS = ("the", "warm", "cold", "is", "and", "yes", "no", "user", "sun", "rain")

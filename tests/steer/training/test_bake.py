@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from bakes import NO_REPLAY, contrasting, distilled, imitating
+from transformers import PreTrainedModel
 
-from steer.training import bake as baking
 from steer.training import work
 from steer.training.api import bake
 from steer.training.requests import AdapterSettings, Replay
@@ -76,20 +76,38 @@ def test_bad_input_is_refused_before_any_work(
         distilled(folder, other, asked, tmp_path / "more")
 
 
-def test_only_the_base_and_what_was_named_is_loaded_once(
-    folder: Path, texts: tuple[Path, Path], tmp_path: Path
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The folders whose weights are loaded, in order, wherever that is asked for."""
+    folders: list[str] = []
+    original = PreTrainedModel.from_pretrained.__func__
+
+    def counted(cls: type, path: Any, *args: Any, **options: Any) -> Any:
+        folders.append(Path(path).name)
+        return original(cls, path, *args, **options)
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(counted))
+    return folders
+
+
+def test_the_teacher_the_student_and_the_base_are_one_copy_in_memory(
+    folder: Path, vector: SteeringVector, asked: Path, tmp_path: Path, loaded: list[str]
 ) -> None:
-    loads = []
-    original = baking.load
+    distilled(folder, vector, asked, tmp_path / "out", as_="lora", replay=NO_REPLAY, settings={"steps": 4})
+    assert loaded == [folder.name]
 
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        loads.append(args[0])
-        return original(*args, **kwargs)
 
-    baking.load = counted  # type: ignore[assignment]
-    try:
-        made = imitating(texts[0], folder, tmp_path / "out", as_="lora", replay=NO_REPLAY, settings={"steps": 4})
-        bake(made)
-    finally:
-        baking.load = original
-    assert len(loads) == 1, "teacher and student are one copy"
+def test_a_written_model_is_loaded_once_to_be_evaluated(
+    folder: Path, texts: tuple[Path, Path], tmp_path: Path, loaded: list[str]
+) -> None:
+    bake(imitating(texts[0], folder, tmp_path / "out", replay=NO_REPLAY, settings={"steps": 4}))
+    base, written = loaded
+    assert base == folder.name
+    assert written != folder.name
+
+
+def test_a_second_student_without_replay_data_is_one_copy_more(
+    folder: Path, texts: tuple[Path, Path], tmp_path: Path, loaded: list[str]
+) -> None:
+    bake(imitating(texts[0], folder, tmp_path / "out", as_="lora", compare_replay=True, settings={"steps": 4}))
+    assert loaded == [folder.name] * 2

@@ -34,7 +34,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 MODEL = ("--model", "model", "--any-base")
-SHORT = ("--steps", 12, "--lr", "1e-2", "--mix", "0.2")
+SHORT = ("--steps", 12, "--lr", "1e-2", "--replay", "0.2")
 
 
 def test_a_fold_prints_its_way_and_its_proof(here: Path, steer: Callable[..., Outcome]) -> None:
@@ -107,7 +107,7 @@ def test_training_takes_files_and_prints_json(here: Path, steer: Callable[..., O
         (("warm", "--mode", "distil", "--via", "bias"), "--via belongs to --mode fold, not to --mode distil"),
         (("warm", "--via", "bais"), "there is no --via 'bais'"),
         (("0*warm",), "the composition changes nothing"),
-        (("warm", "--mode", "distil", "--mix", "2"), "has no share in [0, 1)"),
+        (("warm", "--mode", "distil", "--replay", "2"), "has no share in [0, 1)"),
         (("warm", "--mode", "distil", "--optimiser", "adam"), "there is no optimiser 'adam'"),
         (("warm", "--mode", "distil", "--set", "beta3=1"), "has no option 'beta3'"),
         (("warm", "--as", "vector", "--mode", "fold"), "a fold adds tensors that no vector holds"),
@@ -125,6 +125,32 @@ def test_wrong_words_are_one_clear_error(
     assert "\nhint: " in err
     assert not (here / "out").exists()
     assert not work.path_of(Path("out")).exists()
+
+
+@pytest.mark.parametrize("form", [("--mix", "0.2"), ("--mix=0.2",)])
+def test_the_option_names_of_the_release_before_still_work_with_a_warning(
+    form: tuple[str, ...], here: Path, steer: Callable[..., Outcome]
+) -> None:
+    """Through the command itself: in each mode that trains, the old names do what the new ones do."""
+    short = (*MODEL, "--steps", 2, "--tokens", 4, "--json")
+    teacher = ("bake", "warm", "--mode", "distil", "--prompts", "prompts.jsonl", "--as", "vector", *short)
+    code, out, err = steer(*teacher, *form, "-o", "old.safetensors")
+    assert code == 0, err
+    assert "warning: --mix is deprecated and will be removed in the next release; use --replay" in err
+    assert json.loads(out)["settings"]["mix"] == {"share": 0.2, "file": None}
+    code, _, err = steer(*teacher, "--replay", "0.2", "-o", "new.safetensors")
+    assert code == 0, err
+    assert "deprecated" not in err
+    assert Path("old.safetensors").read_bytes() == Path("new.safetensors").read_bytes()
+
+
+def test_the_old_name_of_an_option_is_named_by_its_new_one_where_it_does_not_belong(
+    here: Path, steer: Callable[..., Outcome]
+) -> None:
+    code, _, err = steer("bake", "warm", "--mode", "fold", "--compare-mix", *MODEL, "-o", "out")
+    assert code == 2
+    assert "--compare-mix is deprecated and will be removed in the next release; use --compare-replay" in err
+    assert "--compare-replay belongs to --mode distil and --mode train, not to --mode fold" in err
 
 
 def test_options_of_optimisers_are_listed_from_the_registry(steer: Callable[..., Outcome]) -> None:

@@ -17,7 +17,8 @@ from merges.recipes.recipe import Part, Recipe
 from probes.data.examples import Example, Message
 from steer.training.api import bake
 from steer.training.data import teachers
-from steer.training.requests import DistilRequest, Replay
+from steer.training.modes.distil import DistilRequest
+from steer.training.requests import Replay
 from vectors.steering import SteeringVector
 from vectors.storage.runs import report_of
 from vectors.task import TaskVector

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from bakes import NO_REPLAY, WORDS, contrasting, imitating, preferring
 
-from steer.training import work
+from steer.training import difference, work
 from steer.training.api import bake
-from steer.training.modes import contrast
 from steer.training.requests import Replay
 from vectors.errors import ModelError
 from vectors.storage.runs import read_json, report_of
@@ -72,7 +71,7 @@ def test_halves_that_an_earlier_version_trained_are_not_trained_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(contrast, "new_folder", interrupt)
+        patch.setattr(difference, "new_folder", interrupt)
         with pytest.raises(KeyboardInterrupt):
             bake(made)
     trained = {}
@@ -81,7 +80,7 @@ def test_halves_that_an_earlier_version_trained_are_not_trained_again(
         trained[name] = report_of(value)
         path.with_name(f"{name}.report.json").write_text(json.dumps(trained[name]))
         path.unlink()
-    monkeypatch.setattr(contrast, "bake", interrupt)
+    monkeypatch.setattr(difference, "bake", interrupt)
     assert bake(made)["reports"] == trained
 
 

@@ -38,7 +38,7 @@ main()
 """
 CUT = (*TWO[:-2], "cut.py")
 BAKE = (
-    "bake", "--mode", "train", "--data", "warm.jsonl", "--model", "model", "--mix", "0", "--steps", "12",
+    "bake", "--mode", "train", "--data", "warm.jsonl", "--model", "model", "--replay", "0", "--steps", "12",
     "--evaluate-every", "4", "--lr", "1e-2", "--batch", "4", "--json",
 )  # fmt: skip
 
