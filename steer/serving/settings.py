@@ -122,9 +122,7 @@ def _arms(
                 raise UsageError(
                     f"the arm {name!r}: {text!r} is not a name and an expression", "write friendly: 1.2*warm"
                 )
-            if not name or any(c in name for c in " /:\\\"'") or not name.isprintable():
-                raise UsageError(f"the arm {name!r} can't be part of a model's name", "use letters, digits, - and _")
-            arms[name] = parse(text)
+            arms[name] = read_arm(name, text)
         except SteerError as error:
             problems += [f"arm {name!r}: {problem}" for problem in error.problems]
             hints.append(error.hint)
@@ -136,6 +134,19 @@ def _arms(
             problems.append(f"arm {name!r} uses {', '.join(missing)}, but no vector has that name")
             hints.append(f"give it: --vector {missing[0]}=FILE")
     return arms
+
+
+def read_arm(name: str, text: str) -> Composition:
+    """The composition of an arm. Raises SteerError for a name that can't be part of a model's, or a path's, name."""
+    if (
+        not name
+        or any(c in name for c in " /:\\\"'")
+        or not name.isprintable()
+        or name in (".", "..")
+        or len(name) > 200
+    ):
+        raise UsageError(f"the arm {name[:210]!r} can't be part of a model's name", "use letters, digits, - and _")
+    return parse(text)
 
 
 def check_name(name: str) -> None:

@@ -18,7 +18,7 @@ from steer.serving.engine.phases import phases, slots_needed
 from steer.serving.engine.residency import Residency
 from steer.serving.engine.resolved import EXPRESSION, RESOLVED, ResolvedRequest, prompt_length
 from steer.serving.engine.worker.slots import directions_needed
-from steer.serving.settings import Settings, check_name
+from steer.serving.settings import Settings, check_name, read_arm
 from vectors import fit
 from vectors.errors import ArtifactError, ExpressionError, SteerError, UsageError
 from vectors.expression import Composition, parse
@@ -26,6 +26,7 @@ from vectors.steering import SteeringVector, spans
 from vectors.storage.files import digest_json
 
 LARGEST = 3e38  # about the largest finite float32
+ARMS = 1000  # most arms of one server
 SALT = "steer:"  # prefix of the cache salt of every steered request, and of no other request
 _ESCAPE = "user:"
 _parsed = functools.lru_cache(1024)(parse)
@@ -44,6 +45,7 @@ class Admission:
         self.lock = threading.Lock()
         self.vectors: dict[str, SteeringVector] = {}
         self.digests: dict[str, str] = {}  # by name
+        self.arms: dict[str, Composition] = {}
         problems = []
         for name, vector in settings.vectors.items():
             problems += self.unfit(name, vector)
@@ -55,6 +57,7 @@ class Admission:
             )
         for name, vector in settings.vectors.items():
             self.vectors[name], self.digests[name] = vector, vector.digest
+        self.arms.update(settings.arms)
 
     def unfit(self, name: str, vector: SteeringVector) -> list[str]:
         """The reasons why a vector can't steer the served model; empty when it can."""
@@ -158,13 +161,36 @@ class Admission:
         with self.lock:
             if name not in self.vectors:
                 raise UsageError(f"no vector is called {name!r}", "GET /steer/vectors lists them")
-            arms = [arm for arm, composition in self.settings.arms.items() if name in composition.names]
+            arms = [arm for arm, composition in self.arms.items() if name in composition.names]
             if arms:
                 raise UsageError(
-                    f"{name!r} is part of the arm {', '.join(arms)}", "arms can't be removed while the server runs"
+                    f"{name!r} is part of the arm {', '.join(arms)}", f"DELETE /steer/arms/{arms[0]} first"
                 )
             del self.vectors[name]
             return self.digests.pop(name)
+
+    def add_arm(self, name: str, text: str) -> ResolvedRequest:
+        """Name an expression for later requests, and return what it stands for now. Raises SteerError."""
+        composition = read_arm(name, text)
+        with self.lock:
+            if self.arms.get(name, composition) != composition:
+                raise UsageError(
+                    f"an arm is called {name!r} already: {self.arms[name]}", f"DELETE /steer/arms/{name} first"
+                )
+            if name not in self.arms and len(self.arms) >= ARMS:
+                raise UsageError(f"this server has {ARMS} arms, the most it keeps", "DELETE /steer/arms/NAME first")
+            problems = self.problems(composition, self.vectors)
+            if problems:
+                raise UsageError([f"arm {name!r}: {problem}" for problem in problems], "GET /steer lists the vectors")
+            self.arms[name] = composition
+            return ResolvedRequest(str(composition), {name: self.digests[name] for name in composition.names})
+
+    def remove_arm(self, name: str) -> Composition:
+        """Take an arm from later requests; return its expression. Raises UsageError."""
+        with self.lock:
+            if name not in self.arms:
+                raise UsageError(f"no arm is called {name!r}", "GET /steer/arms lists them")
+            return self.arms.pop(name)
 
     def path(self, text: str) -> Path:
         """The path that a client gave, if it lies in one of the `--vector-folder` folders. Raises UsageError."""

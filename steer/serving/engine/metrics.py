@@ -21,6 +21,8 @@ class _Metrics(NamedTuple):
 
 
 _METRICS: list[_Metrics] = []
+ARMS = 1000  # most arms that the labels tell apart
+_LABELS: set[str] = set()
 
 
 def get() -> _Metrics:
@@ -75,5 +77,11 @@ def capacity(state: dict[str, int]) -> None:
 
 
 def arm_of(request: HttpRequest | None) -> str:
-    """The label of a request: its arm's name, or `expression` for a request with an expression of its own."""
-    return (request.arm if request is not None else None) or "expression"
+    """The label of a request: its arm's name, or `expression` for a request with an expression of its own.
+
+    Arms can be added without end while a server runs; behind the first `ARMS` names, others share the label `other`.
+    """
+    arm = (request.arm if request is not None else None) or "expression"
+    if arm not in _LABELS and len(_LABELS) < ARMS:
+        _LABELS.add(arm)
+    return arm if arm in _LABELS else "other"

@@ -143,5 +143,8 @@ def content_length(content: bytes) -> tuple[bytes, bytes]:
 
 
 def compact_json(value: Any) -> bytes:
-    """A JSON value as UTF-8 without spaces."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    """A JSON value as UTF-8 without spaces; where a client's text is no valid Unicode, in escapes."""
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":")).encode()

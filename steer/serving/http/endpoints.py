@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from steer.serving.engine import frontend_hooks, metrics
 from steer.serving.engine.admission import Admission, explain
 from steer.serving.http import uploads
+from steer.serving.http.fields import Serving
 from steer.serving.http.middleware import Middleware
 from steer.serving.settings import NAME
 from vectors.errors import SteerError, UsageError
@@ -42,7 +43,7 @@ class Endpoints:
         async def models(request: Request) -> Any:
             listing = (await request.app.state.openai_serving_models.show_available_models()).model_dump()
             for card in list(listing["data"]):
-                for arm in self.admission.settings.arms:
+                for arm in list(self.admission.arms):
                     listing["data"].append({**card, "id": f"{card['id']}:{arm}", "parent": card["id"]})
             return JSONResponse(listing)
 
@@ -63,8 +64,7 @@ class Endpoints:
             except ClientDisconnect:
                 return Response(status_code=499)  # the client has disconnected
             except (SteerError, ValueError) as error:
-                message = explain(error) if isinstance(error, SteerError) else str(error)
-                return JSONResponse({"error": {"message": message, "type": "BadRequestError", "code": 400}}, 400)
+                return _error(400, explain(error) if isinstance(error, SteerError) else str(error))
             metrics.get().vectors.set(len(self.admission.vectors))
             return {"name": name, "digest": digest}
 
@@ -74,14 +74,38 @@ class Endpoints:
                 self._require_one_server()
                 digest = frontend_hooks.unbind(self.engine, name)
             except SteerError as error:
-                status = 404 if name not in self.admission.vectors else 409
-                return JSONResponse({"error": {"message": explain(error), "code": status}}, status)
+                return _error(404 if name not in self.admission.vectors else 409, explain(error))
             metrics.get().vectors.set(len(self.admission.vectors))
             return {"name": name, "digest": digest}
 
+        @guarded.get("/arms")
+        async def arms() -> Any:
+            return {"arms": self.arms()}
+
+        @guarded.post("/arms")
+        async def add_arm(request: Request) -> Any:
+            try:
+                self._require_one_server()
+                name, expression = await uploads.received_arm(request)
+                resolved = self.admission.add_arm(name, expression)
+            except ClientDisconnect:
+                return Response(status_code=499)  # the client has disconnected
+            except SteerError as error:
+                return _error(400, explain(error))
+            return {"name": name, "expression": resolved.expression, "digest": resolved.key}
+
+        @guarded.delete("/arms/{name}")
+        async def remove_arm(name: str) -> Any:
+            try:
+                self._require_one_server()
+                composition = self.admission.remove_arm(name)
+            except SteerError as error:
+                return _error(404, explain(error))
+            return {"name": name, "expression": str(composition)}
+
         app.include_router(router)
         app.include_router(guarded)
-        app.add_middleware(Middleware, find=self._find)
+        app.add_middleware(Middleware, find=self._find, routes=lambda: app.router.routes)
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Start serving with this engine: its workers get the vectors."""
@@ -100,19 +124,20 @@ class Endpoints:
         from steer import __version__
 
         admission = self.admission
-        arms = {}
-        for name, composition in admission.settings.arms.items():
-            resolved = admission.resolve(str(composition))
-            arms[name] = {"expression": resolved.expression, "digest": resolved.key}
         return {
             "version": __version__,
-            "arms": arms,
+            "arms": self.arms(),
             "vectors": self.vectors()["vectors"],
             "rows": admission.settings.rows,
             "directions": admission.settings.directions,
             "workers": await self.engine.collective_rpc("steer_state"),
             "base": dict(admission.base) if admission.base else None,
         }
+
+    def arms(self) -> dict[str, Any]:
+        """The arms: expression and digest of each, by name."""
+        resolved = {name: self.admission.resolve(str(arm)) for name, arm in list(self.admission.arms.items())}
+        return {name: {"expression": arm.expression, "digest": arm.key} for name, arm in resolved.items()}
 
     def vectors(self) -> dict[str, Any]:
         """The answer to GET /steer/vectors: digest and layers of each vector, by name."""
@@ -137,11 +162,22 @@ class Endpoints:
                 "give the vectors at the start, or serve with --api-server-count 1",
             )
 
-    def _find(self) -> Any:
+    def _find(self) -> Serving | None:
         if self.engine is None:
             return None
+        from vllm import envs
+
         models = self.models
-        return self.admission, lambda name: models.is_base_model(name) or name in models.lora_requests
+        return Serving(
+            self.admission,
+            lambda name: models.is_base_model(name) or name in models.lora_requests,
+            any_model=bool(envs.VLLM_SKIP_MODEL_NAME_VALIDATION),
+        )
+
+
+def _error(status: int, message: str) -> JSONResponse:
+    kind = {404: "NotFoundError", 409: "ConflictError"}.get(status, "BadRequestError")
+    return JSONResponse({"error": {"message": message, "type": kind, "code": status}}, status)
 
 
 def _authorisation(args: Any) -> Any:

@@ -1,39 +1,31 @@
 """The HTTP middleware: resolves arms and expressions, refuses what can't be steered, and adds receipts to answers.
 
-A request without steering is passed on unchanged.
+A request without steering is passed on unchanged. `routes` says what each route does with steering.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
+from urllib.parse import parse_qsl
 
-from steer.serving.engine import receipts
-from steer.serving.engine.admission import Admission, explain
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
+from starlette.routing import BaseRoute
+
+from steer.serving.engine import metrics, receipts
+from steer.serving.engine.admission import explain
 from steer.serving.engine.receipts import HttpRequest
 from steer.serving.engine.resolved import EXPRESSION, RESOLVED
 from steer.serving.http.answers import Message, Send, SteeredAnswer, content_length, send_json, without_header
+from steer.serving.http.fields import ADAPTER_HEADER, ARGUMENTS, FORM, Serving, misplaced, parsed, steering_in
+from steer.serving.http.routes import Kind, kind_of
 from vectors.errors import SteerError
 
 Receive = Callable[[], Awaitable[Message]]
 
-STEERED = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
-# Routes that generate no text. A request to one of them, or to a path below it, is passed on unread.
-NOT_GENERATING = (
-    *("/steer", "/tokenize", "/detokenize", "/v1/messages/count_tokens", "/ping", "/health", "/metrics"),
-    *("/v1/embeddings", "/v2/embed", "/pooling", "/classify", "/score", "/v1/score", "/rerank", "/v1/rerank"),
-    *("/v2/rerank", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/abort_requests"),
-    *("/inference/v1/abort_requests", "/v1/chat/completions/render", "/v1/completions/render"),
-    *("/v1/chat/completions/derender", "/v1/completions/derender", "/start_profile", "/stop_profile"),
-    *("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache", "/collective_rpc", "/sleep", "/wake_up"),
-    *("/release_kv_cache_memory", "/scale_elastic_ep", "/is_scaling_elastic_ep", "/pause", "/resume"),
-    *("/init_weight_transfer_engine", "/shutdown_weight_transfer_engine", "/start_weight_update"),
-    *("/start_draft_weight_update", "/update_weights", "/finish_weight_update", "/update_weight_version"),
-    *("/weight_checker", "/fault_tolerance"),
-)
-_CANCEL = re.compile(r"/v1/responses/[^/]+/cancel")
+POLICY_VIOLATION = 1008  # the status with which a WebSocket is closed
 
 
 class _Refusal(Exception):
@@ -46,23 +38,36 @@ class _Refusal(Exception):
 
 
 class Middleware:
-    """ASGI middleware. `find` returns the admission and a test for names of served models, None before the start."""
+    """ASGI middleware in front of an application with these routes. `find` returns None before the start."""
 
-    def __init__(self, app: Any, find: Callable[[], tuple[Admission, Callable[[str], bool]] | None]) -> None:
-        self.app, self.find = app, find
+    def __init__(self, app: Any, find: Callable[[], Serving | None], routes: Callable[[], Iterable[BaseRoute]]) -> None:
+        self.app, self.find, self.routes = app, find, routes
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        serving = self.find() if scope["type"] == "http" and scope["method"] == "POST" and may_generate(path) else None
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        kind = kind_of(self.routes(), scope)
+        serving = self.find() if kind is not Kind.OTHER else None
         if serving is None:
             await self.app(scope, receive, send)
+            return
+        if scope["type"] == "websocket":
+            await self._websocket(scope, receive, send, serving)
             return
         body = await _body(receive)
         if body is None:
             return  # the client has disconnected before the end of its request
-        admission, served = serving
         try:
-            request = _request(path, body, admission, served)
+            if kind is Kind.STEERED:
+                request = _request(body, serving)
+            else:
+                request = None
+                if kind is Kind.REFUSED:
+                    await _require_unsteered(scope, body, serving)
+                else:
+                    body = _of_the_model(body, serving)
+                    scope = _with_length(scope, body)
         except _Refusal as refusal:
             await send_json(send, refusal.status, refusal.body)
             return
@@ -70,76 +75,131 @@ class Middleware:
             await self.app(scope, _replay(body, receive), send)
             return
         content, http, names = request
-        scope = {**scope, "headers": [*without_header(scope["headers"], b"content-length"), content_length(content)]}
         receipts.use(http)
         # From here on the request keeps its vectors, whatever names are bound or unbound meanwhile.
         try:
-            with admission.residency.holding(http.resolved.vectors.values()):
-                await self.app(scope, _replay(content, receive), SteeredAnswer(send, http, names))
+            with serving.admission.residency.holding(http.resolved.vectors.values()):
+                await self.app(
+                    _with_length(scope, content), _replay(content, receive), SteeredAnswer(send, http, names)
+                )
         finally:
             receipts.use(None)
 
+    async def _websocket(self, scope: Message, receive: Receive, send: Send, serving: Serving) -> None:
+        """Pass a WebSocket on, and close it when the client asks for steering."""
+        reason = f"{scope['path']} can't be steered"[:120]
+        if _steering_in_query(scope, serving) is not None:
+            metrics.refused("route")
+            await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": reason})
+            return
 
-def may_generate(path: str) -> bool:
-    """Whether a POST to this path may generate text; True for an unknown route."""
-    if path in STEERED:
-        return True
-    known = any(path == route or path.startswith(f"{route}/") for route in NOT_GENERATING)
-    return not known and not _CANCEL.fullmatch(path)
+        async def checked() -> Message:
+            message = await receive()
+            if message["type"] != "websocket.receive":
+                return message
+            if steering_in(parsed(message.get("text") or message.get("bytes") or b""), serving) is None:
+                return message
+            metrics.refused("route")
+            await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": reason})
+            return {"type": "websocket.disconnect", "code": POLICY_VIOLATION, "reason": reason}
+
+        await self.app(scope, checked, send)
 
 
-def _request(
-    path: str, body: bytes, admission: Admission, served: Callable[[str], bool]
-) -> tuple[bytes, HttpRequest, tuple[str, str] | None] | None:
+def _request(body: bytes, serving: Serving) -> tuple[bytes, HttpRequest, tuple[str, str] | None] | None:
     """A steered request as (body for vLLM, HttpRequest, names); `names` is (served model, requested model) for an arm.
 
     None for a request that is not steered, or that vLLM will refuse itself. Raises _Refusal.
     """
-    value = _parsed(body)
+    value = parsed(body)
     if not isinstance(value, dict):
         return None
-    extra, model, arm, names = value.get("vllm_xargs"), value.get("model"), None, None
-    if isinstance(extra, str) and path not in STEERED:  # routes with form data send it as text
-        parsed = _parsed(extra)
-        extra = parsed if isinstance(parsed, dict) else extra
+    admission = serving.admission
+    extra, arm, names = value.get(ARGUMENTS), None, None
     expression = extra.get(EXPRESSION) if isinstance(extra, dict) else None
     steered = isinstance(extra, dict) and EXPRESSION in extra
     if isinstance(extra, dict) and RESOLVED in extra:
-        raise _bad("vllm_xargs", f"{RESOLVED} can't be set by a client; use {EXPRESSION}")
-    if isinstance(model, str) and ":" in model and not served(model) and served(model.rpartition(":")[0]):
-        base, _, arm = model.rpartition(":")
-        if arm not in admission.settings.arms:
-            known = ", ".join(f"{base}:{name}" for name in admission.settings.arms) or "none"
+        raise _bad("field", ARGUMENTS, f"{RESOLVED} can't be set by a client; use {EXPRESSION}")
+    field = misplaced(value)
+    if field is not None:
+        raise _bad("field", field[:60], f"{field[:60]!r} would be ignored, and the answer not be steered: {FORM}")
+    named = serving.arm_of(value.get("model"))
+    if named is not None:
+        (base, arm), arms = named, dict(admission.arms)
+        if arm not in arms:
+            metrics.refused("arm")
+            known = ", ".join(f"{base}:{name}" for name in arms) or "none"
             raise _Refusal(404, "NotFoundError", "model", f"there is no arm {arm!r} of {base}; arms: {known}")
         if extra is not None and not isinstance(extra, dict):
-            raise _bad("vllm_xargs", f"vllm_xargs is {json.dumps(extra)[:60]}, not an object")
+            raise _bad("field", ARGUMENTS, f"{ARGUMENTS} is {json.dumps(extra)[:60]}, not an object")
         if expression is not None:
-            raise _bad("vllm_xargs", f"the request names the arm {arm!r} and steer {expression!r}: give one")
-        expression, steered, names = str(admission.settings.arms[arm]), True, (base, model)
-        value = {**value, "model": base, "vllm_xargs": {**(extra or {}), EXPRESSION: expression}}
+            raise _bad("field", ARGUMENTS, f"the request names the arm {arm!r} and steer {expression!r}: give one")
+        expression, steered, names = str(arms[arm]), True, (base, value["model"])
+        value = {**value, "model": base, ARGUMENTS: {**(extra or {}), EXPRESSION: expression}}
         body = json.dumps(value).encode()
     if not steered:
         return None
-    unsupported = path if path not in STEERED else "beam search" if value.get("use_beam_search") else None
-    if unsupported is not None:
-        raise _bad("vllm_xargs.steer", f"{unsupported} can't be steered: vLLM passes it no expression")
+    if value.get("use_beam_search"):
+        raise _bad("route", "use_beam_search", "beam search can't be steered: vLLM passes it no expression")
     try:
         resolved = admission.resolve(expression)
-    except SteerError as error:
-        raise _bad("vllm_xargs.steer", explain(error)) from error
+    except SteerError as error:  # counted by admission
+        raise _Refusal(400, "BadRequestError", f"{ARGUMENTS}.{EXPRESSION}", explain(error)) from error
     return body, HttpRequest(arm, str(expression), resolved), names
 
 
-def _bad(parameter: str, message: str) -> _Refusal:
+def _of_the_model(body: bytes, serving: Serving) -> bytes:
+    """The body with an arm replaced by its model, whose tokens are the same. An unknown arm is left to vLLM."""
+    value = parsed(body)
+    named = serving.arm_of(value.get("model")) if isinstance(value, dict) else None
+    if named is None or named[1] not in serving.admission.arms:
+        return body
+    return json.dumps({**value, "model": named[0]}).encode()
+
+
+async def _require_unsteered(scope: Message, body: bytes, serving: Serving) -> None:
+    """Refuse a request that asks for steering on a route that can't be steered. Raises _Refusal."""
+    field = steering_in(parsed(body), serving) or _steering_in_query(scope, serving)
+    for name, header in scope["headers"]:
+        if name.lower() == ADAPTER_HEADER and serving.arm_of(header.decode("latin-1")) is not None:
+            field = ADAPTER_HEADER.decode()
+        if name.lower() == b"content-type" and b"form" in header.lower():
+            field = field or _steering_in_fields(await _form(scope, body), serving)
+    if field is not None:
+        raise _bad("route", field[:60], f"{scope['path'][:100]} can't be steered, so that {field[:60]!r} is refused")
+
+
+def _steering_in_query(scope: Message, serving: Serving) -> str | None:
+    """The parameter of the URL with which a request asks for steering."""
+    return _steering_in_fields(parse_qsl(scope.get("query_string", b"").decode("latin-1")), serving)
+
+
+def _steering_in_fields(fields: Iterable[tuple[str, str]], serving: Serving) -> str | None:
+    """The first of these (name, text) fields that asks for steering; a name may occur several times."""
+    return next((found for name, text in fields if (found := steering_in({name: text}, serving)) is not None), None)
+
+
+async def _form(scope: Message, body: bytes) -> list[tuple[str, str]]:
+    """The fields of a form, without its files; none for a body that is no form, which vLLM refuses itself."""
+
+    async def once() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    try:
+        async with Request({"type": "http", "headers": scope["headers"]}, once).form() as form:
+            return [(key, value) for key, value in form.multi_items() if isinstance(value, str)]
+    except (MultiPartException, ValueError):
+        return []
+
+
+def _bad(reason: str, parameter: str, message: str) -> _Refusal:
+    """A refusal with status 400, counted in the metrics under this reason."""
+    metrics.refused(reason)
     return _Refusal(400, "BadRequestError", parameter, message)
 
 
-def _parsed(text: str | bytes) -> Any:
-    """A JSON value; None for a text that is not JSON, which vLLM refuses itself."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+def _with_length(scope: Message, body: bytes) -> Message:
+    return {**scope, "headers": [*without_header(scope["headers"], b"content-length"), content_length(body)]}
 
 
 async def _body(receive: Receive) -> bytes | None:

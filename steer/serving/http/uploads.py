@@ -30,7 +30,8 @@ def largest(admission: Admission) -> int:
 async def received(admission: Admission, request: Any) -> tuple[str, SteeringVector]:
     """The name and vector of a POST: JSON with name and path, or the file itself with ?name=. Raises SteerError."""
     if "json" in request.headers.get("content-type", ""):
-        name, path = _named(await collected(request.stream(), request.headers, REQUEST, "the request"))
+        parts = await collected(request.stream(), request.headers, REQUEST, "the request")
+        name, path = _texts(parts, ("name", "path"), 'send {"name": "warm", "path": "warm.safetensors"}')
         require_name(name)
         return name, await asyncio.to_thread(_from_path, admission, path)
     name = request.query_params.get("name")
@@ -41,10 +42,18 @@ async def received(admission: Admission, request: Any) -> tuple[str, SteeringVec
     return name, await asyncio.to_thread(_from_parts, admission, parts)
 
 
+async def received_arm(request: Any) -> tuple[str, str]:
+    """The name and the expression of a POST of an arm. Raises SteerError."""
+    parts = await collected(request.stream(), request.headers, REQUEST, "the request")
+    form = 'send {"name": "friendly", "expression": "1.2*warm - 0.4*formal"}'
+    name, expression = _texts(parts, ("name", "expression"), form)
+    return name, expression
+
+
 async def collected(stream: AsyncIterator[bytes], headers: Mapping[str, str], limit: int, what: str) -> list[bytes]:
     """The parts of a body, not yet joined. Raises ArtifactError as soon as they exceed `limit` bytes."""
     length = headers.get("content-length", "")
-    total = int(length) if length.isdecimal() else 0
+    total = int(length[:20]) if length.isdecimal() else 0
     parts: list[bytes] = []
     size = 0
     if total <= limit:
@@ -64,14 +73,20 @@ def require_name(name: str) -> None:
         raise UsageError(f"{name!r} can't be part of a path", "use letters, digits, - and _")
 
 
-def _named(parts: list[bytes]) -> tuple[str, str]:
+def _texts(parts: list[bytes], keys: tuple[str, ...], form: str) -> list[str]:
+    """The values of these keys of a JSON object, all of them strings. Raises UsageError with the form as its hint."""
     try:
         value = json.loads(b"".join(parts))
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"the body is not JSON: {error}", "send {name, path}") from error
-    if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in ("name", "path")):
-        raise UsageError("the body is not {name, path}", 'send {"name": "warm", "path": "warm.safetensors"}')
-    return value["name"], value["path"]
+        raise UsageError(f"the body is not JSON: {str(error)[:200]}", form) from error
+    if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in keys):
+        raise UsageError(f"the body is not {{{', '.join(keys)}}}", form)
+    unknown = [key for key in value if key not in keys]
+    if unknown:
+        raise UsageError(
+            f"the body has {', '.join(repr(key[:60]) for key in unknown[:5])}, which means nothing here", form
+        )
+    return [value[key] for key in keys]
 
 
 def _from_path(admission: Admission, text: str) -> SteeringVector:

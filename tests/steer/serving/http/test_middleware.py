@@ -10,10 +10,13 @@ import fakes
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
+from starlette.routing import Route
 
 from steer.serving.engine import receipts
 from steer.serving.engine.admission import Admission
-from steer.serving.http.middleware import STEERED, Middleware
+from steer.serving.http.fields import Serving
+from steer.serving.http.middleware import Middleware
+from steer.serving.http.routes import KINDS, STEERED
 from steer.serving.settings import Settings
 from vectors.expression import parse
 
@@ -26,6 +29,14 @@ def receipt(response: int = 4) -> dict[str, Any]:
     terms = [{"term": "2*warm", "vector": "warm", "prompt_tokens": 3, "response_tokens": response}]
     counts = {"prompt_tokens": 3, "cached_tokens": 0, "response_tokens": response}
     return {"digest": "sha256:1", "expression": "2*warm", **counts, "terms": terms}
+
+
+async def nobody(request: Any) -> Any:
+    raise AssertionError("the middleware matches routes; the stand-in answers")
+
+
+ROUTES = [Route(path, nobody, methods=[method]) for method, path in KINDS if method in ("GET", "POST", "DELETE")]
+ROUTES += [Route(path, nobody, methods=["POST"]) for path in ("/a/route/of/tomorrow", "/new")]
 
 
 class Server:
@@ -70,7 +81,7 @@ def ask(
 
     scope = {"type": "http", "method": method, "path": path, "headers": [(b"content-length", b"%d" % len(content))]}
     receipts._CURRENT.set(None)
-    middleware = Middleware(server, lambda: (admission, served.__contains__))
+    middleware = Middleware(server, lambda: Serving(admission, served.__contains__), lambda: ROUTES)
     asyncio.run(middleware(scope, receive, send))
     head, *rest = sent
     return head["status"], dict(head["headers"]), b"".join(part["body"] for part in rest)
@@ -138,6 +149,22 @@ def test_other_requests_are_not_read(path: str, method: str) -> None:
         ({"model": "model", "vllm_xargs": {"steer": ["warm"]}}, 400, "not an expression"),
         ({"model": "model", "vllm_xargs": {"steer_resolved": 1}}, 400, "can't be set by a client"),
         ({"model": "model:friendly", "use_beam_search": True}, 400, "beam search can't be steered"),
+        ({"model": "model", "vllm_xargs": {"stear": "warm"}}, 400, "'vllm_xargs.stear' would be ignored"),
+        ({"model": "model", "vllm_xargs": {"steer": "warm", "Steering": 1}}, 400, "'vllm_xargs.Steering' would be"),
+        (
+            {"model": "model:friendly", "vllm_xargs": {"stear": "warm"}},
+            400,
+            'write {"vllm_xargs": {"steer": "0.8*warm"}}',
+        ),
+        ({"model": "model", "steer": "warm"}, 400, "'steer' would be ignored"),
+        ({"model": "model", "steering": None}, 400, "'steering' would be ignored"),
+        (
+            {"model": "model", "extra_body": {"vllm_xargs": {"steer": "warm"}}},
+            400,
+            "'extra_body.vllm_xargs.steer' would",
+        ),
+        ({"model": "model", "vllm_xarg": {"steer": "warm"}}, 400, "'vllm_xarg.steer' would be ignored"),
+        ({"model": "model", "sampling_params": {"steer": "warm"}}, 400, "'sampling_params.steer' would be ignored"),
     ],
 )
 def test_refusals_reach_no_engine(body: Any, status: int, reason: str) -> None:
@@ -183,7 +210,8 @@ def test_whatever_json_a_field_holds_it_is_an_answer_or_a_refusal(path: str, fie
             assert {"message", "type", "param", "code"} <= error.keys()
         asks_for_an_arm = field == "vllm_xargs" and model != "model"
         if asks_for_an_arm and not (value is None or isinstance(value, dict)):
-            assert (status, "not an object" in json.loads(content)["error"]["message"]) == (400, True)
+            reason = "not an object" if path in STEERED else "can't be steered"
+            assert (status, reason in json.loads(content)["error"]["message"]) == (400, True)
 
 
 @pytest.mark.parametrize("path", ["/invocations", "/inference/v1/generate", "/v1/audio/transcriptions", "/new"])
@@ -217,7 +245,8 @@ def test_a_client_that_hangs_up_leaves_no_traceback() -> None:
 
         admission = Admission(Settings(VECTORS, ARMS), fakes.HIDDEN, fakes.LAYERS, None)
         scope = {"type": "http", "method": "POST", "path": STEERED[0], "headers": []}
-        await Middleware(server, lambda: (admission, {"model"}.__contains__))(scope, gone, send)
+        serving = Serving(admission, {"model"}.__contains__)
+        await Middleware(server, lambda: serving, lambda: ROUTES)(scope, gone, send)
 
     asyncio.run(run())
     assert server.body is None
@@ -319,7 +348,7 @@ def test_state_that_is_not_there_yet_lets_requests_pass() -> None:
             return {"type": "http.request", "body": b"{}"}
 
         scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
-        await Middleware(server, lambda: None)(scope, nothing, nothing)
+        await Middleware(server, lambda: None, lambda: ROUTES)(scope, nothing, nothing)
 
     asyncio.run(run())
     assert server.body == b"{}"

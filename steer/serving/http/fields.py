@@ -1,0 +1,142 @@
+"""Where a request names an arm or an expression, and the mistakes that vLLM would ignore: `stear`, a top-level `steer`.
+
+vLLM ignores fields that it does not know, so a misspelt one would be answered unsteered.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from steer.serving.engine.admission import Admission
+from steer.serving.engine.resolved import EXPRESSION, RESOLVED
+
+ARGUMENTS = "vllm_xargs"  # the field of a request that holds its expression
+FORM = f'write {{"{ARGUMENTS}": {{"{EXPRESSION}": "0.8*warm"}}}}'
+# The header whose value SageMaker's route puts into the field `model`.
+ADAPTER_HEADER = b"x-amzn-sagemaker-adapter-identifier"
+
+_WORDS = ("steer", "steers", "steered", "steering", "stearing")
+# Fields in which clients put extra arguments by mistake. Others, such as `metadata` and `messages`, are the client's.
+_CONTAINERS = (
+    *("vllmxargs", "vllmargs", "vllmextraargs", "xargs", "extraargs", "extrabody", "extraparams", "extra"),
+    *("samplingparams", "samplingargs"),
+)
+
+
+class Serving(NamedTuple):
+    """What a server serves: its admission, and which names are models.
+
+    `any_model` is true where vLLM does not check names of models (VLLM_SKIP_MODEL_NAME_VALIDATION).
+    """
+
+    admission: Admission
+    is_model: Callable[[str], bool]
+    any_model: bool = False
+
+    def arm_of(self, model: Any) -> tuple[str, str] | None:
+        """The (model, arm) that the field `model` of a request names; None for a model, or for any other value."""
+        if not isinstance(model, str) or ":" not in model or self.is_model(model):
+            return None
+        base, _, arm = model.rpartition(":")
+        return (base, arm) if self.any_model or self.is_model(base) else None
+
+
+def parsed(text: str | bytes) -> Any:
+    """A JSON value; None for a text that is not JSON, which vLLM refuses itself."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def resembles_steer(key: str) -> bool:
+    """Whether a key looks like a misspelt `steer`."""
+    key = _plain(key)
+    return "steer" in key or any(_one_edit(key, word) for word in _WORDS)
+
+
+def misplaced(value: Mapping[str, Any]) -> str | None:
+    """The field in which a request misspells steering, or puts it where vLLM ignores it; None when there is none."""
+    extra = value.get(ARGUMENTS)
+    for key in extra if isinstance(extra, dict) else ():
+        if key not in (EXPRESSION, RESOLVED) and resembles_steer(key):
+            return f"{ARGUMENTS}.{key}"
+    for key, field in value.items():
+        if key == ARGUMENTS:
+            continue
+        if resembles_steer(key):
+            return key
+        plain = _plain(key)
+        if any(plain == name or _one_edit(plain, name) for name in _CONTAINERS):
+            inner = _asks(field)
+            if inner is not None:
+                return f"{key}.{inner}"
+    return None
+
+
+def steering_in(value: Any, serving: Serving) -> str | None:
+    """The field with which a request to a route that can't be steered asks for steering; None when it does not ask.
+
+    The whole JSON value is searched for arms as models and for expressions in extra arguments.
+    """
+    if isinstance(value, dict):
+        top = next((key for key in value if resembles_steer(key)), None)
+        if top is not None:
+            return top
+    rest = [value]
+    while rest:
+        item = rest.pop()
+        if isinstance(item, dict):
+            if serving.arm_of(item.get("model")) is not None:
+                return "model"
+            for key, field in item.items():
+                plain = _plain(key)
+                if any(plain == name or _one_edit(plain, name) for name in _CONTAINERS):
+                    inner = _asks(parsed(field) if isinstance(field, str) else field)
+                    if inner is not None:
+                        return f"{key}.{inner}"
+        if isinstance(item, dict | list):
+            rest += [part for part in _parts(item) if isinstance(part, dict | list)]
+    return None
+
+
+def _parts(item: Mapping[str, Any] | list[Any]) -> Iterable[Any]:
+    return item if isinstance(item, list) else item.values()
+
+
+def _asks(field: Any) -> str | None:
+    """The key in a mapping of extra arguments, or in one inside it, that looks like ours."""
+    if not isinstance(field, dict):
+        return None
+    for key, inner in field.items():
+        if resembles_steer(key):
+            return str(key)
+        if isinstance(inner, dict):
+            found = next((k for k in inner if resembles_steer(k)), None)
+            if found is not None:
+                return f"{key}.{found}"
+    return None
+
+
+def _plain(key: str) -> str:
+    """A key in lower case without separators."""
+    return "".join(character for character in key.casefold() if character.isalnum())
+
+
+def _one_edit(text: str, word: str) -> bool:
+    """Whether one letter added, left out, replaced, or two neighbours exchanged, turn `text` into `word`; or none."""
+    if abs(len(text) - len(word)) > 1:
+        return False
+    start = 0
+    while start < min(len(text), len(word)) and text[start] == word[start]:
+        start += 1
+    a, b = text[start:], word[start:]
+    return (
+        a == b
+        or a[1:] == b[1:]
+        or a[1:] == b
+        or a == b[1:]
+        or (len(a) > 1 and len(b) > 1 and a[:2] == b[1::-1] and a[2:] == b[2:])
+    )
