@@ -112,7 +112,7 @@ def _resolve(
 ) -> tuple[Composition, dict[str, SteeringVector]]:
     if isinstance(item, SteeringVector):
         return Composition((Term("add", "vector"),)), {"vector": item}
-    return compose(str(item), bindings)
+    return compose(str(item), bindings, allow_strength=True)
 
 
 def _plan(moves: dict[int, list[_Move]], term: Term, vector: SteeringVector, row: int | None) -> None:

@@ -1,12 +1,16 @@
-"""Whether a steering vector fits a model: its hidden size, its layers, and the model it was extracted from."""
+"""Whether a steering vector fits a model (its hidden size, layers and base), and a composition its recommendations."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vectors.errors import ArtifactError
+from vectors.expression import Composition
 from vectors.steering import SteeringVector, spans
+
+BEYOND = 20  # times the recommended strength that a composition may have without --allow-strength
 
 
 def problems(
@@ -48,3 +52,35 @@ def require(vectors: Iterable[tuple[str, SteeringVector]], **model: Any) -> None
             list(dict.fromkeys(reasons)),
             "use vectors of this model, or allow others of the same size: --any-base",
         )
+
+
+def problems_of_strength(composition: Composition, vectors: Mapping[str, SteeringVector]) -> list[str]:
+    """Every vector that a composition uses more than `BEYOND` times as strongly as the vector's file recommends.
+
+    The strengths of terms of one vector are added by magnitude, also where their scopes differ; a `clamp` counts with
+    its level, an `ablate` against strength 1, which removes all. A vector without a recommendation has no limit.
+    """
+    reasons = []
+    for name in composition.names:
+        recommended = recommended_strength(vectors[name]) if name in vectors else None
+        if recommended is None:
+            continue
+        terms = [term for term in composition.terms if term.name == name]
+        strength = sum(abs(term.value) for term in terms if term.operation != "ablate")
+        ablated = sum(abs(term.value) for term in terms if term.operation == "ablate")
+        if strength > BEYOND * recommended:
+            reasons.append(
+                f"{name} has strength {strength:g}, {strength / recommended:.3g} times the {recommended:g} recommended"
+            )
+        if ablated > BEYOND:
+            reasons.append(f"ablate({name}) has strength {ablated:g}; 1 removes the direction")
+    return reasons
+
+
+def recommended_strength(vector: SteeringVector) -> float | None:
+    """The magnitude of the strength that a vector's file recommends; None where it recommends none."""
+    recommended = vector.metadata.get("recommended")
+    strength = recommended.get("strength") if isinstance(recommended, Mapping) else None
+    if isinstance(strength, bool) or not isinstance(strength, int | float):
+        return None
+    return abs(strength) if math.isfinite(strength) and strength else None

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from vectors import fit
 from vectors.errors import ExpressionError, SteerError, guess
 from vectors.expression import Composition, Term, parse
 from vectors.steering import SteeringVector, spans
@@ -32,11 +33,13 @@ def compose(
     strength: float = 1.0,
     *,
     resolvers: Sequence[Resolver] | None = None,
+    allow_strength: bool = False,
 ) -> tuple[Composition, dict[str, SteeringVector]]:
     """Parse an expression, or take the path of one vector, and load every vector that it names.
 
     Names are looked up in `bindings`, then in `resolvers` in order, by default in the current folder. `strength` scales
-    the composition. All problems are reported at once. Raises ExpressionError.
+    the composition, which is refused where it is far beyond a recommended one (`fit.problems_of_strength`), unless
+    `allow_strength` is set. All problems are reported at once. Raises ExpressionError.
     """
     bindings = dict(bindings or {})
     path = Path(text)
@@ -66,9 +69,14 @@ def compose(
             if missing:
                 problems.append(f"the vector {term.name} holds no layer {spans(missing)}")
                 hints.append(f"it holds {spans(vectors[term.name].layers)}")
+    composition = composition if strength == 1 else composition.scaled(strength)
+    excessive = [] if allow_strength else fit.problems_of_strength(composition, vectors)
+    if excessive:
+        problems += excessive
+        hints.append("use a smaller strength, or allow this one: --allow-strength")
     if problems:
         raise ExpressionError(problems, "; ".join(dict.fromkeys(hints)))
-    return (composition if strength == 1 else composition.scaled(strength)), vectors
+    return composition, vectors
 
 
 def bindings_resolver(bindings: Mapping[str, str | Path | SteeringVector]) -> Resolver:
@@ -85,12 +93,16 @@ def folder_resolver(folder: Path = Path()) -> Resolver:
     """A resolver for `NAME.safetensors` in a folder; names with path separators are not looked up."""
 
     def find(name: str) -> SteeringVector | None:
-        file = Path(f"{name}.safetensors")
-        if file.name != str(file) or not os.path.isfile(folder / file):
-            return None
-        return SteeringVector.load(folder / file)
+        file = file_of(name, folder)
+        return None if file is None else SteeringVector.load(file)
 
     return Resolver(find, lambda: [file.stem for file in folder.glob("*.safetensors")])
+
+
+def file_of(name: str, folder: Path = Path()) -> Path | None:
+    """The file `NAME.safetensors` in a folder; None where it is missing, or where the name holds a path separator."""
+    file = Path(f"{name}.safetensors")
+    return folder / file if file.name == str(file) and os.path.isfile(folder / file) else None
 
 
 def _find(name: str, resolvers: Sequence[Resolver]) -> SteeringVector:

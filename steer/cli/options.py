@@ -95,6 +95,13 @@ class AnyBase:
     any_base: bool = option(False, help="Allow vectors of other models of the same size.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class AllowStrength:
+    """Whether strengths far beyond the recommended one are allowed."""
+
+    allow_strength: bool = option(False, help="Allow strengths beyond twenty times the recommended one.")
+
+
 def size(text: str) -> int:
     """A size such as 2GiB, 500MB or a number of bytes. Raises UsageError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)

@@ -47,6 +47,7 @@ class FoldSettings:
     prompts: Sequence[str] | None = None
     vllm: bool | None = None
     any_base: bool = False
+    allow_strength: bool = False
     device: str = "auto"
     threads: int | None = None
 
@@ -58,7 +59,7 @@ def fold(settings: FoldSettings, *, on_event: OnEvent = ignore) -> dict[str, Any
     the written model differs from the steered one, in which case the output is removed.
     """
     started = time.monotonic()
-    composition, vectors = compose(settings.composition, settings.vectors)
+    composition, vectors = compose(settings.composition, settings.vectors, allow_strength=settings.allow_strength)
     effects = effects_of(composition, vectors)
     source = open_source(settings.model)
     check_vectors(source, vectors, settings.any_base)

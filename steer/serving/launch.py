@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from steer.serving import keys
 from steer.serving.settings import CONFIG, NAME
 from vectors.errors import OutputError, SteerError, UsageError
 from vectors.events import Event, OnEvent, ignore
@@ -64,11 +65,13 @@ def served(
     log: Path | None = None,
     on_event: OnEvent = ignore,
     environment: Mapping[str, str] | None = None,
+    api_keys: Sequence[str] = (),
 ) -> Iterator[Server]:
     """A context manager: a running server that answers requests, ended on exit.
 
-    `settings` are the values of `serving.settings`, with absolute paths. `on_event` gets an event for every stage of
-    the start. On exit, also by an error, no process is left, and no file but the log of a server that died.
+    `settings` are the values of `serving.settings`, with absolute paths. `api_keys` reach the process through its
+    environment, so that no list of processes shows them. `on_event` gets an event for every stage of the start. On
+    exit, also by an error, no process is left, and no file but the log of a server that died.
     Raises UsageError, OutputError, ServerError.
     """
     if importlib.util.find_spec("vllm") is None:
@@ -77,6 +80,7 @@ def served(
             "pip install 'steer-workbench[vllm]' on a machine with a GPU; without a GPU, make setup",
         )
     _check_port(host, port)
+    environment = {**(environment or {}), keys.KEYS: json.dumps(list(api_keys))}
     temporary = Path(tempfile.gettempdir()).absolute()
     remove_leftovers(temporary)  # folders of servers whose launcher was killed
     with temporary_folder(temporary / "steer-serve") as folder:
@@ -98,7 +102,7 @@ def _served(
     flags: Sequence[str],
     log: Path | None,
     on_event: OnEvent,
-    environment: Mapping[str, str] | None,
+    environment: Mapping[str, str],
 ) -> Iterator[Server]:
     """Start the server and end it; `folder` holds its settings, and its log unless `log` names another file."""
     log = log or folder / "vllm.log"
@@ -118,7 +122,7 @@ def _served(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **_environment(folder / "steer.json"), **(environment or {})},
+            env={**os.environ, **_environment(folder / "steer.json"), **environment},
             start_new_session=True,
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )

@@ -9,6 +9,7 @@ file yourself:
     directions: 4      # most projections (ablate, clamp) of one composition at one layer
     folders: [vectors]     # where POST /steer/vectors may load from; none by default
     any_base: false    # true allows vectors of other models of the same size
+    allow_strength: false  # true allows strengths beyond twenty times the recommended one
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Settings:
     directions: int = DIRECTIONS
     folders: tuple[Path, ...] = ()
     any_base: bool = False
+    allow_strength: bool = False
 
     def graph(self) -> dict[str, int]:
         """The settings that the compiled graph depends on, for vLLM's cache key."""
@@ -68,7 +70,8 @@ def check(values: Mapping[str, Any], folder: Path) -> Settings:
     """Settings from the values of a YAML file; paths are relative to `folder`. Raises UsageError with every problem."""
     problems: list[str] = []
     hints: list[str] = []
-    known = ("vectors", "arms", "rows", "directions", "folders", "any_base")
+    switches = ("any_base", "allow_strength")
+    known = ("vectors", "arms", "rows", "directions", "folders", *switches)
     problems += [f"the settings have no {key!r}" for key in values if key not in known]
     vectors = _vectors(values.get("vectors") or {}, folder, problems, hints)
     arms = _arms(values.get("arms") or {}, vectors, values.get("vectors") or {}, problems, hints)
@@ -85,11 +88,14 @@ def check(values: Mapping[str, Any], folder: Path) -> Settings:
         if not path.is_dir():
             problems.append(f"the folder {path} does not exist")
             hints.append("vectors can only be loaded from folders that exist")
-    if not isinstance(values.get("any_base", False), bool):
-        problems.append(f"any_base is {values['any_base']!r}, not true or false")
+    problems += [
+        f"{name} is {values[name]!r}, not true or false"
+        for name in switches
+        if not isinstance(values.get(name, False), bool)
+    ]
     if problems:
         raise UsageError(problems, "; ".join(dict.fromkeys(hints)) or f"the settings are {', '.join(known)}")
-    return Settings(vectors, arms, **sizes, folders=tuple(paths), any_base=bool(values.get("any_base")))
+    return Settings(vectors, arms, **sizes, folders=tuple(paths), **{name: bool(values.get(name)) for name in switches})
 
 
 def _vectors(values: Any, folder: Path, problems: list[str], hints: list[str]) -> dict[str, SteeringVector]:

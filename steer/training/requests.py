@@ -201,6 +201,9 @@ class CompositionRequest(BakeRequest):
     prompts: Path | None = option(
         None, help="Prompts, one per line: to distil on, or to prove a fold on.", group="Composition"
     )
+    allow_strength: bool = option(
+        False, help="Allow strengths beyond twenty times the recommended one.", group="Composition"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

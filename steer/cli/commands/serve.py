@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,12 @@ import click
 
 from steer.cli import options, output, requests
 from steer.cli.output import out
+from vectors.errors import ExpressionError
 from vectors.registry.options import option
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(options.Bindings, options.AnyBase):
+class Request(options.Bindings, options.AnyBase, options.AllowStrength):
     """The arguments and options of `steer serve`."""
 
     model: str = option(help="The model to serve: " + options.A_MODEL, argument=True, complete="models")
@@ -40,6 +42,14 @@ class Request(options.Bindings, options.AnyBase):
     folders: tuple[Path, ...] = option(
         (), help="A folder that POST /steer/vectors may load from; may be given several times.", flag="--vector-folder"
     )
+    api_key_file: Path | None = option(
+        None,
+        help="A file with the keys that requests must carry, one a line.",
+        default_text="the key in STEER_API_KEY or VLLM_API_KEY; without one, no key is asked for",
+    )
+    api_key: tuple[str, ...] = option(
+        (), help="The key that requests must carry. Lists of processes show it: prefer --api-key-file.", metavar="KEY"
+    )
     log: Path | None = option(None, help="The file for vLLM's output.", default_text="a temporary file")
 
 
@@ -49,7 +59,7 @@ class Request(options.Bindings, options.AnyBase):
     examples="""
     steer serve smollm2 --vector warm=warm.safetensors
     steer serve smollm2 --vector warm=w.safetensors --vector formal=f.safetensors --arm friendly='1.2*warm - 0.4*formal'
-    steer serve org/name --vector warm=warm.safetensors --port 8001 -- --max-model-len 4096 --api-key secret
+    steer serve org/name --vector warm=warm.safetensors --port 8001 --api-key-file key.txt -- --max-model-len 4096
     """,
 )
 @requests.takes(Request)
@@ -58,23 +68,29 @@ def command(flags: tuple[str, ...], **values: Any) -> None:
     """Serve a model with vLLM, steered per request.
 
     A request names an arm as its model (MODEL:NAME), or has an expression in vllm_xargs: {"steer": "0.8*warm"}.
-    Everything after -- is passed to `vllm serve` unchanged.
+    Everything after -- is passed to `vllm serve` unchanged. A name in an arm is given by --vector, or stands for
+    NAME.safetensors in the current folder.
     """
     request = requests.build(Request, values)
     model = request.model
+    vectors = {**_in_this_folder(request), **request.vectors}
     settings: dict[str, Any] = {
-        "vectors": {name: str(path.expanduser().absolute()) for name, path in request.vectors.items()},
+        "vectors": {name: str(path.expanduser().absolute()) for name, path in vectors.items()},
         "arms": dict(request.arms),
         "rows": request.steer_rows,
         "directions": request.steer_directions,
         "folders": [str(folder.expanduser().absolute()) for folder in request.folders],
         "any_base": request.any_base,
+        "allow_strength": request.allow_strength,
     }
-    from steer.serving import launch
+    from steer.serving import keys, launch
     from steer.serving.engine import admission
     from steer.serving.settings import check
     from vectors import references
 
+    given = keys.api_keys(flags, request.api_key, request.api_key_file, os.environ)
+    if given.visible:
+        out.warn(f"lists of processes show the API key, since it is an argument; {keys.INSTEAD}")
     output.say_preparing(model)
     source = references.resolve(model)
     identity = references.identity(source)
@@ -90,8 +106,8 @@ def command(flags: tuple[str, ...], **values: Any) -> None:
         with out.progress() as on_event:
             server = stack.enter_context(
                 launch.served(
-                    source.path, settings, name=name, host=request.host, port=request.port, flags=flags,
-                    log=request.log, on_event=on_event,
+                    source.path, settings, name=name, host=request.host, port=request.port,
+                    flags=given.flags, log=request.log, on_event=on_event, api_keys=given.keys,
                 )
             )  # fmt: skip
         arms = {f"{name}:{arm}": str(composition) for arm, composition in checked.arms.items()}
@@ -105,6 +121,19 @@ def command(flags: tuple[str, ...], **values: Any) -> None:
         except SystemExit as ended:  # SIGTERM also ends the server, and is no error
             raise SystemExit(ended.code) from None
     out.say("the server has ended")
+
+
+def _in_this_folder(request: Request) -> dict[str, Path]:
+    """The files NAME.safetensors of the current folder for names in arms that no --vector binds."""
+    from vectors.expression import parse
+    from vectors.resolve import file_of
+
+    files: dict[str, Path] = {}
+    for text in request.arms.values():
+        with contextlib.suppress(ExpressionError):  # reported with the other problems of the settings
+            names = [name for name in parse(text).names if name not in request.vectors]
+            files |= {name: file for name in names if (file := file_of(name)) is not None}
+    return files
 
 
 def _say_ready(url: str, log: Path, name: str, arms: dict[str, str], vector: str) -> None:

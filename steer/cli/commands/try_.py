@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(options.Bindings, options.AnyBase, options.Devices, options.Seeded):
+class Request(options.Bindings, options.AnyBase, options.AllowStrength, options.Devices, options.Seeded):
     """The arguments and options of `steer try`."""
 
     expression: str = option(
@@ -49,6 +49,7 @@ def command(**values: Any) -> None:
     an expression is given by --vector, or stands for NAME.safetensors in the current folder.
     """
     request = requests.build(Request, values)
+    from vectors import fit
     from vectors.resolve import compose
 
     errors: list[SteerError] = []
@@ -58,10 +59,13 @@ def command(**values: Any) -> None:
         if any(not prompt.strip() for prompt in request.prompts):
             raise UsageError("a prompt is empty", 'give a text: -p "…"')
     with kept(errors):
-        composition, vectors = compose(request.expression, request.vectors)
+        composition, vectors = compose(request.expression, request.vectors, allow_strength=True)
     raise_together(errors)
-    for strength in strengths:
-        composition.scaled(strength)  # raises for an expression that can't be scaled, before a model is loaded
+    # Raises for an expression that can't be scaled, before a model is loaded.
+    scaled = [composition.scaled(strength) for strength in strengths]
+    excessive = [] if request.allow_strength else [p for c in scaled for p in fit.problems_of_strength(c, vectors)]
+    if excessive:
+        raise UsageError(excessive, "use smaller strengths, or allow these: --allow-strength")
     reference = request.model or base_reference(vectors)
 
     from probes.models.loading import find, load

@@ -79,6 +79,9 @@ class Admission:
                 reasons.append(f"{term.name} holds no layer {spans(missing)}; it holds {spans(vector.layers)}")
         if reasons:
             return reasons
+        if not self.settings.allow_strength:
+            excessive = fit.problems_of_strength(composition, vectors)
+            reasons += [f"{reason} (the server was started without --allow-strength)" for reason in excessive]
         if not largest(composition, vectors) < LARGEST:
             reasons.append(f"{composition} is too large for float32")
         directions, slots = directions_needed(composition, vectors), slots_needed(composition)

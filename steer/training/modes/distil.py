@@ -80,7 +80,7 @@ def mode(request: DistilRequest) -> Mode:
         text = request.teacher_prompt
         return Mode("distil", text, divergence, prepare, inputs, teacher=lambda loaded: teachers.by_prompt(text))
     assert request.composition is not None
-    composition, vectors = compose(request.composition, request.vectors)
+    composition, vectors = compose(request.composition, request.vectors, allow_strength=request.allow_strength)
     check_vectors(open_source(request.model), vectors, request.any_base)
     inputs |= {f"vector {name}": vector.digest for name, vector in vectors.items()}
 

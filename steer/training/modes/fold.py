@@ -44,6 +44,7 @@ def run(request: FoldRequest, *, on_event: OnEvent = ignore) -> dict[str, Any]:
     settings = FoldSettings(
         request.composition, request.model, request.out, vectors=request.vectors, via=request.via,
         prompts=read_prompts(request.prompts)[0] if request.prompts else None, any_base=request.any_base,
+        allow_strength=request.allow_strength,
         vllm=False if request.skip_vllm else None, device=request.device, threads=request.threads,
     )  # fmt: skip
     return fold(settings, on_event=on_event)

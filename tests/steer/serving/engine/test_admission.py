@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -222,3 +223,46 @@ def test_pinning_is_a_function_of_text_and_vectors() -> None:
     assert ResolvedRequest.of(None) is ResolvedRequest.of({}) is ResolvedRequest.of({"other": 1}) is None
     with pytest.raises(RuntimeError, match="did not pass admission"):
         ResolvedRequest.of({"steer": "warm"})
+
+
+def test_arms_come_and_go_while_it_serves() -> None:
+    found = admission(arms={"friendly": parse("2*warm")})
+    resolved = found.add_arm("calm-down", "calm - 0.5*formal")
+    assert resolved == fakes.resolve("calm - 0.5*formal", VECTORS)
+    assert found.add_arm("calm-down", "calm-0.5*formal") == resolved, "the same again is no conflict"
+    for name, text, reason in (
+        ("calm-down", "calm", "an arm is called 'calm-down' already"),
+        ("x", "2*nobody", "arm 'x': no vector is called 'nobody'"),
+        ("x", "warm +", "a term expected"),
+        ("a:b", "warm", "can't be part of a model's name"),
+        ("..", "warm", "can't be part of a model's name"),
+        ("", "warm", "can't be part of a model's name"),
+    ):
+        with pytest.raises(SteerError, match=re.escape(reason)):
+            found.add_arm(name, text)
+    with pytest.raises(UsageError, match="'calm' is part of the arm calm-down"):
+        found.unbind("calm")
+    assert str(found.remove_arm("calm-down")) == "calm - 0.5*formal"
+    found.unbind("calm")
+    found.remove_arm("friendly")
+    assert found.arms == {}
+    with pytest.raises(UsageError, match="no arm is called 'friendly'"):
+        found.remove_arm("friendly")
+
+
+def test_arms_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steer.serving.engine.admission.ARMS", 2)
+    found = admission()
+    found.add_arm("a", "warm")
+    found.add_arm("b", "warm")
+    found.add_arm("b", "warm")
+    with pytest.raises(UsageError, match="has 2 arms, the most it keeps"):
+        found.add_arm("c", "warm")
+
+
+def test_a_strength_far_beyond_the_recommended_one_needs_a_server_that_allows_it() -> None:
+    warm = SteeringVector(dict(VECTORS["warm"].layers), metadata={"recommended": {"strength": 1.0}})
+    assert admission(vectors={"warm": warm}).resolve("20*warm").expression == "20*warm"
+    with pytest.raises(SteerError, match=r"20.5 times the 1 recommended .*--allow-strength"):
+        admission(vectors={"warm": warm}).resolve("20.5*warm")
+    assert admission(vectors={"warm": warm}, allow_strength=True).resolve("1e9*warm").expression == "1000000000*warm"

@@ -36,8 +36,9 @@ def free_port() -> int:
 class Serving:
     """`steer serve` on a pico model."""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    def __init__(self, folder: Path, *flags: str, key: str | None = None) -> None:
         folder.mkdir(exist_ok=True)
+        (folder / "key.txt").write_text(key or "")
         self.folder, self.port = folder, free_port()
         self.model = save_model(folder, "llama")
         self.vectors = random_vectors(folder)
@@ -46,7 +47,8 @@ class Serving:
         self.err = (folder / "err.txt").open("w")
         command = [
             *(*STEER, "serve", str(self.model)),
-            *("--vector", f"warm={self.vectors['warm']}", "--vector", f"formal={self.vectors['formal']}"),
+            *("--vector", f"warm={self.vectors['warm']}"),  # formal.safetensors lies in the current folder
+            *(("--api-key-file", str(folder / "key.txt")) if key else ()),
             *("--arm", "friendly=1.2*warm - 0.4*formal", "--port", str(self.port)),
             *("--vector-folder", str(folder / "more"), "--log", str(folder / "vllm.log"), "--"),
             *(
@@ -61,7 +63,11 @@ class Serving:
             ),
         ]
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=self.err, env={**os.environ, **ENVIRONMENT, **environment}
+            command,
+            stdout=subprocess.PIPE,
+            stderr=self.err,
+            env={**os.environ, **ENVIRONMENT, **environment},
+            cwd=folder,
         )
 
     def wait(self) -> None:
@@ -101,7 +107,7 @@ class Serving:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    serving = Serving(tmp_path_factory.mktemp("server"), "--api-key", KEY)
+    serving = Serving(tmp_path_factory.mktemp("server"), key=KEY)
     serving.wait()
     yield serving
     serving.close()
@@ -194,6 +200,12 @@ def test_the_openai_client_sees_arms_and_receipts(server: Serving) -> None:
         (steer(5), 400, "not an expression"),
         (steer("warm[77]"), 400, "warm holds no layer 77"),
         ({"model": "pico:unfriendly"}, 404, "arms: pico:friendly"),
+        ({"vllm_xargs": {"stear": "warm"}}, 400, "'vllm_xargs.stear' would be ignored"),
+        ({"vllm_xargs": []}, 400, ""),
+        ({"vllm_xargs": ""}, 400, ""),
+        ({"vllm_xargs": 0}, 400, ""),
+        ({"vllm_xargs": False}, 400, ""),
+        ({"steer": "warm"}, 400, "'steer' would be ignored"),
         ({"model": "pico:friendly", **steer("warm")}, 400, "give one"),
         ({"vllm_xargs": {"steer_resolved": "warm"}}, 400, "can't be set by a client"),
         ({"model": "other"}, 404, "does not exist"),
@@ -295,6 +307,83 @@ def test_loading_by_path_stays_in_its_folders(server: Serving) -> None:
     assert load("inner.safetensors")[0] == 200
     assert chat(server, **steer("'by-path'"))[0] == 200
     assert server.call("DELETE", "/steer/vectors/by-path")[0] == 200  # other tests read what is loaded
+
+
+def test_arms_are_added_and_taken_while_it_serves(server: Serving) -> None:
+    body = {"name": "cold", "expression": "-1.5*warm"}
+    assert chat(server, "pico:cold")[0] == 404
+    status, _, added = server.call("POST", "/steer/arms", body)
+    assert (status, added["expression"]) == (200, "-1.5*warm")
+    assert "pico:cold" in [card["id"] for card in server.call("GET", "/v1/models")[2]["data"]]
+    assert server.call("GET", "/steer/arms")[2]["arms"]["cold"] == {k: added[k] for k in ("expression", "digest")}
+    _, headers, answer = chat(server, "pico:cold")
+    assert headers["x-steer-arm"] == answer["steer"]["arm"] == "cold"
+    assert headers["x-steer-digest"] == answer["steer"]["digest"] == added["digest"]
+    assert server.call("POST", "/steer/arms", {**body, "expression": "warm"})[0] == 400
+    assert server.call("POST", "/steer/arms", {"name": "bad", "expression": "2*nobody"})[0] == 400
+    assert server.call("POST", "/steer/arms", body, key=None)[0] == 401
+    assert server.call("DELETE", "/steer/arms/cold", key="wrong")[0] == 401
+    assert server.call("DELETE", "/steer/arms/cold")[0] == 200
+    assert server.call("DELETE", "/steer/arms/cold")[0] == 404
+    assert chat(server, "pico:cold")[0] == 404
+    text = server.call("GET", "/metrics")[2]
+    refused = next(line for line in text.splitlines() if line.startswith('steer:refused_total{reason="arm"}'))
+    assert float(refused.split()[-1]) >= 2
+
+
+@pytest.mark.parametrize("body", [{"model": "pico:friendly"}, {"model": "pico", "vllm_xargs": {"steer": "warm"}}])
+def test_other_generating_routes_refuse_to_steer(server: Serving, body: dict[str, Any]) -> None:
+    more = {"messages": MESSAGES, "prompt": "the warm", "max_tokens": 2, "token_ids": [5, 6], "sampling_params": {}}
+    for path in ("/invocations", "/inference/v1/generate", "/v1/chat/completions/batch", "/v1/completions/render"):
+        status, headers, answer = server.call("POST", path, {**more, **body})
+        assert (status, "can't be steered" in answer["error"]["message"]) == (400, True), (path, answer)
+        assert "x-steer-digest" not in headers
+    assert server.call("POST", "/invocations", {**more, "model": "pico"})[0] == 200
+    status, _, tokens = server.call("POST", "/tokenize", {"model": "pico:friendly", "prompt": "the warm"})
+    assert (status, tokens["count"] > 0) == (200, True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_no_list_of_processes_shows_the_api_key(server: Serving) -> None:
+    shown = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in {server.process.pid, *children(server.process.pid)}]
+    assert len(shown) >= 3
+    assert not any(KEY.encode() in line for line in shown)
+    assert KEY not in (server.folder / "vllm.log").read_text() + server.said()
+
+
+def test_header_receipt_and_what_was_applied_agree_while_a_name_is_rebound(server: Serving) -> None:
+    """A name changes between two vectors under requests: each answer is that of the vector its receipt names."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    contents = {name: server.vectors[name].read_bytes() for name in ("calm", "formal")}
+    digests = {server.call("POST", f"/steer/vectors?name=ref-{n}", raw=c)[2]["digest"]: n for n, c in contents.items()}
+    ask = lambda name: chat(server, logprobs=True, max_tokens=6, **steer(f"3*'{name}'"))  # noqa: E731
+    scores = lambda answer: [t["logprob"] for t in answer["choices"][0]["logprobs"]["content"]]  # noqa: E731
+    expected = {name: scores(ask(f"ref-{name}")[2]) for name in contents}
+    gap = max(abs(a - b) for a, b in zip(*expected.values(), strict=True))
+    assert gap > 0.1
+    server.call("POST", "/steer/vectors?name=turning", raw=contents["calm"])
+    applied: dict[str, int] = dict.fromkeys(contents, 0)
+    with ThreadPoolExecutor(6) as pool:
+        running = [pool.submit(ask, "turning") for _ in range(60)]
+        for i in range(40):
+            name = ("formal", "calm")[i % 2]
+            assert server.call("DELETE", "/steer/vectors/turning")[0] == 200
+            assert server.call("POST", "/steer/vectors?name=turning", raw=contents[name])[0] == 200
+        answers = [future.result() for future in running]
+    for status, headers, answer in answers:
+        assert status in (200, 400), answer
+        if status == 400:
+            assert "no vector is called 'turning'" in answer["error"]["message"]
+            continue
+        assert headers["x-steer-digest"] == answer["steer"]["digest"]
+        name = digests[answer["steer"]["terms"][0]["vector_digest"]]
+        applied[name] += 1
+        distance = {n: max(abs(a - b) for a, b in zip(scores(answer), e, strict=True)) for n, e in expected.items()}
+        assert distance[name] < 1e-3 < distance[next(n for n in contents if n != name)], (name, distance)
+    assert min(applied.values()) > 0, applied
+    for name in ("turning", "ref-calm", "ref-formal"):
+        assert server.call("DELETE", f"/steer/vectors/{name}")[0] == 200
 
 
 def test_bad_vector_files_are_refused(server: Serving) -> None:

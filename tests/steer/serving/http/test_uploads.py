@@ -140,3 +140,15 @@ def test_names_that_no_delete_could_name_are_refused(name: str) -> None:
     with pytest.raises(SteerError, match="can't be part of a path"):
         received(request)
     assert request.read == 0
+
+
+def test_an_arm_is_a_name_and_an_expression() -> None:
+    def arm(body: Any) -> tuple[str, str]:
+        return asyncio.run(uploads.received_arm(Request([json.dumps(body).encode()], None)))
+
+    assert arm({"name": "friendly", "expression": "2*warm"}) == ("friendly", "2*warm")
+    for body in ({}, {"name": "a"}, {"name": "a", "expression": 5}, [], None, "a=b", {"name": "a", "steer": "b"}):
+        with pytest.raises(SteerError, match=r"the body is not \{name, expression\}"):
+            arm(body)
+    with pytest.raises(SteerError, match="the body has 'vectors', which means nothing here"):
+        arm({"name": "a", "expression": "warm", "vectors": {}})
