@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 
 class SteerError(Exception):
@@ -53,7 +54,11 @@ class ModelError(SteerError):
 
 
 class OutputError(SteerError):
-    """A file that can't be written."""
+    """A file that can't be written: `path`, where it is one file."""
+
+    def __init__(self, problems: str | Sequence[str], hint: str = "", *, path: Path | None = None) -> None:
+        super().__init__(problems, hint)
+        self.path = path
 
 
 def guess(name: str, known: Iterable[str]) -> str:

@@ -36,7 +36,7 @@ from merges.recipes.plan import Plan
 from vectors.errors import ArtifactError, ModelError
 from vectors.events import Event, OnEvent, counter, ignore
 from vectors.storage.files import canonical_json, digest_file, write_atomically
-from vectors.storage.folders import remove_unfinished, require_free_output, work_folder
+from vectors.storage.folders import hidden_name, remove_unfinished, require_free_output, work_folder
 from vectors.weights import NAMES
 
 JOURNAL = "progress.json"
@@ -45,7 +45,7 @@ PARTIAL = r"[0-9a-f]{16}\.partial"  # after the output's name
 
 def partial_folder(plan: Plan, out: Path) -> Path:
     """The folder in which this plan's files for `out` are written until they are complete."""
-    return out.absolute().parent / f".{out.name}.{plan.digest[7:23]}.partial"
+    return out.absolute().with_name(hidden_name(out, f"{plan.digest[7:23]}.partial"))
 
 
 def write_model(plan: Plan, out: Path, *, on_event: OnEvent = ignore) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from steer.serving.settings import CONFIG, NAME
 from vectors.errors import OutputError, SteerError, UsageError
 from vectors.events import Event, OnEvent, ignore
 from vectors.storage.files import write_atomically
-from vectors.storage.locks import remove_leftovers, temporary_folder
+from vectors.storage.locks import remove_leftovers, temporary_folder_and_lock
 
 GRACE = (20.0, 5.0, 5.0)  # seconds to wait for the end after SIGINT, SIGTERM and SIGKILL
 STARTING = 2.0  # seconds after SIGINT before the server has answered once: it has no requests to finish
@@ -83,9 +83,9 @@ def served(
     environment = {**(environment or {}), keys.KEYS: json.dumps(list(api_keys))}
     temporary = Path(tempfile.gettempdir()).absolute()
     remove_leftovers(temporary)  # folders of servers whose launcher was killed
-    with temporary_folder(temporary / "steer-serve") as folder:
+    with temporary_folder_and_lock(temporary / "steer-serve") as (folder, lock):
         try:
-            with _served(model, settings, folder, name, host, port, flags, log, on_event, environment) as server:
+            with _served(model, settings, folder, lock, name, host, port, flags, log, on_event, environment) as server:
                 yield server
         except ServerError as error:
             raise _with_saved_log(error, folder) from error
@@ -96,6 +96,7 @@ def _served(
     model: Path,
     settings: Mapping[str, Any],
     folder: Path,
+    lock: int,
     name: str,
     host: str,
     port: int,
@@ -104,7 +105,10 @@ def _served(
     on_event: OnEvent,
     environment: Mapping[str, str],
 ) -> Iterator[Server]:
-    """Start the server and end it; `folder` holds its settings, and its log unless `log` names another file."""
+    """Start the server and end it; `folder` holds its settings, and its log unless `log` names another file.
+
+    `lock` is the folder's: the server inherits it, so that the folder stays until both have ended.
+    """
     log = log or folder / "vllm.log"
     write_atomically(folder / "steer.json", json.dumps(settings).encode())
     arguments = ["--host", host, "--port", str(port), *flags]
@@ -124,14 +128,25 @@ def _served(
             stderr=subprocess.STDOUT,
             env={**os.environ, **_environment(folder / "steer.json"), **environment},
             start_new_session=True,
+            pass_fds=(lock,),
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
     server = Server(process, f"http://{host}:{port}", log)
     try:
         server.wait_until_ready(on_event)
         yield server
+    except (KeyboardInterrupt, SystemExit):
+        if not server.answered and log.parent == folder:  # the log goes with the folder
+            on_event(Event("ending the server", message=_tail(log)))
+        raise
     finally:
         server.end()
+
+
+def _tail(log: Path) -> str:
+    """The last lines of the log of a server that was ended before it answered."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LINES:]
+    return "\n".join(["the last lines of the server's log, which had not answered yet:", *lines] if lines else [])
 
 
 def _with_saved_log(error: ServerError, folder: Path) -> ServerError:

@@ -16,7 +16,7 @@ from vectors.storage import folders
 
 def path_of(out: Path) -> Path:
     """The work folder of an output."""
-    return out.absolute().parent / f".{out.name}.bake"
+    return out.absolute().with_name(folders.hidden_name(out, "bake"))
 
 
 def can_resume(out: Path, identity: Mapping[str, Any]) -> bool:

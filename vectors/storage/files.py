@@ -193,4 +193,4 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def cannot_write(path: Path, error: OSError) -> OutputError:
     """The OutputError for an OSError of writing `path`, with a hint that fits it."""
     hint = "free some space, or choose another --out" if error.errno in FULL else "choose another --out"
-    return OutputError(f"{path} can't be written: {error.strerror or error}", hint)
+    return OutputError(f"{path} can't be written: {error.strerror or error}", hint, path=path)

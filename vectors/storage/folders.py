@@ -18,7 +18,7 @@ from typing import Any
 
 from vectors.errors import OutputError, UsageError
 from vectors.storage.files import FULL, cannot_write, canonical_json, digest_json, permissions, write_atomically
-from vectors.storage.locks import Busy, locked, remove_leftovers, temporary_folder
+from vectors.storage.locks import Busy, locked, remove_leftovers, shortened, temporary_folder
 
 IDENTITY = "run.json"
 RESERVE = 64 << 20  # bytes of disk space that are never used
@@ -63,6 +63,11 @@ def new_folder(out: Path, needed: int = 0) -> Iterator[Path]:
         publish(folder, out)
 
 
+def hidden_name(out: Path, ending: str) -> str:
+    """The name of a folder beside `out` that belongs to it, such as `.OUT.work`; of a long name only a part."""
+    return f".{shortened(out.name)}.{ending}"
+
+
 def keep_always(_folder: Path, _error: BaseException) -> bool:
     """The default of `keep`: work can be resumed after any error."""
     return True
@@ -84,7 +89,7 @@ def work_folder(
     removed, or with `becomes_output` renamed to `out`. After an error it stays if `keep(folder, error)`. Raises
     UsageError for the work of another run, OutputError.
     """
-    folder = out.absolute().with_name(name or f".{out.name}.work")
+    folder = out.absolute().with_name(name or hidden_name(out, "work"))
     with _reporting(out, resumable=True), _alone(folder, out):
         remove_leftovers(folder.parent)
         if becomes_output:
@@ -134,7 +139,7 @@ def remove_unfinished(out: Path, pattern: str) -> None:
     `pattern` is a regular expression for everything after the output's name, so that the folders of an output `m.v2`
     are never taken for those of `m`.
     """
-    name = re.compile(re.escape(f".{out.name}.") + pattern)
+    name = re.compile(re.escape(hidden_name(out, "")) + pattern)
     parent = out.absolute().parent
     for entry in list(os.scandir(parent)):
         if name.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
@@ -183,21 +188,42 @@ def _alone(folder: Path, out: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(folder))
-        except Busy:
+        except Busy as busy:
+            if busy.doubt:
+                problem = f"another process may be writing {out}: there is the lock {busy.lock.name}, and {busy.doubt}"
+                raise OutputError(problem, f"if nothing writes there any more: rm {busy.lock}") from None
             raise OutputError(f"another process is writing {out}", "wait until it has finished") from None
         yield
 
 
 @contextlib.contextmanager
 def _reporting(out: Path, *, resumable: bool) -> Iterator[None]:
-    """A context in which an OSError becomes an OutputError that names the output, not a temporary file."""
+    """A context in which an OSError becomes an OutputError that names the output, not a temporary file.
+
+    Errors of files that are not part of the output keep their names.
+    """
     try:
         yield
     except (OSError, OutputError) as caught:
         error = caught.__cause__ if isinstance(caught, OutputError) else caught
         if not isinstance(error, OSError):
             raise
+        failed = caught.path if isinstance(caught, OutputError) else error.filename
+        if isinstance(failed, str | bytes | Path) and not _is_part(Path(os.fsdecode(failed)), out):
+            if isinstance(caught, OutputError):
+                raise
+            problem = f"{os.fsdecode(failed)} can't be used: {error.strerror or error}"
+            raise OutputError(problem, f"mend it, and run the command again: {out} is not written yet") from error
         if resumable and error.errno in FULL:
             hint = "free some space and run the command again: it resumes where it stopped"
             raise OutputError(f"{out} can't be written: {error.strerror or error}", hint) from error
         raise cannot_write(out, error) from error
+
+
+def _is_part(path: Path, out: Path) -> bool:
+    """Whether a path is the output, in one of its folders with other names, or the folder that holds them."""
+    parent = out.absolute().parent
+    if path.absolute() == parent:
+        return True
+    parts = path.absolute().parts[len(parent.parts) :] if path.absolute().is_relative_to(parent) else ()
+    return bool(parts) and (parts[0] == out.name or parts[0].startswith(hidden_name(out, "")))

@@ -1,9 +1,10 @@
 """Locks that are released when the process ends, and temporary files and folders protected by them.
 
-A temporary file or folder is called `.NAME.XXXXXXXX.steer-tmp`, with eight random characters from `mkstemp`: a process
-id would not be unique, since two containers on one volume are both process 1. A file is locked itself, a folder by the
-file `FOLDER.steer-lock` beside it. A temporary name without a lock was left by a killed process, and is removed by the
-next process that writes in the same folder.
+A temporary file or folder is called `.NAME.XXXXXXXX.MMMMMMMM.steer-tmp`, with eight random characters from `mkstemp`
+(a process id would not be unique, since two containers on one volume are both process 1) and eight for the machine. A
+file is locked itself, a folder by the file `FOLDER.steer-lock` beside it. A temporary name without a lock was left by a
+killed process, and is removed by the next process that writes in the same folder; one of another machine, whose locks
+may not be seen here, only after `machines.DAYS`. Where a file system has no locks at all, everything counts as locked.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -20,16 +22,30 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from vectors.storage import machines
+
 SUFFIX = ".steer-tmp"
 LOCK_SUFFIX = ".steer-lock"
-_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}" + re.escape(SUFFIX), re.DOTALL)
+_TEMPORARY = re.compile(r"\..+?\.[a-z0-9_]{8}(?:\.(?P<machine>[0-9a-f]{8}))?" + re.escape(SUFFIX), re.DOTALL)
 _LOCK = re.compile(r"(\..+)" + re.escape(LOCK_SUFFIX), re.DOTALL)
 _UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-_LONGEST_NAME = 200  # bytes of the output's name that go into a temporary one; file systems allow 255 in all
+_LONGEST_NAME = 200  # bytes of the output's name that go into another one; file systems allow 255 in all
 
 
 class Busy(Exception):
-    """Another process holds the lock."""
+    """Another process holds the lock, or may hold it: `doubt` says why that is not known. `lock` is its file."""
+
+    def __init__(self, lock: Path, doubt: str = "") -> None:
+        super().__init__(str(lock))
+        self.lock, self.doubt = lock, doubt
+
+
+def shortened(name: str) -> str:
+    """A file name as a part of another one: a long one is cut, and ends in a digest of the whole."""
+    content = os.fsencode(name)
+    if len(content) <= _LONGEST_NAME:
+        return name
+    return f"{os.fsdecode(content[:160])}-{hashlib.sha256(content).hexdigest()[:16]}"
 
 
 def temporary_file(path: Path) -> tuple[int, Path]:
@@ -43,12 +59,19 @@ def temporary_file(path: Path) -> tuple[int, Path]:
 @contextlib.contextmanager
 def temporary_folder(path: Path) -> Iterator[Path]:
     """A context with a new, locked, empty folder beside `path`, removed at the end unless renamed. Raises OSError."""
+    with temporary_folder_and_lock(path) as (folder, _):
+        yield folder
+
+
+@contextlib.contextmanager
+def temporary_folder_and_lock(path: Path) -> Iterator[tuple[Path, int]]:
+    """As `temporary_folder`, with the descriptor of the lock: a child that inherits it holds the lock too."""
     handle, lock = _locked_temporary(path, SUFFIX + LOCK_SUFFIX)
     folder = lock.with_name(lock.name.removesuffix(LOCK_SUFFIX))
     try:
         folder.mkdir(mode=0o700)
         try:
-            yield folder
+            yield folder, handle
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     finally:
@@ -58,8 +81,8 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """A context in which this process holds the lock of `path`, which need not exist. Raises Busy, OSError."""
-    lock = path.with_name(path.name + LOCK_SUFFIX)
-    handle = _acquire(lock)
+    lock = _lock_of(path)
+    handle = _acquire(lock, patience=PATIENCE)
     try:
         yield
     finally:
@@ -87,10 +110,14 @@ def remove_leftovers(folder: Path) -> None:
                 _remove_lock(folder / name, folder / match[1])
 
 
+def _lock_of(path: Path) -> Path:
+    return path.with_name(shortened(path.name) + LOCK_SUFFIX)
+
+
 def _locked_temporary(path: Path, suffix: str) -> tuple[int, Path]:
-    shortened = os.fsdecode(os.fsencode(path.name)[:_LONGEST_NAME])
+    suffix = f".{machines.tag()}{suffix}"
     while True:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{shortened}.", suffix=suffix)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{shortened(path.name)}.", suffix=suffix)
         try:
             # Before it was locked, another process may have removed it as a leftover.
             if _lock(handle) and _is_at(handle, Path(name)):
@@ -102,25 +129,61 @@ def _locked_temporary(path: Path, suffix: str) -> tuple[int, Path]:
         os.close(handle)
 
 
-def _acquire(lock: Path, *, create: bool = True) -> int:
-    """The descriptor of a lock file, locked. Raises Busy, OSError."""
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_CREAT if create else 0)
-    until = time.monotonic() + PATIENCE
+def _acquire(lock: Path, *, create: bool = True, patience: float = 0) -> int:
+    """The descriptor of a lock file, locked within `patience` seconds. Raises Busy, OSError."""
+    until = time.monotonic() + patience
     while True:
-        handle = os.open(lock, flags, 0o600)
+        opened = _open(lock, create)
+        if opened is None:
+            continue
+        handle, new = opened
         try:
             if not _lock(handle):
-                if create and time.monotonic() < until:
+                if time.monotonic() < until:
                     os.close(handle)
                     time.sleep(0.02)
                     continue
-                raise Busy(str(lock))
+                raise Busy(lock)
+            if not new and not _really_locked(handle):
+                raise Busy(lock, "its file system has no locks")
             if _is_at(handle, lock):
+                _require_own_machine(handle, lock)
+                if create:
+                    os.ftruncate(handle, 0)
+                    os.pwrite(handle, f"{machines.tag()} {machines.name()}\n".encode(), 0)
                 return handle
         except BaseException:
             os.close(handle)
             raise
         os.close(handle)  # the holder removed it meanwhile: lock a new one
+
+
+def _open(lock: Path, create: bool) -> tuple[int, bool] | None:
+    """A lock file, and whether it is new; None if it vanished meanwhile."""
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    if create:
+        with contextlib.suppress(FileExistsError):
+            return os.open(lock, flags | os.O_CREAT | os.O_EXCL, 0o600), True
+    try:
+        return os.open(lock, flags), False
+    except FileNotFoundError:
+        if create:
+            return None
+        raise
+
+
+def _require_own_machine(handle: int, lock: Path) -> None:
+    """Refuse a lock file that another machine has left, unless locks are seen by all machines. Raises Busy."""
+    made_by, _, name = os.pread(handle, 100, 0).decode(errors="replace").strip().partition(" ")
+    if made_by and _is_foreign(made_by, lock, os.fstat(handle).st_mtime):
+        raise Busy(lock, f"it is of the machine {name}, whose locks may not be seen here")
+
+
+def _is_foreign(made_by: str | None, path: Path, modified: float) -> bool:
+    """Whether another machine may be writing what it has made at `path`."""
+    if made_by in (None, machines.tag()) or machines.shows_locks(path.parent):
+        return False
+    return time.time() - modified < machines.DAYS * 86400
 
 
 def _release(handle: int, lock: Path) -> None:
@@ -160,21 +223,22 @@ def _really_locked(handle: int) -> bool:
 
 
 def _remove_temporary(path: Path) -> None:
-    mode = os.lstat(path).st_mode
-    if stat.S_ISREG(mode):
+    status, match = os.lstat(path), _TEMPORARY.fullmatch(path.name)
+    if match and _is_foreign(match["machine"], path, status.st_mtime):
+        return
+    if stat.S_ISREG(status.st_mode):
         handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             if _really_locked(handle) and _is_at(handle, path):
                 path.unlink()
         finally:
             os.close(handle)
-    elif stat.S_ISDIR(mode):
+    elif stat.S_ISDIR(status.st_mode):
         lock = path.with_name(path.name + LOCK_SUFFIX)
         handle = _acquire(lock)
-        if not _really_locked(handle):  # without locks, the owner may still be running
-            os.close(handle)
-            return
         try:
+            if not _really_locked(handle):  # without locks, the owner may still be running
+                return
             shutil.rmtree(path, ignore_errors=True)
         finally:
             _release(handle, lock)
@@ -182,7 +246,8 @@ def _remove_temporary(path: Path) -> None:
 
 def _remove_lock(lock: Path, folder: Path) -> None:
     """Remove the lock of a folder that no longer exists."""
-    if os.path.lexists(folder):
+    match = _TEMPORARY.fullmatch(folder.name)
+    if os.path.lexists(folder) or (match and _is_foreign(match["machine"], lock, os.lstat(lock).st_mtime)):
         return
     handle = _acquire(lock, create=False)
     try:

@@ -15,6 +15,7 @@ import pytest
 
 from steer.serving import launch
 from vectors.errors import OutputError, UsageError
+from vectors.events import Event
 
 # Answers /health after a while, with a child of its own; what it does on being asked to end is in BEHAVIOUR.
 FAKE = """
@@ -172,6 +173,36 @@ def test_of_a_server_that_dies_the_log_alone_is_left(fake: Path, temporary: Path
     (log,) = temporary.iterdir()
     assert str(log) in caught.value.hint
     assert "the model is too large" in log.read_text()
+
+
+def test_a_start_that_is_interrupted_shows_the_end_of_the_log_which_goes_with_its_folder(
+    fake: Path, temporary: Path, tmp_path: Path, port: int
+) -> None:
+    messages: list[str] = []
+
+    def interrupt(event: Event) -> None:
+        messages.extend([event.message] if event.message else [])
+        if event.stage == "reading the model's configuration":
+            raise KeyboardInterrupt
+
+    environment = {"BEHAVIOUR": "deaf"}
+    with (
+        pytest.raises(KeyboardInterrupt),
+        launch.served(tmp_path, {}, name="m", port=port, environment=environment, on_event=interrupt),
+    ):
+        pass
+    assert "INFO non-default args" in messages[0]
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_the_server_holds_the_lock_of_its_folder_too(fake: Path, temporary: Path, tmp_path: Path, port: int) -> None:
+    with serve_without_log(tmp_path, port, "polite") as server:
+        (lock,) = temporary.glob("*.steer-lock")
+        opened = [
+            os.readlink(entry) for entry in Path(f"/proc/{server.process.pid}/fd").iterdir() if entry.is_symlink()
+        ]
+        assert str(lock) in opened
 
 
 def test_the_folder_of_a_killed_server_is_removed_by_the_next_one(
