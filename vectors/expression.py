@@ -20,6 +20,7 @@ those of the response that follow them.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from vectors.steering import HIGHEST_LAYER, spans
 from vectors.storage.files import digest_bytes
 
 LONGEST = 4096  # characters of an expression
+MOST_LAYERS = 8192  # layers that the terms of an expression name in all; a range of a few characters names a thousand
 OPERATIONS = ("ablate", "clamp")
 
 _TOKEN = re.compile(
@@ -95,6 +97,10 @@ class Composition:
     terms: tuple[Term, ...]
 
     def __str__(self) -> str:
+        return self._text
+
+    @functools.cached_property
+    def _text(self) -> str:
         text = ""
         for term in self.terms:
             if term.operation == "add" and term.value < 0:
@@ -139,6 +145,18 @@ def parse(text: str) -> Composition:
     return composition
 
 
+def terms_in(text: str) -> int:
+    """The number of terms of an expression, without parsing it; an upper bound for a text that is no expression."""
+    count, inside, before = 1, 0, ""
+    for match in _TOKEN.finditer(text[:LONGEST]):
+        symbol = match["symbol"] or ""
+        # Signs in lists of layers, or after a comma in an operation, or before the first term, begin no term.
+        inside += (symbol in ("(", "[")) - (symbol in (")", "]"))
+        count += symbol in ("+", "-") and not inside and before != "" and before not in ("+", "-")
+        before = symbol or "a word"
+    return count
+
+
 def _check_length(text: str) -> None:
     if len(text) > LONGEST:
         raise ExpressionError(f"the expression has {len(text)} characters; the limit is {LONGEST}", "shorten it")
@@ -158,7 +176,10 @@ class _Parser:
 
     def __init__(self, text: str) -> None:
         self.text = text
+        self.end = len(text.rstrip())
         self.position = 0
+        self.peeked: tuple[int, re.Match[str] | None] = (-1, None)  # a position, and what was read there
+        self.named = 0  # layers that the terms so far name
         _check_length(text)
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise ExpressionError(f"the expression {text[:60]!r} is not valid Unicode", "write it in UTF-8")
@@ -174,9 +195,11 @@ class _Parser:
         )
 
     def peek(self) -> re.Match[str] | None:
-        if not self.text[self.position :].strip():
+        if self.position >= self.end:
             return None
-        match = _TOKEN.match(self.text, self.position)
+        if self.peeked[0] != self.position:
+            self.peeked = self.position, _TOKEN.match(self.text, self.position)
+        match = self.peeked[1]
         if match is None:
             self.fail("a number, a name or one of + - * ( ) [ ] , @ :")
         return match
@@ -277,6 +300,11 @@ class _Parser:
                 high = self.whole("a layer", HIGHEST_LAYER)
             if high < low:
                 self.fail("a range that ascends", start)
+            self.named += high - low + 1
+            if self.named > MOST_LAYERS:
+                raise ExpressionError(
+                    f"the expression names more than {MOST_LAYERS} layers, counted in every term", "name fewer layers"
+                )
             layers.update(range(low, high + 1))
             if not self.take(","):
                 break

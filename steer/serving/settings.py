@@ -7,6 +7,7 @@ file yourself:
     arms: {friendly: 1.2*warm - 0.4*formal}
     rows: 256          # slots: how many compositions can be in use at once; one with scopes takes a slot per phase
     directions: 4      # most projections (ablate, clamp) of one composition at one layer
+    phases: 8          # most phases of one composition; in all of them together, it may have 16 times as many terms
     folders: [vectors]     # where POST /steer/vectors may load from; none by default
     any_base: false    # true allows vectors of other models of the same size
     allow_strength: false  # true allows strengths beyond twenty times the recommended one
@@ -26,7 +27,9 @@ from vectors.steering import SteeringVector
 
 NAME = "steer"  # the plugin's name, in VLLM_PLUGINS and in vLLM's configuration
 CONFIG = "STEER_CONFIG"
-ROWS, DIRECTIONS = 256, 4
+ROWS, DIRECTIONS, PHASES = 256, 4, 8
+MOST_PHASES = 512
+_SIZES = {"rows": (ROWS, 1, 65_535), "directions": (DIRECTIONS, 0, 65_535), "phases": (PHASES, 1, MOST_PHASES)}
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Settings:
     arms: Mapping[str, Composition] = field(default_factory=dict)
     rows: int = ROWS
     directions: int = DIRECTIONS
+    phases: int = PHASES
     folders: tuple[Path, ...] = ()
     any_base: bool = False
     allow_strength: bool = False
@@ -71,14 +75,14 @@ def check(values: Mapping[str, Any], folder: Path) -> Settings:
     problems: list[str] = []
     hints: list[str] = []
     switches = ("any_base", "allow_strength")
-    known = ("vectors", "arms", "rows", "directions", "folders", *switches)
+    known = ("vectors", "arms", *_SIZES, "folders", *switches)
     problems += [f"the settings have no {key!r}" for key in values if key not in known]
     vectors = _vectors(values.get("vectors") or {}, folder, problems, hints)
     arms = _arms(values.get("arms") or {}, vectors, values.get("vectors") or {}, problems, hints)
-    sizes = {"rows": values.get("rows", ROWS), "directions": values.get("directions", DIRECTIONS)}
-    for name, low in (("rows", 1), ("directions", 0)):
-        if not isinstance(sizes[name], int) or isinstance(sizes[name], bool) or not low <= sizes[name] <= 65_535:
-            problems.append(f"{name} is {sizes[name]!r}, not a whole number from {low} to 65535")
+    sizes = {name: values.get(name, default) for name, (default, _, _) in _SIZES.items()}
+    for name, (_, low, high) in _SIZES.items():
+        if not isinstance(sizes[name], int) or isinstance(sizes[name], bool) or not low <= sizes[name] <= high:
+            problems.append(f"{name} is {sizes[name]!r}, not a whole number from {low} to {high}")
     folders = values.get("folders") or []
     if not isinstance(folders, list) or not all(isinstance(name, str) for name in folders):
         problems.append(f"folders is {folders!r}, not a list of paths")

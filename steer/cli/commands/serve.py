@@ -39,6 +39,12 @@ class Request(options.Bindings, options.AnyBase, options.AllowStrength):
     steer_directions: int = option(
         4, help="The most projections (ablate, clamp) of one composition at one layer.", low=0, high=64
     )
+    steer_phases: int = option(
+        8,
+        help="The most phases of one composition; in all phases together, it may have 16 times as many terms.",
+        low=1,
+        high=512,
+    )
     folders: tuple[Path, ...] = option(
         (), help="A folder that POST /steer/vectors may load from; may be given several times.", flag="--vector-folder"
     )
@@ -79,6 +85,7 @@ def command(flags: tuple[str, ...], **values: Any) -> None:
         "arms": dict(request.arms),
         "rows": request.steer_rows,
         "directions": request.steer_directions,
+        "phases": request.steer_phases,
         "folders": [str(folder.expanduser().absolute()) for folder in request.folders],
         "any_base": request.any_base,
         "allow_strength": request.allow_strength,

@@ -6,18 +6,17 @@ A request that can't be steered is refused here, before the engine takes it in.
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
-import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from steer.serving.engine import metrics
-from steer.serving.engine.phases import phases, slots_needed
+import torch
+
+from steer.serving.engine import bounds, metrics
+from steer.serving.engine.phases import phases
 from steer.serving.engine.residency import Residency
-from steer.serving.engine.resolved import EXPRESSION, RESOLVED, ResolvedRequest, prompt_length
-from steer.serving.engine.worker.slots import directions_needed
+from steer.serving.engine.resolved import EXPRESSION, RESOLVED, ResolvedRequest, parsed, prompt_length
 from steer.serving.settings import Settings, check_name, read_arm
 from vectors import fit
 from vectors.errors import ArtifactError, ExpressionError, SteerError, UsageError
@@ -25,22 +24,29 @@ from vectors.expression import Composition, parse
 from vectors.steering import SteeringVector, spans
 from vectors.storage.files import digest_json
 
-LARGEST = 3e38  # about the largest finite float32
 ARMS = 1000  # most arms of one server
 SALT = "steer:"  # prefix of the cache salt of every steered request, and of no other request
 _ESCAPE = "user:"
-_parsed = functools.lru_cache(1024)(parse)
-_LONGEST: weakref.WeakKeyDictionary[SteeringVector, float] = weakref.WeakKeyDictionary()
+MOST_VECTORS = 1000  # names of vectors, so that uploads can't fill the memory
+SHOWN = 20  # most names, and most problems, that an error lists
 
 
 class Admission:
     """The vectors and arms of one server. `base` is the identity of the served model, None where it is not known.
 
-    Names are bound and unbound under a lock, since requests are resolved in several threads.
+    `hidden`, `layers` (their number) and `dtype` are those of the model. Names are bound and unbound under a lock,
+    since requests are resolved in several threads.
     """
 
-    def __init__(self, settings: Settings, hidden: int, layers: int, base: Mapping[str, Any] | None) -> None:
-        self.settings, self.hidden, self.layers, self.base = settings, hidden, layers, base
+    def __init__(
+        self,
+        settings: Settings,
+        hidden: int,
+        layers: int,
+        base: Mapping[str, Any] | None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.settings, self.hidden, self.layers, self.base, self.dtype = settings, hidden, layers, base, dtype
         self.residency = Residency()
         self.lock = threading.Lock()
         self.vectors: dict[str, SteeringVector] = {}
@@ -70,38 +76,27 @@ class Admission:
         reasons = []
         unknown = [name for name in composition.names if name not in vectors]
         if unknown:
-            loaded = ", ".join(sorted(vectors)) or "none"
-            reasons.append(f"no vector is called {', '.join(map(repr, unknown))}; loaded: {loaded}")
-        for term in composition.terms:
-            vector = vectors.get(term.name)
-            missing = [i for i in term.layers or () if vector is not None and i not in vector.layers]
+            loaded = _listed(sorted(vectors)) or "none"
+            reasons.append(f"no vector is called {_listed(map(repr, unknown))}; loaded: {loaded}")
+        for name, layers in dict.fromkeys((term.name, term.layers) for term in composition.terms):
+            vector = vectors.get(name)
+            missing = [i for i in layers or () if vector is not None and i not in vector.layers]
             if vector is not None and missing:
-                reasons.append(f"{term.name} holds no layer {spans(missing)}; it holds {spans(vector.layers)}")
-        if reasons:
-            return reasons
-        if not self.settings.allow_strength:
+                reasons.append(f"{name} holds no layer {spans(missing)[:80]}; it holds {spans(vector.layers)}")
+        if not reasons and not self.settings.allow_strength:
             excessive = fit.problems_of_strength(composition, vectors)
             reasons += [f"{reason} (the server was started without --allow-strength)" for reason in excessive]
-        if not largest(composition, vectors) < LARGEST:
-            reasons.append(f"{composition} is too large for float32")
-        directions, slots = directions_needed(composition, vectors), slots_needed(composition)
-        if directions > self.settings.directions:
-            reasons.append(
-                f"{composition} projects along {directions} directions at one layer; the server was started with "
-                f"{self.settings.directions}: --steer-directions {directions}"
-            )
-        if slots > self.settings.rows:
-            reasons.append(
-                f"{composition} needs {slots} slots, one per phase; the server was started with "
-                f"{self.settings.rows}: --steer-rows {slots}"
-            )
-        return reasons
+        if len(reasons) > SHOWN:
+            reasons[SHOWN:] = [f"and {len(reasons) - SHOWN} more"]
+        return reasons or bounds.problems_of(composition, vectors, self.settings, self.dtype)
 
     def resolve(self, text: Any) -> ResolvedRequest:
         """Parse and check an expression, and fix the vectors that its names stand for now. Raises ExpressionError."""
         try:
             if not isinstance(text, str):
-                raise ExpressionError(f"steer is {text!r}, not an expression", "write a string: 0.8*warm")
+                raise ExpressionError(f"steer is {repr(text)[:80]}, not an expression", "write a string: 0.8*warm")
+            if too_many := bounds.problems_of_text(text, self.settings):
+                raise ExpressionError(too_many, "write fewer terms")
             composition = parse(text)
             with self.lock:
                 problems = self.problems(composition, self.vectors)
@@ -139,7 +134,7 @@ class Admission:
         parameters.extra_args = {**extra, RESOLVED: resolved.values()}
         # Under a scope, a token is steered differently in a prompt and in a response. A prompt that repeats an earlier
         # response must not reuse the keys and values of that response, so the salt contains the prompt's length.
-        scoped = prompt_length(request) if len(phases(_parsed(resolved.expression))) > 1 else None
+        scoped = prompt_length(request) if len(phases(parsed(resolved.expression))) > 1 else None
         request.cache_salt = SALT + digest_json([resolved.key, scoped, request.cache_salt])
 
     def require_bindable(self, name: str, vector: SteeringVector, digest: str) -> None:
@@ -150,6 +145,10 @@ class Admission:
             raise ArtifactError(problems, "use a vector of the served model")
         if self.digests.get(name, digest) != digest:
             raise UsageError(f"a vector is called {name!r} already", f"DELETE /steer/vectors/{name} first")
+        if name not in self.digests and len(self.digests) >= MOST_VECTORS:
+            raise UsageError(
+                f"this server holds {len(self.digests)} vectors already", "DELETE those that are no longer needed"
+            )
 
     def bind(self, name: str, vector: SteeringVector, digest: str) -> bool:
         """Bind a name to a vector for later requests; return whether the name is new. Raises SteerError."""
@@ -174,6 +173,8 @@ class Admission:
 
     def add_arm(self, name: str, text: str) -> ResolvedRequest:
         """Name an expression for later requests, and return what it stands for now. Raises SteerError."""
+        if too_many := bounds.problems_of_text(text, self.settings):
+            raise UsageError([f"arm {name!r}: {problem}" for problem in too_many], "write fewer terms")
         composition = read_arm(name, text)
         with self.lock:
             if self.arms.get(name, composition) != composition:
@@ -211,19 +212,11 @@ class Admission:
         raise UsageError(f"{text!r} is not a .safetensors file in the folders of this server", "check the name")
 
 
-def largest(composition: Composition, vectors: Mapping[str, SteeringVector]) -> float:
-    """An upper bound on what a composition adds to any coordinate of the residual stream, apart from ablation."""
-    return sum(
-        abs(term.value) * (1.0 if term.operation == "ablate" else _longest(vectors[term.name]))
-        for term in composition.terms
-    )
-
-
-def _longest(vector: SteeringVector) -> float:
-    """The Euclidean length of a vector's longest direction."""
-    if vector not in _LONGEST:
-        _LONGEST[vector] = max(vector.norm().values())
-    return _LONGEST[vector]
+def _listed(names: Iterable[str]) -> str:
+    """Names as text, of bounded length."""
+    found = list(names)
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return ", ".join(name[:100] for name in found[:SHOWN]) + more
 
 
 def unsteered_salt(salt: str | None) -> str | None:

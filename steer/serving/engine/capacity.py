@@ -6,17 +6,12 @@ unsteered requests never wait. The receipt is counted from the worker's report o
 
 from __future__ import annotations
 
-import functools
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
 from steer.serving.engine.phases import counts, slots_needed
-from steer.serving.engine.resolved import ResolvedRequest, resolved_of
-from vectors.expression import parse
-
-# Cached, because for a request with stop strings a receipt is made at every step.
-_parsed = functools.lru_cache(1024)(parse)
+from steer.serving.engine.resolved import ResolvedRequest, parsed, resolved_of
 
 
 class _Progress:
@@ -126,7 +121,7 @@ class Capacity:
 
         A token counts when its position went through the model. The last token of a response never does.
         """
-        composition = _parsed(progress.resolved.expression)
+        composition = parsed(progress.resolved.expression)
         applied = counts(composition, progress.prompt_length, progress.end)
         return {
             "digest": progress.resolved.key,
@@ -151,12 +146,12 @@ class Capacity:
         return {"rows": self.slots, "rows_held": self.held, "waiting": len(self.waiting)}
 
     def _fits(self, resolved: ResolvedRequest) -> bool:
-        return resolved.key in self.holders or self.held + slots_needed(_parsed(resolved.expression)) <= self.slots
+        return resolved.key in self.holders or self.held + slots_needed(parsed(resolved.expression)) <= self.slots
 
     def _hold(self, request: Any, resolved: ResolvedRequest) -> None:
         if resolved.key not in self.holders:
             self.holders[resolved.key] = 0
-            self.sizes[resolved.key] = slots_needed(_parsed(resolved.expression))
+            self.sizes[resolved.key] = slots_needed(parsed(resolved.expression))
         self.holders[resolved.key] += 1
         self.progress[request.request_id] = _Progress(resolved, request.num_prompt_tokens)
         if request.sampling_params.stop:

@@ -32,7 +32,7 @@ def admission_of(processor: Any) -> Admission:
 
 def check(settings: Settings, model: Any) -> Admission:
     """The admission for a model, given vLLM's ModelConfig. Raises UsageError when the settings don't fit the model."""
-    return Admission(settings, model.get_hidden_size(), model.get_total_num_hidden_layers(), _base(model))
+    return Admission(settings, model.get_hidden_size(), model.get_total_num_hidden_layers(), _base(model), model.dtype)
 
 
 def _base(model: Any) -> dict[str, Any] | None:

@@ -29,23 +29,42 @@ def acting(term: Term) -> bool:
 
 def phases(composition: Composition) -> tuple[Phase, ...]:
     """The phases of a composition in order; the last one is open-ended. A phase may have no terms."""
-    spans = []
-    for index, term in enumerate(composition.terms):
-        if acting(term):
-            start, stop = term.scope.span(PROMPT_LENGTH) if term.scope else (0.0, math.inf)
-            spans.append((_relative(start), _relative(stop), index))
-    starts = sorted({-math.inf, *(start for start, _, _ in spans), *(stop for _, stop, _ in spans)} - {math.inf})
-    result: list[Phase] = []
-    for start in starts:
-        terms = tuple(index for low, high, index in spans if low <= start < high)
-        if not result or result[-1].terms != terms:
-            result.append(Phase(start, terms))
-    return tuple(result)
+    return tuple(Phase(start, _bits(mask)) for start, mask in _masks(composition))
 
 
 def slots_needed(composition: Composition) -> int:
     """The number of slots that a composition takes: one for each set of terms that acts together."""
-    return len({phase.terms for phase in phases(composition) if phase.terms})
+    return len({mask for _, mask in _masks(composition)} - {0})
+
+
+def rows_summed(composition: Composition) -> int:
+    """What writing the slots of a composition costs: the number of terms of each slot, summed over its slots."""
+    return sum(mask.bit_count() for mask in {mask for _, mask in _masks(composition)})
+
+
+def _masks(composition: Composition) -> list[tuple[float, int]]:
+    """The phases as (start, mask): bit i of the mask is set where term i acts.
+
+    Terms are switched on and off at the ends of their scopes, so that the time grows with the terms, not with phases
+    times terms: a client may send hundreds of each, which are counted before they are refused.
+    """
+    switched: dict[float, int] = {-math.inf: 0}  # by position: the terms that begin or end there
+    for index, term in enumerate(composition.terms):
+        if acting(term):
+            for position in term.scope.span(PROMPT_LENGTH) if term.scope else (0.0, math.inf):
+                at = _relative(position)
+                switched[at] = switched.get(at, 0) ^ (1 << index)
+    switched.pop(math.inf, None)
+    masks, mask = [(-math.inf, switched[-math.inf])], switched[-math.inf]
+    for start in sorted(switched)[1:]:
+        if switched[start]:
+            mask ^= switched[start]
+            masks.append((start, mask))
+    return masks
+
+
+def _bits(mask: int) -> tuple[int, ...]:
+    return tuple(index for index, bit in enumerate(reversed(f"{mask:b}")) if bit == "1")
 
 
 def edges(ordered: Sequence[Phase], prompt_length: int) -> list[int]:

@@ -60,8 +60,8 @@ def register() -> None:
         raise RuntimeError(f"steer: this build of vLLM {vllm.__version__} has no {', '.join(missing)}")
     for owner, name, around in joins:
         _join(owner, name, around)
-    for name, call in (("steer_load", _worker_load), ("steer_unload", _worker_unload), ("steer_state", _worker_state)):
-        setattr(Worker, name, call)
+    for call in (_steer_load, _steer_start_loading, _steer_loaded, _steer_use, _steer_unload, _steer_state):
+        setattr(Worker, call.__name__.removeprefix("_"), call)
 
 
 def _join(owner: type, name: str, around: Callable[..., Any]) -> None:
@@ -134,14 +134,26 @@ def _load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: A
     return result
 
 
-def _worker_load(self: Any, content: bytes) -> str:
+def _steer_load(self: Any, content: bytes) -> str:
     return str(self.steer.load(content))
 
 
-def _worker_unload(self: Any, digest: str) -> None:
+def _steer_start_loading(self: Any, digest: str, content: bytes) -> None:
+    self.steer.start_loading(digest, content)
+
+
+def _steer_loaded(self: Any, digest: str) -> bool:
+    return bool(self.steer.loaded(digest))
+
+
+def _steer_use(self: Any, digest: str) -> None:
+    self.steer.use(digest)
+
+
+def _steer_unload(self: Any, digest: str) -> None:
     self.steer.unload(digest)
 
 
-def _worker_state(self: Any) -> dict[str, Any]:
+def _steer_state(self: Any) -> dict[str, Any]:
     state: dict[str, Any] = self.steer.state()
     return state

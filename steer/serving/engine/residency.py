@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from dataclasses import dataclass
 from typing import Any
 
+INTERVAL = 0.01  # seconds between two questions whether the workers have loaded a vector
 Call = Callable[..., Awaitable[Any]]  # vLLM's collective_rpc: calls a method of every worker
 
 
@@ -112,10 +113,15 @@ class Residency:
             if vector.holds and vector.state is State.ABSENT:
                 vector.state = State.LOADING
                 try:
-                    answers = await self._call("steer_load", args=(vector.content,))
-                    if isinstance(answers, list) and set(answers) != {digest}:
-                        raise RuntimeError(f"steer: the workers returned {answers} for the vector {digest}")
-                except BaseException:
+                    # The workers decode it in a thread, so that no step waits for it.
+                    await self._call("steer_start_loading", args=(digest, vector.content))
+                    while not all(await self._call("steer_loaded", args=(digest,))):
+                        await asyncio.sleep(INTERVAL)
+                    await self._call("steer_use", args=(digest,))
+                except BaseException as error:
+                    if isinstance(error, Exception):  # workers that have loaded it drop it again
+                        with contextlib.suppress(Exception):
+                            await self._call("steer_unload", args=(digest,))
                     vector.state = State.ABSENT
                     if not vector.holds:
                         self._vectors.pop(digest, None)

@@ -6,14 +6,19 @@ end resolves names to digests once, and slots, cache salt and receipt are all de
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vectors.expression import parse
 from vectors.storage.files import canonical_json, digest_bytes
 
 EXPRESSION = "steer"  # key in a request's extra arguments: the expression as the client wrote it
 RESOLVED = "steer_resolved"  # key beside it: the resolved request, set by admission
+
+# Of the compositions that were used last, since each is read in several places, and for a receipt at every step.
+parsed = functools.lru_cache(256)(parse)
 
 
 @dataclass(frozen=True)

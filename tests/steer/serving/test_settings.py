@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
 def test_what_it_says_is_read_and_paths_are_relative_to_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = folder / "steer.yaml"
     file.write_text(
-        "vectors: {warm: vectors/warm.safetensors}\narms: {friendly: 2 * warm}\nrows: 9\ndirections: 0\n"
+        "vectors: {warm: vectors/warm.safetensors}\narms: {friendly: 2 * warm}\nrows: 9\ndirections: 0\nphases: 3\n"
         "folders: [vectors]\nany_base: true\n"
     )
     monkeypatch.chdir("/")
@@ -31,7 +31,8 @@ def test_what_it_says_is_read_and_paths_are_relative_to_it(folder: Path, monkeyp
     found = settings.from_environment()
     assert found.vectors["warm"].digest == fakes.vectors()["warm"].digest
     assert str(found.arms["friendly"]) == "2*warm"
-    assert (found.rows, found.directions, found.folders, found.any_base) == (9, 0, (folder / "vectors",), True)
+    assert (found.rows, found.directions, found.phases) == (9, 0, 3)
+    assert (found.folders, found.any_base) == ((folder / "vectors",), True)
     assert found.graph() == {"rows": 9, "directions": 0}
 
 
@@ -60,6 +61,7 @@ def test_without_a_file_or_with_an_empty_one_there_are_the_defaults(
         ({"rows": 0}, "rows is 0, not a whole number from 1 to 65535"),
         ({"rows": True}, "rows is True"),
         ({"directions": 1.5}, "directions is 1.5, not a whole number from 0"),
+        ({"phases": 0}, "phases is 0, not a whole number from 1 to 512"),
         ({"folders": "here"}, "folders is 'here', not a list"),
         ({"folders": ["nowhere"]}, "nowhere does not exist"),
         ({"any_base": "yes"}, "any_base is 'yes', not true or false"),

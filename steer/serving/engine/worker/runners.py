@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from steer.serving.engine.resolved import prompt_length
+from steer.serving.engine.worker.slots import Unsteerable
 from steer.serving.engine.worker.steering_worker import SteeringWorker
 
 
@@ -29,10 +30,11 @@ def attach(runner: Any, state: SteeringWorker, *, second: bool) -> None:
             try:
                 state.begin(new.req_id, prompt_length(new), parameters.extra_args if parameters is not None else None)
             except Exception as error:
-                # This request alone fails; an exception would end the engine. With several workers it must be raised,
-                # since vLLM returns the report of one worker only: a failure in another would be lost, and the request
-                # steered in some layers only.
-                if _several_workers(runner):
+                # This request alone fails; an exception would end the engine. Of several workers vLLM reads one report:
+                # what is Unsteerable is so in every worker, and each runs the request unsteered until it is ended. Any
+                # other fault (of a device) may be this worker's alone, and must end the engine, or else the request
+                # would be steered in some layers only.
+                if _several_workers(runner) and not isinstance(error, Unsteerable):
                     raise
                 state.fail(new.req_id, str(error))
         return _report(execute(scheduled, *args, **kwargs), state)

@@ -11,134 +11,21 @@ All terms read h before any change, so terms along the same direction share one 
 
 from __future__ import annotations
 
-import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
 
-from steer.serving.engine.phases import Phase, acting
-from vectors.expression import Composition, Term
-from vectors.steering import SteeringVector
+from steer.serving.engine.phases import Phase
+from steer.serving.engine.worker.rows import Rows, Stack, rows_of
+from vectors.expression import Composition
 
 
-class SlotContent(NamedTuple):
-    """One slot on the CPU, float32: `added` [layers, hidden], `units` [layers, K, hidden], `factors` [layers, K, 2].
+class Unsteerable(RuntimeError):
+    """Why a request can't be steered, where every worker of an engine comes to the same result.
 
-    `factors` holds (level, gain). Directions that a layer does not need are zero; K is 0 where no term projects.
+    It follows from what all workers have alike: the request, the vectors in use, and the slots in use.
     """
-
-    added: Tensor
-    units: Tensor
-    factors: Tensor
-
-
-def directions_needed(composition: Composition, vectors: Mapping[str, SteeringVector]) -> int:
-    """The most directions that any layer needs; an upper bound, since terms may act in different phases."""
-    return max((len(names) for names in _projected(composition.terms, vectors).values()), default=0)
-
-
-def _projected(terms: Iterable[Term], vectors: Mapping[str, SteeringVector]) -> dict[int, set[str]]:
-    """By layer, the names of the vectors whose directions are ablated or clamped."""
-    projected: dict[int, set[str]] = {}
-    for term in terms:
-        if term.operation != "add" and acting(term):
-            for layer in layers_of(term, vectors[term.name]):
-                projected.setdefault(layer, set()).add(term.name)
-    return projected
-
-
-def layers_of(term: Term, vector: SteeringVector) -> tuple[int, ...]:
-    """The layers at which a term acts."""
-    return vector.acting(term.layers)
-
-
-def content_of(
-    terms: Sequence[Term], vectors: Mapping[str, SteeringVector], layers: Sequence[int], hidden: int, directions: int
-) -> SlotContent:
-    """The slot for terms that act together, at the given layers (those of this worker), with `directions` = K.
-
-    Raises ValueError when a layer needs more than K directions, which admission has refused before.
-    """
-    everywhere = tuple(layers)
-    index = {layer: i for i, layer in enumerate(everywhere)}
-    count = directions if any(term.operation != "add" for term in terms) else 0
-    added = torch.zeros(len(index), hidden)
-    units = torch.zeros(len(index), count, hidden)
-    factors = torch.zeros(len(index), count, 2)
-    which: dict[str, Tensor] = {}  # by name, [layers]: which of the K directions, -1 for none
-    used = torch.zeros(len(index), dtype=torch.long)  # directions in use at each layer
-    even: dict[str, int] = {}  # by name: which of the K directions, where it is the same at every layer
-    for term in terms:
-        stack, acting_layers = _stack_of(vectors[term.name]), layers_of(term, vectors[term.name])
-        gain = -term.value if term.operation == "ablate" else -1.0
-        # A term at all layers needs no indexing: the same result as below at a tenth of the cost.
-        if acting_layers == stack.layers == everywhere and term.operation == "add":
-            added.add_(stack.stacked, alpha=term.value)
-            continue
-        room = term.name in even or len(even) < directions
-        if acting_layers == stack.layers == everywhere and stack.directed and room and not which:
-            if term.name not in even:
-                even[term.name] = len(even)
-                units[:, even[term.name]] = stack.units
-            factors[:, even[term.name], 1] += gain
-            if term.operation == "clamp":
-                factors[:, even[term.name], 0] += term.value * stack.lengths
-            continue
-        if even and not which:
-            which = {name: torch.full((len(index),), k) for name, k in even.items()}
-            used += len(even)
-        # With pipeline parallelism, the other layers are in other workers.
-        here = [layer for layer in acting_layers if layer in index]
-        at, sources = torch.tensor([index[i] for i in here]), torch.tensor([stack.rows[i] for i in here])
-        if not here:
-            continue
-        if term.operation == "add":
-            added.index_add_(0, at, stack.stacked[sources], alpha=term.value)
-            continue
-        nonzero = stack.lengths[sources] > 0  # a zero vector has no direction to project along
-        at, sources = at[nonzero], sources[nonzero]
-        k = which.setdefault(term.name, torch.full((len(index),), -1))
-        new = at[k[at] < 0]
-        k[new] = used[new]
-        used[new] += 1
-        if bool((used > directions).any()):
-            layer = everywhere[int((used > directions).nonzero()[0])]
-            raise ValueError(f"layer {layer} needs more than {directions} directions")
-        units[at, k[at]] = stack.units[sources]
-        factors[at, k[at], 1] += gain
-        if term.operation == "clamp":
-            factors[at, k[at], 0] += term.value * stack.lengths[sources]
-    return SlotContent(added, units, factors)
-
-
-class _Stack(NamedTuple):
-    """A vector as tensors: `stacked`, `units` [layers, hidden], `lengths` [layers]; `rows` is the row of each layer."""
-
-    layers: tuple[int, ...]
-    rows: dict[int, int]
-    stacked: Tensor
-    lengths: Tensor
-    units: Tensor
-    directed: bool  # whether every length is positive
-
-
-_STACKS: weakref.WeakKeyDictionary[SteeringVector, _Stack] = weakref.WeakKeyDictionary()
-
-
-def _stack_of(vector: SteeringVector) -> _Stack:
-    """Cached while the vector lives: from one tensor per layer, a new composition would take longer than a step."""
-    stack = _STACKS.get(vector)
-    if stack is None:
-        stacked = torch.stack(list(vector.layers.values()))
-        lengths = stacked.norm(dim=1)
-        units = stacked / lengths.where(lengths > 0, torch.ones(()))[:, None]
-        rows = {layer: i for i, layer in enumerate(vector.layers)}
-        stack = _Stack(tuple(vector.layers), rows, stacked, lengths, units, bool((lengths > 0).all()))
-        _STACKS[vector] = stack
-    return stack
 
 
 class SlotTable:
@@ -161,14 +48,15 @@ class SlotTable:
         self.idle: OrderedDict[str, None] = OrderedDict()  # keys without running requests, the longest idle first
 
     def take(
-        self, key: str, composition: Composition, phases: Sequence[Phase], vectors: Mapping[str, SteeringVector]
+        self, key: str, composition: Composition, phases: Sequence[Phase], stacks: Mapping[str, Stack]
     ) -> list[int]:
-        """The slot of each phase, for one more request with a composition. Raises RuntimeError when no slot is left.
+        """The slot of each phase, for one more request with a composition.
 
-        `key` is the digest of the composition and its vectors, so requests with equal keys share their slots.
+        `key` is the digest of the composition and its vectors, so requests with equal keys share their slots. Raises
+        Unsteerable when no slot is left; then nothing has changed.
         """
         if key not in self.held:
-            self.held[key] = self._write(composition, phases, vectors)
+            self.held[key] = self._write(composition, phases, stacks)
             self.users[key] = 0
         self.idle.pop(key, None)
         self.users[key] += 1
@@ -184,36 +72,49 @@ class SlotTable:
         else:  # it never acts (0*warm) and has no slots, so it would never be evicted
             del self.held[key], self.users[key]
 
-    def _write(
-        self, composition: Composition, phases: Sequence[Phase], vectors: Mapping[str, SteeringVector]
-    ) -> list[int]:
-        slots: dict[tuple[int, ...], int] = {(): 0}
-        written = [
-            (
-                terms,
-                content_of([composition.terms[i] for i in terms], vectors, self.layers, self.hidden, self.directions),
-            )
-            for terms in dict.fromkeys(phase.terms for phase in phases)
-            if terms
-        ]
-        while len(self.free) < len(written):
-            if not self.idle:
-                raise RuntimeError(f"steer: all {self.slots} slots are held, and an admitted request needs more")
-            oldest, _ = self.idle.popitem(last=False)
-            self.free += {slot for slot in self.held.pop(oldest) if slot}
-            del self.users[oldest]
+    def _write(self, composition: Composition, phases: Sequence[Phase], stacks: Mapping[str, Stack]) -> list[int]:
+        sets = list(dict.fromkeys(phase.terms for phase in phases if phase.terms))
+        if not sets:
+            return [0] * len(phases)
+        slots = self._free_slots(len(sets))
         try:
-            for terms, content in written:
-                slot = slots[terms] = self.free.pop()
-                self.added[:, slot] = content.added.to(self.added.device)
-                if content.units.shape[1]:
-                    self.projecting.add(slot)
-                    self.units[:, :, slot] = content.units.to(self.units.device)
-                    self.factors[:, :, slot] = content.factors.to(self.factors.device)
-                elif slot in self.projecting:
-                    self.units[:, :, slot], self.factors[:, :, slot] = 0, 0
-                    self.projecting.discard(slot)
+            device = self.added.device
+            rows = rows_of(composition, sets, stacks, self.layers, self.hidden, self.directions, device)
+            self._copy(rows, slots)
         except BaseException:
-            self.free += [slot for slot in slots.values() if slot]  # their content is overwritten at the next use
+            self.free += slots  # their content is overwritten at the next use
             raise
-        return [slots[phase.terms] for phase in phases]
+        slot = dict(zip(sets, slots, strict=True))
+        return [slot.get(phase.terms, 0) for phase in phases]
+
+    def _free_slots(self, count: int) -> list[int]:
+        """Take free slots, evicting the compositions that are idle the longest. Raises Unsteerable."""
+        if len(self.free) + sum(len(set(self.held[key]) - {0}) for key in self.idle) < count:
+            raise Unsteerable(f"steer: all {self.slots} slots are held, and an admitted request needs more")
+        while len(self.free) < count:
+            oldest, _ = self.idle.popitem(last=False)
+            self.free += sorted(set(self.held.pop(oldest)) - {0})
+            del self.users[oldest]
+        taken, self.free = self.free[-count:][::-1], self.free[:-count]
+        return taken
+
+    def _copy(self, rows: Rows, slots: list[int]) -> None:
+        """Write the slots: one copy for each tensor of the table."""
+        index = _indices(slots, self.added.device)
+        self.added.index_copy_(1, index, rows.added.transpose(0, 1))
+        if rows.units is None or rows.factors is None:
+            stale = [slot for slot in slots if slot in self.projecting]
+            if stale:
+                self.units.index_fill_(2, _indices(stale, self.added.device), 0)
+                self.factors.index_fill_(2, _indices(stale, self.added.device), 0)
+                self.projecting.difference_update(stale)
+            return
+        self.projecting.update(slots)
+        shape = (*rows.units.shape[:2], len(slots), self.hidden)
+        self.units.index_copy_(2, index, rows.units[:, :, None].expand(shape))
+        self.factors.index_copy_(2, index, rows.factors)
+
+
+def _indices(slots: list[int], device: torch.device) -> torch.Tensor:
+    tensor = torch.tensor(slots)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -6,17 +6,21 @@ core ends it with an error, so that it is never answered unsteered.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from steer.serving.engine import bounds
 from steer.serving.engine.phases import Phase, edges, phases
-from steer.serving.engine.resolved import ResolvedRequest
+from steer.serving.engine.resolved import ResolvedRequest, parsed
 from steer.serving.engine.worker import blocks
-from steer.serving.engine.worker.slots import SlotTable
-from vectors.expression import parse
+from steer.serving.engine.worker.rows import Stack
+from steer.serving.engine.worker.slots import SlotTable, Unsteerable
+from vectors.errors import ExpressionError
 from vectors.steering import SteeringVector
 
 
@@ -40,7 +44,9 @@ class SteeringWorker:
         self.table = SlotTable(sorted(layers), settings["rows"], hidden, settings["directions"], device)
         self.token_slots = torch.zeros(tokens, dtype=torch.int32, device=device)
         blocks.install(model, self.table, self.token_slots)
-        self.vectors: dict[str, SteeringVector] = {}
+        self.stacks: dict[str, Stack] = {}  # the loaded vectors, by digest
+        self.reader = ThreadPoolExecutor(1, "steer-load")
+        self.loading: dict[str, Future[tuple[str, Stack]]] = {}  # by digest, until `use`
         self.live: dict[str, _Live] = {}
         self.failed: dict[str, str] = {}  # the reason, by id of a request that can't be steered, until it ends
         self.filled = 0  # number of tokens of the last step; the rest of the buffer is 0
@@ -48,41 +54,72 @@ class SteeringWorker:
         self.report: dict[str, Any] | None = None  # what the last step applied, for the engine core
 
     def load(self, content: bytes) -> str:
-        """Load a vector from the bytes of its artifact file; return its digest."""
+        """Load a vector from the bytes of its artifact file; return its digest. Raises ArtifactError."""
+        digest, stack = self._read(content)
+        self.stacks[digest] = stack
+        return digest
+
+    def start_loading(self, digest: str, content: bytes) -> None:
+        """Read a vector in another thread, while steps go on; once `loaded` everywhere, `use` makes it available."""
+        self.loading[digest] = self.reader.submit(self._read, content)
+
+    def loaded(self, digest: str) -> bool:
+        """Whether a vector has been read. Raises what reading it raised, RuntimeError for one of another digest."""
+        if digest not in self.loading or not self.loading[digest].done():
+            return False
+        arrived, _ = self.loading[digest].result()
+        if arrived != digest:
+            raise RuntimeError(f"steer: the vector {digest} arrived as {arrived}")
+        return True
+
+    def use(self, digest: str) -> None:
+        """Make a vector available that has been read: in all workers between the same two steps."""
+        self.stacks[digest] = self.loading.pop(digest).result()[1]
+
+    def unload(self, digest: str) -> None:
+        """Unload a vector; running requests keep their slots."""
+        self.stacks.pop(digest, None)
+        self.loading.pop(digest, None)
+
+    def _read(self, content: bytes) -> tuple[str, Stack]:
         from vectors import artifact
 
         file = artifact.decode(content, "the vector")
         layers = {int(name.removeprefix("layer.")): tensor for name, tensor in file.tensors.items()}
-        self.vectors[file.digest] = SteeringVector(layers, file.metadata or {})
-        return file.digest
-
-    def unload(self, digest: str) -> None:
-        """Unload a vector; running requests keep their slots."""
-        self.vectors.pop(digest, None)
+        vector = SteeringVector(layers, file.metadata or {})
+        return file.digest, Stack(vector, pinned=self.token_slots.device.type == "cuda")
 
     def state(self) -> dict[str, Any]:
         """What the worker holds, as JSON values."""
         held = sum(len(set(slots) - {0}) for key, slots in self.table.held.items() if self.table.users[key])
         return {
-            "vectors": sorted(self.vectors),
+            "vectors": sorted(self.stacks),
             "rows": self.table.slots,
             "rows_held": held,
             "requests": len(self.live),
         }
 
     def begin(self, request: str, prompt_length: int, extra: Mapping[str, Any] | None) -> None:
-        """Take the slots for a request that begins. Raises RuntimeError when it can't be steered."""
-        resolved = ResolvedRequest.of(extra)
-        if resolved is None:
-            return
-        self.end([request])  # with vLLM's V2 runner, a preempted request begins again
-        composition = parse(resolved.expression)
-        missing = [name for name, digest in resolved.vectors.items() if digest not in self.vectors]
-        if missing:
-            raise RuntimeError(f"steer: this worker has not loaded {', '.join(missing)}, which request {request} needs")
+        """Take the slots for a request that begins.
+
+        Raises Unsteerable when no worker can steer it, any other exception for a fault of this worker.
+        """
+        try:
+            resolved = ResolvedRequest.of(extra)
+            if resolved is None:
+                return
+            self.end([request])  # with vLLM's V2 runner, a preempted request begins again
+            composition = parsed(resolved.expression)
+            missing = [name for name, digest in resolved.vectors.items() if digest not in self.stacks]
+            if missing:
+                raise Unsteerable(f"this worker has not loaded {', '.join(missing)}, which request {request} needs")
+            stacks = {name: self.stacks[resolved.vectors[name]] for name in composition.names}
+            vectors = {name: stack.vector for name, stack in stacks.items()}
+            bounds.require_applicable(composition, vectors, self.table.directions)
+        except (RuntimeError, ValueError, LookupError, TypeError, ExpressionError) as error:
+            raise Unsteerable(f"steer: {error}") from error
         ordered: Sequence[Phase] = phases(composition)
-        vectors = {name: self.vectors[digest] for name, digest in resolved.vectors.items()}
-        slots = self.table.take(resolved.key, composition, ordered, vectors)
+        slots = self.table.take(resolved.key, composition, ordered, stacks)
         self.live[request] = _Live(resolved.key, edges(ordered, prompt_length), slots)
         self.steady = None
 
@@ -126,11 +163,12 @@ class SteeringWorker:
             if live is not None:
                 start = int(starts[i])
                 last[i] = live.edges[-1]
-                for edge, slot in zip(live.edges, live.slots, strict=True):
+                for phase in range(bisect_right(live.edges, start) - 1, len(live.edges)):
                     # Each phase overwrites the one before from its first position.
-                    begin = max(edge - start, 0)
-                    if begin < count:
-                        filled[offset + begin : offset + count] = slot
+                    begin = max(live.edges[phase] - start, 0)
+                    if begin >= count:
+                        break
+                    filled[offset + begin : offset + count] = live.slots[phase]
             offset += count
         self.token_slots[: len(filled)].copy_(_on(self.token_slots.device, filled), non_blocking=True)
         self.filled = total

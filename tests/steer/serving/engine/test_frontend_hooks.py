@@ -13,7 +13,6 @@ from steer.serving.engine import frontend_hooks, metrics, receipts
 from steer.serving.engine.admission import Admission
 from steer.serving.engine.resolved import resolved_of
 from steer.serving.settings import Settings
-from vectors.storage.files import digest_bytes
 
 VECTORS = fakes.vectors()
 WARM = VECTORS["warm"]
@@ -50,8 +49,10 @@ class Engine:
         await asyncio.sleep(0.01)
         if self.fail:
             raise RuntimeError("the worker is gone")
+        if method in ("steer_loaded", "steer_use"):
+            return [True]
         self.calls.append(method)
-        return [digest_bytes(args[0])] if method == "steer_load" else [None]
+        return [None]
 
     async def add_request(self, name: str, extra: Any, *, pause: Any = None) -> Any:
         """What vLLM's does: the request is admitted, and followed until it ends."""
@@ -98,7 +99,7 @@ def test_a_vector_is_sent_once_however_many_ask() -> None:
         assert set(digests) == {VECTORS["calm"].digest}
         return engine.calls
 
-    assert asyncio.run(run()) == ["steer_load"] * 2
+    assert asyncio.run(run()) == ["steer_start_loading"] * 2
 
 
 def test_a_client_that_hangs_up_does_not_end_what_others_wait_for() -> None:
@@ -113,7 +114,7 @@ def test_a_client_that_hangs_up_does_not_end_what_others_wait_for() -> None:
         await second
         return engine.calls
 
-    assert asyncio.run(run()) == ["steer_load"] * 2
+    assert asyncio.run(run()) == ["steer_start_loading"] * 2
 
 
 def test_what_failed_to_arrive_is_sent_again() -> None:
@@ -128,7 +129,7 @@ def test_what_failed_to_arrive_is_sent_again() -> None:
         await frontend_hooks.bind(engine, "calm", VECTORS["calm"])
         return engine.calls
 
-    assert asyncio.run(run()) == ["steer_load"] * 2
+    assert asyncio.run(run()) == ["steer_start_loading"] * 2
 
 
 def test_workers_forget_a_vector_when_its_last_request_has_ended() -> None:
@@ -139,9 +140,9 @@ def test_workers_forget_a_vector_when_its_last_request_has_ended() -> None:
         await engine.add_request("a", {"steer": "2*warm"})
         assert frontend_hooks.unbind(engine, "warm") == WARM.digest
         await asyncio.sleep(0.05)
-        assert engine.calls == ["steer_load"]
+        assert engine.calls == ["steer_start_loading"]
         engine.end("a")
-        await until(engine, ["steer_load", "steer_unload"])
+        await until(engine, ["steer_start_loading", "steer_unload"])
 
     asyncio.run(run())
 
@@ -157,15 +158,15 @@ def test_workers_keep_a_vector_while_a_request_is_between_admission_and_the_engi
         await asyncio.sleep(0)
         frontend_hooks.unbind(engine, "warm")
         await asyncio.sleep(0.05)
-        assert engine.calls == ["steer_load"]
+        assert engine.calls == ["steer_start_loading"]
         with pytest.raises(ValueError, match="no vector is called 'warm'"):
             await engine.add_request("b", {"steer": "2*warm"})
         go.set()
         await entering
         await asyncio.sleep(0.05)
-        assert engine.calls == ["steer_load"], "now it runs"
+        assert engine.calls == ["steer_start_loading"], "now it runs"
         engine.end("a")
-        await until(engine, ["steer_load", "steer_unload"])
+        await until(engine, ["steer_start_loading", "steer_unload"])
 
     asyncio.run(run())
 
@@ -180,7 +181,7 @@ def test_a_vector_that_has_a_name_again_stays() -> None:
         await frontend_hooks.bind(engine, "warm", WARM)
         engine.end("a")
         await asyncio.sleep(0.05)
-        assert engine.calls == ["steer_load"]
+        assert engine.calls == ["steer_start_loading"]
 
     asyncio.run(run())
 
@@ -198,10 +199,10 @@ def test_what_http_has_resolved_is_what_the_engine_gets_though_the_name_stands_f
             request = await engine.add_request("a", {"steer": "2*warm"})
         assert resolved_of(request) == promised
         assert promised.vectors == {"warm": WARM.digest}
-        assert engine.calls == ["steer_load"] * 2, "the first is still needed"
+        assert engine.calls == ["steer_start_loading"] * 2, "the first is still needed"
         receipts.use(None)
         engine.end("a")
-        await until(engine, ["steer_load", "steer_load", "steer_unload"])
+        await until(engine, ["steer_start_loading", "steer_start_loading", "steer_unload"])
 
     asyncio.run(run())
 

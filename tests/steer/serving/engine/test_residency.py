@@ -11,6 +11,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
+from steer.serving.engine import residency
 from steer.serving.engine.residency import Residency, State
 
 CONTENTS = {"A": b"A", "B": b"B"}
@@ -21,6 +22,8 @@ class Workers:
 
     def __init__(self) -> None:
         self.vectors: set[str] = set()
+        self.loading: set[str] = set()
+        self.asked: dict[str, int] = {}  # how often, since it began to load
         self.queue: deque[tuple[str, Any, asyncio.Future[Any]]] = deque()
         self.calls: list[str] = []
         self.failing = 0
@@ -36,18 +39,32 @@ class Workers:
             return
         method, argument, answer = self.queue.popleft()
         self.calls.append(method)
-        if method == "steer_load" and self.failing:
+        value: Any = None
+        if method == "steer_start_loading":
+            self.loading.add(argument)
+        elif method == "steer_loaded" and self.failing:
             self.failing -= 1
             answer.set_exception(RuntimeError("the worker refuses"))
             return
-        digest = argument.decode() if method == "steer_load" else argument
-        if method == "steer_load":
-            self.vectors.add(digest)
+        elif method == "steer_loaded":
+            value = self.asked.get(argument, 0) > 0  # only the second question is answered yes
+            self.asked[argument] = self.asked.get(argument, 0) + 1
+        elif method == "steer_use":
+            self.loading.remove(argument)
+            self.vectors.add(argument)
+            self.asked.pop(argument)
         else:
-            assert digest not in self.needed, "unloaded under a request"
-            self.vectors.discard(digest)
+            assert argument not in self.needed, "unloaded under a request"
+            self.vectors.discard(argument)
+            self.loading.discard(argument)
+            self.asked.pop(argument, None)
         if not answer.done():
-            answer.set_result([digest] if method == "steer_load" else [None])
+            answer.set_result([value])
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(residency, "INTERVAL", 0)
 
 
 class Server:
@@ -141,6 +158,7 @@ async def run(actions: list[tuple[Any, ...]]) -> None:
         server.workers.step()
         await settle()
     assert not server.workers.vectors
+    assert not server.workers.loading
     assert not server.residency._vectors, "nothing is remembered of what is gone"
 
 
@@ -154,12 +172,12 @@ def test_over_all_interleavings_what_is_needed_is_loaded_and_what_is_not_is_unlo
 
 def test_the_sequence_that_once_ended_the_engine() -> None:
     """A request with V named x; DELETE x, POST x, DELETE x, the request ends, POST x, a request for x."""
-    worker = ("worker",)
+    loads = [("worker",)] * 4
     asyncio.run(
         run(
             [
-                *[("post", "x", "A"), worker, ("begin", "x"), ("delete", "x"), ("post", "x", "A"), ("delete", "x")],
-                *[("end", 0), ("post", "x", "A"), worker, worker, worker, ("begin", "x"), worker, worker],
+                *[("post", "x", "A"), *loads, ("begin", "x"), ("delete", "x"), ("post", "x", "A"), ("delete", "x")],
+                *[("end", 0), ("post", "x", "A"), ("worker",), *loads, ("begin", "x"), ("worker",), ("worker",)],
             ]
         )
     )
@@ -169,8 +187,9 @@ def test_two_unloads_never_wait_for_one_vector() -> None:
     async def go() -> None:
         server = Server()
         tasks = [asyncio.create_task(server.post(name, "A")) for name in "xy"]
-        await asyncio.sleep(0.01)
-        server.workers.step()
+        for _ in range(4):
+            await asyncio.sleep(0.01)
+            server.workers.step()
         await asyncio.wait_for(asyncio.gather(*tasks), 5)
         for name in "xy":
             server.delete(name)
@@ -186,24 +205,24 @@ def test_two_unloads_never_wait_for_one_vector() -> None:
     asyncio.run(go())
 
 
-def test_workers_that_answer_with_another_digest_hold_no_vector() -> None:
+def test_a_vector_counts_as_loaded_when_every_worker_has_it() -> None:
+    answers = [[True, False], [False, True], [True, True]]
+
     async def go() -> None:
-        residency = Residency()
+        found = Residency()
 
         async def call(method: str, args: Any) -> Any:
-            return ["A", "something else"] if method == "steer_load" else None
+            return answers.pop(0) if method == "steer_loaded" else None
 
-        residency.connect(call)
-        with pytest.raises(RuntimeError, match="the workers returned"):
-            async with residency.delivered("A", b"A"):
-                raise AssertionError
-        assert residency.state("A") is State.ABSENT
+        found.connect(call)
+        async with found.delivered("A", b"A"):
+            assert not answers
 
     asyncio.run(go())
 
 
 def test_offline_every_vector_is_there_and_none_is_held() -> None:
-    residency = Residency()
-    with residency.holding(["A", "B"]):
+    found = Residency()
+    with found.holding(["A", "B"]):
         pass
-    residency.release(["A"])
+    found.release(["A"])

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from steer.serving.engine.bounds import directions_needed
 from steer.serving.engine.phases import phases
 from steer.serving.engine.worker import blocks
-from steer.serving.engine.worker.slots import SlotTable, content_of, directions_needed
+from steer.serving.engine.worker.rows import Stack
+from steer.serving.engine.worker.slots import SlotTable
 from vectors.expression import Composition, parse
 from vectors.steering import SteeringVector
 
@@ -50,70 +52,6 @@ def changed(stream: Tensor, composition: Composition, layer: int, vectors: dict[
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "2*warm",
-        "ablate(warm)",
-        "ablate(formal[1], 0.3)",
-        "clamp(calm, -2)",
-        "1.2*warm - 0.4*formal[1] + ablate(calm) + clamp(formal, 1)",
-        "ablate(warm) + clamp(warm, 2) + 0.3*warm + ablate(warm, 0.5)",
-        "3*none + ablate(none) + clamp(none, 4)",
-    ],
-)
-def test_a_row_does_what_the_language_says(text: str, vectors: dict[str, SteeringVector]) -> None:
-    composition = parse(text)
-    slot = content_of(composition.terms, vectors, range(LAYERS), HIDDEN, 3)
-    stream = torch.randn(5, HIDDEN, generator=torch.Generator().manual_seed(2))
-    slots = torch.zeros(5, dtype=torch.int32)
-    for layer in range(LAYERS):
-        change = blocks.change_of(
-            stream, slots, slot.added[layer][None], slot.units[layer][:, None], slot.factors[layer][:, None]
-        )
-        assert torch.allclose(stream.double() + change, changed(stream, composition, layer, vectors), atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "1.2*warm - 0.4*formal + 0.3*calm",
-        "ablate(warm) + clamp(formal, 2) + ablate(warm, 0.5) + clamp(calm, -1) + 0.3*warm",
-        "ablate(warm) + clamp(formal[1], 2) + ablate(formal) + clamp(calm, 3)",
-        "clamp(calm[2], 3) + ablate(warm) + ablate(none) + 2*none",
-    ],
-)
-def test_what_acts_at_all_layers_is_what_it_is_at_each(text: str) -> None:
-    """The short way for vectors that act everywhere, against the long one, which a single layer takes."""
-    generator = torch.Generator().manual_seed(1)
-    drawn = {name: {i: torch.randn(HIDDEN, generator=generator) for i in range(LAYERS)} for name in ("warm", "calm")}
-    drawn |= {"formal": {i: torch.randn(HIDDEN, generator=generator) for i in range(LAYERS)}}
-    drawn |= {"none": {0: torch.zeros(HIDDEN), 1: torch.ones(HIDDEN), 2: torch.zeros(HIDDEN)}}
-    everywhere = {name: SteeringVector(layers) for name, layers in drawn.items()}
-    composition = parse(text)
-    whole = content_of(composition.terms, everywhere, range(LAYERS), HIDDEN, 3)
-    stream = torch.randn(5, HIDDEN, generator=generator)
-    slots = torch.zeros(5, dtype=torch.int32)
-    for layer in range(LAYERS):
-        alone = content_of(composition.terms, everywhere, [layer], HIDDEN, 3)
-        torch.testing.assert_close(whole.added[layer], alone.added[0])
-        changes = [
-            blocks.change_of(stream, slots, slot.added[at][None], slot.units[at][:, None], slot.factors[at][:, None])
-            for slot, at in ((whole, layer), (alone, 0))
-        ]
-        torch.testing.assert_close(*changes)
-        torch.testing.assert_close(
-            stream.double() + changes[0], changed(stream, composition, layer, everywhere), atol=1e-5, rtol=1e-5
-        )
-
-
-def test_a_worker_of_a_pipeline_holds_its_own_layers(vectors: dict[str, SteeringVector]) -> None:
-    whole = content_of(parse("warm + ablate(calm)").terms, vectors, range(LAYERS), HIDDEN, 1)
-    last = content_of(parse("warm + ablate(calm)").terms, vectors, [2], HIDDEN, 1)
-    assert torch.equal(last.added[0], whole.added[2])
-    assert torch.equal(last.units[0], whole.units[2])
-
-
-@pytest.mark.parametrize(
     ("text", "directions"),
     [
         ("warm", 0),
@@ -128,14 +66,9 @@ def test_directions_that_a_composition_needs(text: str, directions: int, vectors
     assert directions_needed(parse(text), vectors) == directions
 
 
-def test_more_directions_than_the_table_has_are_refused_here_too(vectors: dict[str, SteeringVector]) -> None:
-    with pytest.raises(ValueError, match="layer 0 needs more than 1 directions"):
-        content_of(parse("ablate(warm) + ablate(calm)").terms, vectors, range(LAYERS), HIDDEN, 1)
-
-
 def take(table: SlotTable, text: str, vectors: dict[str, SteeringVector]) -> list[int]:
     composition = parse(text)
-    return table.take(text, composition, phases(composition), vectors)
+    return table.take(text, composition, phases(composition), {name: Stack(v) for name, v in vectors.items()})
 
 
 def test_row_zero_stays_zero_and_equal_compositions_share_rows(vectors: dict[str, SteeringVector]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -13,15 +14,18 @@ import torch
 from torch import nn
 
 from steer.serving.engine.worker.runners import attach
+from steer.serving.engine.worker.slots import SlotTable
 from steer.serving.engine.worker.steering_worker import SteeringWorker
 
 VECTORS = fakes.vectors()
 LlamaDecoderLayer = type("LlamaDecoderLayer", (nn.Linear,), {})
 
 
-def worker(slots: int = 8) -> SteeringWorker:
+def worker(slots: int = 8, layers: Sequence[int] = range(fakes.LAYERS)) -> SteeringWorker:
+    """A worker that holds these layers of the model."""
     model = nn.Module()
-    model.layers = nn.ModuleList([LlamaDecoderLayer(1, 1) for _ in range(fakes.LAYERS)])
+    blocks = [LlamaDecoderLayer(1, 1) if i in layers else nn.Identity() for i in range(fakes.LAYERS)]
+    model.layers = nn.ModuleList(blocks)
     state = SteeringWorker(model, {"rows": slots, "directions": 2}, 64, fakes.HIDDEN)
     for vector in VECTORS.values():
         assert state.load(vector.encode()) == vector.digest
@@ -305,11 +309,70 @@ def test_a_runner_that_is_not_known_is_refused_with_what_it_lacks(second: bool) 
         attach(runner, worker(), second=second)
 
 
-def test_of_several_workers_a_fault_is_raised_since_only_one_report_is_read() -> None:
-    from types import SimpleNamespace
+@pytest.mark.parametrize("second", [False, True])
+def test_a_fault_of_one_worker_alone_ends_an_engine_of_several_and_one_request_of_a_single(
+    second: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for workers in (1, 2):
+        state = worker()
+        runner: Any = V2(state) if second else V1(state, False)
+        runner.parallel_config = SimpleNamespace(world_size=workers)
+        attach(runner, state, second=second)
+        monkeypatch.setattr(SlotTable, "_copy", raising(MemoryError("the device is full")))
+        if workers == 2:
+            with pytest.raises(MemoryError):
+                runner.execute_model(scheduled({"a": (0, 3)}, {"a": "warm"}))
+        else:
+            runner.execute_model(scheduled({"a": (0, 3)}, {"a": "warm"}))
+            assert state.failed == {"a": "the device is full"}
+            assert len(state.table.free) == 8
 
-    from steer.serving.engine.worker import runners
 
-    assert not runners._several_workers(SimpleNamespace())
-    assert not runners._several_workers(SimpleNamespace(parallel_config=SimpleNamespace(world_size=1)))
-    assert runners._several_workers(SimpleNamespace(parallel_config=SimpleNamespace(world_size=2)))
+def raising(error: Exception) -> Any:
+    def fault(*args: Any) -> None:
+        raise error
+
+    return fault
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_workers_of_one_engine_fail_the_same_requests(seed: int) -> None:
+    """Two stages of a pipeline go through the same steps and calls, with faults of requests among them."""
+    chosen = np.random.default_rng(seed)
+    stages = [worker(slots=4, layers=layers) for layers in ((0, 1), (2, 3))]
+    runners: list[Any] = [V1(state, False) for state in stages]
+    for runner, state in zip(runners, stages, strict=True):
+        runner.parallel_config = SimpleNamespace(world_size=2)
+        attach(runner, state, second=False)
+    texts = ["warm", "calm@response", "ablate(warm[0]) + ablate(calm[0]) + ablate(formal[0])", "1e39*warm", "2*formal"]
+    texts += ["warm@prompt + calm@first:2 + formal@after:1", "clamp(calm, 2)"]
+    running: list[str] = []
+    failed = 0
+    for step in range(60):
+        digest = VECTORS[str(chosen.choice(sorted(VECTORS)))].digest
+        for state in stages:
+            if step % 7 == 3:
+                state.unload(digest)
+            elif step % 7 == 5:
+                content = next(v.encode() for v in VECTORS.values() if v.digest == digest)
+                state.start_loading(digest, content)
+                while not state.loaded(digest):
+                    pass
+                state.use(digest)
+        new = {f"r{step}": texts[int(chosen.integers(len(texts)))]} if chosen.random() < 0.8 else {}
+        if chosen.random() < 0.1:
+            new[f"bad{step}"] = None
+        finished = {name for name in running if chosen.random() < 0.3}
+        running = [name for name in running if name not in finished] + list(new)
+        counts = {name: (0, 3) if name in new else (5, 1) for name in running}
+        if not counts:
+            continue
+        for runner in runners:
+            runner.execute_model(scheduled(counts, new, finished))
+        one, other = stages
+        assert one.failed == other.failed
+        assert {n: (live.key, live.slots) for n, live in one.live.items()} == {
+            n: (live.key, live.slots) for n, live in other.live.items()
+        }
+        failed += len(one.failed)
+    assert failed

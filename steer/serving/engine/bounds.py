@@ -1,0 +1,139 @@
+"""What one composition may ask of a server: few phases and terms, few projections, and sums that stay finite.
+
+Everything here is counted in the front end, before the engine hears of a request, in time that grows with the terms.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+
+from steer.serving.engine.phases import acting, rows_summed, slots_needed
+from steer.serving.settings import MOST_PHASES, Settings
+from vectors.expression import Composition, terms_in
+from vectors.steering import SteeringVector
+
+TERMS = 16  # for each phase that the settings allow: the terms of a composition, counted in every phase they act in
+LARGEST = 3e38  # about the largest finite float32
+LONGEST = 1e19  # a vector of this length has a square about as large as float32 holds: no norm can be computed of it
+
+
+def problems_of_text(text: str, settings: Settings) -> list[str]:
+    """Why a text is not worth parsing: it has more terms than any composition may have."""
+    allowed = TERMS * settings.phases
+    if len(text) < 2 * allowed:  # a term takes at least two characters
+        return []
+    count = terms_in(text)
+    return [_too_much(f"{count} terms", math.ceil(count / TERMS), settings)] if count > allowed else []
+
+
+def problems_of(
+    composition: Composition, vectors: Mapping[str, SteeringVector], settings: Settings, dtype: torch.dtype
+) -> list[str]:
+    """Why a server with these settings, and a model of this dtype, can't apply a composition; empty when it can.
+
+    `vectors` holds every vector of the composition.
+    """
+    reasons = _problems_of_size(composition, settings)
+    if reasons:
+        return reasons
+    excerpt = str(composition) if len(str(composition)) <= 80 else f"{str(composition)[:77]}..."
+    value, coordinate, length = _largest(composition, vectors)
+    if not value < LARGEST:
+        reasons.append(f"{excerpt} is too large for float32: it adds {value:.3g}")
+    elif not coordinate < min(LARGEST, torch.finfo(dtype).max):
+        reasons.append(f"{excerpt} is too large for {str(dtype).removeprefix('torch.')}: it adds {coordinate:.3g}")
+    elif not length < LONGEST:
+        reasons.append(
+            f"{excerpt} is too large: it adds a length of {length:.3g} over all layers, and the square of that, which "
+            "every norm of the model takes, overflows float32"
+        )
+    directions = directions_needed(composition, vectors)
+    if directions > settings.directions:
+        reasons.append(
+            f"{excerpt} projects along {directions} directions at one layer; the server was started with "
+            f"{settings.directions}: --steer-directions {directions}"
+        )
+    return reasons
+
+
+def require_applicable(composition: Composition, vectors: Mapping[str, SteeringVector], directions: int) -> None:
+    """What a worker checks again before it writes into the slot table. Raises ValueError.
+
+    It looks at all layers, also those of other workers, so that every worker refuses the same.
+    """
+    if not _largest(composition, vectors)[0] < LARGEST:
+        raise ValueError("the composition is too large for float32")
+    needed = directions_needed(composition, vectors)
+    if needed > directions:
+        raise ValueError(f"the composition needs {needed} directions at one layer, the table has {directions}")
+
+
+def directions_needed(composition: Composition, vectors: Mapping[str, SteeringVector]) -> int:
+    """The most directions that any layer needs; an upper bound, since terms may act in different phases."""
+    projected: dict[int, set[str]] = {}
+    for name, layers in {(t.name, t.layers) for t in composition.terms if t.operation != "add" and acting(t)}:
+        for layer in vectors[name].acting(layers):
+            projected.setdefault(layer, set()).add(name)
+    return max(map(len, projected.values()), default=0)
+
+
+def _problems_of_size(composition: Composition, settings: Settings) -> list[str]:
+    slots = slots_needed(composition)
+    # Terms that do nothing (0*warm) are in no phase, but they are read and reported.
+    terms = max(rows_summed(composition), len(composition.terms))
+    if slots > settings.phases or terms > TERMS * settings.phases:
+        several = f"{slots} phases and in all of them {terms} terms" if slots > 1 else f"{terms} terms"
+        return [_too_much(several, max(slots, math.ceil(terms / TERMS)), settings)]
+    if slots > settings.rows:
+        return [
+            f"the expression needs {slots} slots, one per phase; the server was started with {settings.rows}: "
+            f"--steer-rows {slots}"
+        ]
+    return []
+
+
+def _too_much(what: str, phases: int, settings: Settings) -> str:
+    """The problem of an expression that needs a server with `phases`."""
+    return (
+        f"the expression has {what}; the server was started with {settings.phases} phases, each with {TERMS} terms: "
+        + (f"--steer-phases {phases}" if phases <= MOST_PHASES else f"at most --steer-phases {MOST_PHASES}")
+    )
+
+
+class _Size(NamedTuple):
+    """Of a vector: the length of its longest direction, its largest coordinate, and the sum of all lengths."""
+
+    longest: float
+    largest: float
+    total: float
+
+
+_SIZES: weakref.WeakKeyDictionary[SteeringVector, _Size] = weakref.WeakKeyDictionary()
+
+
+def _size(vector: SteeringVector) -> _Size:
+    size = _SIZES.get(vector)
+    if size is None:
+        lengths = [float(direction.double().norm()) for direction in vector.layers.values()]
+        largest = max(float(direction.abs().max()) for direction in vector.layers.values())
+        size = _SIZES[vector] = _Size(max(lengths), largest, sum(lengths))
+    return size
+
+
+def _largest(composition: Composition, vectors: Mapping[str, SteeringVector]) -> tuple[float, float, float]:
+    """Upper bounds on what a composition adds: to a value of the slot table, to a coordinate of the residual stream,
+    and to the stream's length over all layers. Of an ablation, which depends on the stream, the strength counts.
+    """
+    value = coordinate = length = 0.0
+    for term in composition.terms:
+        strength = abs(term.value)
+        size = _Size(1.0, 0.0, 1.0) if term.operation == "ablate" else _size(vectors[term.name])
+        value += strength * max(1.0, size.longest) if term.operation == "clamp" else strength * size.longest
+        coordinate += strength * size.largest
+        length += strength * size.total
+    return value, coordinate, length

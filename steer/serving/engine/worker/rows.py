@@ -1,0 +1,182 @@
+"""The rows of a composition: what its slots hold at each layer, computed from the stacked directions of its vectors.
+
+A step waits while rows are written, so whatever does not depend on the composition is computed when a vector is loaded:
+its directions as one tensor, their lengths, and the unit directions. What is left is one sum of scaled stacks for each
+slot, a copy of unit directions, and a few numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vectors.expression import Composition, Term
+from vectors.steering import SteeringVector
+
+
+class Stack:
+    """A vector as tensors, float32: `directions` and `units` [layers, hidden]; `lengths` [layers], float64.
+
+    The unit of a zero direction is zero. On a machine with a GPU the tensors are in pinned memory, from where a copy to
+    the device does not make the step wait.
+    """
+
+    def __init__(self, vector: SteeringVector, *, pinned: bool = False) -> None:
+        self.vector = vector
+        self.rows = {layer: row for row, layer in enumerate(vector.layers)}
+        directions = torch.stack(list(vector.layers.values()))
+        lengths = directions.norm(dim=1)
+        units = directions / lengths.where(lengths > 0, torch.ones(()))[:, None]
+        self.directions = directions.pin_memory() if pinned else directions
+        self.units = units.pin_memory() if pinned else units
+        self.lengths = lengths.double().numpy()
+
+
+class Rows(NamedTuple):
+    """The rows of P slots in a table of K directions, on its device, float32.
+
+    `added` [P, layers, hidden]; `units` [layers, K, hidden], equal for all slots, and `factors` [layers, K, P, 2] with
+    (level, gain): None where no term projects. A direction that a slot or layer does not need has factors zero.
+    """
+
+    added: Tensor
+    units: Tensor | None
+    factors: Tensor | None
+
+
+class _Move(NamedTuple):
+    """A term, the slots that it acts in (a mask over P), and the layers at which it acts, as rows of the table."""
+
+    term: Term
+    slots: np.ndarray
+    layers: np.ndarray
+
+
+def rows_of(
+    composition: Composition,
+    sets: Sequence[Sequence[int]],
+    stacks: Mapping[str, Stack],
+    layers: Sequence[int],
+    hidden: int,
+    directions: int,
+    device: torch.device,
+) -> Rows:
+    """The rows for sets of terms that act together, given by index, at the given layers, with `directions` = K.
+
+    With pipeline parallelism, `layers` are those of this worker. Raises ValueError when a layer needs more than K
+    directions. That no sum overflows has been checked before (`bounds.require_applicable`).
+    """
+    moves = _moves(composition, sets, stacks, layers)
+    # By name: the row of the stack for each of the layers, -1 where the vector holds none.
+    sources = {
+        name: np.array([stacks[name].rows.get(layer, -1) for layer in layers], dtype=np.int64)
+        for name in {move.term.name for move in moves}
+    }
+    added = _added(moves, stacks, sources, len(sets), len(layers), hidden, device)
+    projecting = [move for move in moves if move.term.operation != "add"]
+    if not projecting:
+        return Rows(added, None, None)
+    units, factors = _projections(projecting, stacks, sources, len(sets), layers, hidden, directions)
+    return Rows(added, units.to(device, non_blocking=True), _on(factors, device))
+
+
+def _moves(
+    composition: Composition, sets: Sequence[Sequence[int]], stacks: Mapping[str, Stack], layers: Sequence[int]
+) -> list[_Move]:
+    """The terms that act in any slot, in the composition's order."""
+    index = {layer: i for i, layer in enumerate(layers)}
+    member = np.zeros((len(composition.terms), len(sets)), dtype=bool)
+    for p, terms in enumerate(sets):
+        member[list(terms), p] = True
+    places: dict[tuple[str, tuple[int, ...] | None], np.ndarray] = {}
+    moves = []
+    for t in np.nonzero(member.any(axis=1))[0].tolist():
+        term = composition.terms[t]
+        key = term.name, term.layers
+        if key not in places:
+            acting = stacks[term.name].vector.acting(term.layers)
+            places[key] = np.array([index[layer] for layer in acting if layer in index], dtype=np.int64)
+        if len(places[key]):
+            moves.append(_Move(term, member[t], places[key]))
+    return moves
+
+
+def _added(
+    moves: Sequence[_Move],
+    stacks: Mapping[str, Stack],
+    sources: Mapping[str, np.ndarray],
+    slots: int,
+    layers: int,
+    hidden: int,
+    device: torch.device,
+) -> Tensor:
+    """`added` of Rows: the sum of the vectors, each scaled by the sum of its strengths, in order of their first terms.
+
+    Each product and each sum is rounded for itself, so that a loop over slots and layers gives the same bits.
+    """
+    strengths: dict[str, np.ndarray] = {}  # by name: [slots, layers]
+    for term, where, at in moves:
+        if term.operation == "add":
+            strengths.setdefault(term.name, np.zeros((slots, layers)))[np.ix_(where, at)] += term.value
+    added = torch.zeros(slots, layers, hidden, device=device)
+    for name, strength in strengths.items():
+        at = np.nonzero(strength.any(axis=0))[0]
+        rows = sources[name][at]
+        directions = stacks[name].directions.to(device, non_blocking=True)
+        whole = len(rows) == layers == len(directions)  # both ascend, so they are the same
+        if not whole:
+            directions, index = directions[_on(rows, device)], _on(at, device)
+        scales = _on(strength[:, at].astype(np.float32), device)[:, :, None]
+        for p in np.nonzero(strength.any(axis=1))[0].tolist():
+            if whole:
+                added[p].add_(directions * scales[p])
+            else:
+                added[p].index_add_(0, index, directions * scales[p])
+    return added
+
+
+def _projections(
+    moves: Sequence[_Move],
+    stacks: Mapping[str, Stack],
+    sources: Mapping[str, np.ndarray],
+    slots: int,
+    layers: Sequence[int],
+    hidden: int,
+    directions: int,
+) -> tuple[Tensor, np.ndarray]:
+    """`units` of Rows, on the CPU, and `factors` as an array.
+
+    Terms along the same direction share it, in all slots. At each layer the directions are numbered by first use.
+    """
+    which: dict[str, np.ndarray] = {}  # by name, [layers]: which of the K directions, -1 for none
+    used = np.zeros(len(layers), dtype=np.int64)  # directions in use at each layer
+    factors = np.zeros((len(layers), directions, slots, 2))
+    for term, where, at in moves:
+        lengths = stacks[term.name].lengths[sources[term.name][at]]
+        at, lengths = at[lengths > 0], lengths[lengths > 0]  # a zero vector has no direction to project along
+        k = which.setdefault(term.name, np.full(len(layers), -1))
+        new = at[k[at] < 0]
+        k[new] = used[new]
+        used[new] += 1
+        if (used > directions).any():
+            layer = layers[int(np.nonzero(used > directions)[0][0])]
+            raise ValueError(f"layer {layer} needs more than {directions} directions")
+        place = at[:, None], k[at][:, None], np.nonzero(where)[0][None]
+        factors[(*place, 1)] -= term.value if term.operation == "ablate" else 1.0
+        if term.operation == "clamp":
+            factors[(*place, 0)] += term.value * lengths[:, None]
+    units = torch.zeros(len(layers), directions, hidden)
+    for name, k in which.items():
+        at = np.nonzero(k >= 0)[0]
+        units[torch.from_numpy(at), torch.from_numpy(k[at])] = stacks[name].units[torch.from_numpy(sources[name][at])]
+    return units, factors.astype(np.float32)
+
+
+def _on(values: np.ndarray, device: torch.device) -> Tensor:
+    """An array on a device. Pinned first, since a copy from other memory makes the step wait for the device."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
