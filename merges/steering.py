@@ -13,7 +13,7 @@ from merges.engine.jobs import run
 from merges.engine.pool import Pool
 from merges.engine.readers import Array
 from merges.engine.tensor_task import Input, TensorTask
-from merges.recipes.parameters import value_at
+from merges.recipes.parameters import resolve
 from merges.recipes.recipe import Recipe
 from merges.recipes.validation import require_valid
 from vectors.errors import ArtifactError, UsageError
@@ -62,12 +62,14 @@ def merge(recipe: Recipe, vectors: Sequence[SteeringVector], *, on_event: OnEven
             name, position = f"layer.{i}", number / depth
             each, plain = {}, {}
             for option in method.options:
-                common = recipe.options.get(option.name, option.default)
                 if option.each:
-                    given = [recipe.parts[m].options.get(option.name, common) for m in order]
-                    each[option.name] = np.array([value_at(v, name, position, option.default) for v in given], float)
+                    given = [
+                        resolve(option.name, (recipe.parts[m].options, recipe.options), name, position) for m in order
+                    ]
+                    each[option.name] = np.array([option.default if v is None else v for v in given], float)
                 else:
-                    plain[option.name] = value_at(common, name, position, option.default)
+                    value = resolve(option.name, (recipe.options,), name, position)
+                    plain[option.name] = option.default if value is None else value
             inputs = tuple(
                 Input(
                     recipe.parts[m].model, Array(vectors[m].layers[i].numpy()), True,

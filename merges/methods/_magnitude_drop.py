@@ -19,6 +19,7 @@ EPSILON = Option(
     "epsilon",
     0.15,
     "the probability of keeping an element ranges from density - epsilon to density + epsilon",
+    each=True,
     low=0,
     high=0.5,
 )
@@ -31,7 +32,7 @@ def _drop(values, order, row, keys, density, epsilon, start, divide):  # type: i
             for rank in range(row):
                 i = first + order[m, first + rank]
                 share = rank / (row - 1) if row > 1 else 0.5
-                chance = density[m] - epsilon + 2 * epsilon * share
+                chance = density[m] - epsilon[m] + 2 * epsilon[m] * share
                 bits = mix(keys[m] + np.uint64(start + i + 1) * GOLDEN)
                 drawn = np.float64(np.int64(bits >> np.uint64(11))) * (1.0 / 9007199254740992.0)
                 if not drawn < chance:
@@ -41,17 +42,18 @@ def _drop(values, order, row, keys, density, epsilon, start, divide):  # type: i
 
 
 def drop(
-    values: np.ndarray, row: int, keys: np.ndarray, density: np.ndarray, epsilon: float,
+    values: np.ndarray, row: int, keys: np.ndarray, density: np.ndarray, epsilon: float | np.ndarray,
     *, start: int = 0, divide: bool = True,
 ) -> None:  # fmt: skip
     """Drop in place. `values` [inputs, count] float32 are whole rows of `row` elements, from element `start` on.
 
-    `keys` (uint64) and `density` are [inputs]. Kept elements are divided by their probability, rounded to float32,
-    unless `divide` is False. Equal magnitudes rank in the order of their positions.
+    `keys` (uint64), `density` and `epsilon` are [inputs]; a density of 1 keeps everything. Kept elements are divided by
+    their probability, rounded to float32, unless `divide` is False. Equal magnitudes rank in the order of their
+    positions.
     """
     rows = np.abs(values).reshape(len(values), -1, row)
     order = np.argsort(rows, axis=2, kind="stable").reshape(values.shape)
-    _drop(values, order, row, keys, density, epsilon, start, divide)
+    _drop(values, order, row, keys, density, np.where(np.asarray(density) >= 1, 0.0, epsilon), start, divide)
 
 
 def drop_block(task: TensorTask, block: Block, *, divide: bool) -> None:
@@ -61,7 +63,7 @@ def drop_block(task: TensorTask, block: Block, *, divide: bool) -> None:
         task.row,
         _random_drop.keys(task),
         task.each["density"],
-        float(task.options["epsilon"]),
+        task.each["epsilon"],
         start=block.start,
         divide=divide,
     )
@@ -76,9 +78,9 @@ def factors(task: TensorTask) -> np.ndarray | None:
 
 def problems_of(task: TensorTask) -> list[str]:
     """Refuse probabilities outside (0, 1]."""
-    epsilon = task.options["epsilon"]
-    bad = sorted({float(d) for d in task.each["density"] if d - epsilon <= 0 or d + epsilon > 1})
+    pairs = sorted(set(zip(task.each["density"].tolist(), task.each["epsilon"].tolist(), strict=True)))
     return [
-        f"density {d:g} with epsilon {epsilon:g} gives probabilities {d - epsilon:g} to {d + epsilon:g}, outside (0, 1]"
-        for d in bad
+        f"density {d:g} with epsilon {e:g} gives probabilities {d - e:g} to {d + e:g}, outside (0, 1]"
+        for d, e in pairs
+        if d < 1 and (d - e <= 0 or d + e > 1)
     ]

@@ -16,11 +16,11 @@ from merges.methods._random_drop import RESCALE
 
 
 def della_linear(
-    deltas: np.ndarray, density: np.ndarray, weights: np.ndarray, keys: np.ndarray, epsilon: float = 0.15
+    deltas: np.ndarray, density: np.ndarray, weights: np.ndarray, keys: np.ndarray, epsilon: np.ndarray
 ) -> np.ndarray:
     """The drop of DELLA (Deep et al. 2024, arXiv:2406.11617), then a weighted sum: the merged delta, float64.
 
-    `deltas` [inputs, rows, columns] float32; `density` and `weights` [inputs] float64; `keys` [inputs] uint64.
+    `deltas` [inputs, rows, columns] float32; `density`, `weights`, `epsilon` [inputs] float64; `keys` [inputs] uint64.
     """
     dropped = deltas.reshape(len(deltas), -1).copy()
     _magnitude_drop.drop(dropped, deltas.shape[-1], keys, density, epsilon)

@@ -11,14 +11,14 @@ from vectors.registry.options import Option
 
 def combine(task: TensorTask, block: Block, _prepared: None) -> np.ndarray:
     """scale * x."""
-    return np.multiply(block.values[0], task.options["scale"], dtype=np.float64)
+    return np.multiply(block.values[0], task.each["scale"][0], dtype=np.float64)
 
 
 METHOD = MergeMethod(
     name="passthrough",
     summary="one model unchanged, for slices",
     source="folklore (frankenmerges)",
-    options=(Option("scale", 1.0, "a factor of the weights"),),
+    options=(Option("scale", 1.0, "a factor of the weights", each=True),),
     space="weight",
     base="unused",
     inputs=(1, 1),

@@ -16,12 +16,14 @@ from merges.engine.readers import Dense, Reader, Zero
 from merges.engine.tensor_task import Input, TensorTask
 from merges.inputs.sources import Source
 from merges.recipes import slices, vocabulary
-from merges.recipes.parameters import value_at
+from merges.recipes.parameters import resolve
 from merges.recipes.recipe import Part, Recipe
 from vectors.errors import SteerError, guess, shortened
+from vectors.registry.options import Option
 from vectors.storage.files import digest_bytes
 from vectors.weights import FLOATS, Entry, mapped, read_header
 
+Levels = tuple[Mapping[str, Any], ...]  # options, from the most specific to the most general
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
@@ -35,6 +37,7 @@ class Builder:
         self.recipe, self.method, self.sources, self.base, self.main = recipe, method, sources, base, main
         self.pool, self.union = pool, union
         self.problems: list[str] = []
+        self.missing: dict[str, list[str]] = {}  # required options without a value, and where
         self.parts = list(recipe.parts)
         self.keys = _keys(recipe, sources)
         self.shared: dict[str, Any] = {}
@@ -49,6 +52,8 @@ class Builder:
 
     def hint(self) -> str:
         """The hint for the collected problems."""
+        if self.missing:
+            return "mergekit has no default for it: set it under the file's parameters, or add an entry without filter"
         if any("vocabular" in problem or "embed" in problem for problem in self.problems):
             return "models with different vocabularies need a recipe with `tokenizer: {source: union}`"
         return "merge models that were fine-tuned from one base"
@@ -59,6 +64,10 @@ class Builder:
         if self.recipe.scope == "global":
             self.scope += [job for job in jobs if isinstance(job, TensorTask)]
             self._check_scope()
+        self.problems += [
+            f"the required parameter {option} has no value for {shortened(places)}"
+            for option, places in self.missing.items()
+        ]
         return jobs
 
     def _alike(self) -> list[Job]:
@@ -121,34 +130,37 @@ class Builder:
         base: Reader | None = Dense(self.base.entries[name]) if self.base is not None else None
         if self.union is not None and self.base is not None and base is not None and name in self.union.parameters:
             base = self.union.reader(name, self.base, base, False)
-        options = [(dict(part.options), dict(self.recipe.options)) for part in self.parts]
+        levels = [(name, (part.options, self.recipe.options)) for part in self.parts]
         return self._tensor(
-            name, shape=shape, inputs=inputs, base=base, entry=entry, position=self._position(name), options=options,
-            shared=self.recipe.options,
+            name, shape=shape, inputs=inputs, base=base, entry=entry, position=self._position(name), levels=levels,
+            shared=(self.recipe.options,),
         )  # fmt: skip
 
     def _tensor(
         self, name: str, *, shape: tuple[int, ...], inputs: list[Input], base: Reader | None, entry: Entry | None,
-        position: float, options: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], shared: Mapping[str, Any],
+        position: float, levels: Sequence[tuple[str, Levels]], shared: Levels,
     ) -> TensorTask:  # fmt: skip
         """The task of one parameter.
 
-        `entry` is the parameter in the main model. `position`, in [0, 1], is where gradients are evaluated. `options`
-        are, for each input, its own and the defaults for those it lacks; `shared` are the options that apply to all
-        inputs together.
+        `entry` is the parameter in the main model. `position`, in [0, 1], is where gradients are evaluated. `levels`
+        are, for each input, the parameter's name in it and the options that may apply, from the most specific to the
+        most general; `shared` those that apply to all inputs together.
         """
         each: dict[str, np.ndarray] = {}
         plain: dict[str, Any] = {}
         for option in self.method.options:
             if option.each:
-                given = [mine.get(option.name, common.get(option.name, option.default)) for mine, common in options]
-                each[option.name] = np.array(
-                    [value_at(value, name, position, option.default) for value in given], float
-                )
+                values = [
+                    self._value(option, own, theirs, position, f"{tensor_input.name} at {own}")
+                    for tensor_input, (own, theirs) in zip(inputs, levels, strict=True)
+                ]
+                each[option.name] = np.array(values, float)
             else:
-                plain[option.name] = value_at(shared.get(option.name, option.default), name, position, option.default)
+                plain[option.name] = self._value(option, name, shared, position, name)
         if "weight" in each and not each["weight"].any() and base is None:
             self.problems.append(f"all weights are zero at {name}")
+        elif "weight" in each and self.method.divides_by_weights(plain) and abs(each["weight"].sum()) < 1e-12:
+            self.problems.append(f"the weights sum to zero at {name}, and {self.recipe.method} divides by their sum")
         as_delta = self.recipe.as_ == "vector"
         tensor = TensorTask(
             name, shape, self._dtype(name, entry), tuple(inputs), base, self.method, self.pool, each, plain,
@@ -159,6 +171,18 @@ class Builder:
             if problem not in self.problems:
                 self.problems.append(problem)
         return tensor
+
+    def _value(self, option: Option, name: str, levels: Levels, position: float, at: str) -> Any:
+        """The value of an option; the method's default where no level has one, unless the recipe requires it."""
+        value = resolve(option.name, levels, name, position)
+        if value is None and option.name in self.recipe.required:
+            self.missing.setdefault(option.name, []).append(at)
+        if value is None:
+            return option.default
+        problem = option.check(value) if isinstance(option.default, int) else None
+        if problem and (sentence := f"{problem}, at {at}") not in self.problems:
+            self.problems.append(sentence)
+        return value
 
     def _dtype(self, name: str, entry: Entry | None) -> str:
         if self.recipe.as_ == "vector":
@@ -209,7 +233,7 @@ class Builder:
 
     def _position(self, name: str) -> float:
         layer = slices.layer_of(name)
-        return layer / (self.depth - 1) if layer is not None and self.depth > 1 else 0.0
+        return 0.0 if layer is None else layer / (self.depth - 1) if self.depth > 1 else 1.0
 
     def _open_extras(self, part: Part) -> dict[str, dict[str, Entry]]:
         entries: dict[str, dict[str, Entry]] = {}
@@ -273,7 +297,7 @@ class Builder:
         }
         union = self.union if self.union is not None and tensor.name in self.union.parameters else None
         from_base = under.reference if under is not None and self.method.space != "weight" else None
-        inputs, options = [], []
+        inputs, levels = [], []
         first: Entry | None = None
         for reference, name in tensor.sources.items():
             if reference == from_base:
@@ -289,8 +313,7 @@ class Builder:
             if union is not None:
                 reader = union.reader(name, source, reader, is_delta)
             inputs.append(Input(part.name, reader, is_delta, _key(key, tensor.name)))
-            common = dict(self.recipe.options) | dict(part.options) | tensor.shared
-            options.append((tensor.options[reference], common))
+            levels.append((name, (tensor.options[reference], tensor.shared, part.options, self.recipe.options)))
         least, most = self.method.inputs
         if first is None or len(inputs) < least or (most is not None and len(inputs) > most):
             self.problems.append(f"{self.recipe.method} can't take the {len(inputs)} source(s) of {tensor.name}")
@@ -306,13 +329,10 @@ class Builder:
                 return None
             base = Dense(base_entry)
             base = base if union is None else union.reader(name, under, base, False)
-        each = {option.name for option in self.method.options if option.each}
-        to_all = {k: v for given in tensor.options.values() for k, v in given.items() if k not in each}
-        shared = dict(self.recipe.options) | tensor.shared | to_all
         shape = first.shape if union is None else (union.size, *first.shape[1:])
         return self._tensor(
-            tensor.name, shape=shape, inputs=inputs, base=base, entry=first, position=tensor.position, options=options,
-            shared=shared,
+            tensor.name, shape=shape, inputs=inputs, base=base, entry=first, position=tensor.position, levels=levels,
+            shared=(tensor.shared, self.recipe.options),
         )  # fmt: skip
 
 

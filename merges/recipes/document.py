@@ -1,7 +1,7 @@
 """Reading a recipe from a document: our YAML, mergekit's YAML, or the record of a finished merge.
 
 Unknown keys are errors. mergekit's files, which have the key `merge_method`, are translated by
-merges/recipes/mergekit.py. Numbers are read by vectors/registry/values.py, as `--set` reads them.
+merges/recipes/mergekit. Numbers are read by vectors/registry/values.py, as `--set` reads them.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from merges import methods
-from merges.recipes import mergekit
-from merges.recipes.parameters import with_numbers
+from merges.recipes.mergekit.translation import translate
+from merges.recipes.parameters import normalized
 from merges.recipes.recipe import Part, Recipe, Slice, SliceSource, Tokenizer, TokenSource, names_for
 from merges.recipes.validation import require_valid
 from vectors.errors import UsageError, guess
@@ -30,6 +30,7 @@ KEYS = (
     "slices",
     "tokenizer",
     "chat_template",
+    "required",
 )
 SLICE_KEYS = ("sources", "base", "parameters")
 SOURCE_KEYS = ("model", "layers", "parameters")
@@ -56,8 +57,9 @@ def parse(value: Any, where: str = "the recipe") -> Recipe:
     """A recipe from the value of a YAML or JSON document. Raises UsageError with every unknown key and bad value."""
     if not isinstance(value, dict):
         raise UsageError(f"{where} is not a mapping", "see docs/merge.md")
+    notes: list[str] = []
     if "merge_method" in value:
-        value = mergekit.translate(value, where)
+        value, notes = translate(value, where)
     problems = _unknown(value, KEYS, where)
     models = value.get("models") or []
     if not isinstance(models, list) or not all(
@@ -84,6 +86,8 @@ def parse(value: Any, where: str = "the recipe") -> Recipe:
     for key in ("method", "base", "scope", "dtype", "as", "chat_template"):
         if value.get(key) is not None and not isinstance(value[key], str):
             problems.append(f"{where}: {key} is {value[key]!r}, not text")
+    if not isinstance(value.get("required") or [], list):
+        problems.append(f"{where}: required is {value['required']!r}, not a list of options")
     seed = values.number(value.get("seed", 0))
     if isinstance(seed, bool) or not isinstance(seed, int):
         problems.append(f"{where}: seed is {value['seed']!r}, not a whole number")
@@ -111,6 +115,8 @@ def parse(value: Any, where: str = "the recipe") -> Recipe:
         tuple(_slice(entry, read) for entry in slices),
         _tokenizer(value["tokenizer"]) if value.get("tokenizer") else None,
         value.get("chat_template"),
+        tuple(value.get("required") or ()),
+        tuple(notes),
     )
 
 
@@ -118,7 +124,7 @@ def _reader(method: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     """The function that reads options of this method; text such as "0.9" becomes a number where one is expected."""
     chosen = methods.available().get(method)
     options = {option.name: option for option in chosen.options} if chosen is not None else {}
-    return lambda given: {k: with_numbers(options[k], v) if k in options else v for k, v in given.items()}
+    return lambda given: {k: normalized(options[k], v) if k in options else v for k, v in given.items()}
 
 
 def _slice(entry: Mapping[str, Any], read: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Slice:

@@ -83,7 +83,7 @@ def plan(
     sources, base = open_all(references, recipe.base)
     recipe, sources = _canonical(recipe, sources, method)
     problems: list[str] = []
-    notes: list[str] = []
+    notes: list[str] = list(recipe.notes)
     needs_base = method.base == "needed" or recipe.as_ == "vector" or any(s.is_delta for s in sources)
     only_deltas = all(s.is_delta for s in sources)
     if needs_base and base is None and not (only_deltas and recipe.as_ == "vector"):

@@ -18,6 +18,7 @@
     as: model                            # or vector
     slices: ...                          # see merges/recipes/slices.py
     tokenizer: ...                       # see merges/recipes/vocabulary.py
+    required: [weight]                   # options that have no default here, as in mergekit
     chat_template: auto                  # the one most inputs have; or chatml, llama3, ..., or a Jinja template
 
 `merges/recipes/document.py` reads such a document, `merges/recipes/validation.py` checks it.
@@ -123,6 +124,8 @@ class Recipe:
     slices: tuple[Slice, ...] = ()
     tokenizer: Tokenizer | None = None
     chat_template: str | None = None
+    required: tuple[str, ...] = ()  # options without a default: every tensor must have a value
+    notes: tuple[str, ...] = field(default=(), compare=False)  # what is worth knowing about the document it came from
 
     def value(self) -> dict[str, Any]:
         """The recipe as JSON, as merges.recipes.document.parse reads it."""
@@ -143,6 +146,8 @@ class Recipe:
             value["tokenizer"] = self.tokenizer.value()
         if self.chat_template:
             value["chat_template"] = self.chat_template
+        if self.required:
+            value["required"] = list(self.required)
         return value
 
     @property

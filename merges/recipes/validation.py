@@ -37,12 +37,21 @@ def problems_of_recipe(recipe: Recipe) -> list[str]:
             else:
                 problems += problems_of_value(options[key], value, where)
     for number, entry in enumerate(recipe.slices, 1):
-        for parameters in (entry.parameters, *(source.parameters for source in entry.sources)):
-            for key, value in (parameters or {}).items():
+        of_slice = (f"slice {number}", entry.parameters, False)
+        of_sources = ((f"{source.model} in slice {number}", source.parameters, True) for source in entry.sources)
+        for where, given_, of_one_input in (of_slice, *of_sources):
+            for key, value in (given_ or {}).items():
                 if key not in options:
-                    problems.append(f"slice {number}: {recipe.method} has no option {key!r}{guess(key, options)}")
+                    problems.append(f"{where}: {recipe.method} has no option {key!r}{guess(key, options)}")
+                elif of_one_input and not options[key].each:
+                    problems.append(f"{where}: {key} applies to all inputs; set it under the slice's parameters")
                 else:
-                    problems += problems_of_value(options[key], value, f"slice {number}")
+                    problems += problems_of_value(options[key], value, where)
+    problems += [
+        f"required: {recipe.method} has no option {key!r}{guess(str(key), options)}"
+        for key in recipe.required
+        if key not in options
+    ]
     for part in recipe.parts:
         problems += [
             f"the input {part.name} needs {name}, the path of a file of statistics"
@@ -87,7 +96,9 @@ def problems_of_recipe(recipe: Recipe) -> list[str]:
         ]
         if all(not isinstance(weight, list) and weight == 0 for weight in weights):
             problems.append("all weights are zero")
-        elif method.divides_by_weights(recipe.options) and not any(isinstance(w, list) for w in weights):
+        elif method.divides_by_weights(recipe.options) and not any(
+            isinstance(value, list) for value in (*weights, *recipe.options.values())
+        ):
             try:
                 if abs(sum(weights)) < 1e-12:
                     problems.append(f"the weights sum to zero, and {recipe.method} divides by their sum")

@@ -41,8 +41,8 @@ FORMULAS: dict[str, Callable[[np.ndarray, dict[str, np.ndarray], np.ndarray], np
     "breadcrumbs_ties": lambda d, each, keys: breadcrumbs_ties(d, each["density"], each["gamma"], each["weight"]),
     "dare_linear": lambda d, each, keys: dare_linear(d, each["density"], each["weight"], keys),
     "dare_ties": lambda d, each, keys: dare_ties(d, each["density"], each["weight"], keys),
-    "della": lambda d, each, keys: della(d, each["density"], each["weight"], keys),
-    "della_linear": lambda d, each, keys: della_linear(d, each["density"], each["weight"], keys),
+    "della": lambda d, each, keys: della(d, each["density"], each["weight"], keys, each["epsilon"]),
+    "della_linear": lambda d, each, keys: della_linear(d, each["density"], each["weight"], keys, each["epsilon"]),
     "sce": lambda d, each, keys: sce(d, 1.0),
 }
 

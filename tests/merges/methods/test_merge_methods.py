@@ -141,7 +141,7 @@ CASES: list[tuple[str, dict[str, Any], Callable[[np.ndarray, np.ndarray], np.nda
     ),
     (
         "della_linear",
-        {"each": {"weight": W3, "density": 0.5}, "epsilon": 0.3},
+        {"each": {"weight": W3, "density": 0.5, "epsilon": 0.3}},
         lambda d, x: reference.summed(reference.pruned(d, np.full(3, 0.5), 0.3, KEYS, "density"), W3),
         True,
     ),
@@ -309,7 +309,7 @@ def test_sce_of_one_model_is_the_model_and_nearswap_has_its_limits(pool: Pool) -
     np.testing.assert_array_equal(merged(pool, "sce", base, models[:1]), models[0])
     np.testing.assert_array_equal(merged(pool, "nearswap", None, models, t=1e9), models[1])
     np.testing.assert_array_equal(merged(pool, "nearswap", None, models, t=0.0), models[0])
-    np.testing.assert_array_equal(merged(pool, "passthrough", None, models[:1], scale=2.0), 2 * models[0])
+    np.testing.assert_array_equal(merged(pool, "passthrough", None, models[:1], {"scale": 2.0}), 2 * models[0])
 
 
 def test_ties_of_one_model_keeps_its_whole_delta_whatever_the_weight(pool: Pool) -> None:

@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merges import api, methods
-from merges.recipes import chat_templates, mergekit
+from merges.recipes import chat_templates
 from merges.recipes.document import parse, read
+from merges.recipes.mergekit import words as mergekit
+from merges.recipes.parameters import value_at
 from merges.recipes.validation import require_valid
-from vectors.errors import SteerError, UsageError
+from vectors.errors import ModelError, SteerError, UsageError
 
 TIES = {"merge_method": "ties", "base_model": "base", "models": [{"model": "a"}, {"model": "b"}]}
 
@@ -81,20 +83,77 @@ def test_what_mergekit_would_ignore_is_an_error(here: Path) -> None:
                 "models": [{"model": "a", "paramaters": {}}, {"model": "b", "parameters": {"densty": 0.5}}],
                 "slices": [{"residual_weight": 1, "sources": [{"model": "a", "layer_rang": [0, 1]}]}],
                 "tokenizer": {"sorce": "union", "tokens": {"x": {"source": "a", "forced": True}}},
-                "parameters": {"normalize": "yes"},
+                "parameters": {"normalize": "maybe"},
                 "modules": {"text": {"modles": []}, "vision": {}},
             }
         )
     found = "\n".join(caught.value.problems)
     for sentence in (
         "'modles' (did you mean mod", "'paramaters'", "'densty' (did you mean density?)",
-        "'layer_rang'", "'sorce'", "'forced'", "normalize is 'yes', not true or false",
+        "'layer_rang'", "'sorce'", "'forced'", "normalize is 'maybe', not true or false",
         "'modles' in the module text (did you mean models?)",
         "modules are text, vision beside models beside slices", "residual_weight of slice 1 has no effect in mergekit",
     ):  # fmt: skip
         assert sentence in found
-    with pytest.raises(UsageError, match="slerp has no parameter 'density'"):
-        parse(TIES | {"merge_method": "slerp", "parameters": {"density": 0.5}})
+
+
+@pytest.mark.parametrize(
+    ("method", "word", "value"),
+    [
+        ("slerp", "density", 0.5),
+        ("slerp", "normalize", True),
+        ("linear", "int8_mask", 1.0),
+        ("model_stock", "normalize", "yes"),
+        ("passthrough", "rescale", False),
+        ("karcher", "weight", [0.1, 0.2]),
+    ],
+)
+def test_a_parameter_of_another_method_has_no_effect_and_is_noted(method: str, word: str, value: Any) -> None:
+    made = parse(TIES | {"merge_method": method, "parameters": {"t": 0.5, word: value}})
+    assert f"{method} has no parameter {word!r}, which has no effect" in made.notes
+    assert word not in made.options
+
+
+def test_what_applies_to_all_inputs_has_no_effect_under_one_of_them(here: Path) -> None:
+    sources = [{"model": name, "layer_range": [0, 3], "parameters": {"lambda": 0.5, "t": 1}} for name in "ab"]
+    for document in (
+        TIES | {"models": [{"model": "a", "parameters": {"weight": 1, "lambda": 0.5}}, {"model": "base"}]},
+        {"merge_method": "slerp", "base_model": "a", "slices": [{"sources": sources}]},
+    ):
+        made = parse(document)
+        assert not {"lambda", "t"} & set(made.options)
+        assert any("applies to all inputs together" in note for note in made.notes)
+    with pytest.raises(ModelError, match="the required parameter t has no value"):
+        api.merge(made, "out")  # mergekit: Missing required parameter t
+
+
+def test_a_filter_with_wildcards_matches_what_mergekit_matches() -> None:
+    weight = [{"filter": "*.mlp.*", "value": 0.1}, {"filter": "mlp", "value": 0.2}, {"value": 0.3}]
+    made = parse(TIES | {"models": [{"model": "a", "parameters": {"weight": weight}}, {"model": "b"}]})
+    assert value_at(made.parts[0].options["weight"], "model.layers.0.mlp.up_proj.weight", 0) == 0.2
+    assert value_at(made.parts[0].options["weight"], "odd*.mlp.*", 0) == 0.1
+    assert "mergekit's filters have no wildcards: '*.mlp.*' of weight" in made.notes[0]
+
+
+def test_an_input_that_is_listed_twice_counts_twice(here: Path) -> None:
+    twice = [{"model": "a", "parameters": {"weight": 0.25}}, {"model": "a", "parameters": {"weight": 0.25}}]
+    once = [{"model": "a", "parameters": {"weight": 0.5}}]
+    b = [{"model": "b", "parameters": {"weight": 0.5}}]
+    for name, models in (("twice", twice + b), ("once", once + b), ("left", twice[:1] + b)):
+        api.merge(parse({"merge_method": "linear", "models": models, "dtype": "float32"}), name)
+    two, one, left = (folders.read(here / name) for name in ("twice", "once", "left"))
+    for name in one:
+        torch.testing.assert_close(two[name], one[name])
+    assert not all(torch.allclose(two[name], left[name]) for name in one)
+
+
+def test_a_base_that_is_not_listed_is_merged_where_mergekit_merges_it(here: Path) -> None:
+    listed = [{"model": name} for name in ("a", "b", "base")]
+    for method, parameters in (("linear", {"weight": 1.0}), ("karcher", {})):
+        document = {"merge_method": method, "base_model": "base", "parameters": parameters}
+        api.merge(parse(document | {"models": listed[:2]}), f"{method} unlisted")
+        api.merge(parse(document | {"models": listed}), f"{method} listed")
+        assert folders.same(here / f"{method} unlisted", here / f"{method} listed")
 
 
 def test_a_base_among_the_sources_of_a_slice_is_no_input(here: Path) -> None:

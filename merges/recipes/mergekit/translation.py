@@ -1,16 +1,13 @@
-"""Translation of mergekit's YAML into our recipes, with options that reproduce mergekit's results.
-
-Unknown keys are errors here. Unlike our defaults, mergekit elects signs after weighting, elects + where votes cancel,
-rescales DARE to the L1 norm of the delta, divides by the sum of the weights only with `normalize`, matches `filter`
-anywhere in a name, and uses a token's given source only for models that lack the token, unless it is forced.
-"""
+"""From a mergekit configuration to our document: every key has its meaning, is refused, or is named in a note."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from merges import methods
+from merges.recipes.mergekit.words import DEFAULTS, EACH, KNOWN, METHODS, REQUIRED, read_setting
+from merges.recipes.parameters import then
 from merges.recipes.recipe import names_for
 from vectors.errors import UsageError, guess
 
@@ -20,68 +17,21 @@ KEYS = (
 )  # fmt: skip
 MODULE_KEYS = ("models", "slices", "parameters")
 TOKENIZER_KEYS = ("source", "tokens", "pad_to_multiple_of")
-
-
-class Word(NamedTuple):
-    """One of mergekit's parameters: our option for it (None: ignored), and our value for each of its, if different."""
-
-    option: str | None
-    values: Mapping[Any, Any] = {}
-
-
-SAME = {name: Word(name) for name in ("weight", "density", "lambda", "gamma", "epsilon", "t", "scale", "filter_wise",
-                                      "max_iter", "tol", "select_topk", "normalize")}  # fmt: skip
-MASK = {"int8_mask": Word(None)}  # affects memory use, not the result
-LENGTH = {"rescale": Word("rescale", {True: "l1", False: "none"})}
-MEAN = {"normalize": Word("combine", {True: "mean", False: "sum"})}
-
-
-def _words(*names: str, **more: Word) -> dict[str, Word]:
-    return {name: SAME[name] for name in names} | more
-
-
-DELTAS = _words("weight", "lambda", "density") | MASK
-METHODS: dict[str, dict[str, Word]] = {
-    "linear": _words("weight", "normalize"),
-    "task_arithmetic": _words("weight", "lambda", "normalize") | MASK | {"density": Word(None), "rescale": Word(None)},
-    "ties": DELTAS | LENGTH | MEAN,
-    "dare_linear": DELTAS | LENGTH | _words("normalize"),
-    "dare_ties": DELTAS | LENGTH | MEAN,
-    "della": DELTAS | LENGTH | MEAN | _words("epsilon"),
-    "della_linear": DELTAS | LENGTH | _words("epsilon", "normalize"),
-    "breadcrumbs": DELTAS | LENGTH | _words("gamma", "normalize"),
-    "breadcrumbs_ties": DELTAS | LENGTH | MEAN | _words("gamma"),
-    "slerp": _words("t"),
-    "nuslerp": _words("weight", nuslerp_row_wise=Word(None), nuslerp_flatten=Word(None)),
-    "multislerp": _words("weight", normalize_weights=Word("normalize"), eps=Word(None)),
-    "karcher": _words("max_iter", "tol"),
-    "model_stock": _words("filter_wise"),
-    "sce": _words("select_topk") | MASK,
-    "nearswap": _words("t"),
-    "arcee_fusion": {},
-    "passthrough": _words("scale"),
-}
-ELECTION = {"elect": "after", "zero": "positive"}
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "linear": {"normalize": True},
-    "ties": ELECTION | {"combine": "mean", "density": 1.0},
-    "dare_linear": {"rescale": "l1", "density": 1.0},
-    "dare_ties": ELECTION | {"combine": "sum", "rescale": "l1", "density": 1.0},
-    "della": ELECTION | {"combine": "mean", "rescale": "l1", "density": 1.0},
-    "della_linear": {"rescale": "l1", "density": 1.0},
-    "breadcrumbs": {"density": 1.0},
-    "breadcrumbs_ties": ELECTION | {"combine": "sum", "density": 1.0},
-}
 PAIRS = ("slerp", "nearswap", "arcee_fusion")  # methods whose base is the first of the two inputs
-WHOLE = (*PAIRS, "linear", "passthrough", "karcher")  # methods that merge a listed base as an input
+WHOLE = (*PAIRS, "linear", "passthrough", "karcher")  # methods that merge the base as an input
 
 
 class _Reading:
-    """The reading of one file; a class because problems are collected across its methods."""
+    """The reading of one file; a class because problems and notes are collected across its methods."""
 
     def __init__(self, method: str, where: str) -> None:
         self.method, self.where = method, where
         self.problems: list[str] = []
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
 
     def unknown(self, value: Mapping[Any, Any], known: tuple[str, ...], place: str = "") -> None:
         self.problems += [
@@ -129,28 +79,43 @@ class _Reading:
         self.unknown(value, ("path", "revision"), f" in {what}")
         return value["path"] + (f"@{revision}" if revision else "")
 
-    def parameters(self, value: Any, place: str) -> dict[str, Any]:
-        """Our options for a mapping of mergekit's parameters; `place` names where it stands, in messages."""
+    def parameters(self, value: Any, place: str, *, of_one_input: bool = False) -> dict[str, Any]:
+        """Our options for a mapping of mergekit's parameters; `place` names where it stands, in messages.
+
+        With `of_one_input` they stand under a model, where mergekit ignores those that apply to all inputs.
+        """
         words = METHODS[self.method]
         options: dict[str, Any] = {}
         given = self.mapping(value, f"parameters of {place}" if place else "parameters")
+        at = f"{self.where}: {place}: " if place else f"{self.where}: "
         for key, setting in given.items():
             word = words.get(key)
-            if word is None:
-                at = f"{self.where}: {place}: " if place else f"{self.where}: "
+            if word is None and key in KNOWN:
+                self.note(f"{self.method} has no parameter {key!r}, which has no effect")
+            elif word is None:
                 self.problems.append(f"{at}{self.method} has no parameter {key!r}{guess(str(key), words)}")
-            elif word.values and (not isinstance(setting, int) or setting not in word.values):
-                self.problems.append(f"{self.where}: {key} is {setting!r}, not true or false")
-            elif word.option is not None:
-                options[word.option] = word.values[setting] if word.values else setting
-        if self.method == "nuslerp" and given.get("nuslerp_flatten") is False:
-            # mergekit's "row-wise" refers to the transposed matrix.
-            options["along"] = "columns" if given.get("nuslerp_row_wise") else "rows"
+            else:
+                try:
+                    read = read_setting(str(key), word, setting, self.note)
+                except ValueError as error:
+                    self.problems.append(f"{at}{error}")
+                    continue
+                if of_one_input and key not in EACH:
+                    if word.option is not None:
+                        self.note(
+                            f"{key} applies to all inputs together, so that of {place} has no effect, as in mergekit; "
+                            "set it under the file's parameters"
+                        )
+                elif word.option is not None and read is not None:
+                    options[key if word.option == "along" else word.option] = read
         return options
 
 
-def translate(value: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Our document for a mergekit configuration, which is not modified. Raises UsageError with every problem."""
+def translate(value: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
+    """Our document for a mergekit configuration, which is not modified, and what is worth knowing about it.
+
+    Raises UsageError with every problem.
+    """
     method = value["merge_method"]
     known = methods.available()
     if not isinstance(method, str) or method not in METHODS or method not in known:
@@ -160,19 +125,24 @@ def translate(value: Mapping[str, Any], where: str) -> dict[str, Any]:
         )
     reading = _Reading(method, where)
     reading.unknown(value, KEYS)
-    value = _without_modules(value, reading)
-    each = {option.name for option in known[method].options if option.each}
+    value, above = _without_modules(value, reading)
     shared = reading.parameters(value.get("parameters"), "")
+    for level in (above, DEFAULTS.get(method, {})):
+        shared = level | {key: then(given, level[key]) if key in level else given for key, given in shared.items()}
+    switches = dict(shared)
+    shared = _along(shared, {}, reading)
     base = reading.reference(value["base_model"], "base_model") if value.get("base_model") is not None else None
-    parts: dict[str, dict[str, Any]] = {}
+    parts: list[tuple[str, dict[str, Any]]] = []
     for entry in reading.entries(value.get("models"), "models"):
         reading.unknown(entry, ("model", "parameters"), f" in the model {entry.get('model')}")
         reference = reading.reference(entry.get("model"), "an entry of models")
-        options = reading.parameters(entry.get("parameters"), reference)
+        options = reading.parameters(entry.get("parameters"), reference, of_one_input=True)
         if reference == base and method not in WHOLE:
-            continue  # mergekit may list the base among the models; its delta is zero
-        parts[reference] = {key: given for key, given in options.items() if key in each}
-        shared |= {key: given for key, given in options.items() if key not in each}
+            continue  # mergekit lists the base among the models; its delta is zero
+        parts.append((reference, options))
+    listed = [reference for reference, _ in parts]
+    if parts and base and method in WHOLE and base not in listed:
+        parts.append((base, {}))  # mergekit merges it even so
     slices = []
     for number, entry in enumerate(reading.entries(value.get("slices"), "slices"), 1):
         reading.unknown(entry, ("sources", "base_model", "residual_weight", "parameters"), f" in slice {number}")
@@ -185,21 +155,24 @@ def translate(value: Mapping[str, Any], where: str) -> dict[str, Any]:
         for source in reading.entries(entry.get("sources"), f"sources of slice {number}"):
             reading.unknown(source, ("model", "layer_range", "parameters"), f" in a source of slice {number}")
             reference = reading.reference(source.get("model"), f"a source of slice {number}")
-            options = reading.parameters(source.get("parameters"), f"slice {number}")
+            place = f"{reference} in slice {number}"
+            options = reading.parameters(source.get("parameters"), place, of_one_input=True)
             sources.append({"model": reference, "layers": source.get("layer_range"), "parameters": options})
             if reference != under or method in WHOLE:
-                parts.setdefault(reference, {})
+                _list(parts, reference)
         if method in PAIRS:
             if under not in [source["model"] for source in sources]:
                 reading.problems.append(f"{where}: the base {under} of slice {number} is not among its sources")
             sources.sort(key=lambda source: source["model"] != under)
         elif under and under != base and method not in WHOLE:
-            parts.setdefault(under, {})
-        translated = {"sources": sources, "parameters": reading.parameters(entry.get("parameters"), f"slice {number}")}
+            _list(parts, under)
+        of_slice = reading.parameters(entry.get("parameters"), f"slice {number}")
+        of_slice = _along(of_slice, switches, reading)
+        translated = {"sources": sources, "parameters": of_slice}
         slices.append(translated | ({"base": under} if slice_base is not None and method not in WHOLE else {}))
     if base and method in PAIRS:
         if not slices:
-            parts = {base: {}} | parts
+            parts.sort(key=lambda part: part[0] != base)
         base = None
     template = value.get("chat_template")
     tokenizer = _tokenizer(value, reading)
@@ -207,25 +180,51 @@ def translate(value: Mapping[str, Any], where: str) -> dict[str, Any]:
         reading.problems.append(f"{where} has no models")
     if reading.problems:
         raise UsageError(reading.problems, "correct or remove these keys; mergekit itself ignores unknown ones")
-    names = names_for(list(parts))
+    names = names_for([reference for reference, _ in parts])
     recipe = {
         "method": method,
         "models": [
-            {"model": model, "name": name} | options
-            for (model, options), name in zip(parts.items(), names, strict=True)
+            {"model": model, "name": name} | options for (model, options), name in zip(parts, names, strict=True)
         ],
-        "parameters": DEFAULTS.get(method, {}) | shared,
+        "parameters": shared,
         "dtype": str(value.get("out_dtype") or value.get("dtype") or "auto"),
     }
-    optional = {"base": base, "slices": slices, "tokenizer": tokenizer, "chat_template": template}
-    return recipe | {key: given for key, given in optional.items() if given}
+    required = [name for name in REQUIRED if name in METHODS[method]]
+    optional = {
+        "base": base, "slices": slices, "tokenizer": tokenizer, "chat_template": template, "required": required,
+    }  # fmt: skip
+    return recipe | {key: given for key, given in optional.items() if given}, reading.notes
 
 
-def _without_modules(value: Mapping[str, Any], reading: _Reading) -> Mapping[str, Any]:
-    """The configuration with the contents of its only module moved to the top level."""
+def _list(parts: list[tuple[str, dict[str, Any]]], reference: str) -> None:
+    """Add an input of a slice, once."""
+    if reference not in [listed for listed, _ in parts]:
+        parts.append((reference, {}))
+
+
+def _along(given: dict[str, Any], above: dict[str, Any], reading: _Reading) -> dict[str, Any]:
+    """The options with our `along` instead of nuslerp's two switches; `above` are those of the level above."""
+    options = {key: setting for key, setting in given.items() if not key.startswith("nuslerp_")}
+    if len(options) == len(given):
+        return options
+    both = {"nuslerp_flatten": True, "nuslerp_row_wise": False} | {
+        key: setting for level in (above, given) for key, setting in level.items() if key.startswith("nuslerp_")
+    }
+    reading.problems += [
+        f"{reading.where}: {key} can't differ between tensors here"
+        for key, setting in both.items()
+        if not isinstance(setting, bool)
+    ]
+    # mergekit's "row-wise" refers to the transposed matrix.
+    along = "tensor" if both["nuslerp_flatten"] else "columns" if both["nuslerp_row_wise"] else "rows"
+    return options if along == "tensor" and not above else options | {"along": along}
+
+
+def _without_modules(value: Mapping[str, Any], reading: _Reading) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """The configuration with the contents of its only module moved to the top level, and the options above those."""
     modules = reading.mapping(value.get("modules"), "modules")
     if not modules:
-        return value
+        return value, {}
     if len(modules) > 1 or value.get("models") or value.get("slices"):
         beside = [key for key in ("models", "slices") if value.get(key)]
         reading.problems.append(
@@ -234,11 +233,9 @@ def _without_modules(value: Mapping[str, Any], reading: _Reading) -> Mapping[str
         )
     module = reading.mapping(next(iter(modules.values())), "a module")
     reading.unknown(module, MODULE_KEYS, f" in the module {next(iter(modules))}")
-    file_parameters, module_parameters = (
-        reading.mapping(entry.get("parameters"), "parameters") for entry in (value, module)
-    )
     inside = {key: module[key] for key in ("models", "slices") if key in module and not value.get(key)}
-    return {**value, **inside, "parameters": file_parameters | module_parameters}
+    above = reading.parameters(value.get("parameters"), "")
+    return {**value, **inside, "parameters": module.get("parameters")}, above
 
 
 def _tokenizer(value: Mapping[str, Any], reading: _Reading) -> dict[str, Any] | None:
