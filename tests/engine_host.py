@@ -125,7 +125,10 @@ def drain(answers: dict[str, Any], steps: int = 100_000) -> None:
 
 
 def script(steps: list[dict[str, Any]]) -> dict[str, Any]:
-    """Interleave by hand: add {job, id}, abort {id}, step {count}; at the end everything runs out."""
+    """Interleave by hand: add {job, id}, abort {id}, step {count}, unload {digest} behind the engine's back.
+
+    At the end everything runs out.
+    """
     answers: dict[str, Any] = {}
     engine = ENGINE.llm_engine
     trace = []
@@ -134,6 +137,8 @@ def script(steps: list[dict[str, Any]]) -> dict[str, Any]:
             engine.add_request(step["id"], prompt(step["add"]), parameters(step["add"]))
         elif "abort" in step:
             engine.abort_request([step["abort"]])
+        elif "unload" in step:
+            ENGINE.collective_rpc("steer_unload", args=(step["unload"],))
         elif "vectors" in step:
             trace.append(state())
         else:
@@ -181,7 +186,8 @@ def answer(output: Any) -> dict[str, Any]:
     first = output.outputs[0]
     found = {
         "ids": list(first.token_ids),
-        "scores": [entry[token].logprob for token, entry in zip(first.token_ids, first.logprobs, strict=True)],
+        "reason": first.finish_reason,
+        "scores": [entry[token].logprob for token, entry in zip(first.token_ids, first.logprobs or [], strict=True)],
         "cached": output.num_cached_tokens,
         "receipt": getattr(first, "steer", None),
         "all": [list(one.token_ids) for one in output.outputs],

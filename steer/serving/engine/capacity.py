@@ -96,25 +96,25 @@ class Capacity:
         self.failed = {}
         return result
 
-    def record(self, scheduled: Mapping[str, int], report: Mapping[str, Any] | None) -> None:
+    def record(self, scheduled: Mapping[str, int], report: Mapping[str, Any] | None) -> dict[str, str]:
         """Record what a step applied: the number of `scheduled` tokens by request id, and the worker's report.
 
-        Raises RuntimeError when a steered request ran without its composition, so that it is never answered.
+        Returns the steered requests that must end in an error, with the reason: those that the worker could not steer,
+        and those that ran without their composition, so that they are never answered.
         """
-        steered = [request for request in scheduled if request in self.progress]
-        if not steered:
-            return
-        applied = {} if report is None else _by_request(report)
+        failed: dict[str, str] = dict((report or {}).get("failed", {}))
+        steered = [request for request in scheduled if request in self.progress and request not in failed]
+        applied = _by_request(report) if report is not None and steered else {}
         for request in steered:
             progress = self.progress[request]
             key, start = applied.get(request, (None, 0))
             if key != progress.resolved.key:
-                raise RuntimeError(
-                    f"steer: request {request} ran without its composition {progress.resolved.expression}"
-                )
+                failed[request] = f"steer: it ran without its composition {progress.resolved.expression[:80]}"
+                continue
             if progress.cached is None:
                 progress.cached = int(start)
             progress.end = max(progress.end, int(start) + scheduled[request])
+        return failed
 
     def receipt(self, progress: _Progress) -> dict[str, Any]:
         """The receipt so far: each term, and the number of tokens it acted on.

@@ -60,9 +60,8 @@ def update_from_output(original: Callable[..., Any], self: Any, scheduled: Any, 
     """Record what the step applied, before the scheduler ends requests on its output."""
     capacity = capacity_of(self)
     report = getattr(output, "steer", None)
-    ended = _fail(self, capacity.fail((report or {}).get("failed", {}))) if report or capacity.failed else []
-    if capacity.progress:
-        capacity.record(scheduled.num_scheduled_tokens, report)
+    failed = capacity.record(scheduled.num_scheduled_tokens, report)
+    ended = _fail(self, capacity.fail(failed)) if failed or capacity.failed else []
     outputs = original(self, scheduled, output)
     _answer(outputs, ended)
     if capacity.stops:

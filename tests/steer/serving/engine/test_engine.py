@@ -234,6 +234,65 @@ def test_what_cannot_be_steered_is_refused_with_its_reason_and_the_rest_runs(
     assert difference(answer, reference(model, ids, answer["ids"], "2*warm", vectors)) < CLOSE
 
 
+def one_fails(engine: Engines, vectors: dict[str, Path], model: Any) -> None:
+    """Of four requests, one comes whose vector the workers have lost: it fails, and the others are as ever."""
+    ids = pico.sequences(4, 20, 30, seed=8)
+    jobs = {
+        "warm": {"ids": ids[0], "steer": "2*warm", "tokens": 12},
+        "plain": {"ids": ids[1], "tokens": 12},
+        "calm": {"ids": ids[2], "steer": "2*calm + warm", "tokens": 12},
+        "later": {"ids": ids[3], "steer": "ablate(warm)@response", "tokens": 12},
+    }
+    digest = SteeringVector.load(vectors["calm"]).digest
+    steps: list[dict[str, Any]] = [
+        *({"add": jobs[name], "id": name} for name in ("warm", "plain")),
+        {"step": 3},
+        {"unload": digest},
+        *({"add": jobs[name], "id": name} for name in ("calm", "later")),
+        {"step": 20},
+    ]
+    answers = engine.call("script", steps=steps)["answers"]
+    failed = answers.pop("calm")
+    assert (failed["reason"], failed["ids"], failed["receipt"]) == ("error", [], None)
+    for name, answer in answers.items():
+        steer = jobs[name].get("steer")
+        assert answer["reason"] == "length"
+        assert difference(answer, reference(model, jobs[name]["ids"], answer["ids"], steer, vectors)) < CLOSE
+    assert engine.generate([jobs["warm"]])[0]["ids"] == answers["warm"]["ids"], "the engine lives"
+
+
+def test_a_request_that_the_worker_can_not_steer_fails_alone(
+    engine: Engines, model: Any, vectors: dict[str, Path]
+) -> None:
+    one_fails(engine, vectors, model)
+    end = engine.call("state")
+    assert (end["capacity"]["rows_held"], end["worker"]["rows_held"], end["progress"]) == (0, 0, 0)
+
+
+def test_requests_that_overflow_leave_the_plain_ones_beside_them_as_they_are(
+    engines: Engines, model_path: Path, settings: Path
+) -> None:
+    """What is refused never runs; what overflows in the model, layer by layer, harms its own tokens only."""
+    engines.start(model_path, settings, enable_prefix_caching=False)
+    plain = [{"ids": ids, "tokens": 12} for ids in pico.sequences(6, 10, 30, seed=9)]
+    wild: list[dict[str, Any]] = [
+        {"ids": ids, "steer": steer, "tokens": 12, "unscored": True}
+        for ids, steer in zip(
+            pico.sequences(6, 10, 30, seed=9),
+            ["1e17*warm", "ablate(warm, 1e15)", "clamp(warm, -1e17)@response", "1e30*warm", "3e38*warm", "1e39*calm"],
+            strict=True,
+        )
+    ]
+    mixed = engines.generate([job for pair in zip(plain, wild, strict=True) for job in pair])
+    assert [("error" in answer) for answer in mixed[1::2]] == [False] * 3 + [True] * 3
+    # The same batch, in which tokens lie at the same places, with harmless requests in place of the wild ones.
+    calm = [{**job, "steer": "0.1*warm"} if i < 3 else None for i, job in enumerate(wild)]
+    harmless = engines.generate([job for pair in zip(plain, calm, strict=True) for job in pair if job is not None])
+    for found, expected in zip(mixed[::2], [answer for answer in harmless if "prompt_scores" in answer], strict=True):
+        for part in ("ids", "scores", "prompt_scores"):
+            assert found[part] == expected[part]
+
+
 def test_too_many_projections_name_the_flag(
     engines: Engines, model_path: Path, tmp_path: Path, vectors: dict[str, Path]
 ) -> None:

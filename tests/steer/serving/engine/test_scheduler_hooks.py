@@ -87,6 +87,19 @@ def test_a_failed_request_ends_with_an_error_and_its_blocks_leave_the_prefix_cac
     assert scheduler_hooks.capacity_of(scheduler).held == 1
 
 
+def test_requests_that_ran_without_their_composition_fail_and_the_others_go_on() -> None:
+    keys = {text: fakes.resolve(text, VECTORS).key for text in ("warm", "calm")}
+    for told in (None, report({}, a=None, b=keys["calm"]), report({}, a=keys["calm"], b=keys["calm"])):
+        scheduler = Scheduler()
+        for entering in (request("a", "warm"), request("b", "calm"), fakes.request("c")):
+            scheduler.enter(entering)
+        outputs = scheduler.step(told, "a", "b", "c")
+        failed = {one.request_id for one in outputs[0].outputs if getattr(one, "finish_reason", None) == "error"}
+        assert failed == ({"a", "b"} if told is None else {"a"})
+        assert set(scheduler.requests) == {"a", "b", "c"} - failed
+        assert scheduler_hooks.capacity_of(scheduler).held == (0 if told is None else 1)
+
+
 def test_a_request_that_did_not_pass_admission_fails_and_not_the_engine() -> None:
     scheduler = Scheduler()
     strange = fakes.request("a", {"steer": "warm"})

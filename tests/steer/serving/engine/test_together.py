@@ -11,6 +11,7 @@ import pytest
 import torch
 from engine_process import Engines, difference, random_vectors, reference, save_model, write_settings
 from safetensors.torch import save_file
+from test_engine import one_fails
 from test_parity import CLOSE, COMPOSITIONS
 from transformers import AutoModelForCausalLM
 
@@ -69,7 +70,9 @@ def two(engines: Engines, tmp_path: Path) -> Any:
     process.close()
 
 
-def test_a_model_cut_over_two_processes_is_steered_as_a_whole_one(two: Engines, tmp_path: Path) -> None:
+def test_a_model_cut_over_two_processes_is_steered_as_a_whole_one_and_a_request_fails_alone(
+    two: Engines, tmp_path: Path
+) -> None:
     folder, vectors = save_model(tmp_path, "llama"), random_vectors(tmp_path)
     two.start(folder, write_settings(tmp_path, vectors), tensor_parallel_size=2, distributed_executor_backend="mp")
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -80,3 +83,4 @@ def test_a_model_cut_over_two_processes_is_steered_as_a_whole_one(two: Engines, 
         assert difference(answer, expected) < CLOSE, job["steer"]
         if job["steer"] not in (None, "0*warm"):
             assert answer["receipt"]["prompt_tokens"] == len(job["ids"])
+    one_fails(two, vectors, model)
