@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import struct
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -17,14 +18,15 @@ from vectors.errors import ArtifactError, UsageError
 from vectors.formats import native
 from vectors.steering import SteeringVector
 
-HEADER = 1 << 20  # most bytes of a file's header: names, shapes and metadata
-REQUEST = 1 << 20  # most bytes of a request that names a path
-WIDEST = 8  # most bytes of a value: float64
+# Parsing JSON holds the interpreter's lock, in a thread too, so that both limits keep it short.
+HEADER = 1 << 18  # most bytes of a file's header: names, shapes and metadata
+REQUEST = 1 << 16  # most bytes of a request that names a path, or an arm
+WIDEST = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes of a value, by the dtypes that a vector may have
 
 
 def largest(admission: Admission) -> int:
     """The largest size in bytes of a vector file for the served model."""
-    return HEADER + admission.layers * admission.hidden * WIDEST
+    return HEADER + admission.layers * admission.hidden * max(WIDEST.values())
 
 
 async def received(admission: Admission, request: Any) -> tuple[str, SteeringVector]:
@@ -63,7 +65,8 @@ async def collected(stream: AsyncIterator[bytes], headers: Mapping[str, str], li
             if size > limit:
                 break
     if max(total, size) > limit:
-        raise ArtifactError(f"{what} is larger than {limit} bytes", "send a steering vector of the served model")
+        hint = "shorten it" if what == "the request" else "send a steering vector of the served model"
+        raise ArtifactError(f"{what} is larger than {limit} bytes", hint)
     return parts
 
 
@@ -93,12 +96,21 @@ def _from_path(admission: Admission, text: str) -> SteeringVector:
     path, limit = admission.path(text), largest(admission)
     try:
         with path.open("rb") as file:
-            content = file.read(limit + 1)
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise _too_large(text, limit)
+            content = file.read(8 + HEADER)
+            require_header(content, size, text, admission.layers, admission.hidden)
+            content += file.read(limit + 1 - len(content))
     except OSError as error:
         raise ArtifactError(f"{text} can't be read: {error.strerror}", "check the file") from error
     if len(content) > limit:
-        raise ArtifactError(f"{text} is larger than {limit} bytes", "name a steering vector of the served model")
+        raise _too_large(text, limit)  # it has grown
     return _decoded(admission, content, text)
+
+
+def _too_large(name: str, limit: int) -> ArtifactError:
+    return ArtifactError(f"{name} is larger than {limit} bytes", "name a steering vector of the served model")
 
 
 def _from_parts(admission: Admission, parts: list[bytes]) -> SteeringVector:
@@ -106,30 +118,44 @@ def _from_parts(admission: Admission, parts: list[bytes]) -> SteeringVector:
 
 
 def _decoded(admission: Admission, content: bytes, name: str) -> SteeringVector:
-    require_header(content, name, admission.layers, admission.hidden)
-    vector = native.decode(content, Path(name))
-    vector.norm()
-    return vector
+    require_header(content, len(content), name, admission.layers, admission.hidden)
+    return native.decode(content, Path(name))
 
 
-def require_header(content: bytes, name: str, layers: int, hidden: int) -> None:
+def require_header(start: bytes, size: int, name: str, layers: int, hidden: int) -> None:
     """Refuse, by its header alone, a file that is not a vector of this size. Raises ArtifactError.
 
-    `layers` and `hidden` are those of the served model. Other problems are reported when the file is decoded.
+    `start` holds at least the header of the file, which has `size` bytes; `layers` and `hidden` are those of the served
+    model. Other problems are reported when the file is decoded.
     """
     hint = "send a steering vector of the served model"
     try:
-        length = struct.unpack("<Q", content[:8])[0]
-        if length > min(HEADER, len(content) - 8):
+        length = struct.unpack("<Q", start[:8])[0]
+        if length > min(HEADER, size - 8):
             raise ValueError("its header is longer than the file, or longer than that of any vector")
-        header = json.loads(content[8 : 8 + length])
-        shapes = {key: entry["shape"] for key, entry in header.items() if key != "__metadata__"}
+        text = start[8 : 8 + length]
+        # Counted first: a header full of tiny tensors is not worth parsing. A key of the metadata may count as one.
+        if (count := text.count(b'"data_offsets"')) > layers + 1:
+            raise ArtifactError(f"{name} holds {count} tensors; the model has {layers} layers", hint)
+        header = json.loads(text)
+        tensors = {key: (entry["dtype"], entry["shape"]) for key, entry in header.items() if key != "__metadata__"}
     except (struct.error, ValueError, RecursionError, AttributeError, TypeError, LookupError) as error:
-        raise ArtifactError(f"{name} is truncated or no safetensors file: {error}", hint) from error
-    if len(shapes) > layers:
-        raise ArtifactError(f"{name} holds {len(shapes)} tensors; the model has {layers} layers", hint)
+        raise ArtifactError(f"{name} is truncated or no safetensors file: {str(error)[:200]}", hint) from error
+    if len(tensors) > layers:
+        raise ArtifactError(f"{name} holds {len(tensors)} tensors; the model has {layers} layers", hint)
     unexpected = [
-        f"{key[:60]} of shape {shape!r}"[:120] for key, shape in shapes.items() if shape not in ([hidden], [1, hidden])
+        f"{key[:60]!r}, {str(dtype)[:20]} of shape {shape!r}"[:140]
+        for key, (dtype, shape) in tensors.items()
+        if not _is_layer(key, layers) or dtype not in [*WIDEST] or shape not in ([hidden], [1, hidden])
     ]
     if unexpected:
-        raise ArtifactError(f"{name} holds {'; '.join(unexpected[:3])}; a vector of the model has [{hidden}]", hint)
+        raise ArtifactError(
+            f"{name} holds {'; '.join(unexpected[:3])}; a vector of the model has layer.0 to layer.{layers - 1}, "
+            f"floats of shape [{hidden}]",
+            hint,
+        )
+
+
+def _is_layer(key: str, layers: int) -> bool:
+    number = key.removeprefix("layer.")
+    return key.startswith("layer.") and number.isascii() and number.isdecimal() and int(number[:9]) < layers

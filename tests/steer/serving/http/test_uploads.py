@@ -52,6 +52,11 @@ def header(value: Any, length: int | None = None) -> bytes:
     return struct.pack("<Q", len(text) if length is None else length) + text
 
 
+def tensor(name: str = "layer.0", dtype: Any = "F32", shape: Any = (8,)) -> bytes:
+    """A file with one tensor, as far as its header says it."""
+    return header({name: {"dtype": dtype, "shape": shape, "data_offsets": [0, 32]}}) + bytes(32)
+
+
 def test_a_vector_in_parts_is_the_vector() -> None:
     content = WARM.encode()
     name, vector = received(Request([content[i : i + 7] for i in range(0, len(content), 7)]))
@@ -100,9 +105,17 @@ def test_decoding_leaves_the_event_loop_alone(monkeypatch: pytest.MonkeyPatch) -
         (header(b"[" * 100_000), "no safetensors file"),
         (header([1]), "no safetensors file"),
         (header({"layer.0": 5}), "no safetensors file"),
-        (header({f"layer.{i}": {"shape": [8]} for i in range(5)}), "holds 5 tensors; the model has 4 layers"),
-        (header({"layer.0": {"shape": [9]}}), r"shape \[9\]; a vector of the model has \[8\]"),
-        (header({"layer.0": {"shape": [8, 8]}}), r"shape \[8, 8\]"),
+        (header({f"layer.{i}": {"dtype": "F32", "shape": [8]} for i in range(5)}), "holds 5 tensors; .* has 4 layers"),
+        (tensor(shape=[9]), r"F32 of shape \[9\]; a vector of the model has layer.0 to layer.3, floats of shape \[8\]"),
+        (tensor(shape=[8, 8]), r"shape \[8, 8\]"),
+        (tensor(shape="x" * 10_000), r"shape 'xx"),
+        (tensor(dtype="I64"), "'layer.0', I64 of shape"),
+        (tensor(dtype="F8_E4M3"), "'layer.0', F8_E4M3 of shape"),
+        (tensor(dtype=["F32"] * 1000), "of shape"),
+        (tensor("model.embed_tokens.weight"), "'model.embed_tokens.weight', F32"),
+        (tensor("layer.4"), "'layer.4', F32"),
+        (tensor("layer.-1"), "'layer.-1', F32"),
+        (tensor("layer." + "9" * 5000), "'layer.999"),
         (SteeringVector({0: torch.ones(9)}).encode(), r"shape \[9\]"),
         (WARM.encode()[:-1], "the file is truncated"),
     ],
@@ -111,9 +124,46 @@ def test_what_is_no_vector_of_the_model_is_refused_without_a_path_of_the_server(
     with pytest.raises(SteerError, match=reason) as caught:
         received(Request([content]))
     assert not any("/" in problem for problem in caught.value.problems)
+    assert len("".join(caught.value.problems)) < 1000
 
 
-@pytest.mark.parametrize("body", [b"", b"[" * 100_000, b"5", b"{}", b'{"name": 1, "path": "x"}', b"\xff"])
+def nothing_is_decoded(*args: Any) -> None:
+    raise AssertionError("decoded")
+
+
+def test_files_that_are_no_vectors_are_refused_from_their_header_on_both_routes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiny tensors by the thousand, and weights of a model: of the file, no more than the header is read."""
+    monkeypatch.setattr(uploads, "native", SimpleNamespace(decode=nothing_is_decoded))
+    tiny = {f"layer.{i}": {"dtype": "F32", "shape": [8], "data_offsets": [0, 32]} for i in range(100_000)}
+    few = {name: tiny[name] for name in list(tiny)[:2000]}
+    weights = {"model.embed_tokens.weight": {"dtype": "BF16", "shape": [8], "data_offsets": [0, 16]}}
+    for value, reason in ((tiny, "larger than"), (few, "holds 2000 tensors"), (weights, "embed_tokens")):
+        content = header(value) + bytes(32)
+        (tmp_path / "big.safetensors").write_bytes(content)
+        body = json.dumps({"name": "warm", "path": "big.safetensors"}).encode()
+        for request in (Request([content]), Request([body], content_type="application/json")):
+            with pytest.raises(SteerError, match=reason):
+                received(request, tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts the bytes that this process reads")
+def test_of_a_large_file_nothing_is_read(tmp_path: Path) -> None:
+    def bytes_read() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(WARM.encode())
+        file.truncate(1 << 30)
+    body = json.dumps({"name": "warm", "path": "model.safetensors"}).encode()
+    before = bytes_read()
+    with pytest.raises(SteerError, match=r"model.safetensors is larger than \d+ bytes"):
+        received(Request([body], content_type="application/json"), tmp_path)
+    assert bytes_read() - before < 20_000
+
+
+@pytest.mark.parametrize("body", [b"", b"[" * 60_000, b"5", b"{}", b'{"name": 1, "path": "x"}', b"\xff"])
 def test_json_that_names_no_path_is_refused(body: bytes) -> None:
     with pytest.raises(SteerError, match="the body is not"):
         received(Request([body], content_type="application/json"))
