@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = {"vectors": 0, "probes": 1, "merges": 1, "steer": 2}
 # Within a package: the rooms from the lowest to the highest. A room imports only those before it.
 ROOMS = {
-    "vectors": ["storage", "registry", "formats"],
+    "vectors": ["documents", "storage", "registry", "formats"],
     "probes": ["data", "models", "capture", "directions"],
     "merges": ["engine", "methods", "inputs", "recipes", "outputs"],
     "steer": ["reports", "folding", "training", "evaluation", "serving", "cli"],

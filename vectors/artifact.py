@@ -6,21 +6,28 @@ safetensors writes metadata keys in random order, so everything is canonical JSO
 
 from __future__ import annotations
 
-import json
+import io
+import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from vectors.errors import ArtifactError
+from vectors.documents import json_text
+from vectors.documents.schema import excerpt
+from vectors.errors import ArtifactError, shortened
 from vectors.storage.files import canonical_json, digest_bytes, write_atomically
+from vectors.weights import Entry, parse_header
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SCHEMA = 1
 KEY = "steer"
-LARGEST_HEADER = 100_000_000  # the limit of the safetensors format, in bytes
+LARGEST_OF_A_VECTOR = 10_000_000  # bytes of the header; that of a vector of 1,000 layers has about 150,000
+AGAIN = "make it again with `steer extract`, or copy it again from where it came"
+
+HeaderCheck = Callable[[Mapping[str, Entry], "dict[str, Any] | None"], None]
 
 
 class Artifact(NamedTuple):
@@ -70,62 +77,76 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
     return digest_bytes(content)
 
 
-def read(path: Path) -> Artifact:
-    """Read and check an artifact file (`decode`). Raises ArtifactError."""
+def read(path: Path, check: HeaderCheck | None = None) -> Artifact:
+    """Read and check an artifact file, as `decode` does; its header is checked before anything else is read."""
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            return _read(file, os.fstat(file.fileno()).st_size, path, check)
     except OSError as error:
         raise ArtifactError(f"{path} can't be read: {error.strerror}", "check the path") from error
-    return decode(content, str(path))
 
 
-def decode(content: bytes, path: str) -> Artifact:
+def decode(content: bytes, path: str, check: HeaderCheck | None = None) -> Artifact:
     """Check the bytes of an artifact: structure, schema, checksum, finite values. `path` names them in errors.
 
-    A safetensors file without the `steer` key is returned with `metadata` None. Raises ArtifactError.
+    `check` is called with the header's tensors and its metadata before a tensor is read, and may refuse them. A
+    safetensors file without the `steer` key is returned with `metadata` None. Raises ArtifactError.
     """
+    return _read(io.BytesIO(content), len(content), Path(path), check)
+
+
+def _read(file: IO[bytes], size: int, path: Path, check: HeaderCheck | None) -> Artifact:
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    hint = "make it again with `steer extract`, or copy it again from where it came"
     try:
+        entries, strings = parse_header(file, size, path, LARGEST_OF_A_VECTOR)
+    except ValueError as error:
+        raise ArtifactError(f"{path} is truncated or no safetensors file: {error}", AGAIN) from error
+    metadata = metadata_of(strings, path)
+    if check is not None:
+        check(entries, metadata)
+    try:
+        file.seek(0)
+        content = file.read()
         tensors = load(content)
-        header = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])
     except (SafetensorError, ValueError, struct.error) as error:
-        raise ArtifactError(f"{path} is truncated or no safetensors file: {error}", hint) from error
+        raise ArtifactError(f"{path} is truncated or no safetensors file: {error}", AGAIN) from error
     except (KeyError, OverflowError, RuntimeError, TypeError) as error:
         raise ArtifactError(
-            f"{path} holds a tensor of a dtype or shape that torch does not support: {error}", hint
+            f"{path} holds a tensor of a dtype or shape that torch does not support: {error}", AGAIN
         ) from error
-    entries = header.get("__metadata__") or {}
-    text = entries.get(KEY)
-    metadata: dict[str, Any] | None = None
-    if text is not None:
-        try:
-            metadata = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ArtifactError(f"the metadata of {path} is not JSON: {error}", hint) from error
-        if not isinstance(metadata, dict) or metadata.get("schema") != SCHEMA:
-            schema = metadata.get("schema") if isinstance(metadata, dict) else metadata
-            raise ArtifactError(f"{path} has schema {schema!r}; this version reads {SCHEMA}", "upgrade steer-workbench")
-        if metadata.get("kind") == "task-vector":
-            raise ArtifactError(
-                f"{path} holds a task-vector, not a steering-vector", "use it with `steer merge` or `steer apply`"
-            )
-        try:
-            expected = _checksum(metadata, tensors)
-        except (ValueError, RecursionError) as error:  # Python's reader takes NaN and lone surrogates, JSON does not
-            raise ArtifactError(f"the metadata of {path} is not JSON: {error}", hint) from error
-        if metadata.get("checksum") != expected:
-            raise ArtifactError(f"{path} was changed after it was written: its checksum does not match", hint)
-    elif any('"checksum":"sha256:' in value for value in entries.values()):
-        raise ArtifactError(f"{path} was changed after it was written: its metadata is under another key", hint)
+    if metadata is not None and metadata.get("checksum") != _checksum(metadata, tensors):
+        raise ArtifactError(f"{path} was changed after it was written: its checksum does not match", AGAIN)
     broken = [
         name
         for name, tensor in tensors.items()
         if not bool(torch.isfinite(tensor if tensor.is_complex() else tensor.float()).all())
     ]
     if broken:
-        raise ArtifactError(f"{path} holds values that are not finite, in {', '.join(sorted(broken))}", hint)
+        raise ArtifactError(f"{path} holds values that are not finite, in {shortened(sorted(broken))}", AGAIN)
     return Artifact(tensors, metadata, digest_bytes(content))
+
+
+def metadata_of(strings: Mapping[str, str], path: Path) -> dict[str, Any] | None:
+    """The JSON object under `steer` among the metadata of a file; None for a file of another tool.
+
+    Raises ArtifactError for what is no artifact of this version, by the schema's number alone.
+    """
+    if KEY not in strings:
+        if any('"checksum":"sha256:' in value for value in strings.values()):
+            raise ArtifactError(f"{path} was changed after it was written: its metadata is under another key", AGAIN)
+        return None
+    try:
+        metadata = json_text.parse(strings[KEY], unique=True)
+    except ValueError as error:
+        raise ArtifactError(f"the metadata of {path} is damaged: {error}", AGAIN) from error
+    if not isinstance(metadata, dict):
+        raise ArtifactError(f"the metadata of {path} is {excerpt(metadata)}, not an object", AGAIN)
+    schema = metadata.get("schema")
+    if isinstance(schema, bool) or schema != SCHEMA:
+        raise ArtifactError(
+            f"{path} has schema {excerpt(schema)}; this version reads {SCHEMA}", "upgrade steer-workbench"
+        )
+    return metadata

@@ -26,8 +26,9 @@ import re
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
+from vectors.documents.artifacts import HIGHEST_LAYER
 from vectors.errors import ExpressionError
-from vectors.steering import HIGHEST_LAYER, spans
+from vectors.steering import spans
 from vectors.storage.files import digest_bytes
 
 LONGEST = 4096  # characters of an expression

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from vectors import artifact, formats
+from vectors.documents.artifacts import HIGHEST_LAYER, STEERING
+from vectors.documents.schema import problems_of
 from vectors.errors import ArtifactError, UsageError
 from vectors.storage.files import check_writable, digest_bytes, write_atomically
 
 KIND = "steering-vector"
-HIGHEST_LAYER = (
-    1_000  # far above any model; bounds the memory that a range such as `0-999999999` in an expression takes
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +80,9 @@ class SteeringVector:
         return digest_bytes(self.encode())
 
     def encode(self) -> bytes:
-        """The bytes of the artifact file: a function of the content alone."""
+        """The bytes of the artifact file: a function of the content alone. Raises ArtifactError for odd metadata."""
+        if problems := problems_of_metadata(self.metadata):
+            raise ArtifactError(problems, "docs/formats.md lists what the metadata of a vector may hold")
         metadata = dict(self.metadata) | {"kind": KIND, "hidden_size": self.hidden_size, "apply": list(self.apply)}
         return artifact.encode({f"layer.{i}": direction for i, direction in self.layers.items()}, metadata)
 
@@ -161,6 +162,11 @@ class SteeringVector:
         name = self.metadata.get("method", {}).get("name", "unknown method")
         contents = f"layers {spans(self.layers)}, hidden size {self.hidden_size}, acts at {spans(self.apply)}"
         return f"SteeringVector({name}, {contents})"
+
+
+def problems_of_metadata(metadata: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the metadata of a vector, by field."""
+    return [f"{problem} (in its metadata)" for problem in problems_of(metadata, STEERING)]
 
 
 def spans(layers: Iterable[int]) -> str:

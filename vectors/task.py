@@ -15,15 +15,19 @@ several files with an index, named like the shards of a model.
 
 from __future__ import annotations
 
-import json
+import math
+import os.path
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vectors.artifact import KEY, SCHEMA
-from vectors.errors import ArtifactError, ModelError
+from vectors.artifact import KEY, metadata_of
+from vectors.documents import json_text
+from vectors.documents.artifacts import TASK
+from vectors.documents.schema import MOST, excerpt, mapping_of, problems_of, record, text
+from vectors.errors import ArtifactError, ModelError, shortened
 from vectors.storage.files import canonical_json, digest_bytes, digest_json
 from vectors.weights import Entry, file_digest, mapped, read_header
 
@@ -34,6 +38,7 @@ KIND = "task-vector"
 SHARD = 5_000_000_000  # the largest size of a file, in bytes
 STORAGES = ("exact", "bf16", "lowrank:R", "sparse:D")
 PARTS = ("up", "down", "positions", "values", "residual.positions", "residual.bits")
+INDEX = record({"weight_map": mapping_of(text(r"[^/\0]+", "the name of a file in this folder", longest=255))})
 AGAIN = "make it again with `steer diff`, or copy it again from where it came"
 
 
@@ -93,8 +98,23 @@ class TaskVector:
             return mapped(up).reshape(up.shape) @ mapped(down).reshape(down.shape)
         assert positions is not None
         flat = np.zeros(int(np.prod(shape)), np.float32)
-        flat[mapped(positions)] = mapped(self.entries[f"{name}:values"])
+        flat[self.positions(name, "positions")] = mapped(self.entries[f"{name}:values"])
         return flat.reshape(shape)
+
+    def positions(self, name: str, part: str) -> np.ndarray:
+        """The positions of a sparse parameter or of a residual: int64, ascending, each once, within the parameter.
+
+        `part` is `positions` or `residual.positions`. All of them are read and checked: an element at a wrong place
+        would be applied without a word. Raises ArtifactError.
+        """
+        entry = self.entries[f"{name}:{part}"]
+        array = mapped(entry)
+        size = math.prod(self.parameters[name])
+        if array.size and not (array[0] >= 0 and array[-1] < size and bool((array[1:] > array[:-1]).all())):
+            raise ArtifactError(
+                f"{entry.file}: {name}:{part} is not an ascending list of positions from 0 to {size - 1}", AGAIN
+            )
+        return array
 
     @property
     def digest(self) -> str:
@@ -130,12 +150,13 @@ class TaskVector:
         path = Path(path)
         index = path if path.name.endswith(".index.json") else path.with_name(path.name + ".index.json")
         files: tuple[Path, ...] = (path,)
-        if index.is_file() and (index == path or not path.is_file()):
-            try:
-                named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-                files = tuple(sorted({index.parent / Path(str(name)).name for name in named}))
-            except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
-                raise ArtifactError(f"{index} is damaged: {error}", AGAIN) from error
+        if os.path.isfile(index) and (index == path or not os.path.isfile(path)):
+            value = json_text.read(index, ArtifactError, AGAIN)
+            if problems := problems_of(value, INDEX):
+                raise ArtifactError([f"{index} is damaged: {problem}" for problem in problems], AGAIN)
+            files = tuple(sorted({index.parent / name for name in value["weight_map"].values()}))
+            if not files:
+                raise ArtifactError(f"{index} names no file", AGAIN)
         entries: dict[str, Entry] = {}
         parameters: dict[str, Any] = {}
         unchanged: list[str] = []
@@ -145,6 +166,10 @@ class TaskVector:
             file_entries, metadata = _header(file)
             if list(metadata.get("shard", [1, 1])) != [number, len(files)]:
                 raise ArtifactError(f"{file} is shard {metadata.get('shard')}, not {number} of {len(files)}", AGAIN)
+            if twice := sorted((file_entries.keys() & entries) | (metadata["parameters"].keys() & parameters)):
+                raise ArtifactError(
+                    f"{file} holds {shortened(twice)}, which another file of the vector holds too", AGAIN
+                )
             entries |= file_entries
             parameters |= metadata["parameters"]
             unchanged += metadata["unchanged"]
@@ -162,12 +187,12 @@ PER_SHARD = ("parameters", "unchanged", "checksum", "shard")  # the keys that di
 
 def is_task_vector(path: Path) -> bool:
     """Whether a safetensors file, or an index of several, is a task vector, by its header alone."""
-    if path.with_name(path.name + ".index.json").is_file() or path.name.endswith(".safetensors.index.json"):
+    if os.path.isfile(path.with_name(path.name + ".index.json")) or path.name.endswith(".safetensors.index.json"):
         return True
     try:
-        text = read_header(path)[1].get(KEY)
-        return text is not None and json.loads(text).get("kind") == KIND
-    except (ModelError, ValueError, AttributeError):
+        metadata = json_text.parse(read_header(path)[1].get(KEY, "{}"))
+        return isinstance(metadata, dict) and metadata.get("kind") == KIND
+    except (ModelError, ValueError):
         return False
 
 
@@ -187,24 +212,24 @@ def _header(path: Path) -> tuple[dict[str, Entry], dict[str, Any]]:
         entries, strings = read_header(path)
     except ModelError as error:
         raise ArtifactError(error.problems, AGAIN) from error
-    try:
-        metadata = json.loads(strings[KEY])
-        if metadata["kind"] != KIND:
-            raise ArtifactError(f"{path} is a {metadata['kind']}, not a {KIND}", "make one with `steer diff`")
-        if metadata["schema"] != SCHEMA:
-            raise ArtifactError(
-                f"{path} has schema {metadata['schema']!r}; this version reads {SCHEMA}", "upgrade steer-workbench"
-            )
-        for key in ("base", "storage", "parameters", "unchanged", "checksum"):
-            metadata[key]
-        problems = _misfits(entries, metadata)
-    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+    metadata = metadata_of(strings, path)
+    if metadata is None:
+        raise ArtifactError(f"{path} is not a task vector: it has no metadata of one", "make one with `steer diff`")
+    if metadata.get("kind") != KIND:
         raise ArtifactError(
-            f"{path} is not a task vector: its metadata is missing or damaged ({error})", AGAIN
-        ) from error
+            f"{path} is of the kind {excerpt(metadata.get('kind'))}, not a {KIND}", "make one with `steer diff`"
+        )
+    problems = problems_of(metadata, TASK) or _misfits(entries, metadata)
     if problems:
         raise ArtifactError([f"{path}: {problem}" for problem in problems], AGAIN)
     return entries, metadata
+
+
+# The dtypes in which each part of a parameter is stored.
+_DTYPES = {
+    "": ("F32", "BF16"), "up": ("F32",), "down": ("F32",), "values": ("F32",), "positions": ("I64",),
+    "residual.positions": ("I64",), "residual.bits": ("I32",),
+}  # fmt: skip
 
 
 def _misfits(entries: Mapping[str, Entry], metadata: Mapping[str, Any]) -> list[str]:
@@ -216,13 +241,29 @@ def _misfits(entries: Mapping[str, Entry], metadata: Mapping[str, Any]) -> list[
         seen |= {f"{name}:{part}" for part, entry in parts.items() if entry is not None} | {name}
         dense, up, down = entries.get(name), parts["up"], parts["down"]
         positions, values = parts["positions"], parts["values"]
+        where, bits = parts["residual.positions"], parts["residual.bits"]
         if dense is not None:
-            good = list(dense.shape) == shape
+            good = list(dense.shape) == shape and not any((up, down, positions, values))
         elif up is not None and down is not None:
-            good = [up.shape[0], down.shape[-1]] == shape and up.shape[-1] == down.shape[0]
+            good = len(up.shape) == len(down.shape) == 2 and [up.shape[0], down.shape[1]] == shape
+            good = good and up.shape[1] == down.shape[0] and not any((positions, values))
         else:
-            good = positions is not None and values is not None and positions.elements == values.elements
+            good = positions is not None and values is not None and _same_length(positions, values)
         if not good:
             problems.append(f"the tensors of {name} do not have the shape {shape}")
+        if (where is None) != (bits is None) or (where and bits and not _same_length(where, bits)):
+            problems.append(f"the residual of {name} is not a list of positions with as many bit patterns")
+        if where is not None and dense is None:
+            problems.append(f"{name} has a residual and no delta")
+        for part, entry in {"": dense, **parts}.items():
+            if entry is not None and entry.dtype not in _DTYPES[part]:
+                label = f"{name}:{part}" if part else name
+                problems.append(f"{label} is {entry.dtype}, not {' or '.join(_DTYPES[part])}")
+    both = sorted(set(metadata["unchanged"]) & metadata["parameters"].keys())
+    problems += [f"{name} is changed and unchanged at once" for name in both]
     problems += [f"{name} belongs to no parameter" for name in entries if name not in seen]
-    return problems
+    return problems[:MOST]
+
+
+def _same_length(a: Entry, b: Entry) -> bool:
+    return len(a.shape) == len(b.shape) == 1 and a.elements == b.elements

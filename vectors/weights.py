@@ -14,8 +14,20 @@ import os
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+from vectors.documents import json_text
+from vectors.documents.schema import (
+    excerpt,
+    list_of,
+    mapping_of,
+    optional,
+    problems_of,
+    record,
+    text,
+    tuple_of,
+    whole,
+)  # fmt: skip
 from vectors.errors import ModelError, SteerError
 from vectors.storage.files import write_atomically
 
@@ -25,9 +37,18 @@ if TYPE_CHECKING:
 LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 SIZES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
-    "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
+    "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "C64": 8,
 }  # fmt: skip
 FLOATS = ("F32", "F16", "BF16")  # the dtypes that can be merged
+METADATA = "__metadata__"
+_SIZE = whole(0, 2**63 - 1)
+_TENSORS = mapping_of(
+    record({
+        "dtype": text(),
+        "shape": list_of(_SIZE, longest=64),
+        "data_offsets": tuple_of(_SIZE, _SIZE, wanted="[begin, end]"),
+    })
+)  # fmt: skip
 NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -49,35 +70,55 @@ class Entry(NamedTuple):
 def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     """The tensors of a safetensors file by name, and its metadata. Raises ModelError for a file that is damaged."""
     try:
-        whole = os.path.getsize(path)
+        size = os.path.getsize(path)
         with path.open("rb") as file:
-            length = struct.unpack("<Q", file.read(8))[0]
-            if length > min(LARGEST_HEADER, whole - 8):
-                raise ValueError("its header is longer than the file")
-            header = json.loads(file.read(length))
-        metadata = header.pop("__metadata__", None) or {}
-        entries = {}
-        for name, entry in header.items():
-            name.encode()  # refuses lone surrogates, which JSON allows
-            begin, end = entry["data_offsets"]
-            shape = tuple(int(size) for size in entry["shape"])
-            if entry["dtype"] not in SIZES:
-                raise ValueError(f"{name} has the unknown dtype {entry['dtype']}")
-            if min(shape, default=0) < 0 or end - begin != math.prod(shape) * SIZES[entry["dtype"]]:
-                raise ValueError(f"{name} has {end - begin} bytes, which do not fit its shape {list(shape)}")
-            if not 0 <= begin <= end <= whole - 8 - length:
-                raise ValueError(f"it ends before {name} does")
-            entries[name] = Entry(path, entry["dtype"], shape, 8 + length + begin, end - begin)
-        last = 0
-        for name, entry in sorted(entries.items(), key=lambda item: item[1].start):
-            if entry.start < last:
-                raise ValueError(f"{name} overlaps another tensor")
-            last = entry.start + entry.size
+            return parse_header(file, size, path)
     except OSError as error:
-        raise ModelError(f"{path} can't be read: {error.strerror}", "check the path") from error
-    except (ValueError, LookupError, AttributeError, TypeError, RecursionError, struct.error) as error:
+        raise ModelError(f"{path} can't be read: {error.strerror or error}", "check the path") from error
+    except ValueError as error:
         raise ModelError(f"{path} is damaged: {error}", "download or make it again") from error
-    return entries, metadata
+
+
+def parse_header(
+    file: IO[bytes], size: int, path: Path, largest: int = LARGEST_HEADER
+) -> tuple[dict[str, Entry], dict[str, str]]:
+    """The tensors and the metadata in the header of a safetensors file of `size` bytes, which is read no further.
+
+    Raises OSError, and ValueError for a header of more than `largest` bytes, or one that contradicts itself or the
+    file.
+    """
+    start = file.read(8)
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+    if length > size - 8:
+        raise ValueError("its header is longer than the file")
+    if length > largest:
+        raise ValueError(f"its header has {length:,} bytes; at most {largest:,} are read")
+    header = json_text.parse(file.read(length), deepest=None, unique=True)
+    if not isinstance(header, dict):
+        raise ValueError(f"its header is {excerpt(header)}, not an object")
+    problems = problems_of({name: entry for name, entry in header.items() if name != METADATA}, _TENSORS)
+    problems += problems_of(header.get(METADATA), optional(mapping_of(text())), METADATA)
+    if problems:
+        raise ValueError("; ".join(problems[:3]))
+    entries = {}
+    for name, entry in header.items():
+        if name == METADATA:
+            continue
+        begin, end = entry["data_offsets"]
+        shape, dtype = tuple(entry["shape"]), entry["dtype"]
+        if dtype not in SIZES:
+            raise ValueError(f"{name[:100]} has the unknown dtype {excerpt(dtype)}")
+        if end - begin != math.prod(shape) * SIZES[dtype]:
+            raise ValueError(f"{name[:100]} has {end - begin} bytes, which do not fit its shape {list(shape)}")
+        if not begin <= end <= size - 8 - length:
+            raise ValueError(f"it ends before {name[:100]} does")
+        entries[name] = Entry(path, dtype, shape, 8 + length + begin, end - begin)
+    last = 0
+    for name, found in sorted(entries.items(), key=lambda item: (item[1].start, item[1].size)):
+        if found.start < last:
+            raise ValueError(f"{name[:100]} overlaps another tensor")
+        last = found.start + found.size
+    return entries, header.get(METADATA) or {}
 
 
 def entries_of(paths: Iterable[Path]) -> dict[str, Entry]:

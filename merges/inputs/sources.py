@@ -119,7 +119,7 @@ def _vector_reader(vector: TaskVector, name: str, shape: tuple[int, ...]) -> Rea
         left, right = (to_float32(mapped(e), e.dtype).reshape(e.shape) for e in (up, down))
         return LowRank(left, right)
     if positions is not None:
-        return Sparse(shape, mapped(positions), mapped(vector.entries[f"{name}:values"]))
+        return Sparse(shape, vector.positions(name, "positions"), mapped(vector.entries[f"{name}:values"]))
     return Zero(shape)
 
 

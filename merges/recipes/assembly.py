@@ -210,7 +210,7 @@ class Builder:
             return None
         bits = mapped(only.entries[f"{tensor.name}:residual.bits"])
         stored = bits.view(np.float32) if tensor.dtype == "F32" else bits.astype(np.uint16)
-        return mapped(positions), stored
+        return only.positions(tensor.name, "residual.positions"), stored
 
     def _fixed(self, name: str, entry: Entry) -> Copy | None:
         """The copy of a tensor that is not floating-point, which must be the same in all inputs."""

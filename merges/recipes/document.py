@@ -1,7 +1,7 @@
 """Reading a recipe from a document: our YAML, mergekit's YAML, or the record of a finished merge.
 
 Unknown keys are errors. mergekit's files, which have the key `merge_method`, are translated by
-merges/recipes/mergekit. Numbers are read by vectors/registry/values.py, as `--set` reads them.
+merges/recipes/mergekit. Numbers are read by vectors/documents/numbers.py, as `--set` reads them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from merges.recipes.mergekit.translation import translate
 from merges.recipes.parameters import normalized
 from merges.recipes.recipe import Part, Recipe, Slice, SliceSource, Tokenizer, TokenSource, names_for
 from merges.recipes.validation import require_valid
+from vectors.documents import numbers, yaml_text
+from vectors.documents.json_text import LARGEST, read_bounded
 from vectors.errors import UsageError, guess
-from vectors.registry import values
 
 KEYS = (
     "method",
@@ -40,11 +41,9 @@ TOKEN_KEYS = ("source", "token", "force")
 
 def read(path: Path) -> Recipe:
     """A recipe from a YAML file, ours or mergekit's, or from the record of a finished merge. Raises UsageError."""
-    import yaml
-
     try:
-        value = values.load_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        value = yaml_text.parse(read_bounded(path, LARGEST).decode("utf-8-sig"))
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path} can't be read as YAML: {' '.join(str(error).split())}", "check the file") from error
     if isinstance(value, dict) and "outputs" in value:  # the record of a merge, of this version or an earlier one
         value = value.get("config" if value.get("command") == "merge" else "recipe", value)
@@ -88,7 +87,7 @@ def parse(value: Any, where: str = "the recipe") -> Recipe:
             problems.append(f"{where}: {key} is {value[key]!r}, not text")
     if not isinstance(value.get("required") or [], list):
         problems.append(f"{where}: required is {value['required']!r}, not a list of options")
-    seed = values.number(value.get("seed", 0))
+    seed = numbers.number(value.get("seed", 0))
     if isinstance(seed, bool) or not isinstance(seed, int):
         problems.append(f"{where}: seed is {value['seed']!r}, not a whole number")
     if problems:

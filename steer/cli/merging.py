@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def numbers(text: str | None, flag: str, count: int) -> list[float] | None:
     """Parse `1,0.5` to one number for each of `count` inputs; a single number counts for all. Raises UsageError."""
-    from vectors.registry.values import number
+    from vectors.documents.numbers import number
 
     if text is None:
         return None

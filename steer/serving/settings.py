@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vectors.documents import yaml_text
+from vectors.documents.json_text import read_bounded
 from vectors.errors import SteerError, UsageError
 from vectors.expression import Composition, parse
 from vectors.steering import SteeringVector
@@ -58,11 +60,9 @@ def from_environment() -> Settings:
 
 def read(file: Path) -> Settings:
     """Read and check a settings file. Raises UsageError with every problem."""
-    import yaml
-
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        values = yaml_text.parse(read_bounded(file, yaml_text.LARGEST).decode("utf-8-sig")) or {}
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise UsageError(f"the settings {file} can't be read: {reason}", f"check {CONFIG}") from error
     if not isinstance(values, dict):

@@ -19,6 +19,7 @@ from safetensors.torch import save as safetensors_save
 
 from vectors import artifact
 from vectors.artifact import KEY
+from vectors.documents.schema import excerpt
 from vectors.errors import ArtifactError, OutputError
 from vectors.storage.files import canonical_json
 
@@ -231,7 +232,7 @@ def test_another_schema_is_refused_with_both_numbers(tmp_path: Path, schema: obj
     content = bare("F32", [1], b"\0" * 4, {KEY: json.dumps({"schema": schema})})
     with pytest.raises(ArtifactError, match=r"has schema .*; this version reads 1") as caught:
         read(tmp_path, content)
-    assert repr(schema) in str(caught.value)
+    assert excerpt(schema) in str(caught.value)
     assert "upgrade" in caught.value.hint
 
 

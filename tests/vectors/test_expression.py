@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vectors.documents.artifacts import HIGHEST_LAYER
 from vectors.errors import ExpressionError
 from vectors.expression import LONGEST, Composition, Scope, Term, parse
-from vectors.steering import HIGHEST_LAYER
 
 steady = settings(database=None, derandomize=True, deadline=None, max_examples=100)
 

@@ -527,13 +527,13 @@ def test_gguf_metadata_is_checked_like_the_artifacts(text: str, tmp_path: Path) 
     [
         ({"layer.1": torch.ones(4)}, {"kind": "task-vector"}, "holds a task-vector, not a steering-vector"),
         ({"model.norm.weight": torch.ones(4)}, {"kind": "task-vector"}, "holds a task-vector"),
-        ({"layer.1": torch.ones(4)}, {}, "no kind"),
+        ({"layer.1": torch.ones(4)}, {}, "of the kind null"),
         ({"layer.1": torch.ones(4)}, {"apply": [1, 2, 3]}, "acts at layer 2-3, which it lacks"),
         ({"layer.1": torch.ones(4)}, {"apply": 1}, "apply"),
         ({"layer.1": torch.ones(4)}, {"apply": [True]}, "apply"),
         ({"layer.1": torch.ones(4)}, {"hidden_size": 5}, "hidden size 5, its tensors 4"),
         ({"layer.1": torch.ones(4)}, {"base": "tiny"}, "base"),
-        ({"layer.1": torch.ones(4).half()}, {}, "float16, not float32"),
+        ({"layer.1": torch.ones(4).half()}, {}, "F16, not F32"),
         ({"layer.1": torch.ones(4), "layer.2": torch.ones(5)}, {}, "different hidden sizes"),
         ({"layer.01": torch.ones(4)}, {}, "layer.01"),
         ({"layer.1": torch.ones(4), "other": torch.ones(4)}, {}, "other"),
@@ -545,7 +545,7 @@ def test_gguf_metadata_is_checked_like_the_artifacts(text: str, tmp_path: Path) 
 def test_an_artifact_that_contradicts_itself_is_refused(
     tensors: dict[str, torch.Tensor], metadata: dict[str, Any], named: str, tmp_path: Path
 ) -> None:
-    if named != "no kind":
+    if named != "of the kind null":
         metadata = {"kind": "steering-vector"} | metadata
     path = tmp_path / "v.safetensors"
     artifact.write(path, tensors, metadata)

@@ -321,8 +321,8 @@ def test_the_smallest_and_largest_floats_survive_the_file(tmp_path: Path) -> Non
 
 def test_floats_in_the_metadata_survive_the_file_exactly(tmp_path: Path) -> None:
     values = [0.1 + 0.2, 1e-300, 5e-324, 1.7976931348623157e308, -0.0, 1.0, 1 / 3]
-    build(0, measured=values).save(tmp_path / "a.safetensors")
-    loaded = SteeringVector.load(tmp_path / "a.safetensors").metadata["measured"]
+    build(0, notes=values).save(tmp_path / "a.safetensors")
+    loaded = SteeringVector.load(tmp_path / "a.safetensors").metadata["notes"]
     assert [value.hex() for value in loaded] == [value.hex() for value in values]
 
 

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vectors.documents.artifacts import HIGHEST_LAYER
+from vectors.documents.schema import excerpt
 from vectors.errors import ArtifactError
-from vectors.steering import HIGHEST_LAYER, KIND, SteeringVector, spans
-from vectors.storage.files import canonical_json, check_writable, digest_bytes, write_atomically
+from vectors.steering import KIND, SteeringVector, problems_of_metadata, spans
+from vectors.storage.files import check_writable, digest_bytes, write_atomically
 
 AGAIN = "make it again, or copy it again from where it came"
 _ADDED_BY_ENCODE = ("schema", "checksum", "kind", "hidden_size")
@@ -59,32 +61,32 @@ def direction(path: Path, what: str, value: object) -> Tensor:
 
 def build(path: Path, layers: Mapping[int, Tensor], metadata: Mapping[str, Any]) -> SteeringVector:
     """The vector of a file, after a check of its untrusted metadata. Raises ArtifactError that names the file."""
-    problems = []
-    if metadata.get("kind", KIND) != KIND:
-        raise ArtifactError(f"{path} holds a {metadata['kind']}, not a {KIND}", "name the file of a steering vector")
-    for key in ("base", "method"):
-        if not isinstance(metadata.get(key, {}), dict):
-            problems.append(f"{key} in its metadata is not an object")
-    apply = metadata.get("apply", [])
-    if not isinstance(apply, list) or not all(type(i) is int for i in apply):
-        problems.append("apply in its metadata is not a list of layers")
-    elif missing := sorted(set(apply) - set(layers)):
+    require_kind(path, metadata)
+    problems = problems_of_metadata(metadata)
+    if not problems and (missing := sorted(set(metadata.get("apply", ())) - set(layers))):
         problems.append(f"it acts at layer {spans(missing)}, which it lacks (it has {spans(layers)})")
     if any(i > HIGHEST_LAYER for i in layers):
         problems.append(f"it has a layer {max(layers)}; no model has more than {HIGHEST_LAYER}")
-    try:
-        canonical_json(metadata).encode()
-    except (ValueError, RecursionError):
-        problems.append("its metadata holds values that JSON can't represent")
     size = next(iter(layers.values())).numel() if layers else 0
-    if metadata.get("hidden_size", size) != size:
-        problems.append(f"its metadata has hidden size {metadata['hidden_size']!r}, its tensors {size}")
+    if not problems and metadata.get("hidden_size", size) != size:
+        problems.append(f"its metadata has hidden size {metadata['hidden_size']}, its tensors {size}")
     if not problems:
         try:
             return SteeringVector(layers, own(metadata))
         except ArtifactError as error:
             problems = list(error.problems)
     raise ArtifactError([f"{path}: {problem}" for problem in problems], AGAIN)
+
+
+def require_kind(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Refuse the metadata of another kind of artifact. Raises ArtifactError."""
+    kind = metadata.get("kind", KIND)
+    if kind == "task-vector":
+        raise ArtifactError(f"{path} holds a {kind}, not a {KIND}", "use it with `steer merge` or `steer apply`")
+    if kind != KIND:
+        raise ArtifactError(
+            f"{path} holds a file of the kind {excerpt(kind)}, not a {KIND}", "name the file of a steering vector"
+        )
 
 
 def imported(path: Path, layers: Mapping[int, Tensor], format: str, **known: str) -> SteeringVector:

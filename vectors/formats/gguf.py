@@ -11,7 +11,6 @@ Sources: ggml-org/llama.cpp `common/common.cpp`, `src/llama-adapter.cpp`; vgel/r
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from vectors.documents import json_text
+from vectors.documents.schema import excerpt
 from vectors.errors import ArtifactError
 from vectors.formats._common import AGAIN, build, direction, family, imported, own, save, warn_if_all_act
 from vectors.steering import SteeringVector
@@ -67,11 +68,11 @@ def read(path: Path) -> SteeringVector:
         hint = text.get(f"{ARCHITECTURE}.model_hint")
         return imported(path, layers, "gguf", **({"model_hint": hint} if hint else {}))
     try:
-        metadata = json.loads(text[KEY])
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"the metadata of {path} is not JSON: {error}", AGAIN) from error
+        metadata = json_text.parse(text[KEY], unique=True)
+    except ValueError as error:
+        raise ArtifactError(f"the metadata of {path} is damaged: {error}", AGAIN) from error
     if not isinstance(metadata, dict):
-        raise ArtifactError(f"the metadata of {path} is not an object", AGAIN)
+        raise ArtifactError(f"the metadata of {path} is {excerpt(metadata)}, not an object", AGAIN)
     return build(path, layers, metadata)
 
 

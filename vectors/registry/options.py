@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from decimal import Decimal
 from typing import Any, NamedTuple
 
+from vectors.documents.numbers import number
 from vectors.errors import guess
-from vectors.registry.values import number
 
 
 class Option(NamedTuple):

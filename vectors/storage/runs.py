@@ -13,6 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vectors.documents import json_text
+from vectors.documents.schema import Check, anything, either, list_of, mapping_of, one_of, text
+from vectors.documents.schema import problems_of as problems_of_value
+from vectors.documents.schema import record as schema_of
 from vectors.errors import ArtifactError
 from vectors.storage.files import finite, write_atomically
 
@@ -67,7 +71,7 @@ class RunRecord:
         problems = problems_of(value)
         if problems:
             raise ValueError("; ".join(problems))
-        return RunRecord(**{key: value[key] for key in _KINDS if key in value})
+        return RunRecord(**{key: value[key] for key in _FIELDS if key in value})
 
 
 # The section of the record for each entry of a bake's report; entries not listed go into `details`.
@@ -96,38 +100,33 @@ def report_of(value: Mapping[str, Any]) -> dict[str, Any]:
     """The flat report again, from the JSON value of its record; earlier versions wrote the flat report itself."""
     if "command" not in value:
         return dict(value)
-    sections = [value[name] for name in (*_SECTIONS, "details")]
-    report = {key: entry for section in sections for key, entry in section.items()}
-    return report | {"schema": value["schema"], "mode": value["mode"], "outputs": value["outputs"]}
+    sections = [value.get(name, {}) for name in (*_SECTIONS, "details")]
+    report = {key: entry for section in sections if isinstance(section, dict) for key, entry in section.items()}
+    return report | {key: value[key] for key in ("schema", "mode", "outputs") if key in value}
 
 
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    "command": str,
-    "mode": str,
-    "config": dict,
-    "inputs": (dict, list),
-    "environment": dict,
-    "metrics": dict,
-    "outputs": dict,
-    "details": dict,
+_OBJECT = mapping_of(anything)
+_OUTPUTS = mapping_of(
+    text(longest=1000), key=text(r"(?!/)(?!(.*/)?\.\.?(/|$))[^\0]+", "a path in the folder", longest=1000)
+)
+_FIELDS: dict[str, Check] = {
+    "command": text(longest=1000),
+    "mode": text(longest=1000),
+    "config": _OBJECT,
+    "inputs": either(_OBJECT, list_of(anything), wanted="an object or a list"),
+    "environment": _OBJECT,
+    "metrics": _OBJECT,
+    "outputs": _OUTPUTS,
+    "details": _OBJECT,
 }
+_RECORD = schema_of({"schema": one_of(SCHEMA), "command": _FIELDS["command"]}, _FIELDS)
+# Earlier versions wrote a flat mapping without a command; who reads one checks the fields that it needs.
+_FORMER_RECORD = schema_of({}, {"mode": _FIELDS["mode"], "outputs": _OUTPUTS})
 
 
 def problems_of(value: Any) -> list[str]:
     """Why a JSON value is not a record of this schema; empty if it is one."""
-    if not isinstance(value, dict):
-        return [f"it is a {type(value).__name__}, not an object"]
-    if value.get("schema") != SCHEMA or "command" not in value:
-        return [f"its schema is {value.get('schema')!r}, not {SCHEMA}"]
-    problems = [
-        f"{key} is a {type(value[key]).__name__}"
-        for key, kind in _KINDS.items()
-        if key in value and not isinstance(value[key], kind)
-    ]
-    outputs = value.get("outputs")
-    if isinstance(outputs, dict) and not all(isinstance(digest, str) for digest in outputs.values()):
-        problems.append("a digest in outputs is not a string")
-    return problems
+    return problems_of_value(value, _RECORD, "" if isinstance(value, dict) else "the record")
 
 
 def record_path(output: Path) -> Path:
@@ -151,14 +150,12 @@ def read_json(output: Path) -> tuple[Path, dict[str, Any]]:
     Records of earlier versions have other keys and no `command`. Raises ArtifactError.
     """
     path = _existing_path(output) or record_path(output)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError(f"it is a {type(value).__name__}, not an object")
-    except OSError as error:
-        raise ArtifactError(f"{path} can't be read: {error.strerror}", "name an output that `steer` wrote") from error
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is damaged: {error}", "make the output again") from error
+    if not path.is_file():
+        raise ArtifactError(f"{path} can't be read: No such file or directory", "name an output that `steer` wrote")
+    value = json_text.read(path, ArtifactError, "make the output again")
+    schema = _RECORD if isinstance(value, dict) and "command" in value else _FORMER_RECORD
+    if problems := problems_of_value(value, schema):
+        raise ArtifactError([f"{path} is damaged: {problem}" for problem in problems], "make the output again")
     return path, value
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from vectors.documents.numbers import number
+from vectors.documents.yaml_text import parse as load_yaml
 from vectors.errors import UsageError
 from vectors.registry.options import Option
-from vectors.registry.values import load_yaml, number, read_assignments, read_value
+from vectors.registry.values import read_assignments, read_value
 
 NUMBERS = {
     "5e-4": 5e-4,

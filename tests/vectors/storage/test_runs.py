@@ -66,16 +66,16 @@ def test_an_output_without_a_record_is_one_clear_error(tmp_path: Path) -> None:
     ("changes", "problem"),
     [
         ({"schema": 7}, "schema is 7"),
-        ({"config": []}, "config is a list"),
-        ({"mode": None, "outputs": "a"}, "mode is a NoneType"),
-        ({"outputs": {"a": 1}}, "a digest in outputs is not a string"),
+        ({"config": []}, "config is an empty list, not an object"),
+        ({"mode": None, "outputs": "a"}, "mode is null, not text"),
+        ({"outputs": {"a": 1}}, "outputs.a is 1, not text"),
     ],
 )
 def test_what_is_no_record_is_said(changes: dict[str, Any], problem: str) -> None:
     assert any(problem in found for found in problems_of(RECORD.value() | changes))
     with pytest.raises(ValueError, match=problem):
         RunRecord.of(RECORD.value() | changes)
-    assert problems_of([]) == ["it is a list, not an object"]
+    assert problems_of([]) == ["the record is an empty list, not an object"]
 
 
 def test_the_environment_names_versions_of_what_is_installed() -> None:
