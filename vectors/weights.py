@@ -107,7 +107,7 @@ def parse_header(
         begin, end = entry["data_offsets"]
         shape, dtype = tuple(entry["shape"]), entry["dtype"]
         if dtype not in SIZES:
-            raise ValueError(f"{name[:100]} has the unknown dtype {excerpt(dtype)}")
+            raise ValueError(f"{name[:100]} has the unknown dtype {dtype[:20]}")
         if end - begin != math.prod(shape) * SIZES[dtype]:
             raise ValueError(f"{name[:100]} has {end - begin} bytes, which do not fit its shape {list(shape)}")
         if not begin <= end <= size - 8 - length:

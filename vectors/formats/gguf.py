@@ -11,16 +11,17 @@ Sources: ggml-org/llama.cpp `common/common.cpp`, `src/llama-adapter.cpp`; vgel/r
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from vectors.documents import json_text
-from vectors.documents.schema import excerpt
+from vectors.documents.schema import MOST, excerpt
 from vectors.errors import ArtifactError
+from vectors.formats import _gguf
 from vectors.formats._common import AGAIN, build, direction, family, imported, own, save, warn_if_all_act
 from vectors.steering import SteeringVector
 from vectors.storage.files import cannot_write, canonical_json, check_writable
@@ -47,23 +48,22 @@ def read(path: Path) -> SteeringVector:
     base is unverified. Raises ArtifactError.
     """
     try:
-        text, tensors = _parts(path)
-    except Exception as error:  # on malformed bytes the reader raises nearly any error
+        content = np.memmap(path, np.uint8, "r")
+        header = _gguf.header(content)
+        text = {key: value for key, value in header.values.items() if isinstance(value, str)}
+        if (architecture := text.get("general.architecture", "none")) != ARCHITECTURE:
+            raise ArtifactError(
+                f"{path} is a GGUF file of architecture {architecture[:60]}, not {ARCHITECTURE}",
+                "name a control vector file",
+            )
+        _require_directions(path, header)
+        layers = {
+            # A copy in the byte order of the machine, since the file may have the other one.
+            int(name.partition(".")[2]): direction(path, name, torch.from_numpy(_gguf.floats(content, header, name)))
+            for name in header.tensors
+        }
+    except (ValueError, OSError) as error:
         raise ArtifactError(f"{path} is truncated or not a GGUF file: {error}", AGAIN) from error
-    if text.get("general.architecture") != ARCHITECTURE:
-        architecture = text.get("general.architecture", "none")
-        raise ArtifactError(
-            f"{path} is a GGUF file of architecture {architecture}, not {ARCHITECTURE}",
-            "name a control vector file",
-        )
-    layers = {}
-    for name, values in tensors.items():
-        match = _NAME.fullmatch(name)
-        if not match or values.dtype.newbyteorder("=") != np.float32 or values.ndim != 1:
-            problem = f"tensor {name} of {path} is {values.dtype} of shape {list(values.shape)}"
-            raise ArtifactError(problem, "a control vector has tensors direction.1, direction.2, …: float32, [hidden]")
-        # A copy in the byte order of the machine, since the file may have the other one.
-        layers[int(match[1])] = direction(path, name, torch.from_numpy(values.astype(np.float32)))
     if KEY not in text:
         hint = text.get(f"{ARCHITECTURE}.model_hint")
         return imported(path, layers, "gguf", **({"model_hint": hint} if hint else {}))
@@ -114,23 +114,18 @@ def _write(name: str, vector: SteeringVector) -> None:
         writer.close()
 
 
-def _parts(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
-    """The string values of a GGUF file by key, and its tensors by name."""
-    from gguf import GGUFReader, GGUFValueType
-
-    class Bounded(GGUFReader):
-        """A GGUFReader that raises at the end of the file, where the original goes on with empty arrays for ever."""
-
-        def _get(self, offset: int, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
-            if int(offset) + np.dtype(dtype).itemsize * int(count) > len(self.data):
-                raise ValueError("it ends before its content does")
-            return super()._get(offset, dtype, count, override_order)
-
-    reader = Bounded(path)
-    text = {
-        # The last part is the text; the parts before it are lengths and the key.
-        key: bytes(field.parts[-1]).decode()
-        for key, field in reader.fields.items()
-        if field.types and field.types[0] == GGUFValueType.STRING
-    }
-    return text, {tensor.name: tensor.data for tensor in reader.tensors}
+def _require_directions(path: Path, header: _gguf.Header) -> None:
+    """Refuse tensors that are no directions, or lie over each other. Raises ArtifactError."""
+    problems = []
+    last, before = 0, ""
+    for name, tensor in sorted(header.tensors.items(), key=lambda item: item[1].offset):
+        if not _NAME.fullmatch(name) or tensor.kind != _gguf.F32 or len(tensor.shape) != 1:
+            kind = "F32" if tensor.kind == _gguf.F32 else f"of type {tensor.kind}"
+            problems.append(f"tensor {name[:60]} of {path} is {kind}, of shape {list(tensor.shape)[::-1]}")
+        elif tensor.offset < last:
+            problems.append(f"tensor {name} of {path} overlaps {before}")
+        last, before = tensor.offset + 4 * math.prod(tensor.shape), name
+    if problems:
+        raise ArtifactError(
+            problems[:MOST], "a control vector has tensors direction.1, direction.2, …: float32, [hidden]"
+        )
