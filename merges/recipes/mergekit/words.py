@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from merges.recipes.parameters import switch
-from vectors.registry.values import number
+from vectors.documents.numbers import number
 
 
 class Word(NamedTuple):
