@@ -107,11 +107,11 @@ def bake(vector: str) -> None:
 
 def compare(vector: str, made: dict[str, Path]) -> None:
     """The table of all that was made; the folded model must equal the steered one."""
-    from steer.evaluation.compare import Shown, compare
+    from steer.evaluation.compare import ComparedModel, compare
 
     print("\n== What became of the behaviour\n", flush=True)
-    models = {"base": Shown("smollm2"), "steered": Shown("smollm2", "2*warm", {"warm": Path(vector)})}
-    models |= {name: Shown(str(folder)) for name, folder in made.items()}
+    models = {"base": ComparedModel("smollm2"), "steered": ComparedModel("smollm2", "2*warm", {"warm": Path(vector)})}
+    models |= {name: ComparedModel(str(folder)) for name, folder in made.items()}
     found = compare(models, DATA / "warm.jsonl", DATA / "cold.jsonl")
     rows = [[name, f"{figures['margin']:.3f}", f"{figures['kl_neutral']:.3f}"] for name, figures in found.items()]
     print(output.table(["model", "trait margin", "neutral KL"], rows, left=1))

@@ -139,9 +139,9 @@ def measure(
             base_logits[index] if base_logits else None,
             targets[index] if targets else None,
         )
-        for each, found in zip(scores, values, strict=True):
-            found.append(each.score(measured))
-    return [each.combine(found) for each, found in zip(scores, values, strict=True)]
+        for each, of_score in zip(scores, values, strict=True):
+            of_score.append(each.score(measured))
+    return [each.combine(of_score) for each, of_score in zip(scores, values, strict=True)]
 
 
 def from_target(model: Any, behaviour: Behaviour, intervention: Intervention = no_intervention) -> float:

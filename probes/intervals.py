@@ -37,10 +37,10 @@ def draw_resamples(labels: Tensor, seed: int) -> Tensor:
     for which in (labels, ~labels):
         indices = which.nonzero()[:, 0]
         size = len(indices)
-        for some in counts.split(max(1, 2**20 // size)):  # all draws at once would be the largest thing in memory
-            drawn = torch.randint(size, (len(some), size), generator=generator)
-            drawn += size * torch.arange(len(some))[:, None]
-            some[:, indices] = torch.bincount(drawn.flatten(), minlength=some.shape[0] * size).view(-1, size).short()
+        for part in counts.split(max(1, 2**20 // size)):  # all draws at once would be the largest thing in memory
+            drawn = torch.randint(size, (len(part), size), generator=generator)
+            drawn += size * torch.arange(len(part))[:, None]
+            part[:, indices] = torch.bincount(drawn.flatten(), minlength=part.shape[0] * size).view(-1, size).short()
     return counts
 
 
@@ -54,12 +54,12 @@ def interval(scores: Tensor, labels: Tensor, counts: Tensor) -> tuple[float, flo
     first = torch.searchsorted(ordered, scores[positive], right=False)
     last = torch.searchsorted(ordered, scores[positive], right=True)
     values = []
-    for some in counts.split(max(1, 2**20 // len(scores))):
+    for part in counts.split(max(1, 2**20 // len(scores))):
         # Exact in float64: sums of whole numbers.
-        below = torch.zeros(len(some), len(negative) + 1, dtype=torch.float64)
-        torch.cumsum(some.index_select(1, negative[order]), 1, dtype=torch.float64, out=below[:, 1:])
+        below = torch.zeros(len(part), len(negative) + 1, dtype=torch.float64)
+        torch.cumsum(part.index_select(1, negative[order]), 1, dtype=torch.float64, out=below[:, 1:])
         twice = below.index_select(1, first) + below.index_select(1, last)
-        values.append((twice * some.index_select(1, positive)).sum(1) / 2)
+        values.append((twice * part.index_select(1, positive)).sum(1) / 2)
     every = torch.cat(values) / len(positive) / len(negative)  # a resample keeps the classes' sizes
     tail = (1 - CONFIDENCE) / 2
     low, high = torch.quantile(every, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()

@@ -71,7 +71,7 @@ def steered(
             if term.operation != "clamp" and term.value == 0:
                 continue
             _plan(moves, term, resolved_vectors[term.name], row if several else None)
-    _check(model, list(used.values()), any_base)
+    _require_fit(model, list(used.values()), any_base)
     rows = len(each) if several else None
     with contextlib.ExitStack() as handles:
         if moves:
@@ -96,12 +96,12 @@ def steered(
             )
 
 
-def _check(model: nn.Module, vectors: Sequence[tuple[str, SteeringVector]], any_base: bool) -> None:
+def _require_fit(model: nn.Module, vectors: Sequence[tuple[str, SteeringVector]], any_base: bool) -> None:
     """Check that vectors fit the model and were made for it. Raises ArtifactError, ModelError."""
     size, count = residual.hidden_size(model), len(residual.blocks(model))
     bound = [name for name, vector in vectors if vector.base.get("digest") and not any_base]
     base = (getattr(model, "steer_base", None) or models.base_of(model)) if bound else None
-    fit.require(vectors, hidden_size=size, layers=count, base=base, any_base=any_base)
+    fit.require_fit(vectors, hidden_size=size, layers=count, base=base, any_base=any_base)
     if bound and base is None:
         names = ", ".join(dict.fromkeys(bound))
         warnings.warn(f"it is not known where the model came from, so the base of {names} is unverified", stacklevel=4)

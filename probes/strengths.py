@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from probes.generation import generate_batch
-from probes.models.loading import FoundModel, LoadedModel
+from probes.models.loading import LoadedModel, OpenedModel
 from probes.models.residual import context_length, text_part
 from probes.models.tokens import rendered
 from probes.steered import steered
 from vectors import fit
-from vectors.errors import SteerError, UsageError, kept, raise_together
+from vectors.errors import SteerError, UsageError, collecting, raise_together
 from vectors.expression import Composition
 from vectors.steering import SteeringVector
 
 
 def require_fitting(
-    ready: FoundModel,
+    ready: OpenedModel,
     vectors: Mapping[str, SteeringVector],
     prompts: Sequence[str],
     *,
@@ -32,15 +32,15 @@ def require_fitting(
     """
     text = text_part(ready.config)
     errors: list[SteerError] = []
-    with kept(errors):
-        fit.require(
+    with collecting(errors):
+        fit.require_fit(
             vectors.items(),
             hidden_size=int(text.hidden_size),
             layers=int(text.num_hidden_layers),
             base=ready.identity,
             any_base=any_base,
         )
-    with kept(errors):
+    with collecting(errors):
         _prompt_ids(prompts, ready.tokenizer, ready.config, max_tokens)
     raise_together(errors)
 

@@ -12,12 +12,12 @@ from probes.directions.extraction import Extraction
 from probes.directions.extraction import extract as extract_contrast
 from probes.directions.methods import method as find_method
 from probes.directions.plan import plan
-from probes.models.loading import LoadedModel, choose_device, choose_dtype, find, load
+from probes.models.loading import LoadedModel, choose_device, choose_dtype, load, open_model
 from probes.models.tokens import choose
-from vectors.errors import SteerError, UsageError, kept, raise_together
+from vectors.errors import SteerError, UsageError, collecting, raise_together
 from vectors.events import Event, OnEvent, ignore
 from vectors.steering import parse_layers
-from vectors.storage.files import check_distinct, check_writable
+from vectors.storage.files import require_distinct, require_writable
 
 LOADING = "loading the model"
 
@@ -52,23 +52,23 @@ def extract(
     Raises ExampleError, ModelError, UsageError, OutputError (all of them SteerError).
     """
     errors: list[SteerError] = []
-    with kept(errors):
+    with collecting(errors):
         find_method(method)
-    with kept(errors):
+    with collecting(errors):
         choose(tokens)
-    with kept(errors):
+    with collecting(errors):
         parse_layers(layers)
-    with kept(errors):
+    with collecting(errors):
         choose_device(device)
-    with kept(errors):
+    with collecting(errors):
         choose_dtype(dtype, torch.device("cpu"))
-    with kept(errors):
+    with collecting(errors):
         contrast = read(pos, neg, pairs)
     if out is not None:
-        with kept(errors):
-            check_out(Path(out), {"--pos": pos, "--neg": neg, "--pairs": pairs})
+        with collecting(errors):
+            require_output(Path(out), {"--pos": pos, "--neg": neg, "--pairs": pairs})
     raise_together(errors)
-    ready = model if isinstance(model, LoadedModel) else find(model)
+    ready = model if isinstance(model, LoadedModel) else open_model(model)
     config = ready.model.config if isinstance(ready, LoadedModel) else ready.config
     planned = plan(contrast, ready.tokenizer, config, layers=layers, which=tokens, truncate=truncate)
     if not isinstance(ready, LoadedModel):
@@ -91,12 +91,12 @@ def extract(
     return extraction
 
 
-def check_out(out: Path, inputs: Mapping[str, object]) -> None:
+def require_output(out: Path, inputs: Mapping[str, object]) -> None:
     """Refuse an output before any work: of another format, unwritable, or an input. Raises UsageError, OutputError."""
-    check_writable(out)
+    require_writable(out)
     if out.suffix != ".safetensors":
         raise UsageError(
             f"the name {out.name} of the output does not end in .safetensors, which is what is written",
             f"--out {out.with_suffix('.safetensors')}; other formats follow with `steer vectors convert`",
         )
-    check_distinct(out, inputs)
+    require_distinct(out, inputs)

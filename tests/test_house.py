@@ -107,12 +107,13 @@ def test_the_rooms_of_a_folder_import_in_one_direction(folder: Path) -> None:
     depth = len(prefix.split("."))
 
     def child(module: str) -> str | None:
-        """The file or folder that a module belongs to. Plugins stand above the folder that lists them."""
+        """The file or folder of a module. Plugins stand above the folder that lists them, their contract in it."""
         if not module.startswith(prefix + "."):
             return None
         name = module.split(".")[depth]
         lists = MODULES.get(f"{prefix}.{name}")
-        plugin = module != f"{prefix}.{name}" and lists is not None and "discover(" in lists.read_text()
+        contract = module in (f"{prefix}.{name}", f"{prefix}.{name}._protocol")
+        plugin = not contract and lists is not None and "discover(" in lists.read_text()
         return f"{name}: plugins" if plugin else name
 
     graph: dict[str, set[str]] = {}

@@ -75,7 +75,7 @@ def shortened(names: Sequence[str]) -> str:
 
 
 @contextlib.contextmanager
-def kept(errors: list[SteerError]) -> Iterator[None]:
+def collecting(errors: list[SteerError]) -> Iterator[None]:
     """A context in which a SteerError ends the block and is appended to `errors`, so that later checks still run."""
     try:
         yield

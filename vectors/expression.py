@@ -142,7 +142,7 @@ class Composition:
 def parse(text: str) -> Composition:
     """Read an expression. Raises ExpressionError with the position of the mistake and what was expected there."""
     composition = _Parser(text).expression()
-    _check_length(str(composition))  # the canonical text, which must be readable too, may be longer than `text`
+    _require_length(str(composition))  # the canonical text, which must be readable too, may be longer than `text`
     return composition
 
 
@@ -158,7 +158,7 @@ def terms_in(text: str) -> int:
     return count
 
 
-def _check_length(text: str) -> None:
+def _require_length(text: str) -> None:
     if len(text) > LONGEST:
         raise ExpressionError(f"the expression has {len(text)} characters; the limit is {LONGEST}", "shorten it")
 
@@ -181,7 +181,7 @@ class _Parser:
         self.position = 0
         self.peeked: tuple[int, re.Match[str] | None] = (-1, None)  # a position, and what was read there
         self.named = 0  # layers that the terms so far name
-        _check_length(text)
+        _require_length(text)
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise ExpressionError(f"the expression {text[:60]!r} is not valid Unicode", "write it in UTF-8")
 

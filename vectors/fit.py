@@ -13,7 +13,7 @@ from vectors.steering import SteeringVector, spans
 BEYOND = 20  # times the recommended strength that a composition may have without --allow-strength
 
 
-def problems(
+def problems_of(
     name: str,
     vector: SteeringVector,
     *,
@@ -41,12 +41,12 @@ def problems(
     return reasons
 
 
-def require(vectors: Iterable[tuple[str, SteeringVector]], **model: Any) -> None:
-    """Refuse vectors that can't steer a model; `model` are the keyword arguments of `problems`.
+def require_fit(vectors: Iterable[tuple[str, SteeringVector]], **model: Any) -> None:
+    """Refuse vectors that can't steer a model; `model` are the keyword arguments of `problems_of`.
 
     Raises ArtifactError with the problems of all vectors.
     """
-    reasons = [problem for name, vector in vectors for problem in problems(name, vector, **model)]
+    reasons = [problem for name, vector in vectors for problem in problems_of(name, vector, **model)]
     if reasons:
         raise ArtifactError(
             list(dict.fromkeys(reasons)),

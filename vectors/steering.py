@@ -17,7 +17,7 @@ from vectors import artifact, formats
 from vectors.documents.artifacts import HIGHEST_LAYER, STEERING
 from vectors.documents.schema import problems_of
 from vectors.errors import ArtifactError, UsageError
-from vectors.storage.files import check_writable, digest_bytes, write_atomically
+from vectors.storage.files import digest_bytes, require_writable, write_atomically
 
 KIND = "steering-vector"
 
@@ -89,7 +89,7 @@ class SteeringVector:
     def save(self, path: str | Path) -> str:
         """Write the artifact file atomically; return its digest. Raises OutputError."""
         path = Path(path)
-        check_writable(path)
+        require_writable(path)
         content = self.encode()
         write_atomically(path, content)
         return digest_bytes(content)
@@ -115,7 +115,7 @@ class SteeringVector:
 
     def cosine(self, other: SteeringVector) -> dict[int, float]:
         """The cosine similarity with another vector at each common layer. Raises ArtifactError if there is none."""
-        _check_comparable(self, other)
+        _require_comparable(self, other)
         shared = [i for i in self.layers if i in other.layers]
         if not shared:
             raise ArtifactError(
@@ -127,7 +127,7 @@ class SteeringVector:
 
     def project_out(self, other: SteeringVector) -> SteeringVector:
         """This vector without its component along `other`, at each layer that both have."""
-        _check_comparable(self, other)
+        _require_comparable(self, other)
         layers = dict(self.layers)
         for i in layers:
             along = other.layers.get(i)
@@ -214,7 +214,7 @@ def _sum(a: SteeringVector, s: float, b: SteeringVector, t: float) -> SteeringVe
 
     A layer that one of them lacks counts as zero.
     """
-    _check_comparable(a, b)
+    _require_comparable(a, b)
     zero = torch.zeros(a.hidden_size)
     union = sorted({*a.layers, *b.layers})
     acting = {*a.apply, *b.apply}
@@ -240,7 +240,7 @@ def _derived(operation: str, *parts: tuple[SteeringVector, float]) -> dict[str, 
     return metadata
 
 
-def _check_comparable(a: SteeringVector, b: SteeringVector) -> None:
+def _require_comparable(a: SteeringVector, b: SteeringVector) -> None:
     """Refuse vectors of different models, which have no common space. Raises ArtifactError."""
     if a.hidden_size != b.hidden_size:
         raise ArtifactError(

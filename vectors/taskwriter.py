@@ -17,7 +17,7 @@ from typing import Any
 
 from vectors.artifact import KEY, SCHEMA
 from vectors.errors import OutputError
-from vectors.storage.files import NewFile, cannot_write, canonical_json, check_writable, write_atomically
+from vectors.storage.files import NewFile, cannot_write, canonical_json, require_writable, write_atomically
 from vectors.task import KIND, SHARD, checksum
 from vectors.weights import Entry, header_bytes
 
@@ -166,7 +166,7 @@ def write_files(
         write_index(path, writers)
 
 
-def check_vector_path(path: Path, count: int) -> None:
+def require_vector_path(path: Path, count: int) -> None:
     """Refuse a path to which a vector in `count` files can't be written. Raises OutputError."""
     if path.suffix != ".safetensors":
         raise OutputError(
@@ -178,4 +178,4 @@ def check_vector_path(path: Path, count: int) -> None:
         raise OutputError(
             f"{other} exists, and would be read instead of {path.name}", "remove it, or choose another --out"
         )
-    check_writable(path)
+    require_writable(path)

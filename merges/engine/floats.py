@@ -1,11 +1,10 @@
-"""Between the bits of a file and numbers: bfloat16, float16 and float32 to float32, and float64 back, to nearest even.
+"""Conversion of the stored dtypes: bfloat16, float16 and float32 to float32, and float64 back, to nearest even.
 
-Reading is exact: every bfloat16 and float16 is a float32. Writing rounds once: float64 becomes float32 by rounding to
-odd (Boldo and Melquiond 2008), which keeps what the second rounding needs to know, so the two steps give what one
-would have given.
+Reading is exact, since every bfloat16 and float16 is a float32. Writing rounds once: float64 becomes float32 by
+rounding to odd (Boldo and Melquiond 2008), after which rounding to bfloat16 gives what one rounding would have given.
 
-Numba widens what is computed from small integers to 64 bits, which leaves vector instructions few lanes: hence the
-casts after each step.
+Numba computes with small integers in 64 bits, which leaves vector instructions few lanes; hence the casts after each
+step.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from numba.extending import intrinsic
 from vectors.weights import SIZES
 
 OPTIONS = {"nogil": True, "cache": True, "error_model": "numpy"}
-_HALF_BIAS = np.float32(2.0**112)  # between the exponents' biases of float16 and float32
+_HALF_BIAS = np.float32(2.0**112)  # the ratio of the exponents' biases of float32 and float16
 
 
 @intrinsic
 def from_bits(_context, bits):  # type: ignore[no-untyped-def]
-    """The float32 that 32 bits stand for."""
+    """The float32 with these 32 bits."""
 
     def code(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
         return builder.bitcast(arguments[0], ir.FloatType())
@@ -44,51 +43,51 @@ def to_bits(_context, value):  # type: ignore[no-untyped-def]
 @njit(**OPTIONS)
 def decode_bfloat16(raw, out):  # type: ignore[no-untyped-def]
     """bfloat16 bits `raw` (uint16) as float32 in `out`; False if one is not finite."""
-    worst = np.uint16(0)
+    greatest = np.uint16(0)
     for i in range(raw.size):
         out[i] = from_bits(np.uint32(raw[i]) << np.uint32(16))
-        worst = max(worst, np.uint16(raw[i] & np.uint16(0x7FFF)))
-    return worst < 0x7F80
+        greatest = max(greatest, np.uint16(raw[i] & np.uint16(0x7FFF)))
+    return greatest < 0x7F80
 
 
 @njit(**OPTIONS)
 def subtract_bfloat16(raw, base, out):  # type: ignore[no-untyped-def]
-    """decode_bfloat16, less the base (float32), at once: one store for two."""
-    worst = np.uint16(0)
+    """decode_bfloat16 minus `base` (float32), in one loop, which stores each value once."""
+    greatest = np.uint16(0)
     for i in range(raw.size):
         out[i] = from_bits(np.uint32(raw[i]) << np.uint32(16)) - base[i]
-        worst = max(worst, np.uint16(raw[i] & np.uint16(0x7FFF)))
-    return worst < 0x7F80
+        greatest = max(greatest, np.uint16(raw[i] & np.uint16(0x7FFF)))
+    return greatest < 0x7F80
 
 
 @njit(**OPTIONS)
 def decode_float16(raw, bits, values):  # type: ignore[no-untyped-def]
     """float16 bits `raw` (uint16) as float32 in `values`, of which `bits` is a view; False if one is not finite."""
-    worst = np.uint16(0)
+    greatest = np.uint16(0)
     for i in range(raw.size):
         magnitude = np.uint16(raw[i] & np.uint16(0x7FFF))
         bits[i] = np.uint32(magnitude) << np.uint32(13)
-        worst = max(worst, magnitude)
+        greatest = max(greatest, magnitude)
     for i in range(raw.size):
         values[i] *= _HALF_BIAS
     for i in range(raw.size):
         bits[i] |= np.uint32(raw[i] & np.uint16(0x8000)) << np.uint32(16)
-    return worst < 0x7C00
+    return greatest < 0x7C00
 
 
 @njit(**OPTIONS)
 def decode_float32(raw, values):  # type: ignore[no-untyped-def]
     """float32 `raw` copied to `values`; False if one is not finite."""
-    bits, worst = raw.view(np.uint32), np.uint32(0)
+    bits, greatest = raw.view(np.uint32), np.uint32(0)
     for i in range(raw.size):
         values[i] = raw[i]
     for i in range(raw.size):
-        worst = max(worst, np.uint32(bits[i] & np.uint32(0x7FFFFFFF)))
-    return worst < 0x7F800000
+        greatest = max(greatest, np.uint32(bits[i] & np.uint32(0x7FFFFFFF)))
+    return greatest < 0x7F800000
 
 
 def decode(raw: np.ndarray, dtype: str, out: np.ndarray) -> bool:
-    """Fill `out` (float32) with the numbers that the bits `raw` of `dtype` stand for; False if one is not finite."""
+    """Decode the bits `raw` of `dtype` into `out` (float32); False if a number is not finite."""
     if dtype == "BF16":
         return bool(decode_bfloat16(raw, out))
     if dtype == "F16":
@@ -99,7 +98,7 @@ def decode(raw: np.ndarray, dtype: str, out: np.ndarray) -> bool:
 @njit(**OPTIONS)
 def encode_bfloat16(values, out):  # type: ignore[no-untyped-def]
     """float64 `values` rounded to bfloat16 bits in `out` (uint16), to nearest even; False on overflow or NaN."""
-    worst = np.uint32(0)
+    greatest = np.uint32(0)
     for i in range(values.size):
         value = values[i]
         single = np.float32(value)
@@ -110,23 +109,23 @@ def encode_bfloat16(values, out):  # type: ignore[no-untyped-def]
         even = np.uint32(odd >> np.uint32(16)) & np.uint32(1)
         rounded = np.uint32(odd + np.uint32(0x7FFF) + np.uint32(even)) >> np.uint32(16)
         out[i] = np.uint16(rounded)
-        worst = max(worst, np.uint32(rounded & np.uint32(0x7FFF)))
-    return worst < 0x7F80
+        greatest = max(greatest, np.uint32(rounded & np.uint32(0x7FFF)))
+    return greatest < 0x7F80
 
 
 @njit(**OPTIONS)
 def encode_float32(values, bits, out):  # type: ignore[no-untyped-def]
     """float64 `values` rounded to float32 in `out`, of which `bits` is a view; False on overflow or NaN."""
-    worst = np.uint32(0)
+    greatest = np.uint32(0)
     for i in range(values.size):
         out[i] = np.float32(values[i])
     for i in range(values.size):
-        worst = max(worst, np.uint32(bits[i] & np.uint32(0x7FFFFFFF)))
-    return worst < 0x7F800000
+        greatest = max(greatest, np.uint32(bits[i] & np.uint32(0x7FFFFFFF)))
+    return greatest < 0x7F800000
 
 
 def encode(values: np.ndarray, dtype: str, out: np.ndarray) -> bool:
-    """Round `values` (float64) to `dtype` in `out`, of `storage(dtype)`; False where one overflows or is NaN."""
+    """Round `values` (float64) to `dtype` into `out` (of `storage(dtype)`); False if one overflows or is NaN."""
     if dtype == "BF16":
         return bool(encode_bfloat16(values, out))
     if dtype == "F16":
@@ -143,7 +142,7 @@ def storage(dtype: str) -> np.dtype:
 
 
 def to_float32(raw: np.ndarray, dtype: str) -> np.ndarray:
-    """The numbers of a whole tensor, as float32."""
+    """The decoded numbers of a whole tensor, float32."""
     out = np.empty(raw.size, np.float32)
     decode(raw, dtype, out)
     return out

@@ -1,10 +1,10 @@
-"""The fused pass itself: from the bits of mapped files to the bits of the result, tile by tile, in one compiled call.
+"""The fused pass: from the bits of mapped files to the bits of the result, tile by tile, in one compiled call.
 
-An `Elementwise` says what is done to each element; `apply` does it to values that are in memory already, and `merge` to
-what lies on disk as it is. Both run the same loops on every element, so they give the same bits.
+An `Elementwise` is the formula of each element; `apply` computes it from values in memory, `merge` from mapped files.
+Both run the same loops on every element, so they give the same bits.
 
-Numba keeps what it compiled until this file changes, and does not see when loops from kernels.py or floats.py do that
-are compiled into it: touch this file then (a test that compares both paths fails until that is done).
+Numba caches what it compiled until this file changes, but does not notice changes of kernels.py or floats.py, whose
+loops are compiled into it: edit this file too then (a test that compares both paths fails otherwise).
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from merges.engine.floats import (
 )
 from merges.engine.kernels import TILE
 
-FEW = 8  # inputs for which loops are unrolled
+FEW = 8  # the most inputs for which loops are unrolled
 KINDS = {"BF16": 0, "F16": 1, "F32": 2}
-ALONE, LESS, MORE = 0, 1, 2  # an input as it is, minus the base, plus the base
+AS_IS, MINUS_BASE, PLUS_BASE = 0, 1, 2  # how the values of an input are read
 
 
 class Elementwise(NamedTuple):
-    """A formula for each element: scale * the weighted sum of factor * value, after trimming and dropping.
+    """A formula for each element: scale * the weighted sum of factor * value, after trimming and random dropping.
 
-    With `votes` a sign is elected first, and only what agrees with it is summed, or averaged if `mean`. All arrays are
-    [inputs], float64 where nothing else is said.
+    With `votes` a sign is elected first, and only the values that agree with it are summed, or averaged if `mean`. All
+    arrays are [inputs], and float64 unless stated.
     """
 
     weights: np.ndarray
-    factors: np.ndarray | None = None  # what is left of each input is multiplied by
-    votes: np.ndarray | None = None  # what each input's values weigh in the election
-    low: np.ndarray | None = None  # float32: the least magnitude that stays
-    high: np.ndarray | None = None  # float32: the greatest magnitude that stays
-    keys: np.ndarray | None = None  # uint64: where the random numbers of a random drop come from
-    keep: np.ndarray | None = None  # the chance of staying in a random drop
-    mean: bool = False  # the weighted mean of what agrees, not its sum
-    positive: bool = False  # + is elected where the votes cancel, not nothing
+    factors: np.ndarray | None = None  # what the remaining values of each input are multiplied by
+    votes: np.ndarray | None = None  # the weight of each input's values in the election
+    low: np.ndarray | None = None  # float32: smaller magnitudes are trimmed
+    high: np.ndarray | None = None  # float32: greater magnitudes are trimmed
+    keys: np.ndarray | None = None  # uint64: the keys of the random numbers of a random drop
+    keep: np.ndarray | None = None  # the probability that a random drop keeps a value
+    mean: bool = False  # the weighted mean of the agreeing values, not their sum
+    positive: bool = False  # + is elected where the votes cancel, instead of no sign
     scale: float = 1.0
 
     def filled(self) -> Filled:
@@ -71,9 +71,9 @@ class Elementwise(NamedTuple):
         )
 
     def unrolled(self) -> tuple[tuple[float, ...] | None, ...] | None:
-        """For `merge`, where there are few inputs: what each is multiplied by, as tuples; see `kernels.elect_few`.
+        """For few inputs, the multipliers that `merge` takes, as tuples; see `kernels.elect_few`.
 
-        None where there are too many, or where it takes two roundings what one multiplication can't do.
+        None for more inputs than FEW, or where vote * factor would be rounded otherwise than in `kernels.elect`.
         """
         factors = np.ones(len(self.weights)) if self.factors is None else self.factors
         if len(self.weights) > FEW:
@@ -82,16 +82,17 @@ class Elementwise(NamedTuple):
             return _numbers(self.weights * factors), None, None
         if not (factors == 1).all() and not np.isin(self.votes, (-1, 0, 1)).all():
             return None
-        voting, turned, heavy = self.votes * factors, factors * np.sign(self.weights), np.abs(self.weights)
+        vote_factors, signed_factors = self.votes * factors, factors * np.sign(self.weights)
+        weight_sizes = np.abs(self.weights)
         return (
-            _numbers(voting),
-            None if (turned == voting).all() else _numbers(turned),
-            None if (heavy == 1).all() else _numbers(heavy),
+            _numbers(vote_factors),
+            None if (signed_factors == vote_factors).all() else _numbers(signed_factors),
+            None if (weight_sizes == 1).all() else _numbers(weight_sizes),
         )
 
 
 class Filled(NamedTuple):
-    """An Elementwise without None, so that the loops are compiled for one set of types: empty arrays say nothing."""
+    """An Elementwise with empty arrays for None, so that the loops are compiled for one set of types."""
 
     weights: np.ndarray
     factors: np.ndarray
@@ -110,17 +111,20 @@ def _numbers(row: np.ndarray) -> tuple[float, ...]:
 
 
 class MappedInputs(NamedTuple):
-    """Where the inputs of a tensor lie in mapped files. All arrays are [inputs]."""
+    """The addresses of the inputs of a tensor in mapped files. All arrays are [inputs]."""
 
     addresses: np.ndarray  # uint64
-    kinds: np.ndarray  # int64: of their numbers, as in KINDS
-    roles: np.ndarray  # int64: what the base does to each, ALONE, LESS or MORE
-    base: Any  # its address, a NumPy uint64; 0: there is none, or nothing needs it
+    kinds: np.ndarray  # int64: their dtypes, as in KINDS
+    roles: np.ndarray  # int64: AS_IS, MINUS_BASE or PLUS_BASE
+    base: Any  # the address of the base, a NumPy uint64; 0 if there is none, or if nothing needs it
     base_kind: int
 
 
 def apply(formula: Elementwise, values: np.ndarray, start: int, out: np.ndarray) -> None:
-    """Fill `out` [count] float64 from `values` [inputs, count] float32, which it changes; they begin at `start`."""
+    """Fill `out` [count] float64 from `values` [inputs, count] float32, which are overwritten.
+
+    `start` is the index of the first value in its tensor, which determines its random numbers.
+    """
     _apply(values, formula.filled(), start, out)
 
 
@@ -139,7 +143,7 @@ def _apply(values, formula, start, out):  # type: ignore[no-untyped-def]
 
 @njit(**OPTIONS)
 def _apply_few(values, formula, unrolled, start, out):  # type: ignore[no-untyped-def]
-    """The same for a whole tile of a few inputs."""
+    """The same as `_apply`, for a whole tile of a few inputs."""
     _drop(values, formula, start)
     rows = values.reshape(-1)
     if formula.votes.size:
@@ -151,7 +155,7 @@ def _apply_few(values, formula, unrolled, start, out):  # type: ignore[no-untype
 
 @njit(**OPTIONS)
 def _drop(values, formula, start):  # type: ignore[no-untyped-def]
-    """Zero what is trimmed and what is dropped at random, in place."""
+    """Set to zero, in place, the values that are trimmed or dropped at random."""
     if formula.low.size:
         kernels.trim(values, formula.low, formula.high)
     if formula.keys.size:
@@ -185,25 +189,25 @@ def _load(address, kind, start, out):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _tile(inputs, start, values, below):  # type: ignore[no-untyped-def]
+def _tile(inputs, start, values, base):  # type: ignore[no-untyped-def]
     """Read one tile of all inputs and the base; False if a number is not finite."""
     finite = True
     addresses, kinds, roles = inputs.addresses, inputs.kinds, inputs.roles
     if inputs.base:
-        finite &= _load(inputs.base, inputs.base_kind, start, below)
+        finite &= _load(inputs.base, inputs.base_kind, start, base)
     for m in range(addresses.size):
         row = values[m]
-        if kinds[m] == 0 and roles[m] == LESS:
+        if kinds[m] == 0 and roles[m] == MINUS_BASE:
             raw = carray(_pointer(addresses[m] + np.uint64(2 * start)), (row.size,), np.uint16)
-            finite &= subtract_bfloat16(raw, below, row)
+            finite &= subtract_bfloat16(raw, base, row)
             continue
         finite &= _load(addresses[m], kinds[m], start, row)
-        if roles[m] == LESS:
+        if roles[m] == MINUS_BASE:
             for i in range(row.size):
-                row[i] -= below[i]
-        elif roles[m] == MORE:
+                row[i] -= base[i]
+        elif roles[m] == PLUS_BASE:
             for i in range(row.size):
-                row[i] += below[i]
+                row[i] += base[i]
     return finite
 
 
@@ -211,65 +215,64 @@ def _tile(inputs, start, values, below):  # type: ignore[no-untyped-def]
 def merge(inputs, formula, unrolled, add, start, bfloat16, float32):  # type: ignore[no-untyped-def]
     """Fill `bfloat16` (uint16, the bits) or `float32`, of which the other is empty, with elements from `start` on.
 
-    `inputs` is a MappedInputs, `formula` a Filled, `unrolled` what Elementwise.unrolled gives. `add` is 1 where the
-    base is added to what comes out, -1 where it is taken from it. Answers False where a number is not finite or out of
-    range, without saying which.
+    `inputs` is a MappedInputs, `formula` a Filled, `unrolled` comes from Elementwise.unrolled. `add` is 1 if the base
+    is added to the result, -1 if it is subtracted, else 0. Returns False if any number is not finite or out of range.
     """
     count = bfloat16.size + float32.size
     size = min(TILE, count)
-    values, below, out = np.empty((inputs.addresses.size, size), np.float32), np.empty(size, np.float32), np.empty(size)
-    good = True
+    values, base, out = np.empty((inputs.addresses.size, size), np.float32), np.empty(size, np.float32), np.empty(size)
+    finite = True
     for first in range(0, count, TILE):
         if count - first < size:
             size = count - first
-            values, below, out = (
+            values, base, out = (
                 np.empty((inputs.addresses.size, size), np.float32),
                 np.empty(size, np.float32),
                 np.empty(size),
             )
-        good &= _tile(inputs, start + first, values, below)
+        finite &= _tile(inputs, start + first, values, base)
         if unrolled is None or size < TILE:
             _apply(values, formula, start + first, out)
         else:
             _apply_few(values, formula, unrolled, start + first, out)
         if add > 0:
-            kernels.add(out, below)
+            kernels.add(out, base)
         elif add < 0:
             for i in range(size):
-                out[i] -= below[i]
+                out[i] -= base[i]
         if bfloat16.size:
-            good &= encode_bfloat16(out, bfloat16[first : first + size])
+            finite &= encode_bfloat16(out, bfloat16[first : first + size])
         else:
             target = float32[first : first + size]
-            good &= encode_float32(out, target.view(np.uint32), target)
-    return good
+            finite &= encode_float32(out, target.view(np.uint32), target)
+    return finite
 
 
-# The three passes below repeat one loop over tiles: written once as a generator it was 10 to 20 % slower (Numba keeps a
-# generator's state in memory), and a function that is handed over as an argument is compiled anew in every process.
+# The three passes below repeat one loop over tiles. As a generator it was 10 to 20 % slower, since Numba keeps the
+# state of a generator in memory, and a function passed as an argument is compiled again in every process.
 
 
 @njit(**OPTIONS)
 def sample(inputs, starts, size, out):  # type: ignore[no-untyped-def]
-    """The values of `size` elements from each of `starts` on, finite or not: out is [inputs, starts * size]."""
-    values, below = np.empty((inputs.addresses.size, size), np.float32), np.empty(size, np.float32)
+    """Fill `out` [inputs, starts * size] with the `size` elements from each of `starts` on, finite or not."""
+    values, base = np.empty((inputs.addresses.size, size), np.float32), np.empty(size, np.float32)
     for j in range(starts.size):
-        _tile(inputs, starts[j], values, below)
+        _tile(inputs, starts[j], values, base)
         out[:, j * size : (j + 1) * size] = values
 
 
 @njit(**OPTIONS)
 def split(inputs, start, stop, lows, highs, counts, within):  # type: ignore[no-untyped-def]
-    """kernels.split over [start, stop); False if a number is not finite or there is no room for what lies within."""
+    """kernels.split over [start, stop); False if a number is not finite, or if `within` has no room left."""
     size = min(TILE, stop - start)
-    values, below = np.empty((inputs.addresses.size, size), np.float32), np.empty(size, np.float32)
+    values, base = np.empty((inputs.addresses.size, size), np.float32), np.empty(size, np.float32)
     flags, marked = np.zeros((size + 7) // 8 * 8, np.uint8), np.empty((size + 7) // 8 + 1, np.int64)
     for first in range(start, stop, TILE):
         if stop - first < size:
             size = stop - first
-            values, below = np.empty((inputs.addresses.size, size), np.float32), np.empty(size, np.float32)
+            values, base = np.empty((inputs.addresses.size, size), np.float32), np.empty(size, np.float32)
             flags = np.zeros((size + 7) // 8 * 8, np.uint8)
-        if not _tile(inputs, first, values, below):
+        if not _tile(inputs, first, values, base):
             return False
         if not kernels.split(values, lows, highs, flags, marked, counts, within):
             return False
@@ -279,28 +282,28 @@ def split(inputs, start, stop, lows, highs, counts, within):  # type: ignore[no-
 @njit(**OPTIONS)
 def coarse(inputs, start, stop, tables):  # type: ignore[no-untyped-def]
     """kernels.coarse over [start, stop); False if a number is not finite."""
-    good = True
+    finite = True
     size = min(TILE, stop - start)
-    values, below = np.empty((inputs.addresses.size, size), np.float32), np.empty(size, np.float32)
+    values, base = np.empty((inputs.addresses.size, size), np.float32), np.empty(size, np.float32)
     for first in range(start, stop, TILE):
         if stop - first < size:
             size = stop - first
-            values, below = np.empty((inputs.addresses.size, size), np.float32), np.empty(size, np.float32)
-        good &= _tile(inputs, first, values, below)
+            values, base = np.empty((inputs.addresses.size, size), np.float32), np.empty(size, np.float32)
+        finite &= _tile(inputs, first, values, base)
         kernels.coarse(values.view(np.uint32), tables)
-    return good
+    return finite
 
 
 @njit(**OPTIONS)
 def fine(inputs, start, stop, buckets, used, tables):  # type: ignore[no-untyped-def]
     """kernels.fine over [start, stop); False if a number is not finite."""
-    good = True
+    finite = True
     size = min(TILE, stop - start)
-    values, below = np.empty((inputs.addresses.size, size), np.float32), np.empty(size, np.float32)
+    values, base = np.empty((inputs.addresses.size, size), np.float32), np.empty(size, np.float32)
     for first in range(start, stop, TILE):
         if stop - first < size:
             size = stop - first
-            values, below = np.empty((inputs.addresses.size, size), np.float32), np.empty(size, np.float32)
-        good &= _tile(inputs, first, values, below)
+            values, base = np.empty((inputs.addresses.size, size), np.float32), np.empty(size, np.float32)
+        finite &= _tile(inputs, first, values, base)
         kernels.fine(values.view(np.uint32), buckets, used, tables)
-    return good
+    return finite

@@ -3,8 +3,8 @@
 The operations on elements are in steps.py; this file moves pieces to the device and back, and counts magnitudes.
 
 Every line is a separate GPU kernel, so nothing is contracted or reassociated; float64 sums, products and quotients are
-rounded as on a CPU. Data in mapped files is copied through pinned memory, a piece at a time,
-by the threads of the pool. A test compares the bits, in torch on the CPU and, where there is one, on a GPU.
+rounded as on a CPU. The threads of the pool copy mapped files through pinned memory, a piece at a time. A test compares
+the bits, in torch on the CPU and, where there is one, on a GPU.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from merges.engine import steps
-from merges.engine.fused import LESS, MORE, Elementwise
+from merges.engine.fused import MINUS_BASE, PLUS_BASE, Elementwise
 from merges.engine.readers import Dense, Reader
 from merges.engine.tensor_task import TensorTask
 from vectors.errors import UsageError
@@ -55,7 +55,7 @@ def merge(
 def _merged(
     job: TensorTask, formula: Elementwise, add: int, start: int, stop: int, device: torch.device
 ) -> np.ndarray | None:
-    rows, base, good = _rows(job, start, stop, device)
+    rows, base, finite = _rows(job, start, stop, device)
     weights = formula.weights.tolist()
     factors = [1.0] * len(weights) if formula.factors is None else formula.factors.tolist()
     if formula.low is not None and formula.high is not None:
@@ -76,8 +76,8 @@ def _merged(
         out = out * formula.scale
     if add and base is not None:
         out = out + base.double() if add > 0 else out - base.double()
-    bits, finite = _bfloat16(out) if job.dtype == "BF16" else _float32(out)
-    if not bool(good & finite):
+    bits, in_range = _bfloat16(out) if job.dtype == "BF16" else _float32(out)
+    if not bool(finite & in_range):
         return None
     return bits.cpu().numpy().view(np.uint16 if job.dtype == "BF16" else np.float32)
 
@@ -111,13 +111,13 @@ def _counted(tensors: Sequence[TensorTask], count: Count, device: torch.device) 
 
     def group(tensor: TensorTask, start: int, stop: int) -> bool:
         try:
-            values, _, good = _rows(tensor, start, stop, device)
+            values, _, finite = _rows(tensor, start, stop, device)
             counted = torch.stack([count(row.view(torch.int32) & 0x7FFFFFFF, m) for m, row in enumerate(values)])
         except torch.OutOfMemoryError:
             return False
         thread = threading.get_ident()
         tables[thread] = tables[thread] + counted if thread in tables else counted
-        return bool(good)
+        return bool(finite)
 
     if not all(pool.map(group, ((tensor, *piece) for tensor in tensors for piece in tensor.groups()))):
         return None
@@ -130,15 +130,15 @@ def _rows(
     """As fused._tile: the inputs (minus or plus the base by their role), the base, and whether all are finite."""
     assert job.mapped_inputs is not None
     base = _load(cast(Reader, job.base), start, stop, device) if job.mapped_inputs.base else None
-    good = torch.tensor(True, device=device) if base is None else base.isfinite().all()
+    finite = torch.tensor(True, device=device) if base is None else base.isfinite().all()
     values = []
     for source, role in zip(job.inputs, job.mapped_inputs.roles.tolist(), strict=True):
         row = _load(source.reader, start, stop, device)
-        good = good & row.isfinite().all()
-        if base is not None and role in (LESS, MORE):
-            row = row - base if role == LESS else row + base
+        finite = finite & row.isfinite().all()
+        if base is not None and role in (MINUS_BASE, PLUS_BASE):
+            row = row - base if role == MINUS_BASE else row + base
         values.append(row)
-    return values, base, good
+    return values, base, finite
 
 
 def _load(reader: Reader, start: int, stop: int, device: torch.device) -> torch.Tensor:

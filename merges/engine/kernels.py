@@ -11,10 +11,11 @@ from numba import njit
 
 from merges.engine.floats import OPTIONS
 
-MAGNITUDE = np.uint32(0x7FFFFFFF)  # the bits of a float32 but for its sign: ordered as the magnitudes are
-GOLDEN, LOWER, TOP = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xFFFFFFFF), np.uint64(63)
-LANES = 8
-TILE = 512  # elements: what is touched of four inputs, and their sums, stay in the smallest cache
+MAGNITUDE = np.uint32(0x7FFFFFFF)  # the bits of a float32 without its sign, which are in the order of the magnitudes
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # the increment of SplitMix64
+LOWER, TOP = np.uint64(0xFFFFFFFF), np.uint64(63)  # the lower half of 64 bits; the shift that leaves the highest bit
+LANES = 8  # running sums of `gram`
+TILE = 512  # elements: those of four inputs, and their sums, fit into the first-level cache
 
 
 @njit(**OPTIONS)
@@ -48,11 +49,11 @@ def weighted_sum(values, weights, out):  # type: ignore[no-untyped-def]
 
 @njit(**OPTIONS)
 def trim(values, low, high):  # type: ignore[no-untyped-def]
-    """Zero, in place, what has a magnitude below `low` or above `high` ([inputs], float32)."""
+    """Set to zero, in place, the values whose magnitude is below `low` or above `high` ([inputs], float32)."""
     for m in range(values.shape[0]):
         least, most = low[m], high[m]
         for i in range(values.shape[1]):
-            # A value is stored either way: so the loop becomes vector instructions.
+            # A value is stored in both cases, so that the loop becomes vector instructions.
             value = values[m, i]
             values[m, i] = value if abs(value) >= least and abs(value) <= most else np.float32(0)
 
@@ -64,29 +65,29 @@ def sign_or_plus(votes):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def share_of(value, sign, weight):  # type: ignore[no-untyped-def]
-    """What a value weighs in the disjoint mean: its weight if it agrees with the elected sign, else nothing."""
+def agreeing_weight(value, sign, weight):  # type: ignore[no-untyped-def]
+    """The weight of a value in the disjoint mean: `weight` if the value agrees with the elected sign, else 0."""
     return weight if value * sign > 0 else 0.0
 
 
 @njit(**OPTIONS)
-def mean_of(total, mass):  # type: ignore[no-untyped-def]
-    """The disjoint mean; where nothing agrees the total is zero too."""
+def disjoint_mean(total, mass):  # type: ignore[no-untyped-def]
+    """The weighted mean of the values that agree; where none does, `total` is 0, and so is the mean."""
     return total / (mass if mass > 0 else 1.0)
 
 
 @njit(**OPTIONS)
 def elect(values, factors, votes, weights, mean, positive, out):  # type: ignore[no-untyped-def]
-    """Elect a sign for each element and combine the values, times their input's factor, that agree with it.
+    """Elect a sign for each element, and combine the values (times their input's factor) that agree with it.
 
-    What it means is said in steps.py: elect_signs, then disjoint_mean. The sign is that of sum(vote * factor * value);
-    where that is zero there is none, or + if `positive`. `mean` divides the weighted sum of those that agree by their
+    As steps.elect_signs, then steps.disjoint_mean. The sign is that of sum(vote * factor * value); where that is zero
+    none is elected, or + if `positive`. With `mean` the weighted sum of the agreeing values is divided by their
     total weight.
     """
     models, count = values.shape
     mass, sign = np.empty(TILE, np.float64), np.empty(TILE, np.float64)
     for low in range(0, count, TILE):
-        # Slices, whose indices are seen to be in range: the loops over them become vector instructions.
+        # Slices, so that the compiler sees indices in range and makes vector instructions of the loops.
         part = out[low : low + TILE]
         size = part.size
         for i in range(size):
@@ -102,46 +103,47 @@ def elect(values, factors, votes, weights, mean, positive, out):  # type: ignore
                 sign[i] = sign_or_plus(sign[i])
         for m in range(models):
             row, weight = values[m, low : low + TILE], weights[m]
-            # A negative weight adds the negated vector, so it is the negated value that agrees or not.
-            heavy, turned = abs(weight), factors[m] * (np.float64(weight > 0) - np.float64(weight < 0))
+            # A negative weight adds the negated vector, so the negated value is compared with the sign.
+            weight_size, signed_factor = abs(weight), factors[m] * (np.float64(weight > 0) - np.float64(weight < 0))
             for i in range(size):
-                value = turned * row[i]
-                share = share_of(value, sign[i], heavy)
+                value = signed_factor * row[i]
+                share = agreeing_weight(value, sign[i], weight_size)
                 part[i] += share * value
                 mass[i] += share
         if mean:
             for i in range(size):
-                part[i] = mean_of(part[i], mass[i])
+                part[i] = disjoint_mean(part[i], mass[i])
 
 
 @njit(**OPTIONS)
-def elect_few(rows, voting, turned, heavy, mean, positive, out):  # type: ignore[no-untyped-def]
-    """The same as `elect` for one whole tile of a few inputs: nothing on the way leaves the registers.
+def elect_few(rows, vote_factors, signed_factors, weight_sizes, mean, positive, out):  # type: ignore[no-untyped-def]
+    """The same as `elect` for a whole tile of a few inputs; intermediate results stay in registers.
 
-    `rows` is [inputs * TILE] float32, `out` [TILE]; what inputs have is a tuple, whose length is known when this is
-    compiled, so the loops over inputs are unrolled: `voting` is vote * factor, `turned` the factor with the weight's
-    sign, or None where that is the same, `heavy` the weight without its sign, or None where each is one.
+    `rows` is [inputs * TILE] float32, `out` [TILE]. The numbers of the inputs are tuples, whose length is known when
+    this is compiled, so that the loops over inputs are unrolled: `vote_factors` are vote * factor; `signed_factors` the
+    factors with the weights' signs, or None where they equal `vote_factors`; `weight_sizes` the weights without their
+    signs, or None where all are 1.
     """
     for i in range(TILE):
         sign = 0.0
-        for m in range(len(voting)):
-            sign += voting[m] * rows[np.uint64(m * TILE + i)]
+        for m in range(len(vote_factors)):
+            sign += vote_factors[m] * rows[np.uint64(m * TILE + i)]
         if positive:
             sign = sign_or_plus(sign)
         total, mass = 0.0, 0.0
-        for m in range(len(voting)):
-            value = (voting[m] if turned is None else turned[m]) * rows[np.uint64(m * TILE + i)]
-            share = share_of(value, sign, 1.0 if heavy is None else heavy[m])
+        for m in range(len(vote_factors)):
+            value = (vote_factors[m] if signed_factors is None else signed_factors[m]) * rows[np.uint64(m * TILE + i)]
+            share = agreeing_weight(value, sign, 1.0 if weight_sizes is None else weight_sizes[m])
             total += share * value
             mass += share
         if mean:
-            total = mean_of(total, mass)
+            total = disjoint_mean(total, mass)
         out[i] = total
 
 
 @njit(**OPTIONS)
 def weighted_sum_few(rows, weights, out):  # type: ignore[no-untyped-def]
-    """The same as `weighted_sum`, likewise."""
+    """The same as `weighted_sum` for a whole tile of a few inputs, as in `elect_few`."""
     for i in range(TILE):
         total = weights[0] * rows[i]
         for m in range(1, len(weights)):
@@ -174,7 +176,7 @@ def gram(values, out):  # type: ignore[no-untyped-def]
 def coarse(bits, tables):  # type: ignore[no-untyped-def]
     """Count the magnitudes of each row by the upper 15 bits of their 31: tables is [rows, 4, 32768].
 
-    Neighbours often fall into one bin; four tables keep an increment from waiting for the one before.
+    Neighbouring elements often fall into one bin; with four tables an increment does not wait for the one before.
     """
     for m in range(bits.shape[0]):
         row, counts = bits[m], tables[m]
@@ -200,8 +202,8 @@ def _fine(row, bucket, counts):  # type: ignore[no-untyped-def]
 def fine(bits, buckets, used, tables):  # type: ignore[no-untyped-def]
     """Count the magnitudes of each row whose upper bits are one of its buckets, by their lower 16 bits.
 
-    `buckets` is [rows, most] uint32, of which the first `used[row]` count; tables is [rows, most, 65536]. Few elements
-    lie in a bucket, so stretches without any are found first, by vector instructions.
+    `buckets` is [rows, most] uint32, of which the first `used[row]` are valid; tables is [rows, most, 65536]. Few
+    elements lie in a bucket, so 64 at a time are tested first, by vector instructions.
     """
     for m in range(bits.shape[0]):
         for column in range(used[m]):
@@ -217,20 +219,21 @@ def fine(bits, buckets, used, tables):  # type: ignore[no-untyped-def]
 
 @njit(**OPTIONS)
 def split(values, lows, highs, flags, marked, counts, within):  # type: ignore[no-untyped-def]
-    """Count the magnitudes of each row from the ends of a bracket on, and keep those that lie strictly within.
+    """Count the magnitudes of each row above both ends of its brackets, and store those strictly inside a bracket.
 
-    `lows` and `highs` are [rows, brackets] float32, `within` [rows, brackets, room] float32; `counts`, [rows, brackets,
-    4] int64, has how many are above `high`, at least `high`, at least `low`, and how many were kept. Few are, so
-    stretches without any are passed over, eight at a time. False once there is no room for more. `flags` [elements, to
-    the next multiple of 8] uint8, zeros, and `marked` [an eighth of that, and 1] int64 are room to work in.
+    `lows` and `highs` are [rows, brackets] float32, `within` [rows, brackets, room] float32, where the magnitudes are
+    stored; `counts` [rows, brackets, 4] int64: how many are above `high`, at least `high`, at least `low`, and how many
+    are stored. Few are inside, so eight elements without any are skipped at once. Returns False when the room is used
+    up. Scratch space: `flags` [elements, rounded up to a multiple of 8] uint8, zeros, and `marked` [an eighth of that,
+    plus 1] int64.
     """
     size, words = values.shape[1], flags.view(np.uint64)
     for m in range(values.shape[0]):
         row = values[m]
         for column in range(lows.shape[1]):
-            low, high, count, kept = lows[m, column], highs[m, column], counts[m, column], within[m, column]
+            low, high, count, stored = lows[m, column], highs[m, column], counts[m, column], within[m, column]
             filled = count[3]
-            if filled + flags.size > kept.size:
+            if filled + flags.size > stored.size:
                 return False
             above, from_high, from_low = np.int32(0), np.int32(0), np.int32(0)
             for i in range(size):
@@ -242,15 +245,15 @@ def split(values, lows, highs, flags, marked, counts, within):  # type: ignore[n
             count[0] += above
             count[1] += from_high
             count[2] += from_low
-            # What is not wanted is overwritten by what comes next: a branch that nobody can foretell would cost more.
-            some = 0
+            # A magnitude outside is overwritten by the next one: a branch that can't be predicted would cost more.
+            marks = 0
             for word in range(words.size):
-                marked[some] = word
-                some += 1 if words[word] != 0 else 0
-            for number in range(some):
+                marked[marks] = word
+                marks += 1 if words[word] != 0 else 0
+            for number in range(marks):
                 first = 8 * marked[number]
                 for i in range(first, min(first + 8, size)):
-                    kept[filled] = abs(row[i])
+                    stored[filled] = abs(row[i])
                     filled += np.int64(flags[i])
             count[3] = filled
     return True
@@ -258,24 +261,24 @@ def split(values, lows, highs, flags, marked, counts, within):  # type: ignore[n
 
 @njit(**OPTIONS)
 def bins(bits, least, shift, counts):  # type: ignore[no-untyped-def]
-    """counts[(bits - least) >> shift] += 1 for each."""
+    """counts[(bits - least) >> shift] += 1 for each element of `bits`."""
     for i in range(bits.size):
         counts[np.uint32(bits[i] - least) >> shift] += 1
 
 
 @njit(**OPTIONS)
 def gather(bits, least, shift, number, out):  # type: ignore[no-untyped-def]
-    """Fill `out`, with room for one more than there are, with those of which `bins` counts in this bin."""
+    """Copy to `out` the elements that `bins` counts in bin `number`; `out` has room for one more."""
     filled = 0
     for i in range(bits.size):
-        # What does not belong is overwritten by what comes next.
+        # An element of another bin is overwritten by the next one.
         out[filled] = bits[i]
         filled += 1 if np.uint32(bits[i] - least) >> shift == number else 0
 
 
 @njit(**OPTIONS)
-def fold(tables, total):  # type: ignore[no-untyped-def]
-    """total[row] += the sum of tables[row] over its lanes; the tables are zero afterwards, ready for the next count."""
+def add_tables(tables, total):  # type: ignore[no-untyped-def]
+    """total[row] += the sum of tables[row] over its lanes; the tables are set to zero, for the next count."""
     for row in range(tables.shape[0]):
         for lane in range(tables.shape[1]):
             for i in range(tables.shape[2]):
@@ -285,7 +288,7 @@ def fold(tables, total):  # type: ignore[no-untyped-def]
 
 @njit(**OPTIONS)
 def locate(counts, rank):  # type: ignore[no-untyped-def]
-    """The bin in which the element of that rank lies, counted from the last bin on, and its rank within the bin."""
+    """The bin that holds the element of this rank (1 is the greatest), and its rank within the bin."""
     above = 0
     for number in range(counts.size - 1, -1, -1):
         if above + counts[number] >= rank:
@@ -296,7 +299,7 @@ def locate(counts, rank):  # type: ignore[no-untyped-def]
 
 @njit(**OPTIONS)
 def mix(x):  # type: ignore[no-untyped-def]
-    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): 64 bits that look random, from 64."""
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): 64 pseudo-random bits from a 64-bit state."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -304,16 +307,16 @@ def mix(x):  # type: ignore[no-untyped-def]
 
 @njit(**OPTIONS)
 def drop(values, keys, keep, start):  # type: ignore[no-untyped-def]
-    """Zero each value, in place, unless its part random number is below `keep[m]`: a Bernoulli mask.
+    """Keep each value with probability `keep[m]`, else set it to zero, in place: a Bernoulli mask.
 
-    The number depends on the key and the index `start + i` alone: 32 bits, of which each mixing gives those of two
-    neighbours, the lower half to the even one.
+    The random number of 32 bits depends on the key and the index `start + i` alone. One call of `mix` gives those of
+    two neighbours, the lower half for the even index.
     """
     count = values.shape[1]
     lead = min(start & 1, count)
     pairs = (count - lead) // 2
     for m in range(values.shape[0]):
-        # Times one or zero, the sign of a difference: a branch that nobody can foretell would cost more than the rest.
+        # The bits times 1 or 0, the sign of a difference: a branch that can't be predicted would cost more.
         row, key = values[m].view(np.uint32), keys[m]
         below = np.uint64(np.ceil(keep[m] * 4294967296.0))
         if lead:
@@ -328,7 +331,7 @@ def drop(values, keys, keep, start):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def length(values, out):  # type: ignore[no-untyped-def]
+def l1_norms(values, out):  # type: ignore[no-untyped-def]
     """out[m] = sum of the magnitudes of values[m]."""
     for m in range(values.shape[0]):
         total = 0.0

@@ -1,8 +1,4 @@
-"""Where the numbers of one tensor come from: a mapped file, low-rank factors, a sparse list, an array, chosen rows.
-
-A reader has `shape`, and `read(start, stop, out)`, which fills `out` (float32) with the elements [start, stop) of the
-flattened tensor and answers whether all of them are finite.
-"""
+"""Readers of the elements of one tensor: from a mapped file, low-rank factors, a sparse list, an array, chosen rows."""
 
 from __future__ import annotations
 
@@ -19,15 +15,15 @@ from vectors.weights import Entry, mapped
 
 
 class Reader(Protocol):
-    """What gives the elements of a tensor, piece by piece."""
+    """A source of the elements of one tensor, read in pieces."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the whole tensor."""
+        """The shape of the whole tensor."""
         ...
 
     def read(self, start: int, stop: int, out: np.ndarray) -> bool:
-        """Fill `out` (float32) with the elements [start, stop) in row-major order; False if one is not finite."""
+        """Fill `out` (float32) with the elements [start, stop) in row-major order; False if any is not finite."""
         ...
 
 
@@ -40,17 +36,17 @@ class Dense:
 
     @cached_property
     def raw(self) -> np.ndarray:
-        """Its bits, flat, of the dtype that `storage` names."""
+        """The bits of all elements, flat, in the dtype of `floats.storage`."""
         return mapped(self.entry)
 
     @property
     def address(self) -> int:
-        """Where the mapped bytes begin."""
+        """The address of the first mapped byte."""
         return int(self.raw.ctypes.data)
 
     @property
     def aligned(self) -> bool:
-        """Whether compiled loops may read there: the numbers of odd files may begin anywhere."""
+        """Whether compiled loops may read it in place; in some files elements begin at odd addresses."""
         return self.address % self.raw.itemsize == 0
 
     def read(self, start: int, stop: int, out: np.ndarray) -> bool:
@@ -69,7 +65,7 @@ class Array:
 
 
 class Zero:
-    """A tensor of zeros: what a vector says of a tensor that it does not change."""
+    """A tensor of zeros: the delta of a tensor that a task vector does not change."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.shape = shape
@@ -81,19 +77,19 @@ class Zero:
 
 @njit(**OPTIONS)
 def _product(up, down, scale, first, skip, out):  # type: ignore[no-untyped-def]
-    """out = scale * (up @ down), from element `skip` of row `first` on; sums over the rank in its order."""
+    """out = scale * (up @ down), from element `skip` of row `first` on, summed in the order of the ranks."""
     columns = down.shape[1]
     row, column = first, skip
-    done = 0
-    while done < out.size:
-        width = min(columns - column, out.size - done)
+    filled = 0
+    while filled < out.size:
+        width = min(columns - column, out.size - filled)
         for i in range(width):
-            out[done + i] = np.float32(0)
+            out[filled + i] = np.float32(0)
         for k in range(up.shape[1]):
             factor = up[row, k] * scale
             for i in range(width):
-                out[done + i] += factor * down[k, column + i]
-        done += width
+                out[filled + i] += factor * down[k, column + i]
+        filled += width
         row, column = row + 1, 0
 
 
@@ -129,7 +125,7 @@ class Sparse:
 
 
 class Rows:
-    """Rows gathered from others, for vocabularies: row i is row `source[i]` of `readers[which[i]]`, or zero if -1."""
+    """Rows of other readers, for vocabularies: row i is row `source[i]` of `readers[which[i]]`, or zero for -1."""
 
     def __init__(self, readers: Sequence[Reader], which: np.ndarray, source: np.ndarray) -> None:
         self.readers, self.which, self.source = readers, which, source
@@ -137,21 +133,21 @@ class Rows:
 
     def read(self, start: int, stop: int, out: np.ndarray) -> bool:
         width = math.prod(self.shape[1:])
-        finite, at = True, start
-        while at < stop:
-            row, column = divmod(at, width)
-            # As many rows as follow each other in the source too, in one reading.
+        finite, position = True, start
+        while position < stop:
+            row, column = divmod(position, width)
+            # Rows that are consecutive in the source too are read at once.
             last = row
             while (last + 1) * width < stop and self._follows(last):
                 last += 1
             end = min((last + 1) * width, stop)
-            part = out[at - start : end - start]
+            part = out[position - start : end - start]
             if self.which[row] < 0:
                 part[:] = 0
             else:
                 begin = int(self.source[row]) * width + column
-                finite &= self.readers[self.which[row]].read(begin, begin + end - at, part)
-            at = end
+                finite &= self.readers[self.which[row]].read(begin, begin + end - position, part)
+            position = end
         return finite
 
     def _follows(self, row: int) -> bool:
@@ -163,7 +159,7 @@ class Rows:
 
 
 class Mean:
-    """The mean of another's rows, as one row; computed when it is first read."""
+    """The mean of the rows of another reader, as one row."""
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
@@ -187,7 +183,7 @@ class Mean:
 
 
 class Sum:
-    """One reader plus others: a model with an adapter on it. Summed in float32, in order."""
+    """The sum of readers, in float32 and in their order: a model with an adapter."""
 
     def __init__(self, *readers: Reader) -> None:
         self.readers = readers
@@ -203,7 +199,7 @@ class Sum:
 
 
 def whole(reader: Reader) -> np.ndarray:
-    """All of a tensor as float32, in its shape."""
+    """The whole tensor as float32, in its shape."""
     out = np.empty(math.prod(reader.shape), np.float32)
     reader.read(0, out.size, out)
     return out.reshape(reader.shape)

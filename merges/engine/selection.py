@@ -20,12 +20,12 @@ from merges.engine.fused import MappedInputs
 from merges.engine.tensor_task import Block, TensorTask
 
 LANES = 4  # tables that kernels.coarse counts into
-RUN = 32  # neighbours that are sampled together: a cache line of them costs as much as one
-SHARE, SAMPLED = 256, 1 << 20  # one element in SHARE is sampled, at most SAMPLED
-MARGIN = 4.0  # standard deviations of a sampled rank: a bracket that misses costs a second pass, no error
-ROOM = 1 << 18  # magnitudes of each row that a task may store
-KEPT = 1 << 24  # magnitudes stored in all: 64 MB
-BITS = 12  # log2 of the number of bins for selecting among these
+RUN = 32  # neighbours that are sampled together, since a cache line of them costs as much as one
+SHARE, SAMPLED = 256, 1 << 20  # one element in SHARE is sampled, and at most SAMPLED
+MARGIN = 4.0  # standard deviations of a sampled rank; a bracket that misses costs a second pass, not an error
+ROOM = 1 << 18  # magnitudes of each row that one piece may store
+STORED = 1 << 24  # magnitudes stored in all: 64 MB
+BITS = 12  # log2 of the number of bins for selecting among the stored magnitudes
 Make = Callable[[Block], np.ndarray]
 
 
@@ -102,13 +102,13 @@ def _bracketed(tensors: Sequence[TensorTask], wanted: np.ndarray, total: int) ->
         return None
     pool = tensors[0].pool
     lows, highs, share = _brackets(tensors, wanted, total)
-    if share * total > KEPT:
+    if share * total > STORED:
         return None
 
     def group(inputs: MappedInputs, start: int, stop: int) -> tuple[np.ndarray, list[np.ndarray]] | None:
         counts = np.zeros((*wanted.shape, 4), np.int64)
         # Space for one tile more than may be stored, since a tile is only read while that much is free.
-        room = pool.buffer("kept", (*wanted.shape, min(ROOM, stop - start) + kernels.TILE), np.float32)
+        room = pool.buffer("stored", (*wanted.shape, min(ROOM, stop - start) + kernels.TILE), np.float32)
         if not fused.split(inputs, start, stop, lows, highs, counts, room):
             return None
         return counts, [room[where][: counts[where][3]].copy() for where in np.ndindex(*wanted.shape)]
@@ -143,10 +143,10 @@ def _ranked(values: np.ndarray, rank: int) -> np.float32:
     counts = np.zeros(1 << BITS, np.int64)
     kernels.bins(bits, least, shift, counts)
     where, within = kernels.locate(counts, rank)
-    few = np.empty(counts[where] + 1, np.uint32)
-    kernels.gather(bits, least, shift, where, few)
-    few[:-1].sort()
-    return few[-1 - within : -within].view(np.float32)[0]
+    candidates = np.empty(counts[where] + 1, np.uint32)
+    kernels.gather(bits, least, shift, where, candidates)
+    candidates[:-1].sort()
+    return candidates[-1 - within : -within].view(np.float32)[0]
 
 
 def _brackets(tensors: Sequence[TensorTask], wanted: np.ndarray, total: int) -> tuple[np.ndarray, np.ndarray, float]:
@@ -230,6 +230,6 @@ def _count(
     pool.map(group, ((tensor, *piece) for tensor in tensors for piece in tensor.groups()))
     total = np.zeros((shape[0], *shape[2:]), np.int64)
     for table in tables.values():
-        kernels.fold(table.reshape(shape[0], shape[1], -1), total.reshape(shape[0], -1))
+        kernels.add_tables(table.reshape(shape[0], shape[1], -1), total.reshape(shape[0], -1))
         pool.give_back(table)
     return total

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast
 import numpy as np
 
 from merges.engine import fused, kernels
-from merges.engine.fused import ALONE, KINDS, LESS, MORE, Elementwise, MappedInputs
+from merges.engine.fused import AS_IS, KINDS, MINUS_BASE, PLUS_BASE, Elementwise, MappedInputs
 from merges.engine.pool import Pool
 from merges.engine.readers import Dense, Reader
 from vectors.errors import ArtifactError
@@ -144,22 +144,22 @@ class TensorTask:
     def mapped_inputs(self) -> MappedInputs | None:
         """The addresses of all inputs, for the compiled loops; None unless all are plain tensors of mapped files."""
         readers = [source.reader for source in self.inputs]
-        based = self.base is not None and (
+        needs_base = self.base is not None and (
             self.in_deltas != self.as_delta or any(self.in_deltas != source.is_delta for source in self.inputs)
         )
-        base = self.base if based else None
+        base = self.base if needs_base else None
         if not all(isinstance(reader, Dense) and reader.aligned for reader in [*readers, *([base] if base else [])]):
             return None
         dense = cast(list[Dense], readers)
-        role = LESS if self.in_deltas else MORE
-        roles = [role if base is not None and source.is_delta != self.in_deltas else ALONE for source in self.inputs]
-        below = cast(Dense, base)
+        role = MINUS_BASE if self.in_deltas else PLUS_BASE
+        roles = [role if base is not None and source.is_delta != self.in_deltas else AS_IS for source in self.inputs]
+        dense_base = cast(Dense, base)
         return MappedInputs(
             np.array([reader.address for reader in dense], np.uint64),
             np.array([KINDS[reader.entry.dtype] for reader in dense], np.int64),
             np.array(roles, np.int64),
-            np.uint64(below.address if base else 0),
-            KINDS[below.entry.dtype] if base else 0,
+            np.uint64(dense_base.address if base else 0),
+            KINDS[dense_base.entry.dtype] if base else 0,
         )
 
     def block(self, start: int, stop: int) -> Block:

@@ -21,7 +21,7 @@ def _cache_file() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steer" / "bases.json"
 
 
-def _known() -> dict[str, str]:
+def _read_cache() -> dict[str, str]:
     try:
         paths = json.loads(_cache_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -31,13 +31,13 @@ def _known() -> dict[str, str]:
 
 def remember(digest: str, path: Path) -> None:
     """Enter the path of the model with this digest in the cache; errors of writing the cache are ignored."""
-    known = _known()
+    paths = _read_cache()
     location = str(path.resolve())
-    if known.get(digest) == location:
+    if paths.get(digest) == location:
         return
     try:
         _cache_file().parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(_cache_file(), json.dumps(known | {digest: location}).encode())
+        write_atomically(_cache_file(), json.dumps(paths | {digest: location}).encode())
     except (OSError, SteerError):
         pass
 
@@ -46,7 +46,7 @@ def recall(base: Mapping[str, Any]) -> str | None:
     """A reference to the base that an artifact records: its hub id, or the cached path; None if unknown."""
     if base.get("name"):
         return f"{base['name']}@{base['revision']}" if base.get("revision") else str(base["name"])
-    location = _known().get(str(base.get("digest")))
+    location = _read_cache().get(str(base.get("digest")))
     if location is None or not os.path.isdir(location):
         return None
     try:

@@ -51,8 +51,8 @@ class Source:
             configuration = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise ModelError(f"{self.path / 'config.json'} is damaged: {error}", "fetch the model again") from error
-        good = isinstance(configuration, dict) and isinstance(configuration.get("text_config") or {}, dict)
-        names = (configuration.get("architectures") or []) if good else None
+        is_mapping = isinstance(configuration, dict) and isinstance(configuration.get("text_config") or {}, dict)
+        names = (configuration.get("architectures") or []) if is_mapping else None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ModelError(f"{self.path / 'config.json'} is not a model configuration", "fetch the model again")
         return configuration
@@ -153,7 +153,7 @@ def open_source(reference: str, base: Source | None = None) -> Source:
     source = Source(reference, "model", model_source.path, files, entries_of(files), model=model_source)
     if not source.entries:
         raise ModelError(f"{reference} holds no tensors", "fetch the model again")
-    _check_index(source)
+    _require_index(source)
     if source.tied:
         # Some files also store the tied head, which is merged as the embedding.
         tied = {name for name in HEADS if name in source.entries and any("embed" in n for n in source.entries)}
@@ -161,7 +161,7 @@ def open_source(reference: str, base: Source | None = None) -> Source:
     return source
 
 
-def _check_index(source: Source) -> None:
+def _require_index(source: Source) -> None:
     """Check that the shards hold the tensors that the index lists. Raises ModelError."""
     index = source.path / "model.safetensors.index.json"
     if not index.is_file() or (source.path / "model.safetensors").is_file():

@@ -24,8 +24,8 @@ RESCALE = Option(
 
 def drop(delta: np.ndarray, key: int, density: float) -> np.ndarray:
     """A whole delta in which each element is kept with probability `density`, and set to zero otherwise."""
-    places = np.arange(delta.size).reshape(delta.shape)
-    return steps.random_drop(delta, places, int(key), float(density))
+    positions = np.arange(delta.size).reshape(delta.shape)
+    return steps.random_drop(delta, positions, int(key), float(density))
 
 
 def keys(task: TensorTask) -> np.ndarray:
@@ -47,11 +47,11 @@ def stretch(task: TensorTask, zero: Callable[[Block], None]) -> np.ndarray:
     """The ratio of the L1 norms before and after `zero(block)`, [inputs] float64; 1 where all elements become zero."""
 
     def part(block: Block) -> np.ndarray:
-        lengths = np.empty((2, len(task.inputs)))
-        kernels.length(block.values, lengths[0])
+        norms = np.empty((2, len(task.inputs)))
+        kernels.l1_norms(block.values, norms[0])
         zero(block)
-        kernels.length(block.values, lengths[1])
-        return lengths
+        kernels.l1_norms(block.values, norms[1])
+        return norms
 
     before, after = task.sum(part)
     return np.divide(before, after, out=np.ones_like(before), where=after > 0)

@@ -12,7 +12,7 @@ from merges.engine import kernels
 from merges.engine.selection import magnitudes
 from merges.engine.tensor_task import TensorTask
 from merges.methods import _random_drop
-from vectors.registry.options import Option, kept
+from vectors.registry.options import Option, retained_count
 
 RESCALE = Option(
     "rescale",
@@ -45,7 +45,7 @@ def ranks(total: int, density: float, gamma: float = 0.0) -> tuple[int, int]:
     A share `gamma`, the greatest, is dropped (less if too few would be left), and the next share `density` of the total
     is kept.
     """
-    count = kept(density, total)
+    count = retained_count(density, total)
     dropped = min(int(gamma * total), total - count)
     return dropped + 1, dropped + count
 

@@ -10,7 +10,7 @@ from merges.engine.selection import magnitudes
 from merges.engine.steps import disjoint_mean, elect_signs
 from merges.engine.tensor_task import Block, TensorTask
 from merges.methods._options import SCALE
-from vectors.registry.options import Option, kept
+from vectors.registry.options import Option, retained_count
 
 
 def sce(deltas: np.ndarray, select_topk: float) -> np.ndarray:
@@ -21,7 +21,7 @@ def sce(deltas: np.ndarray, select_topk: float) -> np.ndarray:
     flat = deltas.reshape(len(deltas), -1)
     differences = variance(flat)
     varying = np.sort(differences[differences > 0])[::-1]
-    least = varying[kept(select_topk, varying.size) - 1] if select_topk < 1 and varying.size else 0
+    least = varying[retained_count(select_topk, varying.size) - 1] if select_topk < 1 and varying.size else 0
     selected = flat * (differences >= least)
     weights = shares(np.square(selected, dtype=np.float64).sum(1))
     signs = elect_signs(list(selected), votes=np.ones(len(selected)))
@@ -53,7 +53,7 @@ def prepare(task: TensorTask) -> tuple[float, np.ndarray]:
     if task.options["select_topk"] < 1:
         varying = int(task.sum(lambda block: np.count_nonzero(variance(block.values))))
         if varying:
-            rank = kept(task.options["select_topk"], varying)
+            rank = retained_count(task.options["select_topk"], varying)
             least = float(magnitudes([task], [[rank]], _row_of_variances)[0, 0])
 
     def energy(block: Block) -> np.ndarray:

@@ -23,9 +23,9 @@ from merges.inputs.sources import Source
 from vectors import references
 from vectors.errors import ArtifactError, UsageError
 from vectors.events import OnEvent, counter, ignore
-from vectors.registry.options import kept
+from vectors.registry.options import retained_count
 from vectors.task import TaskVector
-from vectors.taskwriter import Writer, check_vector_path, shards, write_files
+from vectors.taskwriter import Writer, require_vector_path, shards, write_files
 from vectors.weights import FLOATS, SIZES, Entry
 
 
@@ -42,13 +42,13 @@ class Storage(NamedTuple):
 def parse_storage(text: str) -> Storage:
     """Read a storage as users write it: `exact`, `bf16`, `lowrank:R` or `sparse:D`. Raises UsageError."""
     kind, _, number = text.partition(":")
-    good = {"exact": not number, "bf16": not number}.get(kind, False)
+    valid = {"exact": not number, "bf16": not number}.get(kind, False)
     if kind == "lowrank" and re.fullmatch(r"[1-9]\d*", number):
-        good = True
+        valid = True
     if kind == "sparse":
         with contextlib.suppress(ValueError):
-            good = 0 < float(number) <= 1
-    if not good:
+            valid = 0 < float(number) <= 1
+    if not valid:
         raise UsageError(
             f"there is no storage {text!r}",
             "use exact, bf16, lowrank:R (such as lowrank:16) or sparse:D with D in (0, 1]",
@@ -89,8 +89,8 @@ def diff(
     width = {"bf16": 2.0, "sparse": 12 * chosen_storage.value}.get(chosen_storage.kind, 4.0)
     sizes = {name: int(below.entries[name].elements * width) for name in names}
     groups = shards(sizes, *([shard] if shard else []))
-    check_vector_path(path, len(groups))
-    _check_room(path, sum(sizes.values()))
+    require_vector_path(path, len(groups))
+    _require_room(path, sum(sizes.values()))
     assert below.model is not None
     assert tuned.model is not None
     common: dict[str, Any] = {
@@ -129,7 +129,7 @@ def _bytes_of(entry: Entry) -> int:
     return entry.elements * SIZES[entry.dtype]
 
 
-def _check_room(path: Path, needed: int) -> None:
+def _require_room(path: Path, needed: int) -> None:
     import shutil
 
     from vectors.errors import OutputError
@@ -157,7 +157,7 @@ def _write(writer: Writer, tensor: TensorTask, tuned: Source, chosen_storage: St
         for begin, end in tensor.chunks(start, stop):
             block = tensor.block(begin, end)
             delta, target = block.values[0], result[begin - start : end - start]
-            _check_finite(tensor.name, delta)
+            _require_finite(tensor.name, delta)
             changed |= bool(delta.any())
             if dtype == "F32":
                 target[:] = delta
@@ -219,7 +219,7 @@ def _residual(tensor: TensorTask, tuned: Source, block: Block, delta: np.ndarray
     return np.flatnonzero(rounded_bits != _bits(tuned, tensor.name)[block.start : block.start + delta.size])
 
 
-def _check_finite(name: str, delta: np.ndarray) -> None:
+def _require_finite(name: str, delta: np.ndarray) -> None:
     if not np.isfinite(delta).all():
         raise ArtifactError(f"the delta of {name} leaves the range of float32", "the two models do not belong together")
 
@@ -247,11 +247,11 @@ def _write_lowrank(writer: Writer, tensor: TensorTask, rank: int, error: _Error)
 def _write_sparse(writer: Writer, tensor: TensorTask, density: float, error: _Error) -> bool:
     if not tensor.count:
         return False
-    least = float(magnitudes([tensor], [[kept(density, tensor.count)]])[0, 0])
+    least = float(magnitudes([tensor], [[retained_count(density, tensor.count)]])[0, 0])
 
     def piece(block: Block) -> tuple[np.ndarray, np.ndarray, list[float]]:
         delta = block.values[0]
-        _check_finite(tensor.name, delta)
+        _require_finite(tensor.name, delta)
         where = np.flatnonzero((np.abs(delta) >= least) & (delta != 0))
         stored, sums = np.zeros_like(delta), [0.0, 0.0, 0.0]
         stored[where] = delta[where]

@@ -14,7 +14,7 @@ from merges.recipes.plan import Plan
 from vectors import references
 from vectors.events import OnEvent, counter, ignore
 from vectors.task import TaskVector
-from vectors.taskwriter import Writer, check_vector_path, shards, write_files
+from vectors.taskwriter import Writer, require_vector_path, shards, write_files
 from vectors.weights import file_digest
 
 
@@ -26,7 +26,7 @@ def write_vector(planned: Plan, path: Path, largest: int, *, on_event: OnEvent =
     """
     jobs = {job.name: job for job in planned.jobs if isinstance(job, TensorTask)}
     groups = shards({name: 4 * job.count for name, job in jobs.items()}, largest)
-    check_vector_path(path, len(groups))
+    require_vector_path(path, len(groups))
     inputs = card.inputs(planned)
     if planned.base is not None and planned.base.model is not None:
         base: Any = references.identity(planned.base.model)

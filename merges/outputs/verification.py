@@ -49,25 +49,25 @@ def read_record(out: Path) -> dict[str, Any]:
 
 
 def verify(
-    out: str | Path, *, places: Mapping[str, str | Path] | None = None, memory: int = MEMORY,
+    out: str | Path, *, paths: Mapping[str, str | Path] | None = None, memory: int = MEMORY,
     threads: int | None = None, device: str = "cpu", on_event: OnEvent = ignore,
 ) -> dict[str, Any]:  # fmt: skip
     """Compute a finished merge again from its recipe and compare every byte. Returns the record.
 
-    `places` are the new paths of inputs that have moved since, by their names in the recipe (`base` for the base).
+    `paths` are the new paths of inputs that have moved since, by their names in the recipe (`base` for the base).
     Raises UsageError for names that the recipe lacks, and ArtifactError with everything that differs.
     """
     folder = Path(out)
     record = read_record(folder)
     recipe = parse(record["recipe"], str(record_path(folder)))
     references = {part.name: part.model for part in recipe.parts} | ({"base": recipe.base} if recipe.base else {})
-    moved = {name: str(path) for name, path in (places or {}).items()}
-    if not recipe.base and "base" in moved:
-        recipe, references = replace(recipe, base=moved["base"]), references | {"base": moved["base"]}
-    unknown = [f"the recipe has no input {name!r}{guess(name, references)}" for name in moved if name not in references]
+    new = {name: str(path) for name, path in (paths or {}).items()}
+    if not recipe.base and "base" in new:
+        recipe, references = replace(recipe, base=new["base"]), references | {"base": new["base"]}
+    unknown = [f"the recipe has no input {name!r}{guess(name, references)}" for name in new if name not in references]
     if unknown:
         raise UsageError(unknown, f"it has {', '.join(references)}")
-    recipe = recipe.renamed({references[name]: path for name, path in moved.items()})
+    recipe = recipe.renamed({references[name]: path for name, path in new.items()})
     try:
         planned = plan(recipe, memory=memory, threads=threads, device=device, on_event=on_event)
     except SteerError as error:

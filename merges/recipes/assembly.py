@@ -179,7 +179,7 @@ class Builder:
             self.missing.setdefault(option.name, []).append(at)
         if value is None:
             return option.default
-        problem = option.check(value) if isinstance(option.default, int) else None
+        problem = option.problem_of(value) if isinstance(option.default, int) else None
         if problem and (sentence := f"{problem}, at {at}") not in self.problems:
             self.problems.append(sentence)
         return value

@@ -39,9 +39,9 @@ def problems_of_value(option: Option, value: Any, where: str) -> list[str]:
     if isinstance(value, list):
         if not value or any(isinstance(item, list | Mapping) for item in value):
             return [f"{where}: {option.name} can't be the list {value!r}"]
-        problems_ = [option.check(item) for item in value]
+        problems_ = [option.problem_of(item) for item in value]
     else:
-        problems_ = [option.check(value)]
+        problems_ = [option.problem_of(value)]
     return [f"{where}: {problem}" for problem in problems_ if problem]
 
 

@@ -27,14 +27,14 @@ class _Group(NamedTuple):
 
     `queries` [B, T] and `keys` [B, prefix + T] are positions in the row; short packs are padded with their first token.
     `mask` [B, 1, T, prefix + T] is added to the scores. `rows` [tokens] are the positions in the row of the tokens at
-    `places` [tokens] of the flattened batch; padding is left out.
+    `positions` [tokens] of the flattened batch; padding is left out.
     """
 
     queries: Tensor
     keys: Tensor
     mask: Tensor
     rows: Tensor
-    places: Tensor
+    positions: Tensor
 
 
 _current: ContextVar[list[_Group]] = ContextVar("trees of the running pass")
@@ -70,13 +70,13 @@ def _attend(
     outputs: Tensor | None = None
     for group in _current.get():
         batch = [
-            states[0][:, places].transpose(0, 1)
-            for states, places in ((query, group.queries), (key, group.keys), (value, group.keys))
+            states[0][:, positions].transpose(0, 1)
+            for states, positions in ((query, group.queries), (key, group.keys), (value, group.keys))
         ]
         output, _ = sdpa_attention_forward(module, *batch, group.mask.to(query.dtype), **options)
         if outputs is None:
             outputs = output.new_empty(1, query.shape[2], *output.shape[2:])
-        outputs[0, group.rows] = output.flatten(0, 1)[group.places]
+        outputs[0, group.rows] = output.flatten(0, 1)[group.positions]
     assert outputs is not None
     return outputs, None
 
@@ -107,10 +107,10 @@ def _group(prefix: int, packs: Sequence[tuple[int, Tensor]], dtype: torch.dtype)
     for pack_mask, (_, mask) in zip(visible, packs, strict=True):
         pack_mask[: len(mask)] = False
         pack_mask[: len(mask), : mask.shape[1]] = mask
-    places = real.flatten().nonzero()[:, 0]
-    moved = (each.to(device) for each in (queries, keys, queries[real], places))
-    queries, keys, rows, places = moved
-    return _Group(queries, keys, _additive(visible, dtype)[:, None], rows, places)
+    positions = real.flatten().nonzero()[:, 0]
+    moved = (each.to(device) for each in (queries, keys, queries[real], positions))
+    queries, keys, rows, positions = moved
+    return _Group(queries, keys, _additive(visible, dtype)[:, None], rows, positions)
 
 
 def _block_diagonal(prefix: int, masks: Sequence[Tensor]) -> Tensor:

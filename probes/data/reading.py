@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
+from probes.data import formats
 from probes.data.examples import Example
 from vectors.errors import ExampleError
-from vectors.registry.plugins import discover
 from vectors.storage.files import digest_bytes
 
 SHOWN = 20  # most problems of one input that are printed
@@ -26,11 +25,6 @@ class Contrast(NamedTuple):
     paired: bool
     digests: dict[str, str]
     warnings: tuple[str, ...] = ()
-
-
-def formats() -> dict[str, ModuleType]:
-    """The formats of a line by name, built in or from outside packages."""
-    return discover("probes.data.formats", "steer.example_formats")
 
 
 def read(pos: Source | None = None, neg: Source | None = None, pairs: Source | None = None) -> Contrast:
@@ -186,7 +180,7 @@ def _examples(source: Source, flag: str) -> _Read:
         problems.append(f"{path} mixes formats: {kinds}")
     if problems:
         more = [f"… and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        forms = ", ".join(module.SHAPE for module in formats().values())
+        forms = ", ".join(module.SHAPE for module in formats.available().values())
         raise ExampleError(problems[:SHOWN] + more, f"one JSON value a line, all of one form: a plain string, {forms}")
     if not examples:
         raise ExampleError(f"{path} is empty", "write one example a line")
@@ -233,9 +227,11 @@ def _parse(line: str, origin: str) -> tuple[list[Example], str]:
         record = {"text": record}
     if not isinstance(record, dict):
         raise ValueError(f"a line must be a text or an object, not {json.dumps(record)[:40]}")
-    # The format with the most keys wins: a line of the persona format could also have a "text".
-    matching = [(len(module.KEYS), name) for name, module in formats().items() if record.keys() >= module.KEYS]
+    # The form with the most keys wins: a line of the persona form could also have a "text".
+    matching = [
+        (len(module.KEYS), name) for name, module in formats.available().items() if record.keys() >= module.KEYS
+    ]
     if not matching:
         raise ValueError(f"no known form has the keys {', '.join(sorted(record)) or '(none)'}")
     name = max(matching)[1]
-    return formats()[name].parse(record, origin), name
+    return formats.available()[name].parse(record, origin), name

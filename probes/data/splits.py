@@ -31,14 +31,14 @@ def folds(
     attempts: list[Sequence[object]] = [contexts] if None not in contexts and len(set(contexts)) >= count else []
     attempts.append(texts)  # a few large groups: better a split by example than a fold of one class
     for keys in attempts:
-        found = _balanced(_groups(keys, half, seed, paired), half, count)
-        if found is not None:
-            return found
+        folds = _balanced(_groups(keys, half, seed, paired), half, count)
+        if folds is not None:
+            return folds
     if paired:  # texts that many pairs share make large groups too
         pairs = list(zip(texts[:half], texts[half:], strict=True))
-        found = _balanced(_groups([*pairs, *pairs], half, seed, False), half, count)
-        if found is not None:
-            return found
+        folds = _balanced(_groups([*pairs, *pairs], half, seed, False), half, count)
+        if folds is not None:
+            return folds
     # Nothing but repetitions of a few examples: no split is honest, this one at least is even.
     return torch.arange(half) % count, torch.arange(len(negative)) % count
 
@@ -46,20 +46,20 @@ def folds(
 def _groups(keys: Sequence[object], half: int, seed: int, paired: bool) -> list[int]:
     """The group of each example, by a number that follows from content: equal keys, and the two of a pair, together."""
     numbers = {key: child_seed(seed, "fold", key) for key in set(keys)}
-    found = [numbers[key] for key in keys]
+    groups = [numbers[key] for key in keys]
     if not paired:
-        return found
-    leader = {number: number for number in found}
+        return groups
+    leader = {number: number for number in groups}
 
     def lead(number: int) -> int:
         while leader[number] != number:
             number = leader[number] = leader[leader[number]]
         return number
 
-    for a, b in zip(found[:half], found[half:], strict=True):
+    for a, b in zip(groups[:half], groups[half:], strict=True):
         low, high = sorted((lead(a), lead(b)))
         leader[high] = low
-    return [lead(number) for number in found]
+    return [lead(number) for number in groups]
 
 
 def _balanced(groups: Sequence[int], half: int, count: int) -> tuple[Tensor, Tensor] | None:
@@ -77,8 +77,8 @@ def _balanced(groups: Sequence[int], half: int, count: int) -> tuple[Tensor, Ten
         chosen[g] = best
     if any(0 in sides for sides in filled):
         return None
-    found = torch.tensor([chosen[g] for g in groups])
-    return found[:half], found[half:]
+    folds = torch.tensor([chosen[g] for g in groups])
+    return folds[:half], folds[half:]
 
 
 def held_out_split(digests: Sequence[str], share: float = HELD_OUT_SHARE) -> tuple[list[int], list[int]]:

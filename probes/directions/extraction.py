@@ -99,7 +99,7 @@ def extract(
                 directions[layer] = scaled(chosen.direction(evidence), evidence).float()
                 validated[layer] = validate(chosen, rows, labels, fold, draws, paired=paired)
 
-    norms = {layer: seen.mean for layer, seen in pooled.norms.items()}
+    norms = {layer: norm.mean for layer, norm in pooled.norms.items()}
     lengths = {layer: float(direction.norm()) for layer, direction in directions.items()}
     recommended = recommend(validated, lengths, norms)
     counts = {"positive": half, "negative": len(both) - half}
@@ -151,18 +151,18 @@ def _measured(validation: Validation) -> dict[str, float | None]:
 
 
 def _warnings(counts: dict[str, int], pooled: Pooled) -> Sequence[str]:
-    found = []
+    warnings = []
     if min(counts.values()) < FEW:
-        found.append(
+        warnings.append(
             f"{counts['positive']} positive and {counts['negative']} negative examples: "
             f"with fewer than {FEW} of a class the interval is meaningless"
         )
-    outlying = [layer for layer, seen in pooled.norms.items() if seen.largest > OUTLYING * seen.mean]
+    outlying = [layer for layer, norm in pooled.norms.items() if norm.largest > OUTLYING * norm.mean]
     if outlying:
         worst = max(outlying, key=lambda layer: pooled.norms[layer].largest / pooled.norms[layer].mean)
         ratio = pooled.norms[worst].largest / pooled.norms[worst].mean
-        found.append(
+        warnings.append(
             f"at layers {spans(outlying)} some token that counts has a norm up to {ratio:.0f} times the mean "
             f"(layer {worst}): it may dominate the vector there"
         )
-    return found
+    return warnings

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from probes.data.reading import Contrast
 from probes.models import residual, tokens
 from probes.models.tokens import Tokens
-from vectors.errors import ModelError, SteerError, kept, raise_together
+from vectors.errors import ModelError, SteerError, collecting, raise_together
 from vectors.steering import parse_layers, spans
 
 
@@ -34,9 +34,9 @@ def plan(
     if not count:
         raise ModelError("the model's configuration states no number of layers", "use a decoder-only language model")
     errors: list[SteerError] = []
-    with kept(errors):
+    with collecting(errors):
         wanted = layers_of(layers, int(count))
-    with kept(errors):
+    with collecting(errors):
         tokenised = tokens.tokenise(both, tokenizer, tokens.choose(which), longest=longest, truncate=truncate)
         _, note = tokens.templated(both, tokenizer)
     raise_together(errors)

@@ -60,10 +60,10 @@ def recommend(
 
 def _longest_run(layers: list[int], validated: list[int]) -> list[int]:
     """The longest run of `layers` without a gap among those validated; the first of several."""
-    place = {layer: position for position, layer in enumerate(validated)}
+    index_of = {layer: position for position, layer in enumerate(validated)}
     runs: list[list[int]] = []
     for layer in layers:
-        if runs and place[layer] == place[runs[-1][-1]] + 1:
+        if runs and index_of[layer] == index_of[runs[-1][-1]] + 1:
             runs[-1].append(layer)
         else:
             runs.append([layer])

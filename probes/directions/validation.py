@@ -95,6 +95,6 @@ def held_out_scores(method: ExtractionMethod, rows: Rows, labels: Tensor, fold: 
         middles[held_out] = middle @ units[held_out]
     scores = torch.empty(len(labels), dtype=torch.float64)
     for start, stop in pieces(len(labels), rows.shape[1]):
-        own = fold[start:stop]
-        scores[start:stop] = (piece(rows, start, stop) @ units.T).gather(1, own[:, None])[:, 0] - middles[own]
+        folds = fold[start:stop]
+        scores[start:stop] = (piece(rows, start, stop) @ units.T).gather(1, folds[:, None])[:, 0] - middles[folds]
     return scores

@@ -19,7 +19,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class LoadedModel(NamedTuple):
-    """A model ready for measuring, and what it is. `choice` says which device and dtype were chosen, and why."""
+    """A loaded model with its tokenizer, source and identity; `choice` names its device and dtype, and why these."""
 
     model: Any  # transformers.PreTrainedModel
     tokenizer: Any  # transformers.PreTrainedTokenizerBase
@@ -28,8 +28,8 @@ class LoadedModel(NamedTuple):
     choice: str
 
 
-class FoundModel(NamedTuple):
-    """A model without its weights: where it is, what it is, its configuration and tokenizer."""
+class OpenedModel(NamedTuple):
+    """A model whose weights are not loaded yet: its source, identity, configuration and tokenizer."""
 
     source: ModelSource
     identity: dict[str, Any]
@@ -37,8 +37,8 @@ class FoundModel(NamedTuple):
     tokenizer: Any  # transformers.PreTrainedTokenizerBase
 
 
-def find(reference: str | Path) -> FoundModel:
-    """Find a causal language model and read all but its weights. Raises ModelError."""
+def open_model(reference: str | Path) -> OpenedModel:
+    """Resolve a causal language model and read everything but its weights. Raises ModelError."""
     source = references.resolve(str(reference))
     identity = references.identity(source)
 
@@ -47,19 +47,19 @@ def find(reference: str | Path) -> FoundModel:
     with _reading(source):
         config = AutoConfig.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
-    return FoundModel(source, identity, config, tokenizer)
+    return OpenedModel(source, identity, config, tokenizer)
 
 
-def load(reference: str | Path | FoundModel, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+def load(reference: str | Path | OpenedModel, device: str = "auto", dtype: str = "auto") -> LoadedModel:
     """Load a causal language model and its tokenizer. Raises ModelError, UsageError."""
     chosen_device, device_reason = choose_device(device)
     chosen_dtype, dtype_reason = choose_dtype(dtype, chosen_device)
-    source, identity, _, tokenizer = reference if isinstance(reference, FoundModel) else find(reference)
+    source, identity, _, tokenizer = reference if isinstance(reference, OpenedModel) else open_model(reference)
 
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-    shown = is_progress_bar_enabled()
+    was_enabled = is_progress_bar_enabled()
     disable_progress_bar()
     try:
         with memory_reported(), _reading(source):
@@ -69,7 +69,7 @@ def load(reference: str | Path | FoundModel, device: str = "auto", dtype: str = 
             )
             model.to(chosen_device).eval().requires_grad_(False)
     finally:
-        if shown:
+        if was_enabled:
             enable_progress_bar()
     model.steer_base = identity  # so that `steered` need not read the folder again
     choice = f"{chosen_device} ({device_reason}), {str(chosen_dtype).removeprefix('torch.')} ({dtype_reason})"

@@ -43,8 +43,8 @@ LAYOUTS = {
 def decoder(model: nn.Module) -> nn.Module:
     """The stack of blocks without the language-model head."""
     get_decoder = getattr(model, "get_decoder", None)
-    found = get_decoder() if get_decoder is not None else None
-    return found if isinstance(found, nn.Module) else getattr(model, "base_model", model)
+    stack = get_decoder() if get_decoder is not None else None
+    return stack if isinstance(stack, nn.Module) else getattr(model, "base_model", model)
 
 
 def text_config(model: nn.Module) -> Any:

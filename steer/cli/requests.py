@@ -30,7 +30,7 @@ from click.core import ParameterSource
 
 from steer.cli import completion
 from steer.cli.output import warn
-from vectors.errors import SteerError, UsageError, kept, raise_together
+from vectors.errors import SteerError, UsageError, collecting, raise_together
 from vectors.registry.options import OPTION, Flag, problems_of
 
 R = TypeVar("R")
@@ -198,7 +198,7 @@ def _build(request: type[R], values: Mapping[str, Any], errors: list[SteerError]
             value = values[field.name]
             if value is None or value == ():
                 continue  # not given: the default of the field
-            with kept(errors):
+            with collecting(errors):
                 given[field.name] = _value(fields[field.name], value)
         elif isinstance(hints[field.name], type) and dataclasses.is_dataclass(hints[field.name]):
             given[field.name] = _build(hints[field.name], values, errors)

@@ -1,4 +1,4 @@
-"""Several models in one table: how much of a trait each shows, and how far it has moved where it should not."""
+"""Several models in one table: how much of a trait each shows, and how far it is from the base on neutral text."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from probes.interventions import Intervention, no_intervention, steering
 from probes.models.loading import load
 
 
-class Shown(NamedTuple):
-    """A model by its reference, and what it is steered by: an expression over `vectors`, or None."""
+class ComparedModel(NamedTuple):
+    """A model reference, and the composition that steers the model: an expression over `vectors`, or None."""
 
     model: str
     composition: str | None = None
@@ -21,7 +21,7 @@ class Shown(NamedTuple):
 
 
 def compare(
-    models: Mapping[str, Shown],
+    models: Mapping[str, ComparedModel],
     pos: Path,
     neg: Path,
     *,
@@ -40,14 +40,14 @@ def compare(
     figures: dict[str, dict[str, float]] = {}
     measured_on: EvaluationSet | None = None
     loaded: dict[str, Any] = {}
-    for name, shown in models.items():
-        if shown.model not in loaded:
-            loaded = {shown.model: load(shown.model, device, "float32")}  # one at a time in memory
-        ready = loaded[shown.model]
+    for name, each in models.items():
+        if each.model not in loaded:
+            loaded = {each.model: load(each.model, device, "float32")}  # one at a time in memory
+        ready = loaded[each.model]
         if measured_on is None:
             measured_on = evaluation_set(ready, contrast_of(ready, pos, neg, last=examples), seed=seed)
         intervention: Intervention = no_intervention
-        if shown.composition is not None:
-            intervention = steering(ready.model, shown.composition, shown.vectors)
+        if each.composition is not None:
+            intervention = steering(ready.model, each.composition, each.vectors)
         figures[name] = evaluate(ready.model, measured_on, intervention, more=scores)
     return figures

@@ -20,14 +20,14 @@ def choose(
     composition: str, model: str, vectors: Mapping[str, str | Path | SteeringVector] | None, via: str = "auto"
 ) -> tuple[str, str]:
     """`fold` or `distil`, and the reason; reads headers only. Raises ExpressionError, UsageError, ModelError."""
-    parsed, found = compose(composition, vectors, allow_strength=True)  # refused when it is baked
+    parsed, bound = compose(composition, vectors, allow_strength=True)  # refused when it is baked
     if all(term.operation != "clamp" and term.value == 0 for term in parsed.terms):
         raise UsageError(NOTHING, "give it a strength other than 0")
     if via != "auto":
         injections.find(via)
     source = open_source(model)
     try:
-        effects = effects_of(parsed, found)
+        effects = effects_of(parsed, bound)
         with Pool(1) as pool:
             plan(pending_from(source, pool), effects, via)
     except (UsageError, ModelError) as error:

@@ -20,7 +20,7 @@ from steer.folding.injections import Injection
 from steer.folding.model_folder import size_of, write_model, write_report
 from steer.folding.pending import PendingModel, pending_from
 from vectors import fit, references
-from vectors.errors import ArtifactError, ModelError, UsageError
+from vectors.errors import ModelError, UsageError
 from vectors.events import Event, OnEvent, ignore
 from vectors.resolve import compose
 from vectors.steering import SteeringVector
@@ -62,7 +62,7 @@ def fold(settings: FoldSettings, *, on_event: OnEvent = ignore) -> dict[str, Any
     composition, vectors = compose(settings.composition, settings.vectors, allow_strength=settings.allow_strength)
     effects = effects_of(composition, vectors)
     source = open_source(settings.model)
-    check_vectors(source, vectors, settings.any_base)
+    require_fitting_vectors(source, vectors, settings.any_base)
     with Pool(settings.threads) as pool:
         pending, explained = plan(pending_from(source, pool), effects, settings.via)
         with new_folder(settings.out, size_of(pending)) as folder:
@@ -128,16 +128,12 @@ def _choose_injection(pending: PendingModel, layout: Layout, via: str) -> tuple[
     raise UsageError(["the addition can't be folded", *problems], INSTEAD)
 
 
-def check_vectors(source: Source, vectors: Mapping[str, SteeringVector], any_base: bool) -> None:
+def require_fitting_vectors(source: Source, vectors: Mapping[str, SteeringVector], any_base: bool) -> None:
     """Refuse vectors that do not fit the model, all at once. Raises ArtifactError."""
     base = identity_of(source)
-    problems = []
-    for name, vector in vectors.items():
-        problems += fit.problems(
-            name, vector, hidden_size=base["hidden_size"], layers=base["layers"], base=base, any_base=any_base
-        )
-    if problems:
-        raise ArtifactError(problems, "use vectors of this model, or allow others of the same size: --any-base")
+    fit.require_fit(
+        vectors.items(), hidden_size=base["hidden_size"], layers=base["layers"], base=base, any_base=any_base
+    )
 
 
 def identity_of(source: Source) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def _is_equal(against: divergence.Difference, unsteered: divergence.Difference, 
 
 def _in_vllm(scores: vllm_scores.Scores, rows: Sequence[Completion], logits: Sequence[Any]) -> dict[str, Any]:
     """The greatest difference of log-probabilities, in nats, over all tokens of all rows."""
-    expected = [log_likelihoods(one[:-1], row.ids[1:]) for one, row in zip(logits, rows, strict=True)]
+    expected = [log_likelihoods(row_logits[:-1], row.ids[1:]) for row_logits, row in zip(logits, rows, strict=True)]
     computed = scores([row.ids for row in rows])
     pairs = [pair for a, b in zip(expected, computed, strict=True) for pair in zip(a, b, strict=True)]
     gaps = [abs(a - b) for a, b in pairs]

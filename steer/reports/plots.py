@@ -7,12 +7,12 @@ from pathlib import Path
 
 from vectors.errors import UsageError
 from vectors.steering import SteeringVector
-from vectors.storage.files import check_writable, write_atomically
+from vectors.storage.files import require_writable, write_atomically
 
 
 def layer_separation(vector: SteeringVector, path: Path, title: str) -> None:
     """Draw the held-out AUROC, the shuffled floor and Cohen's d by layer. Raises UsageError, OutputError."""
-    check_writable(path)
+    require_writable(path)
     if path.suffix not in (".png", ".svg"):
         raise UsageError(f"the picture {path} has no known suffix", "end its name in .png or .svg")
     try:

@@ -79,7 +79,7 @@ def served(
             "vLLM is not installed",
             "pip install 'steer-workbench[vllm]' on a machine with a GPU; without a GPU, make setup",
         )
-    _check_port(host, port)
+    _require_port(host, port)
     environment = {**(environment or {}), keys.KEYS: json.dumps(list(api_keys))}
     temporary = Path(tempfile.gettempdir()).absolute()
     remove_leftovers(temporary)  # folders of servers whose launcher was killed
@@ -273,7 +273,7 @@ def _uninterrupted() -> Iterator[None]:
             signal.signal(sent, handler)
 
 
-def _check_port(host: str, port: int) -> None:
+def _require_port(host: str, port: int) -> None:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -14,7 +14,7 @@ from probes import evaluation_set
 from probes.data.reading import read
 from probes.evaluation_set import Behaviour, Contrast, EvaluationSet, contrast_of, evaluate
 from probes.interventions import no_intervention
-from probes.models.loading import LoadedModel, find, load
+from probes.models.loading import LoadedModel, load, open_model
 from steer.folding import model_folder
 from steer.folding.fold import identity_of
 from steer.reports import training as training_report
@@ -26,7 +26,7 @@ from steer.training.distributed import processes, sharding
 from steer.training.mode import Mode
 from steer.training.requests import TrainingRequest
 from steer.training.train_student import WITHOUT_REPLAY, Student, train_student
-from vectors.errors import SteerError, UsageError, kept, raise_together
+from vectors.errors import SteerError, UsageError, collecting, raise_together
 from vectors.events import Event, OnEvent, ignore
 from vectors.registry.options import problems_of
 from vectors.storage.files import canonical_json, write_atomically
@@ -86,7 +86,7 @@ def bake(request: TrainingRequest, mode: Mode, *, on_event: OnEvent = ignore) ->
     ExampleError, ArtifactError, OutputError before any work; TrainingError.
     """
     started = time.monotonic()
-    job = check(request, mode)
+    job = job_of(request, mode)
     if not processes.is_main():
         _train_along(job)
         return {}
@@ -117,20 +117,20 @@ def bake(request: TrainingRequest, mode: Mode, *, on_event: OnEvent = ignore) ->
     return {**report, "seconds": {"training": facts["seconds"], "all": time.monotonic() - started}}
 
 
-def check(request: TrainingRequest, mode: Mode) -> Job:
-    """Check everything that can be checked before a model is loaded. Raises all problems together."""
+def job_of(request: TrainingRequest, mode: Mode) -> Job:
+    """The job of a request. Raises every problem that can be found before a model is loaded, all together."""
     errors: list[SteerError] = []
     settings, lora = request.settings, request.adapter.lora(mode.first_layer)
     problems = problems_of(request) + loop.problems_of_settings(settings)
     source = open_source(request.model)
     base = identity_of(source)
-    with kept(errors):
+    with collecting(errors):
         result.require_output(request.as_, request.out, _size(source), full=request.adapter.full)
     if request.as_ == "model":
-        with kept(errors):
+        with collecting(errors):
             model_folder.beside_weights(source)
     if request.replay.path is not None:
-        with kept(errors):
+        with collecting(errors):
             files.examples_of(request.replay.path, "--replay")
             if files.file_digest(request.replay.path) in mode.inputs.values():
                 problems.append(
@@ -139,7 +139,7 @@ def check(request: TrainingRequest, mode: Mode) -> Job:
     if bool(request.pos) != bool(request.neg):
         problems.append("--pos and --neg are evaluated together: give both")
     elif request.pos:
-        with kept(errors):
+        with collecting(errors):
             read(request.pos, request.neg)
     problems += processes.problems_of(settings.batch, request.context)
     problems += sharding.problems_of(
@@ -269,7 +269,7 @@ class Examples(NamedTuple):
 
 def _load(job: Job, on_event: OnEvent) -> tuple[LoadedModel, Teacher | None]:
     on_event(Event("loading the model"))
-    loaded = load(find(job.request.model), job.request.device, job.request.dtype)
+    loaded = load(open_model(job.request.model), job.request.device, job.request.dtype)
     return loaded, job.mode.teacher(loaded) if job.mode.teacher else None
 
 
@@ -292,7 +292,7 @@ def _train_along(job: Job) -> None:
     folder, request = work.path_of(job.request.out), job.request
     processes.barrier()
     made = _saved_samples(folder)
-    loaded = load(find(request.model), request.device, request.dtype)
+    loaded = load(open_model(request.model), request.device, request.dtype)
     train_student(request, job.mode, loaded, made, folder, ignore)
     if request.compare_replay:
         _train_without_replay(job, made, folder, ignore)
@@ -311,7 +311,7 @@ def _retention_without_replay(
 
 
 def _train_without_replay(job: Job, made: Samples, folder: Path, on_event: OnEvent) -> Any:
-    loaded = load(find(job.request.model), job.request.device, job.request.dtype)
+    loaded = load(open_model(job.request.model), job.request.device, job.request.dtype)
     alone = made._replace(train=[sample for sample in made.train if sample.kind == BEHAVIOUR])
     return train_student(job.request, job.mode, loaded, alone, folder / WITHOUT_REPLAY, on_event).model
 

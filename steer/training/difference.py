@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from merges.recipes.recipe import Part
 from probes.evaluation_set import contrast_of, evaluate, evaluation_set, retention
-from probes.models.loading import find, load
+from probes.models.loading import load, open_model
 from steer.folding import model_folder
 from steer.reports import training as training_report
 from steer.training import result, work
-from steer.training.bake import bake, check
+from steer.training.bake import bake, job_of
 from steer.training.mode import Mode
 from steer.training.requests import TrainingRequest
 from vectors.events import Event, OnEvent, ignore
@@ -37,7 +37,7 @@ def train_difference(
     A run that was killed is resumed, and a finished half is not trained again. Raises what `bake` raises.
     """
     halves = (trait, opposite)
-    jobs = {half.name: check(request, half.mode) for half in halves}
+    jobs = {half.name: job_of(request, half.mode) for half in halves}
     job = jobs["for"]
     identity = {name: each.identity for name, each in jobs.items()} | {"weight": 1.0}
     with work.work_folder(request.out, identity) as folder:
@@ -85,7 +85,7 @@ def _trained(half: Half, folder: Path, on_event: OnEvent) -> dict[str, Any]:
 
 def _evaluated(request: TrainingRequest, folder: Path) -> dict[str, Any]:
     """Evaluation of the base and of the result: on neutral text, and on the trait's examples if there are any."""
-    loaded = load(find(request.model), request.device, request.dtype)
+    loaded = load(open_model(request.model), request.device, request.dtype)
     examples = contrast_of(loaded, request.pos, request.neg)
     evaluated = evaluation_set(loaded, examples, seed=request.settings.seed)
     base = evaluate(loaded.model, evaluated)

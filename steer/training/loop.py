@@ -156,7 +156,7 @@ class Data(NamedTuple):
     shuffled: bool = True
 
 
-class Places(NamedTuple):
+class Folders(NamedTuple):
     """Folders of a run: checkpoints, and TensorBoard's logs, whose folder name is the run's name in other trackers."""
 
     checkpoints: Path
@@ -168,7 +168,7 @@ def train(
     data: Data,
     objective: Objective,
     settings: TrainingSettings,
-    places: Places,
+    folders: Folders,
     *,
     forward: Callable[..., Any],
     on_event: OnEvent = ignore,
@@ -176,11 +176,11 @@ def train(
 ) -> Trained:
     """Train `model` in place; it ends with the weights that had the lowest held-out loss.
 
-    Resumes from the last checkpoint in `places.checkpoints`, if there is one. Raises TrainingError, which names the
+    Resumes from the last checkpoint in `folders.checkpoints`, if there is one. Raises TrainingError, which names the
     last good checkpoint, for a loss that is not finite or jumps.
     """
     started = time.monotonic()
-    folder, every, world_size = places.checkpoints, evaluation_interval(settings), processes.count()
+    folder, every, world_size = folders.checkpoints, evaluation_interval(settings), processes.count()
     held_out = {kind: _Samples([s for s in data.held_out if s.kind == kind]) for kind in (BEHAVIOUR, GENERAL)}
     held_out = {kind: samples for kind, samples in held_out.items() if len(samples)}
     arguments = TrainingArguments(
@@ -195,7 +195,7 @@ def train(
         **sharding.trainer_arguments(model, settings.sharded, settings.checkpointing),
         restore_callback_states_from_checkpoint=True,
         lr_scheduler_kwargs={"num_decay_steps": max(1, settings.steps // 5)} if settings.schedule == DECAYING else {},
-        report_to="none" if settings.report_to == "tensorboard" else settings.report_to, run_name=places.logs.name,
+        report_to="none" if settings.report_to == "tensorboard" else settings.report_to, run_name=folders.logs.name,
         project="steer", seed=child_seed(settings.seed, "train") % 2**31, dataloader_pin_memory=False,
         prediction_loss_only=True, label_names=[], log_level="error", log_level_replica="error",
         train_sampling_strategy="random" if data.shuffled else "sequential",
@@ -206,7 +206,7 @@ def train(
     arguments._n_gpu = min(arguments.n_gpu, 1)
     monitor = _Monitor(on_event)
     if settings.report_to == "tensorboard":
-        callbacks = [*callbacks, _tensorboard(places.logs)]
+        callbacks = [*callbacks, _tensorboard(folders.logs)]
     trainer = BakeTrainer(
         objective, settings, forward, data.pad, model=model, args=arguments, train_dataset=_Samples(data.train),
         eval_dataset=held_out, callbacks=[monitor, EarlyStoppingCallback(settings.patience), *callbacks],

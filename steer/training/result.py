@@ -19,7 +19,7 @@ from steer.training import student
 from vectors.errors import UsageError
 from vectors.events import OnEvent, ignore
 from vectors.storage.folders import require_free_output
-from vectors.taskwriter import check_vector_path
+from vectors.taskwriter import require_vector_path
 
 
 def require_output(kind: str, out: Path, needed: int, *, full: bool) -> None:
@@ -30,7 +30,7 @@ def require_output(kind: str, out: Path, needed: int, *, full: bool) -> None:
             "use --as model or --as vector, or leave out --full",
         )
     if kind == "vector":
-        check_vector_path(out, 1)
+        require_vector_path(out, 1)
     else:
         require_free_output(out, needed if kind == "model" else 0)
 

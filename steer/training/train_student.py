@@ -86,7 +86,7 @@ class _Run:
             self.frozen = FrozenPass(loop.evaluation_interval(settings) * settings.accumulate)
         return loop.train(
             model, loop.Data(train, self.samples.held_out, self.pad, shuffled=self.frozen is None),
-            self.mode.objective, settings, loop.Places(folder, self._logs(name)), on_event=self.on_event,
+            self.mode.objective, settings, loop.Folders(folder, self._logs(name)), on_event=self.on_event,
             forward=self.frozen or loop.whole_pass,
         )  # fmt: skip
 

@@ -1,27 +1,25 @@
-"""The file formats of steering vectors: the artifact file, and those of other tools.
+"""The file formats of steering vectors: the artifact file, and those of other tools, one per file of this folder.
 
-A format is a module of this folder, or one that an installed package offers under the entry-point group
-`steer.vector_formats`. It has `SUMMARY` (one line), `SUFFIXES` (file names with these are written in it, perhaps none),
-`reads(path) -> bool` (whether the content is of this format), `read(path) -> SteeringVector` and optionally
-`write(path, vector) -> str` (the digest). Each module converts its numbering of layers to ours.
+_protocol.py says what a format must define. An installed package offers one under the entry point
+`steer.vector_formats`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from vectors.errors import ArtifactError, UsageError
+from vectors.formats._protocol import VectorFormat, WritableFormat
 from vectors.registry.plugins import choose, discover
 
 if TYPE_CHECKING:  # formats import steering.py, and steering.py imports this module
     from vectors.steering import SteeringVector
 
 
-def formats() -> dict[str, ModuleType]:
+def formats() -> dict[str, VectorFormat]:
     """Every format by name, built-in or from an installed package."""
-    return discover("vectors.formats", "steer.vector_formats")
+    return cast(dict[str, VectorFormat], discover("vectors.formats", "steer.vector_formats"))
 
 
 def read(path: Path) -> SteeringVector:
@@ -41,14 +39,13 @@ def read(path: Path) -> SteeringVector:
     refusal: ArtifactError | None = None
     for module in formats().values():
         try:
-            known_here = module.reads(path)
+            recognised = module.reads(path)
         except ArtifactError as error:
             # A format may refuse to open a file, such as one with pickled code; another may still recognise it.
             refusal = refusal or error
             continue
-        if known_here:
-            vector: SteeringVector = module.read(path)
-            return vector
+        if recognised:
+            return module.read(path)
     raise refusal or ArtifactError(f"{path} is in no known format of vectors", known)
 
 
@@ -59,7 +56,7 @@ def write(vector: SteeringVector, path: Path, name: str | None = None) -> str:
     for a vector that the format can't hold, OutputError for a path that can't be written.
     """
     known = formats()
-    writers = {name: module for name, module in known.items() if hasattr(module, "write")}
+    writers = {name: module for name, module in known.items() if isinstance(module, WritableFormat)}
     if name is None:
         name = next((name for name, module in writers.items() if path.suffix.lower() in module.SUFFIXES), None)
         if name is None:
@@ -70,5 +67,4 @@ def write(vector: SteeringVector, path: Path, name: str | None = None) -> str:
             )
     elif choose("vector format", name, known) and name not in writers:
         raise UsageError(f"the format {name} can be read but not written", f"those written are {', '.join(writers)}")
-    digest: str = writers[name].write(path, vector)
-    return digest
+    return writers[name].write(path, vector)

@@ -15,7 +15,7 @@ from vectors.documents.artifacts import HIGHEST_LAYER
 from vectors.documents.schema import excerpt
 from vectors.errors import ArtifactError
 from vectors.steering import KIND, SteeringVector, problems_of_metadata, spans
-from vectors.storage.files import check_writable, digest_bytes, write_atomically
+from vectors.storage.files import digest_bytes, require_writable, write_atomically
 
 AGAIN = "make it again, or copy it again from where it came"
 _ADDED_BY_ENCODE = ("schema", "checksum", "kind", "hidden_size")
@@ -23,12 +23,12 @@ _ADDED_BY_ENCODE = ("schema", "checksum", "kind", "hidden_size")
 
 def save(path: Path, content: bytes) -> str:
     """Write a whole file atomically; return its digest. Raises OutputError."""
-    check_writable(path)
+    require_writable(path)
     write_atomically(path, content)
     return digest_bytes(content)
 
 
-def own(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def without_added_keys(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Metadata without the keys that the artifact file adds on writing."""
     return {key: value for key, value in metadata.items() if key not in _ADDED_BY_ENCODE}
 
@@ -72,7 +72,7 @@ def build(path: Path, layers: Mapping[int, Tensor], metadata: Mapping[str, Any])
         problems.append(f"its metadata has hidden size {metadata['hidden_size']}, its tensors {size}")
     if not problems:
         try:
-            return SteeringVector(layers, own(metadata))
+            return SteeringVector(layers, without_added_keys(metadata))
         except ArtifactError as error:
             problems = list(error.problems)
     raise ArtifactError([f"{path}: {problem}" for problem in problems], AGAIN)

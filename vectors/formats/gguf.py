@@ -22,9 +22,9 @@ from vectors.documents import json_text
 from vectors.documents.schema import MOST, excerpt
 from vectors.errors import ArtifactError
 from vectors.formats import _gguf
-from vectors.formats._common import AGAIN, build, direction, family, imported, own, save, warn_if_all_act
+from vectors.formats._common import AGAIN, build, direction, family, imported, save, warn_if_all_act, without_added_keys
 from vectors.steering import SteeringVector
-from vectors.storage.files import cannot_write, canonical_json, check_writable
+from vectors.storage.files import cannot_write, canonical_json, require_writable
 from vectors.storage.locks import temporary_folder
 
 SUMMARY = "control vectors of llama.cpp and repeng"
@@ -85,7 +85,7 @@ def write(path: Path, vector: SteeringVector) -> str:
     if 0 in vector.layers:
         rest = f"leave it out: --layers {max(1, min(vector.layers))}-{max(vector.layers)}"
         raise ArtifactError("llama.cpp refuses control vectors with a layer 0", rest if max(vector.layers) else "")
-    check_writable(path)
+    require_writable(path)
     warn_if_all_act(path, vector, "llama.cpp")
     try:
         with temporary_folder(path) as folder:  # GGUFWriter takes a path, not an open file
@@ -103,7 +103,7 @@ def _write(name: str, vector: SteeringVector) -> None:
     # repeng refuses a file without a hint, and the writer leaves out empty strings.
     writer.add_string(f"{ARCHITECTURE}.model_hint", family(vector.base) or "unknown")
     writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(vector.layers))
-    writer.add_string(KEY, canonical_json(own(vector.metadata) | {"apply": list(vector.apply)}))
+    writer.add_string(KEY, canonical_json(without_added_keys(vector.metadata) | {"apply": list(vector.apply)}))
     for i, values in vector.layers.items():
         writer.add_tensor(f"direction.{i}", values.contiguous().numpy())
     try:

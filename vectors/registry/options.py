@@ -32,8 +32,8 @@ class Option(NamedTuple):
         """The value; if the option takes numbers, text such as "0.9" is converted to a number."""
         return value if self.choices or isinstance(self.default, bool) else number(value)
 
-    def check(self, value: Any) -> str | None:
-        """What is wrong with one value (no gradient and no filters), or None."""
+    def problem_of(self, value: Any) -> str | None:
+        """What is wrong with a single value (not a gradient or filters), or None."""
         if self.choices:
             if value in self.choices:
                 return None
@@ -62,8 +62,8 @@ def _is_finite(value: float) -> bool:
         return False
 
 
-def kept(density: float, count: int) -> int:
-    """How many of `count` elements a density keeps, at least one; in decimal arithmetic, so that 0.29 of 100 is 29."""
+def retained_count(density: float, count: int) -> int:
+    """The number of elements that a density retains of `count`, at least 1; in decimals, so that 0.29 of 100 is 29."""
     return min(max(int(Decimal(repr(float(density))) * count), 1), count)
 
 

@@ -68,7 +68,7 @@ def _link_target(path: Path) -> Path:
     return Path(os.path.realpath(path)) if os.path.islink(path) else path
 
 
-def check_writable(path: Path) -> None:
+def require_writable(path: Path) -> None:
     """Refuse, before any work, a `path` to which a file can't be written. Raises OutputError.
 
     An existing file must be an ordinary, writable one; this is checked because a rename would replace anything.
@@ -102,7 +102,7 @@ def check_writable(path: Path) -> None:
         raise OutputError(f"{path} can't be written: {error.strerror}", "choose another --out") from error
 
 
-def check_distinct(out: Path, inputs: Mapping[str, object]) -> None:
+def require_distinct(out: Path, inputs: Mapping[str, object]) -> None:
     """Refuse an output that is one of the inputs, which are given by option or argument. Raises OutputError."""
     for name, source in inputs.items():
         there = isinstance(source, str | Path) and os.path.exists(out) and os.path.exists(source)

@@ -71,9 +71,9 @@ class _Reading:
         """A path, which mergekit writes as text, or as a mapping of `path` and `revision`."""
         if isinstance(value, str):
             return value
-        good = isinstance(value, dict) and isinstance(value.get("path"), str)
-        revision = value.get("revision") if good else None
-        if not good or not isinstance(revision, str | None):
+        has_path = isinstance(value, dict) and isinstance(value.get("path"), str)
+        revision = value.get("revision") if has_path else None
+        if not has_path or not isinstance(revision, str | None):
             self.problems.append(f"{self.where}: {what} has {value!r} instead of a path")
             return ""
         self.unknown(value, ("path", "revision"), f" in {what}")

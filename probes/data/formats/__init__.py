@@ -1,6 +1,16 @@
-"""The forms a line of examples can take, one module each, found by listing this folder.
+"""The forms that a line of examples can take, one per file, discovered in this folder.
 
-A module has `KEYS` (those every such line has), `SHAPE` (how it looks, for messages) and `parse(record, origin)`, which
-returns the examples of the line and raises ValueError with what is wrong. An outside package adds a form through the
-entry-point group `steer.example_formats`.
+_protocol.py says what a form must define. An outside package adds one through the entry point `steer.example_formats`.
 """
+
+from __future__ import annotations
+
+from typing import cast
+
+from probes.data.formats._protocol import ExampleFormat
+from vectors.registry.plugins import discover
+
+
+def available() -> dict[str, ExampleFormat]:
+    """The forms by name."""
+    return cast(dict[str, ExampleFormat], discover(__name__, "steer.example_formats"))

@@ -117,9 +117,9 @@ def _verify(request: Request, folder: Path) -> None:
         raise UsageError(
             "--verify takes no inputs, --expr, --recipe or --out beside the finished merge", "steer merge --verify OUT"
         )
-    places = dict(request.vectors) | ({"base": Path(request.base)} if request.base else {})
+    paths = dict(request.vectors) | ({"base": Path(request.base)} if request.base else {})
     with out.progress() as on_event:
-        record = api.verify(folder, places=places, **_resources(request), on_event=on_event)
+        record = api.verify(folder, paths=paths, **_resources(request), on_event=on_event)
     sentence = f"{folder} matches its recipe: {len(record['outputs'])} files, plan {record['plan']}"
     out.result({"verified": True, "output": str(folder), **record}, lambda: out.line(sentence))
 
@@ -241,10 +241,10 @@ def _are_steering(recipe: Recipe) -> bool:
 def _merge_steering(recipe: Recipe, file: Path | None, dry_run: bool) -> None:
     from merges import steering
     from vectors.steering import SteeringVector
-    from vectors.storage.files import check_writable
+    from vectors.storage.files import require_writable
 
     if file is not None:
-        check_writable(file)
+        require_writable(file)
     with out.progress() as on_event:
         vectors = [SteeringVector.load(part.model) for part in recipe.parts]
         vector = steering.merge(recipe, vectors, on_event=on_event)

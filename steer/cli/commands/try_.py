@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from steer.cli import options, output, requests
 from steer.cli.output import out
-from vectors.errors import SteerError, UsageError, kept, raise_together
+from vectors.errors import SteerError, UsageError, collecting, raise_together
 from vectors.events import Event
 from vectors.registry.options import option
 
@@ -53,12 +53,12 @@ def command(**values: Any) -> None:
     from vectors.resolve import compose
 
     errors: list[SteerError] = []
-    with kept(errors):
+    with collecting(errors):
         strengths = parse_strengths(request.strengths)
-    with kept(errors):
+    with collecting(errors):
         if any(not prompt.strip() for prompt in request.prompts):
             raise UsageError("a prompt is empty", 'give a text: -p "…"')
-    with kept(errors):
+    with collecting(errors):
         composition, vectors = compose(request.expression, request.vectors, allow_strength=True)
     raise_together(errors)
     # Raises for an expression that can't be scaled, before a model is loaded.
@@ -68,11 +68,11 @@ def command(**values: Any) -> None:
         raise UsageError(excessive, "use smaller strengths, or allow these: --allow-strength")
     reference = request.model or base_reference(vectors)
 
-    from probes.models.loading import find, load
+    from probes.models.loading import load, open_model
     from probes.strengths import require_fitting, try_strengths
 
     output.say_preparing(reference)
-    ready = find(reference)
+    ready = open_model(reference)
     require_fitting(ready, vectors, request.prompts, max_tokens=request.max_tokens, any_base=request.any_base)
     with out.progress() as on_event:
         on_event(Event("loading the model"))

@@ -124,17 +124,17 @@ def convert(file: Path, target: Path, format_: str | None, layers: str | None) -
     """
     from vectors.formats import write
     from vectors.steering import SteeringVector, parse_layers
-    from vectors.storage.files import check_distinct, check_writable
+    from vectors.storage.files import require_distinct, require_writable
 
     vector = SteeringVector.load(file)
-    check_distinct(target, {"FILE": file})
+    require_distinct(target, {"FILE": file})
     if layers is None:
         layers = "all" if format_ in (None, "native") and target.suffix == ".safetensors" else "acting"
     if layers == "acting":
         vector = vector.select(vector.apply)
     elif (named := parse_layers(layers)) is not None:
         vector = vector.select(named)
-    check_writable(target)
+    require_writable(target)
     replaced = output.replacing(target)
     digest = write(vector, target, format_)
     out.say(replaced)
@@ -168,13 +168,13 @@ def plot(file: Path, picture: Path | None) -> None:
     """Plot how well each layer separates the classes, on held-out examples and with shuffled labels."""
     from steer.reports.plots import layer_separation
     from vectors.steering import SteeringVector
-    from vectors.storage.files import check_writable
+    from vectors.storage.files import require_writable
 
     vector: SteeringVector = SteeringVector.load(file)
     if not vector.metadata.get("measured"):
         raise ArtifactError(f"{file} holds no validation to plot", "extract it with `steer extract`")
     target = picture or file.with_suffix(".png")
-    check_writable(target)
+    require_writable(target)
     replaced = output.replacing(target)
     layer_separation(vector, target, title=file.stem)
     out.say(replaced)

@@ -67,7 +67,7 @@ class Admission:
 
     def unfit(self, name: str, vector: SteeringVector) -> list[str]:
         """The reasons why a vector can't steer the served model; empty when it can."""
-        return fit.problems(
+        return fit.problems_of(
             name, vector, hidden_size=self.hidden, layers=self.layers, base=self.base, any_base=self.settings.any_base
         )
 

@@ -47,13 +47,13 @@ def replay_samples(
 
 def with_replay(request: TrainingRequest, loaded: LoadedModel, made: Sequence[Sample], on_event: OnEvent) -> Samples:
     """Samples of the user's data, split into training and held out, with replay samples beside both."""
-    places, held_places = held_out_split([sample.digest for sample in made])
-    behaviour = [made[i] for i in places]
+    for_training, for_validation = held_out_split([sample.digest for sample in made])
+    behaviour = [made[i] for i in for_training]
     replay, replay_held = replay_samples(
         request.replay, loaded, len(behaviour), tokens=REPLAY_TOKENS, seed=request.settings.seed, on_event=on_event
     )
     counts = {"behaviour": len(behaviour), "general": len(replay)}
-    return Samples([*behaviour, *replay], [*(made[i] for i in held_places), *replay_held], counts)
+    return Samples([*behaviour, *replay], [*(made[i] for i in for_validation), *replay_held], counts)
 
 
 def _continued(loaded: LoadedModel, openings: list[str], count: int, tokens: int, seed: int) -> list[Completion]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from steer.training.modes import imitate
 from steer.training.modes.imitate import ImitateRequest
-from vectors.errors import SteerError, UsageError, kept, raise_together
+from vectors.errors import SteerError, UsageError, collecting, raise_together
 from vectors.events import OnEvent, ignore
 from vectors.registry.options import option
 
@@ -61,7 +61,7 @@ def run(request: ContrastRequest, *, on_event: OnEvent = ignore) -> dict[str, An
 def _halves(request: ContrastRequest) -> list[Half]:
     """Both trainings. Raises all problems of both files together."""
     from steer.training import work
-    from steer.training.bake import check
+    from steer.training.bake import job_of
     from steer.training.difference import Half
 
     errors: list[SteerError] = []
@@ -72,10 +72,10 @@ def _halves(request: ContrastRequest) -> list[Half]:
             errors.append(UsageError(f"there is nothing to contrast: no {option}", f"give {option} FILE"))
             continue
         half = request.half(file, work.path_of(request.out) / f"{name}.safetensors")
-        with kept(errors):
+        with collecting(errors):
             halves.append(Half(name, half, imitate.mode(half), weight))
     if errors and halves:
-        with kept(errors):
-            check(request, halves[0].mode)
+        with collecting(errors):
+            job_of(request, halves[0].mode)
     raise_together(errors)
     return halves

@@ -56,7 +56,7 @@ def mode(request: DistilRequest) -> Mode:
     from merges.inputs.sources import open_source
     from probes.data import prompts
     from probes.data.reading import read_prompts
-    from steer.folding.fold import check_vectors
+    from steer.folding.fold import require_fitting_vectors
     from steer.training.data import teacher_samples, teachers
     from steer.training.mode import Mode
     from steer.training.objectives import divergence
@@ -81,7 +81,7 @@ def mode(request: DistilRequest) -> Mode:
         return Mode("distil", text, divergence, prepare, inputs, teacher=lambda loaded: teachers.by_prompt(text))
     assert request.composition is not None
     composition, vectors = compose(request.composition, request.vectors, allow_strength=request.allow_strength)
-    check_vectors(open_source(request.model), vectors, request.any_base)
+    require_fitting_vectors(open_source(request.model), vectors, request.any_base)
     inputs |= {f"vector {name}": vector.digest for name, vector in vectors.items()}
 
     def teacher(loaded: LoadedModel) -> Teacher:

@@ -38,7 +38,7 @@ def problems_of(name: str, *, lr: float, weight_decay: float = 0.0, **options: A
         problems.append(f"the weight decay is {weight_decay}, not a number from 0 on")
     for key, value in options.items():
         if key in by_name:
-            problems += [problem for problem in [by_name[key].check(value)] if problem]
+            problems += [problem for problem in [by_name[key].problem_of(value)] if problem]
         else:
             problems.append(
                 f"{name} has no option {key!r}{guess(key, by_name)}; it has {', '.join(sorted(by_name)) or 'none'}"

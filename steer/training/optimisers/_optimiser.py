@@ -133,7 +133,7 @@ class Optimiser(torch.optim.Optimizer):
             parameters = [(name, parameter) for name, parameter in group["params"] if parameter.requires_grad]
             if parameters:
                 trained.append({**group, "params": parameters})
-        _check(trained)
+        _require_trainable(trained)
         self.rules = dict(rules)
         super().__init__(trained, {"lr": lr, "seed": seed, "rounding": rounding, "updates": 0})
 
@@ -224,7 +224,7 @@ def _copied(value: Any, parameter: Tensor) -> Any:
     return value.to(parameter.device, copy=True) if isinstance(value, Tensor) else value
 
 
-def _check(groups: list[dict[str, Any]]) -> None:
+def _require_trainable(groups: list[dict[str, Any]]) -> None:
     """Raise UsageError with every parameter that can't be trained."""
     if not groups:
         raise UsageError("there is no parameter that needs a gradient", "unfreeze what is to be trained")

@@ -137,7 +137,7 @@ def test_many_small_tensors_are_ranked_together(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found[0], ordered[[0, 39_999, 199_999]])
 
 
-@pytest.mark.parametrize("wrong", ["above", "below", "room", "kept", "one"])
+@pytest.mark.parametrize("wrong", ["above", "below", "room", "stored", "one"])
 def test_where_the_sample_leads_astray_two_passes_find_it(
     wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,7 +153,7 @@ def test_where_the_sample_leads_astray_two_passes_find_it(
         if wrong in moved:
             monkeypatch.setattr(selection, "_brackets", lambda *_: (*moved[wrong], share))
         monkeypatch.setattr(selection, "ROOM", 1000 if wrong == "room" else selection.ROOM)
-        monkeypatch.setattr(selection, "KEPT", 10 if wrong == "kept" else selection.KEPT)
+        monkeypatch.setattr(selection, "STORED", 10 if wrong == "stored" else selection.STORED)
         assert selection._bracketed(tensors, np.array(ranks), total) is None
         found = selection.magnitudes(tensors, ranks)
     for row in range(2):

@@ -162,12 +162,12 @@ def test_a_merge_is_verified_where_its_inputs_lie_now(here: Path, tmp_path: Path
     with pytest.raises(ArtifactError, match="there is no model 'a'") as caught:
         api.verify("out")
     assert "--vector NAME=PATH" in caught.value.hint
-    places = {name: here / "moved" / f"{name}2" for name in ("a", "b", "base")}
-    api.verify("out", places=places)
+    moved = {name: here / "moved" / f"{name}2" for name in ("a", "b", "base")}
+    api.verify("out", paths=moved)
     config = here / "out" / "config.json"
     config.write_text(config.read_text().replace("llama", "lama"))
     with pytest.raises(ArtifactError, match=r"config\.json is not what was written"):
-        api.verify("out", places=places)
+        api.verify("out", paths=moved)
     record = here / "out" / "run.json"
     told = json.loads(record.read_text())
     from vectors.storage.files import digest_bytes
@@ -175,7 +175,7 @@ def test_a_merge_is_verified_where_its_inputs_lie_now(here: Path, tmp_path: Path
     told["outputs"]["config.json"] = digest_bytes(config.read_bytes())  # the record may lie, the recipe can't
     record.write_text(json.dumps(told))
     with pytest.raises(ArtifactError, match=r"config\.json: the recomputed file differs"):
-        api.verify("out", places=places)
+        api.verify("out", paths=moved)
 
 
 def test_making_m_leaves_the_unfinished_work_of_an_output_called_m_v2(here: Path) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from probes.data import formats
 from probes.data.examples import Example, Message
-from probes.data.reading import SHOWN, Contrast, formats, read
+from probes.data.reading import SHOWN, Contrast, read
 from vectors.errors import ExampleError
 
 PAIR = {"prompt": "How are you?", "positive": "Great!", "negative": "Awful."}
@@ -68,16 +69,16 @@ def completions(contrast: Contrast) -> tuple[list[str], list[str]]:
 # Forms of a line
 
 
-@pytest.mark.parametrize("form", formats())
+@pytest.mark.parametrize("form", formats.available())
 def test_every_form_gives_the_examples_it_stands_for(form: str) -> None:
     line, expected = FORMS[form]
-    found = formats()[form].parse(line, "file:1")
+    found = formats.available()[form].parse(line, "file:1")
     assert [(e.context, e.role, e.completion, e.label) for e in found] == expected
     assert {e.origin for e in found} == {"file:1"}
-    assert line.keys() >= formats()[form].KEYS
+    assert line.keys() >= formats.available()[form].KEYS
 
 
-@pytest.mark.parametrize("form", formats())
+@pytest.mark.parametrize("form", formats.available())
 def test_a_form_is_recognised_by_its_keys_also_with_others_beside_them(form: str) -> None:
     line, expected = FORMS[form]
     line = line | {"id": 7}

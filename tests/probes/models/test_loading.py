@@ -20,7 +20,7 @@ def folder(model_folder: Path, tmp_path: Path) -> Path:
 
 
 def test_a_model_is_found_without_its_weights_and_loaded_from_there(folder: Path) -> None:
-    found = loading.find(folder)
+    found = loading.open_model(folder)
     assert found.config.num_hidden_layers == 4
     assert loading.load(found, "cpu", "float32").identity == found.identity
 
@@ -46,4 +46,4 @@ def test_a_configuration_of_no_known_model_is_a_model_error(folder: Path) -> Non
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "nothing"}))
     with pytest.raises(ModelError, match="can't be loaded"):
-        loading.find(folder)
+        loading.open_model(folder)

@@ -123,7 +123,7 @@ def test_frozen_contexts_are_those_of_an_uninterrupted_run(
 
 def test_another_dtype_is_another_run(folder: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
     made = imitating(texts[0], folder, tmp_path / "out", replay=NO_REPLAY)
-    identity = baking.check(made, imitate.mode(made)).identity
+    identity = baking.job_of(made, imitate.mode(made)).identity
     other = replace(made, dtype="bfloat16")
     with (
         pytest.raises(KeyboardInterrupt),

@@ -74,12 +74,12 @@ def test_quoted_numbers_are_text_in_yaml_and_numbers_to_an_option_that_takes_num
     ("text", "shown"), [(".nan", "nan"), (".inf", "inf"), ("-.inf", "-inf"), ("1e999", "inf"), ("nan", "'nan'")]
 )
 def test_what_is_not_finite_is_refused_with_its_value(text: str, shown: str) -> None:
-    assert Option("eps", 1e-8, "").check(read_value(text)) == f"eps is {shown}, not a number"
+    assert Option("eps", 1e-8, "").problem_of(read_value(text)) == f"eps is {shown}, not a number"
 
 
 def test_whole_numbers_of_any_length_are_refused_where_they_are_too_large() -> None:
     for digits in ("9" * 350, "9" * 5000):
-        assert "not a number" in str(Option("eps", 1e-8, "").check(read_value(digits)))
+        assert "not a number" in str(Option("eps", 1e-8, "").problem_of(read_value(digits)))
     assert math.isinf(read_value("9" * 5000))
 
 

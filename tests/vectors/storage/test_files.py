@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from vectors.errors import OutputError
 from vectors.storage.files import (
     canonical_json,
-    check_distinct,
-    check_writable,
     digest_bytes,
     digest_json,
     finite,
     permissions,
+    require_distinct,
+    require_writable,
     write_atomically,
 )
 
@@ -184,38 +184,38 @@ for i in range(60):
 
 def test_a_path_that_can_become_a_file_passes_and_nothing_is_left(tmp_path: Path) -> None:
     (tmp_path / "old").write_bytes(b"old")
-    check_writable(tmp_path / "new")
-    check_writable(tmp_path / "old")
+    require_writable(tmp_path / "new")
+    require_writable(tmp_path / "old")
     assert os.listdir(tmp_path) == ["old"]
     assert (tmp_path / "old").read_bytes() == b"old"
 
 
 def test_a_bare_name_is_a_file_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    check_writable(Path("a"))
+    require_writable(Path("a"))
     write_atomically(Path("a"), b"content")
     assert (tmp_path / "a").read_bytes() == b"content"
 
 
 def test_a_folder_is_no_output_and_the_hint_names_a_file_in_it(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is a folder") as caught:
-        check_writable(tmp_path)
+        require_writable(tmp_path)
     assert str(tmp_path / "vector.safetensors") in caught.value.hint
 
 
 def test_a_folder_that_does_not_exist_is_named_with_the_command_that_makes_it(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"the folder .*none/deep of the output a does not exist") as caught:
-        check_writable(tmp_path / "none" / "deep" / "a")
+        require_writable(tmp_path / "none" / "deep" / "a")
     assert caught.value.hint.endswith(f"mkdir -p {tmp_path}/none/deep")
 
 
 def test_a_file_in_the_place_of_the_folder_is_an_output_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError, match="can't be written: Not a directory"):
-        check_writable(tmp_path / "file" / "a")
+        require_writable(tmp_path / "file" / "a")
 
 
-@pytest.mark.parametrize("write", [check_writable, lambda path: write_atomically(path, b"")], ids=["check", "write"])
+@pytest.mark.parametrize("write", [require_writable, lambda path: write_atomically(path, b"")], ids=["check", "write"])
 def test_a_name_that_is_too_long_is_an_output_error(tmp_path: Path, write: Any) -> None:
     with pytest.raises(OutputError, match="File name too long"):
         write(tmp_path / ("a" * 300))
@@ -230,13 +230,13 @@ def test_a_folder_that_may_not_be_written_is_an_output_error(tmp_path: Path) -> 
 import os, sys
 from pathlib import Path
 from vectors.errors import OutputError
-from vectors.storage.files import check_distinct, check_writable, write_atomically
+from vectors.storage.files import require_distinct, require_writable, write_atomically
 os.chdir(sys.argv[1])
 if os.geteuid() == 0:
     os.setegid(65534)
     os.seteuid(65534)
 for name in ("readonly/a", "closed/a", "closed/deep/a"):
-    for write in (check_writable, lambda path: write_atomically(path, b"")):
+    for write in (require_writable, lambda path: write_atomically(path, b"")):
         try:
             write(Path(name))
         except OutputError as error:
@@ -263,7 +263,7 @@ def test_what_no_one_means_to_replace_is_refused(tmp_path: Path, kind: str) -> N
         path.chmod(0o444)
     words = {"read-only": "is read-only", "circle": "leads back to itself"}.get(kind, "not an ordinary file")
     with pytest.raises(OutputError, match=words):
-        check_writable(path)
+        require_writable(path)
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -273,7 +273,7 @@ def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path: Path, there: boo
     if there:
         target.write_bytes(b"old")
     link.symlink_to(target)
-    check_writable(link)
+    require_writable(link)
     write_atomically(link, b"new")
     assert link.is_symlink()
     assert target.read_bytes() == b"new"
@@ -284,9 +284,9 @@ def test_an_output_that_is_an_input_is_refused_by_whatever_name(tmp_path: Path) 
     source, link = tmp_path / "a", tmp_path / "b"
     source.write_bytes(b"")
     link.symlink_to(source)
-    check_distinct(tmp_path / "c", {"--pos": source, "--neg": None, "--pairs": ["a", "list"]})
+    require_distinct(tmp_path / "c", {"--pos": source, "--neg": None, "--pairs": ["a", "list"]})
     with pytest.raises(OutputError, match="is the file given as --pos"):
-        check_distinct(link, {"--pos": str(source)})
+        require_distinct(link, {"--pos": str(source)})
 
 
 def test_what_json_lacks_becomes_null() -> None:
