@@ -18,7 +18,7 @@ from merges.recipes.recipe import Recipe
 from merges.recipes.validation import require_valid
 from vectors.errors import ArtifactError, UsageError
 from vectors.events import OnEvent, counter, ignore
-from vectors.steering import SteeringVector, spans
+from vectors.steering import FIRST_ROW_HINT, SteeringVector, spans
 from vectors.storage.files import digest_bytes
 
 
@@ -41,6 +41,10 @@ def merge(recipe: Recipe, vectors: Sequence[SteeringVector], *, on_event: OnEven
             )
         elif vector.base.get("digest") != first.base.get("digest"):
             problems.append(f"{part.model} and {recipe.parts[0].model} were extracted from different models")
+        if vector.rows != first.rows:
+            problems.append(
+                f"{part.model} and {recipe.parts[0].model} may count their layers differently: {FIRST_ROW_HINT}"
+            )
         if set(vector.layers) != set(first.layers):
             problems.append(
                 f"{part.model} has the layers {spans(vector.layers)}, {recipe.parts[0].model} has {spans(first.layers)}"
@@ -97,6 +101,7 @@ def merge(recipe: Recipe, vectors: Sequence[SteeringVector], *, on_event: OnEven
             "parameters": dict(recipe.options),
             "scope": recipe.scope,
             "seed": recipe.seed,
+            **({"rows": first.rows} if first.rows is not None else {}),
         },
         "parents": [
             parent if isinstance(parent["strength"], int | float) else {"digest": parent["digest"], "strength": 1.0}

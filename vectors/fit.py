@@ -8,7 +8,7 @@ from typing import Any
 
 from vectors.errors import ArtifactError
 from vectors.expression import Composition
-from vectors.steering import SteeringVector, spans
+from vectors.steering import FIRST_ROW_HINT, SteeringVector, spans
 
 BEYOND = 20  # times the recommended strength that a composition may have without --allow-strength
 
@@ -30,9 +30,21 @@ def problems_of(
     reasons = []
     if vector.hidden_size != hidden_size:
         reasons.append(f"the vector {name} has hidden size {vector.hidden_size}, the model {hidden_size}")
+    if vector.rows is not None and vector.rows != layers + 1:
+        reasons.append(
+            f"the vector {name} is a stack of {vector.rows} rows, the model has {layers} layers: "
+            + (
+                "the first row seems to be block 0, not the embeddings; " + FIRST_ROW_HINT
+                if vector.rows == layers
+                else f"{layers + 1} rows would begin with the embeddings, {layers} with block 0; " + FIRST_ROW_HINT
+            )
+        )
+        return reasons
     beyond = [i for i in vector.layers if i >= layers]
     if beyond:
         reasons.append(f"the vector {name} has layer {spans(beyond)}; the model has layers 0 to {layers - 1}")
+        if beyond == [layers] and vector.metadata.get("method", {}).get("name") == "imported":
+            reasons[-1] += ", counted from 0 without the embeddings, which are the first of transformers' hidden_states"
     digest = vector.base.get("digest")
     if digest and base is not None and not any_base and base["digest"] != digest:
         reasons.append(

@@ -20,6 +20,7 @@ from vectors.errors import ArtifactError, UsageError
 from vectors.storage.files import digest_bytes, require_writable, write_atomically
 
 KIND = "steering-vector"
+FIRST_ROW_HINT = "say it once: steer vectors convert STACK.pt VECTOR.safetensors --first-row embeddings (or block-0)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +69,15 @@ class SteeringVector:
     def acting(self, layers: Sequence[int] | None) -> tuple[int, ...]:
         """The layers at which a term of an expression acts: `layers`, those that it names, or else `apply`."""
         return self.apply if layers is None else tuple(layers)
+
+    @property
+    def rows(self) -> int | None:
+        """The number of rows of a stack that did not say whether its first row is the embeddings; None otherwise.
+
+        It was read as if it were, which is right for a model with one layer less than this.
+        """
+        rows = self.metadata.get("method", {}).get("rows")
+        return rows if type(rows) is int else None
 
     @property
     def base(self) -> Mapping[str, Any]:
@@ -229,8 +239,16 @@ def _sum(a: SteeringVector, s: float, b: SteeringVector, t: float) -> SteeringVe
 def _derived(operation: str, *parts: tuple[SteeringVector, float]) -> dict[str, Any]:
     """The metadata of a vector computed from others, which are recorded as its parents with their strengths."""
     first = parts[0][0]
+    rows = {vector.rows for vector, _ in parts}
+    if len(rows) > 1:
+        raise ArtifactError(
+            f"{' and '.join(f'a stack of {count} rows' if count else 'a vector' for count in rows)} are combined, and "
+            "whether the first row of a stack is the embeddings or block 0 is not known",
+            FIRST_ROW_HINT,
+        )
+    method = {"name": operation} | ({"rows": rows.pop()} if rows != {None} else {})
     metadata: dict[str, Any] = {
-        "method": {"name": operation},
+        "method": method,
         "parents": [{"digest": vector.digest, "strength": strength} for vector, strength in parts],
         "apply": sorted({i for vector, _ in parts for i in vector.apply}),
     }
@@ -245,6 +263,12 @@ def _require_comparable(a: SteeringVector, b: SteeringVector) -> None:
     if a.hidden_size != b.hidden_size:
         raise ArtifactError(
             f"the vectors have hidden sizes {a.hidden_size} and {b.hidden_size}", "use vectors of the same model"
+        )
+    if a.rows != b.rows:
+        raise ArtifactError(
+            "a stack of rows by layer and another vector can't be compared: whether its first row is the embeddings or "
+            "block 0 is not known",
+            FIRST_ROW_HINT,
         )
     left, right = a.base.get("digest"), b.base.get("digest")
     if left and right and left != right:

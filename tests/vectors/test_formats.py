@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vectors import artifact, formats
+from vectors import artifact, fit, formats
 from vectors.errors import ArtifactError, OutputError, UsageError
 from vectors.steering import SteeringVector
 
@@ -273,6 +273,55 @@ def test_row_l_of_a_persona_stack_is_layer_l_minus_1_and_the_embeddings_are_drop
     with pytest.warns(UserWarning, match="base is unverified"):
         read = formats.read(saved(tmp_path / "evil_response_avg_diff.pt", stack))
     assert {i: values.tolist() for i, values in read.layers.items()} == {i: [i + 1.0] * 4 for i in range(6)}
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_the_number_of_rows_of_a_stack_against_the_model_decides(as_list: bool, tmp_path: Path) -> None:
+    rows = torch.arange(1.0, 8.0)[:, None].expand(7, 4).clone()
+    path = saved(tmp_path / "stack.pt", list(rows) if as_list else rows)
+    with pytest.warns(UserWarning, match="first of its 7 rows is the embeddings or block 0"):
+        stack = formats.read(path)
+    model = {"hidden_size": 4, "base": None}
+    assert fit.problems("s", stack, layers=6, **model) == []
+    assert stack.layers[0].tolist() == [2.0] * 4
+    for layers, reason in ((7, "first row seems to be block 0"), (12, "13 rows would begin with the embeddings")):
+        (problem,) = fit.problems("s", stack, layers=layers, **model)
+        assert reason in problem
+        assert "--first-row" in problem
+        assert fit.problems("s", 2 * stack, layers=layers, **model)
+        (tmp_path / "again.safetensors").write_bytes(stack.encode())
+        assert fit.problems("s", formats.read(tmp_path / "again.safetensors"), layers=layers, **model)
+    other = SteeringVector({1: torch.ones(4)})
+    assert (stack + stack).rows == 7
+    for operation in (stack.__add__, stack.cosine, stack.project_out):
+        with pytest.raises(ArtifactError, match="whether") as caught:
+            operation(other)
+        assert "--first-row" in caught.value.hint
+
+
+@pytest.mark.parametrize(("first_row", "value"), [("embeddings", 2.0), ("block-0", 1.0)])
+def test_the_first_row_of_a_stack_can_be_given(first_row: str, value: float, tmp_path: Path) -> None:
+    stack = torch.arange(1.0, 8.0)[:, None].expand(7, 4).clone()
+    with pytest.warns(UserWarning, match="base is unverified"):
+        read = formats.read(saved(tmp_path / "stack.pt", stack), first_row)
+    assert read.layers[0].tolist() == [value] * 4
+    assert len(read.layers) == (6 if first_row == "embeddings" else 7)
+    assert read.rows is None
+    with pytest.raises(UsageError, match="no stack"):
+        formats.read(saved(tmp_path / "caa.pt", {1: torch.ones(4)}), first_row)
+
+
+@pytest.mark.parametrize(("hook", "layer"), [("blocks.3.hook_resid_post", 3), ("blocks.3.hook_resid_pre", 2)])
+def test_hooks_of_transformer_lens_name_the_block_whose_output_they_are(hook: str, layer: int, tmp_path: Path) -> None:
+    assert list(quietly_read(saved(tmp_path / "v.pt", {hook: torch.ones(4)})).layers) == [layer]
+    with pytest.raises(ArtifactError, match="negative"):
+        quietly_read(saved(tmp_path / "v.pt", {"blocks.0.hook_resid_pre": torch.ones(4)}))
+
+
+def test_a_dictionary_that_counts_hidden_states_does_not_fit_and_the_error_says_why(tmp_path: Path) -> None:
+    vector = quietly_read(saved(tmp_path / "v.pt", {i: torch.ones(4) for i in range(7)}))
+    (problem,) = fit.problems("v", vector, hidden_size=4, layers=6, base=None)
+    assert "has layer 6; the model has layers 0 to 5, counted from 0 without the embeddings" in problem
 
 
 def test_a_persona_stack_has_a_row_for_every_layer_of_the_base(vector: SteeringVector, tmp_path: Path) -> None:

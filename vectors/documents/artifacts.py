@@ -35,7 +35,7 @@ BASE = record(
     },
 )  # fmt: skip
 _EMPTY_OR_BASE = optional(lambda value, name: iter(()) if value == {} else BASE(value, name))
-_METHOD = record({}, {"name": _TEXT, "parameters": mapping_of(anything)})
+_METHOD = record({}, {"name": _TEXT, "rows": whole(2, HIGHEST_LAYER + 2), "parameters": mapping_of(anything)})
 
 
 def _measured(value: Any, name: str) -> Iterator[str]:

@@ -6,11 +6,12 @@ _protocol.py says what a format must define. An installed package offers one und
 
 from __future__ import annotations
 
+import os.path
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from vectors.errors import ArtifactError, UsageError
-from vectors.formats._protocol import VectorFormat, WritableFormat
+from vectors.formats._protocol import StackFormat, VectorFormat, WritableFormat
 from vectors.registry.plugins import choose, discover
 
 if TYPE_CHECKING:  # formats import steering.py, and steering.py imports this module
@@ -22,15 +23,20 @@ def formats() -> dict[str, VectorFormat]:
     return cast(dict[str, VectorFormat], discover("vectors.formats", "steer.vector_formats"))
 
 
-def read(path: Path) -> SteeringVector:
+FIRST_ROWS = ("embeddings", "block-0")  # what the first row of a stack can be
+
+
+def read(path: Path, first_row: str | None = None) -> SteeringVector:
     """Read a vector in the first format that recognises the file's content.
+
+    `first_row`, one of `FIRST_ROWS`, says what the first row of a stack is; it is refused for other formats.
 
     Warns when the file says nothing of the model it belongs to. Raises ArtifactError.
     """
     known = "the formats read are " + "; ".join(f"{name} ({module.SUMMARY})" for name, module in formats().items())
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ArtifactError(f"{path} is a folder, not a vector file", f"name a file in it; {known}")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ArtifactError(f"there is no file {path}", f"check the path; {known}")
     try:
         path.open("rb").close()
@@ -45,7 +51,11 @@ def read(path: Path) -> SteeringVector:
             refusal = refusal or error
             continue
         if recognised:
-            return module.read(path)
+            if first_row is None:
+                return module.read(path)
+            if not isinstance(module, StackFormat):
+                raise UsageError(f"{path} is no stack of rows by layer: it says itself which layers it has", "")
+            return module.read_stack(path, first_row)
     raise refusal or ArtifactError(f"{path} is in no known format of vectors", known)
 
 

@@ -89,7 +89,7 @@ def require_kind(path: Path, metadata: Mapping[str, Any]) -> None:
         )
 
 
-def imported(path: Path, layers: Mapping[int, Tensor], format: str, **known: str) -> SteeringVector:
+def imported(path: Path, layers: Mapping[int, Tensor], format: str, **known: str | int) -> SteeringVector:
     """A vector of another tool, whose `method` records the format. Warns that its base is unverified."""
     vector = build(path, layers, {"method": {"name": "imported", "format": format, **known}})
     unverified(path, vector)
@@ -98,8 +98,14 @@ def imported(path: Path, layers: Mapping[int, Tensor], format: str, **known: str
 
 def unverified(path: Path, vector: SteeringVector) -> None:
     """Warn that a file records neither its base model nor the layers that act by default."""
+    rows = (
+        f"It does not say whether the first of its {vector.rows} rows is the embeddings or block 0: it fits only "
+        "models of one layer less. "
+        if vector.rows is not None
+        else ""
+    )
     warnings.warn(
-        f"{path} does not say which model it belongs to: its base is unverified. "
+        f"{path} does not say which model it belongs to: its base is unverified. {rows}"
         f"It acts at every layer it holds ({spans(vector.layers)}) unless layers are named.",
         stacklevel=2,
     )

@@ -31,3 +31,11 @@ class WritableFormat(VectorFormat, Protocol):
 
         Raises ArtifactError for a vector that the format can't hold, OutputError.
         """
+
+
+@runtime_checkable
+class StackFormat(VectorFormat, Protocol):
+    """A format of rows by layer whose files do not say whether the first row is the embeddings or block 0."""
+
+    def read_stack(self, path: Path, first_row: str | None) -> SteeringVector:
+        """The vector in the file, with the first row as `embeddings` or `block-0`. Raises ArtifactError."""

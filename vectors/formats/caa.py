@@ -23,6 +23,7 @@ SUMMARY = ".pt dictionary {layer: tensor}, or a vec_layer_{i}_{model}.pt of CAA"
 SUFFIXES = (".pt",)
 
 _KEY = re.compile(r"(?:model\.)?(?:layers?[._])?([0-9]{1,6})")
+_HOOK = re.compile(r"blocks\.([0-9]{1,6})\.hook_resid_(pre|post)")  # of TransformerLens
 _FILE = re.compile(r"(?:^|.*_)vec_layer_([0-9]{1,6})(?:_(.+))?")
 
 
@@ -37,7 +38,8 @@ def reads(path: Path) -> bool:
 def read(path: Path) -> SteeringVector:
     """Read directions of shape [hidden] or [1, hidden], of any float dtype, by layer.
 
-    A layer's key is its number, or a string such as `12`, `layer_12` or `model.layers.12`. Warns that the base is
+    A layer's key is its number, or a string such as `12`, `layer_12`, `model.layers.12`, or a hook of TransformerLens,
+    `blocks.12.hook_resid_post` (or `_pre`, which is the output of the block before). Warns that the base is
     unverified. Raises ArtifactError.
     """
     value = _pt.load(path)
@@ -68,5 +70,8 @@ def _layer(key: object) -> int | None:
     """The layer that a key names, or None."""
     if type(key) is int:
         return key if abs(key) < 10**6 else None
+    if isinstance(key, str) and (hook := _HOOK.fullmatch(key)):
+        # The input of block i is the output of block i - 1; that of block 0 is the embeddings, which no layer is.
+        return int(hook[1]) - (hook[2] == "pre")
     match = _KEY.fullmatch(key) if isinstance(key, str) else None
     return int(match[1]) if match else None

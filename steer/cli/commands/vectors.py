@@ -117,16 +117,26 @@ def _show_task(file: Path) -> None:
     "--layers",
     help="The layers to write: all, acting, or a list such as 8-15.  [default: all to .safetensors, else acting]",
 )
-def convert(file: Path, target: Path, format_: str | None, layers: str | None) -> None:
+@click.option(
+    "--first-row", type=click.Choice(("embeddings", "block-0")),
+    help="What the first row of a .pt stack of rows by layer is; the file does not say it.",
+)  # fmt: skip
+def convert(file: Path, target: Path, format_: str | None, layers: str | None, first_row: str | None) -> None:
     """Write a vector in another format: artifact, llama.cpp GGUF, or the `.pt` of other tools.
 
     Other tools apply every layer of a file, so their formats get only the layers that act, unless --layers is given.
     """
-    from vectors.formats import write
-    from vectors.steering import SteeringVector, parse_layers
+    from vectors import formats
+    from vectors.steering import parse_layers
     from vectors.storage.files import require_distinct, require_writable
 
-    vector = SteeringVector.load(file)
+    vector = formats.read(file, first_row)
+    if vector.rows is not None:
+        raise ArtifactError(
+            f"{file} is a stack of {vector.rows} rows that does not say whether its first row is the embeddings "
+            "(as in Persona Vectors and transformers' hidden_states) or the output of block 0",
+            "say it: --first-row embeddings, or --first-row block-0",
+        )
     require_distinct(target, {"FILE": file})
     if layers is None:
         layers = "all" if format_ in (None, "native") and target.suffix == ".safetensors" else "acting"
@@ -136,7 +146,7 @@ def convert(file: Path, target: Path, format_: str | None, layers: str | None) -
         vector = vector.select(named)
     require_writable(target)
     replaced = output.replacing(target)
-    digest = write(vector, target, format_)
+    digest = formats.write(vector, target, format_)
     out.say(replaced)
     out.result({"vector": str(target), "digest": digest}, lambda: out.line(f"wrote {target}  {digest}"))
 
