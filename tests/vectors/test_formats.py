@@ -282,15 +282,15 @@ def test_the_number_of_rows_of_a_stack_against_the_model_decides(as_list: bool, 
     with pytest.warns(UserWarning, match="first of its 7 rows is the embeddings or block 0"):
         stack = formats.read(path)
     model = {"hidden_size": 4, "base": None}
-    assert fit.problems("s", stack, layers=6, **model) == []
+    assert fit.problems_of("s", stack, layers=6, **model) == []
     assert stack.layers[0].tolist() == [2.0] * 4
     for layers, reason in ((7, "first row seems to be block 0"), (12, "13 rows would begin with the embeddings")):
-        (problem,) = fit.problems("s", stack, layers=layers, **model)
+        (problem,) = fit.problems_of("s", stack, layers=layers, **model)
         assert reason in problem
         assert "--first-row" in problem
-        assert fit.problems("s", 2 * stack, layers=layers, **model)
+        assert fit.problems_of("s", 2 * stack, layers=layers, **model)
         (tmp_path / "again.safetensors").write_bytes(stack.encode())
-        assert fit.problems("s", formats.read(tmp_path / "again.safetensors"), layers=layers, **model)
+        assert fit.problems_of("s", formats.read(tmp_path / "again.safetensors"), layers=layers, **model)
     other = SteeringVector({1: torch.ones(4)})
     assert (stack + stack).rows == 7
     for operation in (stack.__add__, stack.cosine, stack.project_out):
@@ -320,7 +320,7 @@ def test_hooks_of_transformer_lens_name_the_block_whose_output_they_are(hook: st
 
 def test_a_dictionary_that_counts_hidden_states_does_not_fit_and_the_error_says_why(tmp_path: Path) -> None:
     vector = quietly_read(saved(tmp_path / "v.pt", {i: torch.ones(4) for i in range(7)}))
-    (problem,) = fit.problems("v", vector, hidden_size=4, layers=6, base=None)
+    (problem,) = fit.problems_of("v", vector, hidden_size=4, layers=6, base=None)
     assert "has layer 6; the model has layers 0 to 5, counted from 0 without the embeddings" in problem
 
 
