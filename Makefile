@@ -6,6 +6,7 @@ help:
 	@echo "make setup      make .venv with all that steer needs (the CPU torch, the packages of requirements.lock)"
 	@echo "make demo       watch a model change: extract a vector, judge it, try it"
 	@echo "make test       run all tests; make test-fast leaves out the slow ones"
+	@echo "make hostile    the hostile trials, which take an hour and more: signals, processes at once"
 	@echo "make lint       ruff and mypy"
 	@echo "make docs       build the documentation into docs/_build"
 	@echo "make clean      remove everything that these made, .venv too"
@@ -25,6 +26,9 @@ test: setup
 test-fast: setup
 	$(PYTEST) -m "not slow"
 
+hostile: setup
+	PYTHONPATH=tests .venv/bin/python tests/hostile/processes/process_trial.py
+
 lint: setup
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
@@ -37,4 +41,4 @@ clean:
 	rm -rf .venv build demo docs/_build docs/commands.md *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo test test-fast lint docs clean
+.PHONY: help setup demo test test-fast hostile lint docs clean

@@ -16,6 +16,7 @@ def layer_separation(vector: SteeringVector, path: Path, title: str) -> None:
     if path.suffix not in (".png", ".svg"):
         raise UsageError(f"the picture {path} has no known suffix", "end its name in .png or .svg")
     try:
+        import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UsageError("pictures need matplotlib", "pip install 'steer-workbench[plots]'") from error
@@ -45,6 +46,8 @@ def layer_separation(vector: SteeringVector, path: Path, title: str) -> None:
     labels = [*axes.get_legend_handles_labels()[1], *effect.get_legend_handles_labels()[1]]
     figure.legend(lines, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     content = io.BytesIO()
-    # Without a date, the same measurements give the same picture.
-    figure.savefig(content, format=path.suffix[1:], dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+    # Without a date and random ids, the same measurements give the same picture.
+    metadata = {"Date": None} if path.suffix == ".svg" else None
+    with matplotlib.rc_context({"svg.hashsalt": "steer"}):
+        figure.savefig(content, format=path.suffix[1:], dpi=150, metadata=metadata)
     write_atomically(path, content.getvalue())

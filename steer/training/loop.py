@@ -228,7 +228,8 @@ def train(
         )
     best = trainer.state.best_metric
     return Trained(
-        monitor.history,
+        # The Trainer closes with its own timings, of which a step alone remains; a resumed run may lack that entry.
+        [entry for entry in monitor.history if len(entry) > 1],
         trainer.state.global_step,
         float(math.nan if best is None else best),
         time.monotonic() - started,

@@ -68,6 +68,9 @@ def test_vectors_are_shown_compared_converted_and_drawn(extracted: Path, steer: 
     assert steer("vectors", "plot", extracted)[0] == 0
     assert extracted.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert "no known suffix" in error_of(steer("vectors", "plot", extracted, "-o", "warm.txt"), 2)
+    for name in ("one.svg", "two.svg"):
+        assert steer("vectors", "plot", extracted, "-o", name)[0] == 0
+    assert Path("one.svg").read_bytes() == Path("two.svg").read_bytes()
     outcome = steer("vectors", "convert", extracted, "few.safetensors", "--layers", "2-5")
     assert error_of(outcome) == "the vector holds no layer 4, 5"
     assert "does not say which format" in error_of(steer("vectors", "convert", extracted, "warm.xyz"), 2)
