@@ -80,11 +80,11 @@ def _fill(plan: Plan, folder: Path, beside: Companions, on_event: OnEvent) -> di
     files = shards.names(len(plan.shards))
     seen = card.states(plan)
     finished = _journal(plan, folder)
-    report, total, done = counter(on_event, "merging", "bytes"), plan.bytes, 0
+    report, total, done = counter(on_event, "merging", "bytes"), sum(map(shards.file_size, plan.shards)), 0
     inputs = in_background(card.inputs, plan)
     outputs = {}
     for file, shard in zip(files, plan.shards, strict=True):
-        path, expected = folder / file, len(shards.header(shard)) + sum(map(size, shard))
+        path, expected = folder / file, shards.file_size(shard)
         # Hashed again: after a crash of the machine the journal may be on disk and the data not.
         if (
             file in finished
@@ -93,14 +93,14 @@ def _fill(plan: Plan, folder: Path, beside: Companions, on_event: OnEvent) -> di
             and digest_file(path) == finished[file]
         ):
             outputs[file] = finished[file]
-            done += sum(map(size, shard))
+            done += expected
             continue
 
         def show(written: int, before: int = done) -> None:
             report(before + written, total)
 
         outputs[file] = shards.write(path, shards.pieces(shard, plan.pool), show)
-        done += sum(map(size, shard))
+        done += expected
         journal = {"inputs": seen, "outputs": outputs}
         write_atomically(folder / JOURNAL, canonical_json(journal).encode())
     for extra in folder.iterdir():
@@ -248,13 +248,13 @@ def verify(plan: Plan, out: Path, record: dict[str, Any], *, on_event: OnEvent =
     report = counter(on_event, "verifying", "bytes")
     # A file that the base has got since is no fault of the output.
     recomputed = {name: digest(content) for name, content in side_files(plan).items() if name in stored}
-    done = 0
+    done, total = 0, sum(map(shards.file_size, plan.shards))
     for name, shard in zip(shards.names(len(plan.shards)), plan.shards, strict=True):
         state = hashlib.sha256()
         for piece in shards.pieces(shard, plan.pool):
             state.update(piece)
             done += len(piece)
-            report(min(done, plan.bytes), plan.bytes)
+            report(done, total)
         recomputed[name] = "sha256:" + state.hexdigest()
     differing = sorted(name for name in recomputed.keys() | stored.keys() if recomputed.get(name) != stored.get(name))
     return problems + [f"{name}: the recomputed file differs from the one in the record" for name in differing]

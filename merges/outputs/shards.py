@@ -32,6 +32,11 @@ def header(jobs: Sequence[Job]) -> bytes:
     return header_bytes({job.name: (job.dtype, tuple(job.shape), size(job)) for job in jobs}, {"format": "pt"})
 
 
+def file_size(jobs: Sequence[Job]) -> int:
+    """The bytes of one shard with its header."""
+    return len(header(jobs)) + sum(map(size, jobs))
+
+
 def pieces(shard: Sequence[Job], pool: Pool) -> Iterator[memoryview]:
     """The bytes of one shard, from its header on."""
     yield memoryview(header(shard))

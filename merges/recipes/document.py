@@ -33,6 +33,11 @@ KEYS = (
     "chat_template",
     "required",
 )
+# Keys of our recipes and of mergekit's whose values are names, which stay text: a folder may be called 1e3.
+TEXTS = (
+    "model", "name", "base", "base_model", "method", "merge_method", "dtype", "out_dtype", "as", "scope", "path",
+    "revision", "lora", "source", "tokenizer_source", "chat_template",
+)  # fmt: skip
 SLICE_KEYS = ("sources", "base", "parameters")
 SOURCE_KEYS = ("model", "layers", "parameters")
 TOKENIZER_KEYS = ("source", "tokens", "pad_to_multiple_of")
@@ -42,7 +47,7 @@ TOKEN_KEYS = ("source", "token", "force")
 def read(path: Path) -> Recipe:
     """A recipe from a YAML file, ours or mergekit's, or from the record of a finished merge. Raises UsageError."""
     try:
-        value = yaml_text.parse(read_bounded(path, LARGEST).decode("utf-8-sig"))
+        value = yaml_text.parse(read_bounded(path, LARGEST).decode("utf-8-sig"), texts=TEXTS)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} can't be read as YAML: {' '.join(str(error).split())}", "check the file") from error
     if isinstance(value, dict) and "outputs" in value:  # the record of a merge, of this version or an earlier one
@@ -71,6 +76,11 @@ def parse(value: Any, where: str = "the recipe") -> Recipe:
         for entry in models
         for key in entry
         if not isinstance(key, str)
+    ]
+    problems += [
+        f"{where}: the name of {entry['model']} is {entry['name']!r}, not text"
+        for entry in models
+        if not isinstance(entry.get("name", ""), str)
     ]
     slices = value.get("slices") or []
     problems += _problems_of_slices(slices, where)

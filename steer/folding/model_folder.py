@@ -28,15 +28,15 @@ def write_model(pending: PendingModel, source: Source, folder: Path, *, on_event
     """Write weights, configuration and tokenizer files; returns the digest of each file."""
     beside = beside_weights(source, on_event=on_event)
     jobs = [pending.jobs[name] for name in sorted(pending.jobs)]
-    cut, total, done = layout.cut(jobs), size_of(pending), 0
-    digests, report = {}, counter(on_event, "writing", "bytes")
+    cut, done = layout.cut(jobs), 0
+    digests, report, total = {}, counter(on_event, "writing", "bytes"), sum(map(shards.file_size, cut))
     for name, shard in zip(shards.names(len(cut)), cut, strict=True):
         digests[name] = shards.write(
             folder / name,
             shards.pieces(shard, pending.pool),
-            lambda written, before=done: report(min(before + written, total), total),  # type: ignore[misc]
+            lambda written, before=done: report(before + written, total),  # type: ignore[misc]
         )
-        done += sum(map(layout.size, shard))
+        done += shards.file_size(shard)
     files: dict[str, Content] = dict(beside.files)
     if dict(pending.config) != source.config:
         files["config.json"] = (json.dumps(pending.config, indent=2, sort_keys=True) + "\n").encode()

@@ -1,15 +1,19 @@
 """YAML of anyone: read in bounded time and memory.
 
 PyYAML implements YAML 1.1, where `5e-4` is text, `010` is 8, `1:30` is 90 and `2024-01-01` a date. Here numbers are
-those of `numbers.py`, dates are text, and only plain values are made. Aliases are shared when they are read, but not
-when they are printed or hashed, so that a few hundred bytes can stand for billions of values: what a document stands
-for is counted before its values are made. A document that begins with `{` is read as JSON first, which is much faster.
+those of `numbers.py`, dates are text, and only plain values are made. Names are text, also those that look like a
+number or a switch: all keys, and the values of the keys that the caller names.
+
+Aliases are shared when they are read, but not when they are printed or hashed, so that a few hundred bytes can stand
+for billions of values: what a document stands for is counted before its values are made. A document that begins with
+`{` is read as JSON first, which is much faster.
 """
 
 from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Collection
 from typing import Any
 
 from vectors.documents import json_text
@@ -23,8 +27,11 @@ MERGE = "tag:yaml.org,2002:merge"
 _PLAIN = ("null", "bool", "int", "float", "str", "seq", "map", "merge", "value")
 
 
-def parse(text: str) -> Any:
-    """The value of a YAML or JSON document, with numbers as `number` reads them. Raises ValueError with the reason."""
+def parse(text: str, *, texts: Collection[str] = ()) -> Any:
+    """The value of a YAML or JSON document, with numbers as `number` reads them. Raises ValueError with the reason.
+
+    `texts` are the keys whose values are names: `name: 1e3` is the text `1e3`, as `name: "1e3"` is.
+    """
     import yaml
 
     if len(text) > json_text.LARGEST:
@@ -38,7 +45,12 @@ def parse(text: str) -> Any:
     if len(text) > LARGEST:
         raise ValueError(f"it has {len(text):,} characters; at most {LARGEST:,} are read")
     try:
-        return yaml.load(text, _loader())
+        loader = _loader()(text)
+        loader.texts = frozenset(texts)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except yaml.YAMLError as error:
@@ -52,6 +64,7 @@ def _loader() -> Any:
 
     class Loader(yaml.SafeLoader):
         tokens_made = 0
+        texts: frozenset[str] = frozenset()
 
         def fetch_more_tokens(self) -> Any:
             self.tokens_made += 1
@@ -70,6 +83,12 @@ def _loader() -> Any:
 
         def compose_mapping_node(self, anchor: Any) -> Any:
             node = super().compose_mapping_node(anchor)
+            node.value = [
+                (_as_text(key), _as_text(value) if key.value in self.texts else value)
+                if isinstance(key, yaml.ScalarNode)
+                else (key, value)
+                for key, value in node.value
+            ]
             keys = [key for key, _ in node.value if isinstance(key.value, str) and key.tag != MERGE]
             seen: set[tuple[str, str]] = set()
             for key in keys:
@@ -77,6 +96,12 @@ def _loader() -> Any:
                     raise yaml.YAMLError(f"it has the key {key.value[:60]!r} twice (line {key.start_mark.line + 1})")
                 seen.add((key.tag, key.value))
             return node
+
+    def _as_text(node: Any) -> Any:
+        """The node, or the text of a number or switch; a copy, since an alias elsewhere may be of the number."""
+        if not isinstance(node, yaml.ScalarNode) or node.tag.rpartition(":")[2] not in ("int", "float", "bool"):
+            return node
+        return yaml.ScalarNode("tag:yaml.org,2002:str", node.value, node.start_mark, node.end_mark)
 
     def _size(node: Any, sizes: dict[int, int], depth: int) -> int:
         """The number of values that a node stands for, with its aliases replaced."""

@@ -85,9 +85,15 @@ _SECTIONS = {
 }  # fmt: skip
 
 
+# Report entries whose names in the record differ.
+_NAMES = {"inputs": "files"}
+
+
 def record_of(command: str, report: Mapping[str, Any], *packages: str) -> RunRecord:
     """The record for a report, which is a flat mapping; `packages` are those that the results may depend on."""
-    sections = {name: {key: report[key] for key in keys if key in report} for name, keys in _SECTIONS.items()}
+    sections = {
+        name: {_NAMES.get(key, key): report[key] for key in keys if key in report} for name, keys in _SECTIONS.items()
+    }
     placed = {"schema", "mode", "outputs", *(key for keys in _SECTIONS.values() for key in keys)}
     details = {key: value for key, value in report.items() if key not in placed}
     return RunRecord(
@@ -101,8 +107,13 @@ def report_of(value: Mapping[str, Any]) -> dict[str, Any]:
     if "command" not in value:
         return dict(value)
     sections = [value.get(name, {}) for name in (*_SECTIONS, "details")]
-    report = {key: entry for section in sections if isinstance(section, dict) for key, entry in section.items()}
-    return report | {key: value[key] for key in ("schema", "mode", "outputs") if key in value}
+    # Records of earlier versions have the keys of the report.
+    keys: dict[str, str] = {name: key for key, name in _NAMES.items()}
+    dictionaries = [section for section in sections if isinstance(section, dict)]
+    report: dict[str, Any] = {
+        str(keys.get(name, name)): entry for section in dictionaries for name, entry in section.items()
+    }
+    return report | {name: value[name] for name in ("schema", "mode", "outputs") if name in value}
 
 
 _OBJECT = mapping_of(anything)

@@ -89,3 +89,9 @@ def test_a_long_document_of_json_is_read_as_json() -> None:
     assert len(parse(text)["shards"]) == 100_000
     assert parse("{a: 1, b: [x]}") == {"a": 1, "b": ["x"]}
     assert yaml_text.parse("") is None
+
+
+def test_keys_and_the_values_that_are_names_stay_text() -> None:
+    text = "1e3: 1e3\nno: no\nname: 010\nother: 010\n"
+    assert parse(text, texts=("name",)) == {"1e3": 1000.0, "no": False, "name": "010", "other": 10}
+    assert parse("[1e3, {1: &a 2, name: *a}]", texts=("name",)) == [1000.0, {"1": 2, "name": "2"}]

@@ -99,6 +99,16 @@ def test_a_report_comes_back_from_its_record_and_from_a_file_of_an_earlier_versi
     assert report_of(read_json(file)[1]) == report
 
 
+def test_the_files_that_a_bake_read_are_files_among_the_inputs_and_older_records_of_them_still_open() -> None:
+    files = {"data": "sha256:3"}
+    report = {"schema": 1, "mode": "train", "base": {"digest": "sha256:1"}, "inputs": files, "outputs": {}}
+    record = record_of("bake", report)
+    assert record.inputs == {"base": {"digest": "sha256:1"}, "files": files}
+    assert report_of(record.value()) == report
+    former = record.value() | {"inputs": {"base": {"digest": "sha256:1"}, "inputs": files}}
+    assert report_of(former) == report
+
+
 def test_a_figure_that_is_no_number_is_null(tmp_path: Path) -> None:
     RunRecord("bake", metrics={"history": [{"loss": float("nan")}]}).write(tmp_path)
     assert read_json(tmp_path)[1]["metrics"] == {"history": [{"loss": None}]}
