@@ -1,7 +1,8 @@
 """In the engine core: no more compositions in use than there are slots, and a receipt for every request that ends.
 
-A request whose composition finds no free slot waits here, before it reaches the scheduler, in the order of arrival;
-unsteered requests never wait. The receipt is counted from the worker's report of what it applied in each step.
+A request whose composition finds no free slot waits here, before it reaches the scheduler, in the order of arrival; so
+it does when the next step already has as many slots to write as it can without a noticeable stall. Unsteered requests
+never wait. The receipt is counted from the worker's report of what it applied in each step.
 """
 
 from __future__ import annotations
@@ -10,8 +11,19 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from steer.serving.engine.phases import counts, slots_needed
+from steer.serving.engine.phases import counts, rows_summed, slots_needed
 from steer.serving.engine.resolved import ResolvedRequest, parsed, resolved_of
+from vectors.expression import Composition
+
+# The most that the compositions which enter for one step cost together. On 2 cores and a model of 30 layers of 576, a
+# unit takes about 20 microseconds.
+MOST_COST = 512
+
+
+def cost(composition: Composition) -> int:
+    """What writing the slots of a composition costs: a unit for each vector added to a slot, or copied into it."""
+    projecting = sum(term.operation != "add" for term in composition.terms)
+    return rows_summed(composition) + slots_needed(composition) * min(projecting, 8)
 
 
 class _Progress:
@@ -32,6 +44,7 @@ class Capacity:
         self.slots = slots
         self.holders: dict[str, int] = {}  # number of running requests, by key of the composition
         self.sizes: dict[str, int] = {}  # number of slots, by key of the composition
+        self.spent = 0  # cost of the compositions that have entered since the last step was scheduled
         self.progress: dict[str, _Progress] = {}  # by request id
         self.waiting: deque[Any] = deque()
         self.failed: dict[str, str] = {}  # the reason, by id of a request that must end in an error
@@ -48,7 +61,7 @@ class Capacity:
         if resolved is None:
             return True
         # First come, first served, even where the composition has its slots already: so no request starves.
-        if self.waiting or not self._fits(resolved):
+        if self.waiting or not self._may_enter(resolved):
             self.waiting.append(request)
             return False
         self._hold(request, resolved)
@@ -72,11 +85,16 @@ class Capacity:
         while self.waiting:
             resolved = resolved_of(self.waiting[0])
             assert resolved is not None
-            if not self._fits(resolved):
+            if not self._may_enter(resolved):
                 break
             self._hold(self.waiting[0], resolved)
             ready.append(self.waiting.popleft())
         return ready
+
+    def next_step(self) -> list[Any]:
+        """Begin a step: take from the queue the requests that may go to the scheduler for it."""
+        self.spent = 0
+        return self.next_in()
 
     def withdraw(self, requests: set[str] | None) -> list[Any]:
         """Take aborted requests, by id, out of the queue; None takes all."""
@@ -145,13 +163,21 @@ class Capacity:
         """The numbers of slots and of waiting requests, for the metrics."""
         return {"rows": self.slots, "rows_held": self.held, "waiting": len(self.waiting)}
 
-    def _fits(self, resolved: ResolvedRequest) -> bool:
-        return resolved.key in self.holders or self.held + slots_needed(parsed(resolved.expression)) <= self.slots
+    def _may_enter(self, resolved: ResolvedRequest) -> bool:
+        """Whether there are slots for a composition, and this step can still wait while they are written."""
+        if resolved.key in self.holders:
+            return True
+        composition = parsed(resolved.expression)
+        fits = self.held + slots_needed(composition) <= self.slots
+        # One may always enter; it is for this one that the terms and phases of a composition are bounded.
+        return fits and (not self.spent or self.spent + cost(composition) <= MOST_COST)
 
     def _hold(self, request: Any, resolved: ResolvedRequest) -> None:
         if resolved.key not in self.holders:
+            composition = parsed(resolved.expression)
             self.holders[resolved.key] = 0
-            self.sizes[resolved.key] = slots_needed(parsed(resolved.expression))
+            self.sizes[resolved.key] = slots_needed(composition)
+            self.spent += cost(composition)
         self.holders[resolved.key] += 1
         self.progress[request.request_id] = _Progress(resolved, request.num_prompt_tokens)
         if request.sampling_params.stop:

@@ -42,6 +42,7 @@ def register() -> None:
         (EngineArgs, "create_engine_config", _configure),
         (Worker, "load_model", _load_model),
         (Scheduler, "add_request", scheduler_hooks.add_request),
+        (Scheduler, "schedule", scheduler_hooks.schedule),
         (Scheduler, "_free_request", scheduler_hooks.free_request),
         (Scheduler, "finish_requests", scheduler_hooks.finish_requests),
         (Scheduler, "update_from_output", scheduler_hooks.update_from_output),

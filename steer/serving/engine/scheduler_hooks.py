@@ -33,6 +33,13 @@ def add_request(original: Callable[..., Any], self: Any, request: Any) -> None:
         original(self, request)
 
 
+def schedule(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Before a step: pass on requests that waited because the step before had slots enough to write."""
+    for ready in capacity_of(self).next_step():
+        _add(self, ready)
+    return original(self, *args, **kwargs)
+
+
 def free_request(original: Callable[..., Any], self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
     """Send the receipt of a request that ends, and pass on requests that waited for its slots."""
     kv_transfer, other = original(self, request, *args, **kwargs)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import fakes
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 
-from steer.serving.engine.capacity import Capacity
+from steer.serving.engine.capacity import MOST_COST, Capacity, cost
+from vectors.expression import parse
 
 VECTORS = fakes.vectors()
 
@@ -68,6 +71,68 @@ def test_those_who_wait_go_on_in_order_and_nobody_overtakes() -> None:
     capacity.leave("b")
     assert [one.request_id for one in capacity.next_in()] == ["c"]
     assert capacity.state() == {"rows": 1, "rows_held": 1, "waiting": 0}
+
+
+def clamps(number: int) -> str:
+    """A composition of 8 phases, no two alike."""
+    return " + ".join(f"clamp(warm, {number + 1})@after:{i}" for i in range(8))
+
+
+def test_the_slots_that_one_step_writes_are_bounded_and_those_who_wait_enter_with_the_next() -> None:
+    capacity = Capacity(256)
+    one = cost(parse(clamps(0)))
+    allowed = MOST_COST // one
+    assert 1 < allowed < 10
+    entered = [capacity.enter(steered(str(i), clamps(i))) for i in range(12)]
+    assert entered == [True] * allowed + [False] * (12 - allowed)
+    assert not capacity.enter(steered("same", clamps(0))), "it came later, though its slots are written"
+    assert capacity.enter(fakes.request("plain"))
+    names = [str(i) for i in range(allowed, 12)] + ["same"]
+    while names:
+        ready = [request.request_id for request in capacity.next_step()]
+        assert ready == names[: len(ready)]
+        assert 1 <= len(ready) <= allowed + ("same" in ready)
+        names = names[len(ready) :]
+    assert capacity.held == 96
+
+
+def test_a_composition_that_costs_more_than_a_step_may_enters_alone() -> None:
+    capacity = Capacity(1000)
+    wide = " + ".join(f"warm@after:{i}" for i in range(60))
+    assert cost(parse(wide)) > MOST_COST
+    assert not [one for one in "abc" if not capacity.enter(steered(one, "calm"))]
+    assert not capacity.enter(steered("wide", wide))
+    assert not capacity.enter(steered("after", "formal"))
+    assert [one.request_id for one in capacity.next_step()] == ["wide"]
+    assert [one.request_id for one in capacity.next_step()] == ["after"]
+    assert capacity.next_step() == []
+
+
+@given(st.lists(st.sampled_from(["enter", "wide", "step", "leave", "abort"]), max_size=60))
+def test_in_whatever_order_requests_come_and_go_all_enter_in_order(actions: list[str]) -> None:
+    capacity = Capacity(24)
+    running: list[str] = []
+    expected: list[str] = []
+    for i, action in enumerate(actions):
+        if action in ("enter", "wide"):
+            expected.append(str(i))
+            if capacity.enter(steered(str(i), clamps(i) if action == "wide" else f"{i % 5 + 1}*warm")):
+                running.append(str(i))
+        elif action == "leave" and running:
+            capacity.leave(expected.pop(expected.index(running.pop(0))))
+            running += [one.request_id for one in capacity.next_in()]
+        elif action == "abort" and capacity.waiting:
+            (gone,) = capacity.withdraw({capacity.waiting[0].request_id})
+            expected.remove(gone.request_id)
+        elif action == "step":
+            running += [one.request_id for one in capacity.next_step()]
+        assert running == expected[: len(running)]
+    while running or capacity.waiting:
+        if running:
+            capacity.leave(expected.pop(expected.index(running.pop(0))))
+        running += [one.request_id for one in capacity.next_step()]
+        assert running == expected[: len(running)]
+    assert (capacity.held, expected) == (0, [])
 
 
 def test_an_abort_takes_those_who_wait() -> None:

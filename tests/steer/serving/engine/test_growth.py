@@ -62,6 +62,7 @@ def test_the_front_end_and_the_scheduler_remember_a_bounded_number_of_compositio
         except ValueError:
             continue
         assert capacity.enter(one)
+        assert capacity.next_step() == []
         capacity.record({str(i): 3}, {"requests": [str(i)], "keys": [key(one)], "starts": [0]})
         assert capacity.leave(str(i))
     assert sizes(found, found.residency, capacity) == before

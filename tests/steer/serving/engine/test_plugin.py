@@ -24,7 +24,8 @@ def vllm(monkeypatch: pytest.MonkeyPatch, version: str, *, without: str = "") ->
         "vllm.engine.arg_utils": {"EngineArgs": ["create_engine_config"]},
         "vllm.v1.core.sched.scheduler": {
             "Scheduler": [
-                *("add_request", "_free_request", "finish_requests", "update_from_output", "get_request_counts"),
+                *("add_request", "schedule", "_free_request", "finish_requests", "update_from_output"),
+                "get_request_counts",
             ]
         },
         "vllm.v1.engine.async_llm": {"AsyncLLM": ["add_request"]},

@@ -100,6 +100,26 @@ def test_requests_that_ran_without_their_composition_fail_and_the_others_go_on()
         assert scheduler_hooks.capacity_of(scheduler).held == (0 if told is None else 1)
 
 
+def test_requests_that_wait_for_the_next_step_enter_before_it_is_scheduled() -> None:
+    class Waiting(Scheduler):
+        def add_request(self, request: Any) -> None:
+            self.requests[request.request_id] = request
+
+    original = Waiting.add_request
+    Waiting.add_request = lambda self, request: scheduler_hooks.add_request(original, self, request)  # type: ignore[method-assign]
+    Waiting.add_request.__wrapped__ = original  # type: ignore[attr-defined]
+    scheduler = Waiting()
+    scheduler.vllm_config.additional_config["steer"]["rows"] = 100
+    for i in range(10):
+        scheduler.add_request(request(str(i), " + ".join(f"clamp(warm, {i + 1})@after:{j}" for j in range(8))))
+    seen = []
+    while len(scheduler.requests) < 10:
+        before = len(scheduler.requests)
+        scheduler_hooks.schedule(lambda self: seen.append(len(self.requests)), scheduler)
+        assert len(scheduler.requests) > before
+    assert seen[-1] == 10, "they are there when the step is scheduled"
+
+
 def test_a_request_that_did_not_pass_admission_fails_and_not_the_engine() -> None:
     scheduler = Scheduler()
     strange = fakes.request("a", {"steer": "warm"})
