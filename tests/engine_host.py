@@ -90,6 +90,33 @@ def measure(jobs: list[dict[str, Any]]) -> dict[str, Any]:
     return {"seconds": seconds, "processor": processor, "steps": steps, "tokens": tokens, "spent": SPENT}
 
 
+def beside(jobs: list[dict[str, Any]], others: list[dict[str, Any]]) -> dict[str, Any]:
+    """Seconds until all jobs have ended, while one client sends others, each when the one before has ended.
+
+    With them, how many of the others ended in this time, and the seconds of each step.
+    """
+    answers: dict[str, Any] = {}
+    steps = []
+    engine = ENGINE.llm_engine
+    names = [str(i) for i in range(len(jobs))]
+    waiting = iter(enumerate(others))
+    present = ""
+    started = time.perf_counter()
+    for name, job in zip(names, jobs, strict=True):
+        engine.add_request(name, prompt(job), parameters(job))
+    while not answers.keys() >= set(names):
+        if others and (not present or present in answers):
+            i, job = next(waiting)
+            present = f"other{i}"
+            engine.add_request(present, prompt(job), parameters(job))
+        before = time.perf_counter()
+        drain(answers, 1)
+        steps.append(time.perf_counter() - before)
+    seconds = time.perf_counter() - started
+    drain(answers)
+    return {"seconds": seconds, "others": len(answers) - len(jobs), "steps": steps}
+
+
 SPENT: dict[str, list[float]] = {}  # seconds of each call, in the front end and in the worker
 
 
@@ -232,7 +259,7 @@ def count_preemptions() -> None:
 def main() -> None:
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whoever prints, prints elsewhere
-    calls = {f.__name__: f for f in (start, stop, generate, measure, script, state)}
+    calls = {f.__name__: f for f in (start, stop, generate, measure, beside, script, state)}
     counting = False
     for line in sys.stdin:
         request = json.loads(line)

@@ -182,8 +182,10 @@ class _Parser:
         self.peeked: tuple[int, re.Match[str] | None] = (-1, None)  # a position, and what was read there
         self.named = 0  # layers that the terms so far name
         _require_length(text)
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise ExpressionError(f"the expression {text[:60]!r} is not valid Unicode", "write it in UTF-8")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ExpressionError(f"the expression {text[:60]!r} is not valid Unicode", "write it in UTF-8") from error
 
     def fail(self, expected: str, at: int | None = None) -> NoReturn:
         at = self.position if at is None else at

@@ -1,6 +1,6 @@
 """Steering in vLLM side by side with stock vLLM, which has no plugin, interleaved in one run.
 
-    .venv/bin/python tests/bench/serving.py [--rounds 10] [--only batch,distinct,first,admission] [--json FILE]
+    .venv/bin/python tests/bench/serving.py [--rounds 10] [--only batch,distinct,first,admission,stall] [--json FILE]
 
 Two processes hold an engine each on `smollm2`, compiled: stock vLLM, and vLLM with the plugin and 4 directions. A round
 runs every contestant once, in an order drawn anew, so that a drift of the machine meets them all; only one process
@@ -14,7 +14,11 @@ Engines run inside their process, so the plugin's share of the front end is meas
                projections at all layers
     distinct   256 requests at once: 256 different compositions of three vectors, and all with the same one
     first      the time to the first token of one request alone: not steered, steered, steered by a new composition
-    admission  what a new composition of three vectors at all layers costs before it runs
+    admission  what a new composition costs before it runs, in the front end (admission) and in the worker, where the
+               step waits for it: of three vectors and of four projections at all layers, and of the worst that are
+               allowed, of 8 phases with four clamps each and of 128 terms
+    stall      16 requests, 16 tokens of prompt and 48 of response, beside one client that sends requests one after the
+               other: none, plain ones, and the worst compositions that are allowed, each of them new
 
 `--lock FILE` holds the file's lock while something is timed, and only then.
 """
@@ -54,6 +58,7 @@ def prompts(count: int, length: int, chosen: random.Random) -> list[list[int]]:
     return [[chosen.randrange(100, VOCABULARY) for _ in range(length)] for _ in range(count)]
 
 
+NAMES = ("warm", "formal", "calm", "dry")
 NUMBERS = itertools.count(1)  # so that a composition is never seen twice, unless it should be
 
 
@@ -67,6 +72,20 @@ def four() -> str:
     """One with four directions."""
     n = next(NUMBERS)
     return f"ablate(warm, {n * 1e-4:.4f}) + ablate(formal, 0.5) + clamp(calm, 0.1) + clamp(dry, -0.2)"
+
+
+def phased() -> str:
+    """The composition that takes the longest to write: 8 phases, each with 4 clamps at all layers."""
+    n = next(NUMBERS)
+    return " + ".join(
+        f"clamp({name}, {n * 1e-4:.4f})@after:{2 * i + j // 2}" for i in range(4) for j, name in enumerate(NAMES)
+    )
+
+
+def termed() -> str:
+    """One of 128 terms, which takes the longest to read."""
+    n = next(NUMBERS)
+    return " + ".join(f"{n * 1e-6:.6f}*{NAMES[i % 4]}" for i in range(128))
 
 
 def jobs(ids: Sequence[Sequence[int]], tokens: int, steer: Sequence[str] | None) -> list[Job]:
@@ -133,8 +152,8 @@ def locked(file: Path | None) -> Iterator[None]:
         yield
 
 
-def start(folder: Path, cache: Path, threads: int) -> tuple[Engines, Engines]:
-    """Stock vLLM and vLLM with the plugin, ready."""
+def start(folder: Path, cache: Path, threads: int, *, stock: bool, eager: bool) -> tuple[Engines, Engines]:
+    """Stock vLLM (started only if some part needs it) and vLLM with the plugin, ready."""
     from vectors import references
 
     model = references.resolve("smollm2").path
@@ -147,7 +166,7 @@ def start(folder: Path, cache: Path, threads: int) -> tuple[Engines, Engines]:
         "VLLM_CPU_KVCACHE_SPACE": "2",
     }
     given = {
-        "enforce_eager": False,
+        "enforce_eager": eager,
         "max_model_len": 1024,
         "max_num_seqs": 256,
         "max_num_batched_tokens": 4096,
@@ -157,7 +176,9 @@ def start(folder: Path, cache: Path, threads: int) -> tuple[Engines, Engines]:
     for plugin in (False, True):
         engine = Engines(plugin, folder / f"{'steer' if plugin else 'stock'}.txt", **environment)
         engines.append(engine)
-        print(f"starting {'vLLM with steer' if plugin else 'stock vLLM'}, compiled", file=sys.stderr, flush=True)
+        if not plugin and not stock:
+            continue
+        print(f"starting {'vLLM with steer' if plugin else 'stock vLLM'}", file=sys.stderr, flush=True)
         engine.start(model, settings if plugin else None, **given)
     return engines[0], engines[1]
 
@@ -166,8 +187,9 @@ def main() -> None:
     """Read the options and run."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--only", default="batch,distinct,first,admission")
+    parser.add_argument("--only", default="batch,distinct,first,admission,stall")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--eager", action="store_true", help="start without compiling, in a minute")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cache", type=Path, help="vLLM's compile cache, kept for the next run")
     parser.add_argument("--lock", type=Path, help="hold this file's lock while something is timed")
@@ -175,10 +197,16 @@ def main() -> None:
     arguments = parser.parse_args()
     chosen = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as name:
-        stock, plugin = start(Path(name), (arguments.cache or Path(name) / "cache").absolute(), arguments.threads)
-        print(
-            f"{machine()}; smollm2, float32, compiled; threads: {arguments.threads}; 256 rows, 4 directions", flush=True
+        parts_wanted = arguments.only.split(",")
+        stock, plugin = start(
+            Path(name),
+            (arguments.cache or Path(name) / "cache").absolute(),
+            arguments.threads,
+            stock=bool({"batch", "first"} & set(parts_wanted)),
+            eager=arguments.eager,
         )
+        how = "eager" if arguments.eager else "compiled"
+        print(f"{machine()}; smollm2, float32, {how}; threads: {arguments.threads}; 256 rows, 4 directions", flush=True)
 
         def run(engine: Engines, ids: list[list[int]], tokens: int, steer: Sequence[str] | None = None) -> Seconds:
             found: dict[str, Any] = engine.call("measure", jobs=jobs(ids, tokens, steer))
@@ -190,8 +218,9 @@ def main() -> None:
             "distinct": lambda: distinct(plugin, run, arguments.rounds, chosen),
             "first": lambda: first(stock, plugin, run, arguments.rounds, chosen),
             "admission": lambda: admission(plugin, chosen),
+            "stall": lambda: stall(plugin, arguments.rounds, chosen),
         }
-        for part in arguments.only.split(","):
+        for part in parts_wanted:
             with locked(arguments.lock):
                 if arguments.lock:
                     print(f"{part}: the lock is held", file=sys.stderr, flush=True)
@@ -249,22 +278,56 @@ def first(stock: Engines, plugin: Engines, run: Any, rounds: int, chosen: random
 
 
 def admission(plugin: Engines, chosen: random.Random) -> Any:
-    """New compositions, 64 at a time, five times."""
-    found: dict[str, list[float]] = {}
-    for make in (three, four):
+    """New compositions, 64 at a time (of many slots, 8 at a time), five times."""
+    found: dict[str, Any] = {}
+    print("\nadmission of a new composition at 30 layers: front end, and stall of the step; ms")
+    for make in (three, four, phased, termed):
+        spent: dict[str, list[float]] = {"admit": [], "begin": []}
         for _ in range(5):
-            ids = prompts(64, 4, chosen)
-            spent = plugin.call("measure", jobs=jobs(ids, 1, [make() for _ in ids]))["spent"]
-            whole = [a + b for a, b in zip(spent["admit"], spent["begin"], strict=True)]
-            found.setdefault(make.__name__, []).extend(whole)
-    print("\nadmission of a new composition at 30 layers, front end and worker")
-    for name, spent in found.items():
-        spent.sort()
-        p99 = spent[int(0.99 * len(spent))]
-        print(
-            f"  {name} vectors: median {median(spent) * 1e3:.2f} ms, 99 % {p99 * 1e3:.2f}, most {spent[-1] * 1e3:.2f}"
-        )
+            ids = prompts(8 if make is phased else 64, 4, chosen)
+            for name, seconds in plugin.call("measure", jobs=jobs(ids, 1, [make() for _ in ids]))["spent"].items():
+                spent[name] += sorted(seconds)
+        found[make.__name__] = spent
+        for name, seconds in spent.items():
+            seconds.sort()
+            p99 = seconds[int(0.99 * len(seconds))]
+            print(
+                f"  {make.__name__:7} {name}: median {median(seconds) * 1e3:.2f}, 99 % {p99 * 1e3:.2f}, most "
+                f"{seconds[-1] * 1e3:.2f}",
+                flush=True,
+            )
     return {"admission": found}
+
+
+def stall(plugin: Engines, rounds: int, chosen: random.Random) -> Any:
+    """Plain requests beside one sequential client."""
+    senders: dict[str, Callable[[], str | None] | None] = {
+        "none": None,
+        "plain requests": lambda: None,
+        "8 phases of 4 clamps": phased,
+        "128 terms": termed,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in senders}
+    longest: dict[str, list[float]] = {name: [] for name in senders}
+    for number in range(-1, rounds):
+        ids = prompts(16, 16, chosen)
+        others = prompts(96, 4, chosen)
+        for name in chosen.sample(list(senders), len(senders)):
+            make = senders[name]
+            sent = [] if make is None else jobs(others, 1, [make() for _ in others])  # type: ignore[misc]
+            took = plugin.call("beside", jobs=jobs(ids, 48, None), others=sent)
+            if number >= 0:
+                seconds[name].append(took["seconds"])
+                longest[name].append(max(took["steps"][2:]))
+    print(f"\n16 plain requests beside one sequential client; {rounds} rounds")
+    for name in senders:
+        ratio = interval([b / a for a, b in zip(seconds["plain requests"], seconds[name], strict=True)])
+        print(
+            f"  beside {name:22} {median(seconds[name]):6.3f} s, longest step {median(longest[name]) * 1e3:6.1f} ms; "
+            f"time / beside plain requests: {ratio[0]:.3f} ({ratio[1]:.3f} to {ratio[2]:.3f})",
+            flush=True,
+        )
+    return {"stall": seconds, "longest": longest}
 
 
 if __name__ == "__main__":

@@ -7,6 +7,9 @@ import random
 import pytest
 
 from bench import serving
+from steer.serving.engine.bounds import TERMS
+from steer.serving.engine.phases import size
+from steer.serving.settings import Settings
 from vectors.expression import parse
 
 
@@ -45,6 +48,19 @@ def test_compositions_are_all_different_and_what_they_should_be() -> None:
     assert len({composition.digest for composition in [*threes, *fours]}) == 100
     assert {len(composition.names) for composition in threes} == {3}
     assert all(sum(term.operation != "add" for term in composition.terms) == 4 for composition in fours)
+
+
+def test_the_worst_compositions_are_as_large_as_a_server_allows_and_always_new() -> None:
+    settings = Settings()
+    phased, termed = ([parse(make()) for _ in range(3)] for make in (serving.phased, serving.termed))
+    assert len({composition.digest for composition in [*phased, *termed]}) == 6
+    for composition in phased:
+        slots, terms = size(composition)
+        assert slots == settings.phases
+        assert terms <= TERMS * settings.phases
+        assert {term.name for term in composition.terms} == set(serving.NAMES)
+        assert all(term.operation == "clamp" for term in composition.terms)
+    assert {len(composition.terms) for composition in termed} == {TERMS * settings.phases}
 
 
 def test_a_ratio_above_one_is_faster(capsys: pytest.CaptureFixture[str]) -> None:

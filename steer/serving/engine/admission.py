@@ -16,7 +16,7 @@ import torch
 from steer.serving.engine import bounds, metrics
 from steer.serving.engine.phases import phases
 from steer.serving.engine.residency import Residency
-from steer.serving.engine.resolved import EXPRESSION, RESOLVED, ResolvedRequest, parsed, prompt_length
+from steer.serving.engine.resolved import EXPRESSION, RESOLVED, ResolvedRequest, parsed, prompt_length, remembered
 from steer.serving.settings import Settings, check_name, read_arm
 from vectors import fit
 from vectors.errors import ArtifactError, ExpressionError, SteerError, UsageError
@@ -102,7 +102,7 @@ class Admission:
                 problems = self.problems(composition, self.vectors)
                 if not problems:
                     digests = {name: self.digests[name] for name in composition.names}
-                    return ResolvedRequest(str(composition), digests)
+                    return ResolvedRequest(str(remembered(composition)), digests)
             unknown = any(name not in self.vectors for name in composition.names)
             raise ExpressionError(problems, "GET /steer lists the vectors" if unknown else "")
         except ExpressionError:

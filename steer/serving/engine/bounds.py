@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from steer.serving.engine.phases import acting, rows_summed, slots_needed
+from steer.serving.engine.phases import acting, size
 from steer.serving.settings import MOST_PHASES, Settings
 from vectors.expression import Composition, terms_in
 from vectors.steering import SteeringVector
@@ -25,7 +25,7 @@ LONGEST = 1e19  # a vector of this length has a square about as large as float32
 def problems_of_text(text: str, settings: Settings) -> list[str]:
     """Why a text is not worth parsing: it has more terms than any composition may have."""
     allowed = TERMS * settings.phases
-    if len(text) < 2 * allowed:  # a term takes at least two characters
+    if 1 + text.count("+") + text.count("-") <= allowed:
         return []
     count = terms_in(text)
     return [_too_much(f"{count} terms", math.ceil(count / TERMS), settings)] if count > allowed else []
@@ -83,9 +83,8 @@ def directions_needed(composition: Composition, vectors: Mapping[str, SteeringVe
 
 
 def _problems_of_size(composition: Composition, settings: Settings) -> list[str]:
-    slots = slots_needed(composition)
-    # Terms that do nothing (0*warm) are in no phase, but they are read and reported.
-    terms = max(rows_summed(composition), len(composition.terms))
+    slots, terms = size(composition)
+    terms = max(terms, len(composition.terms))  # those that do nothing (0*warm) are in no phase, but they are read
     if slots > settings.phases or terms > TERMS * settings.phases:
         several = f"{slots} phases and in all of them {terms} terms" if slots > 1 else f"{terms} terms"
         return [_too_much(several, max(slots, math.ceil(terms / TERMS)), settings)]

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from steer.serving.engine.phases import counts, rows_summed, slots_needed
+from steer.serving.engine.phases import counts, size, slots_needed
 from steer.serving.engine.resolved import ResolvedRequest, parsed, resolved_of
 from vectors.expression import Composition
 
@@ -23,7 +23,8 @@ MOST_COST = 512
 def cost(composition: Composition) -> int:
     """What writing the slots of a composition costs: a unit for each vector added to a slot, or copied into it."""
     projecting = sum(term.operation != "add" for term in composition.terms)
-    return rows_summed(composition) + slots_needed(composition) * min(projecting, 8)
+    slots, terms = size(composition)
+    return terms + slots * min(projecting, 8)
 
 
 class _Progress:

@@ -34,12 +34,13 @@ def phases(composition: Composition) -> tuple[Phase, ...]:
 
 def slots_needed(composition: Composition) -> int:
     """The number of slots that a composition takes: one for each set of terms that acts together."""
-    return len({mask for _, mask in _masks(composition)} - {0})
+    return size(composition)[0]
 
 
-def rows_summed(composition: Composition) -> int:
-    """What writing the slots of a composition costs: the number of terms of each slot, summed over its slots."""
-    return sum(mask.bit_count() for mask in {mask for _, mask in _masks(composition)})
+def size(composition: Composition) -> tuple[int, int]:
+    """The number of slots that a composition takes, and the number of terms in each of them, summed over all."""
+    masks = {mask for _, mask in _masks(composition)} - {0}
+    return len(masks), sum(mask.bit_count() for mask in masks)
 
 
 def _masks(composition: Composition) -> list[tuple[float, int]]:
@@ -50,10 +51,14 @@ def _masks(composition: Composition) -> list[tuple[float, int]]:
     """
     switched: dict[float, int] = {-math.inf: 0}  # by position: the terms that begin or end there
     for index, term in enumerate(composition.terms):
-        if acting(term):
-            for position in term.scope.span(PROMPT_LENGTH) if term.scope else (0.0, math.inf):
-                at = _relative(position)
-                switched[at] = switched.get(at, 0) ^ (1 << index)
+        if not acting(term):
+            continue
+        if term.scope is None:
+            switched[-math.inf] ^= 1 << index
+            continue
+        for position in term.scope.span(PROMPT_LENGTH):
+            at = _relative(position)
+            switched[at] = switched.get(at, 0) ^ (1 << index)
     switched.pop(math.inf, None)
     masks, mask = [(-math.inf, switched[-math.inf])], switched[-math.inf]
     for start in sorted(switched)[1:]:

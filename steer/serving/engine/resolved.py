@@ -6,19 +6,39 @@ end resolves names to digests once, and slots, cache salt and receipt are all de
 
 from __future__ import annotations
 
-import functools
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vectors.expression import parse
+from vectors.expression import Composition, parse
 from vectors.storage.files import canonical_json, digest_bytes
 
 EXPRESSION = "steer"  # key in a request's extra arguments: the expression as the client wrote it
 RESOLVED = "steer_resolved"  # key beside it: the resolved request, set by admission
 
-# Of the compositions that were used last, since each is read in several places, and for a receipt at every step.
-parsed = functools.lru_cache(256)(parse)
+MOST_PARSED = 256
+_PARSED: OrderedDict[str, Composition] = OrderedDict()  # those used last, by their canonical text
+_LOCK = threading.Lock()  # requests are resolved in several threads
+
+
+def parsed(expression: str) -> Composition:
+    """The composition of a resolved request: each is read in several places, and for some receipts at every step."""
+    with _LOCK:
+        if expression in _PARSED:
+            _PARSED.move_to_end(expression)
+            return _PARSED[expression]
+    return remembered(parse(expression))
+
+
+def remembered(composition: Composition) -> Composition:
+    """The same composition, which `parsed` finds from now on."""
+    with _LOCK:
+        _PARSED[str(composition)] = composition
+        if len(_PARSED) > MOST_PARSED:
+            _PARSED.popitem(last=False)
+    return composition
 
 
 @dataclass(frozen=True)

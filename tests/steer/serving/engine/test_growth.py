@@ -66,7 +66,9 @@ def test_the_front_end_and_the_scheduler_remember_a_bounded_number_of_compositio
         capacity.record({str(i): 3}, {"requests": [str(i)], "keys": [key(one)], "starts": [0]})
         assert capacity.leave(str(i))
     assert sizes(found, found.residency, capacity) == before
-    assert resolved.parsed.cache_info().currsize <= resolved.parsed.cache_info().maxsize == 256
+    assert len(resolved._PARSED) == resolved.MOST_PARSED
+    resolved.parsed("3*warm")
+    assert len(resolved._PARSED) == resolved.MOST_PARSED
     assert len(bounds._SIZES) <= 100
     refused = [labels for labels in metrics.get().refused._metrics]
     assert len(refused) <= 5, "metrics have a label for each reason, not for each expression"
