@@ -74,6 +74,12 @@ def shortened(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
+def first_of(problems: Sequence[str], count: int = 3) -> list[str]:
+    """The first problems of a kind, followed by one that says how many more there are."""
+    rest = len(problems) - count
+    return list(problems) if rest <= 0 else [*problems[:count], f"and {rest} more of this kind"]
+
+
 @contextlib.contextmanager
 def collecting(errors: list[SteerError]) -> Iterator[None]:
     """A context in which a SteerError ends the block and is appended to `errors`, so that later checks still run."""

@@ -104,7 +104,7 @@ def _complete(folder: Path) -> bool:
     index = folder / "model.safetensors.index.json"
     if index.exists():
         try:
-            names = set(json.loads(index.read_text())["weight_map"].values())
+            names = set(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values())
             return all((folder / name).exists() for name in names)
         except (ValueError, LookupError, AttributeError, TypeError):
             return False
@@ -140,7 +140,7 @@ def identity(source: ModelSource) -> dict[str, Any]:
     """
     file = source.path / "config.json"
     try:
-        config = _lasting(json.loads(file.read_text(encoding="utf-8")))
+        config = _lasting(json.loads(file.read_text(encoding="utf-8-sig")))
         text = config.get("text_config") or config
         # Not canonical_json: configurations may hold Infinity, such as the `time_step_limit` of Mamba.
         state = hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode())
@@ -189,7 +189,7 @@ def weight_files(folder: Path) -> list[Path]:
     if not index.is_file():
         return sorted(folder.glob("*.safetensors"))
     try:
-        names = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+        names = {str(name) for name in json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values()}
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise ModelError(f"{index} is damaged: {error}", "fetch the model again") from error
     outside = sorted(name for name in names if os.path.basename(name) != name or name in ("", ".", ".."))

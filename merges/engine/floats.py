@@ -14,8 +14,9 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, types
 from numba.extending import intrinsic
 
-from vectors.weights import SIZES
+from vectors.weights import FLOATS, SIZES
 
+MERGED = (*FLOATS, "F64")  # the dtypes that can be merged; float64 is rounded to float32 when it is read
 OPTIONS = {"nogil": True, "cache": True, "error_model": "numpy"}
 _HALF_BIAS = np.float32(2.0**112)  # the ratio of the exponents' biases of float32 and float16
 
@@ -92,6 +93,10 @@ def decode(raw: np.ndarray, dtype: str, out: np.ndarray) -> bool:
         return bool(decode_bfloat16(raw, out))
     if dtype == "F16":
         return bool(decode_float16(raw, out.view(np.uint32), out))
+    if dtype == "F64":
+        with np.errstate(over="ignore"):  # what float32 can't hold becomes infinite, and is reported as not finite
+            out[:] = raw
+        return bool(np.isfinite(out).all())
     return bool(decode_float32(raw, out))
 
 

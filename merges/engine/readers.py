@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 
 from merges.engine.floats import OPTIONS, decode
-from vectors.weights import Entry, mapped
+from vectors.weights import FLOATS, Entry, mapped
 
 
 class Reader(Protocol):
@@ -45,9 +45,9 @@ class Dense:
         return int(self.raw.ctypes.data)
 
     @property
-    def aligned(self) -> bool:
-        """Whether compiled loops may read it in place; in some files elements begin at odd addresses."""
-        return self.address % self.raw.itemsize == 0
+    def compiled(self) -> bool:
+        """Whether compiled loops may read it in place: not float64, nor elements at odd addresses (of some files)."""
+        return self.entry.dtype in FLOATS and self.address % self.raw.itemsize == 0
 
     def read(self, start: int, stop: int, out: np.ndarray) -> bool:
         return decode(self.raw[start:stop], self.entry.dtype, out)
@@ -94,19 +94,29 @@ def _product(up, down, scale, first, skip, out):  # type: ignore[no-untyped-def]
 
 
 class LowRank:
-    """scale * up @ down, with `up` [rows, rank] and `down` [rank, columns]: a LoRA adapter, never multiplied out."""
+    """scale * up @ down, with `up` [rows, rank] and `down` [rank, columns]: a LoRA adapter, never multiplied out.
 
-    def __init__(self, up: np.ndarray, down: np.ndarray, scale: float = 1.0, transpose: bool = False) -> None:
+    `shape` is that of the tensor where it is no matrix, such as the kernel of a convolution.
+    """
+
+    def __init__(
+        self,
+        up: np.ndarray,
+        down: np.ndarray,
+        scale: float = 1.0,
+        transpose: bool = False,
+        shape: tuple[int, ...] | None = None,
+    ) -> None:
         if transpose:
             up, down = down.T, up.T
         self.up, self.down = np.ascontiguousarray(up, np.float32), np.ascontiguousarray(down, np.float32)
         self.scale = np.float32(scale)
-        self.shape: tuple[int, ...] = (self.up.shape[0], self.down.shape[1])
+        self.shape: tuple[int, ...] = shape or (self.up.shape[0], self.down.shape[1])
 
     def read(self, start: int, stop: int, out: np.ndarray) -> bool:
         if stop <= start:
             return True
-        row, column = divmod(start, self.shape[1])
+        row, column = divmod(start, self.down.shape[1])
         _product(self.up, self.down, self.scale, row, column, out)
         return bool(np.isfinite(out).all())
 

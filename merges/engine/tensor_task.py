@@ -148,7 +148,7 @@ class TensorTask:
             self.in_deltas != self.as_delta or any(self.in_deltas != source.is_delta for source in self.inputs)
         )
         base = self.base if needs_base else None
-        if not all(isinstance(reader, Dense) and reader.aligned for reader in [*readers, *([base] if base else [])]):
+        if not all(isinstance(reader, Dense) and reader.compiled for reader in [*readers, *([base] if base else [])]):
             return None
         dense = cast(list[Dense], readers)
         role = MINUS_BASE if self.in_deltas else PLUS_BASE

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from merges.engine.floats import MERGED
 from merges.engine.pool import Pool
 from merges.engine.tensor_task import Block, Computation, Input, TensorTask
+from merges.inputs.alignment import align
 from merges.inputs.sources import Source, open_source
-from vectors.errors import ModelError, SteerError, shortened
-from vectors.weights import FLOATS, mapped
+from vectors.errors import ModelError, SteerError, first_of, shortened
+from vectors.weights import mapped
 
 DELTAS = Computation(space="delta")  # a computation that only reads deltas
 
@@ -30,6 +32,9 @@ def open_pair(base: str, finetuned: str) -> tuple[Source, Source]:
     if theirs != ours:
         problems.append(f"{finetuned} is a {theirs}, {base} a {ours}")
     hint = "a task vector needs a base and a model that was fine-tuned from it"
+    if problems:
+        raise ModelError(problems, hint)
+    align([tuned], below)
     for where, names in (
         (base, tuned.entries.keys() - below.entries),
         (finetuned, below.entries.keys() - tuned.entries),
@@ -41,14 +46,16 @@ def open_pair(base: str, finetuned: str) -> tuple[Source, Source]:
         hint = (
             "a model with folded-in biases has no task vector: merge the steering vectors, or bake with --mode distil"
         )
+    shapes, dtypes = [], []
     for name in sorted(below.entries.keys() & tuned.entries):
         a, b = below.entries[name], tuned.entries[name]
         if a.shape != b.shape:
-            problems.append(f"{name} is {list(a.shape)} in {base}, {list(b.shape)} in {finetuned}")
-        elif (a.dtype in FLOATS) != (b.dtype in FLOATS) or (a.dtype[0] == "F" and a.dtype not in FLOATS):
-            problems.append(f"{name} is {a.dtype} in {base}, {b.dtype} in {finetuned}")
-        elif a.dtype not in FLOATS and not np.array_equal(mapped(a), mapped(b)):
-            problems.append(f"{name} is {a.dtype}, not floating-point, and differs")
+            shapes.append(f"{name} is {list(a.shape)} in {base}, {list(b.shape)} in {finetuned}")
+        elif (a.dtype in MERGED) != (b.dtype in MERGED):
+            dtypes.append(f"{name} is {a.dtype} in {base}, {b.dtype} in {finetuned}")
+        elif a.dtype not in MERGED and not np.array_equal(mapped(a), mapped(b)):
+            dtypes.append(f"{name} is {a.dtype}, not floating-point, and differs")
+    problems += [*first_of(shapes), *first_of(dtypes)]
     if problems:
         raise ModelError(problems, hint)
     return below, tuned
@@ -58,7 +65,8 @@ def tensor_of(name: str, below: Source, tuned: Source, pool: Pool) -> TensorTask
     """The task of one parameter whose blocks are its delta: `tuned` - `below`, float32."""
     entry = tuned.entries[name]
     source = Input(tuned.reference, tuned.reader(name, entry.shape)[0], False)
-    return TensorTask(name, entry.shape, entry.dtype, (source,), below.reader(name, entry.shape)[0], DELTAS, pool)
+    dtype = "F32" if entry.dtype == "F64" else entry.dtype
+    return TensorTask(name, entry.shape, dtype, (source,), below.reader(name, entry.shape)[0], DELTAS, pool)
 
 
 def deltas(tensor: TensorTask) -> np.ndarray:

@@ -5,7 +5,6 @@ Opening a source reads headers only. A source has a reader for each parameter, w
 
 from __future__ import annotations
 
-import json
 import os.path
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,16 +12,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from merges.engine.floats import to_float32
+from merges.engine.floats import MERGED, to_float32
 from merges.engine.readers import Dense, LowRank, Reader, Sparse, Sum, Zero
-from merges.inputs import adapters, bases
+from merges.inputs import bases, checkpoints, heads, locations
+from merges.inputs.adapters import folder as adapters
+from merges.inputs.adapters.base import Base
 from vectors import references
+from vectors.documents.json_text import read_object
 from vectors.errors import ModelError, SteerError
 from vectors.storage.files import digest_json
 from vectors.task import TaskVector
-from vectors.weights import FLOATS, Entry, entries_of, file_digest, mapped
-
-HEADS = ("lm_head.weight", "output.weight", "embed_out.weight")
+from vectors.weights import Entry, file_digest, mapped
 
 
 @dataclass(eq=False)
@@ -47,12 +47,9 @@ class Source:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The model's configuration."""
-        try:
-            configuration = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise ModelError(f"{self.path / 'config.json'} is damaged: {error}", "fetch the model again") from error
-        is_mapping = isinstance(configuration, dict) and isinstance(configuration.get("text_config") or {}, dict)
-        names = (configuration.get("architectures") or []) if is_mapping else None
+        configuration = read_object(self.path / "config.json", ModelError, "fetch the model again")
+        good = isinstance(configuration.get("text_config") or {}, dict)
+        names = (configuration.get("architectures") or []) if good else None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ModelError(f"{self.path / 'config.json'} is not a model configuration", "fetch the model again")
         return configuration
@@ -79,28 +76,42 @@ class Source:
             return self.vector.parameters
         if self.kind == "adapter":
             assert self.adapter is not None
-            return {n: r.shape for n, r in (self.adapter.deltas | self.adapter.replaced).items()}
-        return {name: entry.shape for name, entry in self.entries.items() if entry.dtype in FLOATS}
+            return {n: r.shape for n, r in (self.adapter.deltas | self.adapter.weights).items()}
+        return {name: entry.shape for name, entry in self.entries.items() if entry.dtype in MERGED}
 
-    @property
+    @cached_property
     def tied(self) -> bool:
         """Whether the output head is tied to the embedding, and therefore merged only once."""
-        config = self.config.get("text_config") or self.config
-        return bool(self.config.get("tie_word_embeddings", config.get("tie_word_embeddings", False)))
+        return heads.is_tied(self.path, self.config, self.entries)
+
+    @cached_property
+    def as_base(self) -> Base:
+        """The model as adapters see it."""
+        return Base(self.path, self.config, self.entries, self.tied)
+
+    def take_names(self, new: Mapping[str, str]) -> None:
+        """Give parameters other names: `new` has them, by those in the files."""
+        self.entries = {new.get(name, name): entry for name, entry in self.entries.items()}
+        if self.adapter is not None:
+            deltas, weights = (
+                {new.get(name, name): reader for name, reader in readers.items()}
+                for readers in (self.adapter.deltas, self.adapter.weights)
+            )
+            self.adapter = self.adapter._replace(deltas=deltas, weights=weights)
 
     def reader(self, name: str, shape: tuple[int, ...]) -> tuple[Reader, bool]:
         """The reader of one parameter of this shape, and whether it gives a delta."""
         if self.kind == "model":
             dense: Reader = Dense(self.entries[name])
             if self.adapter is not None:
-                if name in self.adapter.replaced:
-                    return self.adapter.replaced[name], False
+                if name in self.adapter.weights:
+                    return self.adapter.weights[name], False
                 if name in self.adapter.deltas:
                     return Sum(dense, self.adapter.deltas[name]), False
             return dense, False
         if self.adapter is not None:
-            if name in self.adapter.replaced:
-                return self.adapter.replaced[name], False
+            if name in self.adapter.weights:
+                return self.adapter.weights[name], False
             return self.adapter.deltas.get(name, Zero(shape)), True
         assert self.vector is not None
         return _vector_reader(self.vector, name, shape), True
@@ -128,50 +139,40 @@ def open_source(reference: str, base: Source | None = None) -> Source:
 
     An adapter needs `base`, whose parameters it changes.
     """
-    path = Path(os.path.expanduser(reference))
-    if os.path.isdir(path) and adapters.is_adapter(path):
-        if base is None:
-            raise ModelError(f"the base model of the adapter {reference} is not known", "name it: --base MODEL")
-        adapter = adapters.read(path, base.shapes)
-        return Source(reference, "adapter", path, adapter.files, adapter=adapter, base=base)
+    path = locations.path_of(reference)
     if os.path.isfile(path) or os.path.isfile(f"{path}.index.json"):
         vector = TaskVector.open(path)
         return Source(reference, "task-vector", path, vector.files, vector=vector)
-    if "+" in reference and not os.path.exists(path):
-        model, _, extra = reference.partition("+")
-        below = open_source(model)
-        adapter = adapters.read(Path(os.path.expanduser(extra)), below.shapes)
-        files = (*below.files, *adapter.files)
-        return Source(reference, "model", below.path, files, below.entries, adapter=adapter, model=below.model)
-    model_source = references.resolve(reference)
-    files = tuple(references.weight_files(model_source.path))
-    if not files:
-        raise ModelError(f"{reference} has no safetensors weights", "save the model as safetensors")
-    missing = [f"{reference} lacks its shard {file.name}" for file in files if not file.is_file()]
-    if missing:
-        raise ModelError(missing, "fetch the model again")
-    source = Source(reference, "model", model_source.path, files, entries_of(files), model=model_source)
-    if not source.entries:
-        raise ModelError(f"{reference} holds no tensors", "fetch the model again")
-    _require_index(source)
+    pair = locations.model_and_adapter(reference)
+    if pair is not None:
+        return _with_adapter(reference, *pair)
+    folder = locations.adapter(reference)
+    if folder is not None:
+        if base is None:
+            raise ModelError(f"the base model of the adapter {reference} is not known", "name it: --base MODEL")
+        adapter = adapters.read(folder, base.as_base)
+        return Source(reference, "adapter", folder, adapter.files, adapter=adapter, base=base)
+    model = references.resolve(reference)
+    source = Source(reference, "model", model.path, (), model=model)
+    source.files, source.entries = checkpoints.read(reference, model.path, source.config)
     if source.tied:
-        # Some files also store the tied head, which is merged as the embedding.
-        tied = {name for name in HEADS if name in source.entries and any("embed" in n for n in source.entries)}
-        source.entries = {name: entry for name, entry in source.entries.items() if name not in tied}
+        source.entries = heads.without_tied_head(reference, source.entries)
     return source
 
 
-def _require_index(source: Source) -> None:
-    """Check that the shards hold the tensors that the index lists. Raises ModelError."""
-    index = source.path / "model.safetensors.index.json"
-    if not index.is_file() or (source.path / "model.safetensors").is_file():
-        return
-    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    problems = [
-        f"{source.reference}: {file} lacks {name}" for name, file in weight_map.items() if name not in source.entries
-    ]
-    if problems:
-        raise ModelError(problems, "fetch the model again")
+def _with_adapter(reference: str, model: str, extra: str) -> Source:
+    below = open_source(model)
+    if below.kind != "model" or below.adapter is not None:
+        raise ModelError(f"{model} is not a plain model, so {extra} can't be put on it", "put one adapter on a model")
+    folder = locations.adapter(extra)
+    if folder is None:
+        raise ModelError(
+            f"{extra} is not an adapter: there is no such folder with {adapters.CONFIG}, here or on the hub",
+            "MODEL+ADAPTER names a model and the folder, or the hub id, of an adapter",
+        )
+    adapter = adapters.read(folder, below.as_base)
+    files = (*below.files, *adapter.files)
+    return Source(reference, "model", below.path, files, below.entries, adapter=adapter, model=below.model)
 
 
 def open_all(references_: list[str], base: str | None) -> tuple[list[Source], Source | None]:
@@ -190,22 +191,41 @@ def open_all(references_: list[str], base: str | None) -> tuple[list[Source], So
     opened = attempt(base) if base else None
     sources: list[Source] = []
     for reference in references_:
-        path = Path(os.path.expanduser(reference))
-        if opened is None and base is None and os.path.isdir(path) and adapters.is_adapter(path):
-            base_reference = json.loads((path / adapters.CONFIG).read_text(encoding="utf-8")).get(
-                "base_model_name_or_path"
-            )
-            opened = attempt(base_reference) if base_reference else None
-        source = attempt(reference, opened) if not (base and opened is None and adapters.is_adapter(path)) else None
+        below = opened
+        if opened is None and base is None:
+            try:
+                recorded = _recorded_base(reference)
+            except SteerError as error:
+                problems.extend(error.problems)
+                hints.append(error.hint)
+                continue
+            below = opened = attempt(recorded) if recorded else None
+            if recorded and below is None:
+                problems.append(f"{reference} names {recorded} as its base, which can't be opened")
+                hints.append("name its base: --base MODEL")
+                continue
+        if base and opened is None and locations.adapter(reference) is not None:
+            continue  # the base is reported already
+        source = attempt(reference, below)
         if source is not None:
             sources.append(source)
-            if opened is None and base is None and source.vector is not None:
-                recorded_base = source.vector.base
-                base_reference = bases.recall(recorded_base)
-                opened = attempt(base_reference) if base_reference else None
-                if base_reference is None:
-                    problems.append(f"the location of the base of {reference} is not known: {recorded_base['digest']}")
-                    hints.append("name it: --base MODEL")
     if problems:
         raise ModelError(list(dict.fromkeys(problems)), "; ".join(dict.fromkeys(h for h in hints if h)))
     return sources, opened
+
+
+def _recorded_base(reference: str) -> str | None:
+    """The base that an adapter or a task vector names; None for a model. Raises SteerError."""
+    path = locations.path_of(reference)
+    if os.path.isfile(path) or os.path.isfile(f"{path}.index.json"):
+        recorded = TaskVector.open(path).base
+        location = bases.recall(recorded)
+        if location is None:
+            raise ModelError(
+                f"the location of the base of {reference} is not known: {recorded['digest']}", "name it: --base MODEL"
+            )
+        return location
+    if locations.model_and_adapter(reference) is not None:
+        return None
+    folder = locations.adapter(reference)
+    return None if folder is None else adapters.base_name(folder)

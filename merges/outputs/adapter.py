@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from merges.engine.floats import MERGED
 from merges.engine.jobs import run
 from merges.engine.pool import Pool
 from merges.engine.tensor_task import TensorTask
 from merges.inputs import pairs
-from merges.inputs.adapters import CONFIG, WEIGHTS, factors
+from merges.inputs.adapters.folder import CONFIG, WEIGHTS
+from merges.inputs.decoder import text_settings
+from merges.inputs.low_rank import factors
 from merges.inputs.sources import Source
 from merges.recipes.plan import MEMORY, plan
 from merges.recipes.recipe import Recipe
@@ -23,7 +26,7 @@ from vectors.errors import ModelError
 from vectors.events import OnEvent, counter, ignore
 from vectors.storage.files import new_file, write_atomically
 from vectors.storage.folders import new_folder, require_free_output
-from vectors.weights import FLOATS, header_bytes
+from vectors.weights import header_bytes
 
 NOT_LINEAR = ("embed", "wte", "wpe", "lm_head", "norm", "ln_", "conv1d", "gate.weight")
 Deltas = Iterator[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]]  # name, shape, and what computes the delta
@@ -39,7 +42,7 @@ def from_models(
     ModelError, OutputError.
     """
     below, tuned = pairs.open_pair(base, finetuned)
-    names = [name for name in sorted(below.entries) if below.entries[name].dtype in FLOATS]
+    names = [name for name in sorted(below.entries) if below.entries[name].dtype in MERGED]
 
     with Pool(threads) as pool:
 
@@ -83,6 +86,7 @@ def _write(
         raise ModelError("the base model of the adapter is not known", "name it: --base MODEL")
     conv = bool({"GPT2LMHeadModel"} & set(base.config.get("architectures") or []))
     require_free_output(out)
+    in_memory = _memory_names(base)
     tensors: dict[str, np.ndarray] = {}
     modules, left_out = [], []
     lost = total = 0.0
@@ -100,11 +104,10 @@ def _write(
             if up.shape[1] < rank:  # a matrix with fewer rows or columns than the rank
                 up = np.pad(up, ((0, 0), (0, rank - up.shape[1])))
                 down = np.pad(down, ((0, rank - down.shape[0]), (0, 0)))
-            module = name.removesuffix(".weight")
+            module = in_memory(name).removesuffix(".weight")
             modules.append(module)
-            prefix = module if module.startswith(("model.", "transformer.", "gpt_neox.")) else f"{_outer(base)}{module}"
-            tensors[f"base_model.model.{prefix}.lora_A.weight"] = np.ascontiguousarray(down)
-            tensors[f"base_model.model.{prefix}.lora_B.weight"] = np.ascontiguousarray(up)
+            tensors[f"base_model.model.{module}.lora_A.weight"] = np.ascontiguousarray(down)
+            tensors[f"base_model.model.{module}.lora_B.weight"] = np.ascontiguousarray(up)
         report(number, count)
     if not modules:
         raise ModelError(
@@ -117,7 +120,7 @@ def _write(
         "base_model_name_or_path": base.model.name or base.reference,
         "r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": conv,
         "inference_mode": True,
-        "target_modules": sorted({module.rpartition(".")[2] for module in modules}),
+        "target_modules": _targets(modules, [in_memory(name) for name in base.entries]),
     }  # fmt: skip
     _save(out, tensors, config)
     return {
@@ -128,8 +131,25 @@ def _write(
     }
 
 
-def _outer(base: Source) -> str:
-    return "transformer." if any(name.startswith("h.") for name in base.entries) else ""
+def _memory_names(base: Source) -> Callable[[str], str]:
+    """What gives a parameter of the base the name by which PEFT finds it: that in memory, from transformers' tables.
+
+    Models of text alone have the same names in files, but for an outer module; the tables take seconds to load.
+    """
+    if any(name.startswith("h.") for name in base.entries):
+        return lambda name: f"transformer.{name}"
+    if text_settings(base.config) is base.config or base.as_base.skeleton is None:
+        return lambda name: name
+    return base.as_base.skeleton.name
+
+
+def _targets(modules: list[str], names: list[str]) -> list[str]:
+    """PEFT's `target_modules`: the last parts of the names, or whole names where a last part is others' too."""
+    ends = {module.rpartition(".")[2] for module in modules}
+    known = set(modules)
+    others = {name.removesuffix(".weight") for name in names if name.endswith(".weight")} - known
+    shared = {other.rpartition(".")[2] for other in others} & ends
+    return sorted(ends) if not shared else sorted(known)
 
 
 def _save(out: Path, tensors: dict[str, np.ndarray], config: dict[str, Any]) -> None:

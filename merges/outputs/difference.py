@@ -12,12 +12,13 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from merges.engine.floats import encode, storage, to_float32
+from merges.engine.floats import MERGED, encode, storage, to_float32
 from merges.engine.pool import Pool
 from merges.engine.readers import Dense
 from merges.engine.selection import magnitudes
 from merges.engine.tensor_task import Block, TensorTask
-from merges.inputs import adapters, bases
+from merges.inputs import bases
+from merges.inputs.low_rank import factors
 from merges.inputs.pairs import deltas, open_pair, tensor_of
 from merges.inputs.sources import Source
 from vectors import references
@@ -26,7 +27,7 @@ from vectors.events import OnEvent, counter, ignore
 from vectors.registry.options import retained_count
 from vectors.task import TaskVector
 from vectors.taskwriter import Writer, require_vector_path, shards, write_files
-from vectors.weights import FLOATS, SIZES, Entry
+from vectors.weights import SIZES, Entry
 
 
 class Storage(NamedTuple):
@@ -85,7 +86,7 @@ def diff(
     """
     chosen_storage, path = parse_storage(storage_), Path(out)
     below, tuned = open_pair(base, finetuned)
-    names = [name for name in sorted(below.entries) if below.entries[name].dtype in FLOATS]
+    names = [name for name in sorted(below.entries) if below.entries[name].dtype in MERGED]
     width = {"bf16": 2.0, "sparse": 12 * chosen_storage.value}.get(chosen_storage.kind, 4.0)
     sizes = {name: int(below.entries[name].elements * width) for name in names}
     groups = shards(sizes, *([shard] if shard else []))
@@ -168,7 +169,7 @@ def _write(writer: Writer, tensor: TensorTask, tuned: Source, chosen_storage: St
                 elif not adapted:
                     where = _residual(tensor, tuned, block, delta)
                     offsets.append(where + begin)
-                    bits.append(_bits(tuned, tensor.name)[where + begin])
+                    bits.append(_bits(tuned, tensor.name, begin, end)[where])
             else:
                 encode(delta.astype(np.float64), "BF16", target)
                 _measure(delta, to_float32(target, "BF16"), sums)
@@ -204,9 +205,13 @@ def _write(writer: Writer, tensor: TensorTask, tuned: Source, chosen_storage: St
     return True
 
 
-def _bits(tuned: Source, name: str) -> np.ndarray:
+def _bits(tuned: Source, name: str, start: int, stop: int) -> np.ndarray:
+    """The bits of some of a fine-tuned parameter's elements, of a float64 one as float32."""
     reader = cast(Dense, tuned.reader(name, ())[0])
-    return reader.raw.view(np.int32) if reader.entry.dtype == "F32" else reader.raw
+    raw = reader.raw[start:stop]
+    if reader.entry.dtype == "F64":
+        raw = to_float32(raw, "F64")
+    return raw.view(np.int32) if raw.dtype == np.float32 else raw
 
 
 def _residual(tensor: TensorTask, tuned: Source, block: Block, delta: np.ndarray) -> np.ndarray:
@@ -216,7 +221,7 @@ def _residual(tensor: TensorTask, tuned: Source, block: Block, delta: np.ndarray
     rounded = np.empty(delta.size, storage(tensor.dtype))
     encode(block.out, tensor.dtype, rounded)
     rounded_bits = rounded.view(np.int32) if tensor.dtype == "F32" else rounded
-    return np.flatnonzero(rounded_bits != _bits(tuned, tensor.name)[block.start : block.start + delta.size])
+    return np.flatnonzero(rounded_bits != _bits(tuned, tensor.name, block.start, block.start + delta.size))
 
 
 def _require_finite(name: str, delta: np.ndarray) -> None:
@@ -235,7 +240,7 @@ def _write_lowrank(writer: Writer, tensor: TensorTask, rank: int, error: _Error)
     delta = deltas(tensor)
     if not delta.any():
         return False
-    up, down, _ = adapters.factors(delta, rank)
+    up, down, _ = factors(delta, rank)
     sums = [0.0, 0.0, 0.0]
     _measure(delta, up @ down, sums)
     error.add(*sums)

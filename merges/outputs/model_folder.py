@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from merges.engine.pool import in_background
+from merges.inputs.heads import is_head, untied
 from merges.outputs import card, shards
 from merges.outputs.companions import (
     Companion,
@@ -146,7 +147,7 @@ def side_files(plan: Plan, beside: Companions | None = None) -> dict[str, Conten
     Configuration, tokenizer, chat template and generation settings come from `plan.main`, with the changes that the
     recipe asks for; the index of the shards is new.
     """
-    from merges.recipes.slices import stacked_config
+    from merges.recipes.stacked_config import stacked_config
     from merges.recipes.vocabulary import write
 
     main = plan.main
@@ -161,7 +162,9 @@ def side_files(plan: Plan, beside: Companions | None = None) -> dict[str, Conten
         config, NAMES[kinds.most_common(1)[0][0]] if kinds else "", add_key=plan.recipe.dtype != "auto"
     )
     if plan.recipe.slices:
-        config = stacked_config(config, plan.recipe.slices, main.reference)
+        config = stacked_config(config, plan.recipe.slices, main.reference)[0]
+    if main.tied and any(is_head(job.name) for job in plan.jobs):
+        config = untied(config)
     if plan.vocabulary is not None:
         text = config.get("text_config")
         (text if isinstance(text, dict) else config)["vocab_size"] = plan.vocabulary.size

@@ -9,21 +9,26 @@ from typing import Any
 
 import numpy as np
 
+from merges.engine.floats import MERGED
 from merges.engine.jobs import Copy, Job
 from merges.engine.method import MergeMethod
 from merges.engine.pool import Pool
 from merges.engine.readers import Dense, Reader, Zero
 from merges.engine.tensor_task import Input, TensorTask
+from merges.inputs.decoder import decoder
+from merges.inputs.heads import EMBEDDINGS, HEADS
 from merges.inputs.sources import Source
 from merges.recipes import slices, vocabulary
 from merges.recipes.parameters import resolve
 from merges.recipes.recipe import Part, Recipe
-from vectors.errors import SteerError, guess, shortened
+from merges.recipes.stacked_config import stacked_config
+from vectors.errors import SteerError, first_of, guess, shortened
 from vectors.registry.options import Option
 from vectors.storage.files import digest_bytes
-from vectors.weights import FLOATS, Entry, mapped, read_header
+from vectors.weights import Entry, mapped, read_header
 
 Levels = tuple[Mapping[str, Any], ...]  # options, from the most specific to the most general
+VOCABULARY = "vocabularies differ: "  # begins a problem
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
@@ -38,6 +43,7 @@ class Builder:
         self.pool, self.union = pool, union
         self.problems: list[str] = []
         self.missing: dict[str, list[str]] = {}  # required options without a value, and where
+        self.misfits: dict[str, list[str]] = {}  # tensors that do not fit, by the input
         self.parts = list(recipe.parts)
         self.keys = _keys(recipe, sources)
         self.shared: dict[str, Any] = {}
@@ -48,13 +54,13 @@ class Builder:
         for source in sources:
             shapes |= source.shapes if not self.frame else {}
         self.shapes = {name: entry.shape for name, entry in self.frame.items()} or shapes
-        self.depth = slices.layers(self.shapes)
+        self.decoder = decoder(main.config, self.shapes) if main is not None else decoder({}, self.shapes)
 
     def hint(self) -> str:
         """The hint for the collected problems."""
         if self.missing:
             return "mergekit has no default for it: set it under the file's parameters, or add an entry without filter"
-        if any("vocabular" in problem or "embed" in problem for problem in self.problems):
+        if any(problem.startswith(VOCABULARY) for problem in self.problems):
             return "models with different vocabularies need a recipe with `tokenizer: {source: union}`"
         return "merge models that were fine-tuned from one base"
 
@@ -84,6 +90,8 @@ class Builder:
                     f"{source.reference} changes tensors that the base lacks:",
                 )
         jobs = [self._job(name) for name in sorted(self.shapes)]
+        for misfits in self.misfits.values():
+            self.problems += first_of(misfits)
         return [job for job in jobs if job is not None]
 
     def _list(self, names: list[str], what: str) -> None:
@@ -100,7 +108,7 @@ class Builder:
 
     def _job(self, name: str) -> Job | None:
         entry = self.frame.get(name)
-        if entry is not None and entry.dtype not in FLOATS:
+        if entry is not None and entry.dtype not in MERGED:
             return self._fixed(name, entry)
         shape = self.shapes[name]
         if self.union is not None and name in self.union.parameters:
@@ -109,16 +117,24 @@ class Builder:
         if len(sources) < len(self.sources):
             return None  # already reported
         untouched = self.recipe.as_ == "model" and not any(s.changes(name) for s in self.sources)
+        untouched &= self.main is None or self.main.adapter is None
         if entry is not None and untouched and DTYPES.get(self.recipe.dtype, entry.dtype) == entry.dtype:
             return Copy(name, entry)
         inputs = []
         for part, source, key in zip(self.parts, self.sources, self.keys, strict=True):
             known = source.shapes.get(name)
             if known is not None and known != self.shapes[name] and not (self.union and name in self.union.parameters):
-                what = "vocabularies differ: " if "embed" in name or "lm_head" in name else ""
+                of_tokens = name.endswith((*EMBEDDINGS, *HEADS)) and known[1:] == self.shapes[name][1:]
+                what = VOCABULARY if of_tokens else ""
                 owner = self.main.reference if self.main else "the first"
-                self.problems.append(
+                self.misfits.setdefault(source.reference, []).append(
                     f"{what}{name} is {list(known)} in {source.reference}, {list(self.shapes[name])} in {owner}"
+                )
+                continue
+            if known is None and source.kind == "model":
+                self.misfits.setdefault(source.reference, []).append(
+                    f"{name} is {source.entries[name].dtype} in {source.reference}, which can't be merged with "
+                    f"{entry.dtype if entry else 'floating-point numbers'}"
                 )
                 continue
             reader, is_delta = source.reader(name, shape)
@@ -127,7 +143,7 @@ class Builder:
             inputs.append(Input(part.name, reader, is_delta, _key(key, name)))
         if len(inputs) < len(self.sources):
             return None
-        base: Reader | None = Dense(self.base.entries[name]) if self.base is not None else None
+        base = self.base.reader(name, shape)[0] if self.base is not None else None
         if self.union is not None and self.base is not None and base is not None and name in self.union.parameters:
             base = self.union.reader(name, self.base, base, False)
         levels = [(name, (part.options, self.recipe.options)) for part in self.parts]
@@ -185,6 +201,10 @@ class Builder:
         return value
 
     def _dtype(self, name: str, entry: Entry | None) -> str:
+        dtype = self._dtype_of_inputs(name, entry)
+        return "F32" if dtype == "F64" else dtype
+
+    def _dtype_of_inputs(self, name: str, entry: Entry | None) -> str:
         if self.recipe.as_ == "vector":
             return "F32"
         if self.recipe.dtype != "auto":
@@ -232,8 +252,8 @@ class Builder:
         return Copy(name, entry, tuple(others))
 
     def _position(self, name: str) -> float:
-        layer = slices.layer_of(name)
-        return 0.0 if layer is None else layer / (self.depth - 1) if self.depth > 1 else 1.0
+        layer = self.decoder.layer(name)
+        return 0.0 if layer is None else layer / (self.decoder.depth - 1) if self.decoder.depth > 1 else 1.0
 
     def _open_extras(self, part: Part) -> dict[str, dict[str, Entry]]:
         entries: dict[str, dict[str, Entry]] = {}
@@ -255,7 +275,7 @@ class Builder:
                 if wanted is None or (entry is None and not required):
                     readers = []
                     break
-                if entry is None or entry.shape != wanted or entry.dtype not in FLOATS:
+                if entry is None or entry.shape != wanted or entry.dtype not in MERGED:
                     actual = "is missing" if entry is None else f"is {entry.dtype} {list(entry.shape)}"
                     self.problems.append(f"{extra} of {part.name}: {name} {actual}, {list(wanted)} is needed")
                     readers.append(Zero(wanted))
@@ -277,13 +297,16 @@ class Builder:
             self.problems.append("with slices, each model can be listed only once")
         if self.problems:
             return []
-        names = {reference: list(source.entries) for reference, source in models.items()}
-        self.problems += slices.problems_of_slices(
-            entries, {ref: slices.layers(parameter_names) for ref, parameter_names in names.items()}
-        )
+        stacks = {
+            reference: slices.Model(tuple(source.entries), decoder(source.config, source.entries))
+            for reference, source in models.items()
+        }
+        self.problems += slices.problems_of_slices(entries, stacks)
+        if self.main is not None:
+            self.problems += stacked_config(self.main.config, entries, self.main.reference)[1]
         if self.problems:
             return []
-        stacked = slices.stacked_tensors(entries, names)
+        stacked = slices.stacked_tensors(entries, stacks)
         jobs = [
             self._stacked_job(tensor, models[tensor.base] if tensor.base else self.base)
             for tensor in sorted(stacked, key=lambda tensor: tensor.name)
@@ -318,7 +341,7 @@ class Builder:
         if first is None or len(inputs) < least or (most is not None and len(inputs) > most):
             self.problems.append(f"{self.recipe.method} can't take the {len(inputs)} source(s) of {tensor.name}")
             return None
-        if first.dtype not in FLOATS:
+        if first.dtype not in MERGED:
             return Copy(tensor.name, first)
         base: Reader | None = None
         if under is not None:
@@ -327,7 +350,7 @@ class Builder:
             if base_entry is None or (base_entry.shape != first.shape and union is None):
                 self.problems.append(f"the base {under.reference} has no {name} with the shape of {tensor.name}")
                 return None
-            base = Dense(base_entry)
+            base = under.reader(name, base_entry.shape)[0]
             base = base if union is None else union.reader(name, under, base, False)
         shape = first.shape if union is None else (union.size, *first.shape[1:])
         return self._tensor(

@@ -6,6 +6,7 @@ import os.path
 from collections.abc import Mapping
 from pathlib import Path
 
+from merges.inputs import locations
 from merges.recipes.recipe import Part, Recipe
 from vectors.errors import ExpressionError
 from vectors.expression import Composition, Term, parse
@@ -44,7 +45,7 @@ def read(text: str, files: Mapping[str, str | Path], base: str | None) -> Recipe
     all names for which there is neither.
     """
     path = Path(text)
-    if text not in files and (_is_vector(path) or os.path.isfile(path / "adapter_config.json")):
+    if text not in files and (_is_vector(path) or locations.adapter(text) is not None):
         name = path.name.removesuffix(".safetensors") or "vector"
         return from_expression(Composition((Term("add", name),)), {name: text}, base)
     if path.suffix in SUFFIXES and "*" not in text and " " not in text:

@@ -10,6 +10,7 @@ from merges.engine.jobs import AHEAD, Job
 from merges.engine.method import MergeMethod
 from merges.engine.pool import Pool
 from merges.engine.tensor_task import CHUNK, GROUP, TensorTask
+from merges.inputs.alignment import align
 from merges.inputs.sources import Source, open_all
 from merges.recipes import vocabulary
 from merges.recipes.assembly import Builder
@@ -93,6 +94,8 @@ def plan(
     uses_base = base if needs_base or method.base == "optional" else None
     models = [s for s in sources if s.kind == "model"]
     main = base or (models[0] if models else None)
+    if main is not None and main.kind == "model":
+        align([*sources, *([base] if base is not None else [])], main)
     problems += _families(main, sources, base)
     if problems:
         unknown = main is None or (needs_base and base is None)

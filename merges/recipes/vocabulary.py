@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from merges.engine.readers import Array, Mean, Reader, Rows
-from merges.inputs.sources import HEADS, Source
+from merges.inputs.heads import HEADS
+from merges.inputs.sources import Source
 from merges.recipes.recipe import Tokenizer
 from vectors.errors import ModelError
 

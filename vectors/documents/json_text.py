@@ -82,6 +82,16 @@ def read(
         raise error(f"{path} is damaged: {problem}", hint) from problem
 
 
+def read_object(path: Path, error: type[SteerError], hint: str) -> dict[str, Any]:
+    """The object in a JSON file. Raises `error`, with `hint`, for a file that is damaged or holds anything else."""
+    value = read(path, error, hint)
+    if not isinstance(value, dict):
+        kinds = ((list, "a list"), (str, "a text"), (bool, "true or false"), (int | float, "a number"))
+        found = next((word for kind, word in kinds if isinstance(value, kind)), "null")
+        raise error(f"{path} is damaged: it holds {found}, not an object", hint)
+    return value
+
+
 def read_bounded(path: Path, largest: int) -> bytes:
     """The bytes of an ordinary file of at most `largest` bytes. Raises OSError, ValueError."""
     status = os.stat(path)

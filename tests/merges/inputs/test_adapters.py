@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from merges import api
-from merges.inputs import adapters
+from merges.inputs import low_rank
 from merges.recipes.recipe import Part, Recipe
 from vectors.errors import ModelError
 
@@ -26,13 +26,16 @@ def part(name: str, **options: Any) -> Part:
         ({}, 3.0),
         ({"use_rslora": True}, 6 / 2**0.5),
         ({"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"layers.1.self_attn.q_proj": 2}}, 0.5),
-        ({"fan_in_fan_out": True}, 3.0),
+        ({"fan_in_fan_out": True}, 3.0),  # as PEFT saved it for another layer; a Linear layer is never transposed
     ],
 )
 def test_an_adapter_is_a_delta(here: Path, config: dict[str, Any], scale: float) -> None:
     head = torch.randn(20, 8)
     tensors = folders.adapter(
-        here / "lora", config=config, extra={"base_model.model.lm_head.modules_to_save.weight": head}
+        here / "lora",
+        rank=4 if "rank_pattern" in config else 2,
+        config=config,
+        extra={"base_model.model.lm_head.modules_to_save.weight": head},
     )
     api.merge(Recipe("task_arithmetic", (part("lora", weight=0.5),), "base", dtype="float32"), "out")
     api.merge(Recipe("linear", (part("base+lora"),), dtype="float32"), "on")
@@ -41,7 +44,6 @@ def test_an_adapter_is_a_delta(here: Path, config: dict[str, Any], scale: float)
         tensors[f"base_model.model.{folders.ADAPTED}.lora_B.weight"].double()
         @ tensors[f"base_model.model.{folders.ADAPTED}.lora_A.weight"].double()
     )
-    delta = delta.T if config.get("fan_in_fan_out") else delta
     for name, before in base.items():
         change = delta if name == f"{folders.ADAPTED}.weight" else torch.zeros(()).double()
         if name == "lm_head.weight":
@@ -55,7 +57,7 @@ def test_bad_adapters_are_refused_with_every_problem(here: Path) -> None:
         here / "bad",
         config={"use_dora": True},
         extra={
-            "base_model.model.model.layers.7.mlp.up_proj.lora_A.weight": torch.ones(2, 8),
+            "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight": torch.ones(2, 8),
             "base_model.model.nothing.weight": torch.ones(3),
         },
     )
@@ -64,18 +66,18 @@ def test_bad_adapters_are_refused_with_every_problem(here: Path) -> None:
     found = "\n".join(caught.value.problems)
     for sentence in (
         "uses DoRA",
-        "only one factor of model.layers.7.mlp.up_proj",
+        "only one factor of model.layers.0.mlp.up_proj",
         "nothing.weight, which matches no parameter",
     ):
         assert sentence in found
 
 
 def test_factors_of_a_large_matrix_are_near_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapters, "SMALL", 100)
+    monkeypatch.setattr(low_rank, "SMALL", 100)
     draw = np.random.default_rng(0)
     matrix = (draw.standard_normal((260, 40)) * 0.9 ** np.arange(40)) @ draw.standard_normal((40, 220))
     matrix += 0.01 * draw.standard_normal(matrix.shape)
-    _, _, error = adapters.factors(matrix, 8)
+    _, _, error = low_rank.factors(matrix, 8)
     values = np.linalg.svd(matrix, compute_uv=False)
     assert error <= 1.01 * np.sqrt((values[8:] ** 2).sum() / (values**2).sum())
 

@@ -69,5 +69,5 @@ def test_slices_that_do_not_exist_are_refused(here: Path) -> None:
     ]
     with pytest.raises(ModelError) as caught:
         api.merge(parse({"method": "linear", "models": [{"model": "a"}, {"model": "b"}], "slices": slices}), "out")
-    assert "layers up to 8 of a, which has 3" in caught.value.problems[1] + caught.value.problems[0]
+    assert "layers up to 8 of a, whose decoder has 3" in caught.value.problems[1] + caught.value.problems[0]
     assert "different numbers of layers" in "".join(caught.value.problems)

@@ -1,0 +1,37 @@
+"""Inputs brought to the names and the head of the model that they are merged into, from headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from merges.inputs import heads, names
+from merges.inputs.sources import Source
+
+
+def align(sources: Sequence[Source], main: Source) -> None:
+    """Give each model the parameter names of `main`: those of another generation of transformers, and its head.
+
+    A head that one model has and another ties to its embedding is, for the latter, its embedding: then the result has
+    a head of its own.
+    """
+    models = [source for source in sources if source.kind == "model"]
+    for source in models:
+        _rename(source, main)
+    stored = {name for source in models for name in source.entries if heads.is_head(name)}
+    stored |= {name for s in sources if s.vector is not None for name in s.vector.parameters if heads.is_head(name)}
+    for head in stored:
+        for source in {id(s): s for s in [*models, main]}.values():
+            embedding = heads.embedding_of(source.entries)
+            if source.tied and embedding is not None and head not in source.entries:
+                source.entries = {**source.entries, head: source.entries[embedding]}
+
+
+def _rename(source: Source, main: Source) -> None:
+    lacking = set(main.entries) - set(source.entries)
+    extra = set(source.entries) - set(main.entries)
+    if source is main or not lacking or not extra:
+        return
+    theirs, ours = (names.skeleton(s.path, str((s.config.get("architectures") or [""])[0])) for s in (source, main))
+    found = names.matched(extra, theirs, lacking, ours)
+    if found:
+        source.take_names({old: new for new, old in found.items()})

@@ -1,0 +1,130 @@
+"""The weights of a model folder by their headers, and by name why a folder can't be merged as it is."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from merges.engine.floats import MERGED
+from vectors import references
+from vectors.documents.json_text import read_object
+from vectors.errors import ModelError, shortened
+from vectors.weights import Entry, entries_of
+
+_POINTER = b"version https://git-lfs"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_OTHERS = {"*.gguf": "GGUF", "*.h5": "TensorFlow", "*.msgpack": "Flax", "*.onnx": "ONNX", "*.npz": "NumPy"}
+# What quantisers call the tensors that they keep beside or instead of a weight.
+_QUANTISED = re.compile(
+    r"(qweight|qzeros|g_idx|weight_packed|weight_scale(_inv)?|weight_zero_point|input_scale|SCB|absmax|quant_map"
+    r"|nested_absmax|quant_state\..*|_blocks|_scales|weight_format)$"
+)
+
+
+def read(reference: str, folder: Path, config: Mapping[str, Any]) -> tuple[tuple[Path, ...], dict[str, Entry]]:
+    """The weight files of a model folder, and its parameters. Raises ModelError with every problem."""
+    files = tuple(references.weight_files(folder))
+    if not files:
+        raise _without_safetensors(reference, folder)
+    missing = [f"{reference} lacks its shard {file.name}" for file in files if not file.is_file()]
+    pointers = [file.name for file in files if file.is_file() and is_pointer(file)]
+    if pointers:
+        raise ModelError(
+            f"{shortened(pointers)} of {reference} {'is a pointer' if len(pointers) == 1 else 'are pointers'} of "
+            "Git LFS, not weights",
+            f"fetch the weights: git -C {folder} lfs pull",
+        )
+    if missing:
+        raise ModelError(missing, "fetch the model again")
+    entries = entries_of(files)
+    if not entries:
+        raise ModelError(f"{reference} holds no tensors", "fetch the model again")
+    _check_index(reference, folder, entries)
+    _require_plain(reference, config, entries)
+    return files, entries
+
+
+def is_pointer(file: Path) -> bool:
+    """Whether a file is a pointer of Git LFS in place of what it points to."""
+    with file.open("rb") as opened:
+        return opened.read(len(_POINTER)) == _POINTER
+
+
+def _without_safetensors(reference: str, folder: Path) -> ModelError:
+    files = [path.name for pattern in _PICKLES for path in folder.glob(pattern)]
+    pickled = sorted(name for name in files if name != "training_args.bin")
+    if pickled:
+        return ModelError(
+            f"{reference} has its weights in {shortened(pickled)}, which are pickles and may run code when they are "
+            "opened, and none as safetensors",
+            "use a revision with safetensors, or convert it where nothing is at stake: "
+            f"AutoModelForCausalLM.from_pretrained('{reference}', weights_only=True).save_pretrained('NEW')",
+        )
+    for pattern, name in _OTHERS.items():
+        if any(folder.glob(pattern)):
+            return ModelError(
+                f"{reference} has its weights as {name}, not as safetensors", "use the model that they were made of"
+            )
+    return ModelError(f"{reference} has no safetensors weights", "save the model as safetensors")
+
+
+def _check_index(reference: str, folder: Path, entries: Mapping[str, Entry]) -> None:
+    """Check that the shards hold the tensors that the index lists. Raises ModelError."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file() or (folder / "model.safetensors").is_file():
+        return
+    lacking: dict[str, list[str]] = {}
+    for name, file in read_object(index, ModelError, "fetch the model again")["weight_map"].items():
+        if name not in entries:
+            lacking.setdefault(str(file), []).append(name)
+    if lacking:
+        raise ModelError(
+            [f"{reference}: {file} lacks {shortened(sorted(names))}" for file, names in sorted(lacking.items())],
+            "fetch the model again",
+        )
+
+
+def quantiser(config: Mapping[str, Any]) -> str | None:
+    """The quantiser that a configuration names, with its kind; None if it names none."""
+    settings = config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config")
+    if not isinstance(settings, dict) or not settings:
+        return None
+    name = str(settings.get("quant_method") or "an unnamed quantiser")
+    if name == "bitsandbytes":
+        name += ", 4 bits" if settings.get("load_in_4bit") else ", 8 bits" if settings.get("load_in_8bit") else ""
+    elif settings.get("bits"):
+        name += f", {settings['bits']} bits"
+    return name
+
+
+def is_quantised(entries: Mapping[str, Entry]) -> bool:
+    """Whether tensors are those of a quantiser, by their names and dtypes."""
+    return any(_QUANTISED.search(name) for name in entries) or any(map(_packed, entries.values()))
+
+
+def _packed(entry: Entry) -> bool:
+    floating = entry.dtype[0] in "FC" and entry.dtype not in MERGED
+    return floating or (entry.dtype in ("I8", "U8") and len(entry.shape) > 1)
+
+
+def _require_plain(reference: str, config: Mapping[str, Any], entries: Mapping[str, Entry]) -> None:
+    """Raise ModelError, in one sentence, for weights that are quantised or cast to dtypes that can't be merged."""
+    if not is_quantised(entries):
+        return
+    by = quantiser(config)
+    kinds = Counter(entry.dtype for entry in entries.values() if entry.dtype not in MERGED)
+    if by is not None:
+        raise ModelError(
+            f"{reference} is quantised ({by}), and quantised weights can't be merged",
+            "use the model that was quantised, or load it with transformers, call model.dequantize(), and save that",
+        )
+    what = ", ".join(f"{count} as {dtype}" for dtype, count in kinds.most_common()) or "scales of a quantiser"
+    first = next(name for name, entry in sorted(entries.items()) if _packed(entry) or _QUANTISED.search(name))
+    raise ModelError(
+        f"{reference} holds tensors that can't be merged ({what}; the first is {first}), and does not say what "
+        "quantised them",
+        "use the model in float32, bfloat16 or float16",
+    )

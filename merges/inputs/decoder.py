@@ -1,0 +1,93 @@
+"""The layers of a model's text decoder, apart from those of vision and audio towers and of multi-token prediction."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from merges.inputs.heads import EMBEDDINGS
+
+_LAYER = re.compile(r"(?P<before>(?:.*?\.)??(?:layers|layer|h|blocks|block)\.)(?P<index>\d+)(?P<after>\..+)")
+_TOWER = re.compile(
+    r"(^|[._])(vision|visual|vit|image|audio|speech|mtp|nextn|draft|eagle|resampler|perceiver|projector|talker|code2wav)",
+)
+TEXTS = ("text_config", "llm_config", "language_config", "language_model_config", "thinker_config", "decoder")
+DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+
+class Decoder(NamedTuple):
+    """Where the layers of the text decoder are: the names of their parameters begin with `prefix` and a number.
+
+    Layers from `depth` on under the same prefix are those of multi-token prediction.
+    """
+
+    prefix: str  # "model.layers."; empty for a model without layers
+    depth: int
+    several: bool = False  # there are two stacks of layers, an encoder's and a decoder's, of which neither is the one
+
+    def split(self, name: str) -> tuple[int, str] | None:
+        """The layer of a parameter, from 0, and what follows in its name; None outside of the prefix."""
+        if not self.prefix or not name.startswith(self.prefix):
+            return None
+        index, _, after = name[len(self.prefix) :].partition(".")
+        return (int(index), "." + after) if index.isdigit() and after else None
+
+    def layer(self, name: str) -> int | None:
+        """The layer that a parameter belongs to, from 0 to `depth` - 1; None for all others."""
+        found = self.split(name)
+        return found[0] if found is not None and found[0] < self.depth else None
+
+
+def text_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a configuration that describes the text decoder; nested ones are followed."""
+    for key in TEXTS:
+        inner = config.get(key)
+        if isinstance(inner, dict) and (any(depth in inner for depth in DEPTHS) or text_settings(inner) is not inner):
+            return text_settings(inner)
+    return config
+
+
+def decoder(config: Mapping[str, Any], names: Iterable[str]) -> Decoder:
+    """Find the text decoder's layers, from the configuration and the names of the parameters.
+
+    Of several stacks of layers it is the one beside the token embedding; else the one that no tower's word names.
+    """
+    names = list(names)
+    stacks: dict[str, set[int]] = {}
+    for name in names:
+        match = _LAYER.fullmatch(name)
+        if match:
+            stacks.setdefault(match["before"], set()).add(int(match["index"]))
+    if not stacks:
+        return Decoder("", 0)
+    beside = {name.rpartition(".")[0].rpartition(".")[0] for name in names if name.endswith(EMBEDDINGS)}
+    plain = {prefix: found for prefix, found in stacks.items() if not _TOWER.search(prefix)} or stacks
+    near = {prefix: found for prefix, found in plain.items() if _parent(prefix) in beside}
+    chosen = near or plain
+    prefix = max(chosen, key=lambda prefix: (len(chosen[prefix]), prefix))
+    several = not near and len([p for p, found in plain.items() if len(found) > 1]) > 1
+    there = max(stacks[prefix]) + 1
+    settings = text_settings(config)
+    stated = next((settings[key] for key in DEPTHS if isinstance(settings.get(key), int)), there)
+    return Decoder(prefix, min(stated, there) if stated > 0 else there, several)
+
+
+def _parent(prefix: str) -> str:
+    """What holds a stack of layers: "model" for "model.layers."."""
+    return prefix.rstrip(".").rpartition(".")[0]
+
+
+def other_stacks(decoder_: Decoder, names: Iterable[str]) -> list[str]:
+    """The prefixes of the layers that are not the text decoder's, sorted; its own past `depth` with their numbers."""
+    found = set()
+    for name in names:
+        own = decoder_.split(name)
+        if own is not None:
+            if own[0] >= decoder_.depth:
+                found.add(f"{decoder_.prefix}{own[0]}")
+            continue
+        match = _LAYER.fullmatch(name)
+        if match:
+            found.add(match["before"].rstrip("."))
+    return sorted(found)
