@@ -3,13 +3,13 @@
 PYTHON ?= python3
 
 help:
-	@echo "make setup      make .venv with all that steer needs (the CPU torch, the packages of requirements.lock)"
-	@echo "make demo       watch a model change: extract a vector, judge it, try it"
+	@echo "make setup      make .venv with everything that steer needs (torch for CPUs, the packages of requirements.lock)"
+	@echo "make demo       extract a steering vector, validate it, try it, bake it, merge models, compare all results"
 	@echo "make test       run all tests; make test-fast leaves out the slow ones"
-	@echo "make hostile    the hostile trials, which take an hour and more: signals, processes at once"
+	@echo "make hostile    hours of trials: signals at random moments, and many processes at once"
 	@echo "make lint       ruff and mypy"
 	@echo "make docs       build the documentation into docs/_build"
-	@echo "make clean      remove everything that these made, .venv too"
+	@echo "make clean      remove everything that the other targets made, .venv too"
 
 setup:
 	@$(PYTHON) scripts/setup.py

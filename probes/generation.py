@@ -37,9 +37,9 @@ def generate(
 ) -> list[Completion]:
     """One completion of each prompt (ids), of at most `max_tokens` tokens, its end token included.
 
-    Temperature 0 is greedy. `names` (one for each prompt; by default its place) decide the random numbers of a
-    temperature above 0: rows with the same name draw the same ones. `stage` is what events
-    call the work. Raises ModelError when memory runs out.
+    Temperature 0 is greedy. Above 0, `names` (one for each prompt; by default its index) determine the random numbers:
+    rows with the same name draw the same ones. `stage` is the stage of the events. Raises ModelError when memory runs
+    out.
     """
     names = names or [str(index) for index in range(len(prompts))]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))

@@ -60,7 +60,7 @@ def try_strengths(
     """The completion of each prompt (rows) at each strength (columns), all in one batch.
 
     With `temperature` above 0 every strength of a prompt draws from the same random numbers, so that what differs is
-    the steering. Prompts are asked in the chat template by the rules of extraction (`probes.models.tokens.templated`).
+    the steering. Prompts are put into the chat template by the rules of extraction (`probes.models.tokens.templated`).
     Raises UsageError for a prompt beyond the context, ExampleError for prompts of which only some are rendered already.
     """
     ids = _prompt_ids(prompts, loaded.tokenizer, loaded.model.config, max_tokens)

@@ -19,8 +19,7 @@ _STAND_IN = "\x02completion\x03"  # control characters, which templates do not w
 class Tokens(NamedTuple):
     """One tokenised example: ids, the ascending positions whose activations are averaged, and origin (FILE:LINE).
 
-    Beside `Completion`, whose tokens are all those behind the prompt, since these may be any: the last one, one by
-    index, or all but the special ones, and some of an empty prompt.
+    Not a `Completion`, which is a prompt and all that follows it: here any positions may count, such as the last one.
     """
 
     ids: list[int]

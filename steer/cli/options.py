@@ -33,9 +33,11 @@ def command(name: str | None = None, *, summary: str, examples: str) -> Callable
     return wrap
 
 
-def subcommand(group: click.Group, name: str) -> Callable[[Callable[..., Any]], click.Command]:
-    """A command of a group such as `steer vectors`, with the common options."""
-    return lambda function: group.command(name, cls=Command, context_settings={"show_default": True})(common(function))
+def subcommand(group: click.Group, name: str, summary: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """A command of a group such as `steer vectors`, with the common options; `summary` is its line in the group."""
+    return lambda function: group.command(
+        name, cls=Command, short_help=summary, context_settings={"show_default": True}
+    )(common(function))
 
 
 def common(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -122,7 +122,7 @@ def _choose_injection(pending: PendingModel, layout: Layout, via: str) -> tuple[
         refusal = injection.refusal(pending, layout)
         if refusal is None:
             passed = ", ".join(f"not {other}, because {reason}" for other, reason in refusals.items())
-            return name, injection, passed or ("as asked" if via != "auto" else "the model has the slot")
+            return name, injection, passed or ("chosen by --via" if via != "auto" else "the model has the slot")
         refusals[name] = refusal
     problems = [f"no --via {name}: {reason}" for name, reason in refusals.items()]
     raise UsageError(["the addition can't be folded", *problems], INSTEAD)

@@ -109,7 +109,7 @@ def prove(
             proof["composition"] = divergence.difference(served, logits)._asdict()
         equal = _is_equal(against, unsteered, rounded)
         if scores is None:
-            proof["vllm"] = {"skipped": "not asked (--skip-vllm)" if vllm is False else "vLLM is not installed"}
+            proof["vllm"] = {"skipped": "left out by --skip-vllm" if vllm is False else "vLLM is not installed"}
         elif equal:
             on_event(Event("verifying in vLLM"))
             # With rounded weights, vLLM is compared with transformers on the same file, not with the steered model.

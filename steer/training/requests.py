@@ -90,36 +90,36 @@ def _optimisers() -> list[str]:
 class TrainingSettings:
     """The hyperparameters of a training run."""
 
-    steps: int = option(200, help="Optimiser steps to train for.", low=1, group="Training")
-    batch: int = option(8, help="Samples per batch, over all processes.", low=1, group="Training")
+    steps: int = option(200, help="The number of optimiser steps.", low=1, group="Training")
+    batch: int = option(8, help="The samples of a batch, over all processes.", low=1, group="Training")
     accumulate: int = option(
-        1, help="Batches whose gradients are accumulated for one optimiser step.", low=1, group="Training"
+        1, help="The number of batches whose gradients are accumulated for one optimiser step.", low=1, group="Training"
     )
     lr: float | None = option(
-        3e-4, help="Learning rate, or auto to try a short grid.", low=0, open_low=True, parse=parse_rate,
+        3e-4, help="The learning rate, or auto to try a few.", low=0, open_low=True, parse=parse_rate,
         default_text="3e-4", metavar="RATE|auto", group="Training",
     )  # fmt: skip
-    optimiser: str = option("adamw", help="Optimiser: {names}.", names=_optimisers, group="Training")
+    optimiser: str = option("adamw", help="The optimiser: {names}.", names=_optimisers, group="Training")
     options: Mapping[str, Any] = option(
-        {}, help="Set an option of the optimiser.", flag="--set", parse=read_assignments, metavar="NAME=VALUE",
-        group="Training",
+        {}, help="Set an option of the optimiser; --list-options lists them.", flag="--set", parse=read_assignments,
+        metavar="NAME=VALUE", group="Training",
     )  # fmt: skip
     weight_decay: float = option(
-        0.0, help="Decoupled weight decay, per unit of learning rate.", low=0, group="Training"
+        0.0, help="The decoupled weight decay, per unit of learning rate.", low=0, group="Training"
     )
     warmup: float = option(
-        0.1, help="Share of the steps with a rising learning rate.", low=0, high=0.999, group="Training"
+        0.1, help="The share of the steps with a rising learning rate.", low=0, high=0.999, group="Training"
     )
     schedule: str = option(
         "cosine",
-        help=f"Learning-rate schedule after the warm-up: {SCHEDULE_NAMES}.",
+        help=f"The learning-rate schedule after the warm-up: {SCHEDULE_NAMES}.",
         choices=SCHEDULES,
         metavar="NAME",
         group="Training",
     )
     clip: float = 1.0  # the largest norm of the gradient; 0 does not clip
     evaluate_every: int = option(
-        0, help="Steps between two evaluations on held-out samples, and two checkpoints.", low=0,
+        0, help="The number of steps between evaluations on held-out samples, and between checkpoints.", low=0,
         default_text="a sixth of all, at most 50", group="Training",
     )  # fmt: skip
     patience: int = option(
@@ -129,13 +129,11 @@ class TrainingSettings:
         False, help="Recompute activations in the backward pass, to save memory.", group="Training"
     )
     sharded: bool = option(
-        False, help="Under torchrun: shard weights, gradients and optimiser state over the processes.", flag="--fsdp",
+        False, help="Shard weights, gradients and optimiser state over the processes of torchrun.", flag="--fsdp",
         group="Training",
     )  # fmt: skip
-    report_to: str = option(
-        "none", help="Where curves are logged: none, tensorboard, wandb or trackio.", group="Training"
-    )
-    seed: int = option(0, help="Seed of all randomness.", group="Training")
+    report_to: str = option("none", help="Log the curves to tensorboard, wandb or trackio; or none.", group="Training")
+    seed: int = option(0, help="The random seed.", group="Training")
     beta: float = 0.1  # of preference training: how strongly the student is held to the base
 
     def identity(self) -> dict[str, Any]:
@@ -153,16 +151,18 @@ class AdapterSettings:
     """The LoRA adapter that is trained, or all weights."""
 
     preset: str = option(
-        "default", help="LoRA preset: all linear modules with rank 16, or the attention's with rank 32.",
+        "default", help="The LoRA preset: all linear modules with rank 16, or those of attention with rank 32.",
         choices=tuple(PRESETS), group="Adapter",
     )  # fmt: skip
-    lora_rank: int | None = option(None, help="LoRA rank.", low=1, default_text="16; attention: 32", group="Adapter")
+    lora_rank: int | None = option(
+        None, help="The rank of the adapter.", low=1, default_text="16; attention: 32", group="Adapter"
+    )
     lora_alpha: int | None = option(
-        None, help="LoRA alpha: updates are scaled by alpha / rank.", low=1, default_text="32; attention: 64",
-        group="Adapter",
+        None, help="The alpha of the adapter, whose update is scaled by alpha / rank.", low=1,
+        default_text="32; attention: 64", group="Adapter",
     )  # fmt: skip
     lora_targets: tuple[str, ...] | None = option(
-        None, help="Linear modules that get an adapter, such as q_proj,v_proj.", parse=parse_targets,
+        None, help="The linear modules that get an adapter, such as q_proj,v_proj.", parse=parse_targets,
         default_text="those of the preset", metavar="NAME,...", group="Adapter",
     )  # fmt: skip
     full: bool = option(False, help="Train all weights instead of an adapter.", group="Adapter")
@@ -183,21 +183,28 @@ class BakeRequest:
     model: str = option(
         "smollm2", help="A model folder, a hub id (org/name@revision), or the bundled smollm2.", complete="models"
     )
-    out: Path = option(help="The folder to make; a file with --as vector.", flag=("-o", "--out"))
-    as_: str = option("model", help="What to write.", choices=("model", "lora", "vector"))
+    out: Path = option(help="The folder to write; with --as vector, the .safetensors file.", flag=("-o", "--out"))
+    as_: str = option(
+        "model", help="Write a model folder, a LoRA adapter, or a task vector.", choices=("model", "lora", "vector")
+    )
     vectors: Mapping[str, Path] = option(
-        {}, help="The file that a name in the expression stands for.", flag="--vector", metavar="NAME=FILE"
+        {},
+        help="The vector file for a name in the expression; may be given several times.",
+        flag="--vector",
+        metavar="NAME=FILE",
     )
     any_base: bool = option(False, help="Allow vectors of other models of the same size.")
-    device: str = option("auto", help="Where to compute: auto, cpu, cuda, cuda:N or mps.")
-    threads: int | None = option(None, help="Threads that write the output.", low=1, default_text="one for each core")
+    device: str = option("auto", help="The device to compute on: auto, cpu, cuda, cuda:N or mps.")
+    threads: int | None = option(
+        None, help="The number of threads that write the output.", low=1, default_text="one for each core"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompositionRequest(BakeRequest):
     """The options of modes that bake a composition of vectors."""
 
-    composition: str | None = option(None, help="What to bake, such as 1.5*warm.", argument=True)
+    composition: str | None = option(None, help="The composition of vectors to bake, such as 1.5*warm.", argument=True)
     prompts: Path | None = option(
         None, help="Prompts, one per line: to distil on, or to prove a fold on.", group="Composition"
     )
@@ -226,7 +233,7 @@ class TrainingRequest(BakeRequest):
         "full", help="full trains through the prompts; frozen computes prompts once and trains on completions alone.",
         choices=("full", "frozen"), group="Training",
     )  # fmt: skip
-    dtype: str = option("auto", help="Number format of the weights: auto, float32, bfloat16 or float16.")
+    dtype: str = option("auto", help="The dtype to train and evaluate in: auto, float32, bfloat16 or float16.")
 
     @property
     def sampling(self) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Header(NamedTuple):
 
 
 class _Cursor:
-    """A place in the content that moves forward, and never beyond its end."""
+    """A position in the content that moves forward, and never beyond its end."""
 
     def __init__(self, content: np.ndarray, order: str) -> None:
         self.content, self.order, self.at, self.items = content, order, len(MAGIC), 0

@@ -15,7 +15,7 @@ def command() -> None:
     """List models, find their folders, show their properties."""
 
 
-@options.subcommand(command, "ls")
+@options.subcommand(command, "ls", "List the bundled model and the hub models in the cache.")
 def ls() -> None:
     """List the bundled model and the hub models in the cache."""
     from vectors import bundled, references
@@ -28,7 +28,7 @@ def ls() -> None:
     out.result({"models": rows}, lambda: out.table(["model", "state", "path"], cells, left=3))
 
 
-@options.subcommand(command, "path")
+@options.subcommand(command, "path", "Print the folder of a model, which is downloaded if it is missing.")
 @click.argument("model", help=options.MODEL, shell_complete=completion.models)
 def path(model: str) -> None:
     """Print the folder of a model; a missing model is prepared or downloaded."""
@@ -39,7 +39,7 @@ def path(model: str) -> None:
     out.result({"model": model, "path": folder}, lambda: out.line(folder))
 
 
-@options.subcommand(command, "show")
+@options.subcommand(command, "show", "Show a model's architecture, sizes, digest and licence.")
 @click.argument("model", help=options.MODEL, shell_complete=completion.models)
 def show(model: str) -> None:
     """Show a model's architecture, sizes, digest and licence."""

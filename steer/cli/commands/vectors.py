@@ -21,8 +21,8 @@ def command() -> None:
     """Show, convert, compare and plot steering vectors."""
 
 
-@options.subcommand(command, "show")
-@click.argument("file", type=options.File, help="A vector.", shell_complete=completion.vectors)
+@options.subcommand(command, "show", "Show a vector's origin, layers and validation.")
+@click.argument("file", type=options.File, help="The vector file.", shell_complete=completion.vectors)
 def show(file: Path) -> None:
     """Show a vector's origin, layers and validation; of a task vector, its base and the parameters it changes."""
     from vectors.steering import SteeringVector
@@ -104,8 +104,8 @@ def _show_task(file: Path) -> None:
     out.result(data, lambda: out.line("\n".join(f"{key:12} {value}" for key, value in lines if value)))
 
 
-@options.subcommand(command, "convert")
-@click.argument("file", type=options.File, help="A vector.", shell_complete=completion.vectors)
+@options.subcommand(command, "convert", "Write a vector in another format.")
+@click.argument("file", type=options.File, help="The vector file.", shell_complete=completion.vectors)
 @click.argument("target", metavar="OUT", type=options.File, help="The file to write.")
 @click.option(
     "--format",
@@ -119,7 +119,7 @@ def _show_task(file: Path) -> None:
 )
 @click.option(
     "--first-row", type=click.Choice(("embeddings", "block-0")),
-    help="What the first row of a .pt stack of rows by layer is; the file does not say it.",
+    help="What the first row of a .pt stack of rows by layer holds, which the file does not record.",
 )  # fmt: skip
 def convert(file: Path, target: Path, format_: str | None, layers: str | None, first_row: str | None) -> None:
     """Write a vector in another format: artifact, llama.cpp GGUF, or the `.pt` of other tools.
@@ -151,9 +151,9 @@ def convert(file: Path, target: Path, format_: str | None, layers: str | None, f
     out.result({"vector": str(target), "digest": digest}, lambda: out.line(f"wrote {target}  {digest}"))
 
 
-@options.subcommand(command, "compare")
-@click.argument("a", type=options.File, help="A vector.", shell_complete=completion.vectors)
-@click.argument("b", type=options.File, help="The vector to compare it with.", shell_complete=completion.vectors)
+@options.subcommand(command, "compare", "Show the cosine of two vectors and their norms, layer by layer.")
+@click.argument("a", type=options.File, help="The first vector file.", shell_complete=completion.vectors)
+@click.argument("b", type=options.File, help="The vector file to compare it with.", shell_complete=completion.vectors)
 def compare(a: Path, b: Path) -> None:
     """Show the cosine of two vectors and their norms, layer by layer."""
     from vectors.steering import SteeringVector
@@ -169,8 +169,8 @@ def compare(a: Path, b: Path) -> None:
     )
 
 
-@options.subcommand(command, "plot")
-@click.argument("file", type=options.File, help="A vector.", shell_complete=completion.vectors)
+@options.subcommand(command, "plot", "Plot how well each layer separates the classes.")
+@click.argument("file", type=options.File, help="The vector file.", shell_complete=completion.vectors)
 @click.option(
     "-o", "--out", "picture", type=options.File, help="The picture to write, .png or .svg.  [default: FILE with .png]"
 )

@@ -29,7 +29,9 @@ class ContrastRequest(ImitateRequest):
     """Training on a trait and on its opposite; the result is the difference."""
 
     against: Path | None = option(
-        None, help="Completions of the opposite; the difference of both trainings is written.", group="Data"
+        None,
+        help="Completions that show the opposite of --data; the difference of both trainings is written.",
+        group="Data",
     )
 
     def half(self, data: Path, out: Path) -> ImitateRequest:

@@ -32,8 +32,10 @@ class DistilRequest(TrainingRequest, CompositionRequest):
     teacher_prompt: str | None = option(
         None, help="Distil what the model does under this system prompt.", group="Distillation"
     )
-    tokens: int = option(48, help="Longest completion that is sampled, in tokens.", low=1, group="Distillation")
-    temperature: float = option(1.0, help="Sampling temperature of the completions.", low=0, group="Distillation")
+    tokens: int = option(48, help="The most tokens to sample per completion.", low=1, group="Distillation")
+    temperature: float = option(
+        1.0, help="The sampling temperature; 0 is greedy decoding.", low=0, group="Distillation"
+    )
 
     @property
     def sampling(self) -> dict[str, Any]:

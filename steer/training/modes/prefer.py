@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from steer.training.mode import Mode
 
 MODE = "train"
-SUMMARY = "on pairs of a preferred and another completion"
+SUMMARY = "on pairs of a preferred and a rejected completion"
 NEEDS = ("pairs",)
 
 
@@ -27,7 +27,9 @@ NEEDS = ("pairs",)
 class PreferRequest(TrainingRequest):
     """Preference optimisation (DPO) on pairs of completions."""
 
-    pairs: Path | None = option(None, help="Pairs of a preferred and another completion (DPO).", group="Data")
+    pairs: Path | None = option(
+        None, help="Pairs of a preferred and a rejected completion, for DPO (JSON lines).", group="Data"
+    )
 
 
 REQUEST = PreferRequest

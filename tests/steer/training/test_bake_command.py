@@ -42,7 +42,7 @@ def test_a_fold_prints_its_way_and_its_proof(here: Path, steer: Callable[..., Ou
     assert code == 0, err
     assert "mode fold: weights can express it exactly" in err
     assert "via bias, the bias of each block's last projection (the model has the slot)" in out
-    assert "vLLM: not asked (--skip-vllm)\nverdict: equal, on 12 held-out prompts\nwrote out" in out
+    assert "vLLM: left out by --skip-vllm\nverdict: equal, on 12 held-out prompts\nwrote out" in out
     code, out, err = steer("bake", "2*warm", *MODEL, "-o", "again", "--skip-vllm", "--json")
     found = json.loads(out)
     assert found["proof"]["verdict"] == "equal"
