@@ -19,13 +19,15 @@ def open_pair(base: str, finetuned: str) -> tuple[Source, Source]:
     """Open both models and check by their headers that they match. Raises ModelError with all problems."""
     opened: list[Source] = []
     problems: list[str] = []
+    hints: list[str] = []
     for reference in (base, finetuned):
         try:
             opened.append(open_source(reference))
         except SteerError as error:
             problems += error.problems
+            hints.append(error.hint)
     if problems:
-        raise ModelError(problems, "name two model folders or hub ids")
+        raise ModelError(problems, "; ".join(dict.fromkeys(hint for hint in hints if hint)))
     below, tuned = opened
     problems += [f"{s.reference} is a {s.kind}, not a model" for s in opened if s.kind != "model"]
     theirs, ours = tuned.config.get("architectures"), below.config.get("architectures")

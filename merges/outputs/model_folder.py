@@ -167,6 +167,8 @@ def side_files(plan: Plan, beside: Companions | None = None) -> dict[str, Conten
     )
     if plan.recipe.slices:
         config = stacked_config(config, plan.recipe.slices, main.reference)[0]
+    # Only plain weights are merged: what quantised the base is left from another copy of it.
+    config.pop("quantization_config", None)
     if main.tied and any(is_head(job.name) for job in plan.jobs):
         config = untied(config)
     if plan.vocabulary is not None:

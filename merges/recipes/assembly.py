@@ -15,7 +15,7 @@ from merges.engine.method import MergeMethod
 from merges.engine.pool import Pool
 from merges.engine.readers import Dense, Reader, Zero
 from merges.engine.tensor_task import Input, TensorTask
-from merges.inputs.decoder import decoder
+from merges.inputs.decoder import decoder, other_stacks
 from merges.inputs.heads import EMBEDDINGS, HEADS
 from merges.inputs.sources import Source
 from merges.recipes import slices, vocabulary
@@ -63,6 +63,17 @@ class Builder:
         if any(problem.startswith(VOCABULARY) for problem in self.problems):
             return "models with different vocabularies need a recipe with `tokenizer: {source: union}`"
         return "merge models that were fine-tuned from one base"
+
+    def notes(self) -> list[str]:
+        """What the user should know of a recipe that treats layers apart, where not all layers are the decoder's."""
+        others = other_stacks(self.decoder, self.shapes)
+        given = [self.recipe.options, *(part.options for part in self.parts)]
+        gradients = any(_is_gradient(value) for options in given for value in options.values())
+        if not others or not (self.recipe.slices or gradients):
+            return []
+        own = f"{self.decoder.prefix}0 to {self.decoder.depth - 1}"
+        how = "stay as they are" if self.recipe.slices else "take the first value of a gradient"
+        return [f"the layers of the text decoder are {own}; those of {shortened(others)} {how}"]
 
     def build(self) -> list[Job]:
         """A job for each tensor of the result, sorted by name; also fills `problems`."""
@@ -357,6 +368,14 @@ class Builder:
             tensor.name, shape=shape, inputs=inputs, base=base, entry=first, position=tensor.position, levels=levels,
             shared=(tensor.shared, self.recipe.options),
         )  # fmt: skip
+
+
+def _is_gradient(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return _is_gradient(value.get("value"))
+    return isinstance(value, list) and any(
+        _is_gradient(entry) if isinstance(entry, Mapping) else isinstance(entry, int | float) for entry in value
+    )
 
 
 def _keys(recipe: Recipe, sources: list[Source]) -> list[str]:

@@ -11,6 +11,7 @@ from merges.engine.method import MergeMethod
 from merges.engine.pool import Pool
 from merges.engine.tensor_task import CHUNK, GROUP, TensorTask
 from merges.inputs.alignment import align
+from merges.inputs.checkpoints import quantiser
 from merges.inputs.sources import Source, open_all
 from merges.recipes import vocabulary
 from merges.recipes.assembly import Builder
@@ -108,6 +109,9 @@ def plan(
             notes.append(
                 f"{source.reference} names {trained} as the model it was trained on; it is applied to {base_name}"
             )
+    stale = quantiser(main.config) if main is not None and main.kind == "model" else None
+    if stale is not None and main is not None:
+        notes.append(f"{main.reference} names a quantiser ({stale}) and has plain weights: the result names none")
     union = None
     if recipe.tokenizer is not None:
         assert main is not None
@@ -117,6 +121,7 @@ def plan(
     jobs = builder.build()
     if builder.problems:
         raise ModelError(builder.problems, builder.hint())
+    notes += builder.notes()
     need = _memory(jobs, pool.threads, torch_device)
     if need > memory and pool.threads > 1:
         fit = next((n for n in range(pool.threads, 0, -1) if _memory(jobs, n, torch_device) <= memory), 1)

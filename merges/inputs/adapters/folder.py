@@ -10,6 +10,7 @@ from merges.engine.readers import Reader
 from merges.inputs.adapters import changes, keys
 from merges.inputs.adapters.base import Base
 from merges.inputs.adapters.settings import MERGE_FIRST, Settings, problems_of_settings
+from merges.inputs.checkpoints import is_pointer
 from vectors.documents.json_text import read_object
 from vectors.errors import ArtifactError, SteerError
 from vectors.weights import Entry, read_header
@@ -76,6 +77,11 @@ def _entries(folder: Path) -> dict[str, Entry]:
                 "convert it where you trust it: PeftModel.from_pretrained(model, FOLDER).save_pretrained(NEW)",
             )
         raise ArtifactError(f"the adapter {folder} has no {WEIGHTS}", "save the adapter as safetensors")
+    if is_pointer(folder / WEIGHTS):
+        raise ArtifactError(
+            f"{WEIGHTS} of the adapter {folder} is a pointer of Git LFS, not weights",
+            f"fetch the weights: git -C {folder} lfs pull",
+        )
     try:
         return read_header(folder / WEIGHTS)[0]
     except SteerError as error:
