@@ -17,6 +17,7 @@ from probes.logits import completion_logits
 from probes.models.completions import Completion, completions_of
 from probes.models.loading import LoadedModel
 from probes.models.residual import context_length
+from probes.models.tokens import plain_ids
 from probes.scores import Measured, Score, divergence, likelihood, perplexity, score, target_divergence
 from probes.targets import Target
 from vectors.errors import UsageError
@@ -84,7 +85,7 @@ def contrast_of(
 def neutral_completions(loaded: LoadedModel, seed: int) -> list[Completion]:
     """Texts of other kinds than conversation, which the model itself continues."""
     openings = prompts.general(held_out=True)
-    ids = [list(loaded.tokenizer(text)["input_ids"]) for text in openings]
+    ids = plain_ids(openings, loaded.tokenizer)
     completions = generate(
         loaded.model, loaded.tokenizer, ids, max_tokens=NEUTRAL_TOKENS, temperature=1.0, seed=seed, names=openings
     )
@@ -142,6 +143,16 @@ def measure(
         for each, of_score in zip(scores, values, strict=True):
             of_score.append(each.score(measured))
     return [each.combine(of_score) for each, of_score in zip(scores, values, strict=True)]
+
+
+def counts(evaluated: EvaluationSet) -> dict[str, int]:
+    """The number of items behind each kind of figure: held-out samples, neutral texts, examples of a trait."""
+    return {
+        "held_out": len(evaluated.behaviour.completions),
+        "neutral": len(evaluated.neutral),
+        "positive": len(evaluated.contrast.positive),
+        "negative": len(evaluated.contrast.negative),
+    }
 
 
 def from_target(model: Any, behaviour: Behaviour, intervention: Intervention = no_intervention) -> float:

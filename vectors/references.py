@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import json
 import os
-import re
-import stat
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +49,6 @@ def resolve(reference: str) -> ModelSource:
                 f"the folder {reference} has no config.json, so it is not a model",
                 "name a folder that save_pretrained wrote",
             )
-        _require_ordinary_files(path)
         if path.resolve() == bundled.folder().resolve():
             return ModelSource(path, DEFAULT)
         return ModelSource(path)
@@ -67,21 +63,6 @@ def resolve(reference: str) -> ModelSource:
             f"use a folder, an id like org/name@revision, or {DEFAULT}",
         )
     return _from_hub(name, revision or None)
-
-
-_READ = re.compile(r".*\.(json|safetensors|model|jinja|tiktoken|py)|(vocab|merges)\.txt", re.DOTALL)
-
-
-def _require_ordinary_files(folder: Path) -> None:
-    """Refuse a model folder with a pipe or a device where files are read: reading it would wait for ever."""
-    problems = []
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        with contextlib.suppress(OSError):  # a link to nothing
-            mode = entry.stat().st_mode
-            if _READ.fullmatch(entry.name) and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-                problems.append(f"{entry.path} is a pipe, socket or device, not a file")
-    if problems:
-        raise ModelError(problems, "fetch the model again")
 
 
 def _from_hub(name: str, revision: str | None) -> ModelSource:

@@ -69,8 +69,6 @@ class Entry(NamedTuple):
 
 def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     """The tensors of a safetensors file by name, and its metadata. Raises ModelError for a file that is damaged."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise ModelError(f"{path} is no ordinary file", "name a safetensors file")  # a pipe would be waited for
     try:
         size = os.path.getsize(path)
         with path.open("rb") as file:

@@ -128,11 +128,7 @@ def companions_of(plan: Plan) -> Companions:
     main = plan.main
     assert main is not None
     beside = companions(main.path, main.files)
-    if plan.vocabulary is None:
-        return beside
-    for model in plan.vocabulary.models:  # their tokens go into the output too
-        companions(model.path)
-    if plan.vocabulary.main is main:
+    if plan.vocabulary is None or plan.vocabulary.main is main:
         return beside
     owner = plan.vocabulary.main
     other = companions(owner.path, owner.files)

@@ -82,9 +82,12 @@ def _balanced(groups: Sequence[int], half: int, count: int) -> tuple[Tensor, Ten
 
 
 def held_out_split(digests: Sequence[str], share: float = HELD_OUT_SHARE) -> tuple[list[int], list[int]]:
-    """The indices to train on and those to hold out: a share by digest, at least one and at most `HELD_OUT_MOST`."""
-    count = len(digests)
-    order = sorted(range(count), key=lambda i: digests[i])
+    """The indices to train on and those to hold out: a share by digest, at least one and at most `HELD_OUT_MOST`.
+
+    What is held out is not trained on in a copy either: of equal ones all are for training, or one is held out.
+    """
+    first = {digest: i for i, digest in reversed(list(enumerate(digests)))}
+    order, count = sorted(first), len(first)
     size = min(max(1, round(count * share)), HELD_OUT_MOST, count - 1)
-    held_out = set(order[:size])
-    return [i for i in range(count) if i not in held_out], sorted(held_out)
+    held_out = {*order[:size]}
+    return [i for i, digest in enumerate(digests) if digest not in held_out], sorted(first[each] for each in held_out)

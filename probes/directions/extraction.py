@@ -77,7 +77,7 @@ def extract(
     started = time.perf_counter()
     chosen = find_method(method)
     model = loaded.model
-    wanted, tokenised, note = planned or plan(
+    wanted, tokenised, note, warnings = planned or plan(
         contrast, loaded.tokenizer, model.config, layers=layers, which=which, truncate=truncate
     )
     both = [*contrast.positive, *contrast.negative]
@@ -141,7 +141,7 @@ def extract(
         token_counts,
         time.perf_counter() - started,
         (note,) if note else (),
-        (*contrast.warnings, *_warnings(counts, pooled)),
+        (*contrast.warnings, *warnings, *_warnings(counts, pooled)),
     )
 
 

@@ -6,18 +6,20 @@ from typing import Any, NamedTuple
 
 from probes.data.reading import Contrast
 from probes.models import residual, tokens
+from probes.models.templates import problems_of_rendering
 from probes.models.tokens import Tokens
-from vectors.errors import ModelError, SteerError, collecting, raise_together
+from vectors.errors import ExampleError, ModelError, SteerError, collecting, raise_together
 from vectors.steering import parse_layers, spans
 
 
 class Plan(NamedTuple):
     """What goes through the model: the layers, the tokens of the positive and then the negative examples, and how the
-    prompts are taken (a sentence, empty when there are none)."""
+    prompts are taken (a sentence, empty when there are none). `warnings` are sentences about the tokens."""
 
     layers: list[int]
     tokens: list[Tokens]
     note: str
+    warnings: tuple[str, ...] = ()
 
 
 def plan(
@@ -38,9 +40,34 @@ def plan(
         wanted = layers_of(layers, int(count))
     with collecting(errors):
         tokenised = tokens.tokenise(both, tokenizer, tokens.choose(which), longest=longest, truncate=truncate)
-        _, note = tokens.templated(both, tokenizer)
+        chat, note = tokens.templated(both, tokenizer)
+        lost = problems_of_rendering(both, tokenizer, chat)
+        warnings = (*lost, *equal_tokens(tokenised, contrast, lost))
     raise_together(errors)
-    return Plan(wanted, tokenised, note)
+    return Plan(wanted, tokenised, note, warnings)
+
+
+def equal_tokens(tokenised: list[Tokens], contrast: Contrast, reasons: list[str]) -> list[str]:
+    """A sentence about examples that are the same tokens in both classes.
+
+    Raises ExampleError where that leaves no contrast; `reasons` are what may have caused it.
+    """
+    positive, paired = len(contrast.positive), contrast.paired
+    texts = [(tuple(each.ids), tuple(each.counted)) for each in tokenised]
+    ones, others = texts[:positive], texts[positive:]
+    in_both = {*ones} & {*others}
+    pairs = zip(ones, others, strict=True) if paired else ()
+    same = sum(a == b for a, b in pairs) if paired else sum(text in in_both for text in ones)
+    if not same:
+        return []
+    figure = f"{same} of {positive} {'pairs' if paired else 'positive examples'}"
+    if {*ones} == {*others} or (paired and same == positive):
+        raise ExampleError(
+            [f"{figure} are the same tokens in both classes, so there is no contrast", *reasons],
+            "what tells the classes apart is not in what the model is given; put it into the completions",
+        )
+    # Examples whose texts are equal are named where the files are read.
+    return [] if contrast.warnings else [f"{figure} are the same tokens in both classes"]
 
 
 def layers_of(text: str, count: int) -> list[int]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from probes.data.examples import Example, Message
+from probes.models import templates
 from vectors.errors import ExampleError, ModelError, UsageError
 
 SHOWN = 5  # most examples that an error message names
@@ -50,7 +51,7 @@ def templated(examples: Sequence[Example], tokenizer: Any) -> tuple[bool, str]:
         return False, ""
     if not getattr(tokenizer, "chat_template", None):
         return False, "prompts are taken as plain text: the model has no chat template"
-    special = _special(tokenizer).values()
+    special = special_tokens(tokenizer).values()
     special_in = [(next((t for t in special if t in prompt), None), origin) for prompt, origin in prompts]
     rendered = [(token, origin) for token, origin in special_in if token is not None]
     if not rendered:
@@ -74,21 +75,51 @@ def rendered(prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     Raises ExampleError.
     """
     chat, _ = templated([Example("", prompt, origin=f"prompt {n}") for n, prompt in enumerate(prompts, 1)], tokenizer)
-    texts = [
-        tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
-        if chat
-        else prompt
-        for prompt in prompts
-    ]
-    return [
-        list(tokenizer(text, add_special_tokens=not chat and not _begun(text, tokenizer))["input_ids"])
-        for text in texts
-    ]
+    if not chat:
+        return plain_ids(prompts, tokenizer)
+    ids, problems = [], []
+    for number, prompt in enumerate(prompts, 1):
+        try:
+            text = templates.render((Message("user", prompt),), tokenizer, answer=True)
+        except ValueError as error:
+            problems.append(f"prompt {number}: {error}")
+            continue
+        if prompt.strip() not in text:
+            problems.append(f"prompt {number}: the model's chat template leaves out what the user says")
+        ids.append(list(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    if problems:
+        raise ExampleError(problems[:SHOWN], "use a model whose chat template writes user turns")
+    return ids
 
 
-def _begun(text: str, tokenizer: Any) -> bool:
-    """Whether a text begins with the BOS token, so that the tokenizer must not add it again."""
-    return bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+def plain_ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    """The token ids of texts that no template renders: begun as the model expects, and never ended."""
+    beginning = beginning_of(texts, tokenizer)
+    return [_begun(list(tokenizer(text, add_special_tokens=False)["input_ids"]), beginning) for text in texts]
+
+
+def beginning_of(texts: Sequence[str], tokenizer: Any) -> list[int]:
+    """The ids that belong in front of plain texts: what the tokenizer puts there, such as BOS.
+
+    What it puts behind a text (many tokenizers write an end token there) belongs to none: it would tell the model that
+    the text is over. Texts that are rendered in the chat template already begin as the template begins.
+    """
+    beginning = templates.beginning_of(tokenizer)
+    special = special_tokens(tokenizer).values()
+    is_rendered = getattr(tokenizer, "chat_template", None) and any(t in text for text in texts for t in special)
+    if beginning and is_rendered:
+        try:
+            conversation = templates.render((Message("user", "Hi"),), tokenizer)
+        except ValueError:
+            return beginning
+        ids = list(tokenizer(conversation, add_special_tokens=False)["input_ids"])
+        return beginning if ids[: len(beginning)] == beginning else []
+    return beginning
+
+
+def _begun(ids: list[int], beginning: list[int]) -> list[int]:
+    """The ids behind their beginning, which is not written twice."""
+    return ids if ids[: len(beginning)] == beginning else [*beginning, *ids]
 
 
 def tokenise(
@@ -110,7 +141,8 @@ def tokenise(
             "use a model with a tokenizer.json",
         )
     chat, _ = templated(examples, tokenizer)
-    special = _special(tokenizer)
+    beginning = beginning_of([e.context for e in examples if isinstance(e.context, str)], tokenizer)
+    special = special_tokens(tokenizer)
     tokenised: list[Tokens] = []
     problems: list[str] = []
     too_long: list[str] = []
@@ -120,9 +152,11 @@ def tokenise(
         except ValueError as error:
             problems.append(f"{example.origin}: {error}")
             continue
-        bare = not _is_chat(example, chat) and not _begun(text, tokenizer)  # a template writes BOS itself
-        encoded = tokenizer(text, add_special_tokens=bare, return_offsets_mapping=True, truncation=False)
-        ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, truncation=False)
+        ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
+        if not templates.turns_of(example, chat):  # a template writes BOS itself
+            ids = _begun(ids, beginning)
+            offsets = [(0, 0)] * (len(ids) - len(offsets)) + offsets
         if longest is not None and len(ids) > longest:
             too_long.append(f"{example.origin} ({len(ids)} tokens)")
             if not truncate:
@@ -146,7 +180,7 @@ def tokenise(
     return tokenised
 
 
-def _special(tokenizer: Any) -> dict[int, str]:
+def special_tokens(tokenizer: Any) -> dict[int, str]:
     """The special tokens by id: BOS, EOS and the like, and those only marked as special (Llama 3's headers)."""
     named = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
     return named | {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -161,21 +195,18 @@ def _select(counts: list[int], completion: list[int], which: str | int) -> list[
     return completion[index:][:1] if -len(completion) <= index < len(completion) else []
 
 
-def _is_chat(example: Example, chat: bool) -> bool:
-    return isinstance(example.context, tuple) or (isinstance(example.context, str) and chat)
-
-
 def _render(example: Example, tokenizer: Any, chat: bool) -> tuple[str, int, int]:
     """The text of an example, and the characters [start, stop) of its completion in it. Raises ValueError."""
-    if not _is_chat(example, chat):
+    turns = templates.turns_of(example, chat)
+    if not turns:
         before = example.context if isinstance(example.context, str) else ""
         return before + example.completion, len(before), len(before) + len(example.completion)
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError("messages need a chat template, and the model has none")
-    turns = example.context if isinstance(example.context, tuple) else (Message("user", str(example.context)),)
-    text = _template(tokenizer, turns, example.role, example.completion)
+    text = templates.render(turns, tokenizer)
     # A placeholder locates the completion, even if its words also occur elsewhere in the rendered text.
-    before, _, after = _template(tokenizer, turns, example.role, _STAND_IN).partition(_STAND_IN)
+    marked = templates.render((*turns[:-1], turns[-1]._replace(content=_STAND_IN)), tokenizer)
+    before, _, after = marked.partition(_STAND_IN)
     stop = len(text) - len(after)
     # Templates strip contents, on one side or on both.
     if (
@@ -185,13 +216,3 @@ def _render(example: Example, tokenizer: Any, chat: bool) -> tuple[str, int, int
     ):
         return text, len(before), stop
     raise ValueError("the chat template changes the text of the last message")
-
-
-def _template(tokenizer: Any, turns: Sequence[Message], role: str, content: str) -> str:
-    """A conversation whose last message is `content`, as the model's template writes it. Raises ValueError."""
-    messages = [turn._asdict() for turn in turns] + [{"role": role, "content": content}]
-    try:
-        text: str = tokenizer.apply_chat_template(messages, tokenize=False)
-    except Exception as error:  # a template is code of the model's author and may raise anything
-        raise ValueError(f"the chat template refuses the messages: {error}") from error
-    return text

@@ -13,7 +13,7 @@ from vectors.storage.files import write_atomically
 from vectors.storage.runs import record_of, record_path
 
 COLUMNS = {
-    "margin": ("trait margin", "nats per token: positive less negative examples, held out"),
+    "margin": ("trait margin", "nats per token: positive less negative examples, none of them trained on"),
     "kl_teacher": ("KL to the teacher", "nats per token, on the teacher's held-out responses"),
     "loss": ("loss", "nats per token, on the examples that were held out"),
     "kl_neutral": ("KL to the base", "nats per token, on neutral text"),
@@ -21,13 +21,23 @@ COLUMNS = {
 }
 
 
-def rows(models: Mapping[str, Mapping[str, float]]) -> tuple[list[str], list[list[str]]]:
-    """The comparison as a table: a header, and a row for each model."""
+def rows(
+    models: Mapping[str, Mapping[str, float]], counts: Mapping[str, int] | None = None
+) -> tuple[list[str], list[list[str]]]:
+    """The comparison as a table: a header, with the number of items that a figure is from, and a row for each model."""
     keys = [key for key in COLUMNS if any(key in figures for figures in models.values())]
-    header = ["", *(COLUMNS[key][0] for key in keys)]
+    header = ["", *(f"{COLUMNS[key][0]}{_items(key, counts or {})}" for key in keys)]
     return header, [
         [name, *(f"{figures[key]:.4f}" if key in figures else "-" for key in keys)] for name, figures in models.items()
     ]
+
+
+def _items(key: str, counts: Mapping[str, int]) -> str:
+    """The number of items behind the figures of a column, such as ` (n=6)`; empty where it is not recorded."""
+    if key == "margin" and "positive" in counts:
+        return f" (n={counts['positive']}+{counts['negative']})"
+    kind = "neutral" if key.endswith("neutral") else "held_out"
+    return f" (n={counts[kind]})" if kind in counts else ""
 
 
 def html(report: Mapping[str, Any], curve: str, record: str) -> str:
@@ -43,7 +53,7 @@ def html(report: Mapping[str, Any], curve: str, record: str) -> str:
     if "retention_without_mix" in report:
         facts["retention without replay data"] = f"{report['retention_without_mix']:.4f}"
     notes = page.notes([f"{name}: {note}" for key, (name, note) in COLUMNS.items() if key in measured])
-    body = f"{page.table(*rows(report['models']))}{notes}{curve}{page.facts(facts)}"
+    body = f"{page.table(*rows(report['models'], report.get('measured_on')))}{notes}{curve}{page.facts(facts)}"
     return page.page(f"{report['mode']}: {report['behaviour']}", body, record)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from merges.inputs.sources import Source, open_source
 from probes import evaluation_set
+from probes.data.examples import Example
+from probes.data.overlap import problems_of_overlap
 from probes.data.reading import read
 from probes.evaluation_set import Behaviour, Contrast, EvaluationSet, contrast_of, evaluate
 from probes.interventions import no_intervention
@@ -26,7 +28,7 @@ from steer.training.distributed import processes, sharding
 from steer.training.mode import Mode
 from steer.training.requests import TrainingRequest
 from steer.training.train_student import WITHOUT_REPLAY, Student, train_student
-from vectors.errors import SteerError, UsageError, collecting, raise_together
+from vectors.errors import ExampleError, SteerError, UsageError, collecting, raise_together
 from vectors.events import Event, OnEvent, ignore
 from vectors.registry.options import problems_of
 from vectors.storage.files import canonical_json, write_atomically
@@ -124,6 +126,8 @@ def job_of(request: TrainingRequest, mode: Mode) -> Job:
     problems = problems_of(request) + loop.problems_of_settings(settings)
     source = open_source(request.model)
     base = identity_of(source)
+    replayed: dict[str, Sequence[Example]] = {}
+    held_out: dict[str, Sequence[Example]] = {}
     with collecting(errors):
         result.require_output(request.as_, request.out, _size(source), full=request.adapter.full)
     if request.as_ == "model":
@@ -131,7 +135,8 @@ def job_of(request: TrainingRequest, mode: Mode) -> Job:
             model_folder.beside_weights(source)
     if request.replay.path is not None:
         with collecting(errors):
-            files.examples_of(request.replay.path, "--replay")
+            replay, _ = files.examples_of(request.replay.path, "--replay")
+            replayed[f"--replay {request.replay.path}"] = replay
             if files.file_digest(request.replay.path) in mode.inputs.values():
                 problems.append(
                     f"the replay data {request.replay.path} are the training data, so they preserve nothing"
@@ -140,7 +145,12 @@ def job_of(request: TrainingRequest, mode: Mode) -> Job:
         problems.append("--pos and --neg are evaluated together: give both")
     elif request.pos:
         with collecting(errors):
-            read(request.pos, request.neg)
+            contrast = read(request.pos, request.neg)
+            held_out = {f"--pos {request.pos}": contrast.positive, f"--neg {request.neg}": contrast.negative}
+    overlap = problems_of_overlap(mode.examples, replayed, held_out)
+    if overlap:
+        hint = "leave these examples out of one of the files; without --pos and --neg a part of the data is held out"
+        errors.append(ExampleError(overlap, hint))
     problems += processes.problems_of(settings.batch, request.context)
     problems += sharding.problems_of(
         settings.sharded, settings.optimiser, request.adapter.full, request.dtype, request.context
@@ -221,6 +231,7 @@ def report_of(facts: Mapping[str, Any], references: References, written: Written
     return {
         **{key: value for key, value in facts.items() if key != "seconds"},
         "models": {**references.figures, "baked": written.figures},
+        "measured_on": evaluation_set.counts(references.evaluation_set),
         "dose": evaluation_set.dose(references.base, references.teacher, written.figures),
         "retention": evaluation_set.retention(references.base, written.figures),
         "outputs": written.outputs,
@@ -236,9 +247,13 @@ def _facts(job: Job, made: Samples, trained: Student, retention: float | None) -
     return {
         "schema": 1, "mode": job.mode.name, "behaviour": job.mode.behaviour, "base": job.base,
         "inputs": identity["inputs"], "as": job.request.as_,
-        "settings": {**identity["settings"], **{name: identity[name] for name in names}},
+        "settings": {
+            **identity["settings"], "steps": job.request.settings.for_samples(len(made.train)).total_steps,
+            **{name: identity[name] for name in names},
+        },
         "samples": {**made.counts, "training": len(made.train), "held_out": len(made.held_out)},
         "extra": identity["extra"], "steps": trained.training.steps, "history": trained.training.history,
+        "best": {"step": trained.training.best_step, "held_out_loss": trained.training.best},
         "seconds": trained.training.seconds, **{key: value for key, value in optional.items() if value is not None},
     }  # fmt: skip
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from merges.recipes.recipe import Part
-from probes.evaluation_set import contrast_of, evaluate, evaluation_set, retention
+from probes.evaluation_set import contrast_of, counts, evaluate, evaluation_set, retention
 from probes.models.loading import load, open_model
 from steer.folding import model_folder
 from steer.reports import training as training_report
@@ -91,4 +91,9 @@ def _evaluated(request: TrainingRequest, folder: Path) -> dict[str, Any]:
     base = evaluate(loaded.model, evaluated)
     del loaded
     baked = evaluate(load(folder, request.device, request.dtype).model, evaluated)
-    return {"models": {"base": base, "baked": baked}, "dose": {}, "retention": retention(base, baked)}
+    return {
+        "models": {"base": base, "baked": baked},
+        "measured_on": counts(evaluated),
+        "dose": {},
+        "retention": retention(base, baked),
+    }

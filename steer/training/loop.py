@@ -32,11 +32,12 @@ STEADY = 10  # losses in that median
 
 
 class Trained(NamedTuple):
-    """How a run went: metrics by step, the steps done, the lowest held-out loss, and the seconds it took."""
+    """How a run went: metrics by step, the steps done, the lowest held-out loss and its step, and the seconds."""
 
     history: list[dict[str, float]]
     steps: int
     best: float
+    best_step: int
     seconds: float
 
 
@@ -68,7 +69,7 @@ def _rate(settings: TrainingSettings) -> float:
 
 def evaluation_interval(settings: TrainingSettings) -> int:
     """Steps between two evaluations on held-out samples, and two checkpoints."""
-    return settings.evaluate_every or max(1, min(50, settings.steps // 6))
+    return settings.evaluate_every or max(1, min(50, settings.total_steps // 6))
 
 
 class _Samples(Dataset[Sample]):
@@ -115,8 +116,8 @@ class BakeTrainer(Trainer):
 class _Monitor(TrainerCallback):
     """Records the history, reports progress, and stops at a loss that is not finite or jumps."""
 
-    def __init__(self, on_event: OnEvent) -> None:
-        self.on_event, self.history, self.failed = on_event, list[dict[str, float]](), ""
+    def __init__(self, on_event: OnEvent, held_out: int) -> None:
+        self.on_event, self.history, self.failed, self.held_out = on_event, list[dict[str, float]](), "", held_out
         self.losses: list[float] = []
 
     def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
@@ -136,6 +137,8 @@ class _Monitor(TrainerCallback):
             if self.failed:  # these weights must not become the checkpoint to resume from
                 control.should_training_stop, control.should_save = True, False
         metrics = {key: value for key, value in entry.items() if key != "step"}
+        if f"eval_{BEHAVIOUR}_loss" in metrics:
+            metrics["held_out_samples"] = self.held_out
         self.on_event(Event("training", state.global_step, state.max_steps, "step", metrics))
 
 
@@ -183,18 +186,19 @@ def train(
     folder, every, world_size = folders.checkpoints, evaluation_interval(settings), processes.count()
     held_out = {kind: _Samples([s for s in data.held_out if s.kind == kind]) for kind in (BEHAVIOUR, GENERAL)}
     held_out = {kind: samples for kind, samples in held_out.items() if len(samples)}
+    steps = settings.total_steps
     arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=settings.steps, per_device_train_batch_size=settings.batch // world_size,
+        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=settings.batch // world_size,
         per_device_eval_batch_size=settings.batch, gradient_accumulation_steps=settings.accumulate,
         learning_rate=_rate(settings), weight_decay=settings.weight_decay,
-        warmup_steps=int(settings.warmup * settings.steps), lr_scheduler_type=settings.schedule,
+        warmup_steps=int(settings.warmup * steps), lr_scheduler_type=settings.schedule,
         max_grad_norm=settings.clip, logging_strategy="steps", logging_steps=1, logging_nan_inf_filter=False,
         eval_strategy="steps", eval_steps=every, save_strategy="steps", save_steps=every, save_total_limit=2,
         load_best_model_at_end=True, metric_for_best_model=f"eval_{BEHAVIOUR}_loss", greater_is_better=False,
         remove_unused_columns=False, disable_tqdm=True,
         **sharding.trainer_arguments(model, settings.sharded, settings.checkpointing),
         restore_callback_states_from_checkpoint=True,
-        lr_scheduler_kwargs={"num_decay_steps": max(1, settings.steps // 5)} if settings.schedule == DECAYING else {},
+        lr_scheduler_kwargs={"num_decay_steps": max(1, steps // 5)} if settings.schedule == DECAYING else {},
         report_to="none" if settings.report_to == "tensorboard" else settings.report_to, run_name=folders.logs.name,
         project="steer", seed=child_seed(settings.seed, "train") % 2**31, dataloader_pin_memory=False,
         prediction_loss_only=True, label_names=[], log_level="error", log_level_replica="error",
@@ -204,7 +208,7 @@ def train(
     )  # fmt: skip
     # One device per process: with several the Trainer would use nn.DataParallel, which can't split our batches.
     arguments._n_gpu = min(arguments.n_gpu, 1)
-    monitor = _Monitor(on_event)
+    monitor = _Monitor(on_event, len(held_out.get(BEHAVIOUR, ())))
     if settings.report_to == "tensorboard":
         callbacks = [*callbacks, _tensorboard(folders.logs)]
     trainer = BakeTrainer(
@@ -232,6 +236,7 @@ def train(
         [entry for entry in monitor.history if len(entry) > 1],
         trainer.state.global_step,
         float(math.nan if best is None else best),
+        trainer.state.best_global_step or 0,
         time.monotonic() - started,
     )
 
@@ -243,7 +248,11 @@ def _final_state(checkpoint: str | None, settings: TrainingSettings) -> TrainerS
     state: TrainerState = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
     stopping = (state.stateful_callbacks or {}).get(EarlyStoppingCallback.__name__, {}).get("attributes", {})
     evaluations_without_progress = stopping.get("early_stopping_patience_counter", 0)
-    return state if state.global_step >= settings.steps or evaluations_without_progress >= settings.patience else None
+    return (
+        state
+        if state.global_step >= settings.total_steps or evaluations_without_progress >= settings.patience
+        else None
+    )
 
 
 def _tensorboard(folder: Path) -> TrainerCallback:
@@ -277,7 +286,7 @@ def sweep(train_at: Callable[[TrainingSettings, str], Trained], settings: Traini
     `train_at(settings, name)` trains a run of that name. Raises UsageError when training fails at every rate.
     """
     losses: dict[str, float] = {}
-    steps, every = max(4, settings.steps // 8), max(2, settings.steps // 16)
+    steps, every = max(4, settings.total_steps // 8), max(2, settings.total_steps // 16)
     for lr in GRID:
         short = dataclasses.replace(settings, lr=lr, steps=steps, evaluate_every=every, report_to="none")
         try:

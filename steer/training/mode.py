@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from probes.data.examples import Example
 from probes.models.loading import LoadedModel
 from steer.training.data.samples import Samples
 from steer.training.data.teachers import Teacher
@@ -21,4 +22,5 @@ class Mode(NamedTuple):
     prepare: Callable[[LoadedModel, Teacher | None, OnEvent], Samples]
     inputs: Mapping[str, Any]  # digests of the files that it reads, by name
     teacher: Callable[[LoadedModel], Teacher] | None = None
+    examples: Mapping[str, Sequence[Example]] = {}  # what it trains on, by file
     first_layer: int = 0  # the lowest layer that gets an adapter

@@ -52,13 +52,15 @@ def train_student(
     request: TrainingRequest, mode: Mode, loaded: LoadedModel, samples: Samples, folder: Path, on_event: OnEvent
 ) -> Student:
     """Train a student in `folder`, whose checkpoints it resumes from. Raises TrainingError, UsageError."""
-    settings, maker = request.settings, _Maker(request, mode, loaded)
+    settings = request.settings.for_samples(len(samples.train))
+    request = dataclasses.replace(request, settings=settings)
+    maker = _Maker(request, mode, loaded)
     run = _Run(request, mode, loaded, samples, on_event)
     rates = None
     if settings.lr is None:
         rates = _swept(run, maker, folder, on_event)
         settings = dataclasses.replace(settings, lr=float(min(rates, key=rates.__getitem__)))
-    on_event(Event(f"training at learning rate {settings.lr:g}"))
+    on_event(Event(f"training at learning rate {settings.lr:g}, {settings.total_steps} steps"))
     model = maker.make(copy=rates is not None)
     trained = run(model, settings, folder / "checkpoints", folder.name)
     if settings.sharded:

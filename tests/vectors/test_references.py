@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from vectors import bundled, references
 from vectors.errors import ModelError
 from vectors.references import ModelSource, identity, licence, resolve
-from vectors.weights import read_header
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -486,18 +484,3 @@ def test_a_folder_without_a_model_card_states_no_licence_and_the_bundled_model_h
     (folder / "README.md").unlink(missing_ok=True)
     assert licence(ModelSource(folder)) is None
     assert licence(ModelSource(folder, "smollm2")) == "apache-2.0"
-
-
-@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "vocab.txt", "model.safetensors", "code.py"])
-@pytest.mark.parametrize("kind", ["pipe", "device"])
-def test_a_pipe_or_device_in_the_place_of_a_file_is_refused_without_waiting(folder: Path, name: str, kind: str) -> None:
-    (folder / name).unlink(missing_ok=True)
-    os.mkfifo(folder / name) if kind == "pipe" else (folder / name).symlink_to("/dev/zero")
-    with pytest.raises(ModelError, match=r"is a pipe, socket or device|has no config\.json"):
-        resolve(str(folder))
-
-
-def test_the_header_of_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "adapter_model.safetensors")
-    with pytest.raises(ModelError, match=r"adapter_model\.safetensors is no ordinary file"):
-        read_header(tmp_path / "adapter_model.safetensors")

@@ -140,7 +140,7 @@ def _with_evaluations(on_event: OnEvent) -> OnEvent:
 
     def report(event: Event) -> None:
         formats = {
-            "eval_behaviour_loss": "held-out loss {:.4f}", "trait": "trait {:.2f}",
+            "eval_behaviour_loss": "held-out loss {:.4f}", "held_out_samples": "(n={:.0f})", "trait": "trait {:.2f}",
             "eval_general_loss": "KL to the base {:.4f}",
         }  # fmt: skip
         parts = [formats[name].format(event.metrics[name]) for name in formats if name in event.metrics]
@@ -169,8 +169,9 @@ def _print_fold(report: dict[str, Any], path: Path) -> None:
 def _print_trained(report: dict[str, Any], path: Path) -> None:
     from steer.reports.training import rows
 
-    header, body = rows(report["models"])
+    header, body = rows(report["models"], report.get("measured_on"))
     out.table(header, body, left=1)
+    _print_training(report)
     dose = ", ".join(f"{key} {value:.2f}" for key, value in report["dose"].items())
     out.line(f"\ndose      {dose}  (1 is the teacher)" if dose else "")
     without = report.get("retention_without_mix")
@@ -180,3 +181,20 @@ def _print_trained(report: dict[str, Any], path: Path) -> None:
         if name.endswith(".safetensors"):
             out.line(f"{name}  {digest}")
     out.line(f"wrote {path}")
+
+
+def _print_training(report: dict[str, Any]) -> None:
+    """Which weights were used, and the held-out loss of each training."""
+    for name, part in (report.get("reports") or {"": report}).items():
+        best, held_out = part.get("best"), part["measured_on"]["held_out"]
+        if not best or not held_out:
+            continue
+        before, after = (part["models"][model].get("loss") for model in ("base", "baked"))
+        of = f" of {part['behaviour']}" if name else ""
+        change = "" if before is None else f", {before:.4f} before training"
+        out.line(
+            f"held-out loss{of} {best['held_out_loss']:.4f} (n={held_out}){change}; "
+            f"the weights are those of step {best['step']} of {part['steps']}"
+        )
+        if before is not None and after is not None and after > before:
+            out.warn(f"the held-out loss{of} rose: train for fewer steps (--steps), or on more examples")

@@ -14,6 +14,7 @@ from probes.generation import generate
 from probes.models.completions import Completion, completions_of
 from probes.models.loading import LoadedModel
 from probes.models.residual import context_length
+from probes.models.tokens import plain_ids
 from steer.training.data import files, samples
 from steer.training.data.samples import GENERAL, Sample, Samples
 from steer.training.requests import REPLAY_TOKENS, Replay, TrainingRequest
@@ -34,6 +35,7 @@ def replay_samples(
     if replay.path is not None:
         examples, _ = files.examples_of(replay.path, "--replay")
         texts = completions_of(examples, loaded.tokenizer, context_length(loaded.model.config))
+        texts = list({tuple(text.ids): text for text in texts}.values())  # no copy of a held-out text is trained on
         texts = sorted(texts, key=lambda text: digest_json([seed, text.ids]))[: count + HELD_OUT]
         held_out, texts = texts[: min(HELD_OUT, len(texts) // 4)], texts[min(HELD_OUT, len(texts) // 4) :]
         # A short file is repeated, so that replay data have the requested share.
@@ -59,7 +61,7 @@ def with_replay(request: TrainingRequest, loaded: LoadedModel, made: Sequence[Sa
 def _continued(loaded: LoadedModel, openings: list[str], count: int, tokens: int, seed: int) -> list[Completion]:
     """Up to `count` continuations of the openings, in turn, by the model itself; empty ones are left out."""
     names = [f"{openings[i % len(openings)]} {i}" for i in range(count)]
-    ids = [list(loaded.tokenizer(openings[i % len(openings)])["input_ids"]) for i in range(count)]
+    ids = plain_ids([openings[i % len(openings)] for i in range(count)], loaded.tokenizer)
     completions = generate(
         loaded.model, loaded.tokenizer, ids, max_tokens=tokens, temperature=1.0, seed=seed, names=names
     )

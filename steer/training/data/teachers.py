@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from probes.data.examples import Example, Message
 from probes.evaluation_set import AsPrompted
 from probes.interventions import Intervention, no_intervention, steering
+from probes.models import templates
 from probes.models.completions import Completion
 from probes.models.tokens import rendered, templated
-from vectors.errors import UsageError
 from vectors.expression import Composition
 from vectors.steering import SteeringVector
 
@@ -47,17 +47,9 @@ def by_prompt(prompt: str) -> Teacher:
     def prompt_ids(user_prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
         if not getattr(tokenizer, "chat_template", None):
             return rendered([f"{prompt}\n\n{user_prompt}" for user_prompt in user_prompts], tokenizer)
-        ids = []
-        for user_prompt in user_prompts:
-            turns = [{"role": "system", "content": prompt}, {"role": "user", "content": user_prompt}]
-            try:
-                text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            except Exception as error:  # a template is code of the model's author and may raise anything
-                raise UsageError(
-                    f"the chat template refuses a system turn: {error}", "steer the teacher by a vector instead"
-                ) from error
-            ids.append(list(tokenizer(text, add_special_tokens=False)["input_ids"]))
-        return ids
+        turns = [(Message("user", user_prompt),) for user_prompt in user_prompts]
+        texts = [templates.with_system_turn(prompt, turn, tokenizer) for turn in turns]
+        return [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
 
     def as_prompted(examples: Sequence[Example], tokenizer: Any) -> list[Example] | None:
         chat, _ = templated(examples, tokenizer)

@@ -6,6 +6,7 @@ theta+ - theta- (Fierro and Roger 2025, arXiv:2511.05408) is a task vector, whic
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,7 @@ def run(request: ContrastRequest, *, on_event: OnEvent = ignore) -> dict[str, An
 
 def _halves(request: ContrastRequest) -> list[Half]:
     """Both trainings. Raises all problems of both files together."""
+    from probes.data.overlap import shared
     from steer.training import work
     from steer.training.bake import job_of
     from steer.training.difference import Half
@@ -76,6 +78,16 @@ def _halves(request: ContrastRequest) -> list[Half]:
         half = request.half(file, work.path_of(request.out) / f"{name}.safetensors")
         with collecting(errors):
             halves.append(Half(name, half, imitate.mode(half), weight))
+    if len(halves) == 2:
+        (trait,), (opposite,) = (half.mode.examples.values() for half in halves)
+        both = shared(trait, opposite)
+        if len(both) == len(trait):
+            errors.append(UsageError("--against holds every example of --data, so nothing is left", "give two files"))
+        elif both:
+            warnings.warn(
+                f"{len(both)} of the {len(trait)} examples of --data are in --against too, where they cancel out",
+                stacklevel=2,
+            )
     if errors and halves:
         with collecting(errors):
             job_of(request, halves[0].mode)

@@ -6,6 +6,7 @@ stored as targets, so only one copy of the model is in memory.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from steer.training.data.samples import Samples
     from steer.training.data.teachers import Teacher
     from steer.training.mode import Mode
+    from vectors.steering import SteeringVector
 
 MODE = "distil"
 SUMMARY = "from a steered or prompted teacher"
@@ -58,8 +60,10 @@ def mode(request: DistilRequest) -> Mode:
     from merges.inputs.sources import open_source
     from probes.data import prompts
     from probes.data.reading import read_prompts
+    from probes.models.loading import open_model
     from steer.folding.fold import require_fitting_vectors
     from steer.training.data import teacher_samples, teachers
+    from steer.training.data.files import file_digest
     from steer.training.mode import Mode
     from steer.training.objectives import divergence
     from vectors.resolve import compose
@@ -80,10 +84,18 @@ def mode(request: DistilRequest) -> Mode:
 
     if request.teacher_prompt is not None:
         text = request.teacher_prompt
+        teachers.by_prompt(text).prompt_ids(["Hi"], open_model(request.model).tokenizer)  # a template may leave it out
         return Mode("distil", text, divergence, prepare, inputs, teacher=lambda loaded: teachers.by_prompt(text))
     assert request.composition is not None
     composition, vectors = compose(request.composition, request.vectors, allow_strength=request.allow_strength)
     require_fitting_vectors(open_source(request.model), vectors, request.any_base)
+    extracted_from = {digest for vector in vectors.values() for digest in _data_digests(vector)}
+    seen = [str(file) for file in (request.pos, request.neg) if file and file_digest(file) in extracted_from]
+    if seen:
+        warnings.warn(
+            f"{' and '.join(seen)} made the vector too: the trait's margin on them is not held out of the extraction",
+            stacklevel=2,
+        )
     inputs |= {f"vector {name}": vector.digest for name, vector in vectors.items()}
 
     def teacher(loaded: LoadedModel) -> Teacher:
@@ -91,4 +103,11 @@ def mode(request: DistilRequest) -> Mode:
 
     # Layers below the lowest steered one compute the same in teacher and student, so they need no adapter.
     first = teachers.first_layer(composition, vectors)
-    return Mode("distil", str(composition), divergence, prepare, inputs, teacher, first)
+    return Mode("distil", str(composition), divergence, prepare, inputs, teacher, first_layer=first)
+
+
+def _data_digests(vector: SteeringVector) -> list[str]:
+    """The digests of the files that a vector was extracted from, as its metadata records them."""
+    data = vector.metadata.get("data")
+    digests = data.get("digests") if isinstance(data, dict) else None
+    return list(digests.values()) if isinstance(digests, dict) else []

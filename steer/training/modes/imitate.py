@@ -56,4 +56,11 @@ def mode(request: ImitateRequest) -> Mode:
         made = samples.hard_targets(completions_of(examples, loaded.tokenizer, context_length(loaded.model.config)))
         return with_replay(request, loaded, made, on_event)
 
-    return Mode("train", f"imitate {request.data.name}", divergence, prepare, {"data": digest})
+    return Mode(
+        "train",
+        f"imitate {request.data.name}",
+        divergence,
+        prepare,
+        {"data": digest},
+        examples={str(request.data): examples},
+    )

@@ -58,7 +58,14 @@ def mode(request: PreferRequest) -> Mode:
         made = [a._replace(other=b) for a, b in zip(preferred, other, strict=True)]
         return with_replay(request, loaded, made, on_event)
 
-    return Mode("train", f"prefer by {request.pairs.name}", preference, prepare, {"data": digest})
+    return Mode(
+        "train",
+        f"prefer by {request.pairs.name}",
+        preference,
+        prepare,
+        {"data": digest},
+        examples={str(request.pairs): [side for pair in pairs for side in pair]},
+    )
 
 
 def _with_likelihoods(loaded: LoadedModel, examples: list[Example]) -> list[Sample]:

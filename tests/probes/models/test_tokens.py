@@ -10,7 +10,11 @@ import pytest
 from tokenizers import AddedToken, pre_tokenizers, processors
 
 from probes.data.examples import Example, Message
-from probes.models.tokens import Tokens, choose, rendered, templated, tokenise
+from probes.data.reading import read
+from probes.directions.plan import plan
+from probes.models.completions import completions_of
+from probes.models.templates import problems_of_rendering, with_system_turn
+from probes.models.tokens import Tokens, choose, plain_ids, rendered, templated, tokenise
 from vectors.errors import ExampleError, ModelError, UsageError
 
 BOS_ID, START_ID, END_ID = 1, 3, 4
@@ -312,3 +316,106 @@ def test_the_pretokenizer_may_add_a_space() -> None:
     tokenizer = build(None)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     assert words(one(Example(" is warm", "The sea"), tokenizer=tokenizer)) == " is warm"
+
+
+# Beginnings and ends
+
+
+def build_ending(template: str | None = None) -> Any:
+    """The pico tokenizer, made to write <|eos|> behind every plain text too, as several tokenizers do."""
+    built = build(template)
+    built.backend_tokenizer.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=False),
+            processors.TemplateProcessing(
+                single=f"{pico.BOS} $A {pico.EOS}", special_tokens=[(pico.BOS, 1), (pico.EOS, 2)]
+            ),
+        ]
+    )
+    return built
+
+
+def test_no_plain_prompt_or_example_ends_in_an_end_token_that_only_the_tokenizer_writes() -> None:
+    tokenizer = build_ending()
+    assert tokenizer("Hi")["input_ids"][-1] == tokenizer.eos_token_id
+    assert [tokenizer.decode(ids) for ids in rendered(["Hi"], tokenizer)] == ["<|bos|>Hi"]
+    assert tokenizer.decode(one(Example(" there", "Hi"), tokenizer=tokenizer).ids) == "<|bos|>Hi there"
+    assert tokenizer.decode(one(Example("Hi there"), tokenizer=tokenizer).ids) == "<|bos|>Hi there"
+    assert [tokenizer.decode(ids) for ids in plain_ids(["Hi", "<|bos|>Hi"], tokenizer)] == ["<|bos|>Hi"] * 2
+
+
+def test_a_completion_that_is_trained_on_has_one_end_token() -> None:
+    for tokenizer in (build_ending(), build(None)):
+        for text in (" there", " there<|eos|>"):
+            (completion,) = completions_of([Example(text, "Hi")], tokenizer, None)
+            assert tokenizer.decode(completion.ids) == "<|bos|>Hi there<|eos|>"
+
+
+def test_the_end_that_a_template_writes_after_a_line_break_belongs_to_the_completion() -> None:
+    tokenizer = build(pico.CHAT_TEMPLATE.replace("{{ message['content'] }}<", "{{ message['content'] }}\n<"))
+    (completion,) = completions_of([Example("Hello", "Hi")], tokenizer, None)
+    assert tokenizer.decode(completion.completion_ids) == "Hello\n<|im_end|>"
+
+
+def test_rendered_prompts_begin_as_the_template_begins_a_conversation() -> None:
+    turn = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    bare = build(pico.CHAT_TEMPLATE.replace("{{ bos_token }}", ""))
+    assert [bare.decode(ids) for ids in rendered([turn, "<|bos|>" + turn], bare)] == [turn, "<|bos|>" + turn]
+    assert bare.decode(one(Example("Hello", turn), tokenizer=bare).ids) == turn + "Hello"
+
+
+# What a template leaves out
+
+DROPPING = pico.CHAT_TEMPLATE.replace(
+    "<|im_start|>{{", "{% if message['role'] != 'system' %}<|im_start|>{{", 1
+).replace("<|im_end|>\n", "<|im_end|>\n{% endif %}", 1)
+
+
+def test_a_system_turn_that_the_template_drops_is_named_with_figures() -> None:
+    turns = (Message("system", "Be kind."), Message("user", "Be kind. Hi"))
+    examples = [Example("Hello", turns, origin="f:1"), Example("Hello", turns[1:], origin="f:2")]
+    (found,) = problems_of_rendering(examples, build(DROPPING), True)
+    assert found == (
+        "the model's chat template leaves out what the system says, in 1 of 2 conversations (the first: f:1)"
+    )
+    assert problems_of_rendering(examples, BEGINS, True) == []
+    with pytest.warns(UserWarning, match="leaves out what the system says, in 1 of 2"):
+        completions_of(examples, build(DROPPING), None)
+
+
+def test_a_turn_whose_text_the_template_changes_is_named_too() -> None:
+    thoughtless = build(pico.CHAT_TEMPLATE.replace("message['content']", "message['content'].split('</think>')[-1]"))
+    turns = (Message("user", "Hi"), Message("assistant", "<think>hm</think>Hello"), Message("user", "Bye"))
+    (found,) = problems_of_rendering([Example("Bye", turns)], thoughtless, True)
+    assert "what the assistant says, in 1 of 1 conversations" in found
+
+
+def test_a_teachers_prompt_that_the_template_drops_is_refused() -> None:
+    assert "Be kind" in with_system_turn("Be kind.", (Message("user", "Hi"),), BEGINS)
+    with pytest.raises(
+        UsageError, match="leaves out the system turn: the 8 characters of the prompt would change nothing"
+    ):
+        with_system_turn("Be kind.", (Message("user", "Be kind."),), build(DROPPING))
+
+
+def test_prompts_that_the_template_refuses_or_drops_are_named() -> None:
+    strict = build("{{ raise_exception('no users') }}")
+    with pytest.raises(ExampleError, match="prompt 1: the chat template refuses the messages: no users"):
+        rendered(["Hi"], strict)
+    with pytest.raises(ExampleError, match="prompt 1: the model's chat template leaves out what the user says"):
+        rendered(["Hi"], build("<|im_start|>assistant\n"))
+
+
+def test_classes_that_differ_in_a_dropped_turn_alone_are_no_contrast() -> None:
+    lines = [
+        [{"messages": [{"role": "system", "content": mood}, {"role": "user", "content": str(n)},
+                       {"role": "assistant", "content": "Hello"}]} for n in range(3)]
+        for mood in ("Be kind.", "Be cold.")
+    ]  # fmt: skip
+    contrast = read(*lines)  # type: ignore[arg-type]
+    config = pico.config("llama")
+    assert plan(contrast, BEGINS, config, truncate=False).warnings == ()
+    with pytest.raises(ExampleError) as caught:
+        plan(contrast, build(DROPPING), config, truncate=False)
+    assert caught.value.problems[0].startswith("3 of 3 positive examples are the same tokens in both classes")
+    assert "leaves out what the system says, in 6 of 6 conversations" in caught.value.problems[1]

@@ -41,11 +41,20 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    place = tmp_path_factory.mktemp("texts")
+    return _two_classes(tmp_path_factory.mktemp("texts"), "?")
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """As `texts`, but none of the same examples."""
+    return _two_classes(tmp_path_factory.mktemp("held-out"), "!")
+
+
+def _two_classes(place: Path, end: str) -> tuple[Path, Path]:
     sides = []
     for name, word in (("warm", " the warm and"), ("cold", " the cold no")):
         file = place / f"{name}.jsonl"
-        lines = [{"prompt": f"{a} {b}?", "completion": f"{word} {b}{word}"} for a in WORDS[:5] for b in WORDS[5:]]
+        lines = [{"prompt": f"{a} {b}{end}", "completion": f"{word} {b}{word}"} for a in WORDS[:5] for b in WORDS[5:]]
         file.write_text("\n".join(map(json.dumps, lines)))
         sides.append(file)
     return sides[0], sides[1]

@@ -23,11 +23,11 @@ from vectors.steering import SteeringVector
 
 
 def test_a_frozen_context_trains_completions_alone(
-    folder: Path, texts: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, texts: tuple[Path, Path], held_out: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = imitating(
         texts[0], folder, tmp_path / "out", context="frozen", settings={"steps": 40, "evaluate_every": 8},
-        replay=NO_REPLAY, pos=texts[0], neg=texts[1],
+        replay=NO_REPLAY, pos=held_out[0], neg=held_out[1],
     )  # fmt: skip
     report = bake(made)
     assert report["models"]["baked"]["margin"] > report["models"]["base"]["margin"] + 0.3
@@ -44,9 +44,11 @@ def test_the_frozen_pass_gives_the_logits_of_the_whole_pass(folder: Path) -> Non
 
 
 @pytest.mark.parametrize("optimiser", ["apollo", "muon"])
-def test_all_weights_can_be_trained(optimiser: str, folder: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
+def test_all_weights_can_be_trained(
+    optimiser: str, folder: Path, texts: tuple[Path, Path], held_out: tuple[Path, Path], tmp_path: Path
+) -> None:
     made = imitating(texts[0], folder, tmp_path / "out", adapter=AdapterSettings(full=True), replay=NO_REPLAY,
-        settings={"steps": 20, "lr": 3e-3, "optimiser": optimiser}, pos=texts[0], neg=texts[1],
+        settings={"steps": 20, "lr": 3e-3, "optimiser": optimiser}, pos=held_out[0], neg=held_out[1],
     )  # fmt: skip
     report = bake(made)
     assert report["models"]["baked"]["margin"] > report["models"]["base"]["margin"] + 0.1
