@@ -31,6 +31,7 @@ KEYS = (
     "slices",
     "tokenizer",
     "chat_template",
+    "allow_config",
     "required",
 )
 # Keys of our recipes and of mergekit's whose values are names, which stay text: a folder may be called 1e3.
@@ -95,8 +96,10 @@ def parse(value: Any, where: str = "the recipe") -> Recipe:
     for key in ("method", "base", "scope", "dtype", "as", "chat_template"):
         if value.get(key) is not None and not isinstance(value[key], str):
             problems.append(f"{where}: {key} is {value[key]!r}, not text")
-    if not isinstance(value.get("required") or [], list):
-        problems.append(f"{where}: required is {value['required']!r}, not a list of options")
+    for key in ("allow_config", "required"):
+        listed = value.get(key) or []
+        if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
+            problems.append(f"{where}: {key} is {listed!r}, not a list of names")
     seed = numbers.number(value.get("seed", 0))
     if isinstance(seed, bool) or not isinstance(seed, int):
         problems.append(f"{where}: seed is {value['seed']!r}, not a whole number")
@@ -124,6 +127,7 @@ def parse(value: Any, where: str = "the recipe") -> Recipe:
         tuple(_slice(entry, read) for entry in slices),
         _tokenizer(value["tokenizer"]) if value.get("tokenizer") else None,
         value.get("chat_template"),
+        tuple(value.get("allow_config") or ()),
         tuple(value.get("required") or ()),
         tuple(notes),
     )
