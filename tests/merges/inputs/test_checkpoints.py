@@ -144,6 +144,7 @@ def test_a_pickled_adapter_is_refused_unopened(here: Path) -> None:
             "compressed-tensors",
         ),
         (None, lambda w: {"": w.to(torch.float8_e4m3fn)}, "as F8_E4M3; the first is model.layers.0.mlp.up_proj.weight"),
+        ({"quant_method": "quip"}, lambda w: {".codes": w.to(torch.int64)}, "quip"),
         (None, lambda w: {"": w.to(torch.int8)}, "as I8; the first is model.layers.0.mlp.up_proj.weight"),
     ],
 )
@@ -167,6 +168,18 @@ def test_quantised_weights_are_one_sentence_that_names_the_quantiser(
         assert len(error.problems) == 1
     with pytest.raises(SteerError, match=r"quantised|can't be merged"):
         api.diff("base", "a", "v.safetensors")
+
+
+def test_buffers_of_integers_and_odd_names_are_no_quantiser(here: Path) -> None:
+    extra = {
+        "model.layers.0.self_attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.uint8),
+        "model.position_ids": torch.arange(4).reshape(1, 4),
+        "model.layers.0.layer_scales": torch.ones(8, dtype=torch.bfloat16),
+    }
+    for name in ("base", "a"):
+        rewritten(here / name, folders.read(here / name) | extra)
+    api.merge(linear("base", "a"), "out")
+    assert extra.keys() <= folders.read(here / "out").keys()
 
 
 def test_plain_weights_beside_the_name_of_a_quantiser_are_merged_and_the_name_is_left_out(here: Path) -> None:

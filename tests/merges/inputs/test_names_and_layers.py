@@ -17,7 +17,7 @@ from merges.recipes.document import parse
 from merges.recipes.plan import plan
 from merges.recipes.recipe import Part, Recipe, Slice, SliceSource
 from merges.recipes.stacked_config import stacked_config
-from vectors.errors import ModelError
+from vectors.errors import ModelError, SteerError
 
 SIZES = {
     "num_hidden_layers": 4, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2,
@@ -79,7 +79,8 @@ def test_an_adapter_for_the_names_in_memory_is_put_on_names_of_files(gemma: Path
     from transformers import AutoModelForImageTextToText
 
     model = AutoModelForImageTextToText.from_pretrained(gemma / "base")
-    config = peft.LoraConfig(r=2, target_modules=r".*language_model.*\.(q_proj|down_proj)|.*vision.*layers\.5.*fc1")
+    targets = r".*language_model.*\.(q_proj|down_proj)|.*vision.*layers\.5.*fc1|.*patch_embedding"  # a convolution too
+    config = peft.LoraConfig(r=2, target_modules=targets)
     adapted = peft.get_peft_model(model, config)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
@@ -92,6 +93,16 @@ def test_an_adapter_for_the_names_in_memory_is_put_on_names_of_files(gemma: Path
     assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(actual[name], tensor)
+
+
+def test_an_adapter_of_a_tower_is_not_put_on_the_decoder(here: Path) -> None:
+    tensors = {n.removeprefix("model."): t for n, t in folders.weights(0).items() if n.startswith("model.layers")}
+    folders.write(here / "text", tensors)
+    module = "base_model.model.audio_tower.layers.1.self_attn.q_proj"
+    factors = {f"{module}.lora_A.weight": torch.ones(2, 8), f"{module}.lora_B.weight": torch.ones(8, 2)}
+    folders.adapter(here / "lora", config={"target_modules": ["q_proj"]}, extra=factors)
+    with pytest.raises(SteerError, match=r"changes audio_tower.layers.1.self_attn.q_proj, which the base lacks"):
+        api.apply("text", "lora", "out")
 
 
 def test_an_adapter_of_a_difference_is_found_by_peft_in_every_tower(gemma: Path, tmp_path: Path) -> None:
