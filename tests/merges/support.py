@@ -27,25 +27,30 @@ def tables() -> str:
     against_peft, *_ = map(importlib.import_module, MODULES)
     settings = against_peft.settings
     types = sorted(kind.value for kind in against_peft.peft.PeftType)
+    merged, refused = ([what for what, *_ in rows] for rows in (against_peft.MERGED_BY_BOTH, against_peft.REFUSED))
+    others = [f"`{kind}`" for kind in types if kind not in settings.APPLIED_TYPES]
     adapters = [
-        *((what, "applied", "test_lora_gives_what_peft_gives") for what, *_ in against_peft.MERGED_BY_BOTH),
-        *((f"type `{kind}`", "applied", "test_other_types_give_what_peft_gives") for kind in settings.APPLIED_TYPES[1:]),
-        *((what, "refused", "test_lora_that_is_no_plain_delta_is_refused_by_name") for what, *_ in against_peft.REFUSED),
-        *(
-            (f"initialisation {name}", "refused", "test_every_initialisation_that_changes_the_base_is_named")
-            for name in settings.OF_BASE.values()
+        ("LoRA: " + "; ".join(merged), "applied", "test_lora_gives_what_peft_gives"),
+        ("LoRA: initialisation EVA", "applied", "test_an_adapter_initialised_by_eva_gives_what_peft_gives"),
+        (
+            "types " + ", ".join(f"`{kind}`" for kind in settings.APPLIED_TYPES[1:]), "applied",
+            "test_other_types_give_what_peft_gives",
         ),
-        *(
-            (f"`{field}`: {reason}", "refused", "test_every_refused_field_is_named_with_its_reason")
-            for field, reason in settings.REFUSED.items()
+        ("LoRA: " + "; ".join(refused), "refused", "test_lora_that_is_no_plain_delta_is_refused_by_name"),
+        (
+            "LoRA initialised by " + ", ".join(settings.OF_BASE.values()), "refused",
+            "test_every_initialisation_that_changes_the_base_is_named",
         ),
         (
-            "types " + ", ".join(f"`{kind}`" for kind in types if kind not in settings.APPLIED_TYPES),
-            "refused", "test_every_type_of_peft_is_applied_or_refused_by_its_name",
+            "LoRA with " + "; ".join(f"`{field}` ({reason})" for field, reason in settings.REFUSED.items()), "refused",
+            "test_every_refused_field_is_named_with_its_reason",
         ),
+        ("types " + ", ".join(others), "refused", "test_every_type_of_peft_is_applied_or_refused_by_its_name"),
     ]  # fmt: skip
     rows = [(what, outcome, f"test_against_peft::{test}") for what, outcome, test in adapters]
-    shown = {part: [(w, *rest) for (p, w), rest in _SHOWN.items() if p == part] for part in ("adapters", "checkpoints")}
+    # In the order of the modules, whichever was imported first; within one, as they are written.
+    marks = sorted(_SHOWN.items(), key=lambda item: MODULES.index(item[1][1].partition("::")[0]))
+    shown = {part: [(what, *rest) for (p, what), rest in marks if p == part] for part in ("adapters", "checkpoints")}
     return "\n".join([_table("adapter", rows + shown["adapters"]), "", _table("checkpoint", shown["checkpoints"])])
 
 

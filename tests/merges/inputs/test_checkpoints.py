@@ -127,7 +127,11 @@ def test_a_pickled_adapter_is_refused_unopened(here: Path) -> None:
     assert not (here / "exploded").exists()
 
 
-@shows("checkpoints", "quantised (bitsandbytes, GPTQ, AWQ, FP8, compressed-tensors and others), or cast to 8 bits", "refused, naming the quantiser")
+@shows(
+    "checkpoints",
+    "quantised (bitsandbytes, GPTQ, AWQ, FP8, compressed-tensors and others), or cast to 8 bits",
+    "refused, naming the quantiser",
+)
 @pytest.mark.parametrize(
     ("settings", "make", "said"),
     [

@@ -148,7 +148,9 @@ def test_slices_stack_the_decoder_and_leave_the_vision_tower(gemma: Path, tmp_pa
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
 
-@shows("checkpoints", "gradients over a vision-language model", "over the decoder's layers; towers take the first value")
+@shows(
+    "checkpoints", "gradients over a vision-language model", "over the decoder's layers; towers take the first value"
+)
 def test_a_gradient_runs_over_the_layers_of_the_decoder(gemma: Path, tmp_path: Path) -> None:
     part = Part(str(gemma / "tuned"), "tuned", {"weight": [0.0, 1.0]})
     api.merge(Recipe("task_arithmetic", (part,), str(gemma / "base"), dtype="float32"), tmp_path / "out")
@@ -243,7 +245,11 @@ def test_what_a_configuration_says_of_each_layer_follows_the_layers(
     assert nested["text_config"] | expected == nested["text_config"]
 
 
-@shows("checkpoints", "a stack in which a layer would become one of another kind (dense, experts)", "refused with the setting")
+@shows(
+    "checkpoints",
+    "a stack in which a layer would become one of another kind (dense, experts)",
+    "refused with the setting",
+)
 @pytest.mark.parametrize(
     "config",
     [{"first_k_dense_replace": 1}, {"decoder_sparse_step": 2, "num_experts": 8}, {"no_rope_layer_interval": 4}],
