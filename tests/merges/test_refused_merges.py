@@ -9,6 +9,7 @@ from typing import Any
 import folders
 import pytest
 import torch
+from folders import recipe
 
 from merges import api
 from merges.api import diff
@@ -16,15 +17,6 @@ from merges.recipes.document import parse
 from merges.recipes.recipe import Part, Recipe
 from vectors.errors import ArtifactError, ModelError, OutputError, SteerError, UsageError
 from vectors.task import TaskVector
-
-
-def recipe(*parts: str, method: str = "ties", base: str | None = "base", **more: Any) -> Recipe:
-    """`recipe("a", "b=0.5")`: the models with their weights."""
-    made = []
-    for part in parts:
-        name, _, weight = part.partition("=")
-        made.append(Part(name, Path(name).stem, {"weight": float(weight)} if weight else {}))
-    return Recipe(method, tuple(made), base, **more)
 
 
 def refused(made: Recipe, kind: type[SteerError], *sentences: str, out: str = "out") -> SteerError:
