@@ -184,7 +184,7 @@ def test_damaged_folders_are_one_clear_error(here: Path) -> None:
         refused(recipe(f"config{number}"), ModelError, "config.json")
         refused(recipe("a", base=f"config{number}"), ModelError, "config.json")
     refused(recipe("b" * 250), ModelError, "there is no model")
-    refused(recipe("a"), OutputError, "File name too long", out="o" * 250)
+    refused(recipe("a"), OutputError, "File name too long", out="o" * 256)
     refused(recipe("a\udcff"), UsageError, "is not valid Unicode")
 
 

@@ -100,7 +100,7 @@ def test_modules_that_lack_a_name_of_their_contract_are_refused_all_at_once(pack
     assert "update the package" in caught.value.hint
 
 
-def test_an_outside_module_without_a_name_of_its_contract_is_refused_for_every_kind(offer: Any) -> None:
+def test_an_outside_module_without_a_name_of_its_contract_is_refused_for_every_kind(package: str, offer: Any) -> None:
     from probes import scores
     from probes.data import formats as forms
     from probes.directions import methods
