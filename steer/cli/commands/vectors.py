@@ -29,7 +29,7 @@ def show(file: Path) -> None:
     from vectors.storage.files import digest_file
     from vectors.task import is_task_vector
 
-    if os.path.isfile(file) and is_task_vector(file):
+    if is_task_vector(file):
         _show_task(file)
         return
     vector = SteeringVector.load(file)
