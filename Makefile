@@ -29,6 +29,7 @@ test-fast: setup
 hostile: setup
 	PYTHONPATH=tests .venv/bin/python tests/hostile/processes/process_trial.py
 	.venv/bin/python tests/hostile/serving/http_trial.py
+	.venv/bin/python tests/hostile/files/file_trial.py
 
 lint: setup
 	.venv/bin/python -m ruff check .

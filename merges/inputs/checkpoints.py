@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -10,7 +11,6 @@ from typing import Any
 
 from merges.engine.floats import MERGED
 from vectors import references
-from vectors.documents.json_text import read_object
 from vectors.errors import ModelError, shortened
 from vectors.weights import Entry, entries_of
 
@@ -30,8 +30,8 @@ def read(reference: str, folder: Path, config: Mapping[str, Any]) -> tuple[tuple
     files = tuple(references.weight_files(folder))
     if not files:
         raise _without_safetensors(reference, folder)
-    missing = [f"{reference} lacks its shard {file.name}" for file in files if not file.is_file()]
-    pointers = [file.name for file in files if file.is_file() and is_pointer(file)]
+    missing = [f"{reference} lacks its shard {file.name}" for file in files if not os.path.isfile(file)]
+    pointers = [file.name for file in files if os.path.isfile(file) and is_pointer(file)]
     if pointers:
         raise ModelError(
             f"{shortened(pointers)} of {reference} {'is a pointer' if len(pointers) == 1 else 'are pointers'} of "
@@ -78,7 +78,7 @@ def _check_index(reference: str, folder: Path, entries: Mapping[str, Entry]) -> 
     if not index.is_file() or (folder / "model.safetensors").is_file():
         return
     lacking: dict[str, list[str]] = {}
-    for name, file in read_object(index, ModelError, "fetch the model again")["weight_map"].items():
+    for name, file in references.weight_map(index).items():
         if name not in entries:
             lacking.setdefault(str(file), []).append(name)
     if lacking:

@@ -86,7 +86,7 @@ def read_prompts(path: Path) -> tuple[list[str], str]:
             continue
         try:
             value: Any = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problems.append(f"{path}:{number}: invalid JSON: {error}")
             continue
         prompt = value.get("prompt") if isinstance(value, dict) else value

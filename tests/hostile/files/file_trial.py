@@ -1,9 +1,10 @@
-"""Thousands of mutated files over all readers: each is refused by an error of ours, or read; none takes long or much memory.
+"""Thousands of mutated files over all readers: each is refused by an error of ours, or read, in little time and memory.
 
     python tests/hostile/files/file_trial.py [--files 5000] [--seed 0] [--only NAME]
 
-Files are read in a child process, which measures the time and the memory of each reading, and is ended where one takes
-more than `HANG` seconds. Prints a table, and the inputs that failed into `hostile-failures/`; the exit code is 1 if any did.
+Files are read in a child process, which measures the time and the memory of each reading, and is ended where one
+takes more than `HANG` seconds. Prints a table, and writes the inputs that failed into `hostile-failures/`; the exit
+code is 1 if any did.
 """
 
 from __future__ import annotations
@@ -177,7 +178,8 @@ def main() -> int:
         failed = sum(counts[name].values()) - counts[name]["read"] - counts[name]["refused"]
         seconds, size = worst[name]
         print(
-            f"{name:24} {counts[name]['refused']:8} {counts[name]['read']:6} {failed:7} {seconds:8.2f} {size / 1e6:9.1f}"
+            f"{name:24} {counts[name]['refused']:8} {counts[name]['read']:6} {failed:7} {seconds:8.2f} "
+            f"{size / 1e6:9.1f}"
         )
     for name, number, outcome, answer in failures[:100]:
         print(f"\n{name} {number} {outcome} {answer['seconds']:.2f} s {answer['bytes'] >> 20} MB\n{answer['detail']}")

@@ -14,7 +14,8 @@ DEEP = "[" * 3000 + "]" * 3000
 VALUES: list[Any] = [
     None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, 10**30, 10**400, 0.5, -1e308, "", " ", "x", "x" * 10_000,
     "\x1b]0;title\x07\x1b[31m", "\u202egnp.exe", "a\0b", "../../etc/passwd", "/etc/passwd", "I32", "nan", "1e999999",
-    "*a", "sha256:", [], [[]], [None], ["x"], [1, 2, 3], [[1], [2]], list(range(2000)), {}, {"": None}, {"x": {"y": [1]}},
+    "*a", "sha256:", [], [[]], [None], ["x"], [1, 2, 3], [[1], [2]],
+    list(range(2000)), {}, {"": None}, {"x": {"y": [1]}},
     {"name": 5}, "{{ 1/0 }}", "(a+)+$", "é" * 300, "😀", -0.0, 1e-320,
 ]  # fmt: skip
 # Texts that stand where a value stood, which JSON's writer would not write.
@@ -121,7 +122,8 @@ def of_yaml(content: bytes, chance: random.Random) -> bytes:
         return of_bytes(content, chance)
     if kind < 0.4:
         line = chance.choice([
-            "x: &a [*a]", "x: !!python/object/apply:os.system [ls]", "<<: {models: 5}", "? [a]\n: b", "x: !!binary aGVs",
+            "x: &a [*a]", "x: !!python/object/apply:os.system [ls]", "<<: {models: 5}", "? [a]\n: b",
+            "x: !!binary aGVs",
             "x: " + "[" * 200, "a: &a [1,1]\nb: &b [*a,*a]\n" + "".join(f"c{i}: &c{i} [*{'b' if i == 0 else f'c{i-1}'}"
             f",*{'b' if i == 0 else f'c{i-1}'}]\n" for i in range(40)), "\tx: 1", "x: 2024-13-45", "- 1", "x: 1e999999",
             "%YAML 9.9", "---\n---", "x: |\n" + " y\n" * 2000, "base: 1:30:00", "method: ~",
@@ -149,7 +151,9 @@ def of_safetensors(content: bytes, chance: random.Random) -> bytes:
         text = of_value(json.loads(strings["steer"]), chance)
         strings["steer"] = _with_checksum(text, header, data)
         if chance.random() < 0.05:
-            header["__metadata__"] = chance.choice([[], 5, "x", {"steer": 5}, {"steer": None}, {"x" * 10**5: "y" * 10**6}])
+            header["__metadata__"] = chance.choice(
+                [[], 5, "x", {"steer": 5}, {"steer": None}, {"x" * 10**5: "y" * 10**6}]
+            )
         text = json.dumps(header)
     elif chance.random() < 0.5:
         names = [name for name in header if name != "__metadata__"]
@@ -158,7 +162,8 @@ def of_safetensors(content: bytes, chance: random.Random) -> bytes:
             field = chance.choice(["dtype", "shape", "data_offsets"])
             entry[field] = copy.deepcopy(
                 chance.choice(["I32", "F64", "U64", "BOOL", "F16", "BF16", "X"] if field == "dtype" else
-                              [[0, 4], [4, 0], [-4, 4], [0, 2**63], [0, 10**30], [1.5, 2], ["0", "4"], [], [3] * 100, [2**62, 4], None])
+                              [[0, 4], [4, 0], [-4, 4], [0, 2**63], [0, 10**30],
+                               [1.5, 2], ["0", "4"], [], [3] * 100, [2**62, 4], None])
             )  # fmt: skip
         text = json.dumps(header)
     else:
@@ -236,7 +241,9 @@ PICKLES = [
     b"\x80\x02}q\x00" + b"".join(b"(" + b"K\x01" * 20 + b"t" for _ in range(5000)) + b".",
     b"\x80\x02" + b"(" * 100_000 + b".",
     b"\x80\x02]q\x00" + b"]h\x00a" * 30_000 + b".",
-    b"\x80\x02}(" + b"".join(b"\x8a\x0a" + (k * (2**61 - 1)).to_bytes(10, "little") + b"N" for k in range(1, 20_000)) + b"u.",
+    b"\x80\x02}(" + b"".join(
+        b"\x8a\x0a" + (k * (2**61 - 1)).to_bytes(10, "little") + b"N" for k in range(1, 20_000)
+    ) + b"u.",  # keys with one hash
     b"\x80\x02N\x85q\x00" + b"h\x00h\x00\x86q\x00" * 20_000 + b"}h\x00Ns.",  # a tuple of 2^20000 parts as a key
     b"\x80\x04\x95" + b"\xff" * 8 + b".",
     b"\x80\x02X\xff\xff\xff\x7fabc.",

@@ -33,7 +33,7 @@ class Refused(Exception):
 
 
 def cli(*arguments: str) -> None:
-    """Run a command; Refused if it fails by an error of ours, Defect if it reaches the last net or prints what it must not."""
+    """Run a command. Raises Refused for an error of ours, Defect for another or for output that must not be."""
     from steer.cli import run
 
     out, err = io.StringIO(), io.StringIO()
@@ -137,7 +137,8 @@ def build(folder: Path) -> dict[str, Subject]:
     from vectors.steering import SteeringVector
 
     base = {
-        "digest": "sha256:" + "a" * 64, "architecture": "LlamaForCausalLM", "hidden_size": 8, "layers": 6, "name": "m/n",
+        "digest": "sha256:" + "a" * 64, "architecture": "LlamaForCausalLM", "hidden_size": 8, "layers": 6,
+        "name": "m/n",
     }  # fmt: skip
     figures = {"auroc": 0.9, "auroc_low": 0.8, "auroc_high": 0.95, "cohens_d": 1.5, "auroc_shuffled": 0.5}
     metadata = {
@@ -221,7 +222,8 @@ def build(folder: Path) -> dict[str, Subject]:
         if not (folder / name / "tuned" / file).exists():
             (folder / name / "tuned" / file).write_text("{}")
         (folder / name / "recipe.yaml").write_text(
-            f"method: linear\nbase: ./tuned\nmodels: [{{model: ./tuned, weight: 1}}, {{model: {models / 'base'}, weight: 1}}]\n"
+            f"method: linear\nbase: ./tuned\n"
+            f"models: [{{model: ./tuned, weight: 1}}, {{model: {models / 'base'}, weight: 1}}]\n"
             "tokenizer: {source: union}\nchat_template: auto\n"
         )
         subjects[name] = Subject(f"tuned/{file}", form, _merged)
@@ -264,8 +266,14 @@ tokenizer_source: union
 
     data = {
         "data-pairs": [{"prompt": f"Say {i}.", "positive": f"Warm {i}.", "negative": f"Cold {i}."} for i in range(4)],
-        "data-messages": [{"messages": [{"role": "user", "content": f"Hi {i}"}, {"role": "assistant", "content": "x"}]} for i in range(4)],
-        "data-persona": [{"question": "q", "statement": f"I {i}.", "answer_matching_behavior": " Yes"} for i in range(4)],
+        "data-messages": [
+            {"messages": [{"role": "user", "content": f"Hi {i}"}, {"role": "assistant", "content": "x"}]}
+            for i in range(4)
+        ],
+        "data-persona": [
+            {"question": "q", "statement": f"I {i}.", "answer_matching_behavior": " Yes"}
+            for i in range(4)
+        ],
         "data-template": [{"template": "Be {persona}.", "positive": ["a"], "negative": ["b"], "suffixes": ["I", "We"]}],
         "data-text": ["plain", {"text": "text"}, "more"],
     }  # fmt: skip
@@ -277,7 +285,8 @@ tokenizer_source: union
     (folder / "settings").mkdir()
     vector.save(folder / "settings" / "warm.safetensors")
     (folder / "settings" / "settings.yaml").write_text(
-        "vectors: {warm: warm.safetensors}\narms: {friendly: 1.2*warm}\nrows: 256\ndirections: 4\nfolders: [.]\nany_base: false\n"
+        "vectors: {warm: warm.safetensors}\narms: {friendly: 1.2*warm}\nrows: 256\n"
+        "directions: 4\nfolders: [.]\nany_base: false\n"
     )
     subjects["settings"] = Subject("settings.yaml", "yaml", _settings)
     return subjects
