@@ -63,6 +63,7 @@ class Admission:
             raise UsageError(problems, hint)
         for name, vector in settings.vectors.items():
             self.vectors[name], self.digests[name] = vector, vector.digest
+            bounds.measure(vector)
         self.arms.update(settings.arms)
 
     def unfit(self, name: str, vector: SteeringVector) -> list[str]:

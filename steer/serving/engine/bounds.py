@@ -115,6 +115,11 @@ class _Size(NamedTuple):
 _SIZES: weakref.WeakKeyDictionary[SteeringVector, _Size] = weakref.WeakKeyDictionary()
 
 
+def measure(vector: SteeringVector) -> None:
+    """Compute what the bounds need to know of a vector, so that no request waits for it."""
+    _size(vector)
+
+
 def _size(vector: SteeringVector) -> _Size:
     size = _SIZES.get(vector)
     if size is None:
