@@ -182,6 +182,26 @@ def test_a_row_does_what_the_language_says(text: str) -> None:
         assert torch.allclose(stream.double() + change, changed(stream, composition, layer), atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_steering_multiplies_layer_by_layer_never_overflows_and_plain_tokens_stay_as_they_are(
+    dtype: torch.dtype,
+) -> None:
+    """An ablation by 1e11 at every layer of the deepest models, against a stream of float32 that would not hold it."""
+    table = SlotTable([0], 4, HIDDEN, DIRECTIONS, CPU)
+    text = "ablate(warm[0], 1e11) + clamp(calm[0], 1e4) + 100*formal[0]"
+    (slot,) = table.take(text, parse(text), phases(parse(text)), STACKS)
+    slots = torch.tensor([0, slot, 0, slot], dtype=torch.int32)
+    stream = torch.randn(4, HIDDEN, generator=torch.Generator().manual_seed(3)).to(dtype)
+    stream[0, 0], stream[2, 1] = 60_000, -40_000  # as large as plain tokens may be in float16
+    plain = stream[[0, 2]].clone()
+    for _ in range(200):
+        change = blocks.change_of(stream, slots, table.added[0], table.units[0], table.factors[0])
+        stream = (stream + change).to(dtype)
+    assert torch.equal(stream[[0, 2]], plain)
+    assert torch.isfinite(stream.float().square().sum(-1)).all()
+    assert float(stream[[1, 3]].float().abs().max()) > 1e4
+
+
 def test_a_worker_of_a_pipeline_holds_its_own_layers() -> None:
     whole, last = rows(parse("warm + ablate(calm)")), rows(parse("warm + ablate(calm)"), [2])
     assert torch.equal(last.added[:, 0], whole.added[:, 2])
