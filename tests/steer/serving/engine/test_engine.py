@@ -265,6 +265,7 @@ def test_a_request_that_the_worker_can_not_steer_fails_alone(
     engine: Engines, model: Any, vectors: dict[str, Path]
 ) -> None:
     one_fails(engine, vectors, model)
+    engine.generate([{"ids": [5, 6, 7]}])  # the worker hears of the end of a request with the next step
     end = engine.call("state")
     assert (end["capacity"]["rows_held"], end["worker"]["rows_held"], end["progress"]) == (0, 0, 0)
 
@@ -276,7 +277,7 @@ def test_requests_that_overflow_leave_the_plain_ones_beside_and_after_them_as_th
     engines.start(model_path, settings, enable_prefix_caching=False, num_gpu_blocks_override=40)
     prompts = pico.sequences(6, 10, 30, seed=9)
     plain = [{"ids": ids, "tokens": 12} for ids in prompts]
-    texts = ["1e11*warm", "ablate(warm, 1e11)", "clamp(warm, -1e11)@response"]
+    texts = ["5e10*warm", "ablate(warm, 1e11)", "clamp(warm, -5e10)@response"]
     refused = ["1e30*warm", "3e38*warm", "1e39*calm"]
 
     def beside(steering: list[str]) -> list[dict[str, Any]]:
