@@ -8,7 +8,7 @@ import fakes
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from steer.serving.engine import bounds
 from steer.serving.engine.admission import Admission
@@ -137,6 +137,7 @@ drawn = st.builds(
 )
 
 
+@example([Term("clamp", "huge", 0.0)], torch.float32)
 @given(st.lists(drawn, min_size=1, max_size=6), st.sampled_from([torch.float32, torch.float16, torch.bfloat16]))
 @settings(deadline=None)
 def test_rows_of_what_is_admitted_are_finite_in_the_dtypes_of_table_and_model(
