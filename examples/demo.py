@@ -95,7 +95,7 @@ def bake(vector: str) -> None:
     step(
         "Distilled: the steered model teaches the plain one", "bake", *warm, "--mode", "distil", "-o", distilled, *short
     )
-    step("The weight change is a task vector", "diff", "smollm2", distilled, "-o", str(task))
+    step("The weight change is a task vector", "diff", "smollm2", distilled, "-o", str(task), "--force")
     data = str(DATA / "formal.jsonl")
     imitated = ["--mode", "train", "--data", data, "--as", "vector", "-o", str(formal), *few, "--lr", "1e-3"]
     formal.unlink(missing_ok=True)
@@ -129,10 +129,10 @@ def main() -> None:
     vector, picture = str(OUT / "warm.safetensors"), str(OUT / "warm.png")
     pos, neg = str(DATA / "warm.jsonl"), str(DATA / "cold.jsonl")
     step("The bundled model", "models", "show", "smollm2")
-    step("A vector from warm and cold answers", "extract", "--pos", pos, "--neg", neg, "--out", vector)
+    step("A vector from warm and cold answers", "extract", "--pos", pos, "--neg", neg, "--out", vector, "--force")
     asked = [part for prompt in PROMPTS for part in ("-p", prompt)]
     step("The same prompts, colder and warmer", "try", vector, *asked, "--strengths", "-2,0,2")
-    step("How well each layer separates the two", "vectors", "plot", vector, "--out", picture)
+    step("How well each layer separates the two", "vectors", "plot", vector, "--out", picture, "--force")
     serve(vector)
     bake(vector)
     print(

@@ -23,7 +23,8 @@ from vectors.expression import Composition, Scope, Term
 from vectors.resolve import compose
 from vectors.steering import SteeringVector
 
-Steering = str | Composition | SteeringVector
+Steering = str | Path | Composition | SteeringVector | Mapping[int, Tensor]
+FORMS = "an expression or a file's path, a Composition, a SteeringVector, or a mapping from layers to tensors [hidden]"
 
 
 class _Move(NamedTuple):
@@ -41,22 +42,27 @@ def steered(
     model: nn.Module,
     composition: Steering | Sequence[Steering],
     *,
-    vectors: Mapping[str, str | Path | SteeringVector] | None = None,
+    vectors: Mapping[str, str | Path | SteeringVector | Mapping[int, Tensor]] | None = None,
     prompt_length: int | Sequence[int] | None = None,
     any_base: bool = False,
 ) -> Iterator[None]:
     """Within: the model is steered by a composition, or each row of a batch by its own.
 
-    `composition` is an expression, a file, a vector, or a list of these with one for each row. Names are looked up in
-    `vectors`, then as `NAME.safetensors` in the current folder. Scopes count from the prompt: `prompt_length` (without
+    `composition` is an expression, a file, a vector, a mapping from layers to tensors [hidden], or a list of these with
+    one for each row. Names are looked up in `vectors`, whose values may be files, vectors and such mappings, then as
+    `NAME.safetensors` in the current folder. Scopes count from the prompt: `prompt_length` (without
     padding; one for all rows or one for each), or else the tokens of the first pass of a generation, padding left out
     by the attention mask. `any_base` allows vectors of other models of the same size. The hooks are removed whatever
     happens.
 
-    Raises ExpressionError, ArtifactError, ModelError before anything is hooked; while the model runs, UsageError for a
-    batch of another size, and for a scope where nothing says where the prompt ends: no cache and no `prompt_length`.
+    Raises TypeError, ExpressionError, ArtifactError, ModelError before anything is hooked; while the model runs,
+    UsageError for a batch of another size, and for a scope where nothing says where the prompt ends: no cache and no
+    `prompt_length`.
     Warns at the end when scopes of the response are all there is, and no token of a response came.
     """
+    bindings = {
+        name: as_vector(vector) if isinstance(vector, Mapping) else vector for name, vector in (vectors or {}).items()
+    }
     several = isinstance(composition, Sequence) and not isinstance(composition, str)
     each: list[Steering] = list(composition) if several else [composition]  # type: ignore[arg-type,list-item]
     if not each:
@@ -64,7 +70,7 @@ def steered(
     moves: dict[int, list[_Move]] = {}
     used: dict[int, tuple[str, SteeringVector]] = {}  # by id(); the reference keeps each id from being reused
     for row, item in enumerate(each):
-        resolved, resolved_vectors = _resolve(item, vectors)
+        resolved, resolved_vectors = _resolve(item, bindings)
         used.update({id(vector): (name, vector) for name, vector in resolved_vectors.items()})
         for term in resolved.terms:
             # Strength 0 must equal no hook bit for bit, so it hooks nothing.
@@ -110,9 +116,24 @@ def _require_fit(model: nn.Module, vectors: Sequence[tuple[str, SteeringVector]]
 def _resolve(
     item: Steering, bindings: Mapping[str, str | Path | SteeringVector] | None
 ) -> tuple[Composition, dict[str, SteeringVector]]:
+    if isinstance(item, Mapping):
+        item = as_vector(item)
     if isinstance(item, SteeringVector):
         return Composition((Term("add", "vector"),)), {"vector": item}
+    if not isinstance(item, str | Path | Composition):
+        raise TypeError(f"a {type(item).__name__} is no composition: give {FORMS}")
     return compose(str(item), bindings, allow_strength=True)
+
+
+def as_vector(layers: Mapping[int, Tensor]) -> SteeringVector:
+    """A mapping from layers to tensors [hidden] as a vector. Raises TypeError for anything else."""
+    wrong = [key for key, value in layers.items() if not isinstance(key, int) or not isinstance(value, Tensor)]
+    if wrong:
+        entry = layers[wrong[0]]
+        raise TypeError(
+            f"{wrong[0]!r}: {type(entry).__name__} is not a layer's number with a tensor; a composition is {FORMS}"
+        )
+    return SteeringVector(layers)
 
 
 def _plan(moves: dict[int, list[_Move]], term: Term, vector: SteeringVector, row: int | None) -> None:

@@ -34,6 +34,7 @@ def extract(
     out: str | Path | None = None,
     seed: int = 0,
     truncate: bool = False,
+    match: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     on_event: OnEvent = ignore,
@@ -42,7 +43,8 @@ def extract(
 
     `pos` and `neg` are files of JSON lines or lists of what their lines hold (texts or objects); `pairs` is one that
     holds both classes. The vector is float32 [hidden] at each of `layers` (such as "all", "12" or "8-15"), scaled so
-    that strength 1 is one mean displacement. With `out` (a name in .safetensors) it is written there. `model` is a
+    that strength 1 is one mean displacement. `match` ("length" or "position") compares only as many tokens, or only the
+    positions, as both classes have. With `out` (a name in .safetensors) it is written there. `model` is a
     folder, a hub id, "smollm2", or what `load_model` gave; `device` and `dtype` are for a model that is loaded here.
     `on_event` is called with the progress of each stage, and once with the model and the device that were chosen.
 
@@ -70,7 +72,7 @@ def extract(
     raise_together(errors)
     ready = model if isinstance(model, LoadedModel) else open_model(model)
     config = ready.model.config if isinstance(ready, LoadedModel) else ready.config
-    planned = plan(contrast, ready.tokenizer, config, layers=layers, which=tokens, truncate=truncate)
+    planned = plan(contrast, ready.tokenizer, config, layers=layers, which=tokens, truncate=truncate, match=match)
     if not isinstance(ready, LoadedModel):
         on_event(Event(LOADING))
         ready = load(ready, device, dtype)
@@ -83,6 +85,7 @@ def extract(
         which=tokens,
         seed=seed,
         truncate=truncate,
+        match=match,
         planned=planned,
         on_event=on_event,
     )

@@ -52,7 +52,12 @@ def compose(
     elif path.suffix in (".safetensors", ".gguf", ".pt") and "*" not in text and "(" not in text:
         raise ExpressionError(f"there is no file {text}", "check the path, or make it with `steer extract`")
     else:
-        composition = parse(text)
+        try:
+            composition = parse(text)
+        except ExpressionError:
+            if os.path.isdir(path):
+                raise _is_folder(text) from None
+            raise
     all_resolvers = [bindings_resolver(bindings), *([folder_resolver()] if resolvers is None else resolvers)]
     vectors: dict[str, SteeringVector] = {}
     problems: list[str] = []
@@ -63,6 +68,12 @@ def compose(
         except SteerError as error:
             problems += error.problems
             hints.append(error.hint)
+    if problems and text not in bindings and os.path.isdir(path):  # such as my-model, which reads as a difference
+        raise _is_folder(text)
+    if problems:
+        known = {name for resolver in all_resolvers for name in resolver.names()}
+        quoted = sorted(name for name in known if not name.isidentifier() and name in text and f"'{name}'" not in text)
+        hints = [f"write the name {name} in quotes: '{name}'" for name in quoted] or hints
     for term in composition.terms:
         if term.name in vectors and term.layers is not None:
             missing = [i for i in term.layers if i not in vectors[term.name].layers]
@@ -77,6 +88,12 @@ def compose(
     if problems:
         raise ExpressionError(problems, "; ".join(dict.fromkeys(hints)))
     return composition, vectors
+
+
+def _is_folder(text: str) -> ExpressionError:
+    return ExpressionError(
+        f"{text} is a folder, not a vector or an expression", "a folder is given as the model: --model FOLDER"
+    )
 
 
 def bindings_resolver(bindings: Mapping[str, str | Path | SteeringVector]) -> Resolver:

@@ -1,4 +1,7 @@
-"""Reads example files (JSON lines), and reports all problems of all files at once, before a model is loaded."""
+"""Reads example files, and reports all problems of all files at once, before a model is loaded.
+
+`layouts` splits a file into values, and `formats` makes examples of a value.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from probes.data import formats
+from probes.data import formats, layouts
 from probes.data.examples import Example
 from vectors.errors import ExampleError
 from vectors.storage.files import digest_bytes
@@ -75,29 +78,29 @@ def read_class(source: Source, flag: str) -> tuple[list[Example], str]:
 def read_prompts(path: Path) -> tuple[list[str], str]:
     """The prompts of a file, one per line (a JSON string, or an object with a "prompt"), and the file's digest.
 
+    A JSON array, a table with a column `prompt`, and a .txt file with a prompt per line are read too.
+
     Raises ExampleError with every bad line.
     """
     content = _content(path)
-    text = _text(path, content)
+    text = layouts.decoded(path, content)
     prompts: list[str] = []
     problems: list[str] = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            value: Any = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            problems.append(f"{path}:{number}: invalid JSON: {error}")
-            continue
-        prompt = value.get("prompt") if isinstance(value, dict) else value
-        if isinstance(prompt, str) and prompt.strip():
+    found = layouts.records(str(path), text)
+    for record in found:
+        value = record.value
+        prompt = value.get("prompt", value.get("text")) if isinstance(value, dict) else value
+        if record.problem:
+            problems.append(f"{record.origin}: {record.problem}")
+        elif isinstance(prompt, str) and prompt.strip():
             prompts.append(prompt)
         else:
-            problems.append(f"{path}:{number}: no prompt")
+            problems.append(f"{record.origin}: no prompt")
     if not prompts and not problems:
         problems.append(f"{path} is empty")
     if problems:
-        raise ExampleError(problems[:SHOWN], 'one prompt per line: a JSON string, or {"prompt": "..."}')
+        looks = layouts.likely(found, text)
+        raise ExampleError(problems[:SHOWN], looks or 'one prompt per line: a JSON string, or {"prompt": "..."}')
     return list(dict.fromkeys(prompts)), digest_bytes(content)
 
 
@@ -135,7 +138,8 @@ def _read_both_classes(source: Source) -> Contrast:
     if unlabelled:
         raise ExampleError(
             f"{unlabelled[0].origin}: the line does not say which class it belongs to ({len(unlabelled)} such lines)",
-            'with --pairs a line is {"prompt","positive","negative"}; for two files use --pos and --neg',
+            'with --pairs a line is {"prompt","positive","negative"} or {"prompt","chosen","rejected"}; '
+            "for two files use --pos and --neg",
         )
     positive = [example for example in examples if example.label]
     negative = [example for example in examples if not example.label]
@@ -161,30 +165,35 @@ def _shared(positive: Sequence[Example], negative: Sequence[Example]) -> tuple[s
 def _examples(source: Source, flag: str) -> _Read:
     """Read a source. Raises ExampleError with every bad line."""
     path = _name(source, flag)
-    # Only \n ends a line of JSON lines: str.splitlines would cut at characters that JSON strings may hold.
-    text = _text(Path(path), _content(Path(path))) if isinstance(source, str | Path) else _lines(source, flag)
+    if isinstance(source, str | Path):
+        text = layouts.decoded(Path(path), _content(Path(path)))
+        found = layouts.records(path, text)
+    else:
+        text = _lines(source, flag)
+        found = layouts.lines(flag, text)
     examples: list[Example] = []
     problems: list[str] = []
-    first_lines: dict[str, int] = {}
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
+    first: dict[str, str] = {}
+    for record in found:
         try:
-            line_examples, kind = _parse(line, f"{path}:{number}")
-            examples += line_examples
-            first_lines.setdefault(kind, number)
+            if record.problem:
+                raise ValueError(record.problem)
+            parsed, kind = _parse(record.value, record.origin)
+            examples += parsed
+            first.setdefault(kind, record.origin.removeprefix(f"{path}:"))
         except ValueError as error:
-            problems.append(f"{path}:{number}: {error}")
-    if len(first_lines) > 1:
-        kinds = ", ".join(f"{kind} (line {number})" for kind, number in first_lines.items())
+            problems.append(f"{record.origin}: {error}")
+    if len(first) > 1:
+        kinds = ", ".join(f"{kind} ({where if ' ' in where else f'line {where}'})" for kind, where in first.items())
         problems.append(f"{path} mixes formats: {kinds}")
     if problems:
         more = [f"… and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
         forms = ", ".join(module.SHAPE for module in formats.available().values())
-        raise ExampleError(problems[:SHOWN] + more, f"one JSON value a line, all of one form: a plain string, {forms}")
+        hint = f"one JSON value a line, all of one form: a plain string, {forms}"
+        raise ExampleError(problems[:SHOWN] + more, layouts.likely(found, text) or hint)
     if not examples:
         raise ExampleError(f"{path} is empty", "write one example a line")
-    return _Read(path, examples, digest_bytes(text.encode()), next(iter(first_lines)))
+    return _Read(path, examples, digest_bytes(text.encode()), next(iter(first)))
 
 
 def _content(path: Path) -> bytes:
@@ -197,14 +206,6 @@ def _content(path: Path) -> bytes:
         raise ExampleError(f"{path} can't be read: {error.strerror}", "check the path") from error
 
 
-def _text(path: Path, content: bytes) -> str:
-    """The text of a file. Raises ExampleError."""
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ExampleError(f"{path} is not UTF-8 text (byte {error.start})", "save it as UTF-8 JSON lines") from error
-
-
 def _lines(source: Sequence[str | dict[str, Any]], flag: str) -> str:
     """A list of examples as the text of a JSON lines file. Raises ExampleError."""
     try:
@@ -215,14 +216,8 @@ def _lines(source: Sequence[str | dict[str, Any]], flag: str) -> str:
         ) from error
 
 
-def _parse(line: str, origin: str) -> tuple[list[Example], str]:
-    """The examples of one line, and the name of its format. Raises ValueError."""
-    try:
-        record: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"invalid JSON at column {error.colno}: {error.msg}") from error
-    except RecursionError as error:
-        raise ValueError("invalid JSON: nested too deeply") from error
+def _parse(record: Any, origin: str) -> tuple[list[Example], str]:
+    """The examples of one value, and the name of its format. Raises ValueError."""
     if isinstance(record, str):
         record = {"text": record}
     if not isinstance(record, dict):

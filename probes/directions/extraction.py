@@ -66,19 +66,21 @@ def extract(
     which: str = "completion",
     seed: int = 0,
     truncate: bool = False,
+    match: str | None = None,
     planned: Plan | None = None,
     on_event: OnEvent = ignore,
 ) -> Extraction:
     """Extract a steering vector at every layer asked for, validated on held-out folds.
 
-    `which` are the tokens that count (`--tokens`). `planned` is what `plan` makes of the same arguments, if it has been
+    `which` are the tokens that count (`--tokens`), `match` is
+    `--match`. `planned` is what `plan` makes of the same arguments, if it has been
     made. Raises ExampleError, ModelError, UsageError.
     """
     started = time.perf_counter()
     chosen = find_method(method)
     model = loaded.model
-    wanted, tokenised, note, warnings = planned or plan(
-        contrast, loaded.tokenizer, model.config, layers=layers, which=which, truncate=truncate
+    wanted, tokenised, note, warnings, by_length = planned or plan(
+        contrast, loaded.tokenizer, model.config, layers=layers, which=which, truncate=truncate, match=match
     )
     both = [*contrast.positive, *contrast.negative]
     labels = torch.arange(len(both)) < len(contrast.positive)
@@ -102,6 +104,9 @@ def extract(
     norms = {layer: norm.mean for layer, norm in pooled.norms.items()}
     lengths = {layer: float(direction.norm()) for layer, direction in directions.items()}
     recommended = recommend(validated, lengths, norms)
+    if by_length:
+        recommended = recommended._replace(reason=f"{recommended.reason}; but {by_length}")
+        warnings = (*warnings, f"{by_length}: compare with --match length, or --match position")
     counts = {"positive": half, "negative": len(both) - half}
     token_counts = {
         "positive": sum(len(t.counted) for t in tokenised[:half]),
@@ -118,6 +123,7 @@ def extract(
                 "layers": spans(wanted),
                 "seed": seed,
                 "truncate": truncate,
+                **({} if match is None else {"match": match}),
                 # The last bits of a direction follow from these two as well.
                 "device": parameter.device.type,
                 "dtype": str(parameter.dtype).removeprefix("torch."),

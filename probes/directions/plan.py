@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from probes.data.reading import Contrast
+from probes.directions import lengths
 from probes.models import residual, tokens
 from probes.models.templates import problems_of_rendering
 from probes.models.tokens import Tokens
-from vectors.errors import ExampleError, ModelError, SteerError, collecting, raise_together
+from vectors.errors import ExampleError, ModelError, SteerError, UsageError, collecting, raise_together
 from vectors.steering import parse_layers, spans
 
 
@@ -20,13 +21,22 @@ class Plan(NamedTuple):
     tokens: list[Tokens]
     note: str
     warnings: tuple[str, ...] = ()
+    by_length: str = ""  # a sentence, where the length alone tells the classes apart
 
 
 def plan(
-    contrast: Contrast, tokenizer: Any, config: Any, *, layers: str = "all", which: str = "completion", truncate: bool
+    contrast: Contrast,
+    tokenizer: Any,
+    config: Any,
+    *,
+    layers: str = "all",
+    which: str = "completion",
+    truncate: bool,
+    match: str | None = None,
 ) -> Plan:
     """Choose the layers and tokenise the examples for a model of this configuration.
 
+    `match` makes the classes alike in the length or the position of what counts (`probes.directions.lengths`).
     Raises one error with all problems: UsageError, ModelError or ExampleError.
     """
     text = residual.text_part(config)
@@ -43,8 +53,20 @@ def plan(
         chat, note = tokens.templated(both, tokenizer)
         lost = problems_of_rendering(both, tokenizer, chat)
         warnings = (*lost, *equal_tokens(tokenised, contrast, lost))
+        if match is not None:
+            require_average(which)
+            tokenised = lengths.matched(tokenised, len(contrast.positive), contrast.paired, match)
+        by_length = lengths.problem_of_lengths(tokenised, len(contrast.positive))
     raise_together(errors)
-    return Plan(wanted, tokenised, note, warnings)
+    return Plan(wanted, tokenised, note, warnings, by_length)
+
+
+def require_average(which: str) -> None:
+    """Raises UsageError where one token of each example counts, which has no length to match."""
+    if tokens.choose(which) not in ("completion", "all"):
+        raise UsageError(
+            f"--match needs an average over tokens, and --tokens {which} is one", "use --tokens completion"
+        )
 
 
 def equal_tokens(tokenised: list[Tokens], contrast: Contrast, reasons: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ from probes.directions.validation import Validation
 from vectors.steering import spans
 
 DOSE = 0.4  # of the residual stream's mean norm: far above it, text falls apart
-STRONGEST = 4.0
+WEAKEST, STRONGEST = 0.5, 4.0
 
 
 class Recommendation(NamedTuple):
@@ -29,7 +29,8 @@ def recommend(
     The first layers can separate classes by their words alone, which is why a run is asked for. Early layers carry the
     behaviour less purely, late ones leave the model few blocks to act on it; among layers that separate the classes
     equally well the middle is away from both. The strength is the one whose displacement is
-    `DOSE` of the residual stream there, in halves, at most `STRONGEST`. `lengths` are the norms of strength 1.
+    `DOSE` of the residual stream there, in halves, from `WEAKEST` to `STRONGEST`. `lengths` are the norms of
+    strength 1.
     """
     if any(math.isnan(each.auroc) for each in validated.values()):
         middle = sorted(validated)[(len(validated) - 1) // 2]
@@ -41,7 +42,8 @@ def recommend(
     equal = _longest_run([layer for layer in sorted(validated) if validated[layer].auroc >= floor], sorted(validated))
     chosen = equal[(len(equal) - 1) // 2]
     share = lengths[chosen] / norms[chosen] if norms[chosen] > 0 else 0.0
-    strength = min(STRONGEST, max(0.5, round(2 * DOSE / share) / 2)) if share > 0 else 1.0
+    dose = round(2 * DOSE / share) / 2 if share > 0 else 1.0
+    strength = min(STRONGEST, max(WEAKEST, dose))
     where = (
         "the only layer"
         if len(validated) == 1
@@ -51,6 +53,12 @@ def recommend(
         f"layer {chosen} is {where}, with held-out AUROC {validated[chosen].auroc:.3f}; "
         f"strength 1 moves the residual stream there by {share:.0%} of its norm"
     )
+    if strength != dose:
+        bound = "greatest" if dose > strength else "smallest"
+        reason += (
+            f"; {strength:g} is the {bound} strength that is recommended, and moves it by {strength * share:.0%}, "
+            f"not by {DOSE:.0%}"
+        )
     validation = validated[chosen]
     # A low bound alone may only mean few examples.
     if (validation.auroc_low < 0.6 and validation.auroc < 0.9) or validation.auroc < validation.auroc_shuffled + 0.1:

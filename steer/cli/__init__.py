@@ -24,6 +24,7 @@ import click
 from steer.cli import commands, options
 from steer.cli.output import out
 from vectors.errors import SteerError, UsageError
+from vectors.registry.plugins import suggestion
 
 TERMINATED = 128 + signal.SIGTERM  # the exit code that a shell gives for it
 
@@ -33,6 +34,16 @@ class _Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(m.name.rstrip("_") for m in pkgutil.iter_modules(commands.__path__) if not m.name.startswith("_"))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the first argument names. Raises UsageError with the one that is probably meant."""
+        if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
+            near = suggestion(args[0], self.list_commands(ctx))
+            hint = f"did you mean steer {near}? see steer --help" if near else "see steer --help"
+            raise UsageError(f"No such command {args[0]!r}", hint)
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in self.list_commands(ctx):
@@ -126,9 +137,6 @@ def _report(error: BaseException) -> int:
             out.fail(["interrupted"], hint)
         case MemoryError():
             out.fail(["out of memory"], "use a smaller model, --dtype bfloat16, or fewer --layers")
-        case OSError():  # a disk or a path that failed where no reader or writer reports it
-            where = f"{error.filename}: " if error.filename else ""
-            out.fail([f"{where}{error.strerror or error}"], "check the path, its permissions and the free space")
         case _:  # an unexpected exception is a defect of steer, and is reported as one
             problem = f"{type(error).__name__}: {error}"
             out.fail([problem], "this is a defect of steer; run again with --debug and report it")

@@ -14,10 +14,20 @@ from steer.cli.output import out
 from steer.cli.requests import Command
 from vectors.errors import UsageError
 from vectors.registry.options import Option, option
+from vectors.registry.plugins import suggestion
 
 File = click.Path(path_type=Path)
 A_MODEL = "a folder, a hub id (org/name@revision), or the bundled smollm2."
 MODEL = "A" + A_MODEL[1:]
+
+
+class NamedChoice(click.Choice[str]):
+    """A choice of names, which suggests the one that is meant by another."""
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        """The message for a name that is none of the choices."""
+        near = suggestion(str(value), map(str, self.choices))
+        return super().get_invalid_choice_message(value, ctx) + (f" Did you mean {near}?" if near else "")
 
 
 def command(name: str | None = None, *, summary: str, examples: str) -> Callable[[Callable[..., Any]], click.Command]:
@@ -110,6 +120,13 @@ def size(text: str) -> int:
     if match is None or float(match[1]) <= 0:
         raise UsageError(f"{text!r} is not a size", "write --memory 2GiB, or 500MB")
     return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Force:
+    """Whether an output file that exists is replaced."""
+
+    force: bool = option(False, help="Replace the output file if it exists.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,6 +114,22 @@ def replacing(path: Path) -> str:
         return ""
 
 
+def require_absent(path: Path, force: bool) -> None:
+    """Refuse an output file that exists, unless it is to be replaced. Raises OutputError."""
+    from vectors.errors import OutputError
+
+    if not force and path.is_file():
+        raise OutputError(f"the output {path} exists", "choose another --out, or replace it: --force", path=path)
+
+
+def next_model(reference: str) -> str:
+    """The --model option that a printed next command needs: a vector does not record where a folder lies."""
+    import os
+    import shlex
+
+    return f" --model {shlex.quote(reference)}" if os.path.isdir(reference) else ""
+
+
 def say_preparing(reference: str) -> None:
     """Print a note when the bundled model must be converted first, which takes half a minute and happens once."""
     from vectors import bundled, references

@@ -204,6 +204,7 @@ class BakeRequest:
         "smollm2", help="A model folder, a hub id (org/name@revision), or the bundled smollm2.", complete="models"
     )
     out: Path = option(help="The folder to write; with --as vector, the .safetensors file.", flag=("-o", "--out"))
+    force: bool = option(False, help="Replace the output file if it exists; folders are never replaced.")
     as_: str = option(
         "model", help="Write a model folder, a LoRA adapter, or a task vector.", choices=("model", "lora", "vector")
     )
@@ -218,6 +219,18 @@ class BakeRequest:
     threads: int | None = option(
         None, help="The number of threads that write the output.", low=1, default_text="one for each core"
     )
+
+
+FILE_SUFFIXES = (".safetensors", ".gguf", ".pt", ".bin", ".json")
+
+
+def require_output_name(request: BakeRequest) -> None:
+    """Refuse the name of a file for what is written as a folder. Raises UsageError."""
+    if request.as_ != "vector" and request.out.suffix.lower() in FILE_SUFFIXES:
+        raise UsageError(
+            f"--as {request.as_} writes a folder, and {request.out} is the name of a file",
+            f"write a task vector: --as vector; or name a folder: -o {request.out.with_suffix('')}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -542,3 +542,25 @@ def test_a_model_of_unknown_origin_is_steered_with_a_warning(llama: Any) -> None
         steered(llama, "warm", vectors=belonging("sha256:00")),
     ):
         assert pico.hooks(llama) == 3
+
+
+def test_a_mapping_from_layers_to_tensors_is_a_vector(llama: Any) -> None:
+    ids = torch.tensor([[1, 9, 10, 11]])
+    direction = torch.randn(pico.HIDDEN, generator=torch.Generator().manual_seed(3))
+    expected = None
+    for composition, vectors in (
+        (SteeringVector({2: direction}), None), ({2: direction}, None), ("v", {"v": {2: direction}}),
+    ):  # fmt: skip
+        with steered(llama, composition, vectors=vectors):
+            logits = llama(ids).logits
+        assert expected is None or torch.equal(logits, expected)
+        expected = logits
+
+
+@pytest.mark.parametrize("composition", [3, torch.ones(4), {"a": torch.ones(4)}, {1: "warm"}, None])
+def test_what_is_no_composition_is_a_type_error_with_the_accepted_forms(llama: Any, composition: Any) -> None:
+    with (
+        pytest.raises(TypeError, match="an expression or a file's path, a Composition, a SteeringVector, or a mapping"),
+        steered(llama, composition),
+    ):
+        pass

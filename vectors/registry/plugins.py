@@ -9,10 +9,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from vectors.errors import UsageError
 
@@ -54,34 +54,36 @@ def discover(package: str, group: str) -> dict[str, ModuleType]:
     return modules
 
 
-def discover_as(contract: type, what: str, package: str, group: str) -> dict[str, Any]:
-    """`discover`, for modules that must have every name of `contract`, a Protocol; `what` is such a module in messages.
-
-    Raises UsageError with all names that are missing.
-    """
-    modules = discover(package, group)
-    functions = [name for name, value in vars(contract).items() if callable(value) and not name.startswith("_")]
-    required = [*contract.__annotations__, *functions]
-    problems = [
-        f"the {what} {name!r} has no {missing}"
-        for name, module in modules.items()
-        for missing in required
-        if not hasattr(module, missing)
-    ]
-    if problems:
-        raise UsageError(problems, "update the package that offers it, or uninstall it")
-    return dict(modules)
-
-
 def choose(what: str, name: str, available: Mapping[str, T]) -> T:
     """The entry of `available` called `name`. Raises UsageError that lists the names and suggests the closest."""
     if name in available:
         return available[name]
+    near = suggestion(name, available)
+    guess = f"did you mean {near}? " if near else ""
+    raise UsageError(f"there is no {what} {name!r}", f"{guess}available: {', '.join(sorted(available))}")
+
+
+# Names that other tools and papers use for what is meant here.
+SYNONYMS = {
+    "caa": "diffmean", "actadd": "diffmean", "mean": "diffmean", "meandiff": "diffmean", "difference": "diffmean",
+    "dim": "diffmean", "repe": "pca", "repeng": "pca", "lat": "pca", "lda": "whitened", "fisher": "whitened",
+    "probe": "logistic", "linear_probe": "logistic", "sft": "train", "dpo": "train", "finetune": "train",
+    "distillation": "distil", "orthogonalise": "fold", "abliterate": "fold", "lerp": "linear", "average": "linear",
+    "generate": "try", "compare": "try", "train": "bake", "distil": "bake", "distill": "bake", "fold": "bake",
+    "soup": "linear", "adam": "adamw", "task_arithmetic_ties": "ties",
+}  # fmt: skip
+
+
+def suggestion(name: str, available: Iterable[str]) -> str:
+    """The available name that is probably meant: a synonym of `name`, or the closest in spelling; else empty."""
     import difflib  # imported here, since only errors need it
 
-    near = difflib.get_close_matches(name, available, 1)
-    guess = f"did you mean {near[0]}? " if near else ""
-    raise UsageError(f"there is no {what} {name!r}", f"{guess}available: {', '.join(sorted(available))}")
+    known = list(available)
+    plain = name.lower().replace("-", "_")
+    if SYNONYMS.get(plain) in known:
+        return SYNONYMS[plain]
+    near = difflib.get_close_matches(plain, known, 1)
+    return near[0] if near else ""
 
 
 def names(package: str, group: str) -> list[str]:

@@ -12,7 +12,7 @@ from vectors.registry.options import option
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(options.Threads):
+class Request(options.Threads, options.Force):
     """The arguments and options of `steer diff`."""
 
     base: str = option(help="The model before fine-tuning: " + options.A_MODEL, argument=True, complete="models")
@@ -51,6 +51,7 @@ def command(**values: Any) -> None:
             report = adapter.from_models(base, finetuned, file, request.to_lora, threads=threads, on_event=on_event)
         print_adapter(file, report)
         return
+    output.require_absent(file, request.force)
     replaced = output.replacing(file)
     with out.progress() as on_event:
         vector = api.diff(base, finetuned, file, storage_=request.storage, threads=threads, on_event=on_event)

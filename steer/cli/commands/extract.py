@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ def methods() -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(options.Devices, options.Seeded):
+class Request(options.Devices, options.Seeded, options.Force):
     """The options of `steer extract`."""
 
     pos: Path | None = option(None, help="Examples that show the behaviour, one JSON value per line.")
@@ -44,6 +45,10 @@ class Request(options.Devices, options.Seeded):
         flag=("-o", "--out"),
         default_text="the name of --pos or --pairs, in the current folder",
     )
+    match: str | None = option(
+        None, help="Make classes of different length alike: average over as many tokens in both classes, or over the "
+        "same positions.", choices=("length", "position"),
+    )  # fmt: skip
     truncate: bool = option(False, help="Cut examples that exceed the model's context, instead of refusing them.")
 
 
@@ -67,11 +72,17 @@ def command(**values: Any) -> None:
         values["out"] = Path(f"{source.stem}.safetensors")
     request = requests.build(Request, values)
     from steer.extraction import extract
+    from vectors.storage.files import require_distinct
 
+    replacing = ""
+    if request.out is not None:
+        require_distinct(request.out, {"--pos": request.pos, "--neg": request.neg, "--pairs": request.pairs})
+        output.require_absent(request.out, request.force)
+        replacing = output.replacing(request.out)
     output.say_preparing(request.model)
-    replacing = output.replacing(request.out) if request.out is not None else ""
+    arguments = {name: value for name, value in vars(request).items() if name != "force"}
     with out.progress() as on_event:
-        extraction = extract(**vars(request), on_event=on_event)
+        extraction = extract(**arguments, on_event=on_event)
     out.say(replacing)
     for note in extraction.notes:
         out.say(note)
@@ -85,10 +96,10 @@ def command(**values: Any) -> None:
         "model_path": str(extraction.source.path),
     }
     file = request.out
-    out.result({**data, **extraction.report()}, lambda: _print(extraction, file))
+    out.result({**data, **extraction.report()}, lambda: _print(extraction, file, request.model))
 
 
-def _print(extraction: Extraction, file: Path) -> None:
+def _print(extraction: Extraction, file: Path, model: str) -> None:
     out.table(["", "layer", "norm", "AUROC", "95 % interval", "shuffled", "Cohen's d"], layer_rows(extraction))
     examples, recommended = extraction.examples, extraction.recommended
     out.line(
@@ -98,8 +109,10 @@ def _print(extraction: Extraction, file: Path) -> None:
     out.line(f"wrote {file}  {extraction.vector.digest}")
     out.say(
         f"\n{examples['positive']} + {examples['negative']} examples, {extraction.tokens['computed']} tokens computed, "
-        f'{extraction.seconds:.1f} s\nnext: steer try {file} -p "…"'
+        f'{extraction.seconds:.1f} s\nnext: steer try {shlex.quote(str(file))}{output.next_model(model)} -p "…"'
     )
+    if not file.stem.isidentifier():
+        out.say(f"in an expression, the name stands in quotes: steer try \"1.5*'{file.stem}'\"")
 
 
 def layer_rows(extraction: Extraction) -> list[list[str]]:

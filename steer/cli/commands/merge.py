@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steer.cli import options, requests
+from steer.cli import options, output, requests
 from steer.cli.output import out
 from vectors.errors import UsageError
 from vectors.registry import plugins
@@ -23,7 +23,7 @@ def method_names() -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(options.Bindings, options.Merging):
+class Request(options.Bindings, options.Merging, options.Force):
     """The arguments and options of `steer merge`."""
 
     inputs: tuple[str, ...] = option(
@@ -76,9 +76,6 @@ class Request(options.Bindings, options.Merging):
         False, help="List the options of the chosen method, with default, range and meaning, and exit."
     )
     seed: int | None = option(None, help="The random seed.", default_text="0")
-    allow_config: tuple[str, ...] = option(
-        (), help="A setting of config.json in which the inputs may differ, such as rope_theta.", metavar="KEY"
-    )
 
 
 @options.command(
@@ -140,6 +137,8 @@ def _merge(request: Request) -> None:
     if request.out is None and not request.dry_run:
         raise UsageError("no output is given", "add -o OUT")
     recipe = _recipe(request).without(*request.without)
+    if request.out is not None and not request.dry_run:
+        output.require_absent(request.out, request.force)
     if request.out is not None and request.out.suffix == ".safetensors" and request.as_ is None:
         recipe = replace(recipe, as_="vector")
     if _are_steering(recipe):
@@ -223,8 +222,6 @@ def _recipe(request: Request) -> Recipe:
     more = read_assignments(request.settings) | ({"lambda": request.scale} if request.scale is not None else {})
     options_ = {name: getattr(request, name) for name in ("base", "scope", "seed", "dtype", "as_")}
     changes = {name: value for name, value in options_.items() if value is not None}
-    if request.allow_config:
-        changes["allow_config"] = tuple(dict.fromkeys((*recipe.allow_config, *request.allow_config)))
     return replace(recipe, options=dict(recipe.options) | more, **changes)
 
 

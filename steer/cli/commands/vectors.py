@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ def show(file: Path) -> None:
     from vectors.storage.files import digest_file
     from vectors.task import is_task_vector
 
-    if is_task_vector(file):
+    if os.path.isfile(file) and is_task_vector(file):
         _show_task(file)
         return
     vector = SteeringVector.load(file)
@@ -71,11 +72,12 @@ def _print_vector(file: Path, vector: SteeringVector, digest: str) -> None:
 
 
 def _cells(entry: dict[str, Any]) -> list[str]:
-    auroc, low, high, effect = (entry.get(key) for key in ("auroc", "auroc_low", "auroc_high", "cohens_d"))
+    if entry.get("auroc") is None:
+        return ["-", "-", "-"]
     return [
-        "-" if auroc is None else f"{auroc:.3f}",
-        "-" if low is None or high is None else f"{low:.3f} to {high:.3f}",
-        "-" if effect is None else f"{effect:.2f}",
+        f"{entry['auroc']:.3f}",
+        f"{entry['auroc_low']:.3f} to {entry['auroc_high']:.3f}",
+        f"{entry['cohens_d']:.2f}",
     ]
 
 
@@ -119,7 +121,10 @@ def _show_task(file: Path) -> None:
     "--first-row", type=click.Choice(("embeddings", "block-0")),
     help="What the first row of a .pt stack of rows by layer holds, which the file does not record.",
 )  # fmt: skip
-def convert(file: Path, target: Path, format_: str | None, layers: str | None, first_row: str | None) -> None:
+@click.option("--force", is_flag=True, help="Replace the output file if it exists.")
+def convert(
+    file: Path, target: Path, format_: str | None, layers: str | None, first_row: str | None, force: bool
+) -> None:
     """Write a vector in another format: artifact, llama.cpp GGUF, or the `.pt` of other tools.
 
     Other tools apply every layer of a file, so their formats get only the layers that act, unless --layers is given.
@@ -142,6 +147,7 @@ def convert(file: Path, target: Path, format_: str | None, layers: str | None, f
         vector = vector.select(vector.apply)
     elif (named := parse_layers(layers)) is not None:
         vector = vector.select(named)
+    output.require_absent(target, force)
     require_writable(target)
     replaced = output.replacing(target)
     digest = formats.write(vector, target, format_)
@@ -172,7 +178,8 @@ def compare(a: Path, b: Path) -> None:
 @click.option(
     "-o", "--out", "picture", type=options.File, help="The picture to write, .png or .svg.  [default: FILE with .png]"
 )
-def plot(file: Path, picture: Path | None) -> None:
+@click.option("--force", is_flag=True, help="Replace the output file if it exists.")
+def plot(file: Path, picture: Path | None, force: bool) -> None:
     """Plot how well each layer separates the classes, on held-out examples and with shuffled labels."""
     from steer.reports.plots import layer_separation
     from vectors.steering import SteeringVector
@@ -182,6 +189,7 @@ def plot(file: Path, picture: Path | None) -> None:
     if not vector.metadata.get("measured"):
         raise ArtifactError(f"{file} holds no validation to plot", "extract it with `steer extract`")
     target = picture or file.with_suffix(".png")
+    output.require_absent(target, force)
     require_writable(target)
     replaced = output.replacing(target)
     layer_separation(vector, target, title=file.stem)

@@ -77,19 +77,19 @@ def commands(folder: Path) -> dict[str, Command]:
     bake = ("bake", "--model", base, "-o", "out")
     train = (*bake, "--mode", "train", "--data", pos, "--steps", "4", "--lr", "1e-2", "--replay", "0.2")
     lines: dict[str, tuple[str, ...]] = {
-        "extract": ("extract", "--pos", pos, "--neg", neg, "--model", base, "-o", "out.safetensors"),
-        "convert to gguf": ("vectors", "convert", warm, "out.gguf"),
-        "convert": ("vectors", "convert", warm, "out.safetensors"),
-        "plot": ("vectors", "plot", extracted, "-o", "out.svg"),
-        "diff": ("diff", base, one, "-o", "out.safetensors"),
-        "diff sparse": ("diff", base, one, "-o", "out.safetensors", "--storage", "sparse:0.1"),
+        "extract": ("extract", "--pos", pos, "--neg", neg, "--model", base, "-o", "out.safetensors", "--force"),
+        "convert to gguf": ("vectors", "convert", warm, "out.gguf", "--force"),
+        "convert": ("vectors", "convert", warm, "out.safetensors", "--force"),
+        "plot": ("vectors", "plot", extracted, "-o", "out.svg", "--force"),
+        "diff": ("diff", base, one, "-o", "out.safetensors", "--force"),
+        "diff sparse": ("diff", base, one, "-o", "out.safetensors", "--storage", "sparse:0.1", "--force"),
         "diff to lora": ("diff", base, one, "-o", "out", "--to-lora", "4"),
         "merge": ("merge", one, two, "--base", base, "--method", "ties", "-o", "out"),
-        "merge to vector": ("merge", one, two, "--base", base, "--ties", "-o", "out.safetensors"),
+        "merge to vector": ("merge", one, two, "--base", base, "--ties", "-o", "out.safetensors", "--force"),
         "apply": ("apply", base, task, "-o", "out"),
         "fold": (*bake, "2*warm", "--vector", f"warm={warm}", "--any-base", "--skip-vllm"),
         "bake to lora": (*train, "--as", "lora"),
-        "bake to vector": (*train[:4], "out.safetensors", *train[5:], "--as", "vector"),
+        "bake to vector": (*train[:4], "out.safetensors", *train[5:], "--as", "vector", "--force"),
         "bake": (*train, "--as", "model"),
     }
     made: dict[str, Command] = {name: (lambda line=line: run(list(line))) for name, line in lines.items()}

@@ -32,6 +32,18 @@ FORMS: dict[str, tuple[dict[str, Any], list[tuple[object, str, str, bool | None]
     ),
     "pairs": (PAIR, [("How are you?", "assistant", "Great!", True), ("How are you?", "assistant", "Awful.", False)]),
     "persona": (PERSONA, [(None, "assistant", "I like parties", True)]),
+    "preference": (
+        {"prompt": "Hi", "chosen": "Hello", "rejected": "What?"},
+        [("Hi", "assistant", "Hello", True), ("Hi", "assistant", "What?", False)],
+    ),
+    "caa": (
+        {
+            "question": "Tea?\n (A) Yes\n (B) No",
+            "answer_matching_behavior": "(A)",
+            "answer_not_matching_behavior": "(B)",
+        },
+        [("Tea?\n (A) Yes\n (B) No", "assistant", "(A)", True), ("Tea?\n (A) Yes\n (B) No", "assistant", "(B)", False)],
+    ),
     "template": (
         TEMPLATE,
         [
@@ -133,7 +145,16 @@ def test_a_persona_file_holds_both_classes_and_is_no_list_of_pairs() -> None:
         (TEMPLATE | {"suffixes": []}, "suffixes must be a list of texts"),
         ({"utterance": "x"}, "no known form has the keys utterance"),
         ({}, r"no known form has the keys \(none\)"),
-        ([1], "a line must be a text or an object, not [1]"),
+        ({"chosen": "a", "rejected": ["b"]}, "must both be texts, or both messages"),
+        ({"chosen": "a ", "rejected": "a b"}, "differ in nothing but their length"),
+        ({"chosen": "a b", "rejected": "a b"}, "chosen and rejected are the same"),
+        ({"chosen": [], "rejected": []}, "chosen must be a text, or a list of at least one {role, content}"),
+        ({"prompt": [], "chosen": "a", "rejected": "b"}, "so chosen and rejected must hold messages too"),
+        (
+            {"question": "?", "answer_matching_behavior": "(A)", "answer_not_matching_behavior": " (A)"},
+            "both answers are",
+        ),
+        (7, "a line must be a text or an object, not 7"),
         (None, "a line must be a text or an object, not null"),
     ],
 )
@@ -215,7 +236,7 @@ def test_many_bad_lines_are_counted_and_the_first_are_shown() -> None:
 @pytest.mark.parametrize("frame", ["%s", '{"messages": %s}'])
 def test_deep_nesting_is_an_error_and_no_crash(tmp_path: Path, depth: int, frame: str) -> None:
     path = write(tmp_path / "p.jsonl", frame % ("[" * depth + "]" * depth))
-    assert problems(path, ["x"])[0].startswith(f"{path}:1: ")
+    assert problems(path, ["x"])[0].startswith(f"{path}:")
 
 
 def test_a_number_beyond_what_python_reads_is_an_error_and_no_crash(tmp_path: Path) -> None:

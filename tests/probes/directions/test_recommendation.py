@@ -98,3 +98,15 @@ def test_length_and_norm_are_those_of_the_layer_that_is_chosen() -> None:
     judged = {i: measured(0.9) for i in range(3)}
     found = recommend(judged, {0: 1.0, 1: 2.0, 2: 1.0}, {0: 1.0, 1: 10.0, 2: 1.0})
     assert (found.layers, found.strength) == ([1], 2.0)
+
+
+def test_a_bound_of_the_strength_that_is_hit_is_said() -> None:
+    assert (
+        "; 4 is the greatest strength that is recommended, and moves it by 4%, not by 40%"
+        in (recommended({0: measured(0.9)}, 0.01 * NORM)[2])
+    )
+    assert (
+        "; 0.5 is the smallest strength that is recommended, and moves it by 450%, not by 40%"
+        in (recommended({0: measured(0.9)}, 9 * NORM)[2])
+    )
+    assert "that is recommended" not in recommended({0: measured(0.9)}, 0.4 * NORM)[2]

@@ -118,7 +118,7 @@ def test_json_of_one_run_is_forgotten_by_the_next(steer: Callable[..., Outcome])
 def test_quiet_leaves_data_and_errors_alone(data: Path, steer: Callable[..., Outcome], model_folder: Path) -> None:
     arguments = ["extract", "--pos", "warm.jsonl", "--neg", "cold.jsonl", "--model", model_folder]
     loud = steer(*arguments)
-    for quiet in (["-q", *arguments], [*arguments, "--quiet"]):
+    for quiet in (["-q", *arguments, "--force"], [*arguments, "--quiet", "--force"]):
         assert steer(*quiet) == (0, loud[1], "")
     assert "error: " in steer("-q", "vectors", "show", "missing.safetensors")[2]
 

@@ -202,7 +202,7 @@ def test_a_full_disk_leaves_the_old_vector(
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(os, "fsync", full)
-    outcome = steer("extract", "--pos", "warm.jsonl", "--neg", "cold.jsonl", "--model", model_folder, "--layers", "0")
+    outcome = steer("extract", "--pos", "warm.jsonl", "--neg", "cold.jsonl", "--model", model_folder, "--force")
     assert "No space left" in error_of(outcome)
     assert extracted.read_bytes() == before
     assert sorted(path.name for path in extracted.parent.iterdir()) == ["cold.jsonl", "warm.jsonl", "warm.safetensors"]

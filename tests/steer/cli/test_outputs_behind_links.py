@@ -65,7 +65,7 @@ def test_a_link_as_an_output_file_is_followed(
     link.symlink_to(f"place/target{suffix}")
     if there:
         target.write_bytes(b"old")
-    code, _, err = run(FILES[command], link)
+    code, _, err = run((*FILES[command], "--force"), link)
     assert code == 0, err
     assert os.readlink(link) == f"place/target{suffix}"
     assert target.stat().st_size > 3

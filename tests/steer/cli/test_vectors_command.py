@@ -19,13 +19,14 @@ def test_what_is_replaced_is_said_and_an_input_is_not(
 ) -> None:
     old = SteeringVector.load(extracted).digest
     arguments = ["--pos", "warm.jsonl", "--neg", "cold.jsonl", "--model", model_folder, "--layers", "1-2"]
-    _, out, err = steer("extract", *arguments)
+    _, out, err = steer("extract", *arguments, "--force")
     assert f"replaces warm.safetensors, which was {old}\n" in err
     assert "replaces" not in out
     assert "replaces" not in steer("vectors", "convert", "warm.safetensors", "other.pt")[2]
-    assert "replaces other.pt, which was sha256:" in steer("vectors", "convert", "warm.safetensors", "other.pt")[2]
+    again = steer("vectors", "convert", "warm.safetensors", "other.pt", "--force")
+    assert "replaces other.pt, which was sha256:" in again[2]
     assert "replaces" not in steer("vectors", "plot", "warm.safetensors")[2]
-    assert "replaces warm.png, which was sha256:" in steer("vectors", "plot", "warm.safetensors")[2]
+    assert "replaces warm.png, which was sha256:" in steer("vectors", "plot", "warm.safetensors", "--force")[2]
     same = steer("vectors", "convert", "warm.safetensors", "./warm.safetensors", "--layers", "1")
     assert "is the file given as FILE" in error_of(same)
 

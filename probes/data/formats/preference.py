@@ -1,0 +1,66 @@
+"""Preferences as TRL takes them: a chosen and a rejected completion of a prompt, as texts or as messages.
+
+`chosen` and `rejected` may hold the whole conversation, with the prompt given beside them or not at all; then what
+both begin with is the prompt (as in the hh-rlhf and UltraFeedback data sets).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from probes.data.examples import Example, Message
+from probes.data.fields import text
+
+KEYS = frozenset({"chosen", "rejected"})
+SHAPE = '{"prompt","chosen","rejected"}'
+
+
+def parse(record: dict[str, Any], origin: str) -> list[Example]:
+    """The chosen completion as the positive example, and the rejected one as the negative."""
+    prompt = record.get("prompt")
+    if isinstance(record["chosen"], list) != isinstance(record["rejected"], list):
+        raise ValueError("chosen and rejected must both be texts, or both messages")
+    if not isinstance(record["chosen"], list):
+        chosen, rejected = text(record, "chosen"), text(record, "rejected")
+        if isinstance(prompt, list):
+            raise ValueError("prompt holds messages, so chosen and rejected must hold messages too")
+        if prompt is None:
+            context: str | None = chosen[: _common(chosen, rejected)]
+            start = len(context or "")
+            chosen, rejected = chosen[start:], rejected[start:]
+            if not chosen.strip() or not rejected.strip():
+                raise ValueError("chosen and rejected differ in nothing but their length; give the prompt")
+        else:
+            context = text(record, "prompt")
+        sides = [Example(side, context or None, origin=origin) for side in (chosen, rejected)]
+    else:
+        before = _turns(prompt, "prompt") if isinstance(prompt, list) else ()
+        sides = [_conversation(record, key, before, prompt, origin) for key in ("chosen", "rejected")]
+        if sides[0].context != sides[1].context:
+            raise ValueError("chosen and rejected answer different conversations")
+    if sides[0].completion == sides[1].completion:
+        raise ValueError("chosen and rejected are the same")
+    return [side._replace(label=label, pair=origin) for side, label in zip(sides, (True, False), strict=True)]
+
+
+def _conversation(record: dict[str, Any], key: str, before: tuple[Message, ...], prompt: Any, origin: str) -> Example:
+    turns = _turns(record[key], key)
+    if turns[: len(before)] != before:
+        turns = (*before, *turns)
+    if len(turns) == 1 and isinstance(prompt, str):
+        turns = (Message("user", text(record, "prompt")), *turns)
+    return Example(turns[-1].content, turns[:-1], turns[-1].role, origin=origin)
+
+
+def _turns(value: list[Any], key: str) -> tuple[Message, ...]:
+    if not value or not all(isinstance(turn, dict) for turn in value):
+        raise ValueError(f"{key} must be a text, or a list of at least one {{role, content}}")
+    return tuple(Message(text(turn, "role"), text(turn, "content")) for turn in value)
+
+
+def _common(one: str, other: str) -> int:
+    """The length of what both begin with, up to a word's beginning."""
+    length = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    while length and not one[length - 1].isspace():
+        length -= 1
+    return len(one[:length].rstrip())
