@@ -6,7 +6,7 @@ help:
 	@echo "make setup      make .venv with everything that steer needs (torch for CPUs, the packages of requirements.lock)"
 	@echo "make demo       extract a steering vector, validate it, try it, bake it, merge models, compare all results"
 	@echo "make test       run all tests; make test-fast leaves out the slow ones"
-	@echo "make hostile    hours of trials: signals at random moments, and many processes at once"
+	@echo "make hostile    hours of trials: 10,000 requests to a server, signals at random moments, many processes at once"
 	@echo "make lint       ruff and mypy"
 	@echo "make docs       build the documentation into docs/_build"
 	@echo "make clean      remove everything that the other targets made, .venv too"
@@ -28,6 +28,8 @@ test-fast: setup
 
 hostile: setup
 	PYTHONPATH=tests .venv/bin/python tests/hostile/processes/process_trial.py
+	.venv/bin/python tests/hostile/serving/http_trial.py
+	.venv/bin/python tests/hostile/files/file_trial.py
 
 lint: setup
 	.venv/bin/python -m ruff check .

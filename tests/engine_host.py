@@ -154,7 +154,7 @@ def drain(answers: dict[str, Any], steps: int = 100_000) -> None:
 def script(steps: list[dict[str, Any]]) -> dict[str, Any]:
     """Interleave by hand: add {job, id}, abort {id}, step {count}, unload {digest} behind the engine's back.
 
-    At the end everything runs out.
+    `break` {rank} lets this worker fail when it next writes a slot. At the end everything runs out.
     """
     answers: dict[str, Any] = {}
     engine = ENGINE.llm_engine
@@ -166,12 +166,24 @@ def script(steps: list[dict[str, Any]]) -> dict[str, Any]:
             engine.abort_request([step["abort"]])
         elif "unload" in step:
             ENGINE.collective_rpc("steer_unload", args=(step["unload"],))
+        elif "break" in step:
+            ENGINE.collective_rpc(broken, args=(step["break"],))
         elif "vectors" in step:
             trace.append(state())
         else:
             drain(answers, step["step"])
     drain(answers)
     return {"answers": answers, "trace": trace}
+
+
+def broken(worker: Any, rank: int) -> None:
+    """Runs in every worker."""
+
+    def fault(*args: Any) -> None:
+        raise MemoryError("the device is full")
+
+    if worker.rank == rank:
+        worker.steer.table._copy = fault
 
 
 def prompt(job: dict[str, Any]) -> Any:

@@ -6,13 +6,16 @@ import hashlib
 import itertools
 import json
 import os
-import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vectors import bundled
+from vectors.documents import json_text
+from vectors.documents.artifacts import CONFIGURATION, INDEX
+from vectors.documents.schema import problems_of
 from vectors.errors import ModelError
 from vectors.storage.files import digest_bytes
+from vectors.weights import read_header
 
 DEFAULT = "smollm2"
 SAMPLE = 4096  # bytes read of each tensor for the fingerprint
@@ -104,9 +107,8 @@ def _complete(folder: Path) -> bool:
     index = folder / "model.safetensors.index.json"
     if index.exists():
         try:
-            names = set(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values())
-            return all((folder / name).exists() for name in names)
-        except (ValueError, LookupError, AttributeError, TypeError):
+            return all((folder / name).exists() for name in set(weight_map(index).values()))
+        except ModelError:
             return False
     return any(not path.name.startswith("consolidated") for path in folder.glob("*.safetensors"))
 
@@ -139,13 +141,13 @@ def identity(source: ModelSource) -> dict[str, Any]:
     Raises ModelError for a damaged folder.
     """
     file = source.path / "config.json"
-    try:
-        config = _lasting(json.loads(file.read_text(encoding="utf-8-sig")))
-        text = config.get("text_config") or config
-        # Not canonical_json: configurations may hold Infinity, such as the `time_step_limit` of Mamba.
-        state = hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode())
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{file} is damaged: {error}", "fetch the model again") from error
+    config = json_text.read(file, ModelError, "fetch the model again")
+    if problems := problems_of(config, CONFIGURATION):
+        raise ModelError([f"{file} is damaged: {problem}" for problem in problems], "fetch the model again")
+    config = _lasting(config)
+    text = config.get("text_config") or config
+    # Not canonical_json: configurations may hold Infinity, such as the `time_step_limit` of Mamba.
+    state = hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode())
     for name, description in sorted(_tensors(source.path).items()):
         state.update(f"{name} {description}".encode())
     architectures = config.get("architectures") or [config.get("model_type", "unknown")]
@@ -188,17 +190,18 @@ def weight_files(folder: Path) -> list[Path]:
         return [single]
     if not index.is_file():
         return sorted(folder.glob("*.safetensors"))
-    try:
-        names = {str(name) for name in json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values()}
-    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
-        raise ModelError(f"{index} is damaged: {error}", "fetch the model again") from error
-    outside = sorted(name for name in names if os.path.basename(name) != name or name in ("", ".", ".."))
-    if outside:
+    return sorted(folder / name for name in set(weight_map(index).values()))
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """The file of each tensor by name, from the index of a model in several files. Raises ModelError."""
+    value = json_text.read(index, ModelError, "fetch the model again")
+    if problems := problems_of(value, INDEX):
         raise ModelError(
-            [f"{index} names a file outside of its folder: {name!r}" for name in outside],
-            "fetch the model again, from someone you trust",
+            [f"{index} is damaged: {problem}" for problem in problems], "fetch the model again, from someone you trust"
         )
-    return sorted(folder / name for name in names)
+    names: dict[str, str] = value["weight_map"]
+    return names
 
 
 def _tensors(folder: Path) -> dict[str, str]:
@@ -206,21 +209,15 @@ def _tensors(folder: Path) -> dict[str, str]:
     descriptions: dict[str, str] = {}
     for path in weight_files(folder):
         try:
+            entries = read_header(path)[0]
+        except ModelError as error:
+            raise ModelError(error.problems, "fetch the model again") from error
+        try:
             with path.open("rb") as file:
-                length = struct.unpack("<Q", file.read(8))[0]
-                room = os.path.getsize(path) - 8 - length
-                if room < 0:
-                    raise ValueError("its header is longer than the file")
-                header = json.loads(file.read(length))
-                for name, entry in header.items():
-                    if name == "__metadata__":
-                        continue
-                    start, stop = entry["data_offsets"]
-                    if not 0 <= start <= stop <= room:
-                        raise ValueError(f"it ends before {name} does")
-                    file.seek(8 + length + max(start, (start + stop - SAMPLE) // 2))
-                    sample = file.read(min(SAMPLE, stop - start))
-                    descriptions[name] = f"{entry['dtype']} {entry['shape']} {digest_bytes(sample)}"
-        except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError, struct.error) as error:
-            raise ModelError(f"{path} is damaged: {error}", "fetch the model again") from error
+                for name, entry in entries.items():
+                    file.seek(entry.start + max(0, (entry.size - SAMPLE) // 2))
+                    sample = file.read(min(SAMPLE, entry.size))
+                    descriptions[name] = f"{entry.dtype} {list(entry.shape)} {digest_bytes(sample)}"
+        except OSError as error:
+            raise ModelError(f"{path} can't be read: {error.strerror or error}", "fetch the model again") from error
     return descriptions

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 from vectors.artifact import KEY, metadata_of
 from vectors.documents import json_text
-from vectors.documents.artifacts import TASK
-from vectors.documents.schema import MOST, excerpt, mapping_of, problems_of, record, text
+from vectors.documents.artifacts import INDEX, TASK
+from vectors.documents.schema import MOST, excerpt, problems_of
 from vectors.errors import ArtifactError, ModelError, shortened
 from vectors.storage.files import canonical_json, digest_bytes, digest_json
 from vectors.weights import Entry, file_digest, mapped, read_header
@@ -38,7 +38,6 @@ KIND = "task-vector"
 SHARD = 5_000_000_000  # the largest size of a file, in bytes
 STORAGES = ("exact", "bf16", "lowrank:R", "sparse:D")
 PARTS = ("up", "down", "positions", "values", "residual.positions", "residual.bits")
-INDEX = record({"weight_map": mapping_of(text(r"[^/\0]+", "the name of a file in this folder", longest=255))})
 AGAIN = "make it again with `steer diff`, or copy it again from where it came"
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 SIZES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
-    "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "C64": 8,
+    "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8,
 }  # fmt: skip
 FLOATS = ("F32", "F16", "BF16")  # the dtypes that can be merged
 METADATA = "__metadata__"

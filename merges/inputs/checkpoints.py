@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -10,7 +11,6 @@ from typing import Any
 
 from merges.engine.floats import MERGED
 from vectors import references
-from vectors.documents.json_text import read_object
 from vectors.errors import ModelError, shortened
 from vectors.weights import Entry, entries_of
 
@@ -22,6 +22,7 @@ _QUANTISED = re.compile(
     r"(qweight|qzeros|g_idx|weight_packed|weight_scale(_inv)?|weight_zero_point|input_scale|SCB|absmax|quant_map"
     r"|nested_absmax|quant_state\..*|_blocks|_scales|weight_format)$"
 )
+_BUFFER = re.compile(r"(\.bias|masked_bias|position_ids|token_type_ids|_mask|_index|_indices|_ids)$")
 
 
 def read(reference: str, folder: Path, config: Mapping[str, Any]) -> tuple[tuple[Path, ...], dict[str, Entry]]:
@@ -29,8 +30,8 @@ def read(reference: str, folder: Path, config: Mapping[str, Any]) -> tuple[tuple
     files = tuple(references.weight_files(folder))
     if not files:
         raise _without_safetensors(reference, folder)
-    missing = [f"{reference} lacks its shard {file.name}" for file in files if not file.is_file()]
-    pointers = [file.name for file in files if file.is_file() and is_pointer(file)]
+    missing = [f"{reference} lacks its shard {file.name}" for file in files if not os.path.isfile(file)]
+    pointers = [file.name for file in files if os.path.isfile(file) and is_pointer(file)]
     if pointers:
         raise ModelError(
             f"{shortened(pointers)} of {reference} {'is a pointer' if len(pointers) == 1 else 'are pointers'} of "
@@ -77,7 +78,7 @@ def _check_index(reference: str, folder: Path, entries: Mapping[str, Entry]) -> 
     if not index.is_file() or (folder / "model.safetensors").is_file():
         return
     lacking: dict[str, list[str]] = {}
-    for name, file in read_object(index, ModelError, "fetch the model again")["weight_map"].items():
+    for name, file in references.weight_map(index).items():
         if name not in entries:
             lacking.setdefault(str(file), []).append(name)
     if lacking:
@@ -100,19 +101,26 @@ def quantiser(config: Mapping[str, Any]) -> str | None:
     return name
 
 
-def is_quantised(entries: Mapping[str, Entry]) -> bool:
-    """Whether tensors are those of a quantiser, by their names and dtypes."""
-    return any(_QUANTISED.search(name) for name in entries) or any(map(_packed, entries.values()))
+def is_quantised(config: Mapping[str, Any], entries: Mapping[str, Entry]) -> bool:
+    """Whether weights are packed by a quantiser, or cast to few bits, by their dtypes and names."""
+    named = quantiser(config) is not None
+    return any(_packed(name, entry, named) for name, entry in entries.items())
 
 
-def _packed(entry: Entry) -> bool:
-    floating = entry.dtype[0] in "FC" and entry.dtype not in MERGED
-    return floating or (entry.dtype in ("I8", "U8") and len(entry.shape) > 1)
+def _packed(name: str, entry: Entry, named: bool) -> bool:
+    """Whether a tensor is one of a quantiser's; `named` says that the configuration names one."""
+    if entry.dtype in MERGED:
+        return named and bool(_QUANTISED.search(name))
+    if entry.dtype[0] in "FC" or _QUANTISED.search(name):
+        return True
+    # Integers of several dimensions, but for what buffers hold: masks, positions, indices.
+    matrix = len(entry.shape) > 1 and not _BUFFER.search(name)
+    return matrix and (named or entry.dtype in ("I8", "U8"))
 
 
 def _require_plain(reference: str, config: Mapping[str, Any], entries: Mapping[str, Entry]) -> None:
     """Raise ModelError, in one sentence, for weights that are quantised or cast to dtypes that can't be merged."""
-    if not is_quantised(entries):
+    if not is_quantised(config, entries):
         return
     by = quantiser(config)
     kinds = Counter(entry.dtype for entry in entries.values() if entry.dtype not in MERGED)
@@ -122,7 +130,7 @@ def _require_plain(reference: str, config: Mapping[str, Any], entries: Mapping[s
             "use the model that was quantised, or load it with transformers, call model.dequantize(), and save that",
         )
     what = ", ".join(f"{count} as {dtype}" for dtype, count in kinds.most_common()) or "scales of a quantiser"
-    first = next(name for name, entry in sorted(entries.items()) if _packed(entry) or _QUANTISED.search(name))
+    first = next(name for name, entry in sorted(entries.items()) if _packed(name, entry, by is not None))
     raise ModelError(
         f"{reference} holds tensors that can't be merged ({what}; the first is {first}), and does not say what "
         "quantised them",

@@ -16,6 +16,11 @@ TEXTS = ("text_config", "llm_config", "language_config", "language_model_config"
 DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
+def in_tower(name: str) -> bool:
+    """Whether a name speaks of another part than the text decoder: a tower for images or sounds, or an extra head."""
+    return bool(_TOWER.search(name))
+
+
 class Decoder(NamedTuple):
     """Where the layers of the text decoder are: the names of their parameters begin with `prefix` and a number.
 
@@ -62,7 +67,7 @@ def decoder(config: Mapping[str, Any], names: Iterable[str]) -> Decoder:
     if not stacks:
         return Decoder("", 0)
     beside = {name.rpartition(".")[0].rpartition(".")[0] for name in names if name.endswith(EMBEDDINGS)}
-    plain = {prefix: found for prefix, found in stacks.items() if not _TOWER.search(prefix)} or stacks
+    plain = {prefix: found for prefix, found in stacks.items() if not in_tower(prefix)} or stacks
     near = {prefix: found for prefix, found in plain.items() if _parent(prefix) in beside}
     chosen = near or plain
     prefix = max(chosen, key=lambda prefix: (len(chosen[prefix]), prefix))

@@ -39,9 +39,9 @@ _TRAINING = re.compile(
     r"checkpoint-\d+/|global_step\d+/"
 )
 _LOG = re.compile(r".*\.log|events\.out\.tfevents\..*|nohup\.out|(runs|logs|wandb|mlruns)/", re.IGNORECASE | re.DOTALL)
-_CACHE = re.compile(
-    rf"\..*|__pycache__/|.*\.(lock|incomplete|tmp|pyc)|.*({re.escape(SUFFIX)}|{re.escape(LOCK_SUFFIX)})/?", re.DOTALL
-)
+_CACHE = re.compile(r"\..*|__pycache__/|.*\.(lock|incomplete|tmp|pyc)", re.DOTALL)
+# What runs of steer are writing in the folder, such as this one.
+_WORK = re.compile(rf"\..*(\.work|\.bake|\.[0-9a-f]{{16}}\.partial|{SUFFIX}|{LOCK_SUFFIX})", re.DOTALL)
 _RECORD = (RECORD, *FORMER, "report.html", "curves.svg")
 _KINDS = (
     (_CACHE, "a cache, or hidden"), (_TRAINING, "training state"), (_LOG, "a log"), (_INDEX, "an index of weights"),
@@ -53,7 +53,9 @@ _TOKENS = (
     "token", "special_tokens", "added_tokens", "vocab", "merges", "spiece", "sentencepiece",
 )  # fmt: skip
 _TOKEN_SUFFIXES = (".model", ".tiktoken", ".bpe", ".spm")
-_QUIET = {reason for _, reason in _KINDS} | {"replaced by the card of the output", "the record of the base"}
+_QUIET = {reason for _, reason in _KINDS} | {
+    "replaced by the card of the output", "the record of the base", "another model",
+}  # fmt: skip
 
 
 class Companion(NamedTuple):
@@ -131,7 +133,7 @@ def companions(folder: Path, weights: Collection[Path] = ()) -> Companions:
     modules = _module_folders(folder)
     files: dict[str, Companion] = {}
     left_out: dict[str, str] = {}
-    for name, path in _walk(folder, left_out):
+    for name, path in _walk(folder, modules, left_out):
         if name in replaced:
             continue
         reason = _left_out(name, modules) or links.fault_of(folder, path)
@@ -226,7 +228,7 @@ def _written(pieces_: Iterator[bytes], file: IO[bytes]) -> Iterator[bytes]:
         yield piece
 
 
-def _walk(folder: Path, left_out: dict[str, str]) -> Iterator[tuple[str, Path]]:
+def _walk(folder: Path, modules: Collection[str], left_out: dict[str, str]) -> Iterator[tuple[str, Path]]:
     """Every entry of a folder that is not a folder, by its name; folders that are left out are entered there."""
     waiting, count = [""], 0
     while waiting:
@@ -238,8 +240,14 @@ def _walk(folder: Path, left_out: dict[str, str]) -> Iterator[tuple[str, Path]]:
                 raise ModelError(f"{folder} can't be read: {error.strerror}", "allow it: chmod u+rx") from error
             left_out[prefix] = "not readable"
             continue
+        names = {entry.name for entry in entries}
+        if prefix and prefix[:-1] not in modules and "config.json" in names and any(map(_WEIGHTS.fullmatch, names)):
+            left_out[prefix] = "another model"
+            continue
         for entry in entries:
             name = prefix + entry.name
+            if _WORK.fullmatch(entry.name):
+                continue
             count += 1
             if count > MOST:
                 raise ModelError(

@@ -10,9 +10,19 @@ from typing import Any
 from merges.outputs import card, model_folder
 from merges.recipes.document import parse
 from merges.recipes.plan import MEMORY, Plan, plan
+from vectors.documents.schema import anything, list_of, mapping_of, problems_of, text
+from vectors.documents.schema import record as schema_of
 from vectors.errors import ArtifactError, SteerError, UsageError, guess
 from vectors.events import OnEvent, ignore
 from vectors.storage.runs import RECORD, has_record, read_json, record_path
+
+_TEXT = text(longest=10_000)
+_RECORD = schema_of(
+    {
+        "recipe": mapping_of(anything), "plan": _TEXT, "outputs": mapping_of(_TEXT), "shards": list_of(list_of(_TEXT)),
+        "inputs": list_of(schema_of({"name": _TEXT, "identity": _TEXT, "files": mapping_of(_TEXT)})),
+    }
+)  # fmt: skip
 
 
 def read_record(out: Path) -> dict[str, Any]:
@@ -32,19 +42,12 @@ def read_record(out: Path) -> dict[str, Any]:
         raise ArtifactError(
             f"{path} is the record of `steer {command}`, not of a merge", "name a folder that `steer merge` wrote"
         )
-    try:
-        record = card.flat_record(value)
-        for key in ("recipe", "plan"):
-            record[key]
-        for entry in record["inputs"]:
-            _ = entry["name"], entry["identity"], entry["files"].keys()
-        texts = [*record["outputs"].values(), *(name for shard in record["shards"] for name in shard)]
-        if not all(isinstance(text, str) for text in texts):
-            raise ValueError("its digests or shards are not strings")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    record = card.flat_record(value)
+    if problems := problems_of(record, _RECORD):
         raise ArtifactError(
-            f"{path} is damaged: {error}", "the weights can't be verified without it; make the merge again"
-        ) from error
+            [f"{path} is damaged: {problem}" for problem in problems],
+            "the weights can't be verified without it; make the merge again",
+        )
     return record
 
 

@@ -17,6 +17,7 @@ from merges.recipes.recipe import Part, Recipe, Slice, SliceSource, Tokenizer, T
 from merges.recipes.validation import require_valid
 from vectors.documents import numbers, yaml_text
 from vectors.documents.json_text import LARGEST, read_bounded
+from vectors.documents.schema import excerpt
 from vectors.errors import UsageError, guess
 
 KEYS = (
@@ -31,6 +32,7 @@ KEYS = (
     "slices",
     "tokenizer",
     "chat_template",
+    "allow_config",
     "required",
 )
 # Keys of our recipes and of mergekit's whose values are names, which stay text: a folder may be called 1e3.
@@ -42,6 +44,7 @@ SLICE_KEYS = ("sources", "base", "parameters")
 SOURCE_KEYS = ("model", "layers", "parameters")
 TOKENIZER_KEYS = ("source", "tokens", "pad_to_multiple_of")
 TOKEN_KEYS = ("source", "token", "force")
+LARGEST_MULTIPLE = 65_536
 
 
 def read(path: Path) -> Recipe:
@@ -94,12 +97,14 @@ def parse(value: Any, where: str = "the recipe") -> Recipe:
     problems += _problems_of_tokenizer(value.get("tokenizer"), where)
     for key in ("method", "base", "scope", "dtype", "as", "chat_template"):
         if value.get(key) is not None and not isinstance(value[key], str):
-            problems.append(f"{where}: {key} is {value[key]!r}, not text")
-    if not isinstance(value.get("required") or [], list):
-        problems.append(f"{where}: required is {value['required']!r}, not a list of options")
+            problems.append(f"{where}: {key} is {excerpt(value[key])}, not text")
+    for key in ("allow_config", "required"):
+        listed = value.get(key) or []
+        if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
+            problems.append(f"{where}: {key} is {excerpt(listed)}, not a list of names")
     seed = numbers.number(value.get("seed", 0))
     if isinstance(seed, bool) or not isinstance(seed, int):
-        problems.append(f"{where}: seed is {value['seed']!r}, not a whole number")
+        problems.append(f"{where}: seed is {excerpt(value['seed'])}, not a whole number")
     if problems:
         raise UsageError(problems, "see docs/merge.md for the keys of a recipe")
     read = _reader(value["method"])
@@ -124,6 +129,7 @@ def parse(value: Any, where: str = "the recipe") -> Recipe:
         tuple(_slice(entry, read) for entry in slices),
         _tokenizer(value["tokenizer"]) if value.get("tokenizer") else None,
         value.get("chat_template"),
+        tuple(value.get("allow_config") or ()),
         tuple(value.get("required") or ()),
         tuple(notes),
     )
@@ -164,7 +170,8 @@ def _has_text_keys(value: Any) -> bool:
 
 
 def _unknown(value: Mapping[Any, Any], known: tuple[str, ...], where: str, inside: str = "") -> list[str]:
-    return [f"{where}: unknown key {key!r}{inside}{guess(str(key), known)}" for key in value if key not in known]
+    strangers = [key for key in value if key not in known]
+    return [f"{where}: unknown key {repr(key)[:80]}{inside}{guess(str(key)[:80], known)}" for key in strangers]
 
 
 def _problems_of_tokenizer(value: Any, where: str) -> list[str]:
@@ -174,8 +181,10 @@ def _problems_of_tokenizer(value: Any, where: str) -> list[str]:
         return [f"{where}: tokenizer is not a mapping with a source"]
     problems = _unknown(value, TOKENIZER_KEYS, where, " in tokenizer")
     multiple, tokens = value.get("pad_to_multiple_of", 1), value.get("tokens") or {}
-    if not isinstance(multiple, int) or multiple < 1:
-        problems.append(f"{where}: pad_to_multiple_of is {multiple!r}, not a whole number from 1 on")
+    if isinstance(multiple, bool) or not isinstance(multiple, int) or not 1 <= multiple <= LARGEST_MULTIPLE:
+        problems.append(
+            f"{where}: pad_to_multiple_of is {excerpt(multiple)}, not a whole number from 1 to {LARGEST_MULTIPLE}"
+        )
     if not _has_text_keys(tokens):
         return [*problems, f"{where}: tokens is not a mapping from tokens"]
     for token, entry in tokens.items():
@@ -205,7 +214,7 @@ def _problems_of_slices(slices: Any, where: str) -> list[str]:
         problems += _unknown(entry, SLICE_KEYS, where, f" in slice {number}")
         for source in entry["sources"]:
             if not isinstance(source, dict):
-                problems.append(f"{where}: a source of slice {number} is {source!r}, not a mapping")
+                problems.append(f"{where}: a source of slice {number} is {excerpt(source)}, not a mapping")
                 continue
             problems += _unknown(source, SOURCE_KEYS, where, f" in a source of slice {number}")
             layers = source.get("layers")
@@ -213,9 +222,11 @@ def _problems_of_slices(slices: Any, where: str) -> list[str]:
             if not isinstance(source.get("model"), str):
                 problems.append(f"{where}: a source of slice {number} has no model")
             if not good or not isinstance(layers, list) or not 0 <= layers[0] < layers[1]:
-                problems.append(f"{where}: a source of slice {number} has layers {layers!r}, not [first, last + 1]")
+                problems.append(
+                    f"{where}: a source of slice {number} has layers {excerpt(layers)}, not [first, last + 1]"
+                )
         if not isinstance(entry.get("base", ""), str):
-            problems.append(f"{where}: base of slice {number} is {entry['base']!r}, not a model")
+            problems.append(f"{where}: base of slice {number} is {excerpt(entry['base'])}, not a model")
         for given in [entry, *(source for source in entry["sources"] if isinstance(source, dict))]:
             if not _has_text_keys(given.get("parameters") or {}):
                 problems.append(f"{where}: parameters of slice {number} is not a mapping")

@@ -14,6 +14,7 @@ from merges.inputs.alignment import align
 from merges.inputs.checkpoints import quantiser
 from merges.inputs.sources import Source, open_all
 from merges.recipes import vocabulary
+from merges.recipes.agreement import settings
 from merges.recipes.assembly import Builder
 from merges.recipes.layout import LARGEST, cut, size
 from merges.recipes.recipe import Recipe
@@ -97,10 +98,22 @@ def plan(
     main = base or (models[0] if models else None)
     if main is not None and main.kind == "model":
         align([*sources, *([base] if base is not None else [])], main)
-    problems += _families(main, sources, base)
+    families = _families(main, sources, base)
+    problems += families
+    if main is not None and main.kind == "model" and not families:
+        others = [s for s in (*models, *([base] if base is not None else [])) if s.path != main.path]
+        agreed = settings.compare(main, others, recipe.allow_config, stacked=bool(recipe.slices))
+        problems += agreed.problems
+        notes += agreed.notes
     if problems:
         unknown = main is None or (needs_base and base is None)
-        raise ModelError(problems, "name the model that they were fine-tuned from: --base MODEL" if unknown else "")
+        hint = "name the model that they were fine-tuned from: --base MODEL" if unknown else ""
+        if not unknown and not families and main is not None:
+            hint = (
+                "weights do not mean the same under other settings; --allow-config NAME merges them nevertheless, "
+                f"with that of {main.reference}"
+            )
+        raise ModelError(problems, hint)
     for source in sources:
         trained = source.adapter.base_name if source.adapter is not None else None
         beneath = source.base or source

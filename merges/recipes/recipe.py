@@ -18,6 +18,7 @@
     as: model                            # or vector
     slices: ...                          # see merges/recipes/slices.py
     tokenizer: ...                       # see merges/recipes/vocabulary.py
+    allow_config: [rope_theta]           # settings of the configurations that may differ
     required: [weight]                   # options that have no default here, as in mergekit
     chat_template: auto                  # the one most inputs have; or chatml, llama3, ..., or a Jinja template
 
@@ -124,6 +125,7 @@ class Recipe:
     slices: tuple[Slice, ...] = ()
     tokenizer: Tokenizer | None = None
     chat_template: str | None = None
+    allow_config: tuple[str, ...] = ()  # fields of the configuration in which the inputs may differ
     required: tuple[str, ...] = ()  # options without a default: every tensor must have a value
     notes: tuple[str, ...] = field(default=(), compare=False)  # what is worth knowing about the document it came from
 
@@ -146,6 +148,8 @@ class Recipe:
             value["tokenizer"] = self.tokenizer.value()
         if self.chat_template:
             value["chat_template"] = self.chat_template
+        if self.allow_config:
+            value["allow_config"] = list(self.allow_config)
         if self.required:
             value["required"] = list(self.required)
         return value

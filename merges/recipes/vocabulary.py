@@ -26,9 +26,20 @@ from merges.engine.readers import Array, Mean, Reader, Rows
 from merges.inputs.heads import HEADS
 from merges.inputs.sources import Source
 from merges.recipes.recipe import Tokenizer
+from vectors.documents import json_text
+from vectors.documents.schema import either, list_of, optional, problems_of, record, text, whole
 from vectors.errors import ModelError
 
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", *HEADS)
+
+TOKENIZER_VALUES = 8_000_000  # of a tokenizer.json; those of 256,000 tokens have 2,000,000
+_VOCABULARY = either(
+    lambda value, name: iter(()) if isinstance(value, dict | list) else iter(["no"]), wanted="an object or a list"
+)
+_TOKENIZER = record(
+    {"model": record({"vocab": _VOCABULARY})},
+    {"added_tokens": optional(list_of(record({"content": text(), "id": whole(0, 2**31 - 1)})))},
+)
 
 
 class Choice(NamedTuple):
@@ -111,14 +122,14 @@ def _row(reader: Reader, row: int) -> np.ndarray:
 
 def union(request: Tokenizer, main: Source, models: Sequence[Source]) -> Union:
     """The common vocabulary that a recipe requests. Raises ModelError with every problem."""
-    problems = []
+    problems: list[str] = []
     distinct = list({model.reference: model for model in models}.values())
     tokenizers = {}
     for model in distinct:
         try:
             tokenizers[model.reference] = _tokenizer(model)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            problems.append(f"{model.reference} has no readable tokenizer.json: {error}")
+        except ModelError as error:
+            problems += error.problems
     wanted = request.source
     owner = main if wanted in ("union", "base") else next((m for m in distinct if m.reference == wanted), None)
     if owner is None:
@@ -164,16 +175,30 @@ def union(request: Tokenizer, main: Source, models: Sequence[Source]) -> Union:
 
 
 def _tokenizer(model: Source) -> tuple[dict[str, int], dict[str, dict[str, Any]]]:
-    """The ids of a model's tokens, and the entries of its added tokens in tokenizer.json."""
-    content = json.loads((model.path / "tokenizer.json").read_text(encoding="utf-8"))
-    vocabulary = content["model"]["vocab"]
-    known = dict(vocabulary) if isinstance(vocabulary, dict) else {entry[0]: i for i, entry in enumerate(vocabulary)}
+    """The ids of a model's tokens, and the entries of its added tokens in tokenizer.json. Raises ModelError."""
+    path = model.path / "tokenizer.json"
+    content = json_text.read(path, ModelError, "fetch the model again", values=TOKENIZER_VALUES)
+    problems = problems_of(content, _TOKENIZER)
+    known: dict[str, int] = {}
+    if not problems:
+        vocabulary = content["model"]["vocab"]
+        if isinstance(vocabulary, dict):
+            known = dict(vocabulary)
+        else:
+            known = {entry[0]: i for i, entry in enumerate(vocabulary) if isinstance(entry, list) and entry}
+            if len(known) != len(vocabulary):
+                problems.append("model.vocab holds an entry that is no token, or one twice")
+        # Without the checks of the schema, which would take long for half a million entries.
+        if not all(isinstance(token, str) and type(i) is int and 0 <= i < 2**31 for token, i in known.items()):
+            problems.append("model.vocab holds a token whose id is not a whole number")
+    if problems:
+        raise ModelError([f"{path} is damaged: {problem}" for problem in problems], "fetch the model again")
     details = {entry["content"]: entry for entry in content.get("added_tokens") or []}
-    return known | {token: int(entry["id"]) for token, entry in details.items()}, details
+    return known | {token: entry["id"] for token, entry in details.items()}, details
 
 
 def write(vocabulary: Union, content: bytes) -> bytes:
     """The tokenizer.json of the result: `content`, that of the main model, with the new tokens added."""
-    tokenizer = json.loads(content)
+    tokenizer = json_text.parse(content, values=TOKENIZER_VALUES)
     tokenizer["added_tokens"] = [*(tokenizer.get("added_tokens") or []), *vocabulary.added.values()]
     return json.dumps(tokenizer, ensure_ascii=False, indent=2).encode()

@@ -8,14 +8,13 @@ in pairs. `probes.evaluation_set` says on which completions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol, cast
+from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
 from probes.models.completions import Completion
 from probes.targets import Target
-from vectors.errors import UsageError
-from vectors.registry.plugins import choose, discover
+from vectors.registry.plugins import choose, discover_as
 
 Needs = Literal["completion", "logits", "base logits", "target"]  # each of them with the completion, and with logits
 GROUP = "steer.scores"
@@ -56,20 +55,9 @@ def mean(scores: Sequence[float]) -> float:
 
 def scores() -> dict[str, Score]:
     """Every score by name, built-in or of an outside package. Raises UsageError for a module that is none."""
-    modules = discover("probes.scores", GROUP)
-    names = ("SUMMARY", "SOURCE", "UNIT", "NEEDS", "score", "combine")
-    problems = [
-        f"the score {name!r} has no {missing}"
-        for name, module in modules.items()
-        for missing in names
-        if not hasattr(module, missing)
-    ]
-    if problems:
-        raise UsageError(problems, "probes/scores/__init__.py says what a score has; update the package, or remove it")
-    return cast(dict[str, Score], modules)
+    return discover_as(Score, "score", __name__, GROUP)
 
 
 def score(name: str) -> Score:
     """The score called `name`. Raises UsageError."""
-    scores()
-    return cast(Score, choose("score", name, discover("probes.scores", GROUP)))
+    return choose("score", name, scores())

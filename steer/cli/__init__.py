@@ -137,6 +137,9 @@ def _report(error: BaseException) -> int:
             out.fail(["interrupted"], hint)
         case MemoryError():
             out.fail(["out of memory"], "use a smaller model, --dtype bfloat16, or fewer --layers")
+        case OSError():  # a disk or a path that failed where no reader or writer reports it
+            where = f"{error.filename}: " if error.filename else ""
+            out.fail([f"{where}{error.strerror or error}"], "check the path, its permissions and the free space")
         case _:  # an unexpected exception is a defect of steer, and is reported as one
             problem = f"{type(error).__name__}: {error}"
             out.fail([problem], "this is a defect of steer; run again with --debug and report it")

@@ -112,7 +112,7 @@ def _served(
     log = log or folder / "vllm.log"
     write_atomically(folder / "steer.json", json.dumps(settings).encode())
     arguments = ["--host", host, "--port", str(port), *flags]
-    if "--served-model-name" not in flags:
+    if served_name(flags) is None:
         arguments += ["--served-model-name", name]
     try:
         output = log.open("ab")
@@ -147,6 +147,15 @@ def _tail(log: Path) -> str:
     """The last lines of the log of a server that was ended before it answered."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LINES:]
     return "\n".join(["the last lines of the server's log, which had not answered yet:", *lines] if lines else [])
+
+
+def served_name(flags: Sequence[str]) -> str | None:
+    """The first name in --served-model-name among vLLM's flags; None where it is not given."""
+    for flag, value in itertools.zip_longest(flags, flags[1:], fillvalue=""):
+        word, equals, inline = flag.partition("=")
+        if word.replace("_", "-") == "--served-model-name":
+            return (inline if equals else value) or None
+    return None
 
 
 def _with_saved_log(error: ServerError, folder: Path) -> ServerError:

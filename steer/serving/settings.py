@@ -89,7 +89,7 @@ def check(values: Mapping[str, Any], folder: Path) -> Settings:
         folders = []
     paths = [folder / os.path.expanduser(name) for name in folders]
     for path in paths:
-        if not path.is_dir():
+        if not os.path.isdir(path):
             problems.append(f"the folder {path} does not exist")
             hints.append("vectors can only be loaded from folders that exist")
     problems += [
@@ -139,7 +139,7 @@ def _arms(
             continue
         missing = [vector for vector in arms[name].names if vector not in vectors]
         # A vector whose file could not be read has been reported already.
-        missing = [vector for vector in missing if vector not in named]
+        missing = [vector for vector in missing if not isinstance(named, dict) or vector not in named]
         if missing:
             problems.append(f"arm {name!r} uses {', '.join(missing)}, but no vector has that name")
             hints.append(f"give it: --vector {missing[0]}=FILE")

@@ -11,6 +11,8 @@ import pico
 import torch
 from safetensors.torch import load_file, save_file
 
+from merges.recipes.recipe import Part, Recipe
+
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 ADAPTED = "model.layers.1.self_attn.q_proj"  # what `adapter` changes
 
@@ -95,3 +97,12 @@ def adapter(
     settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 6, "base_model_name_or_path": None}
     (folder / "adapter_config.json").write_text(json.dumps(settings | (config or {})))
     return tensors
+
+
+def recipe(*parts: str, method: str = "ties", base: str | None = "base", **more: Any) -> Recipe:
+    """`recipe("a", "b=0.5")`: the models with their weights."""
+    made = []
+    for part in parts:
+        name, _, weight = part.partition("=")
+        made.append(Part(name, Path(name).stem, {"weight": float(weight)} if weight else {}))
+    return Recipe(method, tuple(made), base, **more)

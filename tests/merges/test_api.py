@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from folders import recipe
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -29,15 +30,6 @@ from merges.recipes.recipe import Part, Recipe
 from vectors.errors import ArtifactError, ModelError
 from vectors.expression import parse as expression
 from vectors.task import TaskVector
-
-
-def recipe(*parts: str, method: str = "ties", base: str | None = "base", **more: Any) -> Recipe:
-    """`recipe("a", "b=0.5")`: the models with their weights."""
-    made = []
-    for part in parts:
-        name, _, weight = part.partition("=")
-        made.append(Part(name, Path(name).stem, {"weight": float(weight)} if weight else {}))
-    return Recipe(method, tuple(made), base, **more)
 
 
 def expected_ties(density: float, scope: str) -> dict[str, np.ndarray]:

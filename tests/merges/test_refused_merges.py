@@ -9,6 +9,7 @@ from typing import Any
 import folders
 import pytest
 import torch
+from folders import recipe
 
 from merges import api
 from merges.api import diff
@@ -16,15 +17,6 @@ from merges.recipes.document import parse
 from merges.recipes.recipe import Part, Recipe
 from vectors.errors import ArtifactError, ModelError, OutputError, SteerError, UsageError
 from vectors.task import TaskVector
-
-
-def recipe(*parts: str, method: str = "ties", base: str | None = "base", **more: Any) -> Recipe:
-    """`recipe("a", "b=0.5")`: the models with their weights."""
-    made = []
-    for part in parts:
-        name, _, weight = part.partition("=")
-        made.append(Part(name, Path(name).stem, {"weight": float(weight)} if weight else {}))
-    return Recipe(method, tuple(made), base, **more)
 
 
 def refused(made: Recipe, kind: type[SteerError], *sentences: str, out: str = "out") -> SteerError:
@@ -186,13 +178,13 @@ def test_damaged_folders_are_one_clear_error(here: Path) -> None:
     spoiled("list", "model.safetensors.index.json", "[]")
     for number, config in enumerate(("", "[]", '{"architectures": 5}', '{"text_config": 3}')):
         spoiled(f"config{number}", "config.json", config)
-    refused(recipe("outside"), ModelError, "names a file outside of its folder: '../a/model.safetensors'")
+    refused(recipe("outside"), ModelError, '"../a/model.safetensors", not the name of a file in its folder')
     refused(recipe("list"), ModelError, "model.safetensors.index.json is damaged")
     for number in range(4):
         refused(recipe(f"config{number}"), ModelError, "config.json")
         refused(recipe("a", base=f"config{number}"), ModelError, "config.json")
     refused(recipe("b" * 250), ModelError, "there is no model")
-    refused(recipe("a"), OutputError, "File name too long", out="o" * 250)
+    refused(recipe("a"), OutputError, "File name too long", out="o" * 256)
     refused(recipe("a\udcff"), UsageError, "is not valid Unicode")
 
 

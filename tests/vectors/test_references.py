@@ -442,7 +442,7 @@ def test_a_damaged_configuration_is_a_model_error(folder: Path, text: bytes) -> 
 def test_a_damaged_index_is_a_model_error(folder: Path, text: str) -> None:
     (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
     (folder / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(ModelError, match="is damaged"):
+    with pytest.raises(ModelError, match=r"is damaged|can't be read: No such file"):
         identity(ModelSource(folder))
 
 

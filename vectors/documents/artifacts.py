@@ -7,6 +7,7 @@ from typing import Any
 
 from vectors.documents.schema import (
     anything,
+    excerpt,
     list_of,
     mapping_of,
     number,
@@ -62,6 +63,29 @@ STEERING = record(
         "licence": _TEXT,
     },
 )  # fmt: skip
+
+
+def _file_name(value: Any, name: str) -> Iterator[str]:
+    """The name of a file in the same folder, which no system finds too long."""
+    good = isinstance(value, str) and value not in ("", ".", "..") and not {"/", "\\", "\0"} & set(value)
+    if not good or len(value.encode("utf-8", "replace")) > 255:
+        yield f"{name} is {excerpt(value)}, not the name of a file in its folder"
+
+
+_SIZES = dict.fromkeys(
+    ("hidden_size", "n_embd", "num_hidden_layers", "n_layer", "vocab_size"), optional(whole(0, 2**40))
+)
+# What is read of a model's config.json.
+CONFIGURATION = record(
+    {},
+    {
+        "architectures": optional(list_of(_TEXT)), "model_type": optional(_TEXT),
+        "text_config": optional(record({}, _SIZES)), **_SIZES,
+    },
+)  # fmt: skip
+
+# The index of weights in several files, as transformers writes it.
+INDEX = record({"weight_map": mapping_of(_file_name)})
 
 _STORED_SHAPE = list_of(whole(0, 2**48), longest=16)
 TASK = record(

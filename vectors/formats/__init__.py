@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os.path
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from vectors.errors import ArtifactError, UsageError
 from vectors.formats._protocol import StackFormat, VectorFormat, WritableFormat
-from vectors.registry.plugins import choose, discover
+from vectors.registry.plugins import choose, discover_as
 
 if TYPE_CHECKING:  # formats import steering.py, and steering.py imports this module
     from vectors.steering import SteeringVector
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # formats import steering.py, and steering.py imports this mo
 
 def formats() -> dict[str, VectorFormat]:
     """Every format by name, built-in or from an installed package."""
-    return cast(dict[str, VectorFormat], discover("vectors.formats", "steer.vector_formats"))
+    return discover_as(VectorFormat, "vector format", __name__, "steer.vector_formats")
 
 
 FIRST_ROWS = ("embeddings", "block-0")  # what the first row of a stack can be

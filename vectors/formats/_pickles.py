@@ -13,7 +13,7 @@ import pickletools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-OPCODES = 200_000  # a vector of 1,000 layers in a dictionary of dictionaries takes 60,000
+OPCODES = 100_000  # a vector of 1,000 layers in a dictionary of dictionaries takes 60,000
 LARGEST = 8_000_000  # bytes of a pickle
 
 

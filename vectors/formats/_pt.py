@@ -33,7 +33,26 @@ _DTYPES = {
 }  # fmt: skip
 
 
+_refused: tuple[Any, ArtifactError] | None = None  # the last file refused: several formats look at each
+
+
 def load(path: Path) -> Any:
+    """The tensors and plain values of a file written by torch.save; None if it is not such a file. As `_load`."""
+    global _refused
+    try:
+        status = os.stat(path)
+        state = (str(path), status.st_ino, status.st_size, status.st_mtime_ns)
+        if _refused is not None and _refused[0] == state:
+            raise _refused[1]
+        return _load(path)
+    except OSError as error:
+        raise ArtifactError(f"{path} can't be read: {error.strerror}", "check the path") from error
+    except ArtifactError as error:
+        _refused = (state, error)
+        raise
+
+
+def _load(path: Path) -> Any:
     """The tensors and plain values of a file written by torch.save; None if it is not such a file.
 
     Tensors are views of the file, mapped into memory, so that a large file given by mistake is not read. Raises
@@ -48,8 +67,6 @@ def load(path: Path) -> Any:
             if not (zipped or pickled or path.suffix.lower() in (".pt", ".pth")):
                 return None
             return _from_zip(path) if zipped else _from_pickles(path)
-    except OSError as error:
-        raise ArtifactError(f"{path} can't be read: {error.strerror}", "check the path") from error
     except NotPlain as error:
         raise ArtifactError(
             f"{path} holds more than tensors and plain values: {error}; nothing is ever unpickled",

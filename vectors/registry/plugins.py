@@ -12,7 +12,7 @@ import pkgutil
 from collections.abc import Iterable, Mapping
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vectors.errors import UsageError
 
@@ -52,6 +52,25 @@ def discover(package: str, group: str) -> dict[str, ModuleType]:
                 "update it, or uninstall it",
             ) from error
     return modules
+
+
+def discover_as(contract: type, what: str, package: str, group: str) -> dict[str, Any]:
+    """`discover`, for modules that must have every name of `contract`, a Protocol; `what` is such a module in messages.
+
+    Raises UsageError with all names that are missing.
+    """
+    modules = discover(package, group)
+    functions = [name for name, value in vars(contract).items() if callable(value) and not name.startswith("_")]
+    required = [*contract.__annotations__, *functions]
+    problems = [
+        f"the {what} {name!r} has no {missing}"
+        for name, module in modules.items()
+        for missing in required
+        if not hasattr(module, missing)
+    ]
+    if problems:
+        raise UsageError(problems, "update the package that offers it, or uninstall it")
+    return dict(modules)
 
 
 def choose(what: str, name: str, available: Mapping[str, T]) -> T:

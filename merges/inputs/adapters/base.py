@@ -10,6 +10,7 @@ from typing import Any
 
 from merges.engine.floats import MERGED
 from merges.inputs import names
+from merges.inputs.decoder import in_tower
 from merges.inputs.heads import embedding_of, is_head
 from vectors.weights import Entry
 
@@ -44,10 +45,11 @@ class Base:
         """
         if name in self.entries:
             return name
-        short = name.partition(".")[2]
-        if short in self.entries:
+        outer, _, short = name.partition(".")
+        if short in self.entries and not in_tower(outer):
             return short
         longer = [known for known in self.entries if known.endswith("." + name)]
+        longer = [known for known in longer if not in_tower(known.removesuffix(name))]
         if len(longer) == 1:
             return longer[0]
         if longer or self.skeleton is None:

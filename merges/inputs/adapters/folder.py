@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,10 +31,10 @@ class Adapter(NamedTuple):
 
 def is_adapter(folder: Path) -> bool:
     """Whether a folder is an adapter: it has adapter_config.json, which training also leaves beside a whole model."""
-    if not (folder / CONFIG).is_file():
+    if not os.path.isfile(folder / CONFIG):
         return False
-    whole = (folder / "config.json").is_file() and any(folder.glob("model*.safetensors"))
-    return (folder / WEIGHTS).is_file() or (folder / PICKLED).is_file() or not whole
+    whole = os.path.isfile(folder / "config.json") and any(folder.glob("model*.safetensors"))
+    return os.path.isfile(folder / WEIGHTS) or os.path.isfile(folder / PICKLED) or not whole
 
 
 def base_name(folder: Path) -> str | None:
@@ -70,8 +71,8 @@ def _configuration(folder: Path) -> dict[str, Any]:
 
 
 def _entries(folder: Path) -> dict[str, Entry]:
-    if not (folder / WEIGHTS).is_file():
-        if (folder / PICKLED).is_file():
+    if not os.path.isfile(folder / WEIGHTS):
+        if os.path.isfile(folder / PICKLED):
             raise ArtifactError(
                 f"the adapter {folder} has {PICKLED}, a pickle, which may run code when it is opened, and no {WEIGHTS}",
                 "convert it where you trust it: PeftModel.from_pretrained(model, FOLDER).save_pretrained(NEW)",

@@ -13,7 +13,7 @@ from vectors.errors import UsageError, guess
 
 KEYS = (
     "merge_method", "base_model", "models", "slices", "modules", "parameters", "dtype", "out_dtype",
-    "tokenizer_source", "tokenizer", "chat_template", "name",
+    "tokenizer_source", "tokenizer", "chat_template", "name", "allow_config",
 )  # fmt: skip
 MODULE_KEYS = ("models", "slices", "parameters")
 TOKENIZER_KEYS = ("source", "tokens", "pad_to_multiple_of")
@@ -192,6 +192,7 @@ def translate(value: Mapping[str, Any], where: str) -> tuple[dict[str, Any], lis
     required = [name for name in REQUIRED if name in METHODS[method]]
     optional = {
         "base": base, "slices": slices, "tokenizer": tokenizer, "chat_template": template, "required": required,
+        "allow_config": value.get("allow_config"),
     }  # fmt: skip
     return recipe | {key: given for key, given in optional.items() if given}, reading.notes
 

@@ -5,12 +5,10 @@ _protocol.py says what a form must define. An outside package adds one through t
 
 from __future__ import annotations
 
-from typing import cast
-
 from probes.data.formats._protocol import ExampleFormat
-from vectors.registry.plugins import discover
+from vectors.registry.plugins import discover_as
 
 
 def available() -> dict[str, ExampleFormat]:
     """The forms by name."""
-    return cast(dict[str, ExampleFormat], discover(__name__, "steer.example_formats"))
+    return discover_as(ExampleFormat, "form of examples", __name__, "steer.example_formats")

@@ -6,14 +6,14 @@ A method is a module of this folder, or one that an outside package names under 
 
 from __future__ import annotations
 
-from typing import Protocol, cast, get_args
+from typing import Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from probes.directions.evidence import Evidence, Needs
 from vectors.errors import ExampleError, UsageError
-from vectors.registry.plugins import choose, discover
+from vectors.registry.plugins import choose, discover_as
 
 GROUP = "steer.extraction_methods"
 
@@ -31,22 +31,20 @@ class ExtractionMethod(Protocol):
 
 def methods() -> dict[str, ExtractionMethod]:
     """Every method by name, built-in or of an outside package. Raises UsageError for a module that is none."""
-    modules = discover("probes.directions.methods", GROUP)
-    problems = []
-    for name, module in modules.items():
-        missing = [each for each in ("SUMMARY", "SOURCE", "NEEDS", "direction") if not hasattr(module, each)]
-        problems += [f"the extraction method {name!r} has no {each}" for each in missing]
-        if not missing and module.NEEDS not in get_args(Needs):
-            problems.append(f"the extraction method {name!r} needs {module.NEEDS!r}, not {', '.join(get_args(Needs))}")
+    modules: dict[str, ExtractionMethod] = discover_as(ExtractionMethod, "extraction method", __name__, GROUP)
+    problems = [
+        f"the extraction method {name!r} needs {module.NEEDS!r}, not {', '.join(get_args(Needs))}"
+        for name, module in modules.items()
+        if module.NEEDS not in get_args(Needs)
+    ]
     if problems:
         raise UsageError(problems, "update the package that offers it, or uninstall it")
-    return cast(dict[str, ExtractionMethod], modules)
+    return modules
 
 
 def method(name: str) -> ExtractionMethod:
     """The method called `name`. Raises UsageError."""
-    methods()
-    return cast(ExtractionMethod, choose("extraction method", name, discover("probes.directions.methods", GROUP)))
+    return choose("extraction method", name, methods())
 
 
 def scaled(direction: Tensor, evidence: Evidence) -> Tensor:

@@ -113,6 +113,8 @@ def _require_inputs(mode: str, values: dict[str, Any]) -> None:
     elif composition is not None and prompt is not None:
         problems.append("the teacher is a composition or a --teacher-prompt, not both")
     request = modes.request_type(mode, values) if mode else None
+    if request is not None and mode != "train" and composition is not None and "composition" not in _names(request):
+        problems.append(f"a composition belongs to --mode {' and --mode '.join(_modes_of('composition'))}")
     for word, others in _misplaced(request) if request else []:
         if word != "--teacher-prompt" or mode != "train":
             problems.append(f"{word} belongs to --mode {' and --mode '.join(others)}, not to --mode {mode}")
@@ -126,12 +128,19 @@ def _require_inputs(mode: str, values: dict[str, Any]) -> None:
 
 def _misplaced(request: type[BakeRequest]) -> list[tuple[str, list[str]]]:
     """The options on the command line that a request has no field for, each with the modes it belongs to."""
+    fields = {word: name for name, word in requests.typed(click.get_current_context()).items()}
     words = requests.not_of(request, modes.request_types())
-    names = {word: name for name, word in requests.typed(click.get_current_context()).items()}
-    types = {mode: [module.REQUEST for module in modules] for mode, modules in modes.available().items()}
-    this = next(mode for mode in types if request in types[mode])
-    owners = {word: [mode for mode in types if any(names[word] in _names(t) for t in types[mode])] for word in words}
+    owners = {word: _modes_of(fields[word]) for word in words}
+    this = next(
+        mode for mode, modules in modes.available().items() if request in [module.REQUEST for module in modules]
+    )
     return [(word, owners[word]) for word in words if this not in owners[word]]
+
+
+def _modes_of(field: str) -> list[str]:
+    """The values of --mode with a request that has this field."""
+    by_mode = modes.available().items()
+    return [mode for mode, modules in by_mode if any(field in _names(module.REQUEST) for module in modules)]
 
 
 def _names(request: type[BakeRequest]) -> set[str]:

@@ -76,6 +76,9 @@ class Request(options.Bindings, options.Merging, options.Force):
         False, help="List the options of the chosen method, with default, range and meaning, and exit."
     )
     seed: int | None = option(None, help="The random seed.", default_text="0")
+    allow_config: tuple[str, ...] = option(
+        (), help="A setting of config.json in which the inputs may differ, such as rope_theta.", metavar="KEY"
+    )
 
 
 @options.command(
@@ -222,6 +225,8 @@ def _recipe(request: Request) -> Recipe:
     more = read_assignments(request.settings) | ({"lambda": request.scale} if request.scale is not None else {})
     options_ = {name: getattr(request, name) for name in ("base", "scope", "seed", "dtype", "as_")}
     changes = {name: value for name, value in options_.items() if value is not None}
+    if request.allow_config:
+        changes["allow_config"] = tuple(dict.fromkeys((*recipe.allow_config, *request.allow_config)))
     return replace(recipe, options=dict(recipe.options) | more, **changes)
 
 

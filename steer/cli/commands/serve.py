@@ -104,7 +104,7 @@ def command(flags: tuple[str, ...], **values: Any) -> None:
     # Problems of vectors and arms are reported here, before vLLM spends a minute on its start.
     checked = check(settings, Path.cwd())
     admission.Admission(checked, identity["hidden_size"], identity["layers"], identity)
-    name = source.name or model
+    name = launch.served_name(given.flags) or source.name or model
     out.say(f"model {source}")
     with (
         contextlib.suppress(KeyboardInterrupt),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os.path
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,7 @@ def show(file: Path) -> None:
     from vectors.storage.files import digest_file
     from vectors.task import is_task_vector
 
-    if os.path.isfile(file) and is_task_vector(file):
+    if is_task_vector(file):
         _show_task(file)
         return
     vector = SteeringVector.load(file)
@@ -72,12 +71,11 @@ def _print_vector(file: Path, vector: SteeringVector, digest: str) -> None:
 
 
 def _cells(entry: dict[str, Any]) -> list[str]:
-    if entry.get("auroc") is None:
-        return ["-", "-", "-"]
+    auroc, low, high, effect = (entry.get(key) for key in ("auroc", "auroc_low", "auroc_high", "cohens_d"))
     return [
-        f"{entry['auroc']:.3f}",
-        f"{entry['auroc_low']:.3f} to {entry['auroc_high']:.3f}",
-        f"{entry['cohens_d']:.2f}",
+        "-" if auroc is None else f"{auroc:.3f}",
+        "-" if low is None or high is None else f"{low:.3f} to {high:.3f}",
+        "-" if effect is None else f"{effect:.2f}",
     ]
 
 

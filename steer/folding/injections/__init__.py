@@ -5,21 +5,18 @@ An outside package adds one through the entry point `steer.injections`; _protoco
 
 from __future__ import annotations
 
-from typing import cast
-
 from steer.folding.injections._protocol import Injection as Injection
-from vectors.registry.plugins import choose, discover
+from vectors.registry.plugins import choose, discover_as
 
 GROUP = "steer.injections"
 
 
 def available() -> dict[str, Injection]:
     """Every injection by name, in the order in which they are tried."""
-    modules = cast("dict[str, Injection]", discover(__name__, GROUP))
+    modules: dict[str, Injection] = discover_as(Injection, "injection", __name__, GROUP)
     return dict(sorted(modules.items(), key=lambda item: item[1].ORDER))
 
 
 def find(name: str) -> Injection:
     """The injection of that name. Raises UsageError, which lists the available ones."""
-    choose("--via", name, discover(__name__, GROUP))
-    return available()[name]
+    return choose("--via", name, available())

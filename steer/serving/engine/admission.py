@@ -55,14 +55,15 @@ class Admission:
         problems = []
         for name, vector in settings.vectors.items():
             problems += self.unfit(name, vector)
+        other = "use vectors of this model, or allow vectors of other models of the same size: --any-base"
+        hint = other if problems else "change the arms"
         for name, composition in settings.arms.items():
             problems += [f"arm {name!r}: {problem}" for problem in self.problems(composition, settings.vectors)]
         if problems:
-            raise UsageError(
-                problems, "use vectors of this model, or allow vectors of other models of the same size: --any-base"
-            )
+            raise UsageError(problems, hint)
         for name, vector in settings.vectors.items():
             self.vectors[name], self.digests[name] = vector, vector.digest
+            bounds.measure(vector)
         self.arms.update(settings.arms)
 
     def unfit(self, name: str, vector: SteeringVector) -> list[str]:
@@ -85,7 +86,7 @@ class Admission:
                 reasons.append(f"{name} holds no layer {spans(missing)[:80]}; it holds {spans(vector.layers)}")
         if not reasons and not self.settings.allow_strength:
             excessive = fit.problems_of_strength(composition, vectors)
-            reasons += [f"{reason} (the server was started without --allow-strength)" for reason in excessive]
+            reasons += [f"{reason}; a server that is started with --allow-strength takes it" for reason in excessive]
         if len(reasons) > SHOWN:
             reasons[SHOWN:] = [f"and {len(reasons) - SHOWN} more"]
         return reasons or bounds.problems_of(composition, vectors, self.settings, self.dtype)

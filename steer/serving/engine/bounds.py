@@ -19,7 +19,10 @@ from vectors.steering import SteeringVector
 
 TERMS = 16  # for each phase that the settings allow: the terms of a composition, counted in every phase they act in
 LARGEST = 3e38  # about the largest finite float32
-LONGEST = 1e19  # a vector of this length has a square about as large as float32 holds: no norm can be computed of it
+# The most that steering adds to a value of the residual stream at one layer, and over all layers in length. Squares of
+# sums of it are far below the largest float32, so every norm of the model stays finite, and so do keys and values:
+# others would find values that are not in blocks that are used again.
+LONGEST = 1e12
 
 
 def problems_of_text(text: str, settings: Settings) -> list[str]:
@@ -49,8 +52,8 @@ def problems_of(
         reasons.append(f"{excerpt} is too large for {str(dtype).removeprefix('torch.')}: it adds {coordinate:.3g}")
     elif not length < LONGEST:
         reasons.append(
-            f"{excerpt} is too large: it adds a length of {length:.3g} over all layers, and the square of that, which "
-            "every norm of the model takes, overflows float32"
+            f"{excerpt} is too large: it adds a length of {length:.3g} over all layers; beyond {LONGEST:.0e} the model "
+            "would overflow"
         )
     directions = directions_needed(composition, vectors)
     if directions > settings.directions:
@@ -66,8 +69,9 @@ def require_applicable(composition: Composition, vectors: Mapping[str, SteeringV
 
     It looks at all layers, also those of other workers, so that every worker refuses the same.
     """
-    if not _largest(composition, vectors)[0] < LARGEST:
-        raise ValueError("the composition is too large for float32")
+    value, _, length = _largest(composition, vectors)
+    if not (value < LARGEST and length < LONGEST):
+        raise ValueError(f"the composition is too large: it adds a length of {length:.3g}")
     needed = directions_needed(composition, vectors)
     if needed > directions:
         raise ValueError(f"the composition needs {needed} directions at one layer, the table has {directions}")
@@ -113,6 +117,11 @@ class _Size(NamedTuple):
 
 
 _SIZES: weakref.WeakKeyDictionary[SteeringVector, _Size] = weakref.WeakKeyDictionary()
+
+
+def measure(vector: SteeringVector) -> None:
+    """Compute what the bounds need to know of a vector, so that no request waits for it."""
+    _size(vector)
 
 
 def _size(vector: SteeringVector) -> _Size:

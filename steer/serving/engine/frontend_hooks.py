@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from steer.serving.engine import metrics, receipts
+from steer.serving.engine import bounds, metrics, receipts
 from steer.serving.engine.admission import Admission, explain
 from steer.serving.engine.residency import Residency
 from steer.serving.engine.resolved import EXPRESSION, RESOLVED, resolved_of
@@ -105,13 +105,19 @@ async def enter(
 async def bind(engine: Any, name: str, vector: SteeringVector) -> str:
     """Send a vector to the workers and bind it to a name; return its digest. Raises SteerError."""
     admission = admission_of(engine.input_processor)
-    content = await asyncio.to_thread(vector.encode)
-    digest = digest_bytes(content)
+    content, digest = await asyncio.to_thread(_prepared, vector)
     admission.require_bindable(name, vector, digest)  # before it is sent; `bind` checks again under the lock
     async with admission.residency.delivered(digest, content):
         if admission.bind(name, vector, digest):
             admission.residency.hold([digest])
     return digest
+
+
+def _prepared(vector: SteeringVector) -> tuple[bytes, str]:
+    """The artifact file of a vector and its digest; what admission needs of the vector is computed too."""
+    content = vector.encode()
+    bounds.measure(vector)
+    return content, digest_bytes(content)
 
 
 def unbind(engine: Any, name: str) -> str:

@@ -25,6 +25,7 @@ from vectors.errors import SteerError
 
 Receive = Callable[[], Awaitable[Message]]
 
+LISTED = 10  # most arms that an error lists
 POLICY_VIOLATION = 1008  # the status with which a WebSocket is closed
 
 
@@ -128,12 +129,16 @@ def _request(body: bytes, serving: Serving) -> tuple[bytes, HttpRequest, tuple[s
         (base, arm), arms = named, dict(admission.arms)
         if arm not in arms:
             metrics.refused("arm")
-            known = ", ".join(f"{base}:{name}" for name in arms) or "none"
-            raise _Refusal(404, "NotFoundError", "model", f"there is no arm {arm!r} of {base}; arms: {known}")
+            known = ", ".join(f"{base[:100]}:{name}" for name in list(arms)[:LISTED]) or "none"
+            known += f" and {len(arms) - LISTED} more: GET /steer/arms" if len(arms) > LISTED else ""
+            message = f"there is no arm {arm[:100]!r} of {base[:100]}; arms: {known}"
+            raise _Refusal(404, "NotFoundError", "model", message)
         if extra is not None and not isinstance(extra, dict):
             raise _bad("field", ARGUMENTS, f"{ARGUMENTS} is {json.dumps(extra)[:60]}, not an object")
         if expression is not None:
-            raise _bad("field", ARGUMENTS, f"the request names the arm {arm!r} and steer {expression!r}: give one")
+            raise _bad(
+                "field", ARGUMENTS, f"the request names the arm {arm!r} and steer {repr(expression)[:60]}: give one"
+            )
         expression, steered, names = str(arms[arm]), True, (base, value["model"])
         value = {**value, "model": base, ARGUMENTS: {**(extra or {}), EXPRESSION: expression}}
         body = json.dumps(value).encode()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from steer.training.modes._protocol import ModeModule
 from steer.training.requests import BakeRequest, require_output_name
 from vectors.events import OnEvent, ignore
-from vectors.registry.plugins import choose, discover
+from vectors.registry.plugins import choose, discover_as
 
 GROUP = "steer.bake_modes"
 
@@ -16,7 +16,8 @@ GROUP = "steer.bake_modes"
 def available() -> dict[str, list[ModeModule]]:
     """The modes by the value of --mode, each with the modules that share it, those that need least first."""
     by_mode: dict[str, list[ModeModule]] = {}
-    for module in sorted(cast(dict[str, ModeModule], discover(__name__, GROUP)).values(), key=lambda m: len(m.NEEDS)):
+    modules: dict[str, ModeModule] = discover_as(ModeModule, "bake mode", __name__, GROUP)
+    for module in sorted(modules.values(), key=lambda module: len(module.NEEDS)):
         by_mode.setdefault(module.MODE, []).append(module)
     return dict(sorted(by_mode.items()))
 

@@ -7,25 +7,25 @@ _rounding.py rounds bfloat16 weights so that small steps are not lost.
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from steer.training.optimisers._protocol import OptimiserModule, Parameters
 from vectors.errors import UsageError, guess
-from vectors.registry.plugins import choose, discover
+from vectors.registry.plugins import choose, discover_as
 
 GROUP = "steer.optimisers"
 
 
 def available() -> dict[str, OptimiserModule]:
     """Every optimiser, built in or from outside, by name."""
-    return cast(dict[str, OptimiserModule], discover(__name__, GROUP))
+    return discover_as(OptimiserModule, "optimiser", __name__, GROUP)
 
 
 def find(name: str) -> OptimiserModule:
     """The optimiser of that name. Raises UsageError, which suggests a similar name."""
-    return cast(OptimiserModule, choose("optimiser", name, discover(__name__, GROUP)))
+    return choose("optimiser", name, available())
 
 
 def problems_of(name: str, *, lr: float, weight_decay: float = 0.0, **options: Any) -> list[str]:

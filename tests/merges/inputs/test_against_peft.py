@@ -13,8 +13,10 @@ import pico
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support import shows
 
 from merges import api
+from merges.inputs.adapters import settings
 from merges.inputs.adapters.settings import APPLIED_TYPES, KNOWN
 from merges.recipes.recipe import Part, Recipe
 from vectors.errors import SteerError
@@ -77,48 +79,97 @@ def require_equal(base: Path, model: Any, adapter: Path, out: Path) -> None:
     assert any(not torch.equal(expected[name], before[name]) for name in expected)
 
 
-MERGED_BY_BOTH: list[tuple[str, dict[str, Any]]] = [
-    ("llama", {"target_modules": ["q_proj", "down_proj"]}),
-    ("llama", {"target_modules": "all-linear", "use_rslora": True}),
+# What the adapter has, a base of BASES, and what it is trained with beside r=4 and lora_alpha=6.
+MERGED_BY_BOTH: list[tuple[str, str, dict[str, Any]]] = [
+    ("matrices of linear layers", "llama", {"target_modules": ["q_proj", "down_proj"]}),
+    ("all linear layers, rsLoRA", "llama", {"target_modules": "all-linear", "use_rslora": True}),
     (
-        "llama",
+        "rank and alpha patterns", "llama",
         {
             "target_modules": ["q_proj"], "rank_pattern": {"layers.1.self_attn.q_proj": 3},
             "alpha_pattern": {"1.*q_proj": 5},
         },
     ),
-    ("llama", {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1], "layers_pattern": "layers"}),
-    ("llama", {"target_modules": ["q_proj", "up_proj"], "exclude_modules": ["layers.0.self_attn.q_proj"]}),
-    ("llama", {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}),
-    ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head", "norm"]}),
-    ("llama", {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True}),
-    ("llama", {"target_modules": ["q_proj"], "trainable_token_indices": [3, 9]}),
-    ("llama", {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [3], "lm_head": [4, 7]}}),
-    ("llama", {"target_modules": ["q_proj"], "init_lora_weights": "orthogonal"}),
-    ("llama", {"target_modules": ["q_proj"], "init_lora_weights": "gaussian"}),
-    ("llama", {"target_modules": ["q_proj"], "init_lora_weights": "mica"}),
-    ("llama", {"target_modules": [], "target_parameters": ["q_proj.weight"]}),
-    ("tied", {"target_modules": ["q_proj"], "trainable_token_indices": [3, 9]}),
-    ("tied", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}),
-    ("biased", {"target_modules": ["q_proj"], "lora_bias": True}),
-    ("biased", {"target_modules": ["q_proj", "o_proj"], "bias": "all"}),
-    ("biased", {"target_modules": ["q_proj"], "bias": "lora_only"}),
-    ("gpt2", {"target_modules": ["attn.c_attn", "attn.c_proj", "lm_head"]}),
-    ("gpt2", {"target_modules": ["c_fc", "wte"], "fan_in_fan_out": True}),
-    ("gpt2", {"target_modules": ["attn.c_proj"], "use_dora": True}),
-    ("square", {"target_modules": ["c_proj", "c_fc"]}),
     (
-        "experts",
+        "layers_to_transform, layers_pattern", "llama",
+        {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1], "layers_pattern": "layers"},
+    ),
+    (
+        "exclude_modules", "llama",
+        {"target_modules": ["q_proj", "up_proj"], "exclude_modules": ["layers.0.self_attn.q_proj"]},
+    ),
+    ("embedding and untied head", "llama", {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}),
+    (
+        "modules_to_save: embedding, untied head, norm", "llama",
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head", "norm"]},
+    ),
+    ("DoRA, also of the embedding", "llama", {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True}),
+    ("trainable tokens", "llama", {"target_modules": ["q_proj"], "trainable_token_indices": [3, 9]}),
+    (
+        "trainable tokens of embedding and head", "llama",
+        {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [3], "lm_head": [4, 7]}},
+    ),
+    ("trainable tokens of a tied model", "tied", {"target_modules": ["q_proj"], "trainable_token_indices": [3, 9]}),
+    (
+        "modules_to_save of a tied model, with ensure_weight_tying", "tied",
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    ),
+    ("initialisation orthogonal", "llama", {"target_modules": ["q_proj"], "init_lora_weights": "orthogonal"}),
+    ("initialisation gaussian", "llama", {"target_modules": ["q_proj"], "init_lora_weights": "gaussian"}),
+    ("initialisation MiCA", "llama", {"target_modules": ["q_proj"], "init_lora_weights": "mica"}),
+    ("VeLoRA", "llama", {"target_modules": ["q_proj"], "velora_config": {"num_groups": 4}}),
+    ("lora_bias", "biased", {"target_modules": ["q_proj"], "lora_bias": True}),
+    ("bias: all", "biased", {"target_modules": ["q_proj", "o_proj"], "bias": "all"}),
+    ("bias: lora_only", "biased", {"target_modules": ["q_proj"], "bias": "lora_only"}),
+    ("Conv1D layers beside linear ones", "gpt2", {"target_modules": ["attn.c_attn", "attn.c_proj", "lm_head"]}),
+    ("Conv1D layers and an embedding", "gpt2", {"target_modules": ["c_fc", "wte"], "fan_in_fan_out": True}),
+    ("DoRA of Conv1D layers", "gpt2", {"target_modules": ["attn.c_proj"], "use_dora": True}),
+    ("square Conv1D layers", "square", {"target_modules": ["c_proj", "c_fc"]}),
+    ("target_parameters: a matrix", "llama", {"target_modules": [], "target_parameters": ["q_proj.weight"]}),
+    (
+        "target_parameters: fused experts", "experts",
         {"target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "mlp.experts.down_proj"]},
     ),
-    ("experts", {"target_modules": [], "target_parameters": ["mlp.experts.down_proj"]}),
+    (
+        "target_parameters: one of two", "experts",
+        {"target_modules": [], "target_parameters": ["mlp.experts.down_proj"]},
+    ),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "config"), MERGED_BY_BOTH, ids=lambda value: str(value).replace(" ", ""))
-def test_lora_gives_what_peft_gives(name: str, config: dict[str, Any], bases: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("what", "name", "config"), MERGED_BY_BOTH, ids=[entry[0] for entry in MERGED_BY_BOTH])
+def test_lora_gives_what_peft_gives(what: str, name: str, config: dict[str, Any], bases: Any, tmp_path: Path) -> None:
     folder, model = bases(name)
+    if "velora_config" in config:
+        config = config | {"velora_config": peft.VeloraConfig(**config["velora_config"])}
     trained(copy.deepcopy(model), peft.LoraConfig(r=4, lora_alpha=6, **config), tmp_path / "adapter")
+    require_equal(folder, model, tmp_path / "adapter", tmp_path)
+
+
+def test_an_adapter_initialised_by_eva_gives_what_peft_gives(bases: Any, tmp_path: Path) -> None:
+    folder, model = bases("llama")
+    trained(copy.deepcopy(model), peft.LoraConfig(r=4, target_modules=["q_proj"]), tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"init_lora_weights": "eva"}))
+    require_equal(folder, model, tmp_path / "adapter", tmp_path)
+
+
+@shows("adapters", "LoRA of experts one by one (transformers 4), where they are fused in memory", "applied")
+def test_factors_of_experts_one_by_one_give_what_peft_gives(bases: Any, tmp_path: Path) -> None:
+    folder, model = bases("experts")
+    draw = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name, tensor in folders.read(folder).items():
+        if ".experts." in name:
+            rows, columns = tensor.shape
+            module = f"base_model.model.{name.removesuffix('.weight')}"
+            tensors[f"{module}.lora_A.weight"] = 0.1 * torch.randn(4, columns, generator=draw)
+            tensors[f"{module}.lora_B.weight"] = 0.1 * torch.randn(rows, 4, generator=draw)
+    assert tensors
+    (tmp_path / "adapter").mkdir()
+    save_file(tensors, tmp_path / "adapter" / "adapter_model.safetensors")
+    values = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["w1", "w2", "w3"]}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(values))
     require_equal(folder, model, tmp_path / "adapter", tmp_path)
 
 
@@ -140,27 +191,53 @@ def test_other_types_give_what_peft_gives(name: str, config: Any, bases: Any, tm
     require_equal(folder, model, tmp_path / "adapter", tmp_path)
 
 
-REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    ("llama", {"init_lora_weights": "pissa"}, "PiSSA"),
-    ("llama", {"init_lora_weights": "pissa_niter_4"}, "PiSSA"),
-    ("llama", {"init_lora_weights": "olora"}, "OLoRA"),
-    ("llama", {"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
-    ("llama", {"layer_replication": [[0, 2], [1, 2]]}, "layer_replication"),
-    ("tied", {"target_modules": ["lm_head"]}, "lm_head apart"),
-    ("tied", {"target_modules": ["embed_tokens"]}, "embed_tokens apart"),
-    ("tied", {"modules_to_save": ["embed_tokens", "lm_head"]}, "lm_head, model.embed_tokens apart"),
-]
+# What the adapter has, a base, what it is trained with, and what names it in the refusal.
+REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
+    ("PiSSA", "llama", {"init_lora_weights": "pissa"}, "PiSSA"),
+    ("PiSSA with iterations", "llama", {"init_lora_weights": "pissa_niter_4"}, "PiSSA"),
+    ("OLoRA", "llama", {"init_lora_weights": "olora"}, "OLoRA"),
+    ("activated LoRA", "llama", {"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
+    ("layer replication", "llama", {"layer_replication": [[0, 2], [1, 2]]}, "layer_replication"),
+    ("the head of a tied model", "tied", {"target_modules": ["lm_head"]}, "lm_head apart"),
+    ("the embedding of a tied model", "tied", {"target_modules": ["embed_tokens"]}, "embed_tokens apart"),
+    (
+        "the embedding of a tied model, with ensure_weight_tying", "tied",
+        {"target_modules": ["embed_tokens"], "ensure_weight_tying": True}, "apart",
+    ),
+    (
+        "modules_to_save: embedding and head of a tied model", "tied",
+        {"modules_to_save": ["embed_tokens", "lm_head"]}, "lm_head, model.embed_tokens apart",
+    ),
+    (
+        "modules_to_save: the embedding alone of a tied model", "tied",
+        {"modules_to_save": ["embed_tokens"]}, "model.embed_tokens apart",
+    ),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "config", "said"), REFUSED)
+@pytest.mark.parametrize(("what", "name", "config", "said"), REFUSED, ids=[entry[0] for entry in REFUSED])
 def test_lora_that_is_no_plain_delta_is_refused_by_name(
-    name: str, config: dict[str, Any], said: str, bases: Any, tmp_path: Path
+    what: str, name: str, config: dict[str, Any], said: str, bases: Any, tmp_path: Path
 ) -> None:
     folder, model = bases(name)
     trained(model, peft.LoraConfig(**{"r": 4, "target_modules": ["q_proj"]} | config), tmp_path / "adapter")
     with pytest.raises(SteerError, match=said):
         api.apply(str(folder), str(tmp_path / "adapter"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("field", sorted(settings.REFUSED))
+def test_every_refused_field_is_named_with_its_reason(field: str) -> None:
+    problems = settings.problems_of_settings({"peft_type": "LORA", "r": 4, "lora_alpha": 8, field: {"any": 1}})
+    assert problems == [f"has {field}: {{'any': 1}}: {settings.REFUSED[field]}"]
+
+
+@pytest.mark.parametrize("start", sorted(settings.OF_BASE))
+def test_every_initialisation_that_changes_the_base_is_named(start: str) -> None:
+    values = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "init_lora_weights": start}
+    problems = settings.problems_of_settings(values)
+    assert len(problems) == 1
+    assert settings.OF_BASE[start] in problems[0]
 
 
 @pytest.mark.parametrize("kind", sorted(kind.value for kind in peft.PeftType))
@@ -195,6 +272,15 @@ def test_every_field_of_the_installed_peft_has_a_place_in_the_table() -> None:
         ("r", 8, "factors of rank 4 for model.layers.0.self_attn.q_proj, where its settings say 8"),
         ("rank_pattern", {"(": 4}, "rank_pattern"),
         ("lora_alpha", None, "has no lora_alpha"),
+        ("init_lora_weights", "corda", "CorDA takes a part of the base away"),
+        ("init_lora_weights", "loftq", "LoftQ takes a part of the base away"),
+        ("init_lora_weights", "lora_ga", "LoRA-GA takes a part of the base away"),
+        ("init_lora_weights", "eva", None),
+        ("velora_config", {"num_groups": 4}, None),
+        ("arrow_config", {"arrow_top_k": 3}, "arrow_config"),
+        ("use_bdlora", {"nblocks": 2}, "use_bdlora"),
+        ("monteclora_config", {"n": 2}, "monteclora_config"),
+        ("kasa_config", {"beta": 1}, "kasa_config"),
         ("init_lora_weights", "a_method_of_2030", "init_lora_weights: 'a_method_of_2030', which is not known"),
         ("layers_to_transform", [1], "holds factors of model.layers.0.self_attn.q_proj, which its settings leave out"),
         ("target_modules", ["k_proj"], "holds factors of model.layers.0.self_attn.q_proj, which its settings leave"),
@@ -213,6 +299,7 @@ def test_a_field_is_applied_or_named(field: str, value: Any, said: str | None, b
     assert any(said in problem for problem in caught.value.problems), caught.value.problems
 
 
+@shows("adapters", "a tensor or a setting that is not known here", "refused by its name")
 def test_a_tensor_that_is_not_understood_is_named(bases: Any, tmp_path: Path) -> None:
     folder, model = bases("llama")
     trained(model, peft.LoraConfig(r=4, target_modules=["q_proj"]), tmp_path / "adapter")
@@ -223,6 +310,7 @@ def test_a_tensor_that_is_not_understood_is_named(bases: Any, tmp_path: Path) ->
         api.apply(str(folder), str(tmp_path / "adapter"), tmp_path / "out")
 
 
+@shows("adapters", "modules_to_save whose vocabulary grew", "refused with both sizes")
 def test_a_vocabulary_that_grew_is_refused_with_both_sizes(bases: Any, tmp_path: Path) -> None:
     folder, model = bases("llama")
     model.resize_token_embeddings(67, mean_resizing=False)
@@ -234,6 +322,7 @@ def test_a_vocabulary_that_grew_is_refused_with_both_sizes(bases: Any, tmp_path:
     assert "resize the base's embeddings to 67 rows" in caught.value.hint
 
 
+@shows("adapters", "names with `_orig_mod`, `_fsdp_wrapped_module`", "applied")
 def test_names_that_wrappers_of_training_add_are_left_out(bases: Any, tmp_path: Path) -> None:
     folder, model = bases("llama")
     trained(model, peft.LoraConfig(r=4, target_modules=["q_proj"]), tmp_path / "adapter")

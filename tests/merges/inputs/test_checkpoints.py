@@ -13,6 +13,7 @@ import pico
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support import shows
 
 from merges import api
 from merges.inputs.heads import is_head
@@ -46,6 +47,7 @@ def rewritten(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
 
 
+@shows("checkpoints", "a byte order mark in any JSON file", "read")
 def test_a_byte_order_mark_in_any_json_is_read(here: Path) -> None:
     api.merge(linear("a", "b"), "plain")
     for file in ("a/config.json", "b/config.json", "b/model.safetensors.index.json"):
@@ -58,6 +60,7 @@ def test_a_byte_order_mark_in_any_json_is_read(here: Path) -> None:
     api.apply("base", "lora", "applied")
 
 
+@shows("checkpoints", "adapter_config.json cut off, a list, or null", "refused as damaged")
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
@@ -75,6 +78,7 @@ def test_damaged_settings_of_an_adapter_are_one_clear_error(here: Path, content:
         assert len(error.problems) == 1
 
 
+@shows("checkpoints", "an index without metadata; other files beside the weights", "merged")
 def test_an_index_without_metadata_and_files_of_others_are_no_matter(here: Path) -> None:
     api.merge(linear("a", "b"), "plain")
     index = here / "b" / "model.safetensors.index.json"
@@ -85,6 +89,7 @@ def test_an_index_without_metadata_and_files_of_others_are_no_matter(here: Path)
     assert folders.same(here / "plain", here / "cluttered")
 
 
+@shows("checkpoints", "pointers of Git LFS", "refused as such")
 def test_a_pointer_of_git_lfs_is_called_so(here: Path) -> None:
     (here / "a" / "model.safetensors").write_text(POINTER)
     error = refused(linear("a", "base"), "model.safetensors of a is a pointer of Git LFS, not weights")
@@ -101,6 +106,7 @@ class Bomb:
         return (open, ("exploded", "w"))
 
 
+@shows("checkpoints", "weights as `.bin`, `.pt`", "refused unopened, with the way to convert them")
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "pytorch_model-00001-of-00002.bin"])
 def test_pickled_weights_are_refused_unopened_with_the_way_to_convert_them(here: Path, name: str) -> None:
     (here / "a" / "model.safetensors").unlink()
@@ -111,6 +117,7 @@ def test_pickled_weights_are_refused_unopened_with_the_way_to_convert_them(here:
     assert not (here / "exploded").exists()
 
 
+@shows("checkpoints", "an adapter as `.bin`", "refused unopened, with the way to convert it")
 def test_a_pickled_adapter_is_refused_unopened(here: Path) -> None:
     folders.adapter(here / "lora")
     (here / "lora" / "adapter_model.safetensors").unlink()
@@ -120,6 +127,11 @@ def test_a_pickled_adapter_is_refused_unopened(here: Path) -> None:
     assert not (here / "exploded").exists()
 
 
+@shows(
+    "checkpoints",
+    "quantised (bitsandbytes, GPTQ, AWQ, FP8, compressed-tensors and others), or cast to 8 bits",
+    "refused, naming the quantiser",
+)
 @pytest.mark.parametrize(
     ("settings", "make", "said"),
     [
@@ -144,6 +156,7 @@ def test_a_pickled_adapter_is_refused_unopened(here: Path) -> None:
             "compressed-tensors",
         ),
         (None, lambda w: {"": w.to(torch.float8_e4m3fn)}, "as F8_E4M3; the first is model.layers.0.mlp.up_proj.weight"),
+        ({"quant_method": "quip"}, lambda w: {".codes": w.to(torch.int64)}, "quip"),
         (None, lambda w: {"": w.to(torch.int8)}, "as I8; the first is model.layers.0.mlp.up_proj.weight"),
     ],
 )
@@ -169,6 +182,19 @@ def test_quantised_weights_are_one_sentence_that_names_the_quantiser(
         api.diff("base", "a", "v.safetensors")
 
 
+def test_buffers_of_integers_and_odd_names_are_no_quantiser(here: Path) -> None:
+    extra = {
+        "model.layers.0.self_attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.uint8),
+        "model.position_ids": torch.arange(4).reshape(1, 4),
+        "model.layers.0.layer_scales": torch.ones(8, dtype=torch.bfloat16),
+    }
+    for name in ("base", "a"):
+        rewritten(here / name, folders.read(here / name) | extra)
+    api.merge(linear("base", "a"), "out")
+    assert extra.keys() <= folders.read(here / "out").keys()
+
+
+@shows("checkpoints", "plain weights with a `quantization_config`", "merged, the result has none; said")
 def test_plain_weights_beside_the_name_of_a_quantiser_are_merged_and_the_name_is_left_out(here: Path) -> None:
     edited(here / "base", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
     recipe = Recipe("task_arithmetic", (Part("a", "a"),), "base")
@@ -177,6 +203,7 @@ def test_plain_weights_beside_the_name_of_a_quantiser_are_merged_and_the_name_is
     assert "quantization_config" not in json.loads((here / "out" / "config.json").read_text())
 
 
+@shows("checkpoints", "float64", "merged as float32")
 @pytest.mark.parametrize("method", ["linear", "ties", "slerp"])
 def test_float64_is_merged_as_float32(here: Path, method: str) -> None:
     base, tuned = folders.read(here / "base"), folders.read(here / "a")
@@ -216,6 +243,8 @@ def test_a_model_of_another_shape_is_refused_in_a_few_lines(here: Path) -> None:
 KINDS = {"gemma2": "model.embed_tokens.weight", "gpt2": "transformer.wte.weight"}
 
 
+@shows("checkpoints", "a tied head that a file stores too", "merged as the embedding")
+@shows("checkpoints", "a stored head that differs from the embedding it should be", "refused")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_tied_head_that_one_model_stores_too_is_the_embedding(kind: str, here: Path) -> None:
     pico.build(kind).save_pretrained(here / "first")
@@ -234,6 +263,7 @@ def test_a_tied_head_that_one_model_stores_too_is_the_embedding(kind: str, here:
     assert "tie_word_embeddings" in error.hint
 
 
+@shows("checkpoints", "an untied fine-tune of a tied base", "its head against the embedding; the result is untied")
 def test_an_untied_fine_tune_of_a_tied_base_keeps_a_head_of_its_own(here: Path) -> None:
     tied = {name: tensor for name, tensor in folders.read(here / "base").items() if not is_head(name)}
     shutil.copytree(here / "base", here / "tied")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import folders
 import pytest
+from support import shows
 
 from merges import api
 from merges.inputs import locations
@@ -33,6 +34,7 @@ def hub(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return here
 
 
+@shows("adapters", "`org/base+org/lora`, from the cache or fetched", "applied")
 @pytest.mark.parametrize("model", ["org/base+org/lora", "base+org/lora", "org/base+lora", f"org/base@{REVISION}+lora"])
 def test_a_model_with_an_adapter_may_come_from_the_hub(hub: Path, model: str) -> None:
     api.merge(Recipe("linear", (Part(model, "m", {"weight": 1.0}),)), "out")
@@ -47,6 +49,7 @@ def test_an_adapter_of_the_hub_finds_its_base(hub: Path, adapter: str) -> None:
     assert folders.same(hub / "applied", hub / "expected")
 
 
+@shows("checkpoints", "a `+` in the name of a folder", "merged")
 def test_a_plus_sign_in_the_name_of_a_folder_stays_in_it(hub: Path) -> None:
     shutil.copytree(hub / "base", hub / "c++-coder")
     assert locations.model_and_adapter("c++-coder") is None

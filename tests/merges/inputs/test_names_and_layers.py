@@ -9,6 +9,7 @@ from typing import Any
 import folders
 import pytest
 import torch
+from support import shows
 
 from merges import api
 from merges.inputs.decoder import decoder, other_stacks, text_settings
@@ -17,7 +18,7 @@ from merges.recipes.document import parse
 from merges.recipes.plan import plan
 from merges.recipes.recipe import Part, Recipe, Slice, SliceSource
 from merges.recipes.stacked_config import stacked_config
-from vectors.errors import ModelError
+from vectors.errors import ModelError, SteerError
 
 SIZES = {
     "num_hidden_layers": 4, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2,
@@ -63,6 +64,7 @@ def of_new_names(gemma: Path, out: Path) -> Path:
     return folders.write(out, tensors, config=json.loads((gemma / "tuned" / "config.json").read_text()))
 
 
+@shows("checkpoints", "parameter names of two generations of transformers", "matched by transformers' tables")
 def test_names_of_both_generations_are_one_model(gemma: Path, tmp_path: Path) -> None:
     renamed = of_new_names(gemma, tmp_path / "renamed")
     assert folders.read(renamed).keys() != folders.read(gemma / "tuned").keys()
@@ -74,12 +76,14 @@ def test_names_of_both_generations_are_one_model(gemma: Path, tmp_path: Path) ->
     assert set(vector.parameters) == set(folders.read(gemma / "base"))
 
 
+@shows("adapters", "LoRA on a vision-language model, convolutions too", "applied")
 def test_an_adapter_for_the_names_in_memory_is_put_on_names_of_files(gemma: Path, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     from transformers import AutoModelForImageTextToText
 
     model = AutoModelForImageTextToText.from_pretrained(gemma / "base")
-    config = peft.LoraConfig(r=2, target_modules=r".*language_model.*\.(q_proj|down_proj)|.*vision.*layers\.5.*fc1")
+    targets = r".*language_model.*\.(q_proj|down_proj)|.*vision.*layers\.5.*fc1|.*patch_embedding"  # a convolution too
+    config = peft.LoraConfig(r=2, target_modules=targets)
     adapted = peft.get_peft_model(model, config)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
@@ -94,6 +98,17 @@ def test_an_adapter_for_the_names_in_memory_is_put_on_names_of_files(gemma: Path
         torch.testing.assert_close(actual[name], tensor)
 
 
+def test_an_adapter_of_a_tower_is_not_put_on_the_decoder(here: Path) -> None:
+    tensors = {n.removeprefix("model."): t for n, t in folders.weights(0).items() if n.startswith("model.layers")}
+    folders.write(here / "text", tensors)
+    module = "base_model.model.audio_tower.layers.1.self_attn.q_proj"
+    factors = {f"{module}.lora_A.weight": torch.ones(2, 8), f"{module}.lora_B.weight": torch.ones(8, 2)}
+    folders.adapter(here / "lora", config={"target_modules": ["q_proj"]}, extra=factors)
+    with pytest.raises(SteerError, match=r"changes audio_tower.layers.1.self_attn.q_proj, which the base lacks"):
+        api.apply("text", "lora", "out")
+
+
+@shows("adapters", "`--to-lora` of a vision-language model", "written by the names that PEFT has")
 def test_an_adapter_of_a_difference_is_found_by_peft_in_every_tower(gemma: Path, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     from transformers import AutoModelForImageTextToText
@@ -108,6 +123,7 @@ def test_an_adapter_of_a_difference_is_found_by_peft_in_every_tower(gemma: Path,
         torch.testing.assert_close(loaded[name], tuned[name], rtol=1e-3, atol=1e-5)
 
 
+@shows("checkpoints", "slices of a vision-language model", "the decoder's layers are stacked, towers stay")
 def test_slices_stack_the_decoder_and_leave_the_vision_tower(gemma: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForImageTextToText
 
@@ -132,6 +148,9 @@ def test_slices_stack_the_decoder_and_leave_the_vision_tower(gemma: Path, tmp_pa
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
 
+@shows(
+    "checkpoints", "gradients over a vision-language model", "over the decoder's layers; towers take the first value"
+)
 def test_a_gradient_runs_over_the_layers_of_the_decoder(gemma: Path, tmp_path: Path) -> None:
     part = Part(str(gemma / "tuned"), "tuned", {"weight": [0.0, 1.0]})
     api.merge(Recipe("task_arithmetic", (part,), str(gemma / "base"), dtype="float32"), tmp_path / "out")
@@ -179,6 +198,7 @@ def test_the_decoder_is_found_among_other_layers(
     assert other_stacks(found, names) == others
 
 
+@shows("checkpoints", "layers of multi-token prediction", "merged as they are, and follow the last layer of a stack")
 def test_layers_of_multi_token_prediction_keep_their_distance_from_the_end(tmp_path: Path) -> None:
     tensors = folders.weights(0, layers=4)
     folders.write(tmp_path / "m", tensors, config={"num_hidden_layers": 3, "num_nextn_predict_layers": 1})
@@ -225,6 +245,11 @@ def test_what_a_configuration_says_of_each_layer_follows_the_layers(
     assert nested["text_config"] | expected == nested["text_config"]
 
 
+@shows(
+    "checkpoints",
+    "a stack in which a layer would become one of another kind (dense, experts)",
+    "refused with the setting",
+)
 @pytest.mark.parametrize(
     "config",
     [{"first_k_dense_replace": 1}, {"decoder_sparse_step": 2, "num_experts": 8}, {"no_rope_layer_interval": 4}],

@@ -89,6 +89,16 @@ def test_a_file_that_the_base_gets_later_is_no_fault_of_the_output_and_a_changed
         api.verify(out)
 
 
+def test_models_within_the_folder_and_what_is_being_written_there_are_not_of_the_model(here: Path) -> None:
+    fill(here / "base", ["merged/config.json", "merged/model.safetensors", "onnx/config.json", "onnx/model.onnx"])
+    fill(here / "base", [".m.0123456789abcdef.partial/config.json", ".m.abcdefgh.01234567.steer-tmp", ".m.bake/a"])
+    recipe = Recipe("task_arithmetic", (Part("a", "a", {"weight": 1.0}),), "base")
+    api.merge(recipe, "base/out")
+    details = json.loads((here / "base" / "out" / "run.json").read_text())["details"]
+    assert details["left_out"] == {"merged/": "another model", "onnx/": "another model"}
+    assert not (here / "base" / "out" / "onnx").exists()
+
+
 def test_code_is_copied_with_a_word_in_the_card_and_in_the_notes(here: Path) -> None:
     fill(here / "base", ["modeling_odd.py", "parts/kernel.cu"])
     out, notes = merge(here)

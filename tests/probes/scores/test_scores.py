@@ -12,6 +12,7 @@ from probes import scores
 from probes.models.completions import Completion
 from probes.scores import Measured
 from vectors.errors import UsageError
+from vectors.registry import plugins
 
 
 def measured(logits: torch.Tensor, ids: list[int], base: torch.Tensor | None = None) -> Measured:
@@ -54,7 +55,7 @@ def test_a_loop_repeats_itself_and_distinct_tokens_do_not() -> None:
 
 def test_a_module_that_is_no_score_is_refused_with_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = SimpleNamespace(SUMMARY="", SOURCE="", NEEDS="logits", score=lambda measured: 0.0)
-    monkeypatch.setattr(scores, "discover", lambda package, group: {"broken": broken})
+    monkeypatch.setattr(plugins, "discover", lambda package, group: {"broken": broken})
     with pytest.raises(UsageError, match="the score 'broken' has no UNIT"):
         scores.scores()
 

@@ -104,6 +104,16 @@ def test_whatever_happens_inside_nothing_is_left(behaviour: str, fake: Path, tmp
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_the_api_key_is_in_the_environment_of_the_process_and_not_among_its_arguments(
+    fake: Path, tmp_path: Path, port: int
+) -> None:
+    with serve(tmp_path, port, "polite", api_keys=["secret-key"]) as server:
+        process = Path(f"/proc/{server.process.pid}")
+        assert b"secret-key" not in (process / "cmdline").read_bytes()
+        assert b'STEER_API_KEYS=["secret-key"]' in (process / "environ").read_bytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_server_that_dies_while_it_starts_says_why_and_leaves_nothing(fake: Path, tmp_path: Path, port: int) -> None:
     with pytest.raises(launch.ServerError) as caught, serve(tmp_path, port, "dies"):
         pass
@@ -241,6 +251,21 @@ def test_without_vllm_it_says_how_to_install_it(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="vLLM is not installed"), launch.served(tmp_path, {}, name="m"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ([], None),
+        (["--port", "1"], None),
+        (["--served-model-name", "a", "b", "--x"], "a"),
+        (["--served-model-name=a"], "a"),
+        (["--x", "--served_model_name", "a"], "a"),
+        (["--served-model-name"], None),
+    ],
+)
+def test_the_name_that_vllm_is_told_to_serve_is_read_from_its_flags(flags: list[str], name: str | None) -> None:
+    assert launch.served_name(flags) == name
 
 
 def test_other_plugins_stay_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -64,6 +64,9 @@ def test_one_file_is_a_mode_with_its_options(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "--steps belongs to --mode distil and --mode train, not to --mode echo" in done.stderr
     assert "--via belongs to --mode fold, not to --mode echo" in done.stderr
+    done = steer(tmp_path, "bake", "2*warm", *echo[1:])
+    assert done.returncode == 2
+    assert "a composition belongs to --mode distil and --mode fold" in done.stderr
 
 
 def test_the_modes_are_listed_without_loading_torch() -> None:

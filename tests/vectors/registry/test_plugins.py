@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
 from vectors.errors import UsageError
 from vectors.formats import formats
 from vectors.registry import plugins
-from vectors.registry.plugins import choose, discover
+from vectors.registry.plugins import choose, discover, discover_as
 
 GROUP = "steer.made_up_methods"
 
@@ -76,6 +76,48 @@ def test_a_file_that_is_added_is_found(package: str, offer: Any, tmp_path: Path)
 def test_the_formats_of_vectors_are_found_so(monkeypatch: pytest.MonkeyPatch, offer: Any) -> None:
     assert {"native", "gguf", "caa"} <= set(formats())
     assert not any(name.startswith("_") for name in formats())
+
+
+class Contract(Protocol):
+    """What the modules of a test must define."""
+
+    SUMMARY: str
+    SOURCE: str
+
+    def run(self) -> int:
+        """Run."""
+
+    def _private(self) -> None: ...
+
+
+def test_modules_that_lack_a_name_of_their_contract_are_refused_all_at_once(package: str, offer: Any) -> None:
+    offer("outside", "SUMMARY = SOURCE = ''\ndef run(): ...\n")
+    with pytest.raises(UsageError) as caught:
+        discover_as(Contract, "test method", package, GROUP)
+    assert list(caught.value.problems) == [
+        f"the test method {name!r} has no {missing}" for name in ("alpha", "beta") for missing in ("SOURCE", "run")
+    ]
+    assert "update the package" in caught.value.hint
+
+
+def test_an_outside_module_without_a_name_of_its_contract_is_refused_for_every_kind(package: str, offer: Any) -> None:
+    from probes import scores
+    from probes.data import formats as forms
+    from probes.directions import methods
+    from steer.folding import injections
+    from steer.training import modes, optimisers
+
+    kinds: dict[str, Callable[[], Any]] = {
+        "steer.scores": scores.scores, "steer.example_formats": forms.available,
+        "steer.extraction_methods": methods.methods, "steer.injections": injections.available,
+        "steer.bake_modes": modes.available, "steer.optimisers": optimisers.available, "steer.vector_formats": formats,
+    }  # fmt: skip
+    for group, available in kinds.items():
+        discover.cache_clear()
+        offer("outside", "NOTHING = 0\n", group=group)
+        with pytest.raises(UsageError, match="'outside' has no "):
+            available()
+    discover.cache_clear()
 
 
 def test_an_entry_point_joins_the_built_in_ones(package: str, offer: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steer.serving.engine.bounds import LONGEST
 from steer.serving.engine.worker.slots import SlotTable
 
 # What vLLM's blocks return: "halves" is (MLP output, residual), whose sum is the residual stream; "whole" is the
@@ -26,6 +27,8 @@ RETURNS = {
     "MixtralDecoderLayer": "halves",
     "GPT2Block": "whole",
 }
+
+HALF = 32_000.0  # the most that steering makes of a value of a float16 stream: half of what float16 holds
 
 
 def decoder_blocks(model: nn.Module) -> dict[int, nn.Module]:
@@ -72,7 +75,8 @@ def _steered(plain: type[nn.Module]) -> type[nn.Module]:
 def _forward_halves(plain: type[nn.Module]) -> Any:
     def forward(self: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         hidden, residual = plain.forward(self, *args, **kwargs)
-        change = change_of(hidden + residual, self.steer_slots, self.steer_added, self.steer_units, self.steer_factors)
+        stream = hidden + residual
+        change = change_of(stream, self.steer_slots, self.steer_added, self.steer_units, self.steer_factors)
         return (hidden + change).to(hidden.dtype), residual
 
     return forward
@@ -91,8 +95,9 @@ def change_of(stream: Tensor, slots: Tensor, added: Tensor, units: Tensor, facto
     """What steering adds to the residual stream [tokens, hidden], float32; exactly zero for tokens in slot 0.
 
     `slots` [tokens] is the slot of each token; `added` is [slots, hidden], `units` [K, slots, hidden], `factors`
-    [K, slots, 2].
+    [K, slots, 2]. The change is limited, so that no value of the stream overflows by it.
     """
+    half = stream.dtype == torch.float16
     slots = slots[: stream.shape[0]]
     stream = stream.to(torch.float32)
     change = added.index_select(0, slots)
@@ -101,4 +106,8 @@ def change_of(stream: Tensor, slots: Tensor, added: Tensor, units: Tensor, facto
         factor = factors[k].index_select(0, slots)
         component = (stream * unit).sum(-1, keepdim=True)
         change = change + (factor[:, :1] + factor[:, 1:] * component) * unit
-    return change
+    # An ablation by more than 2 multiplies what it removes at every layer, and would overflow after some of them.
+    if half:
+        low, high = (-HALF - stream).clamp(max=0), (HALF - stream).clamp(min=0)
+        return torch.minimum(torch.maximum(change, low), high)
+    return change.clamp(-LONGEST, LONGEST)

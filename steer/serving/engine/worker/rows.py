@@ -29,11 +29,12 @@ class Stack:
         self.vector = vector
         self.rows = {layer: row for row, layer in enumerate(vector.layers)}
         directions = torch.stack(list(vector.layers.values()))
-        lengths = directions.norm(dim=1)
-        units = directions / lengths.where(lengths > 0, torch.ones(()))[:, None]
+        # In float64, where no square of a float32 overflows or vanishes.
+        lengths = directions.double().norm(dim=1)
+        units = (directions.double() / lengths.where(lengths > 0, torch.ones((), dtype=lengths.dtype))[:, None]).float()
         self.directions = directions.pin_memory() if pinned else directions
         self.units = units.pin_memory() if pinned else units
-        self.lengths = lengths.double().numpy()
+        self.lengths = lengths.numpy()
 
 
 class Rows(NamedTuple):

@@ -5,12 +5,15 @@ Support for a third runner is one more function here.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 from steer.serving.engine.resolved import prompt_length
 from steer.serving.engine.worker.slots import Unsteerable
 from steer.serving.engine.worker.steering_worker import SteeringWorker
+
+logger = logging.getLogger("vllm.steer")
 
 
 def attach(runner: Any, state: SteeringWorker, *, second: bool) -> None:
@@ -30,12 +33,13 @@ def attach(runner: Any, state: SteeringWorker, *, second: bool) -> None:
             try:
                 state.begin(new.req_id, prompt_length(new), parameters.extra_args if parameters is not None else None)
             except Exception as error:
-                # This request alone fails; an exception would end the engine. Of several workers vLLM reads one report:
-                # what is Unsteerable is so in every worker, and each runs the request unsteered until it is ended. Any
-                # other fault (of a device) may be this worker's alone, and must end the engine, or else the request
-                # would be steered in some layers only.
+                # This request alone fails; an exception would end the engine. Of several workers vLLM reads one report,
+                # so a fault that only one of them has would be lost, and the request steered in some layers only. What
+                # is Unsteerable is so in every worker: each runs the request unsteered until it is ended. With any
+                # other fault this process ends, which ends the engine; vLLM would catch an exception and go on.
                 if _several_workers(runner) and not isinstance(error, Unsteerable):
-                    raise
+                    logger.exception("steer: request %s can't be steered in this worker, which ends", new.req_id)
+                    raise SystemExit(1) from error
                 state.fail(new.req_id, str(error))
         return _report(execute(scheduled, *args, **kwargs), state)
 

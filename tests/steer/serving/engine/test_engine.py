@@ -240,7 +240,7 @@ def one_fails(engine: Engines, vectors: dict[str, Path], model: Any) -> None:
     jobs = {
         "warm": {"ids": ids[0], "steer": "2*warm", "tokens": 12},
         "plain": {"ids": ids[1], "tokens": 12},
-        "calm": {"ids": ids[2], "steer": "2*calm + warm", "tokens": 12},
+        "calm": {"ids": ids[2], "steer": "2*calm + warm", "tokens": 12, "unscored": True},
         "later": {"ids": ids[3], "steer": "ablate(warm)@response", "tokens": 12},
     }
     digest = SteeringVector.load(vectors["calm"]).digest
@@ -265,32 +265,34 @@ def test_a_request_that_the_worker_can_not_steer_fails_alone(
     engine: Engines, model: Any, vectors: dict[str, Path]
 ) -> None:
     one_fails(engine, vectors, model)
+    engine.generate([{"ids": [5, 6, 7]}])  # the worker hears of the end of a request with the next step
     end = engine.call("state")
     assert (end["capacity"]["rows_held"], end["worker"]["rows_held"], end["progress"]) == (0, 0, 0)
 
 
-def test_requests_that_overflow_leave_the_plain_ones_beside_them_as_they_are(
+def test_requests_that_overflow_leave_the_plain_ones_beside_and_after_them_as_they_are(
     engines: Engines, model_path: Path, settings: Path
 ) -> None:
-    """What is refused never runs; what overflows in the model, layer by layer, harms its own tokens only."""
-    engines.start(model_path, settings, enable_prefix_caching=False)
-    plain = [{"ids": ids, "tokens": 12} for ids in pico.sequences(6, 10, 30, seed=9)]
-    wild: list[dict[str, Any]] = [
-        {"ids": ids, "steer": steer, "tokens": 12, "unscored": True}
-        for ids, steer in zip(
-            pico.sequences(6, 10, 30, seed=9),
-            ["1e17*warm", "ablate(warm, 1e15)", "clamp(warm, -1e17)@response", "1e30*warm", "3e38*warm", "1e39*calm"],
-            strict=True,
-        )
-    ]
-    mixed = engines.generate([job for pair in zip(plain, wild, strict=True) for job in pair])
-    assert [("error" in answer) for answer in mixed[1::2]] == [False] * 3 + [True] * 3
-    # The same batch, in which tokens lie at the same places, with harmless requests in place of the wild ones.
-    calm = [{**job, "steer": "0.1*warm"} if i < 3 else None for i, job in enumerate(wild)]
-    harmless = engines.generate([job for pair in zip(plain, calm, strict=True) for job in pair if job is not None])
-    for found, expected in zip(mixed[::2], [answer for answer in harmless if "prompt_scores" in answer], strict=True):
-        for part in ("ids", "scores", "prompt_scores"):
-            assert found[part] == expected[part]
+    """Values that are not finite would stay in the blocks of keys and values, where the next request finds them."""
+    engines.start(model_path, settings, enable_prefix_caching=False, num_gpu_blocks_override=40)
+    prompts = pico.sequences(6, 10, 30, seed=9)
+    plain = [{"ids": ids, "tokens": 12} for ids in prompts]
+    texts = ["5e10*warm", "ablate(warm, 1e11)", "clamp(warm, -5e10)@response"]
+    refused = ["1e30*warm", "3e38*warm", "1e39*calm"]
+
+    def beside(steering: list[str]) -> list[dict[str, Any]]:
+        """The answers of the plain requests; those beside them have the same prompts, whatever they ask for."""
+        asked = (steering * 2)[:6]
+        wild = [{"ids": ids, "steer": steer, "tokens": 12} for ids, steer in zip(prompts, asked, strict=True)]
+        found = engines.generate([job for pair in zip(plain, wild, strict=True) for job in pair])
+        assert [("error" in answer) for answer in found[1::2]] == [steer in refused for steer in asked]
+        return found[::2]
+
+    before = beside(["0.1*warm", "ablate(warm)", "clamp(warm, 0.1)@response"])
+    for _ in range(2):
+        assert beside(texts) == before
+    beside([*texts, *refused])
+    assert beside(["0.1*warm", "ablate(warm)", "clamp(warm, 0.1)@response"]) == before
 
 
 def test_too_many_projections_name_the_flag(

@@ -59,9 +59,7 @@ def slow_rows(composition: Composition, layers: range | list[int]) -> tuple[Tens
             if term.operation == "add" or not acts or not bool(vector.layers[layer].any()):
                 continue
             k = numbers.setdefault(term.name, len(numbers))
-            units[i, k] = (
-                vector.layers[layer] / torch.stack(list(vector.layers.values())).norm(dim=1)[row(vector, layer)]
-            )
+            units[i, k] = (vector.layers[layer].double() / vector.layers[layer].double().norm()).float()
         for p, terms in enumerate(sets):
             levels, gains = dict.fromkeys(numbers, 0.0), dict.fromkeys(numbers, 0.0)
             strengths: dict[str, float] = {}
@@ -75,8 +73,7 @@ def slow_rows(composition: Composition, layers: range | list[int]) -> tuple[Tens
                 if term.operation == "add":
                     strengths[term.name] += term.value
                 elif term.name in numbers:
-                    directions = torch.stack(list(VECTORS[term.name].layers.values()))
-                    length = float(directions.norm(dim=1)[row(VECTORS[term.name], layer)])
+                    length = float(VECTORS[term.name].layers[layer].double().norm())
                     gains[term.name] -= term.value if term.operation == "ablate" else 1.0
                     levels[term.name] += term.value * length if term.operation == "clamp" else 0.0
             for name, strength in strengths.items():
@@ -84,10 +81,6 @@ def slow_rows(composition: Composition, layers: range | list[int]) -> tuple[Tens
             for name, k in numbers.items():
                 factors[i, k, p] = torch.tensor([levels[name], gains[name]])
     return added, units, factors
-
-
-def row(vector: SteeringVector, layer: int) -> int:
-    return list(vector.layers).index(layer)
 
 
 def terms() -> st.SearchStrategy[Term]:
@@ -182,6 +175,26 @@ def test_a_row_does_what_the_language_says(text: str) -> None:
         assert torch.allclose(stream.double() + change, changed(stream, composition, layer), atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_steering_multiplies_layer_by_layer_never_overflows_and_plain_tokens_stay_as_they_are(
+    dtype: torch.dtype,
+) -> None:
+    """An ablation by 1e11 at every layer of the deepest models, against a stream of float32 that would not hold it."""
+    table = SlotTable([0], 4, HIDDEN, DIRECTIONS, CPU)
+    text = "ablate(warm[0], 1e11) + clamp(calm[0], 1e4) + 100*formal[0]"
+    (slot,) = table.take(text, parse(text), phases(parse(text)), STACKS)
+    slots = torch.tensor([0, slot, 0, slot], dtype=torch.int32)
+    stream = torch.randn(4, HIDDEN, generator=torch.Generator().manual_seed(3)).to(dtype)
+    stream[0, 0], stream[2, 1] = 60_000, -40_000  # as large as plain tokens may be in float16
+    plain = stream[[0, 2]].clone()
+    for _ in range(200):
+        change = blocks.change_of(stream, slots, table.added[0], table.units[0], table.factors[0])
+        stream = (stream + change).to(dtype)
+    assert torch.equal(stream[[0, 2]], plain)
+    assert torch.isfinite(stream.float().square().sum(-1)).all()
+    assert float(stream[[1, 3]].float().abs().max()) > 1e4
+
+
 def test_a_worker_of_a_pipeline_holds_its_own_layers() -> None:
     whole, last = rows(parse("warm + ablate(calm)")), rows(parse("warm + ablate(calm)"), [2])
     assert torch.equal(last.added[:, 0], whole.added[:, 2])
@@ -219,6 +232,12 @@ def test_a_table_is_written_as_a_loop_over_slots_would() -> None:
             assert torch.equal(table.factors[:, :, slot], factors[:, :, p])
             assert torch.equal(table.units[:, :, slot], units)
     assert not any(part[..., 0, :].any() for part in (table.added, table.units, table.factors))
+
+
+def test_lengths_of_vectors_whose_squares_overflow_or_vanish_are_right() -> None:
+    stack = Stack(SteeringVector({0: torch.full((4,), 1e30), 1: torch.full((4,), 1e-30)}))
+    assert stack.lengths.tolist() == [pytest.approx(2e30), pytest.approx(2e-30)]
+    assert torch.equal(stack.units, torch.full((2, 4), 0.5))
 
 
 def test_lengths_are_finite_and_a_zero_direction_has_no_unit() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pico
 import pytest
 import torch
-from engine_process import Engines, difference, random_vectors, reference, save_model, write_settings
+from engine_process import Engines, Failed, difference, random_vectors, reference, save_model, write_settings
 from safetensors.torch import save_file
 from test_engine import one_fails
 from test_parity import CLOSE, COMPOSITIONS
@@ -70,7 +70,7 @@ def two(engines: Engines, tmp_path: Path) -> Any:
     process.close()
 
 
-def test_a_model_cut_over_two_processes_is_steered_as_a_whole_one_and_a_request_fails_alone(
+def test_a_model_cut_over_two_processes_is_steered_as_a_whole_one_and_faults_end_one_request_or_the_engine(
     two: Engines, tmp_path: Path
 ) -> None:
     folder, vectors = save_model(tmp_path, "llama"), random_vectors(tmp_path)
@@ -84,3 +84,10 @@ def test_a_model_cut_over_two_processes_is_steered_as_a_whole_one_and_a_request_
         if job["steer"] not in (None, "0*warm"):
             assert answer["receipt"]["prompt_tokens"] == len(job["ids"])
     one_fails(two, vectors, model)
+
+    # A fault of one worker alone, of which vLLM would not hear: it must end the engine, neither steer half nor hang.
+    steps = [{"add": jobs[0], "id": "before"}, {"step": 2}, {"break": 1}]
+    steps += [{"add": {**jobs[1], "steer": "1.5*warm"}, "id": "a"}, {"step": 20}]
+    with pytest.raises(Failed):
+        two.call("script", steps=steps)
+    assert "can't be steered in this worker, which ends" in (tmp_path / "two.txt").read_text()

@@ -320,7 +320,7 @@ def test_a_fault_of_one_worker_alone_ends_an_engine_of_several_and_one_request_o
         attach(runner, state, second=second)
         monkeypatch.setattr(SlotTable, "_copy", raising(MemoryError("the device is full")))
         if workers == 2:
-            with pytest.raises(MemoryError):
+            with pytest.raises(SystemExit):  # vLLM catches exceptions of a worker, and goes on
                 runner.execute_model(scheduled({"a": (0, 3)}, {"a": "warm"}))
         else:
             runner.execute_model(scheduled({"a": (0, 3)}, {"a": "warm"}))

@@ -92,8 +92,17 @@ async def handler(scope: Any, receive: Any, send: Any) -> None:
         http.expect("r")
         counts = {"prompt_tokens": 1, "cached_tokens": 0, "response_tokens": 1, "terms": []}
         http.add("r", {"digest": http.resolved.key, "expression": http.resolved.expression, **counts})
-    reached = {"reached": body.decode("latin-1"), "method": scope["method"]}
+    reached = {"reached": body.decode("latin-1"), "route": scope.get("trial_route", "")}
     await JSONResponse(reached)(scope, receive, send)
+
+
+def stand_in(path: str) -> Any:
+    """`handler` for the route with this path template, which its answer names."""
+
+    async def named(scope: Any, receive: Any, send: Any) -> None:
+        await handler({**scope, "trial_route": path}, receive, send)
+
+    return named
 
 
 async def trial(app: Any, paths: list[str], root: str = "") -> list[dict[str, Any]]:
@@ -111,8 +120,8 @@ async def trial(app: Any, paths: list[str], root: str = "") -> list[dict[str, An
                     reached = isinstance(answer, dict) and "reached" in answer
                     results.append(
                         {
-                            "path": path, "form": form, "method": method, "body": name, "status": status,
-                            "reached": reached, "steered": reached and "steer" in answer,
+                            "path": answer["route"] if reached else path, "form": form, "method": method, "body": name,
+                            "status": status, "reached": reached, "steered": reached and "steer" in answer,
                             "message": "" if reached else content.decode("latin-1")[:300],
                         }
                     )  # fmt: skip
@@ -137,7 +146,7 @@ def of_vllm(flags: list[str], tasks: tuple[str, ...], root: str) -> dict[str, An
         for method in ["MOUNT"] if isinstance(route, Mount) else getattr(route, "methods", None) or ["WEBSOCKET"]:
             table.append((method, getattr(route, "path", repr(route))))
         if not isinstance(route, Mount) and getattr(route, "methods", None):
-            route.app = handler
+            route.app = stand_in(route.path)
     paths = sorted({path for method, path in table if method not in ("MOUNT", "WEBSOCKET")})
     return {"table": table, "results": asyncio.run(trial(app, paths, root))}
 

@@ -31,7 +31,7 @@ def small_app(**serving: Any) -> Any:
     routes = [Route(path, route_trial.handler, methods=[method]) for method, path in KINDS if method not in methods]
     routes.append(Route("/a/route/of/tomorrow", route_trial.handler, methods=["POST", "PUT"]))
     for route in routes:
-        route.app = route_trial.handler
+        route.app = route_trial.stand_in(route.path)
     app = Starlette(routes=routes)
     app.add_middleware(Middleware, find=lambda: route_trial.serving(**serving), routes=lambda: app.routes)  # type: ignore[arg-type]
     return app
