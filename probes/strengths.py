@@ -1,27 +1,57 @@
-"""Trying strengths side by side: every prompt at every strength, in one batch and with the same random numbers."""
+"""Trying side by side: every prompt in several columns (strengths, system prompts), with the same random numbers."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from probes.generation import generate_batch
+from probes.data.examples import Message
+from probes.generation import end_tokens, generate_batch
+from probes.interventions import no_intervention
+from probes.logits import completion_logits
+from probes.models import templates
+from probes.models.completions import Completion
 from probes.models.loading import LoadedModel, OpenedModel
 from probes.models.residual import context_length, text_part
-from probes.models.tokens import rendered
+from probes.models.tokens import plain_ids, rendered
+from probes.scores import Measured, likelihood
+from probes.scores.repetition import repetition
 from probes.steered import steered
 from vectors import fit
 from vectors.errors import SteerError, UsageError, collecting, raise_together
+from vectors.events import Event, OnEvent, ignore
 from vectors.expression import Composition
 from vectors.steering import SteeringVector
+
+ROWS = 64  # most rows of a batch
+
+
+class Column(NamedTuple):
+    """A way of asking: the strength of the composition, and a system prompt or None."""
+
+    strength: float = 0.0
+    system: str | None = None
+
+
+class Answer(NamedTuple):
+    """A completion as text: its `tokens`; `finish`, "stop" at an end token, else "length"; the share of its 4-grams
+    that repeat earlier ones; and its perplexity under the unsteered model without a system prompt, NaN if empty."""
+
+    text: str
+    tokens: int
+    finish: str
+    repeated_4grams: float
+    perplexity: float
 
 
 def require_fitting(
     ready: OpenedModel,
     vectors: Mapping[str, SteeringVector],
     prompts: Sequence[str],
+    columns: Sequence[Column] = (Column(),),
     *,
     max_tokens: int,
     any_base: bool = False,
@@ -41,7 +71,7 @@ def require_fitting(
             any_base=any_base,
         )
     with collecting(errors):
-        _prompt_ids(prompts, ready.tokenizer, ready.config, max_tokens)
+        _prompt_ids(prompts, columns, ready.tokenizer, ready.config, max_tokens)
     raise_together(errors)
 
 
@@ -57,41 +87,104 @@ def try_strengths(
     seed: int = 0,
     any_base: bool = False,
 ) -> list[list[str]]:
-    """The completion of each prompt (rows) at each strength (columns), all in one batch.
+    """The completion of each prompt (rows) at each strength (columns), as text.
 
     With `temperature` above 0 every strength of a prompt draws from the same random numbers, so that what differs is
-    the steering. Prompts are put into the chat template by the rules of extraction (`probes.models.tokens.templated`).
+    the steering. Prompts are asked in the chat template by the rules of extraction (`probes.models.tokens.templated`).
     Raises UsageError for a prompt beyond the context, ExampleError for prompts of which only some are rendered already.
     """
-    ids = _prompt_ids(prompts, loaded.tokenizer, loaded.model.config, max_tokens)
-    compositions = [composition.scaled(strength) for _ in prompts for strength in strengths]
-
-    def a_strength_for_each_row(_prompt_lengths: Sequence[int]) -> AbstractContextManager[None]:
-        return steered(loaded.model, compositions, vectors=vectors, any_base=any_base)
-
-    completions = generate_batch(
-        loaded.model,
-        loaded.tokenizer,
-        [prompt for prompt in ids for _ in strengths],
-        a_strength_for_each_row,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        seed=seed,
-        names=[prompt for prompt in prompts for _ in strengths],
-    )
-    texts = loaded.tokenizer.batch_decode([c.completion_ids for c in completions], skip_special_tokens=True)
-    width = len(strengths)
-    return [[text.strip() for text in texts[i : i + width]] for i in range(0, len(texts), width)]
+    columns = [Column(strength) for strength in strengths]
+    answers = try_columns(
+        loaded, composition, vectors, prompts, columns, max_tokens=max_tokens, temperature=temperature, seed=seed,
+        any_base=any_base, scored=False,
+    )  # fmt: skip
+    return [[answer.text for answer in row] for row in answers]
 
 
-def _prompt_ids(prompts: Sequence[str], tokenizer: Any, config: Any, max_tokens: int) -> list[list[int]]:
-    """The ids of each prompt. Raises UsageError for one that leaves no room for an answer, and as `rendered` does."""
-    ids = rendered(prompts, tokenizer)
+def try_columns(
+    loaded: LoadedModel,
+    composition: Composition | None,
+    vectors: Mapping[str, str | Path | SteeringVector],
+    prompts: Sequence[str],
+    columns: Sequence[Column],
+    *,
+    max_tokens: int = 60,
+    temperature: float = 0.0,
+    seed: int = 0,
+    any_base: bool = False,
+    scored: bool = True,
+    on_event: OnEvent = ignore,
+) -> list[list[Answer]]:
+    """The answer to each prompt (rows) in each column; without a composition nothing is steered.
+
+    All columns of a prompt draw from the same random numbers. `scored` measures perplexities. Raises as `try_strengths`
+    does.
+    """
+    model, tokenizer, width = loaded.model, loaded.tokenizer, len(columns)
+    ids = _prompt_ids(prompts, columns, tokenizer, model.config, max_tokens)
+    plain = rendered(prompts, tokenizer)
+    each = [composition.scaled(column.strength) for column in columns] if composition is not None else None
+    completions: list[Completion] = []
+    per_batch = max(1, ROWS // width)
+    for start in range(0, len(prompts), per_batch):
+        on_event(Event("generating", start, len(prompts), "prompts"))
+        part = range(start, min(start + per_batch, len(prompts)))
+
+        def in_each_column(_lengths: Sequence[int], rows: int = len(part)) -> AbstractContextManager[None]:
+            return steered(model, (each or []) * rows, vectors=vectors, any_base=any_base)
+
+        completions += generate_batch(
+            model, tokenizer, [ids[i][column] for i in part for column in range(width)],
+            no_intervention if each is None else in_each_column, max_tokens=max_tokens, temperature=temperature,
+            seed=seed, names=[prompts[i] for i in part for _ in range(width)],
+        )  # fmt: skip
+    perplexities = [math.nan] * len(completions)
+    if scored:
+        filled = [i for i, completion in enumerate(completions) if completion.completion_ids]
+        unsteered = [Completion(plain[i // width], completions[i].completion_ids) for i in filled]
+        for position, logits in completion_logits(model, unsteered):
+            log_likelihood = likelihood.score(Measured(unsteered[position], logits))
+            perplexities[filled[position]] = math.exp(-log_likelihood)
+    texts = tokenizer.batch_decode([c.completion_ids for c in completions], skip_special_tokens=True)
+    ends = end_tokens(model, tokenizer)
+    answers = [
+        Answer(
+            text.strip(),
+            len(completion.completion_ids),
+            "stop" if completion.completion_ids and completion.completion_ids[-1] in ends else "length",
+            repetition(completion.completion_ids),
+            perplexity,
+        )
+        for text, completion, perplexity in zip(texts, completions, perplexities, strict=True)
+    ]
+    return [answers[i : i + width] for i in range(0, len(answers), width)]
+
+
+def _prompt_ids(
+    prompts: Sequence[str], columns: Sequence[Column], tokenizer: Any, config: Any, max_tokens: int
+) -> list[list[list[int]]]:
+    """The ids of each prompt (rows) in each column.
+
+    Raises UsageError for one that leaves no room for an answer, or a system prompt that the template drops; and as
+    `rendered` does.
+    """
+    by_system = {system: _with_system(prompts, system, tokenizer) for system in {column.system for column in columns}}
+    ids = [[by_system[column.system][row] for column in columns] for row in range(len(prompts))]
     limit = context_length(config)
-    longest = max(map(len, ids))
+    longest = max(len(prompt) for row in ids for prompt in row)
     if limit is not None and longest + max_tokens > limit:
         raise UsageError(
             f"the longest prompt has {longest} tokens; {max_tokens} more exceed the model's context of {limit}",
             "shorten the prompt, or lower --max-tokens",
         )
     return ids
+
+
+def _with_system(prompts: Sequence[str], system: str | None, tokenizer: Any) -> list[list[int]]:
+    """The ids of the prompts behind a system turn; without a chat template, behind the same text."""
+    if system is None:
+        return rendered(prompts, tokenizer)
+    if not getattr(tokenizer, "chat_template", None):
+        return plain_ids([f"{system}\n\n{prompt}" for prompt in prompts], tokenizer)
+    texts = [templates.with_system_turn(system, (Message("user", prompt),), tokenizer) for prompt in prompts]
+    return [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]

@@ -9,6 +9,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does; read when torch is imported
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers are as many as cores, and threads that wait for each other spin
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -19,6 +19,10 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+# OpenMP's threads spin while they wait, which starves other processes and themselves on a busy machine (see
+# docs/benchmarks.md). Read once when torch is imported, so it is set before; servers inherit it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import click
 
 from steer.cli import commands, options

@@ -252,6 +252,8 @@ def _environment(settings: Path) -> dict[str, str]:
     plugins = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name and name != NAME]
     variables = {"VLLM_PLUGINS": ",".join([*plugins, NAME]), CONFIG: str(settings)}
     if _cpu_build():
+        # OpenMP's threads would spin while they wait, and starve what runs beside them.
+        variables["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
         # By default vLLM reserves nearly all memory, and refuses to start when other programs use some of it.
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**30
         variables["VLLM_CPU_KVCACHE_SPACE"] = os.environ.get("VLLM_CPU_KVCACHE_SPACE", str(max(1, min(8, memory // 6))))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from probes import strengths as strengths_module
 from probes.models import loading as loading
 from probes.models.loading import LoadedModel
 from probes.strengths import try_strengths
@@ -48,3 +49,11 @@ def test_a_tokenizer_without_padding_or_end_is_no_obstacle(loaded: LoadedModel) 
 def test_prompts_beyond_the_context_are_refused(loaded: LoadedModel) -> None:
     with pytest.raises(UsageError, match="exceed the model's context of 256"):
         tried(loaded, ["warm " * 300])
+
+
+def test_many_prompts_run_in_several_batches_and_give_the_same(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = tried(loaded, [*PROMPTS, "And now?"])
+    monkeypatch.setattr(strengths_module, "ROWS", 3)
+    assert tried(loaded, [*PROMPTS, "And now?"]) == together

@@ -1,9 +1,13 @@
-"""`steer try`: generate from the same prompts at several strengths, side by side."""
+"""`steer try`: generate from the same prompts at several strengths and under system prompts, side by side."""
 
 from __future__ import annotations
 
 import math
+import os
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steer.cli import options, output, requests
@@ -13,24 +17,37 @@ from vectors.events import Event
 from vectors.registry.options import option
 
 if TYPE_CHECKING:
+    from probes.strengths import Answer, Column
+    from vectors.expression import Composition
     from vectors.steering import SteeringVector
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(options.Bindings, options.AnyBase, options.AllowStrength, options.Devices, options.Seeded):
+class Request(options.Bindings, options.AnyBase, options.AllowStrength, options.Devices, options.Seeded, options.Force):
     """The arguments and options of `steer try`."""
 
-    expression: str = option(
-        help="A vector, or an expression over vectors.", argument=True, metavar="VECTOR_OR_EXPRESSION",
-        complete="vectors",
+    expression: str | None = option(
+        None, help="A vector, or an expression over vectors; without one the plain model answers.", argument=True,
+        metavar="[VECTOR_OR_EXPRESSION]", complete="vectors",
     )  # fmt: skip
-    prompts: tuple[str, ...] = option(help="A prompt; may be given several times.", flag=("-p", "--prompt"))
-    strengths: str = option("-2,0,2", help="The factors that multiply the whole expression; one column each.")
+    prompts: tuple[str, ...] = option(
+        (), help="A prompt; may be given several times; - reads one from the input.", flag=("-p", "--prompt")
+    )
+    prompt_file: Path | None = option(None, help="A file of prompts, one per line.", flag="--prompts")
+    strengths: str | None = option(
+        None, help="The factors that multiply the whole expression; one column each.",
+        default_text="0, half and the whole of the recommended strength; of an expression 0,0.5,1",
+    )  # fmt: skip
+    system: tuple[str, ...] = option(
+        (), help="A system prompt, under which the unsteered model answers in a column of its own; may be given "
+        "several times.", metavar="TEXT",
+    )  # fmt: skip
     max_tokens: int = option(60, help="The most tokens to generate per completion.", low=1)
     temperature: float = option(0.7, help="The sampling temperature; 0 is greedy decoding.", low=0)
     model: str | None = option(
         None, help=options.MODEL, default_text="the model the vector was made from", complete="models"
     )
+    out: Path | None = option(None, help="A file to write what --json prints to.", flag=("-o", "--out"))
 
 
 @options.command(
@@ -39,73 +56,151 @@ class Request(options.Bindings, options.AnyBase, options.AllowStrength, options.
     examples="""
     steer try warm.safetensors -p "I lost my keys this morning."
     steer try "1.2*warm - 0.4*formal" --vector formal=formal.safetensors -p "Write to my landlord." --strengths 0,1
+    steer try warm --prompts prompts.jsonl --system "You are a warm person." -o tried.json
+    steer try --model ./folder -p "How was your day?"
     """,
 )
 @requests.takes(Request)
 def command(**values: Any) -> None:
-    """Generate with a vector, or an expression over vectors, at several strengths.
+    """Generate with a vector, or an expression over vectors, at several strengths and under system prompts.
 
-    All strengths run in one batch with the same random numbers, so completions differ by the steering alone. A name in
-    an expression is given by --vector, or stands for NAME.safetensors in the current folder.
+    All columns of a prompt use the same random numbers, so completions differ by the steering alone. A name in an
+    expression is given by --vector, or stands for NAME.safetensors in the current folder. Beside each text stand its
+    tokens, why it ended, the share of repeated 4-grams, and its perplexity under the unsteered model.
     """
     request = requests.build(Request, values)
     from vectors import fit
     from vectors.resolve import compose
 
+    expression, model = request.expression, request.model
+    if expression is not None and model is None and _is_model(expression):
+        expression, model = None, expression
     errors: list[SteerError] = []
+    strengths: list[float] | None = None
+    composition, vectors = None, dict[str, Any]()
+    if request.strengths is not None:
+        with collecting(errors):
+            strengths = parse_strengths(request.strengths)
+            if expression is None and any(strengths):
+                raise UsageError("--strengths scale a vector, and none is given", "steer try VECTOR -p TEXT")
     with collecting(errors):
-        strengths = parse_strengths(request.strengths)
-    with collecting(errors):
-        if any(not prompt.strip() for prompt in request.prompts):
-            raise UsageError("a prompt is empty", 'give a text: -p "…"')
-    with collecting(errors):
-        composition, vectors = compose(request.expression, request.vectors, allow_strength=True)
+        prompts = read_all_prompts(request.prompts, request.prompt_file)
+    if request.out is not None:
+        with collecting(errors):
+            output.require_absent(request.out, request.force)
+            require_writable_output(request.out)
+    if expression is not None:
+        with collecting(errors):
+            composition, vectors = compose(expression, request.vectors, allow_strength=True)
     raise_together(errors)
+    if strengths is None:
+        strengths = default_strengths(composition, vectors)
+
+    from probes.strengths import Column, require_fitting, try_columns
+
     # Raises for an expression that can't be scaled, before a model is loaded.
-    scaled = [composition.scaled(strength) for strength in strengths]
+    scaled = [composition.scaled(strength) for strength in strengths] if composition is not None else []
     excessive = [] if request.allow_strength else [p for c in scaled for p in fit.problems_of_strength(c, vectors)]
     if excessive:
         raise UsageError(excessive, "use smaller strengths, or allow these: --allow-strength")
-    reference = request.model or base_reference(vectors)
+    columns = [*(Column(strength) for strength in strengths), *(Column(0.0, text) for text in request.system)]
+    reference = model or (base_reference(vectors) if composition is not None else "smollm2")
 
     from probes.models.loading import load, open_model
-    from probes.strengths import require_fitting, try_strengths
 
     output.say_preparing(reference)
     ready = open_model(reference)
-    require_fitting(ready, vectors, request.prompts, max_tokens=request.max_tokens, any_base=request.any_base)
+    require_fitting(ready, vectors, prompts, columns, max_tokens=request.max_tokens, any_base=request.any_base)
     with out.progress() as on_event:
         on_event(Event("loading the model"))
         loaded = load(ready, request.device, request.dtype)
         out.say(f"model {loaded.source}, on {loaded.choice}")
-        on_event(Event("generating"))
-        completions = try_strengths(
-            loaded, composition, vectors, request.prompts, strengths, temperature=request.temperature,
-            seed=request.seed, max_tokens=request.max_tokens, any_base=request.any_base,
+        answers = try_columns(
+            loaded, composition, vectors, prompts, columns, temperature=request.temperature, seed=request.seed,
+            max_tokens=request.max_tokens, any_base=request.any_base, on_event=on_event,
         )  # fmt: skip
-    results = [
-        {"prompt": prompt, "completions": [{"strength": s, "text": t} for s, t in zip(strengths, row, strict=True)]}
-        for prompt, row in zip(request.prompts, completions, strict=True)
-    ]
     data = {
-        "expression": str(composition),
-        "digest": composition.digest,
+        "expression": None if composition is None else str(composition),
+        "digest": None if composition is None else composition.digest,
         "vectors": {name: vector.digest for name, vector in vectors.items()},
         "model": reference,
         "model_path": str(loaded.source.path),
         "seed": request.seed,
         "temperature": request.temperature,
         "max_tokens": request.max_tokens,
-        "results": results,
+        "results": [
+            {"prompt": prompt, "completions": [_value(*pair) for pair in zip(columns, row, strict=True)]}
+            for prompt, row in zip(prompts, answers, strict=True)
+        ],
     }
-    titles = [f"strength {strength:+g}" if strength else "strength 0 (unsteered)" for strength in strengths]
+    if request.out is not None:
+        from vectors.storage.files import canonical_json, finite, write_atomically
+
+        write_atomically(request.out, (canonical_json(finite(data)) + "\n").encode())
+        out.say(f"wrote {request.out}")
 
     def human() -> None:
-        for prompt, row in zip(request.prompts, completions, strict=True):
+        for prompt, row in zip(prompts, answers, strict=True):
             out.line(f"\n> {prompt}\n")
-            out.side_by_side(titles, row)
+            out.side_by_side([_title(column) for column in columns], [f"{a.text} {_figures(a)}" for a in row])
 
     out.result(data, human)
+
+
+def _is_model(text: str) -> bool:
+    """Whether an argument is a model folder and no vector."""
+    return os.path.isfile(os.path.join(text, "config.json")) and not os.path.isfile(f"{text}.safetensors")
+
+
+def _value(column: Column, answer: Answer) -> dict[str, Any]:
+    """A completion as JSON values."""
+    return {"strength": column.strength, "system": column.system, **answer._asdict()}
+
+
+def _title(column: Column) -> str:
+    if column.system is not None:
+        return f"system: {column.system}"
+    return f"strength {column.strength:+g}" if column.strength else "strength 0 (unsteered)"
+
+
+def _figures(answer: Answer) -> str:
+    """What is measured of a text, in a few words."""
+    end = "ended" if answer.finish == "stop" else "cut"
+    perplexity = "" if math.isnan(answer.perplexity) else f", perplexity {answer.perplexity:.3g}"
+    return f"[{answer.tokens} tokens, {end}, {answer.repeated_4grams:.0%} repeated{perplexity}]"
+
+
+def read_all_prompts(texts: Sequence[str], file: Path | None) -> list[str]:
+    """The prompts of -p, of which `-` is read from the input, and of --prompts. Raises UsageError, ExampleError."""
+    prompts = [sys.stdin.read().strip() if text == "-" else text for text in texts]
+    if any(not prompt.strip() for prompt in prompts):
+        raise UsageError("a prompt is empty", 'give a text: -p "…"')
+    if file is not None:
+        from probes.data.reading import read_prompts
+
+        prompts += read_prompts(file)[0]
+    if not prompts:
+        raise UsageError("there is no prompt", 'give one: -p "…"; or a file of them: --prompts FILE')
+    return prompts
+
+
+def require_writable_output(path: Path) -> None:
+    """Refuse an output that can't be written. Raises OutputError."""
+    from vectors.storage.files import require_writable
+
+    require_writable(path)
+
+
+def default_strengths(composition: Composition | None, vectors: dict[str, SteeringVector]) -> list[float]:
+    """0, half and the whole of what is recommended for a vector; of an expression 0, half and the whole of it."""
+    if composition is None:
+        return [0.0]
+    whole = 1.0
+    if len(composition.terms) == 1 and composition.terms[0].operation == "add" and composition.terms[0].value == 1:
+        recommended = vectors[composition.terms[0].name].metadata.get("recommended")
+        strength = recommended.get("strength") if isinstance(recommended, dict) else None
+        whole = float(strength) if isinstance(strength, int | float) and math.isfinite(strength) and strength else 1.0
+    return [0.0, whole / 2, whole]
 
 
 def parse_strengths(text: str) -> list[float]:

@@ -220,3 +220,11 @@ def test_the_doctor_fails_when_something_needed_is_broken(
 
     monkeypatch.setattr(doctor, "unimportable", lambda: ["numba can't be imported: ImportError: broken"])
     assert "numba can't be imported" in error_of(steer("doctor"))
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_do_not_spin_while_they_wait_unless_asked_to(given: dict[str, str], expected: str) -> None:
+    code = "import sys, steer.cli, os; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == [expected, "False"]

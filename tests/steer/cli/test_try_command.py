@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +21,12 @@ def test_try_shows_each_strength_of_each_prompt(
     arguments = ["try", extracted, "-p", "hello there", "-p", "good day", "--model", model_folder, "--max-tokens", 5]
     code, out, err = steer(*arguments)
     assert code == 0, err
-    assert out.count("strength -2") == 2
     assert out.count("strength 0 (unsteered)") == 2
+    whole = SteeringVector.load(extracted).metadata["recommended"]["strength"]
+    assert out.count(f"strength +{whole:g}") == out.count(f"strength +{whole / 2:g}") == 2
+    assert out.count("tokens, ") == 6
+    code, out, err = steer("try", "2*warm", *arguments[2:])
+    assert [title in out for title in ("strength +0.5", "strength +1")] == [True, True], err
     code, out, _ = steer(*arguments, "--strengths", "0,3", "--json")
     report = json.loads(out)
     assert [[c["strength"] for c in r["completions"]] for r in report["results"]] == [[0, 3], [0, 3]]
@@ -49,7 +54,10 @@ def test_try_takes_expressions_over_names_and_files(
         (["clamp(warm, 1)", "-p", "a"], 1, "can't be scaled"),
         (["warm[9]", "-p", "a"], 1, "holds no layer 9"),
         (["warm", "-p", "a", "--vector", "x"], 2, "is not NAME=FILE"),
-        (["warm"], 2, "Missing option"),
+        (["warm"], 2, "there is no prompt"),
+        (["warm", "--prompts", "none.jsonl"], 1, "there is no file none.jsonl"),
+        (["warm", "-p", "a", "-o", "warm.safetensors"], 1, "the output warm.safetensors exists"),
+        (["--strengths", "1", "-p", "a"], 2, "--strengths scale a vector, and none is given"),
     ],
 )
 def test_what_try_refuses(
@@ -100,3 +108,61 @@ def test_a_vector_of_another_size_is_refused(data: Path, steer: Callable[..., Ou
     outcome = steer("try", "seven", "-p", "a", "--model", model_folder, "--max-tokens", 2)
     assert "hidden size 7" in error_of(outcome)
     assert "warning: seven.safetensors does not say which model it belongs to" in outcome[2]
+
+
+def test_a_system_prompt_is_a_column_of_the_unsteered_model(
+    extracted: Path, steer: Callable[..., Outcome], model_folder: Path
+) -> None:
+    common = ("-p", "hello", "--model", model_folder, "--max-tokens", 4, "--temperature", 0, "--json")
+    code, out, err = steer("try", "warm", "--strengths", "0,3", "--system", "Be warm.", "--system", "the cold", *common)
+    assert code == 0, err
+    columns = json.loads(out)["results"][0]["completions"]
+    assert [(c["strength"], c["system"]) for c in columns] == [(0, None), (3, None), (0, "Be warm."), (0, "the cold")]
+    turns = "<|im_start|>system\nBe warm.<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    rendered = steer("try", "--model", model_folder, "-p", turns, *common[4:])
+    assert json.loads(rendered[1])["results"][0]["completions"][0]["text"] == columns[2]["text"]
+
+
+def test_each_text_has_its_figures(extracted: Path, steer: Callable[..., Outcome], model_folder: Path) -> None:
+    import math
+
+    import torch as t
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    arguments = ("-p", "hello", "--model", model_folder, "--max-tokens", 6, "--temperature", 0, "--strengths", "0")
+    code, out, err = steer("try", "warm", *arguments, "--json", "-o", "tried.json")
+    assert code == 0, err
+    (found,) = json.loads(out)["results"][0]["completions"]
+    assert json.loads(Path("tried.json").read_text()) == json.loads(out)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(model_folder), AutoTokenizer.from_pretrained(model_folder)
+    turns = [{"role": "user", "content": "hello"}]
+    prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+    with t.no_grad():
+        whole = model.generate(prompt, attention_mask=t.ones_like(prompt), max_new_tokens=6, do_sample=False)
+        logs = model(whole).logits[0, prompt.shape[1] - 1 : -1].double().log_softmax(-1)
+    made = whole[0, prompt.shape[1] :]
+    assert found["tokens"] == len(made)
+    assert found["finish"] == ("stop" if int(made[-1]) == tokenizer.eos_token_id else "length")
+    expected = math.exp(-float(logs.gather(1, made[:, None]).mean()))
+    assert found["perplexity"] == pytest.approx(expected, rel=1e-4)
+    assert 0 <= found["repeated_4grams"] <= 1
+
+
+def test_prompts_come_from_files_and_from_the_input(
+    extracted: Path, steer: Callable[..., Outcome], model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("prompts.txt").write_text("good day\nhello\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("two\nlines\n"))
+    common = ("--model", model_folder, "--max-tokens", 2, "--strengths", "0", "--json")
+    code, out, err = steer("try", "warm", "-p", "-", "--prompts", "prompts.txt", *common)
+    assert code == 0, err
+    assert [row["prompt"] for row in json.loads(out)["results"]] == ["two\nlines", "good day", "hello"]
+
+
+def test_a_plain_model_answers_without_a_vector(data: Path, steer: Callable[..., Outcome], model_folder: Path) -> None:
+    common = ("-p", "hello", "--max-tokens", 3, "--json")
+    outcomes = [steer("try", model_folder, *common), steer("try", "--model", model_folder, *common)]
+    assert outcomes[0] == outcomes[1]
+    report = json.loads(outcomes[0][1])
+    assert (report["expression"], report["vectors"]) == (None, {})
+    assert [c["strength"] for c in report["results"][0]["completions"]] == [0]
