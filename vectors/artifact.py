@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 KEY = "steer"
-LARGEST_OF_A_VECTOR = 10_000_000  # bytes of the header; that of a vector of 1,000 layers has about 150,000
+LARGEST_OF_A_VECTOR = 4_000_000  # bytes of the header; that of a vector of 1,000 layers has about 150,000
 AGAIN = "make it again with `steer extract`, or copy it again from where it came"
 
 HeaderCheck = Callable[[Mapping[str, Entry], "dict[str, Any] | None"], None]

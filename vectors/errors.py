@@ -15,19 +15,38 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+LONGEST, MOST = 2_000, 100  # characters of a problem, and problems of an error, that are kept
+
+
+def cut(text: str, longest: int = LONGEST) -> str:
+    """A text of at most about `longest` characters: of a longer one the middle is left out, and how much of it is said.
+
+    What is wrong stands at the beginning or the end of a message, names and values of any length in its middle.
+    """
+    if len(text) <= longest:
+        return text
+    head, tail = longest * 2 // 3, longest // 3
+    return f"{text[:head]} … ({len(text) - head - tail} more characters) … {text[-tail:]}"
+
+
+def bounded(problems: Sequence[str], most: int = MOST) -> list[str]:
+    """The problems, each `cut`, at most `most` of them and then the number of the others."""
+    kept = [cut(problem) for problem in problems[:most]]
+    return kept if len(problems) <= most else [*kept, f"and {len(problems) - most} more problems"]
+
 
 class SteerError(Exception):
     """What is wrong, with the value, and the next step.
 
     `problems` holds one sentence per problem, since all problems of an input are reported together; `hint` is the next
-    step.
+    step. Both are bounded here, once for the command line, the server and Python: they quote what others wrote.
     """
 
     exit_code = 1
 
     def __init__(self, problems: str | Sequence[str], hint: str = "") -> None:
-        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
-        self.hint = hint
+        self.problems = tuple(bounded((problems,) if isinstance(problems, str) else tuple(problems)))
+        self.hint = cut(hint)
         super().__init__("\n".join(self.problems))
 
 

@@ -186,6 +186,8 @@ PER_SHARD = ("parameters", "unchanged", "checksum", "shard")  # the keys that di
 
 def is_task_vector(path: Path) -> bool:
     """Whether a safetensors file, or an index of several, is a task vector, by its header alone."""
+    if not path.name:
+        return False
     if os.path.isfile(path.with_name(path.name + ".index.json")) or path.name.endswith(".safetensors.index.json"):
         return True
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ _RECORD = schema_of(
 
 def read_record(out: Path) -> dict[str, Any]:
     """The record of a finished merge. Raises ArtifactError."""
-    if out.is_file():
+    if os.path.isfile(out):
         raise ArtifactError(
             f"{out} is a file; only a model folder has a record to verify it against",
             "name a model folder that `steer merge` wrote",

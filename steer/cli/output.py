@@ -17,11 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from steer.cli.terminal import bounded, clean, clean_json
+from steer.cli.terminal import clean, clean_json
+from vectors.errors import bounded, cut
 
 if TYPE_CHECKING:
     from steer.cli.progress import Progress
     from vectors.events import OnEvent
+
+
+MOST = 40  # problems that a terminal shows
 
 
 class Output:
@@ -70,18 +74,19 @@ class Output:
     def warn(self, text: str) -> None:
         """Print a warning to stderr; nothing with --quiet."""
         if not self.quiet:
-            self._note(f"warning: {text}")
+            self._note(f"warning: {cut(text)}")
 
     def fail(self, problems: Sequence[str], hint: str = "") -> None:
         """Print an error: all problems, and the next step as a hint; with --json, one object to stdout."""
-        problems = [problem.rstrip(".") for problem in bounded(problems)]
+        problems = [problem.rstrip(".") for problem in bounded(problems, MOST)]
+        hint = cut(hint)
         if self.json:
             self.result({"error": "; ".join(problems), "problems": problems, "hint": hint}, lambda: None)
             return
         for problem in problems:
             self._note(f"error: {problem}")
         if hint:
-            self._note(f"\nhint: {bounded([hint])[0]}")
+            self._note(f"\nhint: {hint}")
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[OnEvent]:

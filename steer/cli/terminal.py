@@ -1,11 +1,9 @@
-"""Makes text safe for a terminal: no control sequences, and errors of bounded length."""
+"""Makes text safe for a terminal: no control sequences."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
-LONGEST, MOST = 2000, 40  # characters in one problem, problems in one error
 # C0 and C1 controls except tab and newline, marks of writing direction, and lone surrogates: in a file's name or its
 # metadata they could move the cursor, hide text, or set the title of a window.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -20,9 +18,3 @@ def clean(text: str) -> str:
 def clean_json(text: str) -> str:
     """JSON text with the control characters escaped that json.dumps leaves as they are."""
     return _IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
-
-
-def bounded(problems: Sequence[str]) -> list[str]:
-    """At most `MOST` problems of at most `LONGEST` characters each; what is cut is counted."""
-    cut = [p if len(p) <= LONGEST else f"{p[:LONGEST]} … ({len(p) - LONGEST} more characters)" for p in problems]
-    return cut if len(cut) <= MOST else [*cut[:MOST], f"and {len(cut) - MOST} more problems"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vectors import artifact
+from vectors.documents.artifacts import HIGHEST_LAYER
 from vectors.documents.schema import MOST
 from vectors.errors import ArtifactError, shortened
 from vectors.formats._common import AGAIN, build, direction, require_kind, unverified
@@ -55,6 +56,10 @@ def _require_vector(path: Path, entries: Mapping[str, Entry], metadata: Mapping[
         raise ArtifactError(
             f"{path} holds {shortened(names)}, which are not tensors of a steering vector",
             "they are called layer.0, layer.1, …",
+        )
+    if len(entries) > HIGHEST_LAYER + 1:
+        raise ArtifactError(
+            f"{path} holds {len(entries)} tensors; no model has more than {HIGHEST_LAYER} layers", AGAIN
         )
     allowed = ("F32",) if metadata is not None else ("F32", "F64", "F16", "BF16")
     problems = []

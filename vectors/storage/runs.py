@@ -7,6 +7,7 @@ file. It holds no time, no path of the machine and no user name, so that a repea
 from __future__ import annotations
 
 import json
+import os.path
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -142,7 +143,7 @@ def problems_of(value: Any) -> list[str]:
 
 def record_path(output: Path) -> Path:
     """The path of an output's record: in the folder, or beside the file."""
-    return output / RECORD if output.is_dir() else output.with_name(f"{output.stem}.{RECORD}")
+    return output / RECORD if os.path.isdir(output) else output.with_name(f"{output.stem}.{RECORD}")
 
 
 def has_record(output: Path) -> bool:
@@ -151,8 +152,8 @@ def has_record(output: Path) -> bool:
 
 
 def _existing_path(output: Path) -> Path | None:
-    former = [output / name if output.is_dir() else output.with_name(f"{output.stem}.{name}") for name in FORMER]
-    return next((path for path in (record_path(output), *former) if path.is_file()), None)
+    former = [output / name if os.path.isdir(output) else output.with_name(f"{output.stem}.{name}") for name in FORMER]
+    return next((path for path in (record_path(output), *former) if os.path.isfile(path)), None)
 
 
 def read_json(output: Path) -> tuple[Path, dict[str, Any]]:
@@ -161,7 +162,7 @@ def read_json(output: Path) -> tuple[Path, dict[str, Any]]:
     Records of earlier versions have other keys and no `command`. Raises ArtifactError.
     """
     path = _existing_path(output) or record_path(output)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ArtifactError(f"{path} can't be read: No such file or directory", "name an output that `steer` wrote")
     value = json_text.read(path, ArtifactError, "make the output again")
     schema = _RECORD if isinstance(value, dict) and "command" in value else _FORMER_RECORD

@@ -7,7 +7,7 @@ import pty
 import subprocess
 import sys
 
-from steer.cli.terminal import LONGEST, MOST, bounded, clean
+from steer.cli.terminal import clean
 
 SCRIPT = (
     "from steer.cli.output import out\n"
@@ -50,9 +50,3 @@ def test_a_terminal_gets_a_drawn_table_without_the_escapes_of_its_texts() -> Non
 def test_newlines_and_tabs_stay_and_controls_are_shown() -> None:
     assert clean("a\tb\nc\rd\x7fe\u2066f") == "a\tb\nc\\rd\\x7fe\\u2066f"
     assert clean("é 漢 🙂") == "é 漢 🙂"
-
-
-def test_problems_are_bounded_in_length_and_number() -> None:
-    assert bounded(["short"]) == ["short"]
-    assert bounded(["x" * (LONGEST + 7)])[0].endswith("(7 more characters)")
-    assert bounded(["x"] * (MOST + 3))[-1] == "and 3 more problems"
