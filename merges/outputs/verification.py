@@ -79,7 +79,7 @@ def verify(
         raise ArtifactError(error.problems, hint) from error
     with planned.pool:
         _lay_out_as_recorded(planned, record["shards"])
-        if planned.digest != record["plan"]:
+        if record["plan"] not in (planned.digest, planned.former_digest):
             changed = [
                 f"the input {before['name']} has changed: its digest is {after['identity']}, not {before['identity']}"
                 for before, after in zip(record["inputs"], card.inputs(planned), strict=False)

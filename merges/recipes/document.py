@@ -40,6 +40,11 @@ TEXTS = (
     "model", "name", "base", "base_model", "method", "merge_method", "dtype", "out_dtype", "as", "scope", "path",
     "revision", "lora", "source", "tokenizer_source", "chat_template",
 )  # fmt: skip
+OTHER_TOOLS = {
+    "experts": "mergekit-moe, which makes a mixture of experts of dense models",
+    "gate_mode": "mergekit-moe, which makes a mixture of experts of dense models",
+    "genome": "mergekit-evolve, which searches for parameters",
+}
 SLICE_KEYS = ("sources", "base", "parameters")
 SOURCE_KEYS = ("model", "layers", "parameters")
 TOKENIZER_KEYS = ("source", "tokens", "pad_to_multiple_of")
@@ -52,6 +57,11 @@ def read(path: Path) -> Recipe:
     try:
         value = yaml_text.parse(read_bounded(path, LARGEST).decode("utf-8-sig"), texts=TEXTS)
     except (OSError, ValueError) as error:
+        if "expected a single document" in str(error):
+            raise UsageError(
+                f"{path} holds several documents, as files of mergekit-multi do",
+                "split it where a line is ---, and merge the files one after the other",
+            ) from error
         raise UsageError(f"{path} can't be read as YAML: {' '.join(str(error).split())}", "check the file") from error
     if isinstance(value, dict) and "outputs" in value:  # the record of a merge, of this version or an earlier one
         value = value.get("config" if value.get("command") == "merge" else "recipe", value)
@@ -64,6 +74,12 @@ def parse(value: Any, where: str = "the recipe") -> Recipe:
     """A recipe from the value of a YAML or JSON document. Raises UsageError with every unknown key and bad value."""
     if not isinstance(value, dict):
         raise UsageError(f"{where} is not a mapping", "see docs/merge.md")
+    for key, tool in OTHER_TOOLS.items():
+        if key in value and "merge_method" not in value and "method" not in value:
+            raise UsageError(
+                f"{where} is a file of {tool}; it has {key!r} and no merge_method",
+                f"run {tool.partition(',')[0]} on it, and merge its result",
+            )
     notes: list[str] = []
     if "merge_method" in value:
         value, notes = translate(value, where)

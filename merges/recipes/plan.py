@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from merges import methods
@@ -14,7 +15,7 @@ from merges.inputs.alignment import align
 from merges.inputs.checkpoints import quantiser
 from merges.inputs.sources import Source, open_all
 from merges.recipes import vocabulary
-from merges.recipes.agreement import settings
+from merges.recipes.agreement import settings, tokenizers
 from merges.recipes.assembly import Builder
 from merges.recipes.layout import LARGEST, cut, size
 from merges.recipes.recipe import Recipe
@@ -55,8 +56,20 @@ class Plan:
     def digest(self) -> str:
         """The digest of everything that determines the bytes of the result.
 
-        That is the recipe, the identities of the inputs, the layout in shards and the version of the arithmetic.
+        That is the recipe, the identities of the inputs, their tokenizers, the layout in shards and the version of the
+        arithmetic.
         """
+        return digest_json([self.former_digest, *([] if self.recipe.as_ == "vector" else self._tokenizers)])
+
+    @cached_property
+    def _tokenizers(self) -> list[str]:
+        """The digests of the tokenizers and chat templates of all models."""
+        models = [*([self.main] if self.main else []), *(s for s in self.sources if s.kind == "model")]
+        return [tokenizers.digest(model.path) for model in models]
+
+    @property
+    def former_digest(self) -> str:
+        """The digest as it was before tokenizers counted, which earlier records have."""
         identities = {part.model: source.identity for part, source in zip(self.recipe.parts, self.sources, strict=True)}
         if self.base is not None:
             identities |= {self.base.reference: self.base.identity}
@@ -99,20 +112,30 @@ def plan(
     if main is not None and main.kind == "model":
         align([*sources, *([base] if base is not None else [])], main)
     families = _families(main, sources, base)
+    unlike_tokens: list[str] = []
     problems += families
     if main is not None and main.kind == "model" and not families:
         others = [s for s in (*models, *([base] if base is not None else [])) if s.path != main.path]
-        agreed = settings.compare(main, others, recipe.allow_config, stacked=bool(recipe.slices))
+        allowed = [key for key in recipe.allow_config if key != tokenizers.ALLOWED]
+        agreed = settings.compare(main, others, allowed, stacked=bool(recipe.slices))
         problems += agreed.problems
         notes += agreed.notes
+        matched = recipe.tokenizer is not None
+        tokens = tokenizers.compare(main, others, recipe.allow_config, matched=matched, models=bool(models))
+        unlike_tokens = tokens.problems
+        problems += tokens.problems
+        notes += tokens.notes
     if problems:
         unknown = main is None or (needs_base and base is None)
         hint = "name the model that they were fine-tuned from: --base MODEL" if unknown else ""
-        if not unknown and not families and main is not None:
-            hint = (
+        if unlike_tokens:
+            hint = "--tokenizer base matches rows by token (or union: with the tokens of all)"
+        if not unknown and len(problems) > len(unlike_tokens) and not families and main is not None:
+            settings_hint = (
                 "weights do not mean the same under other settings; --allow-config NAME merges them nevertheless, "
                 f"with that of {main.reference}"
             )
+            hint = "; ".join(text for text in (hint, settings_hint) if text)
         raise ModelError(problems, hint)
     for source in sources:
         trained = source.adapter.base_name if source.adapter is not None else None
@@ -129,9 +152,11 @@ def plan(
     if recipe.tokenizer is not None:
         assert main is not None
         union = vocabulary.union(recipe.tokenizer, main, [main, *models])
+        notes += union.notes(main)
     pool = Pool(threads, torch_device)
     builder = Builder(recipe, method, sources, uses_base, main, pool, union)
     jobs = builder.build()
+    notes += _trimmed_alone(recipe, jobs)
     if builder.problems:
         raise ModelError(builder.problems, builder.hint())
     notes += builder.notes()
@@ -195,6 +220,17 @@ def _families(main: Source | None, sources: list[Source], base: Source | None) -
             if base is None and len(others) > 1:
                 problems.append(f"{source.reference} and the other vectors belong to {len(others)} different bases")
     return problems
+
+
+def _trimmed_alone(recipe: Recipe, jobs: list[Job]) -> list[str]:
+    """A note where a method drops parts of a single input, as one may not expect."""
+    shares = [float(job.each["density"][0]) for job in jobs if isinstance(job, TensorTask) and "density" in job.each]
+    if len(recipe.parts) > 1 or not shares or min(shares) >= 1:
+        return []
+    return [
+        f"{recipe.method} of one input elects nothing, and drops part of its delta: density {min(shares):g}; "
+        "1 keeps all of it"
+    ]
 
 
 def _memory(jobs: list[Job], threads: int, device: Any) -> int:

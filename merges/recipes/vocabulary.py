@@ -23,23 +23,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from merges.engine.readers import Array, Mean, Reader, Rows
-from merges.inputs.heads import HEADS
+from merges.inputs.heads import HEADS, embedding_of
 from merges.inputs.sources import Source
+from merges.recipes.agreement.tokenizers import TOKENIZER_VALUES, Tokens, tokens_of
 from merges.recipes.recipe import Tokenizer
 from vectors.documents import json_text
-from vectors.documents.schema import either, list_of, optional, problems_of, record, text, whole
 from vectors.errors import ModelError
 
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", *HEADS)
-
-TOKENIZER_VALUES = 8_000_000  # of a tokenizer.json; those of 256,000 tokens have 2,000,000
-_VOCABULARY = either(
-    lambda value, name: iter(()) if isinstance(value, dict | list) else iter(["no"]), wanted="an object or a list"
-)
-_TOKENIZER = record(
-    {"model": record({"vocab": _VOCABULARY})},
-    {"added_tokens": optional(list_of(record({"content": text(), "id": whole(0, 2**31 - 1)})))},
-)
 
 
 class Choice(NamedTuple):
@@ -67,6 +58,17 @@ class Union:
     def size(self) -> int:
         """The number of rows of the embedding, with padding."""
         return -(-len(self.tokens) // self.multiple) * self.multiple
+
+    def notes(self, main: Source) -> list[str]:
+        """What becomes of the rows of `main` that have no token."""
+        embedding = embedding_of(main.entries)
+        rows = main.entries[embedding].shape[0] if embedding is not None else self.size
+        if self.size < rows:
+            return [
+                f"the result has {self.size} rows; the last {rows - self.size} of {main.reference} are cut, since no "
+                "token has them (tokenizer: pad_to_multiple_of adds some)"
+            ]
+        return []
 
     def reader(self, name: str, source: Source, reader: Reader, is_delta: bool) -> Reader:
         """A reader for the parameter in `source` with its rows in the order of the common vocabulary, padded."""
@@ -124,12 +126,17 @@ def union(request: Tokenizer, main: Source, models: Sequence[Source]) -> Union:
     """The common vocabulary that a recipe requests. Raises ModelError with every problem."""
     problems: list[str] = []
     distinct = list({model.reference: model for model in models}.values())
-    tokenizers = {}
+    tokenizers: dict[str, Tokens] = {}
     for model in distinct:
         try:
-            tokenizers[model.reference] = _tokenizer(model)
+            tokens = tokens_of(model.path)
         except ModelError as error:
             problems += error.problems
+            continue
+        if tokens is None:
+            problems.append(f"{model.reference} has no tokenizer, so that its rows can't be matched by token")
+        else:
+            tokenizers[model.reference] = tokens
     wanted = request.source
     owner = main if wanted in ("union", "base") else next((m for m in distinct if m.reference == wanted), None)
     if owner is None:
@@ -137,8 +144,8 @@ def union(request: Tokenizer, main: Source, models: Sequence[Source]) -> Union:
     chosen = {}
     for token, entry in request.tokens.items():
         reference, other = entry.source, token if entry.token is None else entry.token
-        known, row = tokenizers.get(reference, ({}, {}))[0], 0
-        if not any(token in vocabulary for vocabulary, _ in tokenizers.values()):
+        known, row = tokenizers[reference].ids if reference in tokenizers else {}, 0
+        if not any(token in tokens.ids for tokens in tokenizers.values()):
             problems.append(f"no model has the token {token!r}")
         elif reference != "zero" and reference not in tokenizers:
             problems.append(f"the source of the token {token!r} is {reference!r}, which is not among the models")
@@ -147,54 +154,34 @@ def union(request: Tokenizer, main: Source, models: Sequence[Source]) -> Union:
         elif reference != "zero":
             row = other if isinstance(other, int) else known[other]
         chosen[token] = Choice(reference, row, entry.force is not False)
+    if owner is not None and owner.reference in tokenizers and not (owner.path / "tokenizer.json").is_file():
+        problems.append(f"{owner.reference} has no tokenizer.json, to which the tokens of others could be added")
     if problems or owner is None:
         raise ModelError(problems, "see docs/merge.md on tokenizers")
-    ids = {reference: vocabulary for reference, (vocabulary, _) in tokenizers.items()}
+    ids = {reference: tokens.ids for reference, tokens in tokenizers.items()}
     ordered = sorted(ids[owner.reference], key=ids[owner.reference].__getitem__)
     if [ids[owner.reference][token] for token in ordered] != list(range(len(ordered))):
         raise ModelError(
             f"the tokenizer of {owner.reference} has gaps between its ids", "use another as tokenizer.source"
         )
-    added: dict[str, dict[str, Any]] = {}
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    own = tokenizers[owner.reference]
+    added: dict[str, dict[str, Any]] = {
+        token: {**plain, **own.details.get(token, {}), "id": own.ids[token], "content": token}
+        for token in ordered
+        if token not in own.stored  # so that it keeps its id beside new ones
+    }
     if wanted == "union":
-        for vocabulary, details in tokenizers.values():
-            for token in sorted(vocabulary, key=vocabulary.__getitem__):
-                if token not in ids[owner.reference] and token not in added:
-                    plain = {
-                        "single_word": False,
-                        "lstrip": False,
-                        "rstrip": False,
-                        "normalized": False,
-                        "special": False,
-                    }
-                    added[token] = {**plain, **details.get(token, {}), "id": len(ordered), "content": token}
+        for tokens in tokenizers.values():
+            for token in sorted(tokens.ids, key=tokens.ids.__getitem__):
+                if token not in own.ids and token not in added:
+                    added[token] = {
+                        **plain, **tokens.details.get(token, {}), "id": len(ordered), "content": token
+                    }  # fmt: skip
                     ordered.append(token)
     parameters = frozenset(name for name in main.entries if name.endswith(EMBEDDINGS))
     multiple = request.pad_to_multiple_of or 1
     return Union(tuple(ordered), parameters, owner, added, ids, tuple(distinct), chosen, multiple)
-
-
-def _tokenizer(model: Source) -> tuple[dict[str, int], dict[str, dict[str, Any]]]:
-    """The ids of a model's tokens, and the entries of its added tokens in tokenizer.json. Raises ModelError."""
-    path = model.path / "tokenizer.json"
-    content = json_text.read(path, ModelError, "fetch the model again", values=TOKENIZER_VALUES)
-    problems = problems_of(content, _TOKENIZER)
-    known: dict[str, int] = {}
-    if not problems:
-        vocabulary = content["model"]["vocab"]
-        if isinstance(vocabulary, dict):
-            known = dict(vocabulary)
-        else:
-            known = {entry[0]: i for i, entry in enumerate(vocabulary) if isinstance(entry, list) and entry}
-            if len(known) != len(vocabulary):
-                problems.append("model.vocab holds an entry that is no token, or one twice")
-        # Without the checks of the schema, which would take long for half a million entries.
-        if not all(isinstance(token, str) and type(i) is int and 0 <= i < 2**31 for token, i in known.items()):
-            problems.append("model.vocab holds a token whose id is not a whole number")
-    if problems:
-        raise ModelError([f"{path} is damaged: {problem}" for problem in problems], "fetch the model again")
-    details = {entry["content"]: entry for entry in content.get("added_tokens") or []}
-    return known | {token: entry["id"] for token, entry in details.items()}, details
 
 
 def write(vocabulary: Union, content: bytes) -> bytes:

@@ -10,6 +10,8 @@ import numpy as np
 import pico
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from merges.recipes.recipe import Part, Recipe
 
@@ -41,8 +43,19 @@ def write(
             weight_map |= dict.fromkeys(part, file)
         (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     if tokenizer:
-        pico.tokenizer().save_pretrained(folder)
+        small_tokenizer().save_pretrained(folder)
     return folder
+
+
+def small_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of 20 tokens, as many as `weights` has rows."""
+    letters = [chr(ord("a") + i) for i in range(20 - len(pico.SPECIAL))]
+    built = Tokenizer(models.BPE({token: i for i, token in enumerate([*pico.SPECIAL, *letters])}, []))
+    built.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in pico.SPECIAL])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=built, pad_token=pico.PAD, bos_token=pico.BOS, eos_token=pico.EOS,
+        chat_template=pico.CHAT_TEMPLATE,
+    )  # fmt: skip
 
 
 def read(folder: Path) -> dict[str, torch.Tensor]:

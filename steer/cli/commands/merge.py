@@ -76,6 +76,9 @@ class Request(options.Bindings, options.Merging, options.Force):
         False, help="List the options of the chosen method, with default, range and meaning, and exit."
     )
     seed: int | None = option(None, help="The random seed.", default_text="0")
+    tokenizer: str | None = option(
+        None, help="Match rows of embeddings by token, for base's tokenizer (base), that of all (union), or of MODEL."
+    )
     allow_config: tuple[str, ...] = option(
         (), help="A setting of config.json in which the inputs may differ, such as rope_theta.", metavar="KEY"
     )
@@ -186,7 +189,7 @@ def _recipe(request: Request) -> Recipe:
     """The recipe that the arguments describe. Raises UsageError."""
     from merges.recipes import expression
     from merges.recipes.document import read
-    from merges.recipes.recipe import Part, Recipe, names_for
+    from merges.recipes.recipe import Part, Recipe, Tokenizer, names_for
     from steer.cli.merging import numbers
     from vectors.registry.values import read_assignments
 
@@ -211,6 +214,9 @@ def _recipe(request: Request) -> Recipe:
         if request.ties or request.method:
             _method(request)
         inputs = request.inputs
+        recipes = [text for text in inputs if Path(text).suffix in (".yml", ".yaml") or Path(text).name == "run.json"]
+        if recipes:
+            raise UsageError(f"{recipes[0]} is a recipe, not an input", f"steer merge --recipe {recipes[0]} -o OUT")
         weights: Sequence[float | None] = numbers(request.weights, "--weights", len(inputs)) or [None] * len(inputs)
         densities: Sequence[float | None] = numbers(request.density, "--density", len(inputs)) or [None] * len(inputs)
         parts = tuple(
@@ -225,6 +231,8 @@ def _recipe(request: Request) -> Recipe:
     more = read_assignments(request.settings) | ({"lambda": request.scale} if request.scale is not None else {})
     options_ = {name: getattr(request, name) for name in ("base", "scope", "seed", "dtype", "as_")}
     changes = {name: value for name, value in options_.items() if value is not None}
+    if request.tokenizer is not None:
+        changes["tokenizer"] = Tokenizer(request.tokenizer)
     if request.allow_config:
         changes["allow_config"] = tuple(dict.fromkeys((*recipe.allow_config, *request.allow_config)))
     return replace(recipe, options=dict(recipe.options) | more, **changes)

@@ -295,3 +295,34 @@ def test_whatever_yaml_holds_is_a_recipe_or_a_clear_error(value: Any, ours: bool
         made = parse(given_ | {("method" if ours else "merge_method"): method})
         require_valid(made)
         assert parse(made.value()).digest == made.digest
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "base_model: a\ngate_mode: hidden\nexperts:\n  - source_model: a\n    positive_prompts: [hi]\n",
+            "mergekit-moe",
+        ),
+        ("genome:\n  models: [a, b]\n  merge_method: linear\n", "mergekit-evolve"),
+        (
+            "name: one\nmerge_method: linear\nmodels: []\n---\nname: two\n",
+            "several documents, as files of mergekit-multi",
+        ),
+    ],
+)
+def test_files_of_mergekits_other_tools_are_refused_by_name(here: Path, text: str, sentence: str) -> None:
+    (here / "other.yaml").write_text(text)
+    with pytest.raises(UsageError, match=sentence):
+        read(here / "other.yaml")
+
+
+def test_a_single_input_that_is_trimmed_is_named(here: Path) -> None:
+    from merges.recipes.plan import plan
+
+    alone = {"method": "ties", "base": "base", "models": [{"model": "a"}]}
+    assert any(
+        "ties of one input elects nothing" in note and "density 0.2" in note for note in plan(parse(alone)).notes
+    )
+    for whole in (alone | {"parameters": {"density": 1.0}}, alone | {"method": "linear"}):
+        assert not any("of one input" in note for note in plan(parse(whole)).notes)
