@@ -8,12 +8,13 @@ from merges.inputs import heads, names
 from merges.inputs.sources import Source
 
 
-def align(sources: Sequence[Source], main: Source) -> None:
+def align(sources: Sequence[Source], main: Source) -> list[str]:
     """Give each model the parameter names of `main`: those of another generation of transformers, and its head.
 
     A head that one model has and another ties to its embedding is, for the latter, its embedding: then the result has
-    a head of its own.
+    a head of its own. Returns what the user should know of it.
     """
+    notes = []
     models = [source for source in sources if source.kind == "model"]
     for source in models:
         _rename(source, main)
@@ -24,6 +25,8 @@ def align(sources: Sequence[Source], main: Source) -> None:
             embedding = heads.embedding_of(source.entries)
             if source.tied and embedding is not None and head not in source.entries:
                 source.entries = {**source.entries, head: source.entries[embedding]}
+                notes.append(f"the head of {source.reference} is its embedding; the result has a head of its own")
+    return list(dict.fromkeys(notes))
 
 
 def _rename(source: Source, main: Source) -> None:

@@ -29,7 +29,7 @@ class Decoder(NamedTuple):
 
     prefix: str  # "model.layers."; empty for a model without layers
     depth: int
-    several: bool = False  # there are two stacks of layers, an encoder's and a decoder's, of which neither is the one
+    several: tuple[str, ...] = ()  # the prefixes of an encoder and a decoder, of which neither is the text's alone
 
     def split(self, name: str) -> tuple[int, str] | None:
         """The layer of a parameter, from 0, and what follows in its name; None outside of the prefix."""
@@ -40,8 +40,11 @@ class Decoder(NamedTuple):
 
     def layer(self, name: str) -> int | None:
         """The layer that a parameter belongs to, from 0 to `depth` - 1; None for all others."""
-        found = self.split(name)
-        return found[0] if found is not None and found[0] < self.depth else None
+        for prefix in self.several or (self.prefix,):
+            found = self._replace(prefix=prefix).split(name)
+            if found is not None and found[0] < self.depth:
+                return found[0]
+        return None
 
 
 def text_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -71,10 +74,12 @@ def decoder(config: Mapping[str, Any], names: Iterable[str]) -> Decoder:
     near = {prefix: found for prefix, found in plain.items() if _parent(prefix) in beside}
     chosen = near or plain
     prefix = max(chosen, key=lambda prefix: (len(chosen[prefix]), prefix))
-    several = not near and len([p for p, found in plain.items() if len(found) > 1]) > 1
-    there = max(stacks[prefix]) + 1
+    long = sorted(prefix for prefix, found in chosen.items() if len(found) > 1)
+    several = tuple(long) if len(long) > 1 else ()
+    there = max(max(stacks[prefix]) for prefix in several or (prefix,)) + 1
     settings = text_settings(config)
     stated = next((settings[key] for key in DEPTHS if isinstance(settings.get(key), int)), there)
+    stated = there if several else stated
     return Decoder(prefix, min(stated, there) if stated > 0 else there, several)
 
 
@@ -87,6 +92,8 @@ def other_stacks(decoder_: Decoder, names: Iterable[str]) -> list[str]:
     """The prefixes of the layers that are not the text decoder's, sorted; its own past `depth` with their numbers."""
     found = set()
     for name in names:
+        if decoder_.several and name.startswith(decoder_.several):
+            continue
         own = decoder_.split(name)
         if own is not None:
             if own[0] >= decoder_.depth:

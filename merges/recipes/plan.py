@@ -110,7 +110,7 @@ def plan(
     models = [s for s in sources if s.kind == "model"]
     main = base or (models[0] if models else None)
     if main is not None and main.kind == "model":
-        align([*sources, *([base] if base is not None else [])], main)
+        notes += align([*sources, *([base] if base is not None else [])], main)
     families = _families(main, sources, base)
     unlike_tokens: list[str] = []
     problems += families

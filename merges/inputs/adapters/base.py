@@ -38,6 +38,17 @@ class Base:
         known = self.skeleton
         return {} if known is None else {known.name(name): name for name in self.entries}
 
+    @cached_property
+    def _by_end(self) -> dict[str, list[str]]:
+        """The parameters by what follows each dot of their names."""
+        ends: dict[str, list[str]] = {}
+        for name in self.entries:
+            _, _, rest = name.partition(".")
+            while rest:
+                ends.setdefault(rest, []).append(name)
+                _, _, rest = rest.partition(".")
+        return ends
+
     def parameter(self, name: str) -> str | None:
         """The parameter that an adapter calls `name`; None where the base has no such parameter.
 
@@ -48,8 +59,7 @@ class Base:
         outer, _, short = name.partition(".")
         if short in self.entries and not in_tower(outer):
             return short
-        longer = [known for known in self.entries if known.endswith("." + name)]
-        longer = [known for known in longer if not in_tower(known.removesuffix(name))]
+        longer = [known for known in self._by_end.get(name, ()) if not in_tower(known.removesuffix(name))]
         if len(longer) == 1:
             return longer[0]
         if longer or self.skeleton is None:

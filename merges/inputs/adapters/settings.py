@@ -173,12 +173,17 @@ def _types(values: Mapping[str, Any], kind: str) -> list[str]:
         groups = value.values() if isinstance(value, dict) else [value]
         return all(isinstance(group, list) and all(isinstance(i, int) for i in group) for group in groups)
 
+    def switch(value: Any) -> bool:
+        return isinstance(value, bool)
+
     checks = {
         "r": rank, "lora_alpha": number, "rank_pattern": pattern_of(rank), "alpha_pattern": pattern_of(number),
         "target_modules": patterns, "exclude_modules": patterns, "modules_to_save": all_patterns,
         "target_parameters": names,
         "layers_pattern": all_patterns, "layers_to_transform": layers, "trainable_token_indices": tokens,
-        "token_indices": tokens, "feedforward_modules": patterns,
+        "use_rslora": switch, "use_dora": switch, "lora_bias": switch, "bias": lambda value: isinstance(value, str),
+        "init_lora_weights": lambda value: isinstance(value, bool | str), "token_indices": tokens,
+        "feedforward_modules": patterns,
     }  # fmt: skip
     required = ("r", "lora_alpha") if kind == "LORA" else ()
     problems = [f"has no {field}" for field in required if values.get(field) is None]

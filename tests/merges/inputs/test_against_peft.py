@@ -12,6 +12,8 @@ import folders
 import pico
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from support import shows
 
@@ -297,6 +299,25 @@ def test_a_field_is_applied_or_named(field: str, value: Any, said: str | None, b
     with pytest.raises(SteerError) as caught:
         api.apply(str(folder), str(tmp_path / "adapter"), tmp_path / "out")
     assert any(said in problem for problem in caught.value.problems), caught.value.problems
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 9) | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(KNOWN)) | st.text(max_size=6), VALUES, max_size=6))
+def test_settings_of_any_kind_are_understood_or_refused(values: dict[str, Any]) -> None:
+    values = {"r": 4, "lora_alpha": 8} | values
+    problems = settings.problems_of_settings(values)
+    assert all(isinstance(problem, str) for problem in problems)
+    if not problems:
+        made = settings.Settings("LORA", values)
+        assert isinstance(made.selects("model.layers.0.q_proj"), bool)
+        if values.get("peft_type", "LORA") == "LORA":
+            assert made.scale("model.layers.0.q_proj") == made.scale("model.layers.0.q_proj")
 
 
 @shows("adapters", "a tensor or a setting that is not known here", "refused by its name")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from support import shows
 
 from merges import api
+from merges.inputs.defaults import UNTIED
 from merges.inputs.heads import is_head
 from merges.recipes.plan import plan
 from merges.recipes.recipe import Part, Recipe
@@ -225,6 +229,26 @@ def test_a_difference_of_float64_restores_its_float32(here: Path) -> None:
     api.apply("base", "v.safetensors", "out", dtype="float32")
     for name, tensor in folders.read(here / "out").items():
         np.testing.assert_array_equal(tensor, tuned[name].float())
+
+
+def test_types_that_need_no_import_are_not_tied_by_transformers_either() -> None:
+    from transformers import CONFIG_MAPPING
+
+    assert not [kind for kind in sorted(UNTIED) if CONFIG_MAPPING[kind]().tie_word_embeddings]
+
+
+def test_headers_of_plain_models_and_adapters_are_checked_without_transformers(here: Path) -> None:
+    folders.adapter(here / "lora")
+    script = (
+        "import sys; from merges.recipes.plan import plan; from merges.recipes.recipe import Part, Recipe; "
+        "plan(Recipe('ties', (Part('a', 'a'), Part('lora', 'lora')), 'base')); "
+        "sys.exit(' '.join({'torch', 'transformers', 'peft'} & set(sys.modules)) or 0)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert (ran.returncode, ran.stderr) == (0, "")
 
 
 def test_a_model_of_another_shape_is_refused_in_a_few_lines(here: Path) -> None:

@@ -188,6 +188,10 @@ def test_a_gradient_runs_over_the_layers_of_the_decoder(gemma: Path, tmp_path: P
         ),
         ({}, ["model.layers.0.mlp.experts.7.w1.weight", "model.embed_tokens.weight"], "model.layers.", 1, []),
         ({}, ["model.norm.weight"], "", 0, []),
+        (
+            {"num_layers": 2}, [f"{stack}.block.{i}.x.weight" for stack in ("encoder", "decoder") for i in (0, 1)],
+            "encoder.block.", 2, [],
+        ),
     ],
 )  # fmt: skip
 def test_the_decoder_is_found_among_other_layers(
@@ -196,6 +200,25 @@ def test_the_decoder_is_found_among_other_layers(
     found = decoder(config, names)
     assert (found.prefix, found.depth) == (prefix, depth)
     assert other_stacks(found, names) == others
+
+
+def test_an_encoder_and_a_decoder_have_gradients_and_no_slices(here: Path) -> None:
+    tensors = {}
+    for stack in ("encoder", "decoder"):
+        layers = {n: t for n, t in folders.weights(0).items() if "layers" in n}
+        tensors |= {name.replace("model.", f"model.{stack}."): tensor for name, tensor in layers.items()}
+    folders.write(here / "both", tensors)
+    folders.write(here / "tuned", folders.tuned(tensors, 1))
+    part = Part("tuned", "tuned", {"weight": [0.0, 1.0]})
+    api.merge(Recipe("task_arithmetic", (part,), "both"), "out")
+    out, tuned = folders.read(here / "out"), folders.read(here / "tuned")
+    for stack in ("encoder", "decoder"):
+        name = f"model.{stack}.layers.{{}}.mlp.up_proj.weight"
+        assert torch.equal(out[name.format(0)], tensors[name.format(0)])
+        assert torch.equal(out[name.format(2)], tuned[name.format(2)])
+    slices = [{"sources": [{"model": "both", "layers": [0, 2]}]}]
+    with pytest.raises(ModelError, match="both has several stacks of layers"):
+        plan(parse({"method": "passthrough", "models": [{"model": "both"}], "slices": slices}))
 
 
 @shows("checkpoints", "layers of multi-token prediction", "merged as they are, and follow the last layer of a stack")
