@@ -29,6 +29,7 @@ from steer.cli import commands, options
 from steer.cli.output import out
 from vectors.errors import SteerError, UsageError
 from vectors.registry.plugins import suggestion
+from vectors.storage.locks import remove_unfinished_of_this_process
 
 TERMINATED = 128 + signal.SIGTERM  # the exit code that a shell gives for it
 
@@ -111,6 +112,7 @@ def run(arguments: list[str]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except BaseException as error:
+            remove_unfinished_of_this_process()
             if shared["debug"] and not isinstance(error, click.ClickException | click.exceptions.Exit | SystemExit):
                 traceback.print_exc()
             return _report(error)

@@ -4,6 +4,7 @@ the loss, the optimisers, and the stop at a loss that is not finite or jumps are
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -16,7 +17,6 @@ import torch
 from torch.utils.data import Dataset
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
 
 from probes.seeds import child_seed
 from steer.training import optimisers
@@ -216,7 +216,7 @@ def train(
         eval_dataset=held_out, callbacks=[monitor, EarlyStoppingCallback(settings.patience), *callbacks],
     )  # fmt: skip
     _be_quiet(trainer)
-    last_checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    last_checkpoint = _last_checkpoint(folder)
     final_state = _final_state(last_checkpoint, settings)
     if final_state is None:
         trainer.train(resume_from_checkpoint=last_checkpoint)
@@ -224,7 +224,7 @@ def train(
         trainer.state, monitor.history = final_state, [_metrics(entry) for entry in final_state.log_history]
         trainer._load_best_model()
     if monitor.failed:
-        last_good = get_last_checkpoint(str(folder))
+        last_good = _last_checkpoint(folder)
         where = f"; the last good checkpoint is {last_good}" if last_good else "; there is no checkpoint yet"
         raise TrainingError(
             f"{monitor.failed}, so training stopped{where}",
@@ -239,6 +239,16 @@ def train(
         trainer.state.best_global_step or 0,
         time.monotonic() - started,
     )
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest complete checkpoint in a folder: the Trainer writes its state last, so an interrupted one lacks it."""
+    numbered = [(int(path.name.rpartition("-")[2]), path) for path in folder.glob("checkpoint-[0-9]*")]
+    for _, path in sorted(numbered, reverse=True):
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
+            return str(path)
+    return None
 
 
 def _final_state(checkpoint: str | None, settings: TrainingSettings) -> TrainerState | None:

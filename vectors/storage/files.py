@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vectors.errors import OutputError
-from vectors.storage.locks import remove_leftovers, temporary_file
+from vectors.storage.locks import ended, remove_leftovers, temporary_file
 
 
 def canonical_json(value: Any) -> str:
@@ -98,6 +98,7 @@ def require_writable(path: Path) -> None:
         handle, temporary = temporary_file(target)
         os.close(handle)
         temporary.unlink(missing_ok=True)
+        ended(temporary)
     except OSError as error:
         raise OutputError(f"{path} can't be written: {error.strerror}", "choose another --out") from error
 
@@ -129,6 +130,7 @@ class NewFile:
                 self.file = os.fdopen(handle, "w+b", buffering=buffering)
             except BaseException:
                 self._temporary.unlink(missing_ok=True)
+                ended(self._temporary)
                 raise
 
     def flush(self) -> None:
@@ -145,6 +147,7 @@ class NewFile:
         with self._reporting():
             os.chmod(self._temporary, permissions(0o666 & self._mode))
             os.replace(self._temporary, self._target)
+            ended(self._temporary)
             self._temporary = None
             self.file.close()
 
@@ -152,6 +155,7 @@ class NewFile:
         """Close the file, and remove it if it was not committed."""
         if self._temporary is not None:
             self._temporary.unlink(missing_ok=True)
+            ended(self._temporary)
             self._temporary = None
         # Errors of writing what is still buffered do not matter.
         with contextlib.suppress(OSError):

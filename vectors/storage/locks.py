@@ -16,8 +16,10 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,12 +50,56 @@ def shortened(name: str) -> str:
     return f"{os.fsdecode(content[:160])}-{hashlib.sha256(content).hexdigest()[:16]}"
 
 
+_MADE: dict[Path, int] = {}  # by this process, and not ended yet: temporary files and locks, and their descriptors
+
+
 def temporary_file(path: Path) -> tuple[int, Path]:
     """A new, locked, empty file beside `path`, readable by its owner alone: its descriptor and its path.
 
-    The lock lasts until the descriptor is closed. Raises OSError.
+    The lock lasts until the descriptor is closed. Call `ended` when the file has been renamed or removed. Raises
+    OSError.
     """
     return _locked_temporary(path, SUFFIX)
+
+
+def ended(temporary: Path) -> None:
+    """Forget a temporary file that has been renamed or removed."""
+    _MADE.pop(temporary, None)
+
+
+def remove_unfinished_of_this_process() -> None:
+    """Remove the temporary files, folders and locks of this process, of a command that has ended.
+
+    Contexts remove their own; but a signal may come when a file is made and its context not entered yet.
+    """
+    for path, handle in list(_MADE.items()):
+        folder = path.with_name(path.name.removesuffix(LOCK_SUFFIX))
+        if folder != path and _TEMPORARY.fullmatch(folder.name):
+            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            if _really_locked(handle) and _is_at(handle, path):
+                path.unlink()
+        ended(path)
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """A context at whose end SIGINT and SIGTERM take effect, so that what it makes is in `_MADE` by then."""
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread alone
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    callable_ones = {number: handler for number, handler in before.items() if callable(handler)}
+    try:
+        for number in callable_ones:
+            signal.signal(number, lambda sent, _frame: came.append(sent))
+        yield
+    finally:
+        for number, handler in callable_ones.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 @contextlib.contextmanager
@@ -69,8 +115,8 @@ def temporary_folder_and_lock(path: Path) -> Iterator[tuple[Path, int]]:
     handle, lock = _locked_temporary(path, SUFFIX + LOCK_SUFFIX)
     folder = lock.with_name(lock.name.removesuffix(LOCK_SUFFIX))
     try:
-        folder.mkdir(mode=0o700)
         try:
+            folder.mkdir(mode=0o700)
             yield folder, handle
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -117,7 +163,9 @@ def _lock_of(path: Path) -> Path:
 def _locked_temporary(path: Path, suffix: str) -> tuple[int, Path]:
     suffix = f".{machines.tag()}{suffix}"
     while True:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{shortened(path.name)}.", suffix=suffix)
+        with _signals_wait():
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{shortened(path.name)}.", suffix=suffix)
+            _MADE[Path(name)] = handle
         try:
             # Before it was locked, another process may have removed it as a leftover.
             if _lock(handle) and _is_at(handle, Path(name)):
@@ -125,21 +173,28 @@ def _locked_temporary(path: Path, suffix: str) -> tuple[int, Path]:
         except BaseException:
             os.close(handle)
             Path(name).unlink(missing_ok=True)
+            ended(Path(name))
             raise
         os.close(handle)
+        ended(Path(name))
 
 
 def _acquire(lock: Path, *, create: bool = True, patience: float = 0) -> int:
     """The descriptor of a lock file, locked within `patience` seconds. Raises Busy, OSError."""
     until = time.monotonic() + patience
     while True:
-        opened = _open(lock, create)
+        with _signals_wait():
+            opened = _open(lock, create)
+            if opened and opened[1]:
+                _MADE[lock] = opened[0]
         if opened is None:
             continue
         handle, new = opened
         try:
             if not _lock(handle):
                 if time.monotonic() < until:
+                    if new:
+                        ended(lock)
                     os.close(handle)
                     time.sleep(0.02)
                     continue
@@ -151,10 +206,15 @@ def _acquire(lock: Path, *, create: bool = True, patience: float = 0) -> int:
                 if create:
                     os.ftruncate(handle, 0)
                     os.pwrite(handle, f"{machines.tag()} {machines.name()}\n".encode(), 0)
+                    _MADE[lock] = handle
                 return handle
-        except BaseException:
+        except (Busy, OSError):
+            if new:
+                ended(lock)
             os.close(handle)
             raise
+        if new:
+            ended(lock)
         os.close(handle)  # the holder removed it meanwhile: lock a new one
 
 
@@ -190,6 +250,7 @@ def _release(handle: int, lock: Path) -> None:
     # Removed while still held, so that no new lock of another process is removed.
     with contextlib.suppress(OSError):
         lock.unlink()
+    ended(lock)
     os.close(handle)
 
 

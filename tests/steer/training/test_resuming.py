@@ -91,6 +91,25 @@ def test_a_run_that_was_killed_behind_its_training_trains_no_more(
         assert files(tmp_path / f"{name} again")["model.safetensors"] == files(tmp_path / name)["model.safetensors"]
 
 
+@pytest.mark.parametrize("state", [None, '{"epoch": 0.5, "global_st'], ids=["no state", "half a state"])
+def test_a_checkpoint_whose_writing_was_interrupted_is_passed_over(
+    folder: Path, texts: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str | None
+) -> None:
+    settings = {"steps": 4, "evaluate_every": 2}
+    bake(imitating(texts[0], folder, tmp_path / "whole", settings=settings, replay=NO_REPLAY))
+    made = imitating(texts[0], folder, tmp_path / "out", settings=settings, replay=NO_REPLAY)
+    with monkeypatch.context() as patched:
+        patched.setattr(baking.result, "save_trained", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            bake(made)
+    last = work.path_of(made.out) / "checkpoints" / "checkpoint-4"
+    (last / "trainer_state.json").unlink()  # the Trainer writes it last
+    if state is not None:
+        (last / "trainer_state.json").write_text(state)
+    bake(made)
+    assert files(made.out)["model.safetensors"] == files(tmp_path / "whole")["model.safetensors"]
+
+
 def _interrupt(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 

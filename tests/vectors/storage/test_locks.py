@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +20,14 @@ from vectors.errors import OutputError
 from vectors.storage import machines
 from vectors.storage.files import new_file, write_atomically
 from vectors.storage.folders import new_folder, work_folder
-from vectors.storage.locks import locked, remove_leftovers, temporary_file, temporary_folder_and_lock
+from vectors.storage.locks import (
+    Busy,
+    locked,
+    remove_leftovers,
+    remove_unfinished_of_this_process,
+    temporary_file,
+    temporary_folder_and_lock,
+)
 
 RUN = {"model": "sha256:1"}
 WEEK = machines.DAYS * 86400
@@ -198,3 +209,62 @@ with temporary_folder_and_lock(Path(sys.argv[1])) as (folder, lock):
 def test_the_lock_of_a_folder_is_held_by_this_process_alone_by_default(tmp_path: Path) -> None:
     with temporary_folder_and_lock(tmp_path / "x") as (_, lock):
         assert not os.get_inheritable(lock)
+
+
+class Ended(BaseException):
+    """What a handler of SIGTERM raises."""
+
+
+@pytest.fixture
+def sigterm_raises() -> Iterator[None]:
+    def end(_signal: int, _frame: object) -> None:
+        raise Ended
+
+    before = signal.signal(signal.SIGTERM, end)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("sigterm_raises")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the file that fdopen did not return
+@pytest.mark.parametrize("call", [(tempfile, "mkstemp"), (os, "open"), (os, "fdopen"), (os, "replace"), (os, "mkdir")])
+def test_a_signal_at_the_very_moment_at_which_something_is_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: tuple[object, str]
+) -> None:
+    original = getattr(*call)
+
+    def interrupted(*arguments: object, **options: object) -> object:
+        result = original(*arguments, **options)
+        if str(tmp_path) in f"{arguments} {options} {result}" or call[1] == "fdopen":
+            signal.raise_signal(signal.SIGTERM)
+        return result
+
+    def make() -> None:
+        write_atomically(tmp_path / "file", b"")
+        with new_folder(tmp_path / "folder"), work_folder(tmp_path / "out", RUN):
+            pass
+
+    monkeypatch.setattr(*call, interrupted)
+    with contextlib.suppress(Ended):
+        make()
+    monkeypatch.undo()
+    remove_unfinished_of_this_process()  # as the command line does
+    assert [name for name in os.listdir(tmp_path) if name[0] == "."] == []
+
+
+def test_what_other_processes_are_writing_is_not_removed_with_what_this_one_has_left(tmp_path: Path) -> None:
+    with locked(tmp_path / "held"):
+        pass
+    script = "import sys; from pathlib import Path; from vectors.storage.locks import *\n"
+    script += "with locked(Path(sys.argv[1])): print('there', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", script, str(tmp_path / "held")]
+    with subprocess.Popen(
+        command, cwd=Path(__file__).parents[3], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"there\n"
+        with pytest.raises(Busy), locked(tmp_path / "held"):
+            raise AssertionError("entered")
+        remove_unfinished_of_this_process()
+        assert os.listdir(tmp_path) == ["held.steer-lock"]
+        process.communicate(b"")
