@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,6 @@ def test_an_interrupt_ends_in_one_line_and_writes_nothing(data: Path, model_fold
     assert process.stderr.readline() == "loading the model …\n"
     first = process.stderr.readline()  # the model is loaded, the measuring begins
     assert first.startswith("model "), first
-    time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -156,7 +154,6 @@ def test_sigterm_ends_like_an_interrupt_with_its_own_code(data: Path, model_fold
     assert process.stderr is not None
     assert process.stderr.readline() == "loading the model …\n"
     assert process.stderr.readline().startswith("model ")
-    time.sleep(0.3)
     process.terminate()
     out, err = process.communicate(timeout=60)
     assert process.returncode == 143
