@@ -216,6 +216,6 @@ def file_digest(path: Path) -> str:
 def _remembered(cache: Path) -> dict[str, str]:
     try:
         digests = json.loads(cache.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return digests if isinstance(digests, dict) else {}
+    return {k: d for k, d in digests.items() if isinstance(d, str)} if isinstance(digests, dict) else {}

@@ -24,9 +24,9 @@ def _cache_file() -> Path:
 def _read_cache() -> dict[str, str]:
     try:
         paths = json.loads(_cache_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return paths if isinstance(paths, dict) else {}
+    return {d: p for d, p in paths.items() if isinstance(p, str)} if isinstance(paths, dict) else {}
 
 
 def remember(digest: str, path: Path) -> None:

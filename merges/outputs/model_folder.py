@@ -221,9 +221,13 @@ def _journal(plan: Plan, folder: Path) -> dict[str, str]:
     """The finished shards of an interrupted run and their digests; none if the inputs have changed since."""
     try:
         journal = json.loads((folder / JOURNAL).read_text(encoding="utf-8"))
-        return dict(journal["outputs"]) if journal["inputs"] == card.states(plan) else {}
-    except (OSError, ValueError, LookupError, TypeError):
+        outputs = journal["outputs"] if journal["inputs"] == card.states(plan) else {}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return {}
+    good = isinstance(outputs, dict) and all(
+        isinstance(digest, str) and os.path.basename(name) == name for name, digest in outputs.items()
+    )
+    return dict(outputs) if good else {}
 
 
 def _finished_bytes(plan: Plan, folder: Path) -> int:

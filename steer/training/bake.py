@@ -28,7 +28,7 @@ from steer.training.distributed import processes, sharding
 from steer.training.mode import Mode
 from steer.training.requests import TrainingRequest
 from steer.training.train_student import WITHOUT_REPLAY, Student, train_student
-from vectors.errors import ExampleError, SteerError, UsageError, collecting, raise_together
+from vectors.errors import ArtifactError, ExampleError, SteerError, UsageError, collecting, raise_together
 from vectors.events import Event, OnEvent, ignore
 from vectors.registry.options import problems_of
 from vectors.storage.files import canonical_json, write_atomically
@@ -332,9 +332,16 @@ def _train_without_replay(job: Job, made: Samples, folder: Path, on_event: OnEve
 
 
 def _saved_samples(folder: Path) -> Samples:
-    """The samples in a work folder."""
-    counts = json.loads((folder / COUNTS).read_text(encoding="utf-8"))
-    return Samples(samples.load_all(folder / TRAIN), samples.load_all(folder / HELD_OUT), counts)
+    """The samples in a work folder. Raises ArtifactError for files that are damaged."""
+    from safetensors import SafetensorError
+
+    try:
+        counts = json.loads((folder / COUNTS).read_text(encoding="utf-8"))
+        return Samples(samples.load_all(folder / TRAIN), samples.load_all(folder / HELD_OUT), counts)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, RuntimeError, SafetensorError) as error:
+        raise ArtifactError(
+            f"the samples in {folder} are damaged: {type(error).__name__}: {error}", f"start anew: rm -r {folder}"
+        ) from error
 
 
 def _with_trait(on_event: OnEvent, apart: float) -> OnEvent:

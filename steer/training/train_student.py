@@ -15,6 +15,8 @@ from steer.training.distributed import processes, sharding
 from steer.training.frozen_pass import FrozenPass
 from steer.training.mode import Mode
 from steer.training.requests import TrainingRequest, TrainingSettings
+from vectors.documents import json_text
+from vectors.errors import ArtifactError
 from vectors.events import Event, OnEvent
 from vectors.storage.files import digest_json, write_atomically
 
@@ -106,7 +108,9 @@ def _swept(run: _Run, maker: _Maker, folder: Path, on_event: OnEvent) -> dict[st
     """The held-out loss at each learning rate, computed now or read from the run that is resumed."""
     file = folder / "rates.json"
     if file.is_file():
-        rates: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
+        rates: dict[str, float] = json_text.read(file, ArtifactError, f"remove {file}, so that they are tried again")
+        if not isinstance(rates, dict) or not all(isinstance(loss, int | float) for loss in rates.values()):
+            raise ArtifactError(f"{file} is damaged: it is no table of losses", f"remove {file}")
         return rates
     on_event(Event("trying learning rates"))
     rates = loop.sweep(

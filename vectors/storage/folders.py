@@ -7,7 +7,6 @@ process that writes to them (`vectors.storage.locks`).
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from vectors.documents import json_text
 from vectors.errors import OutputError, UsageError
 from vectors.storage.files import FULL, cannot_write, canonical_json, digest_json, permissions, write_atomically
 from vectors.storage.locks import Busy, locked, remove_leftovers, shortened, temporary_folder
@@ -120,8 +120,8 @@ def require_same_work(folder: Path, identity: Mapping[str, Any]) -> None:
     if not has_work(folder):
         return
     try:
-        before = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        before = json_text.parse(json_text.read_bounded(folder / IDENTITY, json_text.LARGEST))
+    except (OSError, ValueError):
         before = {}
     before = before if isinstance(before, dict) else {}
     if digest_json(before) == digest_json(dict(identity)):
