@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from merges.inputs import bases
-from merges.outputs import model_folder
+from merges.outputs import model_folder, summary
 from merges.outputs.difference import diff
 from merges.outputs.vector_file import write_vector
 from merges.outputs.verification import verify
@@ -28,8 +28,9 @@ def merge(
     """Merge by a recipe: write a model folder to `out`, or a task vector where the recipe has `as: vector`.
 
     `memory` (beyond mapped files) and `shard` (the largest output file) are in bytes; `device` is cpu, cuda or cuda:N.
-    `on_event` receives notes about the inputs, then the progress in bytes. Returns the record with all digests. Raises
-    UsageError, ModelError and OutputError before any work; ArtifactError for values that are not finite.
+    `on_event` receives notes about the inputs, then the progress in bytes. Returns the record with all digests, and a
+    `summary` of the inputs (merges/outputs/summary.py). Raises UsageError, ModelError and OutputError before any work;
+    ArtifactError for values that are not finite.
     """
     target = Path(out)
     planned = plan(recipe, memory=memory, threads=threads, shard=shard, device=device, on_event=on_event)
@@ -39,7 +40,7 @@ def merge(
         record = model_folder.write_model(planned, target, on_event=on_event)
         if planned.base is not None:
             bases.remember(planned.base.identity, planned.base.path)
-        return record
+        return record | {"summary": summary.summarize(planned, target)}
 
 
 def apply(

@@ -74,8 +74,26 @@ def print_merge(folder: Path, record: dict[str, Any]) -> None:
             if name.endswith(".safetensors"):
                 out.line(f"{name}  {digest}")
         out.line(f"wrote {folder}  plan {record['plan']}")
+        _print_summary(record.get("summary"))
 
     out.result({"output": str(folder), **record}, human)
+
+
+def _print_summary(summary: dict[str, Any] | None) -> None:
+    """Print what each input is in the result, where there is a base to compare with."""
+    if summary is None:
+        return
+    rows = [
+        [
+            entry["name"], f"{entry['norm']:.4g}", f"{entry['kept']:.0%}", f"{entry['sign_conflicts']:.1%}",
+            f"{entry['cosine']:.3f}",
+        ]
+        for entry in summary["inputs"]
+    ]  # fmt: skip
+    out.line("")
+    out.table(["input", "norm of its delta", "kept", "sign conflicts", "cosine to the result"], rows, left=1)
+    if summary["sampled"] < 1:
+        out.line(f"(estimated from {summary['sampled']:.2%} of the elements)")
 
 
 def print_adapter(folder: Path, report: dict[str, Any]) -> None:
