@@ -119,11 +119,22 @@ def _added(
 
     Each product and each sum is rounded for itself, so that a loop over slots and layers gives the same bits.
     """
-    strengths: dict[str, np.ndarray] = {}  # by name: [slots, layers]
-    for term, where, at in moves:
-        if term.operation == "add":
-            strengths.setdefault(term.name, np.zeros((slots, layers)))[np.ix_(where, at)] += term.value
+    adding = [move for move in moves if move.term.operation == "add"]
     added = torch.zeros(slots, layers, hidden, device=device)
+    if all(len(move.layers) == layers == len(stacks[move.term.name].rows) for move in adding):
+        # Vectors that act at all layers, as most do, have one strength for each slot.
+        uniform: dict[str, np.ndarray] = {}  # by name: [slots]
+        for term, where, _ in adding:
+            uniform.setdefault(term.name, np.zeros(slots))[where] += term.value
+        for name, each in uniform.items():
+            directions = stacks[name].directions.to(device, non_blocking=True)
+            for p, strength in enumerate(each.tolist()):
+                if strength:
+                    added[p].add_(directions * strength)
+        return added
+    strengths: dict[str, np.ndarray] = {}  # by name: [slots, layers]
+    for term, where, at in adding:
+        strengths.setdefault(term.name, np.zeros((slots, layers)))[np.ix_(where, at)] += term.value
     for name, strength in strengths.items():
         at = np.nonzero(strength.any(axis=0))[0]
         rows = sources[name][at]

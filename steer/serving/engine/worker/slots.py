@@ -46,6 +46,7 @@ class SlotTable:
         self.held: dict[str, list[int]] = {}  # by key: the slot of each phase, 0 where nothing acts
         self.users: dict[str, int] = {}  # by key: the number of running requests
         self.idle: OrderedDict[str, None] = OrderedDict()  # keys without running requests, the longest idle first
+        self.spare = 0  # number of slots of the idle compositions
 
     def take(
         self, key: str, composition: Composition, phases: Sequence[Phase], stacks: Mapping[str, Stack]
@@ -58,7 +59,9 @@ class SlotTable:
         if key not in self.held:
             self.held[key] = self._write(composition, phases, stacks)
             self.users[key] = 0
-        self.idle.pop(key, None)
+        if key in self.idle:
+            del self.idle[key]
+            self.spare -= self._count(key)
         self.users[key] += 1
         return self.held[key]
 
@@ -69,6 +72,7 @@ class SlotTable:
             return
         if any(self.held[key]):
             self.idle[key] = None
+            self.spare += self._count(key)
         else:  # it never acts (0*warm) and has no slots, so it would never be evicted
             del self.held[key], self.users[key]
 
@@ -89,14 +93,19 @@ class SlotTable:
 
     def _free_slots(self, count: int) -> list[int]:
         """Take free slots, evicting the compositions that are idle the longest. Raises Unsteerable."""
-        if len(self.free) + sum(len(set(self.held[key]) - {0}) for key in self.idle) < count:
+        if len(self.free) + self.spare < count:
             raise Unsteerable(f"steer: all {self.slots} slots are held, and an admitted request needs more")
         while len(self.free) < count:
             oldest, _ = self.idle.popitem(last=False)
+            self.spare -= self._count(oldest)
             self.free += sorted(set(self.held.pop(oldest)) - {0})
             del self.users[oldest]
         taken, self.free = self.free[-count:][::-1], self.free[:-count]
         return taken
+
+    def _count(self, key: str) -> int:
+        """The number of slots that a composition has."""
+        return len(set(self.held[key]) - {0})
 
     def _copy(self, rows: Rows, slots: list[int]) -> None:
         """Write the slots: one copy for each tensor of the table."""

@@ -48,6 +48,7 @@ def test_twenty_thousand_compositions_leave_the_table_as_it_was_after_the_first(
             after[i] = sizes(table)
     assert after[500] == after[19_999]
     assert len(table.held) <= 4
+    assert table.spare + len(table.free) == 4
 
 
 def test_the_front_end_and_the_scheduler_remember_a_bounded_number_of_compositions() -> None:
