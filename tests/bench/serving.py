@@ -14,11 +14,11 @@ Engines run inside their process, so the plugin's share of the front end is meas
                projections at all layers
     distinct   256 requests at once: 256 different compositions of three vectors, and all with the same one
     first      the time to the first token of one request alone: not steered, steered, steered by a new composition
-    admission  what a new composition costs before it runs, in the front end (admission) and in the worker, where the
-               step waits for it: of three vectors and of four projections at all layers, and of the worst that are
-               allowed, of 8 phases with four clamps each and of 128 terms
-    stall      16 requests, 16 tokens of prompt and 48 of response, beside one client that sends requests one after the
-               other: none, plain ones, and the worst compositions that are allowed, each of them new
+    admission  the processor time of a new composition before it runs, in the front end (admission) and in the worker,
+               where the step waits for it: of three vectors, of four projections, and of the worst that are allowed, of
+               8 phases with four clamps each and of 128 terms; all at all layers
+    stall      16 requests, 16 tokens of prompt and 48 of response, beside one client that sends requests one after
+               the other: none, plain ones, and the worst compositions that are allowed, each of them new
 
 `--lock FILE` holds the file's lock while something is timed, and only then.
 """
@@ -280,7 +280,7 @@ def first(stock: Engines, plugin: Engines, run: Any, rounds: int, chosen: random
 def admission(plugin: Engines, chosen: random.Random) -> Any:
     """New compositions, 64 at a time (of many slots, 8 at a time), five times."""
     found: dict[str, Any] = {}
-    print("\nadmission of a new composition at 30 layers: front end, and stall of the step; ms")
+    print("\nadmission of a new composition at 30 layers: front end, and stall of the step; processor time, ms")
     for make in (three, four, phased, termed):
         spent: dict[str, list[float]] = {"admit": [], "begin": []}
         for _ in range(5):
