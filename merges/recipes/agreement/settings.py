@@ -206,12 +206,15 @@ def _known(key: str, fields: set[str]) -> bool:
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration with rope settings in their newest spelling, without absent values and unused windows."""
     result = {k: _plain(v) if isinstance(v, Mapping) else v for k, v in config.items() if v is not None}
-    rope = dict(result.pop("rope_scaling", None) or {}) | dict(result.pop("rope_parameters", None) or {})
+    rope: dict[str, Any] = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        if isinstance(result.get(key) or {}, Mapping):  # anything else is compared as it stands
+            rope |= dict(result.pop(key, None) or {})
     if "rope_theta" in result:
         rope["rope_theta"] = result.pop("rope_theta")
     if rope:
         rope.setdefault("rope_type", rope.pop("type", "default"))
-        result["rope_parameters"] = rope
+        result["rope" if "rope_parameters" in result else "rope_parameters"] = rope
     if result.get("use_sliding_window") is False:
         result.pop("sliding_window", None)
     return result

@@ -103,6 +103,15 @@ def test_an_absent_value_equals_its_default_and_an_older_spelling_the_newer(olde
     assert differences({"model_type": "llama"} | older, {"model_type": "llama"} | newer) == []
 
 
+@pytest.mark.parametrize("odd", ["linear", 5, [1, 2], True])
+@pytest.mark.parametrize("kind", ["llama", "unheard-of"])
+def test_settings_of_rope_that_are_none_differ_from_those_that_are(kind: str, odd: Any) -> None:
+    plain = {"model_type": kind, "rope_theta": 10_000.0}
+    for key in ("rope_parameters", "rope_scaling"):
+        assert differences(plain, plain | {key: odd})
+        assert differences(plain | {key: odd}, plain | {key: odd}) == []
+
+
 def test_windows_that_are_not_used_may_differ() -> None:
     qwen = {"model_type": "qwen2", "use_sliding_window": False}
     assert refused(qwen | {"sliding_window": 131072}, qwen | {"sliding_window": None}) == []
