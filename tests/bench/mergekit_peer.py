@@ -1,6 +1,6 @@
-"""mergekit-yaml, run in its own environment: mergekit 0.1.4, and what it needs, beside torch and transformers.
+"""mergekit-yaml, run in its own environment: mergekit 0.1.5, and what it needs, beside torch and transformers.
 
-    python -m venv PEER && PEER/bin/pip install mergekit==0.1.4
+    python -m venv PEER && PEER/bin/pip install mergekit==0.1.5
     PEER/bin/python mergekit_peer.py RECIPE OUT [RECIPE OUT ...] [--OPTION ...]
 
 Under transformers 5 two of its pydantic models refer to a `torch` that they did not import; they are given one here.

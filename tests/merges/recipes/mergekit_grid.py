@@ -1,6 +1,7 @@
 """Documents in mergekit's form, and the parameter values that mergekit 0.1.5 resolves for each tensor.
 
-    PEER/bin/python tests/merges/recipes/mergekit_grid.py     records them anew; PEER as in tests/bench/mergekit_peer.py
+    PEER/bin/python tests/merges/recipes/mergekit_grid.py            records them anew (PEER: mergekit_peer.py)
+    PEER/bin/python tests/merges/recipes/mergekit_grid.py FILE SEED  answers others, for test_against_mergekit.py
 
 A document draws a method, a layout (models, slices, or one module with either) and, for each parameter at each level,
 nothing or one of the forms that YAML can give it. `mergekit_grid.json` holds a document and mergekit's answer per line:
@@ -59,9 +60,9 @@ SWITCHES = (True, False, 1, 0, 1.0, 0.0, "true", "False", "yes", "off")
 FILTERS = ("mlp", "self_attn", "layers.1", "layers.2.mlp", "norm", "embed", "lm_head", "*.mlp.*", "Mlp", "*", "")
 
 
-def documents(count: int = COUNT) -> list[dict[str, Any]]:
+def documents(count: int = COUNT, seed: int = 0) -> list[dict[str, Any]]:
     """The documents, drawn from a seed."""
-    draw = random.Random(0)
+    draw = random.Random(seed)
     return [_document(draw, list(METHODS)[number % len(METHODS)]) for number in range(count)]
 
 
@@ -195,7 +196,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         for model in ("base", "a", "b"):
             folders.write(Path(name) / model, folders.weights(0), config=HEADS)
-        grid = documents()
+        grid = documents(seed=int(sys.argv[2]) if len(sys.argv) > 2 else 0)
         rows = answers(grid, Path(name))
     from mergekit.merge_methods.registry import registered_methods
 
@@ -207,11 +208,12 @@ def main() -> None:
         for method in registered_methods()
     }
     lines = [json.dumps({"document": d, "answer": a}, separators=(",", ":")) for d, a in zip(grid, rows, strict=True)]
-    RECORDED.write_text(
+    recorded = Path(sys.argv[1]) if len(sys.argv) > 1 else RECORDED
+    recorded.write_text(
         '{"version":"0.1.5",\n"methods":' + json.dumps(specs) + ',\n"grid":[\n' + ",\n".join(lines) + "\n]}\n"
     )
     wrong = sum("error" in row for row in rows)
-    print(f"{len(rows)} documents, {wrong} of them refused; {RECORDED.stat().st_size / 1e3:.0f} kB")
+    print(f"{len(rows)} documents, {wrong} of them refused; {recorded.stat().st_size / 1e3:.0f} kB")
 
 
 if __name__ == "__main__":

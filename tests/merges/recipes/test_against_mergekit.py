@@ -1,4 +1,4 @@
-"""mergekit as an outside oracle, where it is installed: `STEER_MERGEKIT=PEER/bin/python pytest -m slow`.
+"""mergekit 0.1.5 as an outside oracle, where it is installed: `STEER_MERGEKIT=PEER/bin/python pytest -m slow`.
 
 Where we differ on purpose: what ties at a threshold is kept (mergekit keeps one of them, whichever its sort puts
 first), so models here have no ties; a cancelled vote gives the base (reading mergekit's YAML sets `zero: positive`);
@@ -15,11 +15,14 @@ import re
 import subprocess
 from pathlib import Path
 
+import folders
+import mergekit_grid
 import numpy as np
 import pico
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_mergekit_grid import check
 
 from merges import api
 from merges.recipes.document import read
@@ -135,3 +138,14 @@ def test_mergekit_makes_the_same(theirs: Path, case: str) -> None:
     configs = [json.loads((theirs / f"{case} {whose}" / "config.json").read_text()) for whose in ("ours", "theirs")]
     for key in ("num_hidden_layers", "vocab_size", "hidden_size"):
         assert configs[0][key] == configs[1][key]
+
+
+def test_other_documents_than_the_recorded_ones_resolve_alike(tmp_path: Path) -> None:
+    assert PEER is not None
+    for name in ("base", "a", "b"):
+        folders.write(tmp_path / name, folders.weights(0), config=mergekit_grid.HEADS)
+    script = Path(mergekit_grid.__file__)
+    done = subprocess.run([PEER, script, tmp_path / "grid.json", "1"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for row in json.loads((tmp_path / "grid.json").read_text())["grid"]:
+        check(row, tmp_path)
