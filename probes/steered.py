@@ -60,9 +60,6 @@ def steered(
     `prompt_length`.
     Warns at the end when scopes of the response are all there is, and no token of a response came.
     """
-    bindings = {
-        name: as_vector(vector) if isinstance(vector, Mapping) else vector for name, vector in (vectors or {}).items()
-    }
     several = isinstance(composition, Sequence) and not isinstance(composition, str)
     each: list[Steering] = list(composition) if several else [composition]  # type: ignore[arg-type,list-item]
     if not each:
@@ -70,9 +67,9 @@ def steered(
     moves: dict[int, list[_Move]] = {}
     used: dict[int, tuple[str, SteeringVector]] = {}  # by id(); the reference keeps each id from being reused
     for row, item in enumerate(each):
-        resolved, resolved_vectors = _resolve(item, bindings)
+        composed, resolved_vectors = resolved(item, vectors)
         used.update({id(vector): (name, vector) for name, vector in resolved_vectors.items()})
-        for term in resolved.terms:
+        for term in composed.terms:
             # Strength 0 must equal no hook bit for bit, so it hooks nothing.
             if term.operation != "clamp" and term.value == 0:
                 continue
@@ -113,9 +110,16 @@ def _require_fit(model: nn.Module, vectors: Sequence[tuple[str, SteeringVector]]
         warnings.warn(f"it is not known where the model came from, so the base of {names} is unverified", stacklevel=4)
 
 
-def _resolve(
-    item: Steering, bindings: Mapping[str, str | Path | SteeringVector] | None
+def resolved(
+    item: Steering, vectors: Mapping[str, str | Path | SteeringVector | Mapping[int, Tensor]] | None = None
 ) -> tuple[Composition, dict[str, SteeringVector]]:
+    """The composition that an expression, a file, a vector or a mapping stands for, and its vectors by name.
+
+    Raises TypeError for anything else; ExpressionError, ArtifactError.
+    """
+    bindings = {
+        name: as_vector(vector) if isinstance(vector, Mapping) else vector for name, vector in (vectors or {}).items()
+    }
     if isinstance(item, Mapping):
         item = as_vector(item)
     if isinstance(item, SteeringVector):

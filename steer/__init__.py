@@ -21,6 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 # The public names, for type checkers; from these lines `__getattr__` knows where each name is at home.
 if TYPE_CHECKING:
+    from merges.api import apply as apply
+    from merges.api import diff as diff
+    from merges.api import merge as merge
+    from merges.recipes.recipe import Part as Part
+    from merges.recipes.recipe import Recipe as Recipe
     from probes.directions.extraction import Extraction as Extraction
     from probes.models.loading import LoadedModel as LoadedModel
     from probes.models.loading import load as load_model  # noqa: F401
@@ -28,6 +33,8 @@ if TYPE_CHECKING:
     from probes.strengths import try_strengths as try_strengths
     from steer.extraction import extract as extract
     from steer.folding.fold import fold as fold
+    from steer.generation import generate as generate
+    from steer.reports.plots import layer_separation as plot  # noqa: F401
     from steer.training.api import bake as bake
     from vectors.errors import SteerError as SteerError
     from vectors.expression import Composition as Composition

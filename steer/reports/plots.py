@@ -10,8 +10,12 @@ from vectors.steering import SteeringVector
 from vectors.storage.files import require_writable, write_atomically
 
 
-def layer_separation(vector: SteeringVector, path: Path, title: str) -> None:
-    """Draw the held-out AUROC, the shuffled floor and Cohen's d by layer. Raises UsageError, OutputError."""
+def layer_separation(vector: SteeringVector, path: str | Path, title: str = "") -> None:
+    """Draw the held-out AUROC, the shuffled floor and Cohen's d by layer, as a .png or .svg file.
+
+    Raises UsageError, also for a vector without measurements; OutputError.
+    """
+    path = Path(path)
     require_writable(path)
     if path.suffix not in (".png", ".svg"):
         raise UsageError(f"the picture {path} has no known suffix", "end its name in .png or .svg")
@@ -20,7 +24,9 @@ def layer_separation(vector: SteeringVector, path: Path, title: str) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UsageError("pictures need matplotlib", "pip install 'steer-workbench[plots]'") from error
-    measured = {int(i): entry for i, entry in vector.metadata["measured"].items() if entry.get("auroc") is not None}
+    measured = {
+        int(i): entry for i, entry in (vector.metadata.get("measured") or {}).items() if entry.get("auroc") is not None
+    }
     if not measured:
         raise UsageError("nothing was measured to draw", "extract from more examples")
     layers = sorted(measured)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +11,7 @@ import click
 
 from steer.cli import completion, options, output
 from steer.cli.output import out
-from vectors.errors import ArtifactError
+from vectors.errors import ArtifactError, UsageError
 
 if TYPE_CHECKING:
     from vectors.steering import SteeringVector
@@ -54,7 +56,7 @@ def _print_vector(file: Path, vector: SteeringVector, digest: str) -> None:
         "hidden size": str(vector.hidden_size),
         "layers": spans(vector.layers),
         "acts at": spans(vector.apply),
-        "recommended": (vector.metadata.get("recommended") or {}).get("reason", ""),
+        "recommended": _recommendation(vector),
         "licence": vector.metadata.get("licence", ""),
     }
     lines = [
@@ -70,6 +72,14 @@ def _print_vector(file: Path, vector: SteeringVector, digest: str) -> None:
     out.table(["", "layer", "norm", "AUROC", "95 % interval", "Cohen's d"], rows)
 
 
+def _recommendation(vector: SteeringVector) -> str:
+    """Where and how strongly the vector acts by default, and why."""
+    recommended = vector.metadata.get("recommended") or {}
+    strength = recommended.get("strength")
+    where = f"strength {strength:g} at layer {', '.join(map(str, recommended.get('layers', [])))}: " if strength else ""
+    return f"{where}{recommended.get('reason', '')}"
+
+
 def _cells(entry: dict[str, Any]) -> list[str]:
     auroc, low, high, effect = (entry.get(key) for key in ("auroc", "auroc_low", "auroc_high", "cohens_d"))
     return [
@@ -80,8 +90,9 @@ def _cells(entry: dict[str, Any]) -> list[str]:
 
 
 def _show_task(file: Path) -> None:
-    """Show a task vector: its base, its origin, and the number of parameters it changes."""
+    """Show a task vector: its base, its origin, the number of parameters it changes, and the norms of the changes."""
     from vectors.task import TaskVector
+    from vectors.task_norms import by_layer, norms
 
     vector = TaskVector.open(file)
     facts = {key: value for key, value in vector.metadata.items() if key not in ("parameters", "unchanged")}
@@ -98,8 +109,17 @@ def _show_task(file: Path) -> None:
         ("licence", facts.get("licence", "")),
         *((f"parent {parent.get('name', '')}", parent.get("identity", "")) for parent in facts.get("parents", [])),
     ]
+    of_layers = by_layer(norms(vector))
+    norm = math.sqrt(sum(each**2 for each in of_layers.values()))
+    lines.insert(-1 if lines[-1][0] == "licence" else len(lines), ("norm", f"{norm:.3f}"))
     data = {**facts, "vector": str(file), "digest": vector.digest, "changed": changed, "total": total}
-    out.result(data, lambda: out.line("\n".join(f"{key:12} {value}" for key, value in lines if value)))
+    data |= {"norm": norm, "layers": [{"layer": layer, "norm": each} for layer, each in of_layers.items()]}
+
+    def human() -> None:
+        out.line("\n".join(f"{key:12} {value}" for key, value in lines if value) + "\n")
+        out.table(["layer", "norm"], [[layer, f"{each:.3f}"] for layer, each in of_layers.items()])
+
+    out.result(data, human)
 
 
 @options.subcommand(command, "convert", "Write a vector in another format.")
@@ -153,22 +173,84 @@ def convert(
     out.result({"vector": str(target), "digest": digest}, lambda: out.line(f"wrote {target}  {digest}"))
 
 
-@options.subcommand(command, "compare", "Show the cosine of two vectors and their norms, layer by layer.")
-@click.argument("a", type=options.File, help="The first vector file.", shell_complete=completion.vectors)
-@click.argument("b", type=options.File, help="The vector file to compare it with.", shell_complete=completion.vectors)
-def compare(a: Path, b: Path) -> None:
-    """Show the cosine of two vectors and their norms, layer by layer."""
+@options.subcommand(command, "compare", "Show the cosines and norms of vectors, layer by layer.")
+@click.argument(
+    "files", type=options.File, nargs=-1, required=True, help="Two or more vector files.",
+    shell_complete=completion.vectors,
+)  # fmt: skip
+def compare(files: tuple[Path, ...]) -> None:
+    """Show the cosines and norms of vectors: of steering vectors layer by layer, of task vectors over all weights."""
+    from vectors.task import is_task_vector
+
+    if len(files) < 2:
+        raise UsageError(f"there is nothing to compare {files[0]} with", "name two or more vector files")
+    tasks = [is_task_vector(file) for file in files]
+    if all(tasks):
+        _compare_tasks(files)
+    elif any(tasks):
+        names = ", ".join(str(file) for file, task in zip(files, tasks, strict=True) if task)
+        raise UsageError(f"{names}: task vectors can't be compared with steering vectors", "compare either kind alone")
+    else:
+        _compare_steering(files)
+
+
+def _compare_steering(files: Sequence[Path]) -> None:
+    from itertools import combinations
+
     from vectors.steering import SteeringVector
     from vectors.storage.files import digest_file
 
-    left, right = SteeringVector.load(a), SteeringVector.load(b)
-    cosines, norms, others = left.cosine(right), left.norm(), right.norm()
-    layers = [{"layer": i, "cosine": cosine, "norm_a": norms[i], "norm_b": others[i]} for i, cosine in cosines.items()]
-    rows = [[str(e["layer"]), *(f"{e[key]:.3f}" for key in ("cosine", "norm_a", "norm_b"))] for e in layers]
-    out.result(
-        {"a": digest_file(a), "b": digest_file(b), "layers": layers},
-        lambda: out.table(["layer", "cosine", "norm A", "norm B"], rows),
-    )
+    vectors = [SteeringVector.load(file) for file in files]
+    norms = [vector.norm() for vector in vectors]
+    pairs: list[dict[str, Any]] = []
+    for i, j in combinations(range(len(files)), 2):
+        layers = [
+            {"layer": layer, "cosine": cosine, "norm_a": norms[i][layer], "norm_b": norms[j][layer]}
+            for layer, cosine in vectors[i].cosine(vectors[j]).items()
+        ]
+        pairs.append({"a": digest_file(files[i]), "b": digest_file(files[j]), "layers": layers})
+    names = [chr(ord("A") + i) if len(files) <= 26 else str(i + 1) for i in range(len(files))]
+
+    def human() -> None:
+        if len(files) > 2:
+            out.line("\n".join(f"{name}  {file}" for name, file in zip(names, files, strict=True)) + "\n")
+        cosines = [{entry["layer"]: entry["cosine"] for entry in pair["layers"]} for pair in pairs]
+        shared = sorted({layer for each in cosines for layer in each})
+        heads = [f"{names[i]}·{names[j]}" for i, j in combinations(range(len(files)), 2)]
+        header = ["layer", *(["cosine"] if len(files) == 2 else heads), *(f"norm {name}" for name in names)]
+        rows = [
+            [str(layer), *(_number(each.get(layer)) for each in cosines), *(_number(each.get(layer)) for each in norms)]
+            for layer in shared
+        ]
+        out.table(header, rows)
+
+    data = pairs[0] if len(files) == 2 else {"files": [str(file) for file in files], "pairs": pairs}
+    out.result(data, human)
+
+
+def _compare_tasks(files: Sequence[Path]) -> None:
+    from vectors.task import TaskVector
+    from vectors.task_norms import cosines, norms
+
+    vectors = [TaskVector.open(file) for file in files]
+    matrix = cosines(vectors)
+    lengths = [math.sqrt(sum(norm**2 for norm in norms(vector).values())) for vector in vectors]
+    rows = [
+        [str(file), f"{length:.3f}", *map(_number, row)]
+        for file, length, row in zip(files, lengths, matrix, strict=True)
+    ]
+    data = {
+        "files": [
+            {"vector": str(file), "digest": vector.digest, "norm": length}
+            for file, vector, length in zip(files, vectors, lengths, strict=True)
+        ],
+        "cosines": matrix,
+    }
+    out.result(data, lambda: out.table(["", "norm", *(f"cosine to {file.stem}" for file in files)], rows, left=1))
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
 @options.subcommand(command, "plot", "Plot how well each layer separates the classes.")

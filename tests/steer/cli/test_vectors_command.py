@@ -75,3 +75,46 @@ def test_vectors_are_shown_compared_converted_and_drawn(extracted: Path, steer: 
     outcome = steer("vectors", "convert", extracted, "few.safetensors", "--layers", "2-5")
     assert error_of(outcome) == "the vector holds no layer 4, 5"
     assert "does not say which format" in error_of(steer("vectors", "convert", extracted, "warm.xyz"), 2)
+
+
+def test_the_recommendation_of_a_vector_is_shown(extracted: Path, steer: Callable[..., Outcome]) -> None:
+    recommended = SteeringVector.load(extracted).metadata["recommended"]
+    shown = steer("vectors", "show", extracted)[1]
+    assert f"strength {recommended['strength']:g} at layer {recommended['layers'][0]}: {recommended['reason']}" in shown
+
+
+def test_many_vectors_are_compared_in_pairs(data: Path, steer: Callable[..., Outcome]) -> None:
+    one, other = torch.eye(8)[0], torch.eye(8)[1]
+    for name, layers in (("a", {0: one, 1: 2 * one}), ("b", {1: other}), ("c", {0: one + other, 1: -one})):
+        SteeringVector(layers).save(data / f"{name}.safetensors")
+    files = [f"{name}.safetensors" for name in "abc"]
+    report = json.loads(steer("vectors", "compare", *files, "--json")[1])
+    assert report["files"] == files
+    found = [[(e["layer"], round(e["cosine"], 3)) for e in pair["layers"]] for pair in report["pairs"]]
+    assert found == [[(1, 0.0)], [(0, 0.707), (1, -1.0)], [(1, 0.0)]]
+    lines = steer("vectors", "compare", *files)[1].splitlines()
+    assert lines[4].split() == ["layer", "A·B", "A·C", "B·C", "norm", "A", "norm", "B", "norm", "C"]
+    assert lines[5].split() == ["0", "-", "0.707", "-", "1.000", "-", "1.414"]
+    assert "name two or more vector files" in steer("vectors", "compare", "a.safetensors")[2]
+
+
+def test_task_vectors_have_norms_and_cosines(data: Path, steer: Callable[..., Outcome], model_folder: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    for name, layer, change in (("up", 1, 0.5), ("down", 1, -0.25), ("else", 2, 0.5)):
+        model = AutoModelForCausalLM.from_pretrained(model_folder)
+        with torch.no_grad():
+            model.model.layers[layer].mlp.up_proj.weight.add_(change)
+        model.save_pretrained(data / name)
+        assert steer("diff", model_folder, data / name, "-o", f"{name}.safetensors")[0] == 0
+    size = model.model.layers[1].mlp.up_proj.weight.numel()
+    report = json.loads(steer("vectors", "show", "up.safetensors", "--json")[1])
+    assert report["layers"] == [{"layer": "1", "norm": pytest.approx(0.5 * size**0.5, rel=1e-5)}]
+    assert report["norm"] == pytest.approx(0.5 * size**0.5, rel=1e-5)
+    files = [f"{name}.safetensors" for name in ("up", "down", "else")]
+    report = json.loads(steer("vectors", "compare", *files, "--json")[1])
+    assert [[round(value, 4) for value in row] for row in report["cosines"]] == [[1, -1, 0], [-1, 1, 0], [0, 0, 1]]
+    assert steer("vectors", "compare", *files)[1].splitlines()[1].split()[2:] == ["1.000", "-1.000", "0.000"]
+    SteeringVector({0: torch.ones(4)}).save(data / "v.safetensors")
+    mixed = steer("vectors", "compare", "up.safetensors", "v.safetensors")
+    assert "task vectors can't be compared with steering vectors" in error_of(mixed, 2)
