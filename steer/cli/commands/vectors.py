@@ -91,8 +91,8 @@ def _cells(entry: dict[str, Any]) -> list[str]:
 
 def _show_task(file: Path) -> None:
     """Show a task vector: its base, its origin, the number of parameters it changes, and the norms of the changes."""
+    from steer.evaluation.task_vectors import by_layer, norms
     from vectors.task import TaskVector
-    from vectors.task_norms import by_layer, norms
 
     vector = TaskVector.open(file)
     facts = {key: value for key, value in vector.metadata.items() if key not in ("parameters", "unchanged")}
@@ -229,8 +229,8 @@ def _compare_steering(files: Sequence[Path]) -> None:
 
 
 def _compare_tasks(files: Sequence[Path]) -> None:
+    from steer.evaluation.task_vectors import cosines, norms
     from vectors.task import TaskVector
-    from vectors.task_norms import cosines, norms
 
     vectors = [TaskVector.open(file) for file in files]
     matrix = cosines(vectors)
