@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from pathlib import Path
 
+import pico
 import pytest
 import torch
+from bakes import distilling
 
 from probes.models.completions import Completion
 from probes.targets import divergence_from_target, soft_target
+from steer.training.data.files import file_digest
 from steer.training.data.samples import GENERAL, Sample, hard_targets, load_all, save_all
+from steer.training.modes import distil
 from steer.training.objectives import divergence, preference
 from steer.training.objectives.protocol import ObjectiveSettings
+from vectors.steering import SteeringVector
 
 
 def samples() -> list[Sample]:
@@ -71,3 +78,19 @@ def test_samples_survive_the_disk(tmp_path: Path) -> None:
         if before.other is not None and after.other is not None:
             assert before.other.completion == after.other.completion
             assert after.other.likelihood == -3.0
+
+
+def test_held_out_examples_that_made_the_vector_are_named(
+    folder: Path, asked: Path, texts: tuple[Path, Path], held_out: tuple[Path, Path], tmp_path: Path
+) -> None:
+    digests = {"positive": file_digest(texts[0]), "negative": file_digest(texts[1])}
+    vector = tmp_path / "warm.safetensors"
+    SteeringVector({1: torch.ones(pico.HIDDEN)}, {"data": {"digests": digests}}).save(vector)
+    request = distilling(vector, asked, folder, tmp_path / "out", pos=texts[0], neg=held_out[1])
+    with pytest.warns(
+        UserWarning, match=r"warm\.jsonl made the vector too: the trait's margin on them is not held out"
+    ):
+        distil.mode(request)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        distil.mode(dataclasses.replace(request, pos=held_out[0]))
