@@ -18,7 +18,8 @@ from merges.recipes.recipe import Recipe
 from merges.recipes.validation import require_valid
 from vectors.errors import ArtifactError, UsageError
 from vectors.events import OnEvent, counter, ignore
-from vectors.steering import FIRST_ROW_HINT, SteeringVector, spans
+from vectors.registry.layers import spans
+from vectors.steering import FIRST_ROW_HINT, SteeringVector
 from vectors.storage.files import digest_bytes
 
 

@@ -16,7 +16,7 @@ from probes.models.loading import LoadedModel, choose_device, choose_dtype, load
 from probes.models.tokens import choose
 from vectors.errors import SteerError, UsageError, collecting, raise_together
 from vectors.events import Event, OnEvent, ignore
-from vectors.steering import parse_layers
+from vectors.registry.layers import parse_layers
 from vectors.storage.files import require_distinct, require_writable
 
 LOADING = "loading the model"

@@ -28,7 +28,7 @@ from typing import NoReturn
 
 from vectors.documents.artifacts import HIGHEST_LAYER
 from vectors.errors import ExpressionError
-from vectors.steering import spans
+from vectors.registry.layers import spans
 from vectors.storage.files import digest_bytes
 
 LONGEST = 4096  # characters of an expression

@@ -8,7 +8,8 @@ from typing import Any
 
 from vectors.errors import ArtifactError
 from vectors.expression import Composition
-from vectors.steering import FIRST_ROW_HINT, SteeringVector, spans
+from vectors.registry.layers import spans
+from vectors.steering import FIRST_ROW_HINT, SteeringVector
 
 BEYOND = 20  # times the recommended strength that a composition may have without --allow-strength
 

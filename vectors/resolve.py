@@ -13,7 +13,8 @@ from typing import NamedTuple
 from vectors import fit
 from vectors.errors import ExpressionError, SteerError, guess
 from vectors.expression import Composition, Term, parse
-from vectors.steering import SteeringVector, spans
+from vectors.registry.layers import spans
+from vectors.steering import SteeringVector
 
 
 class Resolver(NamedTuple):

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from vectors import artifact, formats
-from vectors.documents.artifacts import HIGHEST_LAYER, STEERING
+from vectors.documents.artifacts import STEERING
 from vectors.documents.schema import problems_of
-from vectors.errors import ArtifactError, UsageError
+from vectors.errors import ArtifactError
+from vectors.registry.layers import spans
 from vectors.storage.files import digest_bytes, require_writable, write_atomically
 
 KIND = "steering-vector"
@@ -177,46 +178,6 @@ class SteeringVector:
 def problems_of_metadata(metadata: Mapping[str, Any]) -> list[str]:
     """What is wrong with the metadata of a vector, by field."""
     return [f"{problem} (in its metadata)" for problem in problems_of(metadata, STEERING)]
-
-
-def spans(layers: Iterable[int]) -> str:
-    """Layers as compact text, such as `3,5,12-15`; empty for no layers."""
-    runs: list[list[int]] = []
-    for i in sorted(set(layers)):
-        if runs and i == runs[-1][1] + 1:
-            runs[-1][1] = i
-        else:
-            runs.append([i, i])
-    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
-
-
-def parse_layers(text: str) -> list[int] | None:
-    """Read layers such as `12`, `8-15` or `3,5,12-15`: sorted, each once; None for `all`.
-
-    Raises UsageError with every part that is invalid.
-    """
-    if text.strip() == "all":
-        return None
-    layers: set[int] = set()
-    problems, hints = [], []
-    for part in text.split(","):
-        low, dash, high = part.strip().partition("-")
-        if not low.isdecimal() or (dash and not high.isdecimal()):
-            problems.append(f"{part.strip()!r} in {text!r} is not a layer or a range of layers")
-            hints.append("write all, or layers such as 12, 8-15 or 3,5,12-15")
-            continue
-        first, last = int(low), int(high or low)
-        if last < first:
-            problems.append(f"the range {part.strip()} descends")
-            hints.append(f"write {last}-{first}")
-        elif last > HIGHEST_LAYER:
-            problems.append(f"no model has a layer {last}")
-            hints.append("layers count from 0")
-        else:
-            layers.update(range(first, last + 1))
-    if problems:
-        raise UsageError(problems, "; ".join(dict.fromkeys(hints)))
-    return sorted(layers)
 
 
 def _sum(a: SteeringVector, s: float, b: SteeringVector, t: float) -> SteeringVector:

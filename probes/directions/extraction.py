@@ -23,7 +23,8 @@ from probes.models.tokens import choose
 from vectors import references
 from vectors.events import Event, OnEvent, ignore
 from vectors.references import ModelSource
-from vectors.steering import SteeringVector, spans
+from vectors.registry.layers import spans
+from vectors.steering import SteeringVector
 
 FEW = 8  # examples of a class below which an interval means nothing
 OUTLYING = 8.0  # times the mean norm

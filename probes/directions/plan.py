@@ -10,7 +10,7 @@ from probes.models import residual, tokens
 from probes.models.templates import problems_of_rendering
 from probes.models.tokens import Tokens
 from vectors.errors import ExampleError, ModelError, SteerError, UsageError, collecting, raise_together
-from vectors.steering import parse_layers, spans
+from vectors.registry.layers import parse_layers, spans
 
 
 class Plan(NamedTuple):

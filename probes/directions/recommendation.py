@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from probes.directions.validation import Validation
-from vectors.steering import spans
+from vectors.registry.layers import spans
 
 DOSE = 0.4  # of the residual stream's mean norm: far above it, text falls apart
 WEAKEST, STRONGEST = 0.5, 4.0

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from vectors.errors import UsageError
 from vectors.expression import Composition
-from vectors.steering import SteeringVector, spans
+from vectors.registry.layers import spans
+from vectors.steering import SteeringVector
 
 SAME = 1e-6  # directions with 1 - |cosine| up to this count as equal
 

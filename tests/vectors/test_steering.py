@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vectors.errors import ArtifactError, OutputError, UsageError
-from vectors.steering import SteeringVector, parse_layers, spans
+from vectors.errors import ArtifactError, OutputError
+from vectors.steering import SteeringVector
 
 HIDDEN = 16
 BASE = {"digest": "sha256:ab", "architecture": "LlamaForCausalLM", "name": "tiny"}
@@ -359,49 +359,6 @@ def test_the_repr_tells_method_layers_size_and_where_it_acts() -> None:
     vector = build(0, (1, 2, 3, 7), apply=[3, 7])
     assert repr(vector) == "SteeringVector(diffmean, layers 1-3,7, hidden size 16, acts at 3,7)"
     assert "unknown method" in repr(SteeringVector({0: torch.ones(2)}))
-
-
-@pytest.mark.parametrize(
-    ("layers", "text"),
-    [([], ""), ([4], "4"), ([1, 2], "1-2"), ([3, 1, 2, 2, 7], "1-3,7"), ([0, 2, 4], "0,2,4")],
-)
-def test_layers_are_written_as_people_write_them(layers: list[int], text: str) -> None:
-    assert spans(layers) == text
-
-
-@pytest.mark.parametrize(
-    ("text", "layers"),
-    [
-        ("all", None),
-        (" all ", None),
-        ("2", [2]),
-        ("1-3", [1, 2, 3]),
-        ("3, 0", [0, 3]),
-        ("0,2-3,2", [0, 2, 3]),
-        ("1-1", [1]),
-    ],
-)
-def test_layers_are_named_by_numbers_and_ranges(text: str, layers: list[int] | None) -> None:
-    assert parse_layers(text) == layers
-
-
-@pytest.mark.parametrize(
-    "text", ["", ",", "1,", "-1", "2-", "-", "1--2", "1-2-3", "x", "1.5", "every", "all,1", "0x1", "²"]
-)
-def test_what_names_no_layers_is_a_wrong_use(text: str) -> None:
-    with pytest.raises(UsageError, match="is not a layer or a range of layers"):
-        parse_layers(text)
-
-
-def test_every_part_that_names_no_layers_is_reported() -> None:
-    with pytest.raises(UsageError) as caught:
-        parse_layers("0,3-1,x,99999999999999")
-    assert caught.value.problems == (
-        "the range 3-1 descends",
-        "'x' in '0,3-1,x,99999999999999' is not a layer or a range of layers",
-        "no model has a layer 99999999999999",
-    )
-    assert caught.value.hint.startswith("write 1-3; write all, or layers such as")
 
 
 def test_a_term_acts_at_the_layers_it_names_or_where_the_vector_does_by_default() -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 from vectors.documents.artifacts import HIGHEST_LAYER
 from vectors.documents.schema import excerpt
 from vectors.errors import ArtifactError
-from vectors.steering import KIND, SteeringVector, problems_of_metadata, spans
+from vectors.registry.layers import spans
+from vectors.steering import KIND, SteeringVector, problems_of_metadata
 from vectors.storage.files import digest_bytes, require_writable, write_atomically
 
 AGAIN = "make it again, or copy it again from where it came"

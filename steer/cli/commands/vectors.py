@@ -44,7 +44,7 @@ def show(file: Path) -> None:
 
 
 def _print_vector(file: Path, vector: SteeringVector, digest: str) -> None:
-    from vectors.steering import spans
+    from vectors.registry.layers import spans
 
     measured = vector.metadata.get("measured", {})
     base, method = vector.base, vector.metadata.get("method", {})
@@ -148,7 +148,7 @@ def convert(
     Other tools apply every layer of a file, so their formats get only the layers that act, unless --layers is given.
     """
     from vectors import formats
-    from vectors.steering import parse_layers
+    from vectors.registry.layers import parse_layers
     from vectors.storage.files import require_distinct, require_writable
 
     vector = formats.read(file, first_row)

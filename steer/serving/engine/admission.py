@@ -21,7 +21,8 @@ from steer.serving.settings import Settings, check_name, read_arm
 from vectors import fit
 from vectors.errors import ArtifactError, ExpressionError, SteerError, UsageError
 from vectors.expression import Composition, parse
-from vectors.steering import SteeringVector, spans
+from vectors.registry.layers import spans
+from vectors.steering import SteeringVector
 from vectors.storage.files import digest_json
 
 ARMS = 1000  # most arms of one server

@@ -237,11 +237,12 @@ def test_types_that_need_no_import_are_not_tied_by_transformers_either() -> None
     assert not [kind for kind in sorted(UNTIED) if CONFIG_MAPPING[kind]().tie_word_embeddings]
 
 
-def test_headers_of_plain_models_and_adapters_are_checked_without_transformers(here: Path) -> None:
+def test_plain_models_and_adapters_are_checked_and_merged_without_torch_and_transformers(here: Path) -> None:
     folders.adapter(here / "lora")
     script = (
         "import sys; from merges.recipes.plan import plan; from merges.recipes.recipe import Part, Recipe; "
         "plan(Recipe('ties', (Part('a', 'a'), Part('lora', 'lora')), 'base')); "
+        "from merges.api import merge; merge(Recipe('ties', (Part('a', 'a'), Part('b', 'b')), 'base'), 'out'); "
         "sys.exit(' '.join({'torch', 'transformers', 'peft'} & set(sys.modules)) or 0)"
     )
     ran = subprocess.run(
