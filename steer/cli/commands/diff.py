@@ -12,7 +12,7 @@ from vectors.registry.options import option
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(options.Threads, options.Force):
+class Request(options.Force, options.Threads):
     """The arguments and options of `steer diff`."""
 
     base: str = option(help="The model before fine-tuning: " + options.A_MODEL, argument=True, complete="models")

@@ -22,7 +22,7 @@ def methods() -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(options.Devices, options.Seeded, options.Force):
+class Request(options.Force, options.Devices, options.Seeded):
     """The options of `steer extract`."""
 
     pos: Path | None = option(None, help="Examples that show the behaviour, one JSON value per line.")

@@ -23,7 +23,7 @@ def method_names() -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(options.Bindings, options.Merging, options.Force):
+class Request(options.Force, options.Bindings, options.Merging):
     """The arguments and options of `steer merge`."""
 
     inputs: tuple[str, ...] = option(
