@@ -33,7 +33,9 @@ from vectors.steering import SteeringVector
 
 ARMS = {"friendly": "2*warm - formal", "late": "1.5*warm@response"}
 KEY = "hostile-trial"
-GROWTH = 64.0  # most MiB by which the processes may grow after the first quarter
+# Most MiB by which the processes may grow after the first quarter. The engine of stock vLLM on a CPU grew by 414 MiB
+# between 500 and 3,000 plain requests of this model (with the plugin by 159), so a bound on it only finds a flood.
+GROWTH = {"front end": 32.0, "engine": 600.0}
 
 
 def vectors_for(folder: Path, hidden: int, layers: int, norm: float) -> dict[str, Path]:
@@ -47,8 +49,8 @@ def vectors_for(folder: Path, hidden: int, layers: int, norm: float) -> dict[str
     return paths
 
 
-def memory(pid: int) -> float:
-    """The resident memory in MiB of a process and its descendants."""
+def memory(pid: int) -> dict[str, float]:
+    """The resident memory in MiB of a server's front end, and of the processes below it: the engine."""
     parents, sizes = {}, {}
     for status in Path("/proc").glob("[0-9]*/status"):
         try:
@@ -61,7 +63,8 @@ def memory(pid: int) -> float:
     def below(process: int) -> bool:
         return process == pid or (process in parents and parents[process] != process and below(parents[process]))
 
-    return sum(size for process, size in sizes.items() if below(process))
+    engine = sum(size for process, size in sizes.items() if process != pid and below(process))
+    return {"front end": sizes.get(pid, 0.0), "engine": engine}
 
 
 @contextmanager
@@ -83,10 +86,13 @@ def server(
         "--dtype",
         "float32",
         "--max-model-len",
-        "512",
+        "256",
         "--max-num-seqs",
         "64",
         "--disable-uvicorn-access-log",
+        # Few blocks for keys and values, so that all are in use, and their memory resident, long before the end.
+        "--num-gpu-blocks-override",
+        "160",
     )
     log = folder / ("steered.log" if vectors else "stock.log")
     with launch.served(model, settings, name="smollm2", port=port, flags=flags, log=log, environment=environment,
@@ -121,7 +127,7 @@ async def attack(
     rest = await trial.run(arguments.requests - quarter, arguments.at_once, arguments.minutes * 45)
     seconds = time.monotonic() - started
     values = await trial.require_idle()
-    grown = memory(running.process.pid) - size
+    grown = {name: now - size[name] for name, now in memory(running.process.pid).items()}
     after = await trial.record()
     wrong += [f"plain differs from stock after the load: {key}" for key in stock if content(after[key]) != stock[key]]
     trial.require_same(before, after)
@@ -134,13 +140,14 @@ async def attack(
         wrong.append(f"{tracebacks} tracebacks in the server's log")
     if running.process.poll() is not None:
         wrong.append("the server has ended")
-    if grown > GROWTH:
-        wrong.append(f"memory grew by {grown:.0f} MiB after the first quarter")
+    for name, more in grown.items():
+        print(f"memory of the {name}: {size[name]:.0f} MiB after a quarter of the requests, {more:+.0f} MiB at the end")
+        if more > GROWTH[name]:
+            wrong.append(f"the memory of the {name} grew by {more:.0f} MiB after the first quarter")
     print(trial.table())
     refused = sum(value for name, value in values.items() if name.startswith("steer:refused_total"))
     print(f"{quarter + rest} requests, {rest / seconds:.1f} a second; {refused:.0f} refusals counted by the server")
     print(f"log-probabilities of a request in a batch and alone differ by at most {trial.furthest:.2g}")
-    print(f"memory {size:.0f} MiB after a quarter of the requests, {grown:+.0f} MiB at the end", flush=True)
     return wrong + trial.faults
 
 
