@@ -173,7 +173,9 @@ def test_a_name_that_is_there_is_chosen() -> None:
     assert choose("method", "pca", AVAILABLE) is AVAILABLE["pca"]
 
 
-@pytest.mark.parametrize(("typed", "meant"), [("difmean", "diffmean"), ("whiten", "whitened"), ("pcaa", "pca")])
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("difmean", "diffmean"), ("DIFF", "diffmean"), ("caa", "diffmean"), ("pcaa", "pca")]
+)
 def test_a_name_that_is_not_there_is_guessed_and_all_are_listed(typed: str, meant: str) -> None:
     with pytest.raises(UsageError, match=f"there is no method '{typed}'") as caught:
         choose("method", typed, AVAILABLE)
@@ -181,7 +183,7 @@ def test_a_name_that_is_not_there_is_guessed_and_all_are_listed(typed: str, mean
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize("typed", ["", "xyz", "DIFF"])
+@pytest.mark.parametrize("typed", ["", "xyz", "QQ"])
 def test_a_name_like_no_other_is_not_guessed(typed: str) -> None:
     with pytest.raises(UsageError) as caught:
         choose("method", typed, AVAILABLE)
