@@ -8,6 +8,7 @@ special tokens that have a name there and no id, to which transformers gives the
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "
 ALLOWED = "vocabulary"  # the name under which `allow_config` lets rows be merged by position
 
 
+_OF_TOWERS = re.compile(r"<\|?(image|video|vision|audio)[a-z_]*\|?>")  # placeholders for what is not text
 TOKENIZER_VALUES = 8_000_000  # of a tokenizer.json; those of 256,000 tokens have 2,000,000
 _VOCABULARY = either(
     lambda value, name: iter(()) if isinstance(value, dict | list) else iter(["no"]), wanted="an object or a list"
@@ -99,6 +101,8 @@ def _read(folder: Path) -> Tokens | None:
         if token not in ids:
             ids[token] = max(ids.values()) + 1
             details.setdefault(token, {"special": True})
+    if not all(isinstance(token, str) and type(number) is int and 0 <= number < 2**31 for token, number in ids.items()):
+        raise ValueError("it holds a token that is not text, or an id that is not a whole number")
     return Tokens(ids, roles, details, stored)
 
 
@@ -169,7 +173,10 @@ def _pieces(content: bytes) -> Iterator[str]:
     """The pieces of a SentencePiece model, in the order of their ids: field 1 of the message, and there field 1."""
     for field, value in _fields(content):
         if field == 1 and isinstance(value, bytes):
-            yield next(v for f, v in _fields(value) if f == 1 and isinstance(v, bytes)).decode()
+            piece = next((v for f, v in _fields(value) if f == 1 and isinstance(v, bytes)), None)
+            if piece is None:
+                raise ValueError("the SentencePiece model is damaged")
+            yield piece.decode()
 
 
 def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
@@ -228,7 +235,7 @@ def compare(
             f"the tokenizer of {main.reference} has ids up to {ours.ids[highest]} ({highest!r}), "
             f"its embedding {rows} rows"
         )
-        if ours.ids[highest] >= rows and models and ALLOWED not in allowed:
+        if ours.ids[highest] >= rows and models and ALLOWED not in allowed and not _never_used(main, ours.ids, rows):
             problems.append(beyond)
         elif ours.ids[highest] >= rows:
             notes.append(beyond)
@@ -255,6 +262,15 @@ def compare(
     if without and len(without) <= len(others):
         notes.append(f"no tokenizer in {shortened(without)}: its embedding's rows are taken to be of the same tokens")
     return Agreement(problems, notes)
+
+
+def _never_used(main: Source, ids: Mapping[str, int], rows: int) -> bool:
+    """Whether the tokens without a row stand for images or sounds alone, in a model of text alone.
+
+    Such a model shares the tokenizer of larger ones: Gemma 3 1B has `<image_soft_token>` one beyond its last row.
+    """
+    towers = any(word in key for key in main.config for word in ("vision", "audio"))
+    return not towers and all(_OF_TOWERS.fullmatch(token) for token, number in ids.items() if number >= rows)
 
 
 def _difference(ours_name: str, ours: Mapping[str, int], theirs_name: str, theirs: Mapping[str, int]) -> str:

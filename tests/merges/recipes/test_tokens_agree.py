@@ -116,6 +116,37 @@ def test_no_id_of_the_written_tokenizer_lies_beyond_the_rows(here: Path) -> None
     assert "<new>" in written.stored
 
 
+def test_a_placeholder_for_images_needs_no_row_in_a_model_of_text(here: Path) -> None:
+    added = {"added_tokens_decoder": {"7": {"content": "<image_soft_token>", "special": True}}}
+    for name in ("x", "y"):
+        model(here / name, TOKENS, tokenizer_config=added)
+    made = plan(parse(linear("x", "y")))
+    assert any("has ids up to 7 ('<image_soft_token>'), its embedding 7 rows" in note for note in made.notes)
+    for name in ("x", "y"):
+        config = json.loads((here / name / "config.json").read_text())
+        (here / name / "config.json").write_text(json.dumps(config | {"vision_config": {"hidden_size": 8}}))
+    with pytest.raises(ModelError, match="has ids up to 7"):
+        plan(parse(linear("x", "y")))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.model", b"\x0a\x05\x15\x00\x00\x00\x00"),  # a piece without its text
+        ("vocab.json", b'{"a": "x"}'),
+        ("vocab.json", b'{"a": 0.5}'),
+        ("vocab.json", b'{"a": -1}'),
+    ],
+)
+def test_a_damaged_vocabulary_is_refused_by_name(here: Path, name: str, content: bytes) -> None:
+    for folder in ("x", "y"):
+        model(here / folder, TOKENS)
+    (here / "x" / "tokenizer.json").unlink()
+    (here / "x" / name).write_bytes(content)
+    with pytest.raises(ModelError, match=r"the tokenizer of .*x can't be read"):
+        plan(parse(linear("x", "y")))
+
+
 def test_rows_without_a_token_are_kept_or_cut_and_named(here: Path) -> None:
     for name in ("x", "y"):
         model(here / name, TOKENS, rows=16)
