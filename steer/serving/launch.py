@@ -49,6 +49,10 @@ _PREFIX = re.compile(r"^(\([\w ]+ pid=\d+\) )?((ERROR|CRITICAL) \S+ \S+ \[[^\]]*
 _EXCEPTION = re.compile(r"[\w.]*(Error|Exception): |\S+: error: ")
 
 
+# The server runs on this machine: a proxy in the environment (http_proxy) does not reach it.
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
 class ServerError(SteerError):
     """The server did not start, or died."""
 
@@ -222,7 +226,7 @@ class Server:
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=2) as answer:
+            with _DIRECT.open(f"{self.url}/health", timeout=2) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False
@@ -289,7 +293,7 @@ def _require_port(host: str, port: int) -> None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, TypeError, ValueError) as error:  # TypeError: a name that IDNA can't encode
             reason = getattr(error, "strerror", None) or str(error)
             raise UsageError(
                 f"{host}:{port} can't be listened on: {reason}", "choose another port: --port 8001"

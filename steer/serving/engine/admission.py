@@ -191,6 +191,14 @@ class Admission:
             self.arms[name] = composition
             return ResolvedRequest(str(composition), {name: self.digests[name] for name in composition.names})
 
+    def resolved_arms(self) -> dict[str, ResolvedRequest]:
+        """What every arm stands for now, by name. Arms are not checked again: their vectors can't be unbound."""
+        with self.lock:
+            return {
+                name: ResolvedRequest(str(arm), {vector: self.digests[vector] for vector in arm.names})
+                for name, arm in self.arms.items()
+            }
+
     def remove_arm(self, name: str) -> Composition:
         """Take an arm from later requests; return its expression. Raises UsageError."""
         with self.lock:

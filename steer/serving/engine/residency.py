@@ -89,7 +89,8 @@ class Residency:
         """A context manager: loads and holds the vector with this artifact file. Raises what the workers raise."""
         vector = self._vectors.setdefault(digest, _Vector())
         vector.holds += 1
-        vector.content = content
+        if vector.state is not State.LOADED:  # a loaded vector that is held is not loaded again
+            vector.content = content
         try:
             while vector.state is not State.LOADED:
                 # Other callers may wait for the same task: a client that disconnects must not cancel it.

@@ -136,7 +136,7 @@ class Endpoints:
 
     def arms(self) -> dict[str, Any]:
         """The arms: expression and digest of each, by name."""
-        resolved = {name: self.admission.resolve(str(arm)) for name, arm in list(self.admission.arms.items())}
+        resolved = self.admission.resolved_arms()
         return {name: {"expression": arm.expression, "digest": arm.key} for name, arm in resolved.items()}
 
     def vectors(self) -> dict[str, Any]:

@@ -87,6 +87,16 @@ def serve(folder: Path, port: int, behaviour: str, **more: Any) -> Any:
     )
 
 
+def test_a_proxy_in_the_environment_is_not_asked_for_the_server(
+    fake: Path, tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with serve(tmp_path, port, "polite") as server:
+        assert server._answers()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize("behaviour", ["polite", "deaf"])
 def test_whatever_happens_inside_nothing_is_left(behaviour: str, fake: Path, tmp_path: Path, port: int) -> None:
@@ -243,8 +253,9 @@ def test_a_port_in_use_or_a_log_that_cannot_be_written_is_said_before_anything_s
         launch.served(tmp_path, {}, name="m", port=port, log=tmp_path / "no" / "log"),
     ):
         pass
-    with pytest.raises(UsageError, match="can't be listened on"), launch.served(tmp_path, {}, name="m", host="no host"):
-        pass
+    for host in ("no host", "é" * 80):
+        with pytest.raises(UsageError, match="can't be listened on"), launch.served(tmp_path, {}, name="m", host=host):
+            pass
 
 
 def test_without_vllm_it_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,9 @@ class SteeringWorker:
 
     def loaded(self, digest: str) -> bool:
         """Whether a vector has been read. Raises what reading it raised, RuntimeError for one of another digest."""
-        if digest not in self.loading or not self.loading[digest].done():
+        if digest not in self.loading:
+            return digest in self.stacks  # another API server of this engine has loaded it meanwhile
+        if not self.loading[digest].done():
             return False
         arrived, _ = self.loading[digest].result()
         if arrived != digest:
@@ -74,7 +76,11 @@ class SteeringWorker:
 
     def use(self, digest: str) -> None:
         """Make a vector available that has been read: in all workers between the same two steps."""
-        self.stacks[digest] = self.loading.pop(digest).result()[1]
+        reading = self.loading.pop(digest, None)
+        if reading is not None:
+            self.stacks[digest] = reading.result()[1]
+        elif digest not in self.stacks:  # in use already when another API server of this engine has loaded it
+            raise RuntimeError(f"steer: the vector {digest} was not read")
 
     def unload(self, digest: str) -> None:
         """Unload a vector; running requests keep their slots."""
@@ -87,6 +93,7 @@ class SteeringWorker:
         file = artifact.decode(content, "the vector")
         layers = {int(name.removeprefix("layer.")): tensor for name, tensor in file.tensors.items()}
         vector = SteeringVector(layers, file.metadata or {})
+        bounds.measure(vector)  # here, so that no step waits for it when a request begins
         return file.digest, Stack(vector, pinned=self.token_slots.device.type == "cuda")
 
     def state(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 
+from steer.serving.engine import admission as admission_module
 from steer.serving.engine.admission import Admission
 from steer.serving.engine.resolved import RESOLVED, ResolvedRequest
 from steer.serving.settings import Settings
@@ -146,6 +147,14 @@ def test_a_request_keeps_the_vector_that_its_name_stood_for() -> None:
     digests = [ResolvedRequest.of(r.sampling_params.extra_args).vectors["calm"] for r in (before, after)]  # type: ignore[union-attr]
     assert digests == [VECTORS["calm"].digest, other.digest]
     assert before.cache_salt != after.cache_salt
+
+
+def test_arms_are_listed_as_they_resolve_without_reading_them_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = admission(arms={"friendly": parse("2*warm - calm@response"), "cold": parse("-warm")})
+    expected = {name: found.resolve(str(arm)) for name, arm in found.arms.items()}
+    # A thousand long arms took seconds to read, in which the event loop served nothing else.
+    monkeypatch.setattr(admission_module, "parse", None)
+    assert found.resolved_arms() == expected
 
 
 def test_names_are_given_once_and_those_of_arms_stay() -> None:

@@ -152,6 +152,22 @@ def test_a_vector_that_this_worker_lacks_is_an_error_and_never_unsteered() -> No
         state.begin("b", 3, {"steer": "calm"})
 
 
+def test_several_api_servers_may_load_the_same_vector_at_once() -> None:
+    state, vector = worker(), VECTORS["warm"]
+    for _ in range(2):  # both send it before either asks whether it is loaded
+        state.start_loading(vector.digest, vector.encode())
+    while not state.loaded(vector.digest):
+        pass
+    state.use(vector.digest)
+    assert state.loaded(vector.digest)
+    state.use(vector.digest)
+    begin(state, "a", "warm")
+    state.unload(vector.digest)
+    assert not state.loaded(vector.digest)
+    with pytest.raises(RuntimeError, match="was not read"):
+        state.use(vector.digest)
+
+
 def test_a_running_request_keeps_its_rows_when_its_vector_is_unloaded() -> None:
     state = worker()
     begin(state, "a", "warm")
