@@ -24,7 +24,11 @@ from vectors.storage.files import digest_bytes
 
 
 def merge(recipe: Recipe, vectors: Sequence[SteeringVector], *, on_event: OnEvent = ignore) -> SteeringVector:
-    """Merge steering vectors of one model, layer by layer. Raises UsageError, ArtifactError with all problems."""
+    """Merge steering vectors of one model, layer by layer: each layer's direction, [hidden] float32, is one delta.
+
+    The inputs of `recipe` are `vectors`, in this order; gradients run over the layers that the vectors hold. Raises
+    UsageError, ArtifactError with all problems.
+    """
     require_valid(recipe)
     method = methods.find(recipe.method)
     problems = []

@@ -42,9 +42,10 @@ def find(device: str) -> torch.device:
 def merge(
     job: TensorTask, formula: Elementwise, add: int, start: int, stop: int, device: torch.device
 ) -> np.ndarray | None:
-    """The bits of the elements [start, stop), as fused.merge gives them.
+    """The bits of the elements [start, stop), as fused.merge gives them: uint16 for bfloat16, or float32.
 
-    None if a number is not finite (the CPU loops then report it), or if the device is out of memory.
+    `add` is 1 to add the base to the result, -1 to subtract it, 0 for neither. Returns None if a number is not finite
+    (the CPU loops then report it), or if the device is out of memory.
     """
     try:
         return _merged(job, formula, add, start, stop, device)
@@ -83,7 +84,7 @@ def _merged(
 
 
 def coarse(tensors: Sequence[TensorTask], device: torch.device) -> np.ndarray | None:
-    """How many magnitudes of each row have these upper 15 of their 31 bits, [rows, 32768]; None as for `merge`."""
+    """Counts of each row's magnitudes by the upper 15 of their 31 bits, [rows, 32768] int64; None as for `merge`."""
 
     def count(bits: torch.Tensor, row: int) -> torch.Tensor:
         return torch.bincount(bits >> 16, minlength=1 << 15)
@@ -92,7 +93,10 @@ def coarse(tensors: Sequence[TensorTask], device: torch.device) -> np.ndarray | 
 
 
 def fine(tensors: Sequence[TensorTask], buckets: Sequence[np.ndarray], device: torch.device) -> np.ndarray | None:
-    """How many of each of a row's buckets have these lower 16 bits, [rows, most buckets, 65536]; None as in `merge`."""
+    """Counts of the magnitudes in each row's buckets by their lower 16 bits, [rows, most buckets, 65536] int64.
+
+    `buckets[row]` are the upper 15 bits of the magnitudes to count. None as for `merge`.
+    """
     most = max(len(row) for row in buckets)
 
     def count(bits: torch.Tensor, row: int) -> torch.Tensor:

@@ -87,17 +87,17 @@ def _compute(job: TensorTask, start: int, stop: int, prepared: Any) -> Piece:
     result = np.empty(stop - start, storage(job.dtype))
     method = job.method
     formula = method.elementwise(job, prepared) if method.elementwise is not None else None
-    based = 0 if job.base is None or job.in_deltas == job.as_delta else 1 if job.in_deltas else -1
+    base_sign = 0 if job.base is None or job.in_deltas == job.as_delta else 1 if job.in_deltas else -1
     if formula is not None and job.mapped_inputs is not None and job.dtype != "F16":
         if job.pool.device is not None:
             from merges.engine import gpu
 
-            on_device = gpu.merge(job, formula, based, start, stop, job.pool.device)
+            on_device = gpu.merge(job, formula, base_sign, start, stop, job.pool.device)
             if on_device is not None:
                 return Piece(job, _patched(job, start, on_device))
         bfloat16, float32 = (result, NOTHING) if job.dtype == "BF16" else (NOTHING.view(np.uint16), result)
         # If a number is not finite, the loop below finds and reports it.
-        if fused.merge(job.mapped_inputs, formula.filled(), formula.unrolled(), based, start, bfloat16, float32):
+        if fused.merge(job.mapped_inputs, formula.filled(), formula.unrolled(), base_sign, start, bfloat16, float32):
             return Piece(job, _patched(job, start, result))
     finite = True
     for begin, end in job.chunks(start, stop):
@@ -108,9 +108,9 @@ def _compute(job: TensorTask, start: int, stop: int, prepared: Any) -> Piece:
             assert method.combine is not None, "a computation that runs has elementwise or combine"
             merged = method.combine(job, block, prepared)
         out = np.ascontiguousarray(merged, np.float64).reshape(-1)
-        if based > 0:
+        if base_sign > 0:
             kernels.add(out, block.base)
-        elif block.base is not None and based < 0:
+        elif block.base is not None and base_sign < 0:
             out = out - block.base
         finite &= encode(out, job.dtype, result[begin - start : end - start])
     if not finite:

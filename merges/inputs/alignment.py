@@ -19,7 +19,7 @@ def align(sources: Sequence[Source], main: Source) -> list[str]:
     """Give each model the parameter names of `main`: those of another generation of transformers, and its head.
 
     A head that one model has and another ties to its embedding is, for the latter, its embedding: then the result has
-    a head of its own. Returns what the user should know of it.
+    a head of its own. Returns notes for the user.
     """
     notes = []
     models = [source for source in sources if source.kind == "model"]
@@ -61,6 +61,6 @@ def _rename(source: Source, main: Source) -> None:
     if source is main or not lacking or not extra:
         return
     theirs, ours = (names.skeleton(s.path, str((s.config.get("architectures") or [""])[0])) for s in (source, main))
-    found = names.matched(extra, theirs, lacking, ours)
-    if found:
-        source.take_names({old: new for new, old in found.items()})
+    matches = names.matched(extra, theirs, lacking, ours)
+    if matches:
+        source.take_names({old: new for new, old in matches.items()})

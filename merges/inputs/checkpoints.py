@@ -1,4 +1,4 @@
-"""The weights of a model folder by their headers, and by name why a folder can't be merged as it is."""
+"""The parameters of a model folder, from the headers of its files; and the reasons why a folder can't be merged."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def is_quantised(config: Mapping[str, Any], entries: Mapping[str, Entry]) -> boo
 
 
 def _packed(name: str, entry: Entry, named: bool) -> bool:
-    """Whether a tensor is one of a quantiser's; `named` says that the configuration names one."""
+    """Whether a tensor was written by a quantiser; `named` is whether the configuration names one."""
     if entry.dtype in MERGED:
         return named and bool(_QUANTISED.search(name))
     if entry.dtype[0] in "FC" or _QUANTISED.search(name):
@@ -122,15 +122,15 @@ def _require_plain(reference: str, config: Mapping[str, Any], entries: Mapping[s
     """Raise ModelError, in one sentence, for weights that are quantised or cast to dtypes that can't be merged."""
     if not is_quantised(config, entries):
         return
-    by = quantiser(config)
+    quantised_by = quantiser(config)
     kinds = Counter(entry.dtype for entry in entries.values() if entry.dtype not in MERGED)
-    if by is not None:
+    if quantised_by is not None:
         raise ModelError(
-            f"{reference} is quantised ({by}), and quantised weights can't be merged",
+            f"{reference} is quantised ({quantised_by}), and quantised weights can't be merged",
             "use the model that was quantised, or load it with transformers, call model.dequantize(), and save that",
         )
     what = ", ".join(f"{count} as {dtype}" for dtype, count in kinds.most_common()) or "scales of a quantiser"
-    first = next(name for name, entry in sorted(entries.items()) if _packed(name, entry, by is not None))
+    first = next(name for name, entry in sorted(entries.items()) if _packed(name, entry, quantised_by is not None))
     raise ModelError(
         f"{reference} holds tensors that can't be merged ({what}; the first is {first}), and does not say what "
         "quantised them",

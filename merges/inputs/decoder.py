@@ -17,7 +17,7 @@ DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
 def in_tower(name: str) -> bool:
-    """Whether a name speaks of another part than the text decoder: a tower for images or sounds, or an extra head."""
+    """Whether a name is that of a part beside the text decoder: a tower for images or sounds, or an extra head."""
     return bool(_TOWER.search(name))
 
 
@@ -41,9 +41,9 @@ class Decoder(NamedTuple):
     def layer(self, name: str) -> int | None:
         """The layer that a parameter belongs to, from 0 to `depth` - 1; None for all others."""
         for prefix in self.several or (self.prefix,):
-            found = self._replace(prefix=prefix).split(name)
-            if found is not None and found[0] < self.depth:
-                return found[0]
+            position = self._replace(prefix=prefix).split(name)
+            if position is not None and position[0] < self.depth:
+                return position[0]
         return None
 
 
@@ -59,7 +59,8 @@ def text_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def decoder(config: Mapping[str, Any], names: Iterable[str]) -> Decoder:
     """Find the text decoder's layers, from the configuration and the names of the parameters.
 
-    Of several stacks of layers it is the one beside the token embedding; else the one that no tower's word names.
+    Of several stacks of layers, it is the one in the same module as the token embedding; else the longest that is not
+    in a tower.
     """
     names = list(names)
     stacks: dict[str, set[int]] = {}
@@ -70,17 +71,17 @@ def decoder(config: Mapping[str, Any], names: Iterable[str]) -> Decoder:
     if not stacks:
         return Decoder("", 0)
     beside = {name.rpartition(".")[0].rpartition(".")[0] for name in names if name.endswith(EMBEDDINGS)}
-    plain = {prefix: found for prefix, found in stacks.items() if not in_tower(prefix)} or stacks
-    near = {prefix: found for prefix, found in plain.items() if _parent(prefix) in beside}
-    chosen = near or plain
+    plain = {prefix: indices for prefix, indices in stacks.items() if not in_tower(prefix)} or stacks
+    nearby = {prefix: indices for prefix, indices in plain.items() if _parent(prefix) in beside}
+    chosen = nearby or plain
     prefix = max(chosen, key=lambda prefix: (len(chosen[prefix]), prefix))
-    long = sorted(prefix for prefix, found in chosen.items() if len(found) > 1)
+    long = sorted(prefix for prefix, indices in chosen.items() if len(indices) > 1)
     several = tuple(long) if len(long) > 1 else ()
-    there = max(max(stacks[prefix]) for prefix in several or (prefix,)) + 1
+    stored = max(max(stacks[prefix]) for prefix in several or (prefix,)) + 1
     settings = text_settings(config)
-    stated = next((settings[key] for key in DEPTHS if isinstance(settings.get(key), int)), there)
-    stated = there if several else stated
-    return Decoder(prefix, min(stated, there) if stated > 0 else there, several)
+    depth = next((settings[key] for key in DEPTHS if isinstance(settings.get(key), int)), stored)
+    depth = stored if several else depth
+    return Decoder(prefix, min(depth, stored) if depth > 0 else stored, several)
 
 
 def _parent(prefix: str) -> str:
@@ -89,17 +90,17 @@ def _parent(prefix: str) -> str:
 
 
 def other_stacks(decoder_: Decoder, names: Iterable[str]) -> list[str]:
-    """The prefixes of the layers that are not the text decoder's, sorted; its own past `depth` with their numbers."""
-    found = set()
+    """The prefixes of the stacks outside the text decoder, and its layers from `depth` on, with their index; sorted."""
+    prefixes = set()
     for name in names:
         if decoder_.several and name.startswith(decoder_.several):
             continue
-        own = decoder_.split(name)
-        if own is not None:
-            if own[0] >= decoder_.depth:
-                found.add(f"{decoder_.prefix}{own[0]}")
+        position = decoder_.split(name)
+        if position is not None:
+            if position[0] >= decoder_.depth:
+                prefixes.add(f"{decoder_.prefix}{position[0]}")
             continue
         match = _LAYER.fullmatch(name)
         if match:
-            found.add(match["before"].rstrip("."))
-    return sorted(found)
+            prefixes.add(match["before"].rstrip("."))
+    return sorted(prefixes)

@@ -18,7 +18,7 @@ HEADS = ("lm_head.weight", "output.weight", "embed_out.weight")
 _HEAD = re.compile(
     r"(?:(?:model|language_model|text_model|llm|thinker|transformer)\.)*(?:lm_head|output|embed_out)\.weight"
 )
-_SAMPLES, _SAMPLE = 16, 2048  # places of a tensor, and bytes at each, by which two large ones are told apart
+_SAMPLES, _SAMPLE = 16, 2048  # how many samples of a tensor are compared, and the bytes of each
 
 
 def is_head(name: str) -> bool:
@@ -28,20 +28,21 @@ def is_head(name: str) -> bool:
 
 def head_of(entries: Iterable[str]) -> str | None:
     """The parameter that is the output head; None where there is none."""
-    found = [name for name in entries if is_head(name)]
-    return found[0] if len(found) == 1 else None
+    heads = [name for name in entries if is_head(name)]
+    return heads[0] if len(heads) == 1 else None
 
 
 def embedding_of(entries: Iterable[str]) -> str | None:
     """The parameter that embeds tokens; None where there is none or several."""
-    found = [name for name in entries if name.endswith(EMBEDDINGS)]
-    return found[0] if len(found) == 1 else None
+    embeddings = [name for name in entries if name.endswith(EMBEDDINGS)]
+    return embeddings[0] if len(embeddings) == 1 else None
 
 
 def is_tied(folder: Path, config: Mapping[str, Any], entries: Mapping[str, Entry]) -> bool:
     """Whether the head is the embedding: as the configuration says, or as its class says where it does not.
 
-    A model without a stored head, and without a word about it, can only be tied.
+    A model that stores no head, and whose configuration has no `tie_word_embeddings`, is tied
+    if it has an embedding.
     """
     texts = config.get("text_config")
     for settings in (config, texts if isinstance(texts, dict) else {}):
@@ -74,8 +75,8 @@ def _alike(a: Entry, b: Entry) -> bool:
     if (a.shape, a.dtype) != (b.shape, b.dtype):
         return False
     first, second = (mapped(entry).view(np.uint8) for entry in (a, b))
-    places = np.linspace(0, max(len(first) - _SAMPLE, 0), _SAMPLES, dtype=np.int64)
-    return all(np.array_equal(first[p : p + _SAMPLE], second[p : p + _SAMPLE]) for p in places)
+    offsets = np.linspace(0, max(len(first) - _SAMPLE, 0), _SAMPLES, dtype=np.int64)
+    return all(np.array_equal(first[p : p + _SAMPLE], second[p : p + _SAMPLE]) for p in offsets)
 
 
 def untied(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ _ADAPTER_FILES = [adapters.CONFIG, adapters.WEIGHTS, "README.md"]
 
 
 def path_of(reference: str) -> Path:
-    """The path that a reference would be."""
+    """A reference read as a path, with `~` expanded; whether it exists is not checked."""
     return Path(os.path.expanduser(reference))
 
 
@@ -32,8 +32,8 @@ def model_and_adapter(reference: str) -> tuple[str, str] | None:
     """The two references in MODEL+ADAPTER; None for one reference. A `+` in the name of a folder stays in it."""
     if "+" not in reference or os.path.exists(path_of(reference)):
         return None
-    places = [match.start() for match in re.finditer(r"\+", reference)]
-    pairs = [(reference[:at], reference[at + 1 :]) for at in places if 0 < at < len(reference) - 1]
+    positions = [match.start() for match in re.finditer(r"\+", reference)]
+    pairs = [(reference[:at], reference[at + 1 :]) for at in positions if 0 < at < len(reference) - 1]
     # Where several splits are possible, the one with most parts that exist, and of these the last.
     return max(pairs, key=lambda pair: (_exists(pair[0]) + _exists(pair[1]), len(pair[0]))) if pairs else None
 

@@ -10,6 +10,8 @@ SMALL = 1024  # the shorter side up to which a matrix is decomposed exactly
 def factors(delta: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, float]:
     """The best rank-`rank` approximation of a matrix: up [rows, rank], down [rank, columns], and its relative error.
 
+    Both are float32 and share the singular values: each holds their square roots. The error is in the Frobenius norm.
+
     By the singular value decomposition (Eckart and Young 1936); for large matrices by subspace iteration with a fixed
     random start (Halko, Martinsson and Tropp 2011, arXiv:0909.4061, algorithm 4.4), within a percent of the best error.
     """

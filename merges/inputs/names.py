@@ -4,7 +4,7 @@ A checkpoint may name a parameter otherwise than the model in memory does: Gemma
 `language_model.model.layers.0...` where transformers since 4.52 has `model.language_model.layers.0...` in memory, which
 some trainers save, and after which PEFT names adapters. Experts may lie one by one in files and fused in memory.
 transformers converts when it loads; the same tables (`transformers.conversion_mapping`) give each name its name in
-memory here. Importing transformers takes seconds, so this is asked only where plain names do not match.
+memory here. Importing transformers takes seconds, so this is used only where plain names do not match.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Part:
 
 @dataclass(eq=False)
 class Skeleton:
-    """A model on torch's meta device, which has names and shapes but no numbers, and what converts names to its own."""
+    """A model on torch's meta device (names and shapes, no numbers), and transformers' rules for names in files."""
 
     model: Any
     shapes: Mapping[str, tuple[int, ...]]  # of its parameters and buffers

@@ -28,29 +28,29 @@ def open_pair(base: str, finetuned: str) -> tuple[Source, Source]:
             hints.append(error.hint)
     if problems:
         raise ModelError(problems, "; ".join(dict.fromkeys(hint for hint in hints if hint)))
-    below, tuned = opened
+    base_model, tuned = opened
     problems += [f"{s.reference} is a {s.kind}, not a model" for s in opened if s.kind != "model"]
-    theirs, ours = tuned.config.get("architectures"), below.config.get("architectures")
+    theirs, ours = tuned.config.get("architectures"), base_model.config.get("architectures")
     if theirs != ours:
         problems.append(f"{finetuned} is a {theirs}, {base} a {ours}")
     hint = "a task vector needs a base and a model that was fine-tuned from it"
     if problems:
         raise ModelError(problems, hint)
-    align([tuned], below)
+    align([tuned], base_model)
     for where, names in (
-        (base, tuned.entries.keys() - below.entries),
-        (finetuned, below.entries.keys() - tuned.entries),
+        (base, tuned.entries.keys() - base_model.entries),
+        (finetuned, base_model.entries.keys() - tuned.entries),
     ):
         if names:
             problems.append(f"{where} lacks {shortened(sorted(names))}")
-    differing = tuned.entries.keys() ^ below.entries
+    differing = tuned.entries.keys() ^ base_model.entries
     if differing and all(name in tuned.entries and name.endswith(".bias") for name in differing):
         hint = (
             "a model with folded-in biases has no task vector: merge the steering vectors, or bake with --mode distil"
         )
     shapes, dtypes = [], []
-    for name in sorted(below.entries.keys() & tuned.entries):
-        a, b = below.entries[name], tuned.entries[name]
+    for name in sorted(base_model.entries.keys() & tuned.entries):
+        a, b = base_model.entries[name], tuned.entries[name]
         if a.shape != b.shape:
             shapes.append(f"{name} is {list(a.shape)} in {base}, {list(b.shape)} in {finetuned}")
         elif (a.dtype in MERGED) != (b.dtype in MERGED):
@@ -60,15 +60,15 @@ def open_pair(base: str, finetuned: str) -> tuple[Source, Source]:
     problems += [*first_of(shapes), *first_of(dtypes)]
     if problems:
         raise ModelError(problems, hint)
-    return below, tuned
+    return base_model, tuned
 
 
-def tensor_of(name: str, below: Source, tuned: Source, pool: Pool) -> TensorTask:
-    """The task of one parameter whose blocks are its delta: `tuned` - `below`, float32."""
+def tensor_of(name: str, base_model: Source, tuned: Source, pool: Pool) -> TensorTask:
+    """The task of one parameter whose blocks are its delta: `tuned` - `base_model`, float32."""
     entry = tuned.entries[name]
     source = Input(tuned.reference, tuned.reader(name, entry.shape)[0], False)
     dtype = "F32" if entry.dtype == "F64" else entry.dtype
-    return TensorTask(name, entry.shape, dtype, (source,), below.reader(name, entry.shape)[0], DELTAS, pool)
+    return TensorTask(name, entry.shape, dtype, (source,), base_model.reader(name, entry.shape)[0], DELTAS, pool)
 
 
 def deltas(tensor: TensorTask) -> np.ndarray:

@@ -48,8 +48,8 @@ class Source:
     def config(self) -> dict[str, Any]:
         """The model's configuration."""
         configuration = read_object(self.path / "config.json", ModelError, "fetch the model again")
-        good = isinstance(configuration.get("text_config") or {}, dict)
-        names = (configuration.get("architectures") or []) if good else None
+        is_valid = isinstance(configuration.get("text_config") or {}, dict)
+        names = (configuration.get("architectures") or []) if is_valid else None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ModelError(f"{self.path / 'config.json'} is not a model configuration", "fetch the model again")
         return configuration
@@ -86,11 +86,11 @@ class Source:
 
     @cached_property
     def as_base(self) -> Base:
-        """The model as adapters see it."""
+        """The model as the base of an adapter."""
         return Base(self.path, self.config, self.entries, self.tied)
 
     def take_names(self, new: Mapping[str, str]) -> None:
-        """Give parameters other names: `new` has them, by those in the files."""
+        """Rename parameters; `new` maps names in the files to new ones."""
         self.entries = {new.get(name, name): entry for name, entry in self.entries.items()}
         if self.adapter is not None:
             deltas, weights = (
@@ -161,8 +161,8 @@ def open_source(reference: str, base: Source | None = None) -> Source:
 
 
 def _with_adapter(reference: str, model: str, extra: str) -> Source:
-    below = open_source(model)
-    if below.kind != "model" or below.adapter is not None:
+    base_model = open_source(model)
+    if base_model.kind != "model" or base_model.adapter is not None:
         raise ModelError(f"{model} is not a plain model, so {extra} can't be put on it", "put one adapter on a model")
     folder = locations.adapter(extra)
     if folder is None:
@@ -170,9 +170,11 @@ def _with_adapter(reference: str, model: str, extra: str) -> Source:
             f"{extra} is not an adapter: there is no such folder with {adapters.CONFIG}, here or on the hub",
             "MODEL+ADAPTER names a model and the folder, or the hub id, of an adapter",
         )
-    adapter = adapters.read(folder, below.as_base)
-    files = (*below.files, *adapter.files)
-    return Source(reference, "model", below.path, files, below.entries, adapter=adapter, model=below.model)
+    adapter = adapters.read(folder, base_model.as_base)
+    files = (*base_model.files, *adapter.files)
+    return Source(
+        reference, "model", base_model.path, files, base_model.entries, adapter=adapter, model=base_model.model
+    )
 
 
 def open_all(references_: list[str], base: str | None) -> tuple[list[Source], Source | None]:
@@ -180,9 +182,9 @@ def open_all(references_: list[str], base: str | None) -> tuple[list[Source], So
     problems: list[str] = []
     hints: list[str] = []
 
-    def attempt(reference: str, below: Source | None = None) -> Source | None:
+    def attempt(reference: str, base_model: Source | None = None) -> Source | None:
         try:
-            return open_source(reference, below)
+            return open_source(reference, base_model)
         except SteerError as error:
             problems.extend(error.problems)
             hints.append(error.hint)
@@ -191,7 +193,7 @@ def open_all(references_: list[str], base: str | None) -> tuple[list[Source], So
     opened = attempt(base) if base else None
     sources: list[Source] = []
     for reference in references_:
-        below = opened
+        base_model = opened
         if opened is None and base is None:
             try:
                 recorded = _recorded_base(reference)
@@ -199,14 +201,14 @@ def open_all(references_: list[str], base: str | None) -> tuple[list[Source], So
                 problems.extend(error.problems)
                 hints.append(error.hint)
                 continue
-            below = opened = attempt(recorded) if recorded else None
-            if recorded and below is None:
+            base_model = opened = attempt(recorded) if recorded else None
+            if recorded and base_model is None:
                 problems.append(f"{reference} names {recorded} as its base, which can't be opened")
                 hints.append("name its base: --base MODEL")
                 continue
         if base and opened is None and locations.adapter(reference) is not None:
             continue  # the base is reported already
-        source = attempt(reference, below)
+        source = attempt(reference, base_model)
         if source is not None:
             sources.append(source)
     if problems:

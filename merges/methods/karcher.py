@@ -12,7 +12,7 @@ from vectors.registry.options import Option
 
 
 def prepare(task: TensorTask) -> np.ndarray:
-    """The coefficients of the inputs."""
+    """The coefficients of the inputs, [inputs] float64."""
     return _sphere.mean(
         task.gram(),
         np.ones(len(task.inputs)),
@@ -22,7 +22,7 @@ def prepare(task: TensorTask) -> np.ndarray:
 
 
 def elementwise(_task: TensorTask, coefficients: np.ndarray) -> Elementwise:
-    """Their combination."""
+    """The linear combination of the inputs with these coefficients."""
     return Elementwise(coefficients)
 
 

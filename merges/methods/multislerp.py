@@ -29,14 +29,14 @@ def problems_of(task: TensorTask) -> list[str]:
 
 
 def prepare(task: TensorTask) -> np.ndarray:
-    """The coefficients of the inputs."""
+    """The coefficients of the inputs, [inputs] float64."""
     weights = task.each["weight"]
     coefficients = _sphere.mean(task.gram(), weights)
     return coefficients if task.options["normalize"] else coefficients * weights.sum()
 
 
 def elementwise(_task: TensorTask, coefficients: np.ndarray) -> Elementwise:
-    """Their combination."""
+    """The linear combination of the inputs with these coefficients."""
     return Elementwise(coefficients)
 
 

@@ -15,7 +15,7 @@ from vectors.registry.options import Option
 
 
 def prepare(task: TensorTask) -> np.ndarray:
-    """The coefficients of the two inputs."""
+    """The coefficients of the two inputs, [2] float64."""
     return _sphere.slerp(task.gram(), float(task.options["t"]), _sphere.COLINEAR)
 
 

@@ -41,17 +41,19 @@ def from_models(
     parameters), `modules` (their number) and `left_out` (the changed parameters that an adapter can't hold). Raises
     ModelError, OutputError.
     """
-    below, tuned = pairs.open_pair(base, finetuned)
-    names = [name for name in sorted(below.entries) if below.entries[name].dtype in MERGED]
+    base_model, tuned = pairs.open_pair(base, finetuned)
+    names = [name for name in sorted(base_model.entries) if base_model.entries[name].dtype in MERGED]
 
     with Pool(threads) as pool:
 
         def named() -> Deltas:
             for name in names:
-                tensor = pairs.tensor_of(name, below, tuned, pool)
+                tensor = pairs.tensor_of(name, base_model, tuned, pool)
                 yield name, tensor.shape, functools.partial(pairs.deltas, tensor)
 
-        return _write(named(), len(names), below, out, rank, counter(on_event, "taking the difference", "parameters"))
+        return _write(
+            named(), len(names), base_model, out, rank, counter(on_event, "taking the difference", "parameters")
+        )
 
 
 def from_recipe(
@@ -132,9 +134,9 @@ def _write(
 
 
 def _memory_names(base: Source) -> Callable[[str], str]:
-    """What gives a parameter of the base the name by which PEFT finds it: that in memory, from transformers' tables.
+    """A function from a parameter's name in the base's files to its name in memory, by which PEFT finds it.
 
-    Models of text alone have the same names in files, but for an outer module; the tables take seconds to load.
+    In models of text alone both are the same, but for an outer module; transformers' tables take seconds to load.
     """
     if any(name.startswith("h.") for name in base.entries):
         return lambda name: f"transformer.{name}"
@@ -144,7 +146,7 @@ def _memory_names(base: Source) -> Callable[[str], str]:
 
 
 def _targets(modules: list[str], names: list[str]) -> list[str]:
-    """PEFT's `target_modules`: the last parts of the names, or whole names where a last part is others' too."""
+    """PEFT's `target_modules`: the last parts of the names; whole names where another module shares a last part."""
     ends = {module.rpartition(".")[2] for module in modules}
     known = set(modules)
     others = {name.removesuffix(".weight") for name in names if name.endswith(".weight")} - known

@@ -1,6 +1,6 @@
 """The files beside a model's weights (its companions), which a copy of the model needs too.
 
-Everything that is not weights travels: configurations, tokenizers, templates, settings of processors, code, licences,
+Everything that is not weights is copied: configurations, tokenizers, templates, settings of processors, code, licences,
 in subfolders too. Left out, by name and with a reason, are other weights, training state, logs, caches, and whatever
 is not a file of the folder, such as a link that leaves it.
 """
@@ -229,7 +229,7 @@ def _written(pieces_: Iterator[bytes], file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _walk(folder: Path, modules: Collection[str], left_out: dict[str, str]) -> Iterator[tuple[str, Path]]:
-    """Every entry of a folder that is not a folder, by its name; folders that are left out are entered there."""
+    """Every file of a folder and its subfolders, with its name; folders that are left out are added to `left_out`."""
     waiting, count = [""], 0
     while waiting:
         prefix = waiting.pop()
@@ -264,7 +264,7 @@ def _walk(folder: Path, modules: Collection[str], left_out: dict[str, str]) -> I
 
 
 def _left_out(name: str, modules: Collection[str]) -> str | None:
-    """Why a file or folder (whose name ends in `/`) is left out for its name; None if it travels."""
+    """Why a file or folder (whose name ends in `/`) is left out for its name; None if it is copied."""
     last = re.sub(r".*/(?=.)", "", name, flags=re.DOTALL)
     if name == "README.md":
         return "replaced by the card of the output"

@@ -85,32 +85,32 @@ def diff(
     Raises UsageError, ModelError, OutputError, and ArtifactError for values that are not finite.
     """
     chosen_storage, path = parse_storage(storage_), Path(out)
-    below, tuned = open_pair(base, finetuned)
-    names = [name for name in sorted(below.entries) if below.entries[name].dtype in MERGED]
+    base_model, tuned = open_pair(base, finetuned)
+    names = [name for name in sorted(base_model.entries) if base_model.entries[name].dtype in MERGED]
     width = {"bf16": 2.0, "sparse": 12 * chosen_storage.value}.get(chosen_storage.kind, 4.0)
-    sizes = {name: int(below.entries[name].elements * width) for name in names}
+    sizes = {name: int(base_model.entries[name].elements * width) for name in names}
     groups = shards(sizes, *([shard] if shard else []))
     require_vector_path(path, len(groups))
     _require_room(path, sum(sizes.values()))
-    assert below.model is not None
+    assert base_model.model is not None
     assert tuned.model is not None
     common: dict[str, Any] = {
-        "base": references.identity(below.model),
+        "base": references.identity(base_model.model),
         "model": references.identity(tuned.model),
         "method": {"name": "diff"},
     }
-    licence = references.licence(below.model)
+    licence = references.licence(base_model.model)
     if licence:
         common["licence"] = licence
     report, error = counter(on_event, "taking the difference", "bytes"), _Error()
-    done, total = 0, sum(_bytes_of(below.entries[name]) for name in names)
+    done, total = 0, sum(_bytes_of(base_model.entries[name]) for name in names)
     with Pool(threads) as pool:
 
         def write_parameter(writer: Writer, name: str) -> str | None:
             nonlocal done
-            tensor = tensor_of(name, below, tuned, pool)
+            tensor = tensor_of(name, base_model, tuned, pool)
             changed = _write(writer, tensor, tuned, chosen_storage, error)
-            done += _bytes_of(below.entries[name])
+            done += _bytes_of(base_model.entries[name])
             report(done, total)
             return tensor.dtype if changed else None
 
@@ -120,9 +120,9 @@ def diff(
                 | ({"error": error.value()} if chosen_storage.kind != "exact" else {})
             }
 
-        shapes = {name: below.entries[name].shape for name in names}
+        shapes = {name: base_model.entries[name].shape for name in names}
         write_files(path, groups, shapes, common, write_parameter, stored)
-    bases.remember(common["base"]["digest"], below.path)
+    bases.remember(common["base"]["digest"], base_model.path)
     return TaskVector.open(path)
 
 
@@ -162,9 +162,7 @@ def _write(writer: Writer, tensor: TensorTask, tuned: Source, chosen_storage: St
             changed |= bool(delta.any())
             if dtype == "F32":
                 target[:] = delta
-                if (
-                    chosen_storage.kind != "exact"
-                ):  # a lossy storage keeps this parameter in full, but the relative error counts it
+                if chosen_storage.kind != "exact":  # stored in full, but counted in the relative error
                     _measure(delta, target, sums)
                 elif not adapted:
                     where = _residual(tensor, tuned, block, delta)

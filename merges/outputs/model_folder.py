@@ -79,7 +79,7 @@ def _worth_keeping(folder: Path, error: BaseException) -> bool:
 def _fill(plan: Plan, folder: Path, beside: Companions, on_event: OnEvent) -> dict[str, Any]:
     """Write all files of the model; the inputs are hashed in the background."""
     files = shards.names(len(plan.shards))
-    seen = card.states(plan)
+    states_before = card.states(plan)
     finished = _journal(plan, folder)
     report, total, done = counter(on_event, "merging", "bytes"), sum(map(shards.file_size, plan.shards)), 0
     inputs = in_background(card.inputs, plan)
@@ -102,7 +102,7 @@ def _fill(plan: Plan, folder: Path, beside: Companions, on_event: OnEvent) -> di
 
         outputs[file] = shards.write(path, shards.pieces(shard, plan.pool), show)
         done += expected
-        journal = {"inputs": seen, "outputs": outputs}
+        journal = {"inputs": states_before, "outputs": outputs}
         write_atomically(folder / JOURNAL, canonical_json(journal).encode())
     for extra in folder.iterdir():
         if extra.name not in (*files, JOURNAL):
@@ -111,7 +111,9 @@ def _fill(plan: Plan, folder: Path, beside: Companions, on_event: OnEvent) -> di
     record = card.record(plan, inputs.result(), outputs, beside.left_out)
     now = card.states(plan)
     changed = [
-        f"{path} was changed while it was being merged" for path, state in seen.items() if now.get(path) != state
+        f"{path} was changed while it was being merged"
+        for path, state in states_before.items()
+        if now.get(path) != state
     ]
     if changed:
         raise ModelError(changed, "run it again when nothing writes to the inputs")
@@ -121,7 +123,7 @@ def _fill(plan: Plan, folder: Path, beside: Companions, on_event: OnEvent) -> di
 
 
 def companions_of(plan: Plan) -> Companions:
-    """The files beside the weights that travel from the base (or first model), and those left out.
+    """The files beside the weights that are copied from the base (or first model), and those left out.
 
     With a vocabulary of another model, tokenizer files are those of that model. Raises ModelError.
     """

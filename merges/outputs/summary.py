@@ -1,4 +1,4 @@
-"""What each input of a merge is in its result, from a sample of the elements: small enough not to slow the merge."""
+"""Each input's part in the result of a merge, estimated from a sample that is too small to slow the merge."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from merges.engine.tensor_task import TensorTask
 from merges.recipes.plan import Plan
 from vectors.weights import entries_of, mapped
 
-PIECES, PIECE = 256, 4096  # the places of a sample, spread evenly over all elements, and elements at each
+PIECES, PIECE = 256, 4096  # the pieces of a sample, spread evenly over all elements, and the elements of each
 
 
 def summarize(plan: Plan, folder: Path) -> dict[str, Any] | None:
@@ -28,8 +28,8 @@ def summarize(plan: Plan, folder: Path) -> dict[str, Any] | None:
     total = sum(job.count for job in tasks)
     written = entries_of(sorted(folder.glob("*.safetensors")))
     count = len(plan.recipe.parts)
-    squares, products, conflicts, both, kept = (np.zeros(count) for _ in range(5))
-    result_squares, looked = 0.0, 0
+    squares, products, conflicts, compared, kept = (np.zeros(count) for _ in range(5))
+    result_squares, sampled = 0.0, 0
     step = max(total // PIECES, 1)
     at, start_of = 0, 0
     for job in tasks:
@@ -46,26 +46,26 @@ def summarize(plan: Plan, folder: Path) -> dict[str, Any] | None:
             result = to_float32(mapped(entry)[start:stop], entry.dtype) - base
             deltas = block.values if job.in_deltas else block.values - base
             weights = np.sign(np.asarray(job.each.get("weight", np.ones(len(rows)))))[:, None]
-            signs, own = np.sign(result), np.sign(deltas) * weights
+            signs, input_signs = np.sign(result), np.sign(deltas) * weights
             squares[rows] += np.square(deltas, dtype=np.float64).sum(1)
             products[rows] += (deltas * result).sum(1, dtype=np.float64)
-            conflicts[rows] += (own * signs < 0).sum(1)
-            both[rows] += (own * signs != 0).sum(1)
+            conflicts[rows] += (input_signs * signs < 0).sum(1)
+            compared[rows] += (input_signs * signs != 0).sum(1)
             result_squares += float(np.square(result, dtype=np.float64).sum())
-            looked += stop - start
+            sampled += stop - start
             at += max(step, stop - start)
         start_of += job.count
-    scale = total / max(looked, 1)
+    scale = total / max(sampled, 1)
     norms = np.sqrt(squares * scale)
     lengths = np.sqrt(squares * result_squares)
     return {
-        "sampled": looked / total,
+        "sampled": sampled / total,
         "inputs": [
             {
                 "name": part.name,
                 "norm": float(norms[row]),
                 "kept": float(kept[row] / total),
-                "sign_conflicts": float(conflicts[row] / both[row]) if both[row] else 0.0,
+                "sign_conflicts": float(conflicts[row] / compared[row]) if compared[row] else 0.0,
                 "cosine": float(products[row] / lengths[row]) if lengths[row] else 0.0,
             }
             for row, part in enumerate(plan.recipe.parts)

@@ -65,15 +65,15 @@ class Builder:
         return "merge models that were fine-tuned from one base"
 
     def notes(self) -> list[str]:
-        """What the user should know of a recipe that treats layers apart, where not all layers are the decoder's."""
+        """A note where slices or gradients are used and the model has layers outside the text decoder."""
         others = other_stacks(self.decoder, self.shapes)
         given = [self.recipe.options, *(part.options for part in self.parts)]
         gradients = any(_is_gradient(value) for options in given for value in options.values())
         if not others or not (self.recipe.slices or gradients):
             return []
-        own = f"{self.decoder.prefix}0 to {self.decoder.depth - 1}"
+        decoder_layers = f"{self.decoder.prefix}0 to {self.decoder.depth - 1}"
         how = "stay as they are" if self.recipe.slices else "take the first value of a gradient"
-        return [f"the layers of the text decoder are {own}; those of {shortened(others)} {how}"]
+        return [f"the layers of the text decoder are {decoder_layers}; those of {shortened(others)} {how}"]
 
     def build(self) -> list[Job]:
         """A job for each tensor of the result, sorted by name; also fills `problems`."""
@@ -133,16 +133,20 @@ class Builder:
             return Copy(name, entry)
         inputs = []
         for part, source, key in zip(self.parts, self.sources, self.keys, strict=True):
-            known = source.shapes.get(name)
-            if known is not None and known != self.shapes[name] and not (self.union and name in self.union.parameters):
-                of_tokens = name.endswith((*EMBEDDINGS, *HEADS)) and known[1:] == self.shapes[name][1:]
+            source_shape = source.shapes.get(name)
+            if (
+                source_shape is not None
+                and source_shape != self.shapes[name]
+                and not (self.union and name in self.union.parameters)
+            ):
+                of_tokens = name.endswith((*EMBEDDINGS, *HEADS)) and source_shape[1:] == self.shapes[name][1:]
                 what = VOCABULARY if of_tokens else ""
                 owner = self.main.reference if self.main else "the first"
                 self.misfits.setdefault(source.reference, []).append(
-                    f"{what}{name} is {list(known)} in {source.reference}, {list(self.shapes[name])} in {owner}"
+                    f"{what}{name} is {list(source_shape)} in {source.reference}, {list(self.shapes[name])} in {owner}"
                 )
                 continue
-            if known is None and source.kind == "model":
+            if source_shape is None and source.kind == "model":
                 self.misfits.setdefault(source.reference, []).append(
                     f"{name} is {source.entries[name].dtype} in {source.reference}, which can't be merged with "
                     f"{entry.dtype if entry else 'floating-point numbers'}"
@@ -178,8 +182,8 @@ class Builder:
         for option in self.method.options:
             if option.each:
                 values = [
-                    self._value(option, own, theirs, position, f"{tensor_input.name} at {own}")
-                    for tensor_input, (own, theirs) in zip(inputs, levels, strict=True)
+                    self._value(option, own_name, option_levels, position, f"{tensor_input.name} at {own_name}")
+                    for tensor_input, (own_name, option_levels) in zip(inputs, levels, strict=True)
                 ]
                 each[option.name] = np.array(values, float)
             else:
@@ -324,13 +328,13 @@ class Builder:
         ]
         return [job for job in jobs if job is not None]
 
-    def _stacked_job(self, tensor: slices.StackedTensor, under: Source | None) -> Job | None:
+    def _stacked_job(self, tensor: slices.StackedTensor, base_source: Source | None) -> Job | None:
         by_reference = {
             part.model: (part, source, key)
             for part, source, key in zip(self.parts, self.sources, self.keys, strict=True)
         }
         union = self.union if self.union is not None and tensor.name in self.union.parameters else None
-        from_base = under.reference if under is not None and self.method.space != "weight" else None
+        from_base = base_source.reference if base_source is not None and self.method.space != "weight" else None
         inputs, levels = [], []
         first: Entry | None = None
         for reference, name in tensor.sources.items():
@@ -355,14 +359,14 @@ class Builder:
         if first.dtype not in MERGED:
             return Copy(tensor.name, first)
         base: Reader | None = None
-        if under is not None:
-            name = tensor.sources.get(under.reference, next(iter(tensor.sources.values())))
-            base_entry = under.entries.get(name)
+        if base_source is not None:
+            name = tensor.sources.get(base_source.reference, next(iter(tensor.sources.values())))
+            base_entry = base_source.entries.get(name)
             if base_entry is None or (base_entry.shape != first.shape and union is None):
-                self.problems.append(f"the base {under.reference} has no {name} with the shape of {tensor.name}")
+                self.problems.append(f"the base {base_source.reference} has no {name} with the shape of {tensor.name}")
                 return None
-            base = under.reader(name, base_entry.shape)[0]
-            base = base if union is None else union.reader(name, under, base, False)
+            base = base_source.reader(name, base_entry.shape)[0]
+            base = base if union is None else union.reader(name, base_source, base, False)
         shape = first.shape if union is None else (union.size, *first.shape[1:])
         return self._tensor(
             tensor.name, shape=shape, inputs=inputs, base=base, entry=first, position=tensor.position, levels=levels,

@@ -1,10 +1,10 @@
 """The value of a method's option at each tensor.
 
-In a recipe a value is a number, a switch or a word; a list of them (a gradient over the layers: numbers are
-interpolated, of others the one at that place is taken); or a list of `{filter, value}` of which the first match is
-used. A filter is a glob for the tensor's name; without wildcards it matches any part of the name. Where no filter
-matches, the next level decides: the parameters of a slice's source, of the slice, of the input, of the document, and at
-last the method's default, in this order.
+In a recipe a value is a number, a switch or a word; a list of them, which is a gradient over the layers (numbers are
+interpolated; of switches and words, the one at the layer's position is taken); or a list of `{filter, value}` of which
+the first match is used. A filter is a glob for the tensor's name; without wildcards it matches any part of the name.
+Where no filter matches, the next level decides: the parameters of a slice's source, of the slice, of the input, of the
+document, and at last the method's default, in this order.
 """
 
 from __future__ import annotations

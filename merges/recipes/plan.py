@@ -69,7 +69,7 @@ class Plan:
 
     @property
     def former_digest(self) -> str:
-        """The digest as it was before tokenizers counted, which earlier records have."""
+        """The digest without the tokenizers, as records of earlier versions have it."""
         identities = {part.model: source.identity for part, source in zip(self.recipe.parts, self.sources, strict=True)}
         if self.base is not None:
             identities |= {self.base.reference: self.base.identity}
@@ -112,7 +112,7 @@ def plan(
     if main is not None and main.kind == "model":
         notes += align([*sources, *([base] if base is not None else [])], main)
     families = _families(main, sources, base)
-    unlike_tokens: list[str] = []
+    token_problems: list[str] = []
     problems += families
     if main is not None and main.kind == "model" and not families:
         others = [s for s in (*models, *([base] if base is not None else [])) if s.path != main.path]
@@ -122,15 +122,15 @@ def plan(
         notes += agreed.notes
         matched = recipe.tokenizer is not None
         tokens = tokenizers.compare(main, others, recipe.allow_config, matched=matched, models=bool(models))
-        unlike_tokens = tokens.problems
+        token_problems = tokens.problems
         problems += tokens.problems
         notes += tokens.notes
     if problems:
         unknown = main is None or (needs_base and base is None)
         hint = "name the model that they were fine-tuned from: --base MODEL" if unknown else ""
-        if unlike_tokens:
+        if token_problems:
             hint = "--tokenizer base matches rows by token (or union: with the tokens of all)"
-        if not unknown and len(problems) > len(unlike_tokens) and not families and main is not None:
+        if not unknown and len(problems) > len(token_problems) and not families and main is not None:
             settings_hint = (
                 "weights do not mean the same under other settings; --allow-config NAME merges them nevertheless, "
                 f"with that of {main.reference}"
@@ -139,15 +139,17 @@ def plan(
         raise ModelError(problems, hint)
     for source in sources:
         trained = source.adapter.base_name if source.adapter is not None else None
-        beneath = source.base or source
-        base_name = beneath.model.name if beneath.model is not None else None
+        adapter_base = source.base or source
+        base_name = adapter_base.model.name if adapter_base.model is not None else None
         if trained and base_name and trained != base_name:
             notes.append(
                 f"{source.reference} names {trained} as the model it was trained on; it is applied to {base_name}"
             )
-    stale = quantiser(main.config) if main is not None and main.kind == "model" else None
-    if stale is not None and main is not None:
-        notes.append(f"{main.reference} names a quantiser ({stale}) and has plain weights: the result names none")
+    quantised_by = quantiser(main.config) if main is not None and main.kind == "model" else None
+    if quantised_by is not None and main is not None:
+        notes.append(
+            f"{main.reference} names a quantiser ({quantised_by}) and has plain weights: the result names none"
+        )
     union = None
     if recipe.tokenizer is not None:
         assert main is not None
@@ -223,7 +225,7 @@ def _families(main: Source | None, sources: list[Source], base: Source | None) -
 
 
 def _trimmed_alone(recipe: Recipe, jobs: list[Job]) -> list[str]:
-    """A note where a method drops parts of a single input, as one may not expect."""
+    """A note where a trimming method has a single input, so that it only drops a part of its delta."""
     shares = [float(job.each["density"][0]) for job in jobs if isinstance(job, TensorTask) and "density" in job.each]
     if len(recipe.parts) > 1 or not shares or min(shares) >= 1:
         return []

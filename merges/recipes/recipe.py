@@ -127,7 +127,7 @@ class Recipe:
     chat_template: str | None = None
     allow_config: tuple[str, ...] = ()  # fields of the configuration in which the inputs may differ
     required: tuple[str, ...] = ()  # options without a default: every tensor must have a value
-    notes: tuple[str, ...] = field(default=(), compare=False)  # what is worth knowing about the document it came from
+    notes: tuple[str, ...] = field(default=(), compare=False)  # for the user, about the document it came from
 
     def value(self) -> dict[str, Any]:
         """The recipe as JSON, as merges.recipes.document.parse reads it."""

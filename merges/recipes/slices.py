@@ -35,7 +35,7 @@ class StackedTensor(NamedTuple):
 
 
 class Model(NamedTuple):
-    """What of a model can be stacked: the names of its parameters, and where its decoder's layers are."""
+    """The names of a model's parameters, and where the layers of its decoder are."""
 
     names: tuple[str, ...]
     decoder: Decoder
@@ -86,9 +86,9 @@ def stacked_tensors(slices: Sequence[Slice], models: Mapping[str, Model]) -> lis
 
         by_layer: dict[int, list[str]] = {}
         for name in model.names:
-            found = model.decoder.split(name)
-            if found is not None:
-                by_layer.setdefault(found[0], []).append(found[1])
+            split = model.decoder.split(name)
+            if split is not None:
+                by_layer.setdefault(split[0], []).append(split[1])
         for offset in range(count):
             position = offset / (count - 1) if count > 1 else 1.0
             for after in by_layer.get(first.layers[0] + offset, ()):
@@ -97,14 +97,14 @@ def stacked_tensors(slices: Sequence[Slice], models: Mapping[str, Model]) -> lis
         done += count
         edge = number == 0, number == len(slices) - 1
         for name in model.names:
-            found = model.decoder.split(name)
-            if found is None and edge[1 if AFTER.search(name) else 0]:
+            split = model.decoder.split(name)
+            if split is None and edge[1 if AFTER.search(name) else 0]:
                 stack(name, {s.model: name for s in sources}, 0.0)
-            elif found is not None and found[0] >= model.decoder.depth and edge[1]:
-                beyond = found[0] - model.decoder.depth
+            elif split is not None and split[0] >= model.decoder.depth and edge[1]:
+                beyond = split[0] - model.decoder.depth
                 names = {
-                    s.model: f"{models[s.model].decoder.prefix}{models[s.model].decoder.depth + beyond}{found[1]}"
+                    s.model: f"{models[s.model].decoder.prefix}{models[s.model].decoder.depth + beyond}{split[1]}"
                     for s in sources
                 }
-                stack(f"{model.decoder.prefix}{depth + beyond}{found[1]}", names, 0.0)
+                stack(f"{model.decoder.prefix}{depth + beyond}{split[1]}", names, 0.0)
     return stacked

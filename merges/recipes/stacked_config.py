@@ -1,4 +1,4 @@
-"""The configuration of a model whose decoder's layers were stacked anew: its depth, and what it says of each layer."""
+"""The configuration of a model made of stacked layers: its depth, and its settings by layer."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ _INDICES = (
     "mlp_only_layers", "cross_attention_layers", "attn_layer_indices", "hybrid_layer_ids", "global_attn_idx",
     "full_attn_idxs", "moe_layers", "dense_layers", "attention_layers_idx", "full_attention_layers",
 )  # fmt: skip
-# Lists that may have as many entries as there are layers, and do not speak of layers.
+# Lists that may have as many entries as there are layers, but are not settings by layer.
 _NOT_LAYERS = ("token_id", "token_ids", "architectures", "mrope_section", "languages", "id2label", "label2id")
-# Numbers from which a model derives what each layer is: of a layer, the depth and the number, a kind that must stay.
+# Settings from which a model derives the kind of each layer (dense, with experts, with rope and so on). Each function
+# gets the layer, the depth and the setting, and returns whether the layer is of that kind, which must not change.
 _Kind = Callable[[int, int, int], bool]
 _DERIVED: dict[str, _Kind] = {
     "first_k_dense_replace": lambda layer, depth, value: layer < value,
@@ -31,17 +32,18 @@ _DERIVED: dict[str, _Kind] = {
     "moe_layer_start_index": lambda layer, depth, value: layer >= value,
     "global_attn_every_n_layers": lambda layer, depth, value: layer % value == 0,
 }
-# The same of attention, which `layer_types` says instead where a configuration has it: layers for which it is full.
+# The same for layers with full attention; `layer_types`, where a configuration has it, takes precedence.
 _ATTENTION: dict[str, _Kind] = {
     "sliding_window_pattern": lambda layer, depth, value: (layer + 1) % value == 0,
     "full_attention_interval": lambda layer, depth, value: (layer + 1) % value == 0,
     "max_window_layers": lambda layer, depth, value: layer < value,
 }
-_OTHER = {"full_attention_interval": "linear_attention"}  # than full; elsewhere sliding
+# The kind of the layers without full attention; sliding_attention by default.
+_OTHER = {"full_attention_interval": "linear_attention"}
 
 
 def stacked_config(config: Mapping[str, Any], slices: Sequence[Slice], main: str) -> tuple[dict[str, Any], list[str]]:
-    """The configuration of the stacked model, from that of `main`, and what of it can't be written.
+    """The configuration of the stacked model, from that of `main`, and the problems, one sentence each.
 
     The depth of the text decoder is written wherever it stands, and lists by layer are cut and ordered as the layers
     are. What a configuration derives from a layer's number must be the same for a layer at its old and new place.
@@ -59,32 +61,32 @@ def stacked_config(config: Mapping[str, Any], slices: Sequence[Slice], main: str
     for settings in (text, *([changed] if text is not changed else [])):
         assert isinstance(settings, dict)
         if settings is changed and text is not changed and not any(settings.get(key) == before for key in DEPTHS):
-            continue  # the outer configuration does not speak of the decoder
+            continue  # the outer configuration does not describe the decoder
         problems += _stack(settings, chosen, before)
     return changed, list(dict.fromkeys(problems))
 
 
 def _stack(settings: dict[str, Any], chosen: list[int], before: int) -> list[str]:
-    """Change one level of a configuration in place; returns what can't be written."""
+    """Change one level of a configuration in place; returns the problems."""
     problems = []
     for key, kind in (_ATTENTION | _DERIVED).items():
         value = settings.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1 or _unused(settings, key):
             continue
-        moved = [
+        changed = [
             (old, new) for new, old in enumerate(chosen) if kind(old, before, value) != kind(new, len(chosen), value)
         ]
-        if not moved:
+        if not changed:
             continue
         if key in _ATTENTION and isinstance(settings.get("layer_types"), list):
-            continue  # which is cut and ordered below, and decides
+            continue  # `layer_types` takes precedence, and is reordered below
         if key in _ATTENTION:
             other = _OTHER.get(key, "sliding_attention")
             types = ["full_attention" if kind(layer, before, value) else other for layer in range(before)]
             settings["layer_types"] = types
         else:
             problems.append(
-                f"layer {moved[0][0]} would be layer {moved[0][1]}, and by the configuration's {key}: {value} "
+                f"layer {changed[0][0]} would be layer {changed[0][1]}, and by the configuration's {key}: {value} "
                 "a layer of another kind"
             )
     for key in DEPTHS:
@@ -103,7 +105,7 @@ def _stack(settings: dict[str, Any], chosen: list[int], before: int) -> list[str
 
 
 def _unused(settings: Mapping[str, Any], key: str) -> bool:
-    """Whether a number is there and decides nothing."""
+    """Whether a setting is present but has no effect."""
     if key == "max_window_layers":
         return not settings.get("use_sliding_window")
     experts = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")

@@ -5,7 +5,7 @@
       pad_to_multiple_of: 64
       tokens:
         "<|im_start|>": {source: org/chat}                  # the row of that model, for every input; or zero
-        "<|end|>": {source: org/chat, token: "<|im_end|>"}  # the row of another of its tokens, or id
+        "<|end|>": {source: org/chat, token: "<|im_end|>"}  # the row of another of its tokens, by text or id
         "<|pad|>": {source: zero, force: false}             # only for inputs that lack the token
 
 A token that a model lacks takes the row of the base; if the base lacks it too, the mean of the rows of all models that
@@ -60,7 +60,7 @@ class Union:
         return -(-len(self.tokens) // self.multiple) * self.multiple
 
     def notes(self, main: Source) -> list[str]:
-        """What becomes of the rows of `main` that have no token."""
+        """A note where rows of `main` that have no token are cut."""
         embedding = embedding_of(main.entries)
         rows = main.entries[embedding].shape[0] if embedding is not None else self.size
         if self.size < rows:
@@ -80,8 +80,8 @@ class Union:
 
     def _rows(self, name: str, source: Source, reader: Reader, is_delta: bool) -> Reader:
         if is_delta:
-            known = self.ids[self.models[0].reference]
-            rows = np.array([known.get(token, -1) for token in self.tokens])
+            base_ids = self.ids[self.models[0].reference]
+            rows = np.array([base_ids.get(token, -1) for token in self.tokens])
             rows[rows >= reader.shape[0]] = -1
             return Rows([reader], np.where(rows < 0, -1, 0), rows)
         holders = {model.reference: model.reader(name, ())[0] for model in self.models if name in model.entries}
@@ -91,25 +91,25 @@ class Union:
         means: list[np.ndarray] = []
         for i, token in enumerate(self.tokens):
             chosen = self.chosen.get(token)
-            have = {
+            row_by_model = {
                 ref: self.ids[ref][token]
                 for ref in holders
                 if self.ids[ref].get(token, 1 << 60) < holders[ref].shape[0]
             }
             first = self.models[0].reference
-            if chosen is not None and (chosen.force or source.reference not in have):
+            if chosen is not None and (chosen.force or source.reference not in row_by_model):
                 if chosen.reference in reader_of and chosen.row < holders[chosen.reference].shape[0]:
                     which[i], rows[i] = reader_of[chosen.reference], chosen.row
-            elif source.reference in have:
-                which[i], rows[i] = 0, have[source.reference]
-            elif first in have:
-                which[i], rows[i] = reader_of[first], have[first]
-            elif len(have) == 1:
-                reference = next(iter(have))
-                which[i], rows[i] = reader_of[reference], have[reference]
-            elif have:
+            elif source.reference in row_by_model:
+                which[i], rows[i] = 0, row_by_model[source.reference]
+            elif first in row_by_model:
+                which[i], rows[i] = reader_of[first], row_by_model[first]
+            elif len(row_by_model) == 1:
+                reference = next(iter(row_by_model))
+                which[i], rows[i] = reader_of[reference], row_by_model[reference]
+            elif row_by_model:
                 which[i], rows[i] = len(readers), len(means)
-                means.append(np.mean([_row(holders[ref], row) for ref, row in sorted(have.items())], 0))
+                means.append(np.mean([_row(holders[ref], row) for ref, row in sorted(row_by_model.items())], 0))
         if means:
             readers.append(Array(np.stack(means).astype(np.float32)))
         return Rows(readers, which, rows)
@@ -144,15 +144,15 @@ def union(request: Tokenizer, main: Source, models: Sequence[Source]) -> Union:
     chosen = {}
     for token, entry in request.tokens.items():
         reference, other = entry.source, token if entry.token is None else entry.token
-        known, row = tokenizers[reference].ids if reference in tokenizers else {}, 0
+        token_ids, row = tokenizers[reference].ids if reference in tokenizers else {}, 0
         if not any(token in tokens.ids for tokens in tokenizers.values()):
             problems.append(f"no model has the token {token!r}")
         elif reference != "zero" and reference not in tokenizers:
             problems.append(f"the source of the token {token!r} is {reference!r}, which is not among the models")
-        elif reference != "zero" and other not in (known.values() if isinstance(other, int) else known):
+        elif reference != "zero" and other not in (token_ids.values() if isinstance(other, int) else token_ids):
             problems.append(f"the source of the token {token!r} is {other!r} of {reference}, which has no such token")
         elif reference != "zero":
-            row = other if isinstance(other, int) else known[other]
+            row = other if isinstance(other, int) else token_ids[other]
         chosen[token] = Choice(reference, row, entry.force is not False)
     if owner is not None and owner.reference in tokenizers and not (owner.path / "tokenizer.json").is_file():
         problems.append(f"{owner.reference} has no tokenizer.json, to which the tokens of others could be added")
@@ -165,16 +165,16 @@ def union(request: Tokenizer, main: Source, models: Sequence[Source]) -> Union:
             f"the tokenizer of {owner.reference} has gaps between its ids", "use another as tokenizer.source"
         )
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
-    own = tokenizers[owner.reference]
+    owner_tokens = tokenizers[owner.reference]
     added: dict[str, dict[str, Any]] = {
-        token: {**plain, **own.details.get(token, {}), "id": own.ids[token], "content": token}
+        token: {**plain, **owner_tokens.details.get(token, {}), "id": owner_tokens.ids[token], "content": token}
         for token in ordered
-        if token not in own.stored  # so that it keeps its id beside new ones
+        if token not in owner_tokens.stored  # so that it keeps its id beside new ones
     }
     if wanted == "union":
         for tokens in tokenizers.values():
             for token in sorted(tokens.ids, key=tokens.ids.__getitem__):
-                if token not in own.ids and token not in added:
+                if token not in owner_tokens.ids and token not in added:
                     added[token] = {
                         **plain, **tokens.details.get(token, {}), "id": len(ordered), "content": token
                     }  # fmt: skip

@@ -80,7 +80,7 @@ def print_merge(folder: Path, record: dict[str, Any]) -> None:
 
 
 def _print_summary(summary: dict[str, Any] | None) -> None:
-    """Print what each input is in the result, where there is a base to compare with."""
+    """Print each input's part in the result, where there is a base to compare with."""
     if summary is None:
         return
     rows = [

@@ -22,7 +22,7 @@ MODEL = "A" + A_MODEL[1:]
 
 
 class NamedChoice(click.Choice[str]):
-    """A choice of names, which suggests the one that is meant by another."""
+    """A choice of names, whose error suggests the closest one."""
 
     def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
         """The message for a name that is none of the choices."""
@@ -161,10 +161,10 @@ class Merging(Threads):
     )
 
 
-def print_options(name: str, known: Iterable[Option]) -> None:
+def print_options(name: str, options: Iterable[Option]) -> None:
     """Print the options of a method or an optimiser: name, default, range and meaning of each."""
-    known = list(known)
-    rows = option_rows(known)
+    options = list(options)
+    rows = option_rows(options)
 
     def show() -> None:
         if rows:
@@ -172,20 +172,20 @@ def print_options(name: str, known: Iterable[Option]) -> None:
         else:
             out.line(f"{name} has no options")
 
-    out.result({"name": name, "options": option_values(known)}, show)
+    out.result({"name": name, "options": option_values(options)}, show)
 
 
-def option_rows(known: Iterable[Option]) -> list[list[str]]:
+def option_rows(options: Iterable[Option]) -> list[list[str]]:
     """Name, default, range and meaning of each option, as cells."""
-    return [[o.name, str(o.default), _range(o), o.meaning] for o in known]
+    return [[o.name, str(o.default), _range(o), o.meaning] for o in options]
 
 
-def option_values(known: Iterable[Option]) -> dict[str, dict[str, Any]]:
-    """The same as JSON values, by name."""
-    return {o.name: {"default": o.default, "range": _range(o), "meaning": o.meaning} for o in known}
+def option_values(options: Iterable[Option]) -> dict[str, dict[str, Any]]:
+    """Default, range and meaning of each option as JSON values, by name."""
+    return {o.name: {"default": o.default, "range": _range(o), "meaning": o.meaning} for o in options}
 
 
-def _range(known: Option) -> str:
-    if known.choices:
-        return ", ".join(known.choices)
-    return "true, false" if isinstance(known.default, bool) else known.range()
+def _range(item: Option) -> str:
+    if item.choices:
+        return ", ".join(item.choices)
+    return "true, false" if isinstance(item.default, bool) else item.range()

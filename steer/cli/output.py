@@ -33,11 +33,11 @@ class Output:
 
     def __init__(self) -> None:
         self.json = self.quiet = False
-        self.shown: Progress | None = None
+        self.active_progress: Progress | None = None
 
     def begin(self, *, json: bool) -> None:
         """Reset the state, since several runs can share a process."""
-        self.json, self.quiet, self.shown = json, False, None
+        self.json, self.quiet, self.active_progress = json, False, None
 
     def result(self, data: Mapping[str, Any], human: Callable[[], None]) -> None:
         """Print the result of a command: `data` as one JSON object with --json, else by calling `human`."""
@@ -93,15 +93,15 @@ class Output:
         """A context manager that shows progress; yields the `on_event` argument for long functions."""
         from steer.cli.progress import Progress
 
-        with Progress(quiet=self.quiet) as shown:
-            self.shown = shown
+        with Progress(quiet=self.quiet) as active:
+            self.active_progress = active
             try:
-                yield shown
+                yield active
             finally:
-                self.shown = None
+                self.active_progress = None
 
     def _note(self, text: str) -> None:
-        if self.shown is None or not self.shown.print(text):
+        if self.active_progress is None or not self.active_progress.print(text):
             click.echo(clean(text), err=True)
 
 

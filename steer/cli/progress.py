@@ -17,7 +17,7 @@ class Progress:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet, self.drawn = quiet, not quiet and sys.stderr.isatty()
-        self.stage, self.began, self.shown = "", 0.0, 0.0
+        self.stage, self.began, self.printed_at = "", 0.0, 0.0
         self.bars: Any = None  # a rich.progress.Progress, from the first event on
         self.task: Any = None
 
@@ -36,7 +36,7 @@ class Progress:
         begins = event.stage != self.stage
         if begins:
             self.stage, self.began = event.stage, time.monotonic()
-            self.shown = self.began
+            self.printed_at = self.began
         if self.drawn:
             self._draw(event, begins)
         else:
@@ -73,12 +73,12 @@ class Progress:
             line = event.message
         elif begins and event.total is None:
             line = f"{event.stage} …"
-        elif event.total and event.done and now - self.shown >= EVERY:
+        elif event.total and event.done and now - self.printed_at >= EVERY:
             left = (now - self.began) / event.done * (event.total - event.done)
             line = f"{event.stage} {_count(event)}, {left:.0f} s left"
         else:
             return
-        self.shown = now
+        self.printed_at = now
         print(clean(line), file=sys.stderr, flush=True)
 
 

@@ -30,11 +30,12 @@ def compare(
     seed: int = 0,
     scores: Sequence[str] = (),
 ) -> dict[str, dict[str, float]]:
-    """By name: `margin`, the log-likelihood per token of positive less negative examples, and `kl_neutral`, in nats.
+    """The figures of each model by its name, as `probes.evaluation_set.evaluate` returns them.
 
-    The first model is the base, which writes the neutral text and which the others are compared with. Of the examples
-    the last ones are taken. `scores` names more to measure on the neutral text. Raises ExampleError, ModelError,
-    UsageError.
+    Among them are `margin`, the log-likelihood of the positive examples less that of the negative ones, and
+    `kl_neutral`, KL(base || model) on neutral text; both in nats per token. The first model is the base, which also
+    writes the neutral text. The last `examples` of each of the files `pos` and `neg` are used. `scores` names further
+    scores to measure on the neutral text. Raises ExampleError, ModelError, UsageError.
     """
     read(pos, neg)  # refused, if it must be, before a model is loaded
     figures: dict[str, dict[str, float]] = {}

@@ -214,12 +214,12 @@ class Server:
 
     def _end(self) -> None:
         graces = GRACE if self.answered else (min(STARTING, GRACE[0]), *GRACE[1:])
-        for sent, grace in zip((signal.SIGINT, signal.SIGTERM, signal.SIGKILL), graces, strict=True):
+        for number, grace in zip((signal.SIGINT, signal.SIGTERM, signal.SIGKILL), graces, strict=True):
             if not _alive(self.process):
                 break
             with contextlib.suppress(ProcessLookupError):
                 # SIGINT goes to the server alone, which shuts its engine down in order; the others to the whole group.
-                (os.kill if sent == signal.SIGINT else os.killpg)(self.process.pid, sent)
+                (os.kill if number == signal.SIGINT else os.killpg)(self.process.pid, number)
             _wait(self.process, grace)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -277,15 +277,16 @@ def _cpu_build() -> bool:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
+    """Within: SIGINT and SIGTERM are ignored, in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread can set signal handlers
         return
-    before = {sent: signal.signal(sent, signal.SIG_IGN) for sent in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for sent, handler in before.items():
-            signal.signal(sent, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _require_port(host: str, port: int) -> None:

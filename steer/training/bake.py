@@ -50,7 +50,7 @@ class Job(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What training starts from."""
+    """The loaded base, the teacher (None for a mode without one) and the samples."""
 
     loaded: LoadedModel
     teacher: Teacher | None
@@ -344,12 +344,12 @@ def _saved_samples(folder: Path) -> Samples:
         ) from error
 
 
-def _with_trait(on_event: OnEvent, apart: float) -> OnEvent:
-    """Add the metric `trait`: 1 - held-out loss / divergence of the base from the teacher (`apart`, in nats)."""
+def _with_trait(on_event: OnEvent, base_divergence: float) -> OnEvent:
+    """Add the metric `trait`: 1 - held-out loss / divergence of the base from the teacher (`base_divergence`, nats)."""
 
     def report(event: Event) -> None:
         loss = event.metrics.get(f"eval_{BEHAVIOUR}_loss")
-        trait = {} if loss is None or not apart else {"trait": 1 - loss / apart}
+        trait = {} if loss is None or not base_divergence else {"trait": 1 - loss / base_divergence}
         on_event(Event(event.stage, event.done, event.total, event.unit, {**event.metrics, **trait}, event.message))
 
     return report

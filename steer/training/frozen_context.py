@@ -37,7 +37,11 @@ class FrozenContext(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Examples cut into contexts, padded on the left, and segments with their labels, padded on the right."""
+    """Examples cut into contexts, padded on the left, and segments with their labels, padded on the right.
+
+    Contexts are [rows, longest context], segments and labels [rows, longest segment]; masks are 1 at tokens, 0 at
+    padding. A label is the token at its position, or IGNORED.
+    """
 
     context_ids: Tensor
     context_mask: Tensor

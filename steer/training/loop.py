@@ -128,11 +128,13 @@ class _Monitor(TrainerCallback):
         self.history.append(entry)
         loss = entry.get("loss")
         if loss is not None:
-            usual = median(self.losses[-STEADY:]) if len(self.losses) >= STEADY else math.inf
+            recent_median = median(self.losses[-STEADY:]) if len(self.losses) >= STEADY else math.inf
             if not math.isfinite(loss):
                 self.failed = f"the loss is {loss} at step {state.global_step}"
-            elif loss > SPIKE * max(usual, 0.05):
-                self.failed = f"the loss jumped from about {usual:.3g} to {loss:.3g} at step {state.global_step}"
+            elif loss > SPIKE * max(recent_median, 0.05):
+                self.failed = (
+                    f"the loss jumped from about {recent_median:.3g} to {loss:.3g} at step {state.global_step}"
+                )
             self.losses.append(loss)
             if self.failed:  # these weights must not become the checkpoint to resume from
                 control.should_training_stop, control.should_save = True, False

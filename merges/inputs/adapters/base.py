@@ -1,4 +1,4 @@
-"""What an adapter needs to know of the model it is put on: its parameters, under all names that adapters use."""
+"""The base model of an adapter: its parameters, by every name that an adapter file may use for them."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Base:
 
     @cached_property
     def _by_memory(self) -> dict[str, str]:
-        known = self.skeleton
-        return {} if known is None else {known.name(name): name for name in self.entries}
+        skeleton = self.skeleton
+        return {} if skeleton is None else {skeleton.name(name): name for name in self.entries}
 
     @cached_property
     def _by_end(self) -> dict[str, list[str]]:
@@ -52,14 +52,15 @@ class Base:
     def parameter(self, name: str) -> str | None:
         """The parameter that an adapter calls `name`; None where the base has no such parameter.
 
-        As it is; with one outer module more or less (`transformer.h.0` for `h.0`); or by its name in memory.
+        `name` may be the name in the files, have one outer module more or less (`transformer.h.0` for `h.0`), or be the
+        name in memory.
         """
         if name in self.entries:
             return name
         outer, _, short = name.partition(".")
         if short in self.entries and not in_tower(outer):
             return short
-        longer = [known for known in self._by_end.get(name, ()) if not in_tower(known.removesuffix(name))]
+        longer = [candidate for candidate in self._by_end.get(name, ()) if not in_tower(candidate.removesuffix(name))]
         if len(longer) == 1:
             return longer[0]
         if longer or self.skeleton is None:

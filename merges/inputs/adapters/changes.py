@@ -2,7 +2,7 @@
 
 LoRA: delta = scale * B @ A (Hu et al. 2021, arXiv:2106.09685; rsLoRA: Kalajdzievski 2023, arXiv:2312.03732). DoRA:
 the vectors of base + delta are scaled to given lengths (Liu et al. 2024, arXiv:2402.09353). (IA)3: rows or columns are
-scaled (Liu et al. 2022, arXiv:2205.05638). Rows of trained tokens, and whole parameters, stand instead of the base's.
+scaled (Liu et al. 2022, arXiv:2205.05638). Rows of trained tokens, and whole parameters, replace those of the base.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vectors.weights import Entry
 
 @dataclass(eq=False)
 class Changes:
-    """The deltas and the changed weights by parameter, and what is wrong with the adapter."""
+    """The deltas to add and the weights that replace the base's, by parameter; and the problems of the adapter."""
 
     deltas: dict[str, Reader] = field(default_factory=dict)
     weights: dict[str, Reader] = field(default_factory=dict)
@@ -31,7 +31,7 @@ class Changes:
 
 
 def of(contents: Contents, settings: Settings, base: Base) -> Changes:
-    """All that the adapter does to `base`; an adapter that can't be applied exactly has `problems`."""
+    """The changes that the adapter makes to `base`; an adapter that can't be applied exactly has `problems`."""
     changes = Changes()
     contents = _without_tied_head(contents, base, changes)
     for name, (key, entry) in contents.replaced.items():
@@ -124,15 +124,15 @@ def _delta(
         changes.problems.append(f"has factors of rank {up.shape[1]} for {name}, where its settings say {rank}")
     else:
         product = (up.shape[0], down.shape[1])
-        turned = module.embedding or (len(shape) == 2 and base.transposed(parameter, product))
-        final: tuple[int, ...] = product[::-1] if turned else product
-        if len(shape) > 2 and not turned and (shape[0], int(np.prod(shape[1:]))) == product:
+        transposed = module.embedding or (len(shape) == 2 and base.transposed(parameter, product))
+        final: tuple[int, ...] = product[::-1] if transposed else product
+        if len(shape) > 2 and not transposed and (shape[0], int(np.prod(shape[1:]))) == product:
             final = shape
             if module.magnitude is not None:
                 changes.problems.append(f"has a magnitude of {name}, a convolution: DoRA is applied to matrices only")
                 return None
         if final == shape:
-            return LowRank(up, down, settings.scale(name), transpose=turned, shape=final)
+            return LowRank(up, down, settings.scale(name), transpose=transposed, shape=final)
         changes.problems.append(f"has a delta of shape {list(final)} for {parameter}, which is {list(shape)}")
     return None
 
@@ -140,14 +140,14 @@ def _delta(
 def _set_lengths(changes: Changes, base: Base, name: str, module: Module, parameter: str, delta: LowRank) -> None:
     shape = base.entries[parameter].shape
     outputs = module.factors["B"].shape[0]
-    turned = module.embedding or base.transposed(parameter, (outputs, module.factors["A"].shape[-1]))
+    transposed = module.embedding or base.transposed(parameter, (outputs, module.factors["A"].shape[-1]))
     if module.magnitude is None:
         changes.problems.append(f"uses DoRA and has no magnitude of {name}")
-    elif module.magnitude.elements != shape[1 if turned else 0]:
+    elif module.magnitude.elements != shape[1 if transposed else 0]:
         changes.problems.append(f"has a magnitude of {name} with {module.magnitude.elements} values")
     else:
-        moved = Sum(_current(changes, base, parameter), delta)
-        changes.weights[parameter] = Magnitude(moved, numbers(module.magnitude).reshape(-1), 1 if turned else 0)
+        adapted = Sum(_current(changes, base, parameter), delta)
+        changes.weights[parameter] = Magnitude(adapted, numbers(module.magnitude).reshape(-1), 1 if transposed else 0)
 
 
 def _shift_bias(changes: Changes, base: Base, settings: Settings, name: str, module: Module) -> None:
@@ -173,10 +173,10 @@ def _scale(changes: Changes, base: Base, settings: Settings, name: str, entry: E
         changes.problems.append(f"holds scales of {name} that can't be applied")
         return
     if shape[0] == shape[1]:
-        turned = base.transposed(parameter, (shape[0], shape[1]))
+        transposed = base.transposed(parameter, (shape[0], shape[1]))
     else:
-        turned = shape[1 - along] == entry.elements
-    axis = 1 - along if turned else along
+        transposed = shape[1 - along] == entry.elements
+    axis = 1 - along if transposed else along
     if shape[axis] != entry.elements:
         changes.problems.append(f"has {entry.elements} scales for {name}, where the base has {list(shape)}")
         return
@@ -188,7 +188,7 @@ def _scale(changes: Changes, base: Base, settings: Settings, name: str, entry: E
 
 
 def _put_rows(changes: Changes, base: Base, settings: Settings, name: str, entry: Entry, parameter: str) -> None:
-    """The rows of trained tokens stand instead of the base's rows."""
+    """Replace the rows of trained tokens in an embedding, [tokens, hidden]."""
     rows, width = base.entries[parameter].shape
     indices = settings.values.get("token_indices" if settings.kind == "TRAINABLE_TOKENS" else "trainable_token_indices")
     if isinstance(indices, dict):
@@ -204,10 +204,10 @@ def _put_rows(changes: Changes, base: Base, settings: Settings, name: str, entry
 
 
 def _without_tied_head(contents: Contents, base: Base, changes: Changes) -> Contents:
-    """The contents without what says the same of a tied head as of the embedding; other changes are problems.
+    """The contents without changes of a tied head that repeat those of the embedding; any others are problems.
 
-    PEFT adds what it learned for either of them to the one tensor that both are, so the result is not the model that
-    was trained.
+    Head and embedding are one tensor in the base, to which PEFT would apply the changes of both, so the result would
+    not be the model that was trained.
     """
     embedding = base.embedding
     if not base.tied or embedding is None:
@@ -223,23 +223,23 @@ def _without_tied_head(contents: Contents, base: Base, changes: Changes) -> Cont
         and (base.is_tied_head(f"{name}.weight") or base.parameter(f"{name}.weight") == embedding)
     }
     rows = next((m.tokens for name, m in modules.items() if base.parameter(f"{name}.weight") == embedding), None)
-    twice = [
+    repeated = [
         name
         for name, module in modules.items()
         if base.is_tied_head(f"{name}.weight") and rows is not None and not module.factors
         if module.tokens is not None and same(module.tokens, rows)
     ]
-    apart = [
+    separate = [
         name
         for name, module in modules.items()
-        if name not in twice and (module.factors or base.is_tied_head(f"{name}.weight"))
+        if name not in repeated and (module.factors or base.is_tied_head(f"{name}.weight"))
     ]
-    alike = len(heads) == len(tables) == 1 and same(contents.replaced[heads[0]][1], contents.replaced[tables[0]][1])
-    grown = [n for n in tables if contents.replaced[n][1].shape != base.entries[embedding].shape]
-    if grown:
-        replaced |= {name: contents.replaced[name] for name in grown}
-    elif apart or (changed and not alike):
-        which = ", ".join(sorted({*apart, *(name.removesuffix(".weight") for name in changed)}))
+    identical = len(heads) == len(tables) == 1 and same(contents.replaced[heads[0]][1], contents.replaced[tables[0]][1])
+    resized = [n for n in tables if contents.replaced[n][1].shape != base.entries[embedding].shape]
+    if resized:
+        replaced |= {name: contents.replaced[name] for name in resized}
+    elif separate or (changed and not identical):
+        which = ", ".join(sorted({*separate, *(name.removesuffix(".weight") for name in changed)}))
         changes.problems.append(f"changes {which} apart, where the base's head is its embedding, one tensor")
         changes.hint = (
             "untie them as it was trained: load the base, give the head a copy of the embedding and set "
@@ -247,7 +247,7 @@ def _without_tied_head(contents: Contents, base: Base, changes: Changes) -> Cont
         )
     elif changed:
         replaced[tables[0]] = contents.replaced[tables[0]]
-    rest = {name: module for name, module in contents.modules.items() if name not in (*apart, *twice)}
+    rest = {name: module for name, module in contents.modules.items() if name not in (*separate, *repeated)}
     return Contents(rest, replaced, contents.problems)
 
 

@@ -19,48 +19,48 @@ _INNER = ".base_layer"
 
 
 def deltas(modules: Mapping[str, Module], settings: Settings, base: Base) -> tuple[dict[str, Reader], list[str]]:
-    """The deltas of the base's tensors that such factors change, and what is wrong with them."""
-    found: dict[str, Reader] = {}
+    """The deltas that LoRA on parameters makes, by tensor of the base; and the problems of the adapter."""
+    result: dict[str, Reader] = {}
     problems: list[str] = []
-    known = base.skeleton
-    if known is None:
-        return found, [f"changes {name}, which the base lacks" for name in modules]
-    fused = known.fused(base.entries)
+    skeleton = base.skeleton
+    if skeleton is None:
+        return result, [f"changes {name}, which the base lacks" for name in modules]
+    fused = skeleton.fused(base.entries)
     for name, module in modules.items():
         owner = name
         while owner.endswith(_INNER):
             owner = owner.removesuffix(_INNER)
-        inside = (len(name) - len(owner)) // len(_INNER)
-        parameters = _targets(owner, settings, known)
-        if inside >= len(parameters):
+        depth = (len(name) - len(owner)) // len(_INNER)
+        parameters = _targets(owner, settings, skeleton)
+        if depth >= len(parameters):
             problems.append(f"changes {name}, which the base lacks")
             continue
-        parameter = parameters[len(parameters) - 1 - inside]
+        parameter = parameters[len(parameters) - 1 - depth]
         try:
-            found |= _split(parameter, module, settings, base, known, fused)
+            result |= _split(parameter, module, settings, base, skeleton, fused)
         except ValueError as error:
             problems.append(f"changes {parameter}, {error}")
-    return found, problems
+    return result, problems
 
 
-def _targets(owner: str, settings: Settings, known: Skeleton) -> list[str]:
+def _targets(owner: str, settings: Settings, skeleton: Skeleton) -> list[str]:
     """The parameters of a module that the settings name, in the order in which PEFT wraps them."""
-    owner = known.name(owner + ".weight").removesuffix(".weight")
+    owner = skeleton.name(owner + ".weight").removesuffix(".weight")
     try:
-        module = known.model.get_submodule(owner)
+        module = skeleton.model.get_submodule(owner)
     except AttributeError:
         return []
     wanted = settings.values.get("target_parameters") or ()
-    own = [f"{owner}.{name}" for name, _ in module.named_parameters(recurse=False)]
-    return [name for name in own if any(name == target or name.endswith(f".{target}") for target in wanted)]
+    parameters = [f"{owner}.{name}" for name, _ in module.named_parameters(recurse=False)]
+    return [name for name in parameters if any(name == target or name.endswith(f".{target}") for target in wanted)]
 
 
 def _split(
-    parameter: str, module: Module, settings: Settings, base: Base, known: Skeleton,
+    parameter: str, module: Module, settings: Settings, base: Base, skeleton: Skeleton,
     fused: Mapping[str, tuple[list[Part], list[object]]],
 ) -> dict[str, Reader]:  # fmt: skip
     """The delta of a parameter in memory, for each of the tensors in files that it is made of. Raises ValueError."""
-    shape = known.shapes[parameter]
+    shape = skeleton.shapes[parameter]
     if set(module.factors) != {"A", "B"} or module.magnitude is not None:
         raise ValueError("of which it does not have two factors")
     up, down = whole(Dense(module.factors["B"])), whole(Dense(module.factors["A"]))
@@ -68,10 +68,10 @@ def _split(
     rank, scale = settings.rank(parameter), settings.scale(parameter)
     if up.ndim != 2 or down.ndim != 2 or up.shape[1] != rank * count or down.shape[0] != rank * count:
         raise ValueError(f"with factors that do not have the rank {rank} for each of {count}")
-    owner = known.model.get_submodule(parameter.rpartition(".")[0])
-    turned = len(shape) == 3 and bool(getattr(owner, "is_transposed", False))
+    owner = skeleton.model.get_submodule(parameter.rpartition(".")[0])
+    transposed = len(shape) == 3 and bool(getattr(owner, "is_transposed", False))
     each: list[Reader] = [
-        LowRank(up.reshape(-1, rank, count)[:, :, i], down.reshape(count, rank, -1)[i], scale, transpose=turned)
+        LowRank(up.reshape(-1, rank, count)[:, :, i], down.reshape(count, rank, -1)[i], scale, transpose=transposed)
         for i in range(count)
     ]
     if any(reader.shape != shape[-2:] for reader in each):

@@ -21,7 +21,7 @@ PICKLED = "adapter_model.bin"
 
 
 class Adapter(NamedTuple):
-    """What an adapter does to its base: deltas that are added, and weights that stand instead, by parameter."""
+    """The changes of an adapter by parameter: deltas that are added, and weights that replace the base's."""
 
     deltas: dict[str, Reader]
     weights: dict[str, Reader]

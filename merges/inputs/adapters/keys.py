@@ -16,7 +16,7 @@ _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpo
 _FACTOR = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.default)?(?:\.(weight|bias))?")
 _VECTOR = re.compile(r"(.+)\.(lora_magnitude_vector|ia3_l)(?:\.default)?(?:\.weight)?")
 _TOKENS = re.compile(r"(.+?)(?:\.token_adapter)?\.trainable_tokens_delta(?:\.default)?")
-_TRAINING = re.compile(r"\.lora_velora_embed(\.default)?$")  # how activations were compressed
+_TRAINING = re.compile(r"\.lora_velora_embed(\.default)?$")  # VeLoRA compresses activations, in training only
 _SAVED = re.compile(r"\.(?:modules_to_save|ln_tuning_layers)(?:\.default)?(?=\.)")
 _BASE = re.compile(r"\.(?:base_layer|token_adapter)(?=\.)")
 

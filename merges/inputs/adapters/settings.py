@@ -51,7 +51,7 @@ KNOWN = WITHOUT_EFFECT | SELECTING | SCALING | CHECKED | set(REFUSED)
 class Settings(NamedTuple):
     """The checked settings of an adapter."""
 
-    kind: str  # of APPLIED_TYPES
+    kind: str  # one of APPLIED_TYPES
     values: Mapping[str, Any]
 
     @property
@@ -65,7 +65,7 @@ class Settings(NamedTuple):
         return int(_of_module(self.values.get("rank_pattern"), module, self.values["r"]))
 
     def scale(self, module: str) -> float:
-        """What the product of a module's factors is multiplied by: alpha / r, or alpha / sqrt(r) with rsLoRA."""
+        """The factor of the product of a module's factors: alpha / r, or alpha / sqrt(r) with rsLoRA."""
         rank = self.rank(module)
         alpha = float(_of_module(self.values.get("alpha_pattern"), module, self.values["lora_alpha"]))
         return alpha / (math.sqrt(rank) if self.values.get("use_rslora") else rank)
@@ -113,7 +113,7 @@ def _of_module(patterns: Mapping[str, Any] | None, module: str, default: Any) ->
 
 
 def problems_of_settings(values: Mapping[str, Any]) -> list[str]:
-    """What of adapter_config.json can't be applied, each with its field and value; no words about which adapter."""
+    """Why an adapter_config.json can't be applied: a phrase per field, with its value, to follow its name."""
     kind = values.get("peft_type", "LORA")
     if kind not in APPLIED_TYPES:
         return [f"has the type {kind}, which is not among those that are applied ({', '.join(APPLIED_TYPES)})"]
@@ -125,16 +125,16 @@ def problems_of_settings(values: Mapping[str, Any]) -> list[str]:
         for field, reason in REFUSED.items()
         if values.get(field) not in EMPTY
     ]
-    start = values.get("init_lora_weights", True)
-    if isinstance(start, str):
-        method = next((name for key, name in OF_BASE.items() if start.lower().startswith(key)), None)
+    init = values.get("init_lora_weights", True)
+    if isinstance(init, str):
+        method = next((name for key, name in OF_BASE.items() if init.lower().startswith(key)), None)
         if method is not None:
             problems.append(
-                f"has init_lora_weights: {start!r}: {method} takes a part of the base away before training, and its "
+                f"has init_lora_weights: {init!r}: {method} takes a part of the base away before training, and its "
                 "factors hold that part too"
             )
-        elif start not in HARMLESS:
-            problems.append(f"has init_lora_weights: {start!r}, which is not known")
+        elif init not in HARMLESS:
+            problems.append(f"has init_lora_weights: {init!r}, which is not known")
     if values.get("bias", "none") not in ("none", "all", "lora_only"):
         problems.append(f"has bias: {values['bias']!r}, which is not known")
     problems += [
@@ -189,8 +189,8 @@ def _types(values: Mapping[str, Any], kind: str) -> list[str]:
     problems = [f"has no {field}" for field in required if values.get(field) is None]
     return problems + [
         f"has {field}: {_short(values[field])}, which is not of the right type"
-        for field, good in checks.items()
-        if values.get(field) is not None and not good(values[field])
+        for field, is_valid in checks.items()
+        if values.get(field) is not None and not is_valid(values[field])
     ]
 
 

@@ -18,7 +18,7 @@ class Group(NamedTuple):
 
     meaning: str
     fields: tuple[str, ...]
-    noted: bool  # a difference is told
+    noted: bool  # whether a difference is reported in a note
 
 
 GROUPS = (
@@ -65,7 +65,7 @@ GROUPS = (
     ),
     Group("what the tensors and the tokenizers show", ("vocab_size", "tie_word_embeddings"), False),
 )  # fmt: skip
-LENGTH_MATTERS = ("dynamic", "yarn", "longrope", "su")  # kinds of rope scaling that look at the longest context
+LENGTH_MATTERS = ("dynamic", "yarn", "longrope", "su")  # kinds of rope scaling that depend on the longest context
 
 
 def group_of(key: str) -> Group | None:

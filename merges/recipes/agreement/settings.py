@@ -33,7 +33,7 @@ class Difference(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """What is wrong, and what is worth knowing."""
+    """The result of a comparison: problems, for which a merge is refused, and notes for the user."""
 
     problems: list[str]
     notes: list[str]
@@ -46,7 +46,7 @@ def compare(main: Source, others: Sequence[Source], allowed: Sequence[str] = (),
     from several models, which may have different numbers of them.
     """
     problems, notes, used = [], [], set()
-    told: dict[str, list[str]] = {}
+    noted: dict[str, list[str]] = {}
     for other in others:
         for difference in differences(main.config, other.config):
             if stacked and _by_layer(difference):
@@ -58,13 +58,13 @@ def compare(main: Source, others: Sequence[Source], allowed: Sequence[str] = (),
                 used.add(key)
                 notes.append(f"{sentence}: merged as allowed, and the result has that of {main.reference}")
             elif group is not None and group.noted:
-                told.setdefault(difference.key, []).append(f"{_shown(difference.theirs)} in {other.reference}")
+                noted.setdefault(difference.key, []).append(f"{_shown(difference.theirs)} in {other.reference}")
             elif group is None and difference.known:
                 problems.append(sentence)
             elif group is None:
-                told.setdefault(difference.key, []).append(f"{_shown(difference.theirs)} in {other.reference}")
-    if told:
-        values = "; ".join(f"{key} ({', '.join(values)})" for key, values in told.items())
+                noted.setdefault(difference.key, []).append(f"{_shown(difference.theirs)} in {other.reference}")
+    if noted:
+        values = "; ".join(f"{key} ({', '.join(values)})" for key, values in noted.items())
         notes.append(
             f"settings that do not change the weights are those of {main.reference}, though others differ: {values}"
         )
@@ -85,17 +85,17 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[Diff
         fields = None
     else:
         flat, fields = [_flat(config or {}) for config in read], _fields(classes[0], read[0] or {})
-    found = []
+    result = []
     for key in sorted(flat[0].keys() | flat[1].keys()):
         values = [side.get(key, ABSENT) for side in flat]
         if values[0] != values[1] and not ({ABSENT, None} >= {*map(_hashable, values)}):
-            shown = key.removeprefix("rope_parameters.")
-            found.append(Difference(shown, values[0], values[1], fields is None or _known(key, fields)))
-    return found
+            name = key.removeprefix("rope_parameters.")
+            result.append(Difference(name, values[0], values[1], fields is None or _known(key, fields)))
+    return result
 
 
 def _group(difference: Difference, *configs: Mapping[str, Any]) -> Any:
-    """The group of fields that need not agree to which it belongs; None where it has to agree."""
+    """The group of fields that a difference belongs to; None for a field that has to agree."""
     group = group_of(difference.key)
     if group is not None and difference.key.rpartition(".")[2] == "max_position_embeddings":
         kinds = {
@@ -169,7 +169,7 @@ def _read(config: Mapping[str, Any], kind: Any) -> dict[str, Any] | None:
         return None
     logger = logging.getLogger("transformers")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns about fields that are none of our concern
+    logger.setLevel(logging.ERROR)  # it warns about fields that do not matter here
     try:
         value: dict[str, Any] = kind.from_dict(dict(config)).to_dict()
     except Exception:  # whatever a class of theirs raises for values that it does not expect

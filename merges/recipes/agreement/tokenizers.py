@@ -208,7 +208,7 @@ def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 class Agreement(NamedTuple):
-    """What is wrong, and what is worth knowing."""
+    """The result of a comparison: problems, for which a merge is refused, and notes for the user."""
 
     problems: list[str]
     notes: list[str]
@@ -277,9 +277,9 @@ def _difference(ours_name: str, ours: Mapping[str, int], theirs_name: str, their
     """How two vocabularies differ, in a sentence; empty if they do not."""
     if ours == theirs:
         return ""
-    moved = sorted((token for token in ours.keys() & theirs if ours[token] != theirs[token]), key=ours.__getitem__)
-    parts = [f"{token!r} is {ours[token]} in {ours_name}, {theirs[token]} in {theirs_name}" for token in moved[:2]]
-    parts += [f"{len(moved) - 2} more tokens have other ids"] * (len(moved) > 2)
+    renumbered = sorted((token for token in ours.keys() & theirs if ours[token] != theirs[token]), key=ours.__getitem__)
+    parts = [f"{token!r} is {ours[token]} in {ours_name}, {theirs[token]} in {theirs_name}" for token in renumbered[:2]]
+    parts += [f"{len(renumbered) - 2} more tokens have other ids"] * (len(renumbered) > 2)
     for name, mine, other in ((ours_name, ours, theirs), (theirs_name, theirs, ours)):
         only = sorted(mine.keys() - other, key=mine.__getitem__)
         if only:

@@ -1,4 +1,4 @@
-"""From a mergekit configuration to our document: every key has its meaning, is refused, or is named in a note."""
+"""From a mergekit configuration to our document: every key is translated, refused, or named in a note."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class _Reading:
 
 
 def translate(value: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
-    """Our document for a mergekit configuration, which is not modified, and what is worth knowing about it.
+    """Our document for a mergekit configuration, which is not modified, and notes for the user.
 
     Raises UsageError with every problem.
     """

@@ -11,8 +11,8 @@ from vectors.documents.numbers import number
 
 
 class Word(NamedTuple):
-    """One of mergekit's parameters: our option for it (None: it has no effect on the result), its type (number, whole
-    or switch), and our value for each of its, if different.
+    """One of mergekit's parameters: the name of our option (None: no effect on the result), the type of its values
+    (number, whole or switch), and our value for each value of mergekit's, where they differ.
     """
 
     option: str | None
@@ -74,7 +74,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 def read_setting(name: str, word: Word, value: Any, note: Callable[[str], None]) -> Any:
     """Our setting for the value of a parameter; None for an empty list, which sets nothing.
 
-    `note` receives what is worth knowing about it. Raises ValueError with what is wrong.
+    `note` receives notes for the user. Raises ValueError with what is wrong.
     """
     if value == []:
         return None

@@ -213,7 +213,7 @@ class Admission:
                 "this server loads no vectors by path", "start it with --vector-folder FOLDER, or send the file"
             )
         for folder in self.settings.folders:
-            # Raised for a path that is too long, contains a null byte, or is a link in a circle.
+            # Raised for a path that is too long, contains a null byte, or is a circular link.
             with contextlib.suppress(OSError, ValueError, RuntimeError):
                 path = (folder / text).resolve()
                 if path.is_relative_to(folder.resolve()) and path.is_file() and path.suffix == ".safetensors":
@@ -224,9 +224,9 @@ class Admission:
 
 def _listed(names: Iterable[str]) -> str:
     """Names as text, of bounded length."""
-    found = list(names)
-    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return ", ".join(name[:100] for name in found[:SHOWN]) + more
+    listed = list(names)
+    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
+    return ", ".join(name[:100] for name in listed[:SHOWN]) + more
 
 
 def unsteered_salt(salt: str | None) -> str | None:

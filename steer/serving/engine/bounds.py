@@ -1,6 +1,6 @@
-"""What one composition may ask of a server: few phases and terms, few projections, and sums that stay finite.
+"""The limits of one composition: its phases, terms and projections, and the size of what it adds.
 
-Everything here is counted in the front end, before the engine hears of a request, in time that grows with the terms.
+All are checked in the front end, before the engine receives a request, in time that grows with the terms.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from vectors.steering import SteeringVector
 TERMS = 16  # for each phase that the settings allow: the terms of a composition, counted in every phase they act in
 LARGEST = 3e38  # about the largest finite float32
 # The most that steering adds to a value of the residual stream at one layer, and over all layers in length. Squares of
-# sums of it are far below the largest float32, so every norm of the model stays finite, and so do keys and values:
-# others would find values that are not in blocks that are used again.
+# sums of it are far below the largest float32, so every norm of the model stays finite, and so do keys and values.
+# Otherwise NaN or inf would stay in blocks of the KV cache that are later given to other requests.
 LONGEST = 1e12
 
 
@@ -65,9 +65,9 @@ def problems_of(
 
 
 def require_applicable(composition: Composition, vectors: Mapping[str, SteeringVector], directions: int) -> None:
-    """What a worker checks again before it writes into the slot table. Raises ValueError.
+    """The check that a worker repeats before it writes into the slot table. Raises ValueError.
 
-    It looks at all layers, also those of other workers, so that every worker refuses the same.
+    All layers are checked, also those of other workers, so that every worker refuses the same.
     """
     value, _, length = _largest(composition, vectors)
     if not (value < LARGEST and length < LONGEST):
@@ -120,7 +120,7 @@ _SIZES: weakref.WeakKeyDictionary[SteeringVector, _Size] = weakref.WeakKeyDictio
 
 
 def measure(vector: SteeringVector) -> None:
-    """Compute what the bounds need to know of a vector, so that no request waits for it."""
+    """Compute the sizes of a vector's directions ahead, so that no request waits for it."""
     _size(vector)
 
 
@@ -135,7 +135,7 @@ def _size(vector: SteeringVector) -> _Size:
 
 def _largest(composition: Composition, vectors: Mapping[str, SteeringVector]) -> tuple[float, float, float]:
     """Upper bounds on what a composition adds: to a value of the slot table, to a coordinate of the residual stream,
-    and to the stream's length over all layers. Of an ablation, which depends on the stream, the strength counts.
+    and to the stream's length over all layers. An ablation depends on the stream, so it counts with its strength alone.
     """
     value = coordinate = length = 0.0
     for term in composition.terms:

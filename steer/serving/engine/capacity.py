@@ -1,8 +1,8 @@
 """In the engine core: no more compositions in use than there are slots, and a receipt for every request that ends.
 
-A request whose composition finds no free slot waits here, before it reaches the scheduler, in the order of arrival; so
-it does when the next step already has as many slots to write as it can without a noticeable stall. Unsteered requests
-never wait. The receipt is counted from the worker's report of what it applied in each step.
+A request whose composition finds no free slot waits here, before it reaches the scheduler, in the order of arrival. It
+also waits when the next step already has so many slots to write that writing its own would stall the step noticeably.
+Unsteered requests never wait. The receipt is counted from the worker's report of what it applied in each step.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ class _Metrics(NamedTuple):
 
 
 _METRICS: list[_Metrics] = []
-ARMS = 1000  # most arms that the labels tell apart
+ARMS = 1000  # most arms with a label of their own
 _LABELS: set[str] = set()
 
 

@@ -38,7 +38,7 @@ def register() -> None:
 
     from steer.serving.engine import frontend_hooks, scheduler_hooks
 
-    joins: list[tuple[type, str, Callable[..., Any]]] = [
+    hooks: list[tuple[type, str, Callable[..., Any]]] = [
         (EngineArgs, "create_engine_config", _configure),
         (Worker, "load_model", _load_model),
         (Scheduler, "add_request", scheduler_hooks.add_request),
@@ -56,24 +56,24 @@ def register() -> None:
         (OutputProcessor, "abort_requests", frontend_hooks.abort),
         (RequestState, "_new_completion_output", frontend_hooks.new_completion_output),
     ]
-    missing = [f"{owner.__name__}.{name}" for owner, name, _ in joins if not callable(getattr(owner, name, None))]
+    missing = [f"{owner.__name__}.{name}" for owner, name, _ in hooks if not callable(getattr(owner, name, None))]
     if missing:
         raise RuntimeError(f"steer: this build of vLLM {vllm.__version__} has no {', '.join(missing)}")
-    for owner, name, around in joins:
-        _join(owner, name, around)
+    for owner, name, hook in hooks:
+        _join(owner, name, hook)
     for call in (_steer_load, _steer_start_loading, _steer_loaded, _steer_use, _steer_unload, _steer_state):
         setattr(Worker, call.__name__.removeprefix("_"), call)
 
 
-def _join(owner: type, name: str, around: Callable[..., Any]) -> None:
-    """Replace a method by `around(original, self, ...)`; nothing where that is done already."""
+def _join(owner: type, name: str, hook: Callable[..., Any]) -> None:
+    """Replace a method by `hook(original, self, ...)`; nothing where that is done already."""
     original = getattr(owner, name)
     if hasattr(original, JOINED):
         return
 
     @functools.wraps(original)
     def joined(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return around(original, self, *args, **kwargs)
+        return hook(original, self, *args, **kwargs)
 
     setattr(joined, JOINED, True)
     setattr(owner, name, joined)

@@ -34,7 +34,7 @@ def add_request(original: Callable[..., Any], self: Any, request: Any) -> None:
 
 
 def schedule(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Before a step: pass on requests that waited because the step before had slots enough to write."""
+    """Before a step: pass on requests that waited only because the previous step had enough slots to write."""
     for ready in capacity_of(self).next_step():
         _add(self, ready)
     return original(self, *args, **kwargs)

@@ -17,7 +17,10 @@ BACKGROUND = ("queued", "in_progress")  # statuses of a response that the client
 
 
 class SteeredAnswer:
-    """An ASGI send that adds headers and the receipt: a JSON body is sent when it is whole, a stream event by event."""
+    """An ASGI send that adds headers and the receipt: a JSON body is sent when it is whole, a stream event by event.
+
+    `names` are (served model, requested model) for an arm: the answer names the requested one.
+    """
 
     def __init__(self, send: Send, request: HttpRequest, names: tuple[str, str] | None) -> None:
         self.send, self.request, self.names = send, request, names

@@ -114,9 +114,9 @@ def _asks(field: Any) -> str | None:
         if resembles_steer(key):
             return str(key)
         if isinstance(inner, dict):
-            found = next((k for k in inner if resembles_steer(k)), None)
-            if found is not None:
-                return f"{key}.{found}"
+            inner_key = next((k for k in inner if resembles_steer(k)), None)
+            if inner_key is not None:
+                return f"{key}.{inner_key}"
     return None
 
 

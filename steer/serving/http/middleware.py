@@ -181,7 +181,7 @@ def _steering_in_query(scope: Message, serving: Serving) -> str | None:
 
 def _steering_in_fields(fields: Iterable[tuple[str, str]], serving: Serving) -> str | None:
     """The first of these (name, text) fields that asks for steering; a name may occur several times."""
-    return next((found for name, text in fields if (found := steering_in({name: text}, serving)) is not None), None)
+    return next((field for name, text in fields if (field := steering_in({name: text}, serving)) is not None), None)
 
 
 async def _form(scope: Message, body: bytes) -> list[tuple[str, str]]:

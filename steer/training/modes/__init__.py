@@ -14,7 +14,7 @@ GROUP = "steer.bake_modes"
 
 
 def available() -> dict[str, list[ModeModule]]:
-    """The modes by the value of --mode, each with the modules that share it, those that need least first."""
+    """The modes by the value of --mode, each with the modules that share it, the shortest NEEDS first."""
     by_mode: dict[str, list[ModeModule]] = {}
     modules: dict[str, ModeModule] = discover_as(ModeModule, "bake mode", __name__, GROUP)
     for module in sorted(modules.values(), key=lambda module: len(module.NEEDS)):
@@ -28,7 +28,10 @@ def request_types() -> tuple[type[BakeRequest], ...]:
 
 
 def request_type(mode: str, values: Mapping[str, Any]) -> type[BakeRequest]:
-    """The request type of a --mode for the given fields. Raises UsageError for an unknown mode."""
+    """The request type of a --mode for the given fields: of the module with the most NEEDS, all of them given.
+
+    Raises UsageError for an unknown mode.
+    """
     modules = choose("mode", mode, available())
 
     def fitting(module: ModeModule) -> tuple[bool, int]:

@@ -20,7 +20,10 @@ SOURCE = "Rafailov et al. 2023, arXiv:2305.18290"
 
 
 def collate(samples: Sequence[Sample], pad: int) -> dict[str, Tensor]:
-    """Pairs in rows 2i (preferred) and 2i + 1 (rejected); replay samples, which are unpaired, in the rows after."""
+    """Pairs in rows 2i (preferred) and 2i + 1 (rejected); replay samples, which are unpaired, in the rows after.
+
+    Adds to the batch of divergence.collate `likelihood` [2 pairs]: the base's log-likelihoods, in nats.
+    """
     pairs = [
         side for sample in samples for side in (sample, sample.other) if sample.other is not None and side is not None
     ]
@@ -34,7 +37,7 @@ def loss(batch: Mapping[str, Tensor], logits: Tensor, settings: ObjectiveSetting
     """The mean over the batch: the preference loss of pairs, the divergence from the base of replay samples."""
     total = divergence.summed(batch, logits)
     paired = len(batch["likelihood"])
-    gained = -total[:paired] - batch["likelihood"]
-    margins = gained[0::2] - gained[1::2]
+    log_ratios = -total[:paired] - batch["likelihood"]
+    margins = log_ratios[0::2] - log_ratios[1::2]
     replay = total[paired:] / batch["counts"][paired:].sum(1)
     return torch.cat([-torch.nn.functional.logsigmoid(settings.beta * margins), replay]).mean()

@@ -15,7 +15,7 @@ from steer.training.data.samples import Sample
 class ObjectiveSettings:
     """The numbers that objectives read."""
 
-    beta: float = 0.1  # of preference training: how strongly the student is held to the base
+    beta: float = 0.1  # of DPO: the greater, the closer the student stays to the base
 
 
 class Objective(Protocol):

@@ -163,11 +163,11 @@ def multiplied(gradient: Tensor, matrix: Tensor, rank: int, side: int) -> Tensor
     return gradient @ matrix if side == 1 else matrix.T @ gradient
 
 
-def norm(matrix: Tensor, over: int | tuple[int, int]) -> Tensor:
+def norm(matrix: Tensor, dims: int | tuple[int, int]) -> Tensor:
     """The norms over one dimension or both; these dimensions remain, with length 1."""
-    if over == 0:  # torch's own norm reads column by column, several times slower
+    if dims == 0:  # torch's own norm reads column by column, several times slower
         return matrix.square().sum(0, keepdim=True).sqrt_()
-    return torch.linalg.vector_norm(matrix, dim=over, keepdim=True)
+    return torch.linalg.vector_norm(matrix, dim=dims, keepdim=True)
 
 
 def adam_step(projected: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
@@ -175,14 +175,14 @@ def adam_step(projected: Tensor, state: dict[str, Any], group: dict[str, Any]) -
     if "steps" not in state:
         begin(state, projected.shape, projected, group)
     # From zero, AdamW's fused step at learning rate 1 leaves the step itself: one pass instead of eight.
-    moved = torch.zeros_like(projected)
+    step = torch.zeros_like(projected)
     count = torch.full((), float(state["steps"]), dtype=torch.float32, device=projected.device)
     mean = state["exp_avg"].to(projected.dtype)
     settings = {key: group[key] for key in ("beta1", "beta2", "eps")}
-    fused_adamw([moved], [projected], [mean], [state["exp_avg_sq"]], [count], lr=1.0, weight_decay=0.0, **settings)
+    fused_adamw([step], [projected], [mean], [state["exp_avg_sq"]], [count], lr=1.0, weight_decay=0.0, **settings)
     if mean is not state["exp_avg"]:
         state["exp_avg"].copy_(mean)
-    return moved
+    return step
 
 
 def begin(state: dict[str, Any], shape: Sequence[int], like: Tensor, group: dict[str, Any]) -> None:

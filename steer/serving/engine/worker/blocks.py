@@ -28,7 +28,8 @@ RETURNS = {
     "GPT2Block": "whole",
 }
 
-HALF = 32_000.0  # the most that steering makes of a value of a float16 stream: half of what float16 holds
+# The largest magnitude to which steering may bring a value of a float16 residual stream: half of float16's range.
+HALF = 32_000.0
 
 
 def decoder_blocks(model: nn.Module) -> dict[int, nn.Module]:
@@ -97,7 +98,7 @@ def change_of(stream: Tensor, slots: Tensor, added: Tensor, units: Tensor, facto
     `slots` [tokens] is the slot of each token; `added` is [slots, hidden], `units` [K, slots, hidden], `factors`
     [K, slots, 2]. The change is limited, so that no value of the stream overflows by it.
     """
-    half = stream.dtype == torch.float16
+    is_float16 = stream.dtype == torch.float16
     slots = slots[: stream.shape[0]]
     stream = stream.to(torch.float32)
     change = added.index_select(0, slots)
@@ -107,7 +108,7 @@ def change_of(stream: Tensor, slots: Tensor, added: Tensor, units: Tensor, facto
         component = (stream * unit).sum(-1, keepdim=True)
         change = change + (factor[:, :1] + factor[:, 1:] * component) * unit
     # An ablation by more than 2 multiplies what it removes at every layer, and would overflow after some of them.
-    if half:
+    if is_float16:
         low, high = (-HALF - stream).clamp(max=0), (HALF - stream).clamp(min=0)
         return torch.minimum(torch.maximum(change, low), high)
     return change.clamp(-LONGEST, LONGEST)

@@ -49,7 +49,7 @@ class Rows(NamedTuple):
     factors: Tensor | None
 
 
-class _Move(NamedTuple):
+class _ActiveTerm(NamedTuple):
     """A term, the slots that it acts in (a mask over P), and the layers at which it acts, as rows of the table."""
 
     term: Term
@@ -71,43 +71,43 @@ def rows_of(
     With pipeline parallelism, `layers` are those of this worker. Raises ValueError when a layer needs more than K
     directions. That no sum overflows has been checked before (`bounds.require_applicable`).
     """
-    moves = _moves(composition, sets, stacks, layers)
+    active = _active_terms(composition, sets, stacks, layers)
     # By name: the row of the stack for each of the layers, -1 where the vector holds none.
     sources = {
         name: np.array([stacks[name].rows.get(layer, -1) for layer in layers], dtype=np.int64)
-        for name in {move.term.name for move in moves}
+        for name in {each.term.name for each in active}
     }
-    added = _added(moves, stacks, sources, len(sets), len(layers), hidden, device)
-    projecting = [move for move in moves if move.term.operation != "add"]
+    added = _added(active, stacks, sources, len(sets), len(layers), hidden, device)
+    projecting = [each for each in active if each.term.operation != "add"]
     if not projecting:
         return Rows(added, None, None)
     units, factors = _projections(projecting, stacks, sources, len(sets), layers, hidden, directions)
     return Rows(added, units.to(device, non_blocking=True), _on(factors, device))
 
 
-def _moves(
+def _active_terms(
     composition: Composition, sets: Sequence[Sequence[int]], stacks: Mapping[str, Stack], layers: Sequence[int]
-) -> list[_Move]:
+) -> list[_ActiveTerm]:
     """The terms that act in any slot, in the composition's order."""
     index = {layer: i for i, layer in enumerate(layers)}
     member = np.zeros((len(composition.terms), len(sets)), dtype=bool)
     for p, terms in enumerate(sets):
         member[list(terms), p] = True
-    places: dict[tuple[str, tuple[int, ...] | None], np.ndarray] = {}
-    moves = []
+    layer_rows: dict[tuple[str, tuple[int, ...] | None], np.ndarray] = {}
+    active = []
     for t in np.nonzero(member.any(axis=1))[0].tolist():
         term = composition.terms[t]
         key = term.name, term.layers
-        if key not in places:
+        if key not in layer_rows:
             acting = stacks[term.name].vector.acting(term.layers)
-            places[key] = np.array([index[layer] for layer in acting if layer in index], dtype=np.int64)
-        if len(places[key]):
-            moves.append(_Move(term, member[t], places[key]))
-    return moves
+            layer_rows[key] = np.array([index[layer] for layer in acting if layer in index], dtype=np.int64)
+        if len(layer_rows[key]):
+            active.append(_ActiveTerm(term, member[t], layer_rows[key]))
+    return active
 
 
 def _added(
-    moves: Sequence[_Move],
+    active: Sequence[_ActiveTerm],
     stacks: Mapping[str, Stack],
     sources: Mapping[str, np.ndarray],
     slots: int,
@@ -119,9 +119,9 @@ def _added(
 
     Each product and each sum is rounded for itself, so that a loop over slots and layers gives the same bits.
     """
-    adding = [move for move in moves if move.term.operation == "add"]
+    adding = [each for each in active if each.term.operation == "add"]
     added = torch.zeros(slots, layers, hidden, device=device)
-    if all(len(move.layers) == layers == len(stacks[move.term.name].rows) for move in adding):
+    if all(len(each.layers) == layers == len(stacks[each.term.name].rows) for each in adding):
         # Vectors that act at all layers, as most do, have one strength for each slot.
         uniform: dict[str, np.ndarray] = {}  # by name: [slots]
         for term, where, _ in adding:
@@ -152,7 +152,7 @@ def _added(
 
 
 def _projections(
-    moves: Sequence[_Move],
+    active: Sequence[_ActiveTerm],
     stacks: Mapping[str, Stack],
     sources: Mapping[str, np.ndarray],
     slots: int,
@@ -167,7 +167,7 @@ def _projections(
     which: dict[str, np.ndarray] = {}  # by name, [layers]: which of the K directions, -1 for none
     used = np.zeros(len(layers), dtype=np.int64)  # directions in use at each layer
     factors = np.zeros((len(layers), directions, slots, 2))
-    for term, where, at in moves:
+    for term, where, at in active:
         lengths = stacks[term.name].lengths[sources[term.name][at]]
         at, lengths = at[lengths > 0], lengths[lengths > 0]  # a zero vector has no direction to project along
         k = which.setdefault(term.name, np.full(len(layers), -1))
@@ -177,10 +177,10 @@ def _projections(
         if (used > directions).any():
             layer = layers[int(np.nonzero(used > directions)[0][0])]
             raise ValueError(f"layer {layer} needs more than {directions} directions")
-        place = at[:, None], k[at][:, None], np.nonzero(where)[0][None]
-        factors[(*place, 1)] -= term.value if term.operation == "ablate" else 1.0
+        index = at[:, None], k[at][:, None], np.nonzero(where)[0][None]
+        factors[(*index, 1)] -= term.value if term.operation == "ablate" else 1.0
         if term.operation == "clamp":
-            factors[(*place, 0)] += term.value * lengths[:, None]
+            factors[(*index, 0)] += term.value * lengths[:, None]
     units = torch.zeros(len(layers), directions, hidden)
     for name, k in which.items():
         at = np.nonzero(k >= 0)[0]

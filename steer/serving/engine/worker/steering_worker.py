@@ -50,7 +50,8 @@ class SteeringWorker:
         self.live: dict[str, _Live] = {}
         self.failed: dict[str, str] = {}  # the reason, by id of a request that can't be steered, until it ends
         self.filled = 0  # number of tokens of the last step; the rest of the buffer is 0
-        self.steady: tuple[list[str], np.ndarray] | None = None  # the last step's requests, if their slots stay
+        # The last step's requests and the first positions of their last phases, if the slots stay valid; else None.
+        self.steady: tuple[list[str], np.ndarray] | None = None
         self.report: dict[str, Any] | None = None  # what the last step applied, for the engine core
 
     def load(self, content: bytes) -> str:
@@ -69,9 +70,9 @@ class SteeringWorker:
             return digest in self.stacks  # another API server of this engine has loaded it meanwhile
         if not self.loading[digest].done():
             return False
-        arrived, _ = self.loading[digest].result()
-        if arrived != digest:
-            raise RuntimeError(f"steer: the vector {digest} arrived as {arrived}")
+        read_digest, _ = self.loading[digest].result()
+        if read_digest != digest:
+            raise RuntimeError(f"steer: the vector {digest} arrived as {read_digest}")
         return True
 
     def use(self, digest: str) -> None:
@@ -149,7 +150,8 @@ class SteeringWorker:
         """Set the slot of every token of the next step.
 
         The tokens of the requests lie one after another: request i has `counts[i]` tokens, the first at position
-        `starts[i]` of its sequence. Afterwards `report` holds the key of each request; None when nothing is steered.
+        `starts[i]` of its sequence; both are integers, [requests]. Afterwards `report` holds the key of each request;
+        None when nothing is steered.
         """
         total = int(counts.sum())
         if not self.live and not self.failed:
