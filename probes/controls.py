@@ -1,4 +1,4 @@
-"""Controls: what a measurement shows where there is nothing to find."""
+"""Negative controls: class labels shuffled at random, which show what a measurement gives by chance."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from probes.seeds import child_seed
 
 
 def shuffle_within(labels: Tensor, fold: Tensor, seed: int) -> Tensor:
-    """The labels permuted inside each fold, so that every fold keeps its number of positives."""
+    """Labels bool [n] permuted inside each fold, so that every fold keeps its number of positives.
+
+    `fold` int64 [n] is the fold of each example, counted from 0.
+    """
     generator = torch.Generator().manual_seed(seed)
     shuffled = labels.clone()
     for f in range(int(fold.max()) + 1):
@@ -19,5 +22,5 @@ def shuffle_within(labels: Tensor, fold: Tensor, seed: int) -> Tensor:
 
 
 def shuffles(labels: Tensor, fold: Tensor, seed: int, count: int) -> list[Tensor]:
-    """`count` times the labels, each shuffled inside each fold."""
+    """`count` independent permutations of the labels by `shuffle_within`."""
     return [shuffle_within(labels, fold, child_seed(seed, "shuffle", repeat)) for repeat in range(count)]

@@ -1,4 +1,4 @@
-"""Evaluating a model on what nothing was trained on: how much of a behaviour it shows, and what that cost elsewhere."""
+"""Evaluation on held-out data: how much of a behaviour a model shows, and how far it moved from the base elsewhere."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vectors.errors import UsageError
 
 NEUTRAL_TOKENS = 32
 
-# From examples and a tokenizer to the examples as a prompted teacher sees them, or None where it can't.
+# From examples and a tokenizer to the examples behind a teacher's system prompt, if any; None if it can't be inserted.
 AsPrompted = Callable[[Sequence[Example], Any], list[Example] | None]
 
 
@@ -36,7 +36,7 @@ class Contrast(NamedTuple):
 
 
 class Behaviour(NamedTuple):
-    """Held-out completions with what is to be predicted there: by a teacher, or by the texts themselves."""
+    """Held-out completions, and the target of each: a teacher's distributions (`by_teacher`), or its own tokens."""
 
     completions: Sequence[Completion] = ()
     targets: Sequence[Target] = ()
@@ -44,11 +44,11 @@ class Behaviour(NamedTuple):
 
 
 class EvaluationSet(NamedTuple):
-    """What is measured on: a behaviour, neutral completions with the base's logits, and examples of a trait."""
+    """The data of an evaluation: a behaviour, neutral completions with the base's logits, and examples of a trait."""
 
     behaviour: Behaviour
     neutral: Sequence[Completion]
-    neutral_base: Sequence[Tensor]  # logits [completion, vocabulary]
+    neutral_base: Sequence[Tensor]  # logits float32 [tokens of the completion, vocabulary], one for each
     contrast: Contrast
 
 
@@ -64,9 +64,10 @@ def evaluation_set(
 def contrast_of(
     loaded: LoadedModel, pos: Path | None, neg: Path | None, *, last: int = 0, as_prompted: AsPrompted | None = None
 ) -> Contrast:
-    """The examples of two files; none where a file is missing. `last` takes only so many of each, from the end.
+    """The examples of the files `pos` and `neg` as completions; empty if either is None.
 
-    `as_prompted` gives them as a prompted teacher sees them, or None where it can't. Raises ExampleError.
+    A `last` above 0 takes only that many of each file, from its end. `as_prompted` puts a teacher's system prompt, if
+    any, in front of them; where it can't, the result is empty. Raises ExampleError.
     """
     if not (pos and neg):
         return Contrast()
@@ -83,7 +84,7 @@ def contrast_of(
 
 
 def neutral_completions(loaded: LoadedModel, seed: int) -> list[Completion]:
-    """Texts of other kinds than conversation, which the model itself continues."""
+    """Texts that are no conversations: what the model samples, at temperature 1, after held-out `prompts.general`."""
     openings = prompts.general(held_out=True)
     ids = plain_ids(openings, loaded.tokenizer)
     completions = generate(
@@ -95,12 +96,13 @@ def neutral_completions(loaded: LoadedModel, seed: int) -> list[Completion]:
 def evaluate(
     model: Any, evaluated: EvaluationSet, intervention: Intervention = no_intervention, *, more: Sequence[str] = ()
 ) -> dict[str, float]:
-    """The figures of one model, in nats per token, and a perplexity.
+    """The figures of one model by name: a perplexity, and the others in nats per token.
 
     `kl_teacher` is KL(teacher || model) on the held-out behaviour, or `loss` the cross-entropy of held-out texts;
     `kl_neutral` is KL(base || model) and `perplexity_neutral` the perplexity of the neutral completions; `margin` is
     the log-likelihood of the examples of a trait less that of its opposite, where there are any. `more` names scores to
-    measure on the neutral completions besides, each as `NAME_neutral`. Raises UsageError for an unknown score.
+    measure on the neutral completions besides, each as `NAME_neutral` in its own unit. Raises UsageError for an unknown
+    score.
     """
     figures: dict[str, float] = {}
     if evaluated.behaviour.completions:
@@ -124,14 +126,17 @@ def measure(
     base_logits: Sequence[Tensor] = (),
     targets: Sequence[Target] = (),
 ) -> list[float]:
-    """The figure of each score over some completions, all in one pass of the model over them.
+    """The figure of each score over the completions, in the order of `scores`, from one pass of the model over each.
 
+    `base_logits` (float32 [tokens of the completion, vocabulary]) and `targets` have one entry for each completion.
     Raises UsageError for a score that needs what is not given.
     """
-    given = {"completion", "logits"} | ({"base logits"} if base_logits else set()) | ({"target"} if targets else set())
-    lacking = [f"a score needs the {each.NEEDS}: {each.SUMMARY}" for each in scores if each.NEEDS not in given]
-    if lacking:
-        raise UsageError(lacking, "measure it where there is one")
+    available = (
+        {"completion", "logits"} | ({"base logits"} if base_logits else set()) | ({"target"} if targets else set())
+    )
+    missing = [f"a score needs the {each.NEEDS}: {each.SUMMARY}" for each in scores if each.NEEDS not in available]
+    if missing:
+        raise UsageError(missing, "measure it where there is one")
     values: list[list[float]] = [[] for _ in scores]
     for index, logits in completion_logits(model, completions, intervention):
         measured = Measured(
@@ -171,7 +176,8 @@ def margin(model: Any, contrast: Contrast, intervention: Intervention = no_inter
 def dose(base: Mapping[str, float], teacher: Mapping[str, float], student: Mapping[str, float]) -> dict[str, float]:
     """How much of the teacher's behaviour the student has, from their figures: 0 is the base, 1 the teacher.
 
-    `kl` is the share of the divergence that is gone, `margin` that of the shift of the margin.
+    `kl` is 1 - KL(teacher || student) / KL(teacher || base); `margin` is the student's shift of the margin from the
+    base, as a share of the teacher's. A share whose divisor is zero or was not measured is left out.
     """
     shares: dict[str, float] = {}
     if base.get("kl_teacher"):
@@ -182,5 +188,5 @@ def dose(base: Mapping[str, float], teacher: Mapping[str, float], student: Mappi
 
 
 def retention(base: Mapping[str, float], student: Mapping[str, float]) -> float:
-    """Perplexity of the base over that of the student on neutral text that the base wrote: 1 has forgotten nothing."""
+    """Perplexity of the base over that of the student, on neutral text that the base wrote: 1 if nothing is lost."""
     return base["perplexity_neutral"] / student["perplexity_neutral"]

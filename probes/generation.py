@@ -1,4 +1,4 @@
-"""Generating: the one batched, seeded way in which a model is asked for completions.
+"""Batched, seeded generation of completions.
 
 Greedy, or sampled by the Gumbel maximum: argmax(logits / temperature + noise) is a draw from the softmax (Gumbel 1954).
 The noise of a row follows from the seed and the row's name, so neither the order of the prompts nor the batch that they
@@ -47,7 +47,7 @@ def generate(
     on_event(Event(stage, 0, len(prompts), "completions"))
     for start in range(0, len(order), BATCH):
         batch = order[start : start + BATCH]
-        made = generate_batch(
+        batch_completions = generate_batch(
             model,
             tokenizer,
             [prompts[index] for index in batch],
@@ -57,7 +57,7 @@ def generate(
             seed=seed,
             names=[names[index] for index in batch],
         )
-        completions.update(zip(batch, made, strict=True))
+        completions.update(zip(batch, batch_completions, strict=True))
         on_event(Event(stage, len(completions), len(prompts), "completions"))
     return [completions[index] for index in range(len(prompts))]
 
@@ -116,7 +116,7 @@ def end_tokens(model: Any, tokenizer: Any) -> set[int]:
 
 
 class NamedNoise:
-    """A logits processor under which greedy decoding samples, with random numbers that follow from a row's name."""
+    """A logits processor that makes greedy decoding sample: Gumbel noise from the seed and each row's name."""
 
     def __init__(self, names: Sequence[str], temperature: float, seed: int) -> None:
         self.temperature = temperature
@@ -125,7 +125,7 @@ class NamedNoise:
         self.rows = torch.tensor([different.index(name) for name in names])
 
     def __call__(self, _ids: Tensor, scores: Tensor) -> Tensor:
-        """`scores` [rows, vocabulary] divided by the temperature, plus Gumbel noise."""
+        """`scores` [rows, vocabulary] divided by the temperature, plus Gumbel noise, float32."""
         uniform = torch.stack([torch.rand(scores.shape[1], generator=g) for g in self.generators])
         gumbel = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
         return scores.float() / self.temperature + gumbel[self.rows].to(scores.device)

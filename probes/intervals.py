@@ -1,4 +1,4 @@
-"""Effect sizes of two classes of scores, and how sure they are: AUROC, its bootstrap interval, Cohen's d."""
+"""Effect sizes of two classes of scores, and their uncertainty: AUROC, its bootstrap interval, Cohen's d."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ CONFIDENCE = 0.95
 
 
 def auroc(positive: Tensor, negative: Tensor) -> float:
-    """The probability that a positive scores above a negative, ties counted half (Mann-Whitney U / nm)."""
+    """The probability that a positive scores above a negative, ties counted half (Mann-Whitney U / nm).
+
+    The scores are [n] and [m].
+    """
     ordered = negative.sort().values
     below = torch.searchsorted(ordered, positive, right=False)
     equal_or_below = torch.searchsorted(ordered, positive, right=True)
@@ -20,7 +23,7 @@ def auroc(positive: Tensor, negative: Tensor) -> float:
 
 
 def cohens_d(positive: Tensor, negative: Tensor) -> float:
-    """The difference of the means in units of the pooled standard deviation (Cohen 1988, eq. 2.5.2)."""
+    """The difference of the means in units of the pooled standard deviation (Cohen 1988, eq. 2.5.2); 0 if that is 0."""
     n, m = len(positive), len(negative)
     difference = positive.mean() - negative.mean()
     squares = (positive - positive.mean()).square().sum() + (negative - negative.mean()).square().sum()
@@ -31,7 +34,7 @@ def cohens_d(positive: Tensor, negative: Tensor) -> float:
 
 
 def draw_resamples(labels: Tensor, seed: int) -> Tensor:
-    """Bootstrap counts, int16 [RESAMPLES, n]: how often each example is drawn, classes apart."""
+    """Bootstrap counts, int16 [RESAMPLES, n]: how often each example is drawn; each class is resampled by itself."""
     generator = torch.Generator().manual_seed(child_seed(seed, "bootstrap"))
     counts = torch.zeros(RESAMPLES, len(labels), dtype=torch.int16)
     for which in (labels, ~labels):
@@ -45,9 +48,10 @@ def draw_resamples(labels: Tensor, seed: int) -> Tensor:
 
 
 def interval(scores: Tensor, labels: Tensor, counts: Tensor) -> tuple[float, float]:
-    """The percentile bootstrap interval of the AUROC (Efron 1981), from the counts of `draw_resamples`.
+    """The percentile bootstrap interval of the AUROC (Efron 1981): its lower and upper end.
 
-    Sorted once; a resample only changes the weights, so each costs one cumulative sum and no sorting.
+    `scores` [n], `labels` bool [n], `counts` int16 [RESAMPLES, n] from `draw_resamples`. The scores are sorted once: a
+    resample only changes their weights, so each costs one cumulative sum.
     """
     positive, negative = labels.nonzero()[:, 0], (~labels).nonzero()[:, 0]
     ordered, order = scores[negative].sort()
@@ -67,12 +71,13 @@ def interval(scores: Tensor, labels: Tensor, counts: Tensor) -> tuple[float, flo
 
 
 def provable(positive: int, negative: int) -> tuple[float, float]:
-    """The least upper and the greatest lower bound of an AUROC that so many examples can give, at 95 % confidence.
+    """The lowest upper and the highest lower bound on an AUROC that so many examples can support, at 95 % confidence.
 
-    The bootstrap of perfectly separated classes is a single point, as if nothing were unknown. But where a share p of
-    the rarer class lies on the wrong side, none of k examples does with probability (1 - p)^k. So the exact bound of
-    separated classes, whatever their distributions, is tail^(1 / k) (Clopper & Pearson 1934, k successes of k), and no
-    other outcome shows more.
+    If a sample's classes are perfectly separated, every bootstrap resample gives the same AUROC: the interval has no
+    width, however few the examples. But if a share p of the rarer class lies on the wrong side, none of its k examples
+    does with probability (1 - p)^k. So the exact lower bound is tail^(1 / k), whatever the distributions (Clopper &
+    Pearson 1934, k successes of k; tail is half of 1 - CONFIDENCE), and no other sample supports a higher one. The
+    upper bound is its mirror image.
     """
     greatest = ((1 - CONFIDENCE) / 2) ** (1 / min(positive, negative))
     return 1 - greatest, greatest

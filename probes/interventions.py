@@ -1,4 +1,4 @@
-"""What is done to a model while it runs: nothing, or steering by a composition."""
+"""Interventions on a model while it runs: none, or steering by a composition."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Intervention = Callable[[Sequence[int]], AbstractContextManager[None]]
 
 
 def no_intervention(_prompt_lengths: Sequence[int]) -> AbstractContextManager[None]:
-    """The model as it is."""
+    """Leave the model unchanged."""
     return nullcontext()
 
 
@@ -26,7 +26,7 @@ def steering(
     *,
     any_base: bool = False,
 ) -> Intervention:
-    """Every row steered by one composition (`probes.steered`)."""
+    """An intervention that steers every row by one composition; the arguments are those of `probes.steered.steered`."""
 
     def intervention(prompt_lengths: Sequence[int]) -> AbstractContextManager[None]:
         return steered(model, composition, vectors=vectors, prompt_length=prompt_lengths, any_base=any_base)

@@ -1,4 +1,4 @@
-"""Next-token logits of texts that are given: one text, or the completions of many, batched."""
+"""Next-token logits of existing texts (nothing is generated): of one text, or of many completions in batches."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def logits_of(model: Any, completion: Completion, intervention: Intervention = n
 def completion_logits(
     model: Any, completions: Sequence[Completion], intervention: Intervention = no_intervention
 ) -> Iterator[tuple[int, Tensor]]:
-    """The index of each completion, and the logits before each of its tokens, float32 [completion, vocabulary].
+    """The index of each completion, and the logits before each of its tokens, float32 [tokens, vocabulary].
 
-    They come in no order: those of like length share a pass, since at this size a pass costs little more than reading
-    the weights once.
+    They come by length, not in the order of `completions`: those of similar length share a pass, since a pass over so
+    few rows costs little more than reading the weights once.
     """
     order = sorted(range(len(completions)), key=lambda index: completions[index].length)
     device = _device(model)
@@ -48,7 +48,7 @@ def completion_logits(
 
 
 def log_likelihoods(logits: Tensor, ids: Sequence[int]) -> list[float]:
-    """The log-likelihood of each token of `ids` in nats, from the logits before each, [tokens, vocabulary]."""
+    """The log-likelihood of each token of `ids` in nats; row j of `logits` [tokens, vocabulary] predicts `ids[j]`."""
     logs = logits.double().log_softmax(-1)
     return [float(value) for value in logs.gather(1, torch.tensor(ids)[:, None])[:, 0]]
 

@@ -6,6 +6,6 @@ import hashlib
 
 
 def child_seed(seed: int, *names: object) -> int:
-    """A 63-bit seed for what `names` name, derived from `seed`."""
+    """A 63-bit seed that depends on `seed` and the text of `names` alone, such as ("bootstrap",) or ("fold", 3)."""
     text = "\0".join([str(seed), *map(str, names)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -27,7 +27,7 @@ Steering = str | Path | Composition | SteeringVector | Mapping[int, Tensor]
 FORMS = "an expression or a file's path, a Composition, a SteeringVector, or a mapping from layers to tensors [hidden]"
 
 
-class _Move(NamedTuple):
+class _LayerTerm(NamedTuple):
     """One term at one layer: its direction [hidden], the rows of the batch it acts on (None: all), and its scope."""
 
     operation: str
@@ -46,7 +46,7 @@ def steered(
     prompt_length: int | Sequence[int] | None = None,
     any_base: bool = False,
 ) -> Iterator[None]:
-    """Within: the model is steered by a composition, or each row of a batch by its own.
+    """A context in which the model is steered by a composition, or each row of a batch by its own.
 
     `composition` is an expression, a file, a vector, a mapping from layers to tensors [hidden], or a list of these with
     one for each row. Names are looked up in `vectors`, whose values may be files, vectors and such mappings, then as
@@ -58,39 +58,44 @@ def steered(
     Raises TypeError, ExpressionError, ArtifactError, ModelError before anything is hooked; while the model runs,
     UsageError for a batch of another size, and for a scope where nothing says where the prompt ends: no cache and no
     `prompt_length`.
-    Warns at the end when scopes of the response are all there is, and no token of a response came.
+    Warns at the end when every term has a scope of the response, and no token of a response came.
     """
-    several = isinstance(composition, Sequence) and not isinstance(composition, str)
-    each: list[Steering] = list(composition) if several else [composition]  # type: ignore[arg-type,list-item]
-    if not each:
+    per_row = isinstance(composition, Sequence) and not isinstance(composition, str)
+    compositions: list[Steering] = list(composition) if per_row else [composition]  # type: ignore[arg-type,list-item]
+    if not compositions:
         raise UsageError("there is no composition", "give at least one")
-    moves: dict[int, list[_Move]] = {}
+    by_layer: dict[int, list[_LayerTerm]] = {}
     used: dict[int, tuple[str, SteeringVector]] = {}  # by id(); the reference keeps each id from being reused
-    for row, item in enumerate(each):
+    for row, item in enumerate(compositions):
         composed, resolved_vectors = resolved(item, vectors)
         used.update({id(vector): (name, vector) for name, vector in resolved_vectors.items()})
         for term in composed.terms:
             # Strength 0 must equal no hook bit for bit, so it hooks nothing.
             if term.operation != "clamp" and term.value == 0:
                 continue
-            _plan(moves, term, resolved_vectors[term.name], row if several else None)
+            _plan(by_layer, term, resolved_vectors[term.name], row if per_row else None)
     _require_fit(model, list(used.values()), any_base)
-    rows = len(each) if several else None
+    rows = len(compositions) if per_row else None
     with contextlib.ExitStack() as handles:
-        if moves:
+        if by_layer:
             stack_blocks = residual.blocks(model)
-            scopes = {move.scope for planned in moves.values() for move in planned}
+            scopes = {layer_term.scope for planned in by_layer.values() for layer_term in planned}
             scoped = scopes != {None}
             caches = bool(getattr(residual.text_config(model), "use_cache", True))
             positions = _Positions(prompt_length, rows, scoped, caches)
             stack = residual.decoder(model)
             handles.callback(stack.register_forward_pre_hook(positions.update, with_kwargs=True).remove)
-            for layer, planned in moves.items():
+            for layer, planned in by_layer.items():
                 # First of the block's hooks, so that other hooks and `output_hidden_states` see the steered output.
                 hook = _hook(planned, positions)
                 handles.callback(stack_blocks[layer].register_forward_hook(hook, prepend=True).remove)
         yield
-        if moves and positions.now is not None and not positions.responded and all(s and s.responds for s in scopes):
+        if (
+            by_layer
+            and positions.current is not None
+            and not positions.reached_response
+            and all(s and s.responds for s in scopes)
+        ):
             names = ", ".join(sorted(map(str, scopes)))
             warnings.warn(
                 f"nothing was steered: {names} counts from the end of the prompt, and no token came after it "
@@ -140,24 +145,24 @@ def as_vector(layers: Mapping[int, Tensor]) -> SteeringVector:
     return SteeringVector(layers)
 
 
-def _plan(moves: dict[int, list[_Move]], term: Term, vector: SteeringVector, row: int | None) -> None:
-    """Add a term to the moves of each layer at which it acts; `row` None means all rows."""
+def _plan(by_layer: dict[int, list[_LayerTerm]], term: Term, vector: SteeringVector, row: int | None) -> None:
+    """Add a term to `by_layer` at each layer where it acts; `row` None means all rows."""
     for layer in vector.acting(term.layers):
         direction = vector.layers[layer]
-        planned = moves.setdefault(layer, [])
+        planned = by_layer.setdefault(layer, [])
         rows = None if row is None else torch.tensor([row])
-        planned.append(_Move(term.operation, term.value, direction, rows, term.scope))
+        planned.append(_LayerTerm(term.operation, term.value, direction, rows, term.scope))
 
 
 class _Positions:
     """The positions of the running pass's tokens in their sequences; it lives across the passes of a generation."""
 
     def __init__(self, prompt_length: int | Sequence[int] | None, rows: int | None, scoped: bool, caches: bool) -> None:
-        self.given, self.rows, self.scoped, self.caches = prompt_length, rows, scoped, caches
-        self.prompts: Tensor | None = None  # [batch]
-        self.now: Tensor | None = None  # [batch, tokens]; -1 for padding
-        self.before: Tensor | None = None  # the inputs of the last pass without a cache
-        self.responded = False  # whether a token came after its prompt; only with scopes
+        self.prompt_length, self.rows, self.scoped, self.uses_cache = prompt_length, rows, scoped, caches
+        self.prompt_lengths: Tensor | None = None  # int64 [batch]
+        self.current: Tensor | None = None  # int64 [batch, tokens]; -1 for padding
+        self.previous_inputs: Tensor | None = None  # the inputs of the last pass without a cache
+        self.reached_response = False  # whether a token came after its prompt; only with scopes
 
     def update(self, _stack: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """The pre-hook of the decoder: takes the positions from its inputs."""
@@ -171,30 +176,36 @@ class _Positions:
             )
         cache = kwargs.get("past_key_values")
         past = _length(cache)
-        if self.scoped and self.given is None and cache is None:
+        if self.scoped and self.prompt_length is None and cache is None:
             self._check_prompt_is_known(inputs, kwargs.get("use_cache"))
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.ndim == 2:
             past = max(past, mask.shape[1] - tokens)
             positions = mask.long().cumsum(1) - 1
-            now = positions.masked_fill(mask == 0, -1)[:, -tokens:]
+            current = positions.masked_fill(mask == 0, -1)[:, -tokens:]
         else:
-            now = (past + torch.arange(tokens, device=inputs.device)).expand(batch, tokens)
-        if past == 0 or self.prompts is None:
-            lengths = now.max(1).values + 1 if self.given is None else torch.as_tensor(self.given, device=now.device)
+            current = (past + torch.arange(tokens, device=inputs.device)).expand(batch, tokens)
+        if past == 0 or self.prompt_lengths is None:
+            lengths = (
+                current.max(1).values + 1
+                if self.prompt_length is None
+                else torch.as_tensor(self.prompt_length, device=current.device)
+            )
             if lengths.ndim and lengths.shape != (batch,):
                 raise UsageError(
                     f"prompt_length has {lengths.numel()} entries, the batch {batch} rows",
                     "give one length for all, or one for each row",
                 )
-            self.prompts = lengths.expand(batch)
-        self.now = now
-        self.responded = self.responded or (self.scoped and bool((now >= self.prompts[:, None]).any()))
+            self.prompt_lengths = lengths.expand(batch)
+        self.current = current
+        self.reached_response = self.reached_response or (
+            self.scoped and bool((current >= self.prompt_lengths[:, None]).any())
+        )
 
     def _check_prompt_is_known(self, inputs: Tensor, use_cache: bool | None) -> None:
         """Raise UsageError for a pass without a cache that may be a generation step over the whole sequence."""
-        cached = self.caches if use_cache is None else use_cache
-        previous, self.before = self.before, inputs
+        cached = self.uses_cache if use_cache is None else use_cache
+        previous, self.previous_inputs = self.previous_inputs, inputs
         if cached and previous is not None:
             width = previous.shape[1]
             continued = (
@@ -209,16 +220,16 @@ class _Positions:
 
     def covered(self, scope: Scope | None) -> Tensor:
         """Which tokens of the running pass a scope covers, bool [batch, tokens]; never padding."""
-        assert self.now is not None
-        assert self.prompts is not None
-        real = self.now >= 0
+        assert self.current is not None
+        assert self.prompt_lengths is not None
+        real = self.current >= 0
         if scope is None:
             return real
-        start, stop = zip(*(scope.span(int(length)) for length in self.prompts), strict=True)
+        start, stop = zip(*(scope.span(int(length)) for length in self.prompt_lengths), strict=True)
         # Integers, since not every device has float64, and float32 is not exact for large positions.
         whole = [[int(min(end, 2**62)) for end in ends] for ends in (start, stop)]
-        limits = [torch.tensor(ends, device=self.now.device)[:, None] for ends in whole]
-        return real & (self.now >= limits[0]) & (self.now < limits[1])
+        limits = [torch.tensor(ends, device=self.current.device)[:, None] for ends in whole]
+        return real & (self.current >= limits[0]) & (self.current < limits[1])
 
 
 def _length(cache: Any) -> int:
@@ -229,35 +240,35 @@ def _length(cache: Any) -> int:
     return max(int(count()) for count in (cache.get_seq_length, *counts))
 
 
-def _hook(planned: Sequence[_Move], positions: _Positions) -> Callable[..., Any]:
+def _hook(planned: Sequence[_LayerTerm], positions: _Positions) -> Callable[..., Any]:
     """The forward hook of one block."""
 
     def call(_block: nn.Module, _inputs: Any, output: Any) -> Any:
         states = residual.output_of(output)  # [batch, tokens, hidden]
         stream = states.to(torch.promote_types(states.dtype, torch.float32))
         change = torch.zeros_like(stream)
-        for move in planned:
-            rows = slice(None) if move.rows is None else move.rows.to(stream.device)
-            direction = move.direction.to(stream)
+        for layer_term in planned:
+            rows = slice(None) if layer_term.rows is None else layer_term.rows.to(stream.device)
+            direction = layer_term.direction.to(stream)
             # If a model is spread over several devices, the positions are on the device of its inputs.
-            covered = positions.covered(move.scope).to(stream.device)[rows, :, None]
-            change[rows] += _change(move, direction, stream[rows]) * covered
+            covered = positions.covered(layer_term.scope).to(stream.device)[rows, :, None]
+            change[rows] += _change(layer_term, direction, stream[rows]) * covered
         # Adding 0.0 leaves a row that nothing acts on unchanged bit for bit, in every dtype.
-        moved = (stream + change).to(states.dtype)
-        return moved if isinstance(output, Tensor) else (moved, *output[1:])
+        steered_states = (stream + change).to(states.dtype)
+        return steered_states if isinstance(output, Tensor) else (steered_states, *output[1:])
 
     return call
 
 
-def _change(move: _Move, direction: Tensor, stream: Tensor) -> Tensor:
-    """What an operation adds to the stream [rows, tokens, hidden]."""
-    if move.operation == "add":
-        return move.value * direction
+def _change(layer_term: _LayerTerm, direction: Tensor, stream: Tensor) -> Tensor:
+    """What a term adds to the stream [rows, tokens, hidden], in its dtype; it broadcasts to that shape."""
+    if layer_term.operation == "add":
+        return layer_term.value * direction
     length = direction.norm()
     if float(length) == 0.0:
         return torch.zeros_like(direction)  # a zero vector has no direction
     unit = direction / length
     component = (stream @ unit)[..., None]
-    if move.operation == "ablate":
-        return -move.value * component * unit
-    return (move.value * length - component) * unit  # clamp
+    if layer_term.operation == "ablate":
+        return -layer_term.value * component * unit
+    return (layer_term.value * length - component) * unit  # clamp

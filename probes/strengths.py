@@ -1,4 +1,4 @@
-"""Trying side by side: every prompt in several columns (strengths, system prompts), with the same random numbers."""
+"""Side-by-side generation: each prompt at several strengths or system prompts, with the same random numbers."""
 
 from __future__ import annotations
 
@@ -30,21 +30,20 @@ ROWS = 64  # most rows of a batch
 
 
 class Column(NamedTuple):
-    """A way of asking: the strength of the composition, and a system prompt or None."""
+    """A column of the comparison: the strength of the composition, and a system prompt or None."""
 
     strength: float = 0.0
     system: str | None = None
 
 
 class Answer(NamedTuple):
-    """A completion as text: its `tokens`; `finish`, "stop" at an end token, else "length"; the share of its 4-grams
-    that repeat earlier ones; and its perplexity under the unsteered model without a system prompt, NaN if empty."""
+    """A completion as text, with what was measured of it."""
 
     text: str
-    tokens: int
-    finish: str
-    repeated_4grams: float
-    perplexity: float
+    tokens: int  # an end token included
+    finish: str  # "stop" at an end token, else "length"
+    repeated_4grams: float  # the share of its 4-grams that occurred before
+    perplexity: float  # under the unsteered model without a system prompt; NaN if empty or not scored
 
 
 def require_fitting(
@@ -90,7 +89,7 @@ def try_strengths(
     """The completion of each prompt (rows) at each strength (columns), as text.
 
     With `temperature` above 0 every strength of a prompt draws from the same random numbers, so that what differs is
-    the steering. Prompts are asked in the chat template by the rules of extraction (`probes.models.tokens.templated`).
+    the steering. Prompts are rendered in the chat template by the rules of `probes.models.tokens.templated`.
     Raises UsageError for a prompt beyond the context, ExampleError for prompts of which only some are rendered already.
     """
     columns = [Column(strength) for strength in strengths]
@@ -123,7 +122,7 @@ def try_columns(
     model, tokenizer, width = loaded.model, loaded.tokenizer, len(columns)
     ids = _prompt_ids(prompts, columns, tokenizer, model.config, max_tokens)
     plain = rendered(prompts, tokenizer)
-    each = [composition.scaled(column.strength) for column in columns] if composition is not None else None
+    by_column = [composition.scaled(column.strength) for column in columns] if composition is not None else None
     completions: list[Completion] = []
     per_batch = max(1, ROWS // width)
     for start in range(0, len(prompts), per_batch):
@@ -131,20 +130,20 @@ def try_columns(
         part = range(start, min(start + per_batch, len(prompts)))
 
         def in_each_column(_lengths: Sequence[int], rows: int = len(part)) -> AbstractContextManager[None]:
-            return steered(model, (each or []) * rows, vectors=vectors, any_base=any_base)
+            return steered(model, (by_column or []) * rows, vectors=vectors, any_base=any_base)
 
         completions += generate_batch(
             model, tokenizer, [ids[i][column] for i in part for column in range(width)],
-            no_intervention if each is None else in_each_column, max_tokens=max_tokens, temperature=temperature,
+            no_intervention if by_column is None else in_each_column, max_tokens=max_tokens, temperature=temperature,
             seed=seed, names=[prompts[i] for i in part for _ in range(width)],
         )  # fmt: skip
     perplexities = [math.nan] * len(completions)
     if scored:
-        filled = [i for i, completion in enumerate(completions) if completion.completion_ids]
-        unsteered = [Completion(plain[i // width], completions[i].completion_ids) for i in filled]
+        nonempty = [i for i, completion in enumerate(completions) if completion.completion_ids]
+        unsteered = [Completion(plain[i // width], completions[i].completion_ids) for i in nonempty]
         for position, logits in completion_logits(model, unsteered):
             log_likelihood = likelihood.score(Measured(unsteered[position], logits))
-            perplexities[filled[position]] = math.exp(-log_likelihood)
+            perplexities[nonempty[position]] = math.exp(-log_likelihood)
     texts = tokenizer.batch_decode([c.completion_ids for c in completions], skip_special_tokens=True)
     ends = end_tokens(model, tokenizer)
     answers = [

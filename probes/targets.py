@@ -1,6 +1,7 @@
-"""What a model is to predict at each token: its most likely tokens and a tail, or one certain token.
+"""Targets: the distribution that a model should predict at each token of a completion.
 
-A training text is the special case of one certain token, so one measure serves distillation, fine-tuning and replay.
+A teacher's is stored as its `TOP` most likely tokens and the probability that is left, the tail. A training text is the
+special case of one token with probability 1, so one loss serves distillation, fine-tuning and replay.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import torch
 from torch import Tensor
 
 TOP = 100  # tokens of each distribution that are stored
-LEAST = 1e-12  # of a tail's probability: keeps its logarithm finite
+LEAST = 1e-12  # the floor of a tail's probability, which keeps its logarithm finite
 
 
 class Target(NamedTuple):
-    """For each token of a completion: `tokens` [length, k] int64 and their log-probabilities `logs`, float32.
+    """For each token of a completion: `tokens` int64 [length, k] and their log-probabilities, float32 [length, k].
 
-    What is left to 1 is the tail. Entries of probability 0 have logs of -inf.
+    The probability that is left to 1 is the tail's. Entries of probability 0, with logs of -inf, are padding.
     """
 
     tokens: Tensor
@@ -32,22 +33,23 @@ def soft_target(logits: Tensor, count: int = TOP) -> Target:
 
 
 def hard_target(ids: Tensor) -> Target:
-    """The tokens [tokens] themselves, with probability 1."""
+    """The tokens `ids` int64 [length] themselves, with probability 1."""
     return Target(ids[:, None], torch.zeros(len(ids), 1))
 
 
 def divergence_from_target(logits: Tensor, tokens: Tensor, logs: Tensor) -> Tensor:
-    """KL(target || softmax(logits)) in nats, the target's tail taken as one outcome, [...].
+    """KL(target || softmax(logits)) in nats, float32 [...], with all tokens of the tail taken as one outcome.
 
-    `logits` is [..., vocabulary], `tokens` and `logs` [..., k]. For a certain token it is the cross-entropy.
+    `logits` is [..., vocabulary], `tokens` and `logs` [..., k]. For one token of probability 1 it is the cross-entropy.
     """
     logits = logits.float()
     predicted = logits.gather(-1, tokens) - logits.logsumexp(-1, keepdim=True)
-    given = logs.exp()
-    listed = torch.where(given > 0, given * (logs.clamp_min(-1e4) - predicted), torch.zeros_like(predicted)).sum(-1)
-    rest = (1 - given.sum(-1)).clamp(0, 1)
-    rest = torch.where(rest > 1e-6, rest, torch.zeros_like(rest))  # rounding, not a tail
-    # Only tokens of the target count: padding would take the same token twice.
-    covered = torch.where(given > 0, predicted.exp(), torch.zeros_like(predicted)).sum(-1)
-    missed = (1 - covered).clamp_min(LEAST).log()
-    return listed + rest * (rest.clamp_min(LEAST).log() - missed)
+    probabilities = logs.exp()
+    zeros = torch.zeros_like(predicted)
+    listed = torch.where(probabilities > 0, probabilities * (logs.clamp_min(-1e4) - predicted), zeros).sum(-1)
+    tail = (1 - probabilities.sum(-1)).clamp(0, 1)
+    tail = torch.where(tail > 1e-6, tail, torch.zeros_like(tail))  # rounding, not a tail
+    # Without padding, which may name a token of the target a second time.
+    covered = torch.where(probabilities > 0, predicted.exp(), zeros).sum(-1)
+    predicted_tail = (1 - covered).clamp_min(LEAST).log()
+    return listed + tail * (tail.clamp_min(LEAST).log() - predicted_tail)

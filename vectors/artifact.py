@@ -132,7 +132,7 @@ def _read(file: IO[bytes], size: int, path: Path, check: HeaderCheck | None) -> 
 def metadata_of(strings: Mapping[str, str], path: Path) -> dict[str, Any] | None:
     """The JSON object under `steer` among the metadata of a file; None for a file of another tool.
 
-    Raises ArtifactError for what is no artifact of this version, by the schema's number alone.
+    Raises ArtifactError for metadata that is damaged, or of another schema; its fields are not checked here.
     """
     if KEY not in strings:
         if any('"checksum":"sha256:' in value for value in strings.values()):

@@ -15,13 +15,13 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-LONGEST, MOST = 2_000, 100  # characters of a problem, and problems of an error, that are kept
+LONGEST, MOST = 2_000, 100  # characters of a problem, and problems of an error; the rest is cut off
 
 
 def cut(text: str, longest: int = LONGEST) -> str:
-    """A text of at most about `longest` characters: of a longer one the middle is left out, and how much of it is said.
+    """A text of at most about `longest` characters: the middle of a longer one is replaced by the number left out.
 
-    What is wrong stands at the beginning or the end of a message, names and values of any length in its middle.
+    The middle, because a message says what is wrong at its beginning or end, and holds names and values between.
     """
     if len(text) <= longest:
         return text
@@ -30,16 +30,16 @@ def cut(text: str, longest: int = LONGEST) -> str:
 
 
 def bounded(problems: Sequence[str], most: int = MOST) -> list[str]:
-    """The problems, each `cut`, at most `most` of them and then the number of the others."""
-    kept = [cut(problem) for problem in problems[:most]]
-    return kept if len(problems) <= most else [*kept, f"and {len(problems) - most} more problems"]
+    """The problems, each `cut`: at most `most` of them, followed by the number of the others."""
+    first = [cut(problem) for problem in problems[:most]]
+    return first if len(problems) <= most else [*first, f"and {len(problems) - most} more problems"]
 
 
 class SteerError(Exception):
     """What is wrong, with the value, and the next step.
 
     `problems` holds one sentence per problem, since all problems of an input are reported together; `hint` is the next
-    step. Both are bounded here, once for the command line, the server and Python: they quote what others wrote.
+    step. Both are bounded here, since they may quote input of any length.
     """
 
     exit_code = 1

@@ -1,6 +1,7 @@
 """SteeringVector: one direction in the residual stream per layer, with metadata about how it was made.
 
-Layer i is the output of decoder block i, counted from 0. Strength 1 adds `layers[i]` unscaled.
+Layer i is the output of decoder block i, counted from 0: `hidden_states[i + 1]` of transformers, but before the
+final norm. Strength 1 adds `layers[i]` unscaled.
 """
 
 from __future__ import annotations
@@ -73,9 +74,9 @@ class SteeringVector:
 
     @property
     def rows(self) -> int | None:
-        """The number of rows of a stack that did not say whether its first row is the embeddings; None otherwise.
+        """The number of rows of a `.pt` stack that did not say whether its first row is the embeddings; else None.
 
-        It was read as if it were, which is right for a model with one layer less than this.
+        The stack was read as if it were, so the vector fits only a model of `rows` - 1 layers (`fit.problems_of`).
         """
         rows = self.metadata.get("method", {}).get("rows")
         return rows if type(rows) is int else None
@@ -137,7 +138,7 @@ class SteeringVector:
         return {i: float(cosine(self.layers[i].double(), other.layers[i].double(), dim=0)) for i in shared}
 
     def project_out(self, other: SteeringVector) -> SteeringVector:
-        """This vector without its component along `other`, at each layer that both have."""
+        """This vector without its component along `other`, at each layer that both have. Raises ArtifactError."""
         _require_comparable(self, other)
         layers = dict(self.layers)
         for i in layers:

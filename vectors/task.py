@@ -103,8 +103,8 @@ class TaskVector:
     def positions(self, name: str, part: str) -> np.ndarray:
         """The positions of a sparse parameter or of a residual: int64, ascending, each once, within the parameter.
 
-        `part` is `positions` or `residual.positions`. All of them are read and checked: an element at a wrong place
-        would be applied without a word. Raises ArtifactError.
+        `part` is `positions` or `residual.positions`. All of them are read and checked, since a wrong position would
+        change another element of the model without an error. Raises ArtifactError.
         """
         entry = self.entries[f"{name}:{part}"]
         array = mapped(entry)
@@ -234,27 +234,27 @@ _DTYPES = {
 
 
 def _misfits(entries: Mapping[str, Entry], metadata: Mapping[str, Any]) -> list[str]:
-    """Where the tensors of a file are not those that its metadata describe."""
+    """Every way in which the tensors of a file differ from those that its metadata describes."""
     problems = []
-    seen = set()
+    expected = set()
     for name, (shape, _dtype) in metadata["parameters"].items():
         parts = {part: entries.get(f"{name}:{part}") for part in PARTS}
-        seen |= {f"{name}:{part}" for part, entry in parts.items() if entry is not None} | {name}
+        expected |= {f"{name}:{part}" for part, entry in parts.items() if entry is not None} | {name}
         dense, up, down = entries.get(name), parts["up"], parts["down"]
         positions, values = parts["positions"], parts["values"]
-        where, bits = parts["residual.positions"], parts["residual.bits"]
+        residual, bits = parts["residual.positions"], parts["residual.bits"]
         if dense is not None:
-            good = list(dense.shape) == shape and not any((up, down, positions, values))
+            fits = list(dense.shape) == shape and not any((up, down, positions, values))
         elif up is not None and down is not None:
-            good = len(up.shape) == len(down.shape) == 2 and [up.shape[0], down.shape[1]] == shape
-            good = good and up.shape[1] == down.shape[0] and not any((positions, values))
+            fits = len(up.shape) == len(down.shape) == 2 and [up.shape[0], down.shape[1]] == shape
+            fits = fits and up.shape[1] == down.shape[0] and not any((positions, values))
         else:
-            good = positions is not None and values is not None and _same_length(positions, values)
-        if not good:
+            fits = positions is not None and values is not None and _same_length(positions, values)
+        if not fits:
             problems.append(f"the tensors of {name} do not have the shape {shape}")
-        if (where is None) != (bits is None) or (where and bits and not _same_length(where, bits)):
+        if (residual is None) != (bits is None) or (residual and bits and not _same_length(residual, bits)):
             problems.append(f"the residual of {name} is not a list of positions with as many bit patterns")
-        if where is not None and dense is None:
+        if residual is not None and dense is None:
             problems.append(f"{name} has a residual and no delta")
         for part, entry in {"": dense, **parts}.items():
             if entry is not None and entry.dtype not in _DTYPES[part]:
@@ -262,7 +262,7 @@ def _misfits(entries: Mapping[str, Entry], metadata: Mapping[str, Any]) -> list[
                 problems.append(f"{label} is {entry.dtype}, not {' or '.join(_DTYPES[part])}")
     both = sorted(set(metadata["unchanged"]) & metadata["parameters"].keys())
     problems += [f"{name} is changed and unchanged at once" for name in both]
-    problems += [f"{name} belongs to no parameter" for name in entries if name not in seen]
+    problems += [f"{name} belongs to no parameter" for name in entries if name not in expected]
     return problems[:MOST]
 
 

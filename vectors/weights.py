@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors files known by their headers and mapped into memory, so that only used data is read.
+"""Weights on disk: of a safetensors file the header is read, and tensors are mapped into memory when they are used.
 
 Headers are checked: offsets must lie inside the file without overlap, sizes must fit the shapes, and dtypes must be
 known. A truncated or corrupt shard is thus detected before any work.
@@ -116,10 +116,10 @@ def parse_header(
             raise ValueError(f"it ends before {name[:100]} does")
         entries[name] = Entry(path, dtype, shape, 8 + length + begin, end - begin)
     last = 0
-    for name, found in sorted(entries.items(), key=lambda item: (item[1].start, item[1].size)):
-        if found.start < last:
+    for name, tensor in sorted(entries.items(), key=lambda item: (item[1].start, item[1].size)):
+        if tensor.start < last:
             raise ValueError(f"{name[:100]} overlaps another tensor")
-        last = found.start + found.size
+        last = tensor.start + tensor.size
     return entries, header.get(METADATA) or {}
 
 
@@ -197,23 +197,23 @@ def file_digest(path: Path) -> str:
     status = real.stat()
     key = f"{real} {status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steer" / "digests.json"
-    known = _remembered(cache)
-    if key in known:
-        return known[key]
+    digests = _cached_digests(cache)
+    if key in digests:
+        return digests[key]
     with real.open("rb") as file:
         digest = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{cache}.lock", timeout=10):
             # Only the newest thousand entries are kept.
-            fresh = dict(list((_remembered(cache) | {key: digest}).items())[-1000:])
+            fresh = dict(list((_cached_digests(cache) | {key: digest}).items())[-1000:])
             write_atomically(cache, json.dumps(fresh).encode())
     except (OSError, SteerError, TimeoutError):
         pass  # Without the cache, digests are only computed more often.
     return digest
 
 
-def _remembered(cache: Path) -> dict[str, str]:
+def _cached_digests(cache: Path) -> dict[str, str]:
     try:
         digests = json.loads(cache.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

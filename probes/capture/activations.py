@@ -93,14 +93,14 @@ def activations(
     try:
         with torch.inference_mode():
             longest = max(len(e.ids) for e in examples)
-            alone = length_changes_positions(config, longest)
-            run = _Run(model, examples, result, on_event, share=not alone and residual.layout(model) is not None)
-            if pack if pack is not None else packable(model, longest) and not alone:
-                for together in passes(packs([e.ids[run.prefix :] for e in examples], PACK), PASS):
-                    run.packed(together)
+            one_per_pass = length_changes_positions(config, longest)
+            run = _Run(model, examples, result, on_event, share=not one_per_pass and residual.layout(model) is not None)
+            if pack if pack is not None else packable(model, longest) and not one_per_pass:
+                for pass_packs in passes(packs([e.ids[run.prefix :] for e in examples], PACK), PASS):
+                    run.packed(pass_packs)
             else:
                 order = sorted(range(len(examples)), key=lambda i: len(examples[i].ids))
-                rows = 1 if alone else BATCH
+                rows = 1 if one_per_pass else BATCH
                 for start in range(0, len(order), rows):
                     run.padded(order[start : start + rows], getattr(config, "pad_token_id", None) or 0)
     except BaseException:
@@ -110,7 +110,11 @@ def activations(
 
 
 def packable(model: nn.Module, longest: int) -> bool:
-    """Whether sequences of this length can be packed: known layout, attention with our masks, no window in use."""
+    """Whether sequences of up to `longest` tokens can be packed as prefix trees.
+
+    That takes a layout whose only token mixer is attention, an attention implementation that accepts our masks, and no
+    sliding window shorter than the sequences.
+    """
     known = residual.layout(model)
     config = residual.text_config(model)
     windows = [getattr(config, "sliding_window", None)]
@@ -124,7 +128,7 @@ def packable(model: nn.Module, longest: int) -> bool:
 
 
 def length_changes_positions(config: Any, longest: int) -> bool:
-    """Whether rotary frequencies depend on the longest sequence of a pass, so that each sequence needs its own.
+    """Whether rotary frequencies depend on the longest sequence of a pass, so that each needs a pass of its own.
 
     "longrope" and "dynamic" do so beyond the original training length.
     """
@@ -167,22 +171,22 @@ class _Run:
         self.cache = DynamicCache(config=residual.text_config(self.model))
         counts = any(e.counted[0] < self.prefix for e in self.examples)
 
-        def keep(position: int, states: Tensor) -> None:
+        def store(position: int, states: Tensor) -> None:
             if counts:
                 self.prefix_states[position] = states[0].float()
 
-        with self._hooked(keep):
+        with self._hooked(store):
             self._forward(input_ids=ids, past_key_values=self.cache, use_cache=True)
         self.result.computed += self.prefix
 
-    def packed(self, together: Sequence[Pack]) -> None:
-        """Run packs side by side in one row, each seeing only itself, and pool their examples."""
+    def packed(self, pass_packs: Sequence[Pack]) -> None:
+        """Run packs side by side in one row, each attending to the prefix and itself alone, and pool their examples."""
         masks: list[Tensor] = []
         indices: list[int] = []
         ids: list[int] = []
         depths: list[int] = []
-        weights = torch.zeros(sum(len(pack.paths) for pack in together), sum(len(pack.ids) for pack in together))
-        for pack in together:
+        weights = torch.zeros(sum(len(pack.paths) for pack in pass_packs), sum(len(pack.ids) for pack in pass_packs))
+        for pack in pass_packs:
             count = len(pack.ids)
             visible = torch.zeros(count, self.prefix + count, dtype=torch.bool)
             visible[:, : self.prefix] = True
@@ -249,8 +253,8 @@ class _Run:
                 )
             self.result.spill.write(position, indices, sums)
             norms = self.result.norms[self.result.layers[position]]
-            for _, states, often in parts:
-                norms.add(states, often)
+            for _, states, counts in parts:
+                norms.add(states, counts)
 
         with self._hooked(sum_up):
             inputs = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
@@ -281,15 +285,15 @@ class _Run:
             self.stack(**inputs)
 
     @contextlib.contextmanager
-    def _hooked(self, see: Callable[[int, Tensor], None]) -> Iterator[None]:
-        """Call `see(position, states)` with the output [batch, tokens, hidden] of each requested layer, then stop."""
+    def _hooked(self, receive: Callable[[int, Tensor], None]) -> Iterator[None]:
+        """Call `receive(position, states)` with each requested layer's output [batch, tokens, hidden], then stop."""
         wanted = self.result.layers
         stack_blocks = residual.blocks(self.model)
         last = max(wanted)
 
         def hook(position: int, layer: int) -> Callable[..., None]:
             def call(_module: nn.Module, _inputs: Any, output: Any) -> None:
-                see(position, residual.output_of(output))
+                receive(position, residual.output_of(output))
                 if layer == last:
                     raise _LastLayerDone
 

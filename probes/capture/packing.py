@@ -1,8 +1,7 @@
 """Packs sequences by their prefix tree, so that a prefix shared by several sequences is computed once.
 
-A pack is a set of sequences laid out as the nodes of
-their prefix tree, in one row, without padding: the attention mask lets each node see only itself and its ancestors,
-and `position_ids` are the depths.
+A pack is a set of sequences laid out in one row as the nodes of their prefix tree, without padding. The attention mask
+lets each node attend only to itself and its ancestors, and `position_ids` are the depths.
 """
 
 from __future__ import annotations
@@ -10,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-STRETCH = 4  # times the budget that a pack may reach to avoid computing a long prefix again
+STRETCH = 4  # a pack may grow to this many times its budget, rather than compute a long prefix again
 
 
 @dataclass(frozen=True)
 class Pack:
-    """A tree of tokens: `ids` and `parents` of its nodes (a parent precedes its children; -1 for none), their
-    `depths` from 0, and of each sequence (by index) the nodes of its path, in order."""
+    """A prefix tree of tokens, one entry of each list for each node."""
 
-    ids: list[int]
-    parents: list[int]
-    depths: list[int]
-    paths: dict[int, list[int]]
+    ids: list[int]  # token ids
+    parents: list[int]  # the parent's node, which precedes its children; -1 for none
+    depths: list[int]  # from 0
+    paths: dict[int, list[int]]  # the nodes of each sequence, in order, by the sequence's index
 
 
 def common_prefix(sequences: Sequence[list[int]]) -> int:

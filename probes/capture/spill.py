@@ -63,7 +63,7 @@ class Spill:
         return Layer(self, layer)
 
     def read(self, layer: int, start: int = 0, stop: int | None = None) -> Tensor:
-        """Rows of one layer, float32 [stop - start, hidden]; all of them by default."""
+        """Rows of one layer, float32 [stop - start, hidden]; all of them by default. Raises OutputError."""
         first, last, _ = slice(start, stop).indices(self.shape[1])
         if self.memory is not None:
             return self.memory[layer, first:last]

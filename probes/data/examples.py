@@ -16,8 +16,8 @@ class Example(NamedTuple):
     """One example. The tokens of `completion` are those that count by default.
 
     `context` is what comes before it: None for a plain text, a string for a prompt, messages for a conversation.
-    `role` is who says the completion in a conversation. `label` is the class where the line itself states it, `pair`
-    what makes two examples a pair, `origin` the file and line for messages.
+    `role` is the role of the completion's turn in a conversation. `label` is the class (True: positive) where the line
+    itself states it; two examples with an equal `pair` are a pair. `origin` is FILE:LINE, for messages.
     """
 
     completion: str
@@ -29,5 +29,5 @@ class Example(NamedTuple):
 
     @property
     def content(self) -> tuple[object, ...]:
-        """What is said, without where it came from: equal for equal examples."""
+        """Context, role and completion: what two examples must share to count as equal."""
         return (self.context, self.role, self.completion)

@@ -1,4 +1,4 @@
-"""Reading a field of a line, with the sentence that says what is wrong with it."""
+"""Reading the text fields of a line of examples; a ValueError is the phrase that follows the line in a message."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def text(record: dict[str, Any], key: str) -> str:
-    """A field that must be a text with something in it. Raises ValueError."""
+    """A field that must be a text, and not blank. Raises ValueError."""
     value = record.get(key)
     if not isinstance(value, str):
         raise ValueError(f"{key} must be a text" if key in record else f"{key} is missing")

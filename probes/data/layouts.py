@@ -35,7 +35,7 @@ class Record(NamedTuple):
 
 
 def decoded(path: Path, content: bytes) -> str:
-    """The text of a file. Raises ExampleError that says what a file looks like that is no UTF-8 text."""
+    """The text of a file. Raises ExampleError for one that is not UTF-8 text, with what it seems to be."""
     for magic, (kind, conversion) in _BINARY.items():
         if content.startswith(magic):
             hint = conversion.format(name=path.name, stem=path.stem)
@@ -65,9 +65,9 @@ def lines(name: str, text: str) -> list[Record]:
     return [_line(line, f"{name}:{number}") for number, line in _lines(text)]
 
 
-def likely(found: list[Record], text: str) -> str:
-    """What a file looks like of which values could not be read; empty where nothing is likely."""
-    if not any(record.problem for record in found):
+def likely(read: list[Record], text: str) -> str:
+    """A hint at what a file with unreadable values may be; empty if all were read, or nothing suggests itself."""
+    if not any(record.problem for record in read):
         return ""
     value = _parsed(text)
     if isinstance(value, dict):
@@ -76,7 +76,7 @@ def likely(found: list[Record], text: str) -> str:
         return f"it looks like one JSON object over several lines{where}: write one value a line, or an array"
     if text.lstrip().startswith("["):
         return "it looks like a JSON array that is cut or damaged"
-    if not all(record.problem for record in found):
+    if not all(record.problem for record in read):
         return ""
     first = next(line for _, line in _lines(text))
     for suffix, separator in TABLES.items():
@@ -103,7 +103,7 @@ def _line(line: str, origin: str) -> Record:
 
 
 def _parsed(text: str) -> Any:
-    """The JSON value that a whole file is; None where it is none."""
+    """The value of a text that is JSON as a whole; None if it is not."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Examples that stand in two sets that must not share any: training, held-out and replay data."""
+"""Examples that occur in two of the sets that must not share any: training, replay and held-out data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vectors.storage.files import digest_json
 
 
 def example_digest(example: Example) -> str:
-    """The digest of what is said in an example: equal for a prompt and for a conversation of this one user turn.
+    """The digest of an example's turns: a prompt has that of a conversation with this one user turn.
 
     White space around a turn does not count, since chat templates strip it.
     """
@@ -21,23 +21,24 @@ def example_digest(example: Example) -> str:
 
 
 def shared(examples: Sequence[Example], others: Sequence[Example]) -> list[Example]:
-    """The examples that stand among the others too."""
+    """Those of `examples` that occur in `others` too."""
     digests = {example_digest(each) for each in others}
     return [each for each in examples if example_digest(each) in digests]
 
 
 def problems_of_overlap(*groups: Mapping[str, Sequence[Example]]) -> list[str]:
-    """A sentence for each two named sets of different groups that share examples; the later one should not hold those.
+    """A sentence for each pair of sets, from two different groups, that share examples.
 
-    Groups are what is trained on, what is replayed, and what is held out.
+    A group is a mapping of sets by name: those trained on, those replayed, those held out, in this order. The sentence
+    counts the shared examples in the set of the later group.
     """
     problems = []
     for group, other_group in combinations(groups, 2):
         for (name, examples), (other, others) in product(group.items(), other_group.items()):
-            both = shared(others, examples)
-            if both:
+            duplicates = shared(others, examples)
+            if duplicates:
                 problems.append(
-                    f"{len(both)} of the {len(others)} examples of {other} are also in {name} "
-                    f"(the first: {both[0].origin})"
+                    f"{len(duplicates)} of the {len(others)} examples of {other} are also in {name} "
+                    f"(the first: {duplicates[0].origin})"
                 )
     return problems

@@ -75,5 +75,5 @@ def held_out() -> list[str]:
 
 
 def general(*, held_out: bool) -> list[str]:
-    """The openings that training may use, or those that nothing is trained on."""
+    """The openings that nothing is trained on, or with `held_out` False those that training may use."""
     return [opening for opening in OPENINGS if _held_out(opening) == held_out]

@@ -21,7 +21,7 @@ Source = str | Path | Sequence[str | dict[str, Any]]  # a file of JSON lines, or
 
 
 class Contrast(NamedTuple):
-    """The two classes. `digests` are of the files' contents; `paired`: positive i and negative i are a pair."""
+    """The two classes. `paired`: positive i and negative i are a pair. `digests` are of the files' contents."""
 
     positive: list[Example]
     negative: list[Example]
@@ -50,14 +50,14 @@ def read(pos: Source | None = None, neg: Source | None = None, pairs: Source | N
             problems.append(error)
     if problems:
         raise ExampleError([p for error in problems for p in error.problems], problems[0].hint)
-    (_, positive, left, kind), (_, negative, right, other) = sides
-    if kind != other:
+    (_, positive, positive_digest, kind), (_, negative, negative_digest, other_kind) = sides
+    if kind != other_kind:
         raise ExampleError(
-            f"{_name(pos, '--pos')} and {_name(neg, '--neg')} mix formats: {kind} and {other}, "
+            f"{_name(pos, '--pos')} and {_name(neg, '--neg')} mix formats: {kind} and {other_kind}, "
             "so the two classes would differ in their form",
             "write both in one form",
         )
-    if left == right or {e.content for e in positive} == {e.content for e in negative}:
+    if positive_digest == negative_digest or {e.content for e in positive} == {e.content for e in negative}:
         raise ExampleError(
             f"{_name(pos, '--pos')} and {_name(neg, '--neg')} hold the same examples, so there is no contrast",
             "give two different files",
@@ -66,7 +66,8 @@ def read(pos: Source | None = None, neg: Source | None = None, pairs: Source | N
     paired = len(positive) == len(negative) and all(
         p.context and p.context == n.context for p, n in zip(positive, negative, strict=True)
     )
-    return Contrast(positive, negative, paired, {"positive": left, "negative": right}, _shared(positive, negative))
+    digests = {"positive": positive_digest, "negative": negative_digest}
+    return Contrast(positive, negative, paired, digests, _shared(positive, negative))
 
 
 def read_class(source: Source, flag: str) -> tuple[list[Example], str]:
@@ -86,8 +87,8 @@ def read_prompts(path: Path) -> tuple[list[str], str]:
     text = layouts.decoded(path, content)
     prompts: list[str] = []
     problems: list[str] = []
-    found = layouts.records(str(path), text)
-    for record in found:
+    records = layouts.records(str(path), text)
+    for record in records:
         value = record.value
         prompt = value.get("prompt", value.get("text")) if isinstance(value, dict) else value
         if record.problem:
@@ -99,8 +100,8 @@ def read_prompts(path: Path) -> tuple[list[str], str]:
     if not prompts and not problems:
         problems.append(f"{path} is empty")
     if problems:
-        looks = layouts.likely(found, text)
-        raise ExampleError(problems[:SHOWN], looks or 'one prompt per line: a JSON string, or {"prompt": "..."}')
+        hint = layouts.likely(records, text)
+        raise ExampleError(problems[:SHOWN], hint or 'one prompt per line: a JSON string, or {"prompt": "..."}')
     return list(dict.fromkeys(prompts)), digest_bytes(content)
 
 
@@ -167,33 +168,35 @@ def _examples(source: Source, flag: str) -> _Read:
     path = _name(source, flag)
     if isinstance(source, str | Path):
         text = layouts.decoded(Path(path), _content(Path(path)))
-        found = layouts.records(path, text)
+        records = layouts.records(path, text)
     else:
         text = _lines(source, flag)
-        found = layouts.lines(flag, text)
+        records = layouts.lines(flag, text)
     examples: list[Example] = []
     problems: list[str] = []
-    first: dict[str, str] = {}
-    for record in found:
+    first_of_kind: dict[str, str] = {}
+    for record in records:
         try:
             if record.problem:
                 raise ValueError(record.problem)
             parsed, kind = _parse(record.value, record.origin)
             examples += parsed
-            first.setdefault(kind, record.origin.removeprefix(f"{path}:"))
+            first_of_kind.setdefault(kind, record.origin.removeprefix(f"{path}:"))
         except ValueError as error:
             problems.append(f"{record.origin}: {error}")
-    if len(first) > 1:
-        kinds = ", ".join(f"{kind} ({where if ' ' in where else f'line {where}'})" for kind, where in first.items())
+    if len(first_of_kind) > 1:
+        kinds = ", ".join(
+            f"{kind} ({where if ' ' in where else f'line {where}'})" for kind, where in first_of_kind.items()
+        )
         problems.append(f"{path} mixes formats: {kinds}")
     if problems:
         more = [f"… and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
         forms = ", ".join(module.SHAPE for module in formats.available().values())
         hint = f"one JSON value a line, all of one form: a plain string, {forms}"
-        raise ExampleError(problems[:SHOWN] + more, layouts.likely(found, text) or hint)
+        raise ExampleError(problems[:SHOWN] + more, layouts.likely(records, text) or hint)
     if not examples:
         raise ExampleError(f"{path} is empty", "write one example a line")
-    return _Read(path, examples, digest_bytes(text.encode()), next(iter(first)))
+    return _Read(path, examples, digest_bytes(text.encode()), next(iter(first_of_kind)))
 
 
 def _content(path: Path) -> bytes:

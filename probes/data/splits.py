@@ -1,4 +1,4 @@
-"""Splits: which examples are trained or extracted on, and which are held out, by content and never by place."""
+"""Splits: which examples are trained or extracted on, and which are held out. Content decides, never the order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HELD_OUT_MOST = 64
 def folds(
     positive: Sequence[Example], negative: Sequence[Example], seed: int, paired: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The fold of each example, int64 [n] and [m], balanced within each class.
+    """The fold of each example, int64 [n] and [m], counted from 0 and balanced within each class.
 
     Examples with the same context (or, without one, the same text) are never on both sides of a split, as long as there
     are as many contexts as folds; nor, where they are `paired`, are the two of a pair. A fold follows from an example's
@@ -84,7 +84,8 @@ def _balanced(groups: Sequence[int], half: int, count: int) -> tuple[Tensor, Ten
 def held_out_split(digests: Sequence[str], share: float = HELD_OUT_SHARE) -> tuple[list[int], list[int]]:
     """The indices to train on and those to hold out: a share by digest, at least one and at most `HELD_OUT_MOST`.
 
-    What is held out is not trained on in a copy either: of equal ones all are for training, or one is held out.
+    Copies never cross the split: of examples with equal digests all are for training, or the first is held out and the
+    others are in neither list.
     """
     first = {digest: i for i, digest in reversed(list(enumerate(digests)))}
     order, count = sorted(first), len(first)

@@ -1,4 +1,4 @@
-"""Statistics that stream: count, mean and, where asked for, the centred second moment, mergeable in any order.
+"""Streaming statistics: count, mean and, if a method needs it, the centred second moment; merged in any order.
 
 Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance", eqs. 2.1: centred sums are merged, so a
 large common offset of the activations costs no precision.
@@ -16,8 +16,8 @@ from torch import Tensor
 from probes.capture.spill import Layer
 
 CHUNK = 2**21  # values that are in float64 at a time: 16 MiB
-# What a method sees: the classes' means; their second moments; the second moments of the paired differences (or of both
-# classes, where there are no pairs); or the rows themselves.
+# What an extraction method gets: the classes' means; their second moments; the second moments of the paired
+# differences (or of both classes, where there are no pairs); or the rows themselves.
 Needs = Literal["means", "second moments", "pair moments", "activations"]
 Rows = Tensor | Layer  # [n, hidden], in memory or read piece by piece
 
@@ -63,7 +63,7 @@ def merged(parts: Iterable[Moments]) -> Moments:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a method sees of one layer: the moments of the two classes and, where it needs them, more.
+    """What an extraction method gets of one layer: the moments of the two classes and, where it needs them, more.
 
     `differences` are the moments of the paired differences positive - negative, None when the examples are no pairs.
     `activations` are the rows themselves, ([n, hidden], [m, hidden]), only for a method that needs "activations".
@@ -81,7 +81,7 @@ class Evidence:
 
 
 def piece(rows: Rows, start: int, stop: int) -> Tensor:
-    """Rows start to stop, float64."""
+    """Rows [start, stop), float64 [stop - start, hidden]; read from disk if they are there."""
     return (rows[start:stop] if isinstance(rows, Tensor) else rows.rows(start, stop)).double()
 
 
@@ -92,24 +92,24 @@ def pieces(count: int, hidden: int) -> Iterator[tuple[int, int]]:
 
 
 def evidence_of(needs: Needs, rows: Rows, labels: Tensor, paired: bool) -> Evidence:
-    """What a method sees of rows [n, hidden] with boolean labels [n].
+    """The evidence for a method that needs `needs`, from rows [n, hidden] with labels bool [n].
 
-    Pairs are those in order, the positives before the negatives.
+    If `paired`, the positives come first, then as many negatives: positive i and negative i are a pair.
     """
     (evidence,) = evidence_by_fold(needs, rows, labels, torch.zeros(len(labels), dtype=torch.int64), paired)
     return evidence
 
 
 def evidence_by_fold(needs: Needs, rows: Rows, labels: Tensor, fold: Tensor, paired: bool) -> list[Evidence]:
-    """`evidence_of` each fold, where fold [n] numbers them from 0 and every one holds both classes.
+    """`evidence_of` each fold; `fold` int64 [n] numbers them from 0, and each holds both classes.
 
-    Moments stream: the rows are read piece by piece. Pairs count only where both sides of each lie in the same fold,
-    and the positives come before the negatives.
+    The rows are read piece by piece, unless the method needs all of them. If `paired`, both sides of each pair must lie
+    in the same fold.
     """
     count = int(fold.max()) + 1
     if needs == "activations":
-        every = piece(rows, 0, len(labels))
-        sides = [[every[(fold == f) & which] for which in (labels, ~labels)] for f in range(count)]
+        all_rows = piece(rows, 0, len(labels))
+        sides = [[all_rows[(fold == f) & which] for which in (labels, ~labels)] for f in range(count)]
         return [Evidence(Moments.of(p), Moments.of(n), None, (p, n)) for p, n in sides]
     paired = paired and needs == "pair moments"
     if needs == "means" or paired:
@@ -121,19 +121,19 @@ def evidence_by_fold(needs: Needs, rows: Rows, labels: Tensor, fold: Tensor, pai
 
 
 def evidence_of_others(needs: Needs, rows: Rows, labels: Tensor, fold: Tensor, paired: bool) -> list[Evidence]:
-    """For each fold the evidence of all the other folds together, on the terms of `evidence_by_fold`."""
+    """For each fold the evidence of all the other folds together; the arguments are those of `evidence_by_fold`."""
     count = int(fold.max()) + 1
     if needs == "activations":
-        every = piece(rows, 0, len(labels))
-        return [evidence_of(needs, every[fold != f], labels[fold != f], paired) for f in range(count)]
+        all_rows = piece(rows, 0, len(labels))
+        return [evidence_of(needs, all_rows[fold != f], labels[fold != f], paired) for f in range(count)]
     if needs == "means":  # of which no more than the sums are needed
         sizes, sums = _sums(rows, 2 * fold + labels, 2 * count)
         sizes, sums = sizes.view(count, 2), sums.view(count, 2, -1)
-        left = sizes.sum(0) - sizes
-        means = (sums.sum(0) - sums) / left[:, :, None]
+        remaining = sizes.sum(0) - sizes
+        means = (sums.sum(0) - sums) / remaining[:, :, None]
         return [
             Evidence(Moments(m, positive), Moments(n, negative))
-            for (n, m), (negative, positive) in zip(left.tolist(), means, strict=True)
+            for (n, m), (negative, positive) in zip(remaining.tolist(), means, strict=True)
         ]
     parts = evidence_by_fold(needs, rows, labels, fold, paired)
     return [_together([part for other, part in enumerate(parts) if other != f]) for f in range(count)]
@@ -163,7 +163,7 @@ def _means(rows: Rows, group: Tensor, count: int) -> list[Moments]:
 
 
 def _moments(rows: Rows, group: Tensor, count: int) -> list[Moments]:
-    """The moments of each group of rows, with the second."""
+    """The first and second moments of each group of rows."""
     cuts = pieces(len(group), rows.shape[1])
     return _merged_by_group(((piece(rows, *cut), group[slice(*cut)]) for cut in cuts), count)
 

@@ -27,7 +27,7 @@ from vectors.registry.layers import spans
 from vectors.steering import SteeringVector
 
 FEW = 8  # examples of a class below which an interval means nothing
-OUTLYING = 8.0  # times the mean norm
+OUTLYING = 8.0  # a token whose norm is this many times the mean of its layer is warned of
 
 
 class Extraction(NamedTuple):
@@ -73,9 +73,10 @@ def extract(
 ) -> Extraction:
     """Extract a steering vector at every layer asked for, validated on held-out folds.
 
-    `which` are the tokens that count (`--tokens`), `match` is
-    `--match`. `planned` is what `plan` makes of the same arguments, if it has been
-    made. Raises ExampleError, ModelError, UsageError.
+    `method` is a name of `probes.directions.methods`. `layers`, `which`, `truncate` and `match` are --layers, --tokens,
+    --truncate and --match of the command line. `planned` is what `plan` makes of the same arguments, if it has been
+    made. Directions are float32 [hidden]; strength 1 is one mean displacement. Raises ExampleError, ModelError,
+    UsageError.
     """
     started = time.perf_counter()
     chosen = find_method(method)
@@ -153,7 +154,7 @@ def extract(
 
 
 def _measured(validation: Validation) -> dict[str, float | None]:
-    """A validation as files and reports keep it: machines differ in the last bits, and NaN is no JSON."""
+    """A validation as JSON values: rounded, since machines differ in the last bits, and None for NaN."""
     return {key: None if math.isnan(value) else round(value, 4) for key, value in validation._asdict().items()}
 
 

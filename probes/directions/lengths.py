@@ -26,21 +26,21 @@ def problem_of_lengths(tokenised: Sequence[Tokens], positive: int) -> str:
     The first `positive` examples are the positive ones.
     """
     counts = [len(each.counted) for each in tokenised]
-    ones, others = counts[:positive], counts[positive:]
-    low, high = sorted((median(ones), median(others)))
-    separation = auroc(torch.tensor(ones, dtype=torch.float64), torch.tensor(others, dtype=torch.float64))
+    positives, negatives = counts[:positive], counts[positive:]
+    low, high = sorted((median(positives), median(negatives)))
+    separation = auroc(torch.tensor(positives, dtype=torch.float64), torch.tensor(negatives, dtype=torch.float64))
     separation = max(separation, 1 - separation)
     if separation < SEPARATING or high < RATIO * low:
         return ""
     return (
-        f"the classes differ in length: positive examples have {median(ones):g} tokens that count in the median, "
-        f"negative ones {median(others):g} (AUROC of the length alone: {separation:.2f}), so the vector may be one of "
-        "length"
+        f"the classes differ in length: positive examples have {median(positives):g} tokens that count in the median, "
+        f"negative ones {median(negatives):g} (AUROC of the length alone: {separation:.2f}), so the vector may be one "
+        "of length"
     )
 
 
 def matched(tokenised: Sequence[Tokens], positive: int, paired: bool, match: str) -> list[Tokens]:
-    """The examples, each with only those tokens that count which its counterpart in the other class has too.
+    """The examples, each with its counted tokens reduced to those that its counterpart in the other class has too.
 
     The counterpart is the other of a pair, or else the example of the other class with the same rank in length.
     `length` keeps the first tokens, as many as the shorter of the two has; `position` keeps the positions in the
@@ -66,11 +66,11 @@ def matched(tokenised: Sequence[Tokens], positive: int, paired: bool, match: str
 
 def _counterparts(counts: Sequence[int], positive: int, paired: bool) -> list[int]:
     """The index of each example's counterpart in the other class."""
-    ones, others = range(positive), range(positive, len(counts))
+    positives, negatives = range(positive), range(positive, len(counts))
     if paired:
-        return [*others, *ones]
+        return [*negatives, *positives]
     partners = [0] * len(counts)
-    for side, opposite in ((ones, others), (others, ones)):
+    for side, opposite in ((positives, negatives), (negatives, positives)):
         ranked, facing = (sorted(part, key=lambda i: counts[i]) for part in (side, opposite))
         for rank, index in enumerate(ranked):
             partners[index] = facing[(2 * rank + 1) * len(facing) // (2 * len(ranked))]

@@ -1,4 +1,4 @@
-"""Everything about an extraction that can be refused before a model's weights are loaded."""
+"""Planning an extraction: the choices and checks that are possible before a model's weights are loaded."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from vectors.registry.layers import parse_layers, spans
 
 
 class Plan(NamedTuple):
-    """What goes through the model: the layers, the tokens of the positive and then the negative examples, and how the
-    prompts are taken (a sentence, empty when there are none). `warnings` are sentences about the tokens."""
+    """What goes through the model, and sentences for people about it."""
 
     layers: list[int]
-    tokens: list[Tokens]
-    note: str
-    warnings: tuple[str, ...] = ()
+    tokens: list[Tokens]  # of the positive, then of the negative examples
+    note: str  # how the prompts are rendered; empty without prompts
+    warnings: tuple[str, ...] = ()  # about the tokens
     by_length: str = ""  # a sentence, where the length alone tells the classes apart
 
 
@@ -62,7 +61,7 @@ def plan(
 
 
 def require_average(which: str) -> None:
-    """Raises UsageError where one token of each example counts, which has no length to match."""
+    """Refuse --match where one token of each example counts, which has no length to match. Raises UsageError."""
     if tokens.choose(which) not in ("completion", "all"):
         raise UsageError(
             f"--match needs an average over tokens, and --tokens {which} is one", "use --tokens completion"
@@ -70,20 +69,20 @@ def require_average(which: str) -> None:
 
 
 def equal_tokens(tokenised: list[Tokens], contrast: Contrast, reasons: list[str]) -> list[str]:
-    """A sentence about examples that are the same tokens in both classes.
+    """A sentence about examples whose tokens are the same in both classes.
 
     Raises ExampleError where that leaves no contrast; `reasons` are what may have caused it.
     """
     positive, paired = len(contrast.positive), contrast.paired
     texts = [(tuple(each.ids), tuple(each.counted)) for each in tokenised]
-    ones, others = texts[:positive], texts[positive:]
-    in_both = {*ones} & {*others}
-    pairs = zip(ones, others, strict=True) if paired else ()
-    same = sum(a == b for a, b in pairs) if paired else sum(text in in_both for text in ones)
+    positives, negatives = texts[:positive], texts[positive:]
+    in_both = {*positives} & {*negatives}
+    pairs = zip(positives, negatives, strict=True) if paired else ()
+    same = sum(a == b for a, b in pairs) if paired else sum(text in in_both for text in positives)
     if not same:
         return []
     figure = f"{same} of {positive} {'pairs' if paired else 'positive examples'}"
-    if {*ones} == {*others} or (paired and same == positive):
+    if {*positives} == {*negatives} or (paired and same == positive):
         raise ExampleError(
             [f"{figure} are the same tokens in both classes, so there is no contrast", *reasons],
             "what tells the classes apart is not in what the model is given; put it into the completions",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from probes.directions.validation import Validation
 from vectors.registry.layers import spans
 
-DOSE = 0.4  # of the residual stream's mean norm: far above it, text falls apart
+DOSE = 0.4  # displacement as a share of the residual stream's mean norm; far above it, generated text degenerates
 WEAKEST, STRONGEST = 0.5, 4.0
 
 
@@ -24,13 +24,12 @@ class Recommendation(NamedTuple):
 def recommend(
     validated: Mapping[int, Validation], lengths: Mapping[int, float], norms: Mapping[int, float]
 ) -> Recommendation:
-    """The middle of the longest run of layers whose held-out AUROC can't be told from the best.
+    """The middle layer of the longest run whose held-out AUROC lies within the best layer's confidence interval.
 
-    The first layers can separate classes by their words alone, which is why a run is asked for. Early layers carry the
-    behaviour less purely, late ones leave the model few blocks to act on it; among layers that separate the classes
-    equally well the middle is away from both. The strength is the one whose displacement is
-    `DOSE` of the residual stream there, in halves, from `WEAKEST` to `STRONGEST`. `lengths` are the norms of
-    strength 1.
+    A run, because a single early layer can separate the classes by their words alone. Its middle, because early layers
+    carry the behaviour less purely, and late ones leave the model few blocks that read it. The strength moves the
+    residual stream there by `DOSE` of its mean norm, rounded to halves, from `WEAKEST` to `STRONGEST`. By layer,
+    `lengths` are the norms of the directions, and `norms` the mean norms of the residual stream.
     """
     if any(math.isnan(each.auroc) for each in validated.values()):
         middle = sorted(validated)[(len(validated) - 1) // 2]
@@ -39,22 +38,22 @@ def recommend(
         )
     best = max(validated, key=lambda layer: (validated[layer].auroc, validated[layer].cohens_d))
     floor = validated[best].auroc_low
-    equal = _longest_run([layer for layer in sorted(validated) if validated[layer].auroc >= floor], sorted(validated))
-    chosen = equal[(len(equal) - 1) // 2]
+    run = _longest_run([layer for layer in sorted(validated) if validated[layer].auroc >= floor], sorted(validated))
+    chosen = run[(len(run) - 1) // 2]
     share = lengths[chosen] / norms[chosen] if norms[chosen] > 0 else 0.0
-    dose = round(2 * DOSE / share) / 2 if share > 0 else 1.0
-    strength = min(STRONGEST, max(WEAKEST, dose))
+    unlimited = round(2 * DOSE / share) / 2 if share > 0 else 1.0
+    strength = min(STRONGEST, max(WEAKEST, unlimited))
     where = (
         "the only layer"
         if len(validated) == 1
-        else f"the middle of the layers ({spans(equal)}) that can't be told from the best"
+        else f"the middle of the layers ({spans(run)}) that can't be told from the best"
     )
     reason = (
         f"layer {chosen} is {where}, with held-out AUROC {validated[chosen].auroc:.3f}; "
         f"strength 1 moves the residual stream there by {share:.0%} of its norm"
     )
-    if strength != dose:
-        bound = "greatest" if dose > strength else "smallest"
+    if strength != unlimited:
+        bound = "greatest" if unlimited > strength else "smallest"
         reason += (
             f"; {strength:g} is the {bound} strength that is recommended, and moves it by {strength * share:.0%}, "
             f"not by {DOSE:.0%}"

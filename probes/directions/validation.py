@@ -1,9 +1,9 @@
-"""Validating a direction on examples that it was not made from: AUROC with its interval, Cohen's d, and a floor.
+"""Validating a direction on examples that it was not made from: AUROC with its interval, Cohen's d, and both by chance.
 
 Each fold is scored by the direction of the other folds. A score is the component along the unit direction, counted
 from the middle between the two classes' means: directions of different folds differ a little, and along a large common
-offset of the activations that little would drown the classes. The floor repeats everything with labels shuffled inside
-each fold.
+offset of the activations that would outweigh the difference between the classes. The figures by chance repeat
+everything with labels shuffled inside each fold.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Validation(NamedTuple):
     """What was measured on held-out examples at one layer.
 
     `auroc_low` and `auroc_high` are a 95 % bootstrap interval, no narrower than so few examples allow (`provable`);
-    `auroc_shuffled` and `cohens_d_shuffled` are means over shuffled labels: what nothing looks like.
+    `auroc_shuffled` and `cohens_d_shuffled` are means over shuffled labels: the level of chance.
     """
 
     auroc: float
@@ -38,7 +38,7 @@ class Validation(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """What chance decides: bootstrap counts, int16 [RESAMPLES, n], and labels shuffled inside each fold, bool [n]."""
+    """The random draws: bootstrap counts, int16 [RESAMPLES, n], and labels shuffled inside each fold, bool [n] each."""
 
     resamples: Tensor
     shuffled: list[Tensor]
@@ -67,9 +67,9 @@ def validate(
     shuffled_auroc, shuffled_d = [], []
     for shuffled in draws.shuffled[: 1 if method.NEEDS == "activations" else SHUFFLES]:
         # Shuffling breaks the pairs too.
-        floor = held_out_scores(method, rows, shuffled, fold, paired=False)
-        shuffled_auroc.append(auroc(floor[shuffled], floor[~shuffled]))
-        shuffled_d.append(cohens_d(floor[shuffled], floor[~shuffled]))
+        by_chance = held_out_scores(method, rows, shuffled, fold, paired=False)
+        shuffled_auroc.append(auroc(by_chance[shuffled], by_chance[~shuffled]))
+        shuffled_d.append(cohens_d(by_chance[shuffled], by_chance[~shuffled]))
     return Validation(
         auroc(scores[labels], scores[~labels]),
         low,

@@ -1,1 +1,1 @@
-"""Loading a model, where its residual stream is, its tokens, and seeds."""
+"""Models: loading, where the residual stream is, chat templates, and tokens."""

@@ -1,4 +1,4 @@
-"""Loading a model for measuring: safetensors only, on the device and in the dtype asked for, with the reasons."""
+"""Loading a model for measuring: safetensors only, on a device and in a dtype that are given or chosen."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def load(reference: str | Path | OpenedModel, device: str = "auto", dtype: str =
 
 @contextlib.contextmanager
 def _reading(source: ModelSource) -> Iterator[None]:
-    """Within: what transformers raises over a folder that it can't read becomes a ModelError."""
+    """A context in which the errors of transformers about a folder that it can't read become a ModelError."""
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
@@ -93,7 +93,7 @@ def _reading(source: ModelSource) -> Iterator[None]:
 
 @contextlib.contextmanager
 def memory_reported() -> Iterator[None]:
-    """Within: running out of memory, which torch reports as a RuntimeError, becomes a ModelError."""
+    """A context in which running out of memory, which torch reports as a RuntimeError, becomes a ModelError."""
     try:
         yield
     except RuntimeError as error:
@@ -106,14 +106,14 @@ def memory_reported() -> Iterator[None]:
 
 
 def _is_memory(error: Exception) -> bool:
-    """Whether an error is torch's of too little memory; that of a CPU has no type of its own."""
+    """Whether torch ran out of memory. On a CPU it raises a plain RuntimeError, which only its message tells."""
     text = str(error)
-    known = isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
-    return isinstance(error, RuntimeError) and known
+    reported = isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
+    return isinstance(error, RuntimeError) and reported
 
 
 def choose_device(device: str) -> tuple[torch.device, str]:
-    """The device and the reason. Raises UsageError for one that isn't there."""
+    """The device and the reason for it. Raises UsageError for a device that is not available."""
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda"), "found"
@@ -131,7 +131,7 @@ def choose_device(device: str) -> tuple[torch.device, str]:
 
 
 def choose_dtype(dtype: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The dtype and the reason. Raises UsageError for an unknown one."""
+    """The dtype and the reason for it. Raises UsageError for an unknown dtype."""
     if dtype == "auto":
         if device.type == "cpu":
             return torch.float32, "exact, and the fastest on most CPUs"

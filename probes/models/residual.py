@@ -15,10 +15,13 @@ from vectors.errors import ModelError
 
 
 class Layout(NamedTuple):
-    """`blocks`: the path of the decoder blocks below the decoder. `packs`: whether attention is the only thing that
-    mixes tokens, and positions come from `position_ids`, so that a tree of sequences can share one forward pass."""
+    """How the decoder of an architecture is built.
 
-    blocks: str
+    `packs`: attention is the only thing that mixes tokens, and positions come from `position_ids`, so that a tree of
+    sequences can share one forward pass.
+    """
+
+    blocks: str  # the path of the list of blocks below the decoder
     packs: bool
 
 
@@ -93,35 +96,36 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 def _carry_the_residual_stream(stack: nn.Module, candidates: list[nn.Module], size: int) -> bool:
     """Whether the blocks' outputs are the residual stream [batch, tokens, hidden] of a causal decoder.
 
-    Each must be what the next block takes and what the model calls its hidden state (the last one is normed, so not
-    asked), and tokens must not see what follows them. Two sequences that differ in their last token show it.
+    Each must be what the next block takes and what the model returns as its hidden state (except the last, which it
+    returns after the final norm), and tokens must not see what follows them. Two sequences that differ in their last
+    token show it.
     """
-    entered: list[Any] = []
-    left: list[Tensor] = []
+    inputs: list[Any] = []
+    outputs: list[Tensor] = []
 
-    def see(_block: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        entered.append(args[0] if args else kwargs.get("hidden_states"))
-        left.append(output_of(output))
+    def record(_block: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        inputs.append(args[0] if args else kwargs.get("hidden_states"))
+        outputs.append(output_of(output))
 
-    handles = [block.register_forward_hook(see, with_kwargs=True) for block in candidates]
+    handles = [block.register_forward_hook(record, with_kwargs=True) for block in candidates]
     ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=next(stack.parameters()).device)
     try:
         with torch.inference_mode():
             states = stack(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
-    except Exception:  # a model that can't be asked this way raises what it likes; it is not one that we know
+    except Exception:  # a model that can't be called this way may raise anything; its architecture stays unknown
         return False
     finally:
         for handle in handles:
             handle.remove()
-    if states is None or not len(states) == len(candidates) + 1 == len(left) + 1:
+    if states is None or not len(states) == len(candidates) + 1 == len(outputs) + 1:
         return False
-    last = left[-1]
-    near = torch.finfo(last.dtype).eps ** 0.5 * float(last.abs().max())
+    last = outputs[-1]
+    tolerance = torch.finfo(last.dtype).eps ** 0.5 * float(last.abs().max())
     return (
-        all(state.shape == (*ids.shape, size) for state in left)
-        and all(torch.equal(a, b) for a, b in zip(states[1:-1], left[:-1], strict=True))
-        and all(isinstance(a, Tensor) and torch.equal(a, b) for a, b in zip(entered[1:], left[:-1], strict=True))
-        and torch.allclose(last[0, :-1], last[1, :-1], rtol=0, atol=near)
+        all(state.shape == (*ids.shape, size) for state in outputs)
+        and all(torch.equal(a, b) for a, b in zip(states[1:-1], outputs[:-1], strict=True))
+        and all(isinstance(a, Tensor) and torch.equal(a, b) for a, b in zip(inputs[1:], outputs[:-1], strict=True))
+        and torch.allclose(last[0, :-1], last[1, :-1], rtol=0, atol=tolerance)
     )
 
 

@@ -93,7 +93,7 @@ def rendered(prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
 
 
 def plain_ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
-    """The token ids of texts that no template renders: begun as the model expects, and never ended."""
+    """The token ids of texts that no template renders: with the tokenizer's BOS or the like, and without its EOS."""
     beginning = beginning_of(texts, tokenizer)
     return [_begun(list(tokenizer(text, add_special_tokens=False)["input_ids"]), beginning) for text in texts]
 
@@ -118,7 +118,7 @@ def beginning_of(texts: Sequence[str], tokenizer: Any) -> list[int]:
 
 
 def _begun(ids: list[int], beginning: list[int]) -> list[int]:
-    """The ids behind their beginning, which is not written twice."""
+    """The ids with `beginning` in front, unless they begin with it already."""
     return ids if ids[: len(beginning)] == beginning else [*beginning, *ids]
 
 

@@ -16,15 +16,17 @@ from probes.models.completions import Completion
 from probes.targets import Target
 from vectors.registry.plugins import choose, discover_as
 
-Needs = Literal["completion", "logits", "base logits", "target"]  # each of them with the completion, and with logits
+Needs = Literal[
+    "completion", "logits", "base logits", "target"
+]  # every score gets the completion; the last two, logits too
 GROUP = "steer.scores"
 
 
 class Measured(NamedTuple):
     """One completion, as a score sees it.
 
-    `logits` [completion, vocabulary] are the model's before each token of the completion, float32; `base_logits` are
-    those of the base; `target` is what a teacher predicts there. Each is None where the score does not need it.
+    `logits` float32 [tokens, vocabulary] are the model's before each token of the completion; `base_logits` are those
+    of the base; `target` is what should be predicted there. Each is None where the score does not need it.
     """
 
     completion: Completion
@@ -45,7 +47,7 @@ class Score(Protocol):
         """The score of one completion."""
 
     def combine(self, scores: Sequence[float]) -> float:
-        """The figure of several completions: `mean`, if nothing speaks against it."""
+        """The figure of several completions, from the score of each; most modules use `mean`."""
 
 
 def mean(scores: Sequence[float]) -> float:
@@ -54,7 +56,7 @@ def mean(scores: Sequence[float]) -> float:
 
 
 def scores() -> dict[str, Score]:
-    """Every score by name, built-in or of an outside package. Raises UsageError for a module that is none."""
+    """Every score by name, built-in or of an outside package. Raises UsageError for a module that lacks a name."""
     return discover_as(Score, "score", __name__, GROUP)
 
 

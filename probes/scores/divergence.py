@@ -18,7 +18,7 @@ combine = mean
 
 
 def score(measured: Measured) -> float:
-    """The mean over the completion's tokens."""
+    """The mean of KL(base || model) over the completion's tokens."""
     assert measured.logits is not None
     assert measured.base_logits is not None
     return float(divergence(measured.base_logits, measured.logits).mean())

@@ -16,6 +16,6 @@ combine = mean
 
 
 def score(measured: Measured) -> float:
-    """The mean over the completion's tokens."""
+    """The mean log-likelihood of the completion's tokens."""
     assert measured.logits is not None
     return mean(log_likelihoods(measured.logits, measured.completion.completion_ids))

@@ -12,7 +12,7 @@ combine = max
 
 
 def score(measured: Measured) -> float:
-    """The greatest over the completion's tokens and the vocabulary."""
+    """The greatest |difference| over the completion's tokens and the vocabulary."""
     assert measured.logits is not None
     assert measured.base_logits is not None
     return float((measured.logits - measured.base_logits).abs().max())

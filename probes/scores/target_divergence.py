@@ -13,7 +13,7 @@ combine = mean
 
 
 def score(measured: Measured) -> float:
-    """The mean over the completion's tokens."""
+    """The mean of KL(target || model) over the completion's tokens."""
     assert measured.logits is not None
     assert measured.target is not None
     return float(divergence_from_target(measured.logits, *measured.target).mean())

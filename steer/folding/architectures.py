@@ -112,16 +112,19 @@ def layout(config: Mapping[str, Any], names: Collection[str]) -> Layout | None:
     return short if short.embeddings[0] in names else None
 
 
-def writers(found: Layout, names: Iterable[str], layers: range) -> dict[str, str | None]:
-    """The parameters that write to the residual stream, in these blocks and in the embeddings, each with its norm."""
-    result: dict[str, str | None] = {name: None for name in names if name in found.embeddings}
-    prefix, _, rest = found.block.partition("{i}")
+def writers(checkpoint: Layout, names: Iterable[str], layers: range) -> dict[str, str | None]:
+    """The parameters that write to the residual stream, in the embeddings and in the blocks `layers`.
+
+    Each has the name of the norm between its output and the stream, or None.
+    """
+    result: dict[str, str | None] = {name: None for name in names if name in checkpoint.embeddings}
+    prefix, _, rest = checkpoint.block.partition("{i}")
     for name in names:
         match = re.fullmatch(rf"{re.escape(prefix)}(\d+){re.escape(rest)}(.+)", name)
         if match is None or int(match[1]) not in layers:
             continue
         for part in ("attention", "feed_forward"):
-            if any(re.fullmatch(pattern, match[2]) for pattern in getattr(found, part)):
-                norm = found.norms.get(part)
+            if any(re.fullmatch(pattern, match[2]) for pattern in getattr(checkpoint, part)):
+                norm = checkpoint.norms.get(part)
                 result[name] = f"{prefix}{match[1]}{rest}{norm}" if norm else None
     return result

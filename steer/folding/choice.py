@@ -20,7 +20,7 @@ def choose(
     composition: str, model: str, vectors: Mapping[str, str | Path | SteeringVector] | None, via: str = "auto"
 ) -> tuple[str, str]:
     """`fold` or `distil`, and the reason; reads headers only. Raises ExpressionError, UsageError, ModelError."""
-    parsed, bound = compose(composition, vectors, allow_strength=True)  # refused when it is baked
+    parsed, bound = compose(composition, vectors, allow_strength=True)  # the bake itself refuses a strength
     if all(term.operation != "clamp" and term.value == 0 for term in parsed.terms):
         raise UsageError(NOTHING, "give it a strength other than 0")
     if via != "auto":

@@ -64,13 +64,13 @@ def effects_of(composition: Composition, vectors: Mapping[str, SteeringVector]) 
         layers = vectors[term.name].acting(term.layers)
         if term.operation == "add" and term.value != 0:
             for layer in layers:
-                move = term.value * vectors[term.name].layers[layer].double()
-                added[layer] = added.get(layer, torch.zeros_like(move)) + move
+                addition = term.value * vectors[term.name].layers[layer].double()
+                added[layer] = added.get(layer, torch.zeros_like(addition)) + addition
         elif term.operation == "ablate" and term.value != 0:
-            before = ablations.get(term.name, (0.0, tuple(layers)))
-            if before[1] != tuple(layers):
+            earlier = ablations.get(term.name, (0.0, tuple(layers)))
+            if earlier[1] != tuple(layers):
                 problems.append(f"{term.name} is ablated at different layers in two terms")
-            ablations[term.name] = (before[0] + term.value, tuple(layers))
+            ablations[term.name] = (earlier[0] + term.value, tuple(layers))
     hidden = next(iter(vectors.values())).hidden_size
     directions, strengths, ablated = _ablation(ablations, vectors, hidden, problems)
     if problems:
@@ -78,8 +78,8 @@ def effects_of(composition: Composition, vectors: Mapping[str, SteeringVector]) 
     last = ablated[-1] if ablated else -1
     effects = Effects(added, directions, strengths, ablated)
     # Additions before the last ablated layer are ablated too.
-    moved = {i: effects.apply(move[None])[0] if i < last else move for i, move in sorted(added.items())}
-    return Effects({i: move for i, move in moved.items() if bool(move.any())}, directions, strengths, ablated)
+    remaining = {i: effects.apply(row[None])[0] if i < last else row for i, row in sorted(added.items())}
+    return Effects({i: row for i, row in remaining.items() if bool(row.any())}, directions, strengths, ablated)
 
 
 def _ablation(
@@ -88,26 +88,26 @@ def _ablation(
     hidden: int,
     problems: list[str],
 ) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-    """Directions, strengths and layers; appends to `problems` what weights can't do."""
+    """The directions, strengths and layers of `Effects`; appends to `problems` what weights can't do."""
     layer_sets = {layers for _, layers in ablations.values()}
     if len(layer_sets) > 1:
         problems.append(f"the ablations act at different layers: {'; '.join(sorted(spans(p) for p in layer_sets))}")
     layers = next(iter(layer_sets), ())
     units, strengths = [], []
     for name, (strength, acting) in ablations.items():
-        moves = torch.stack([vectors[name].layers[i].double() for i in acting])
-        lengths = moves.norm(dim=1, keepdim=True)
+        by_layer = torch.stack([vectors[name].layers[i].double() for i in acting])
+        lengths = by_layer.norm(dim=1, keepdim=True)
         if not bool(lengths.all()):
             problems.append(f"{name} is zero at some of the layers {spans(acting)}, so it has no direction there")
             continue
-        turned = moves / lengths
-        if float((1 - (turned @ turned[-1]).abs()).max()) > SAME:
+        layer_units = by_layer / lengths
+        if float((1 - (layer_units @ layer_units[-1]).abs()).max()) > SAME:
             problems.append(
                 f"{name} differs in direction between the layers {spans(acting)}; weights ablate one direction"
             )
         if len(acting) > 1 and strength != 1:
             problems.append(f"{name} is ablated by {strength:g} at several layers in turn, but weights act once")
-        units.append(turned[-1])
+        units.append(layer_units[-1])
         strengths.append(strength)
     if len(units) > 1 and len(layers) > 1:
         cosines = torch.stack(units) @ torch.stack(units).T - torch.eye(len(units), dtype=torch.float64)

@@ -26,7 +26,7 @@ def size_of(pending: PendingModel) -> int:
 
 def write_model(pending: PendingModel, source: Source, folder: Path, *, on_event: OnEvent = ignore) -> dict[str, str]:
     """Write weights, configuration and tokenizer files; returns the digest of each file."""
-    beside = beside_weights(source, on_event=on_event)
+    companion_files = beside_weights(source, on_event=on_event)
     jobs = [pending.jobs[name] for name in sorted(pending.jobs)]
     cut, done = layout.cut(jobs), 0
     digests, report, total = {}, counter(on_event, "writing", "bytes"), sum(map(shards.file_size, cut))
@@ -37,7 +37,7 @@ def write_model(pending: PendingModel, source: Source, folder: Path, *, on_event
             lambda written, before=done: report(before + written, total),  # type: ignore[misc]
         )
         done += shards.file_size(shard)
-    files: dict[str, Content] = dict(beside.files)
+    files: dict[str, Content] = dict(companion_files.files)
     if dict(pending.config) != source.config:
         files["config.json"] = (json.dumps(pending.config, indent=2, sort_keys=True) + "\n").encode()
     if len(cut) > 1:
@@ -46,14 +46,14 @@ def write_model(pending: PendingModel, source: Source, folder: Path, *, on_event
 
 
 def beside_weights(source: Source, *, on_event: OnEvent = ignore) -> Companions:
-    """The files beside a model's weights that travel, and those left out; `on_event` receives the notes on them.
+    """The files beside a model's weights that are copied, and those left out; `on_event` receives the notes on them.
 
     Raises ModelError for a configuration or tokenizer that can't be copied.
     """
-    beside = companions(source.path, source.files)
-    for note in beside.notes():
+    companion_files = companions(source.path, source.files)
+    for note in companion_files.notes():
         on_event(Event("writing", message=note))
-    return beside
+    return companion_files
 
 
 def write_report(folder: Path, report: Mapping[str, Any], source: Source, summary: str) -> None:

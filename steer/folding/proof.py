@@ -35,7 +35,7 @@ from vectors.steering import SteeringVector
 TOKENS = 12  # of each response
 PROMPTS = 12
 LOGIT = 2e-3  # tolerance: greatest difference of float32 logits, and of log-probabilities (nats) in vLLM
-CLEAR = 4  # the unsteered model must differ at least this many times more, else nothing is proved
+CLEAR = 4  # the unsteered model must differ at least this many times more, else the comparison proves nothing
 ROUNDED_KL = 2e-3  # tolerance instead of LOGIT if changed matrices are in 16 bits: mean KL, in nats
 
 
@@ -79,9 +79,9 @@ def prove(
             limit = residual.context_length(original.model.config)
             longest = longest if limit is None else min(longest, limit - 1)
             # vLLM starts while the rest is computed; on a GPU it measures the free memory, which must not change then.
-            beside = next(original.model.parameters()).device.type == "cpu"
+            concurrent = next(original.model.parameters()).device.type == "cpu"
             start = vllm_scores.loading(folder, longest)
-            scores = stack.enter_context(start) if beside else _late(stack, start)
+            scores = stack.enter_context(start) if concurrent else _late(stack, start)
         on_event(Event("generating with the steered model"))
         rows = generate(original.model, original.tokenizer, ids, within, max_tokens=TOKENS)
         served = [logits_of(original.model, row, within) for row in rows]
@@ -134,8 +134,8 @@ def _late(stack: contextlib.ExitStack, start: contextlib.AbstractContextManager[
 def _is_equal(against: divergence.Difference, unsteered: divergence.Difference, rounded: bool) -> bool:
     """Whether the difference is within tolerance, and the unsteered model's is clearly greater."""
     key, most = ("kl_mean", ROUNDED_KL) if rounded else ("max_logit", LOGIT)
-    off, base = getattr(against, key), getattr(unsteered, key)
-    return bool(off <= most and CLEAR * off <= base)  # a very weak composition fails the second
+    difference, effect = getattr(against, key), getattr(unsteered, key)
+    return bool(difference <= most and CLEAR * difference <= effect)  # a very weak composition fails the second
 
 
 def _in_vllm(scores: vllm_scores.Scores, rows: Sequence[Completion], logits: Sequence[Any]) -> dict[str, Any]:
@@ -149,10 +149,10 @@ def _in_vllm(scores: vllm_scores.Scores, rows: Sequence[Completion], logits: Seq
 
 @contextlib.contextmanager
 def reference(model: nn.Module, effects: Effects, layout: Layout) -> Iterator[None]:
-    """Within: every write to the residual stream, up to the last ablated layer, is ablated.
+    """A context in which every write to the residual stream, up to the last ablated layer, is ablated.
 
-    This is what orthogonalised weights compute. A composition ablates the outputs of blocks instead, so there earlier
-    blocks still see the direction. Raises ModelError for a model with other modules.
+    This is what orthogonalised weights compute. A composition ablates the outputs of its layers instead, so that
+    earlier blocks still read and write the direction. Raises ModelError for a model with other modules.
     """
     with contextlib.ExitStack() as handles:
         blocks = residual.blocks(model)

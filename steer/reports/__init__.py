@@ -1,1 +1,1 @@
-"""Reports for people: HTML pages, curves and pictures."""
+"""Reports for people: HTML pages, loss curves and plots."""

@@ -1,4 +1,4 @@
-"""The look that all reports share: one self-contained HTML page, with tables and facts."""
+"""The page that all reports share: self-contained HTML with tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of what was measured. Needs the extra `plots`."""
+"""Plots of the measurements in a vector's metadata. Needs the extra `plots`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vectors.storage.files import require_writable, write_atomically
 
 
 def layer_separation(vector: SteeringVector, path: str | Path, title: str = "") -> None:
-    """Draw the held-out AUROC, the shuffled floor and Cohen's d by layer, as a .png or .svg file.
+    """Draw the held-out AUROC, the AUROC on shuffled labels and Cohen's d by layer, as a .png or .svg file.
 
     Raises UsageError, also for a vector without measurements; OutputError.
     """

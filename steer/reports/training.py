@@ -58,7 +58,7 @@ def html(report: Mapping[str, Any], curve: str, record: str) -> str:
 
 
 def curves(history: Sequence[Mapping[str, float]]) -> str | None:
-    """The losses by step as SVG; None where matplotlib is not installed."""
+    """The losses (nats) by step as SVG; None if matplotlib is not installed."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -90,5 +90,5 @@ def write(output: Path, report: Mapping[str, Any], history: Sequence[Mapping[str
         write_atomically(folder / f"{prefix}curves.svg", curve.encode())
     inline = curve[curve.index("<svg") :] if curve else "<p class='note'>curves need the extra <code>plots</code></p>"
     write_atomically(folder / f"{prefix}report.html", html(report, inline, record_path(output).name).encode())
-    # Last: an interrupted contrast takes a half that has a record for whole.
+    # Last: when an interrupted `--mode contrast` is resumed, a half with a record counts as finished.
     record_of("bake", report, "steer-workbench", "torch", "transformers", "peft").write(output)

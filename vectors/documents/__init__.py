@@ -1,1 +1,1 @@
-"""What is read: JSON and YAML of anyone, with bounds, and the schemas that their values are checked against."""
+"""Documents from untrusted sources: JSON and YAML read within bounds, and the schemas of their values."""

@@ -1,7 +1,7 @@
-"""JSON of anyone: read in bounded time and memory, and refused where Python's reader would take what is not JSON.
+"""JSON from untrusted sources: read in bounded time and memory, more strictly than by Python's reader.
 
-Python's reader takes `NaN` and numbers that overflow, halves of characters, and the last of two equal keys; what it
-makes can take a hundred times the memory of the text. Here the number of values and their nesting are bounded before
+Python's reader accepts `NaN`, numbers that overflow, unpaired surrogates, and the last of two equal keys; its values
+can take a hundred times the memory of the text. Here the number of values and their nesting are bounded before
 and after.
 """
 
@@ -87,8 +87,8 @@ def read_object(path: Path, error: type[SteerError], hint: str) -> dict[str, Any
     value = read(path, error, hint)
     if not isinstance(value, dict):
         kinds = ((list, "a list"), (str, "a text"), (bool, "true or false"), (int | float, "a number"))
-        found = next((word for kind, word in kinds if isinstance(value, kind)), "null")
-        raise error(f"{path} is damaged: it holds {found}, not an object", hint)
+        actual = next((word for kind, word in kinds if isinstance(value, kind)), "null")
+        raise error(f"{path} is damaged: it holds {actual}, not an object", hint)
     return value
 
 

@@ -1,4 +1,4 @@
-"""Schemas of JSON values: a value is checked field by field, and each problem names its field and what stands there.
+"""Schemas of JSON values: a value is checked field by field, and each problem names its field and the value.
 
     BASE = record({"digest": text()}, {"layers": optional(whole(0, 1000))})
     problems_of({"digest": 5}, BASE, "base")     # ["base.digest is 5, not text"]
@@ -25,8 +25,8 @@ LONGEST_TEXT = 1_000_000  # characters
 
 def problems_of(value: Any, check: Check, name: str = "") -> list[str]:
     """What is wrong with a value, at most `MOST` problems; `name` is that of the value itself."""
-    found = list(itertools.islice(check(value, name), MOST + 1))
-    return found if len(found) <= MOST else [*found[:MOST], "there are more problems like these"]
+    problems = list(itertools.islice(check(value, name), MOST + 1))
+    return problems if len(problems) <= MOST else [*problems[:MOST], "there are more problems like these"]
 
 
 def excerpt(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""YAML of anyone: read in bounded time and memory.
+"""YAML from untrusted sources: read in bounded time and memory.
 
 PyYAML implements YAML 1.1, where `5e-4` is text, `010` is 8, `1:30` is 90 and `2024-01-01` a date. Here numbers are
 those of `numbers.py`, dates are text, and only plain values are made. Names are text, also those that look like a

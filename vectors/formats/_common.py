@@ -90,9 +90,9 @@ def require_kind(path: Path, metadata: Mapping[str, Any]) -> None:
         )
 
 
-def imported(path: Path, layers: Mapping[int, Tensor], format: str, **known: str | int) -> SteeringVector:
-    """A vector of another tool, whose `method` records the format. Warns that its base is unverified."""
-    vector = build(path, layers, {"method": {"name": "imported", "format": format, **known}})
+def imported(path: Path, layers: Mapping[int, Tensor], format: str, **details: str | int) -> SteeringVector:
+    """A vector of another tool, whose `method` records the format and `details`. Warns that its base is unverified."""
+    vector = build(path, layers, {"method": {"name": "imported", "format": format, **details}})
     unverified(path, vector)
     return vector
 

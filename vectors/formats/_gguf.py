@@ -34,7 +34,7 @@ class Tensor(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What stands before the data: plain values and texts by key (no arrays), tensors by name, and the byte order."""
+    """The content before the data: plain values and texts by key (no arrays), tensors by name, and the byte order."""
 
     values: dict[str, Any]
     tensors: dict[str, Tensor]

@@ -1,9 +1,9 @@
 """The values in a pickle of torch.save, without unpickling: nothing is called, imported or looked up by name.
 
-Python's `pickletools` splits a pickle into opcodes without executing them; here those opcodes are followed that stand
-for tensors and plain values. torch's own reader with `weights_only` calls functions of a list, some of which allocate
-any amount of memory; a reader in a child process would need limits that hold on every system. This one does a bounded
-number of steps, each of which makes at most one value of the size of its part of the file.
+Python's `pickletools` splits a pickle into opcodes without executing them; only those of tensors and plain values are
+interpreted here. torch's own reader with `weights_only` calls functions of a list, some of which allocate any amount
+of memory; a reader in a child process would need limits that hold on every system. This one does a bounded number of
+steps, each of which makes at most one value of the size of its part of the file.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _MARK = object()
 def read(file: io.BytesIO) -> Any:
     """The value of the next pickle of `file`, with `Strided` for tensors.
 
-    Raises NotPlain for a pickle of other things, ValueError for a damaged one.
+    Raises NotPlain for a pickle that holds anything else, ValueError for a damaged one.
     """
     stack: list[Any] = []
     memo: dict[int, Any] = {}

@@ -33,11 +33,14 @@ _DTYPES = {
 }  # fmt: skip
 
 
-_refused: tuple[Any, ArtifactError] | None = None  # the last file refused: several formats look at each
+_refused: tuple[Any, ArtifactError] | None = None  # the last file refused, since each format tries to load it
 
 
 def load(path: Path) -> Any:
-    """The tensors and plain values of a file written by torch.save; None if it is not such a file. As `_load`."""
+    """The tensors and plain values of a file written by torch.save; None if it is not such a file.
+
+    Raises ArtifactError for a damaged file, and for one that needs unpickling.
+    """
     global _refused
     try:
         status = os.stat(path)
@@ -110,12 +113,12 @@ def _stored(content: np.ndarray, entry: zipfile.ZipInfo) -> np.ndarray:
         raise ValueError("its directory does not fit its content")
     name, extra = struct.unpack("<HH", header[26:])
     start = entry.header_offset + 30 + name + extra
-    found = content[start : start + entry.file_size]
-    if len(found) < entry.file_size:
+    stored = content[start : start + entry.file_size]
+    if len(stored) < entry.file_size:
         raise ValueError("it ends before its content does")
-    if len(found) <= CHECKED and entry.CRC != NO_CHECKSUM and zlib.crc32(found.data) != entry.CRC:
+    if len(stored) <= CHECKED and entry.CRC != NO_CHECKSUM and zlib.crc32(stored.data) != entry.CRC:
         raise ValueError(f"its content was changed: the checksum of {entry.filename[:60]} does not match")
-    return found
+    return stored
 
 
 def _from_pickles(path: Path) -> Any:
@@ -129,7 +132,7 @@ def _from_pickles(path: Path) -> Any:
     if not isinstance(machine, dict) or machine.get("little_endian") is not (sys.byteorder == "little"):
         raise ValueError("it has the byte order of another kind of machine")
     value, keys = _pickles.read(file), _pickles.read(file)
-    places: dict[str, int] = {}
+    starts: dict[str, int] = {}
     sizes: dict[str, int] = {}
     _pickles.mapped(value, lambda tensor: sizes.setdefault(tensor.storage.key, _bytes_of(tensor.storage)))
     at = file.tell()
@@ -137,15 +140,15 @@ def _from_pickles(path: Path) -> Any:
         size = sizes.get(key) if isinstance(key, str) else None
         if size is None:
             raise NotPlain("tensors inside of other values")
-        places[key] = at + 8
+        starts[key] = at + 8
         at += 8 + size
     if at > len(content):
         raise ValueError("it ends before its content does")
 
     def numbers(storage: Storage) -> np.ndarray:
-        if storage.key not in places:
+        if storage.key not in starts:
             raise ValueError("the numbers of a tensor are missing")
-        return content[places[storage.key] : places[storage.key] + _bytes_of(storage)]
+        return content[starts[storage.key] : starts[storage.key] + _bytes_of(storage)]
 
     return _with_tensors(value, numbers)
 
@@ -156,13 +159,13 @@ def _with_tensors(value: Any, numbers: Any) -> Any:
     def tensor_of(view: Strided) -> Tensor:
         storage = view.storage
         if storage not in storages:
-            found = numbers(storage)
-            if len(found) != _bytes_of(storage):
-                raise ValueError(f"a tensor of it has {len(found)} bytes, not {_bytes_of(storage)}")
+            content = numbers(storage)
+            if len(content) != _bytes_of(storage):
+                raise ValueError(f"a tensor of it has {len(content)} bytes, not {_bytes_of(storage)}")
             dtype = _DTYPES[storage.kind]
-            if found.ctypes.data % dtype.itemsize:
-                found = found.copy()
-            storages[storage] = torch.frombuffer(found, dtype=dtype) if len(found) else torch.empty(0, dtype=dtype)
+            if content.ctypes.data % dtype.itemsize:
+                content = content.copy()
+            storages[storage] = torch.frombuffer(content, dtype=dtype) if len(content) else torch.empty(0, dtype=dtype)
         last = view.offset + sum((n - 1) * step for n, step in zip(view.size, view.stride, strict=True))
         if 0 not in view.size and last >= storage.elements:
             raise ValueError("a tensor of it lies beyond its numbers")
@@ -188,8 +191,8 @@ def _check_directory(content: np.ndarray) -> None:
     size = struct.unpack("<I", end[at + 12 : at + 16])[0]
     locator = end[at - 20 : at] if at >= 20 else b""
     if locator.startswith(b"PK\x06\x07"):
-        place = struct.unpack("<Q", locator[8:16])[0]
-        record = bytes(content[place : place + 56]) if place < len(content) else b""
+        start = struct.unpack("<Q", locator[8:16])[0]
+        record = bytes(content[start : start + 56]) if start < len(content) else b""
         size = struct.unpack("<Q", record[40:48])[0] if len(record) == 56 else DIRECTORY + 1
     if size > DIRECTORY:
         raise ValueError(f"its directory has more than {DIRECTORY:,} bytes")

@@ -106,8 +106,8 @@ def require_writable(path: Path) -> None:
 def require_distinct(out: Path, inputs: Mapping[str, object]) -> None:
     """Refuse an output that is one of the inputs, which are given by option or argument. Raises OutputError."""
     for name, source in inputs.items():
-        there = isinstance(source, str | Path) and os.path.exists(out) and os.path.exists(source)
-        if there and os.path.samefile(out, str(source)):
+        both_exist = isinstance(source, str | Path) and os.path.exists(out) and os.path.exists(source)
+        if both_exist and os.path.samefile(out, str(source)):
             raise OutputError(f"the output {out} is the file given as {name}", "name another file to write")
 
 
@@ -173,8 +173,8 @@ class NewFile:
 def new_file(path: Path, *, buffering: int = -1, mode: int = 0o666) -> Iterator[IO[bytes]]:
     """A context with a binary file to write to, which is renamed to `path` at its end, or removed after an error.
 
-    `buffering` is that of `open`; of `mode` are the permissions that the file may have. Raises OutputError, also for
-    errors while writing to the file.
+    `buffering` is that of `open`; the file gets the permissions of `mode`, at most 0o666, less the umask.
+    Raises OutputError, also for errors while writing to the file.
     """
     new = NewFile(path, buffering=buffering, mode=mode)
     try:

@@ -88,18 +88,18 @@ def _signals_wait() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread alone
         yield
         return
-    came: list[int] = []
+    received: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     callable_ones = {number: handler for number, handler in before.items() if callable(handler)}
     try:
         for number in callable_ones:
-            signal.signal(number, lambda sent, _frame: came.append(sent))
+            signal.signal(number, lambda sent, _frame: received.append(sent))
         yield
     finally:
         for number, handler in callable_ones.items():
             signal.signal(number, handler)
-        if came:
-            signal.raise_signal(came[0])
+        if received:
+            signal.raise_signal(received[0])
 
 
 @contextlib.contextmanager
@@ -240,7 +240,7 @@ def _require_own_machine(handle: int, lock: Path) -> None:
 
 
 def _is_foreign(made_by: str | None, path: Path, modified: float) -> bool:
-    """Whether another machine may be writing what it has made at `path`."""
+    """Whether another machine has made `path` and may still be writing to it."""
     if made_by in (None, machines.tag()) or machines.shows_locks(path.parent):
         return False
     return time.time() - modified < machines.DAYS * 86400
@@ -269,10 +269,10 @@ def _lock(handle: int) -> bool:
 def _is_at(handle: int, path: Path) -> bool:
     """Whether `path` still names the open file."""
     try:
-        there = os.lstat(path)
+        status = os.lstat(path)
     except FileNotFoundError:
         return False
-    return os.path.samestat(os.fstat(handle), there)
+    return os.path.samestat(os.fstat(handle), status)
 
 
 def _really_locked(handle: int) -> bool:

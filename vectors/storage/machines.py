@@ -1,8 +1,8 @@
 """Which machine made a temporary file, for file systems on which a lock is seen by one machine alone.
 
-`flock` is kept by the kernel. On a local disk that kernel is the only one. On network mounts it depends: NFS (unless
-mounted with local_lock), CephFS, GPFS and Lustre with `flock` pass locks on; many others do not, and a temporary file
-of another machine then looks as if its process had died.
+A lock of `flock` is held in a machine's kernel. A local disk belongs to one machine, so every user sees the lock. Of
+network mounts, NFS (unless mounted with local_lock), CephFS, GPFS and Lustre with `flock` share locks; many others do
+not, and a temporary file of another machine then looks as if its process had died.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import platform
 import re
 from pathlib import Path
 
-DAYS = 7  # for which what another machine has left is taken to be in use, where locks do not show it
+DAYS = 7  # for which another machine's temporary file counts as in use, where its lock can't be seen
 
 _LOCAL = {
     "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "jfs", "reiserfs", "bcachefs", "tmpfs", "ramfs", "overlay",
@@ -51,13 +51,13 @@ def shows_locks(path: str | Path) -> bool:
 
 def _mount(path: str | Path) -> tuple[str, list[str]]:
     """The type and the options of the file system of `path`: of the longest mount point that contains it (Linux)."""
-    real, best, found = os.path.realpath(path), "", ("", [""])
+    real, longest, mount = os.path.realpath(path), "", ("", [""])
     with contextlib.suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             before, _, after = line.rstrip("\n").partition(" - ")
             point = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), before.split(" ")[4])
             inside = real == point or real.startswith(point.rstrip("/") + "/")
-            if inside and len(point) >= len(best):
+            if inside and len(point) >= len(longest):
                 kind, _, options = (after.split(" ") + [""] * 3)[:3]
-                best, found = point, (kind, [*before.split(" ")[5].split(","), *options.split(",")])
-    return found
+                longest, mount = point, (kind, [*before.split(" ")[5].split(","), *options.split(",")])
+    return mount

@@ -95,8 +95,8 @@ def record_of(command: str, report: Mapping[str, Any], *packages: str) -> RunRec
     sections = {
         name: {_NAMES.get(key, key): report[key] for key in keys if key in report} for name, keys in _SECTIONS.items()
     }
-    placed = {"schema", "mode", "outputs", *(key for keys in _SECTIONS.values() for key in keys)}
-    details = {key: value for key, value in report.items() if key not in placed}
+    assigned = {"schema", "mode", "outputs", *(key for keys in _SECTIONS.values() for key in keys)}
+    details = {key: value for key, value in report.items() if key not in assigned}
     return RunRecord(
         command, report["mode"], **sections, outputs=report["outputs"], details=details,
         environment=environment(*packages),
@@ -132,7 +132,7 @@ _FIELDS: dict[str, Check] = {
     "details": _OBJECT,
 }
 _RECORD = schema_of({"schema": one_of(SCHEMA), "command": _FIELDS["command"]}, _FIELDS)
-# Earlier versions wrote a flat mapping without a command; who reads one checks the fields that it needs.
+# Earlier versions wrote a flat mapping without a command, whose other fields are checked where they are read.
 _FORMER_RECORD = schema_of({}, {"mode": _FIELDS["mode"], "outputs": _OUTPUTS})
 
 

@@ -1,7 +1,7 @@
 """Preferences as TRL takes them: a chosen and a rejected completion of a prompt, as texts or as messages.
 
-`chosen` and `rejected` may hold the whole conversation, with the prompt given beside them or not at all; then what
-both begin with is the prompt (as in the hh-rlhf and UltraFeedback data sets).
+`chosen` and `rejected` may hold the whole conversation, with the prompt given beside them or not at all; then their
+common beginning is the prompt (as in the hh-rlhf and UltraFeedback data sets).
 """
 
 from __future__ import annotations
@@ -58,9 +58,10 @@ def _turns(value: list[Any], key: str) -> tuple[Message, ...]:
     return tuple(Message(text(turn, "role"), text(turn, "content")) for turn in value)
 
 
-def _common(one: str, other: str) -> int:
-    """The length of what both begin with, up to a word's beginning."""
-    length = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    while length and not one[length - 1].isspace():
+def _common(chosen: str, rejected: str) -> int:
+    """The length of the longest prefix of whole words that both texts have."""
+    differing = (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b)
+    length = next(differing, min(len(chosen), len(rejected)))
+    while length and not chosen[length - 1].isspace():
         length -= 1
-    return len(one[:length].rstrip())
+    return len(chosen[:length].rstrip())

@@ -30,7 +30,7 @@ class ExtractionMethod(Protocol):
 
 
 def methods() -> dict[str, ExtractionMethod]:
-    """Every method by name, built-in or of an outside package. Raises UsageError for a module that is none."""
+    """Every method by name, built-in or of an outside package. Raises UsageError for a module that lacks a name."""
     modules: dict[str, ExtractionMethod] = discover_as(ExtractionMethod, "extraction method", __name__, GROUP)
     problems = [
         f"the extraction method {name!r} needs {module.NEEDS!r}, not {', '.join(get_args(Needs))}"
@@ -50,7 +50,8 @@ def method(name: str) -> ExtractionMethod:
 def scaled(direction: Tensor, evidence: Evidence) -> Tensor:
     """The direction of which strength 1 is one mean displacement: u <displacement, u>, u the unit direction.
 
-    Its sign follows the means whatever the sign of `direction`. Raises ExampleError when there is nothing along it.
+    Both are float64 [hidden]. The sign follows the means, whatever that of `direction`. Raises ExampleError when the
+    means do not differ along it.
     """
     length = direction.norm()
     unit = direction / length

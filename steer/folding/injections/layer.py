@@ -63,10 +63,10 @@ def edit(pending: PendingModel, layout: Layout, added: Mapping[int, Tensor]) -> 
         jobs[new] = job._replace(name=new) if isinstance(job, Copy) else _renamed(job, new)
     chosen = {}
     for layer, move in added.items():
-        model = chosen[layer] = _model_of(layer, types)
+        copied = chosen[layer] = _copied_block(layer, types)
         block = f"{prefix}{moved[layer] + 1}{rest}"
-        constant = _constant(pending, layout, blocks[model], move.numpy())
-        for inside, job in blocks[model].items():
+        constant = _constant(pending, layout, blocks[copied], move.numpy())
+        for inside, job in blocks[copied].items():
             name = block + inside
             reader = constant.get(inside)
             if reader is not None:
@@ -85,7 +85,7 @@ def edit(pending: PendingModel, layout: Layout, added: Mapping[int, Tensor]) -> 
 
 
 def _constant(pending: PendingModel, layout: Layout, block: Mapping[str, Job], move: np.ndarray) -> dict[str, Reader]:
-    """The tensors in which an inserted block differs from its model `block`, by name inside the block."""
+    """The tensors in which an inserted block differs from the copied `block`, by name inside the block."""
     assert layout.gated is not None
     gate, up, down = layout.gated
     hidden, inner = len(move), _inner(pending, layout)
@@ -136,7 +136,7 @@ def _types(config: Mapping[str, Any]) -> list[str]:
     return list(getattr(AutoConfig.for_model(config["model_type"], **settings), "layer_types", None) or [])
 
 
-def _model_of(layer: int, types: list[str]) -> int:
+def _copied_block(layer: int, types: list[str]) -> int:
     """The block that an inserted one copies: the nearest with a small cache, else the steered one."""
     cheap = [i for i, kind in enumerate(types) if kind in CHEAP]
     return min(cheap, key=lambda i: (abs(i - layer), i)) if cheap else layer
