@@ -54,7 +54,7 @@ class Scaled:
 
     @property
     def factors(self) -> np.ndarray:
-        """The factor of each index, float32."""
+        """The factor of each index of `axis`, [shape[axis]] float32."""
         return self._factors
 
     def read(self, start: int, stop: int, out: np.ndarray) -> bool:
@@ -80,7 +80,7 @@ class Magnitude(Scaled):
 
     @property
     def factors(self) -> np.ndarray:
-        """The length of each row or column divided by its norm, computed on first use."""
+        """The length of each row or column divided by its norm, [shape[axis]] float32; computed on first use."""
         with self.lock:
             return self._ratios
 

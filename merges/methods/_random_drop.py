@@ -23,7 +23,7 @@ RESCALE = Option(
 
 
 def drop(delta: np.ndarray, key: int, density: float) -> np.ndarray:
-    """A whole delta in which each element is kept with probability `density`, and set to zero otherwise."""
+    """The delta (float32, any shape), each element kept with probability `density`, else zero; `key` has 64 bits."""
     positions = np.arange(delta.size).reshape(delta.shape)
     return steps.random_drop(delta, positions, int(key), float(density))
 

@@ -43,7 +43,7 @@ def breadcrumbs(deltas: np.ndarray, density: np.ndarray, gamma: np.ndarray, weig
 
 
 def elementwise(task: TensorTask, trimming: _trimming.Trimming) -> Elementwise:
-    """The same in the compiled pass, with the limits of the trimming known."""
+    """The method as a formula for the compiled pass, given the limits of the trimming."""
     return _combining.weighted_sum(task, **trimming._asdict())
 
 

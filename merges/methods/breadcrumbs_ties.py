@@ -27,7 +27,7 @@ def breadcrumbs_ties(deltas: np.ndarray, density: np.ndarray, gamma: np.ndarray,
 
 
 def elementwise(task: TensorTask, trimming: _trimming.Trimming) -> Elementwise:
-    """The same in the compiled pass, with the limits of the trimming known."""
+    """The method as a formula for the compiled pass, given the limits of the trimming."""
     return _combining.disjoint_mean(task, **trimming._asdict())
 
 

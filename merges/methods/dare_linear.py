@@ -25,7 +25,7 @@ def dare_linear(deltas: np.ndarray, density: np.ndarray, weights: np.ndarray, ke
 
 
 def elementwise(task: TensorTask, factors: np.ndarray) -> Elementwise:
-    """The same in the compiled pass."""
+    """The method as a formula for the compiled pass; `factors` rescale the deltas, [inputs] float64."""
     return _combining.weighted_sum(task, factors, keys=_random_drop.keys(task), keep=task.each["density"])
 
 

@@ -27,7 +27,7 @@ def dare_ties(deltas: np.ndarray, density: np.ndarray, weights: np.ndarray, keys
 
 
 def elementwise(task: TensorTask, factors: np.ndarray) -> Elementwise:
-    """The same in the compiled pass."""
+    """The method as a formula for the compiled pass; `factors` rescale the deltas, [inputs] float64."""
     return _combining.disjoint_mean(task, factors, keys=_random_drop.keys(task), keep=task.each["density"])
 
 

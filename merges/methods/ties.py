@@ -30,7 +30,7 @@ def ties(deltas: np.ndarray, density: np.ndarray, weights: np.ndarray) -> np.nda
 
 
 def elementwise(task: TensorTask, trimming: _trimming.Trimming) -> Elementwise:
-    """The same in the compiled pass, with the limits of the trimming known."""
+    """The method as a formula for the compiled pass, given the limits of the trimming."""
     return _combining.disjoint_mean(task, **trimming._asdict())
 
 

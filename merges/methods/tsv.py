@@ -15,7 +15,7 @@ from merges.methods._options import SCALE
 
 
 def nearest_orthonormal(columns: np.ndarray) -> np.ndarray:
-    """The orthonormal columns nearest to the given ones: P Q of the singular value decomposition P S Q."""
+    """The orthonormal columns nearest to the given ones, both [n, k]: P Q of the singular value decomposition P S Q."""
     left, _, right = np.linalg.svd(columns, full_matrices=False)
     return left @ right
 

@@ -174,7 +174,8 @@ def staleness(
 ) -> tuple[float, FrozenContext]:
     """How far the predictions behind frozen contexts are from those behind fresh ones; and the fresh contexts.
 
-    KL(fresh || frozen) of the next token in nats, the mean over the segments' tokens, in evaluation mode.
+    KL(fresh || frozen) of the next token in nats, the mean over the segments' tokens, in evaluation mode. Segments are
+    [rows, length], padded on the right.
     """
     fresh = freeze(model, context.input_ids, context.attention_mask)
     mask = torch.ones_like(segment_ids) if segment_mask is None else segment_mask

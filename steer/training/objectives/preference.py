@@ -34,7 +34,10 @@ def collate(samples: Sequence[Sample], pad: int) -> dict[str, Tensor]:
 
 
 def loss(batch: Mapping[str, Tensor], logits: Tensor, settings: ObjectiveSettings) -> Tensor:
-    """The mean over the batch: the preference loss of pairs, the divergence from the base of replay samples."""
+    """The mean over the batch: of pairs the preference loss, of replay samples the divergence from the base in nats.
+
+    `logits` are [count, vocabulary], as divergence.loss takes them.
+    """
     total = divergence.summed(batch, logits)
     paired = len(batch["likelihood"])
     log_ratios = -total[:paired] - batch["likelihood"]

@@ -145,7 +145,10 @@ def draw(kind: str, seed: int, length: int, rank: int) -> Tensor:
 
 
 def folded(gradient: Tensor, signs: Tensor, rank: int, side: int) -> Tensor:
-    """Signed sums of every rank-th coordinate along `side`: that side becomes `rank` long."""
+    """Signed sums of every rank-th coordinate along `side` of a matrix: that side becomes `rank` long.
+
+    `signs` [length of the side] are 1 or -1.
+    """
     rows = gradient.shape[side] // rank
     signs = signs if side == 1 else signs[:, None]
     whole, rest = (
@@ -208,7 +211,7 @@ def suits_kernels(weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> bo
 
 
 def limited(size: Tensor, last: Tensor, limiter: float) -> Tensor:
-    """The factor that keeps a step of norm `size` below `limiter` times the last norm; updates the last norm.
+    """The factor that keeps a step of norm `size` at or below `limiter` times the last; updates the last.
 
     A step of norm 0, as for an adapter without a gradient, does not become the last norm: no step could follow it.
     Everything stays on the device, so nothing synchronises.

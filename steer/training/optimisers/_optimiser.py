@@ -114,7 +114,7 @@ def fused_adamw(
     steps: list[Tensor],
     **settings: Any,
 ) -> None:
-    """torch's functional AdamW."""
+    """torch's functional AdamW, in place; the lists hold, for each weight, its gradient, moments and step count."""
     fused = all(weight.device.type in FUSED for weight in weights)
     functional_adamw(
         weights, gradients, means, squares, [], steps, fused=fused, amsgrad=False, maximize=False, **settings
