@@ -42,10 +42,11 @@ def _without_computed(models: Sequence[Source]) -> list[str]:
     notes = []
     common = set.intersection(*(set(source.entries) for source in models))
     for source in models:
-        names_ = sorted(n for n in source.entries.keys() - common if _is_computed(n, source.entries[n]))
-        if names_:
-            source.entries = {name: entry for name, entry in source.entries.items() if name not in {*names_}}
-            notes.append(f"{shortened(names_)} of {source.reference} are left out: models compute them when they load")
+        computed = {name for name in source.entries.keys() - common if _is_computed(name, source.entries[name])}
+        if computed:
+            source.entries = {name: entry for name, entry in source.entries.items() if name not in computed}
+            listed = shortened(sorted(computed))
+            notes.append(f"{listed} of {source.reference} are left out: models compute them when they load")
     return notes
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from probes.data.examples import Message
-from probes.data.reading import read, read_prompts
+from probes.data.reading import read, read_class, read_prompts
 from vectors.errors import ExampleError
 
 USER, HELLO, WHAT = (
@@ -41,6 +41,21 @@ def test_a_json_array_is_read_and_its_bad_items_are_named(tmp_path: Path) -> Non
     assert found.positive[1].origin == f"{array}:item 2"
     (problem,), _ = refused(file(tmp_path / "b.json", json.dumps([*rows, {"prompt": "x"}])))
     assert problem.startswith(f"{tmp_path / 'b.json'}:item 3: no known form has the keys prompt")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_label_beside_a_completion_is_its_class(tmp_path: Path, suffix: str) -> None:
+    rows = [("Hi", "Hello", True), ("Hi", "What?", False), ("Bye", "Ciao", True)]
+    lines = [json.dumps({"prompt": p, "completion": c, "label": label}) for p, c, label in rows]
+    table = ["prompt,completion,label", *(",".join(map(str, row)) for row in rows)]
+    path = file(tmp_path / f"kto{suffix}", "\n".join(table if suffix == ".csv" else lines))
+    found = read(pairs=path)
+    assert [e.completion for e in found.positive] == ["Hello", "Ciao"]
+    assert [e.completion for e in found.negative] == ["What?"]
+    assert not found.paired
+    # Given as one class, half of it would count as its opposite.
+    with pytest.raises(ExampleError, match="holds both classes"):
+        read_class(path, "--data")
 
 
 @pytest.mark.parametrize(("suffix", "separator"), [(".csv", ","), (".TSV", "\t")])
