@@ -107,7 +107,7 @@ def evaluate(
     figures: dict[str, float] = {}
     if evaluated.behaviour.completions:
         name = "kl_teacher" if evaluated.behaviour.by_teacher else "loss"
-        figures[name] = from_target(model, evaluated.behaviour, intervention)
+        figures[name] = divergence_from_targets(model, evaluated.behaviour, intervention)
     names = ["kl_neutral", "perplexity_neutral", *(f"{name}_neutral" for name in more)]
     scores = [divergence, perplexity, *map(score, more)]
     values = measure(model, evaluated.neutral, scores, intervention, base_logits=evaluated.neutral_base)
@@ -160,7 +160,7 @@ def counts(evaluated: EvaluationSet) -> dict[str, int]:
     }
 
 
-def from_target(model: Any, behaviour: Behaviour, intervention: Intervention = no_intervention) -> float:
+def divergence_from_targets(model: Any, behaviour: Behaviour, intervention: Intervention = no_intervention) -> float:
     """The mean over completions of KL(target || model), in nats per token."""
     (value,) = measure(model, behaviour.completions, [target_divergence], intervention, targets=behaviour.targets)
     return value

@@ -159,7 +159,7 @@ class _Positions:
 
     def __init__(self, prompt_length: int | Sequence[int] | None, rows: int | None, scoped: bool, caches: bool) -> None:
         self.prompt_length, self.rows, self.scoped, self.uses_cache = prompt_length, rows, scoped, caches
-        self.prompt_lengths: Tensor | None = None  # int64 [batch]
+        self.prompt_lengths: Tensor | None = None  # int64 [batch]: as given, or from the first pass
         self.current: Tensor | None = None  # int64 [batch, tokens]; -1 for padding
         self.previous_inputs: Tensor | None = None  # the inputs of the last pass without a cache
         self.reached_response = False  # whether a token came after its prompt; only with scopes

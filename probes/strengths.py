@@ -47,7 +47,7 @@ class Answer(NamedTuple):
 
 
 def require_fitting(
-    ready: OpenedModel,
+    opened: OpenedModel,
     vectors: Mapping[str, SteeringVector],
     prompts: Sequence[str],
     columns: Sequence[Column] = (Column(),),
@@ -59,18 +59,18 @@ def require_fitting(
 
     Raises one error with all problems: ArtifactError, UsageError or ExampleError.
     """
-    text = text_part(ready.config)
+    text = text_part(opened.config)
     errors: list[SteerError] = []
     with collecting(errors):
         fit.require_fit(
             vectors.items(),
             hidden_size=int(text.hidden_size),
             layers=int(text.num_hidden_layers),
-            base=ready.identity,
+            base=opened.identity,
             any_base=any_base,
         )
     with collecting(errors):
-        _prompt_ids(prompts, columns, ready.tokenizer, ready.config, max_tokens)
+        _prompt_ids(prompts, columns, opened.tokenizer, opened.config, max_tokens)
     raise_together(errors)
 
 

@@ -14,7 +14,7 @@ STRETCH = 4  # a pack may grow to this many times its budget, rather than comput
 
 @dataclass(frozen=True)
 class Pack:
-    """A prefix tree of tokens, one entry of each list for each node."""
+    """A prefix tree of tokens; each list has one entry for each node."""
 
     ids: list[int]  # token ids
     parents: list[int]  # the parent's node, which precedes its children; -1 for none

@@ -106,7 +106,7 @@ def memory_reported() -> Iterator[None]:
 
 
 def _is_memory(error: Exception) -> bool:
-    """Whether torch ran out of memory. On a CPU it raises a plain RuntimeError, which only its message tells."""
+    """Whether torch ran out of memory. On a CPU it raises a plain RuntimeError, known only by its message."""
     text = str(error)
     reported = isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
     return isinstance(error, RuntimeError) and reported

@@ -16,9 +16,8 @@ from probes.models.completions import Completion
 from probes.targets import Target
 from vectors.registry.plugins import choose, discover_as
 
-Needs = Literal[
-    "completion", "logits", "base logits", "target"
-]  # every score gets the completion; the last two, logits too
+# What a score reads: each of these comes with the completion, and the last two with the logits.
+Needs = Literal["completion", "logits", "base logits", "target"]
 GROUP = "steer.scores"
 
 

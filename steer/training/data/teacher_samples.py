@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from probes.data import prompts
 from probes.data.splits import held_out_split
-from probes.evaluation_set import Behaviour, from_target
+from probes.evaluation_set import Behaviour, divergence_from_targets
 from probes.generation import generate
 from probes.models.completions import Completion
 from probes.models.loading import LoadedModel
@@ -135,7 +135,9 @@ def _require_length(loaded: LoadedModel, prompt_ids: Sequence[Sequence[int]], to
 def _require_difference(loaded: LoadedModel, made: Sequence[samples.Sample]) -> None:
     """Raises UsageError for a teacher whose predictions do not differ from the base's."""
     first = made[:16]
-    difference = from_target(loaded.model, Behaviour([s.completion for s in first], [s.target for s in first], True))
+    difference = divergence_from_targets(
+        loaded.model, Behaviour([s.completion for s in first], [s.target for s in first], True)
+    )
     if difference < LEAST_APART:
         raise UsageError(
             f"teacher and model predict the same ({difference:.2g} nats apart): there is nothing to learn",
