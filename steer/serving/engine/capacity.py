@@ -30,12 +30,18 @@ def cost(composition: Composition) -> int:
 class _Progress:
     """How far a steered request has come: positions [cached, end) went through the model under its composition."""
 
-    __slots__ = ("cached", "end", "prompt_length", "resolved")
+    __slots__ = ("cached", "composition", "end", "prompt_length", "resolved", "terms")
 
     def __init__(self, resolved: ResolvedRequest, prompt_length: int) -> None:
         self.resolved, self.prompt_length = resolved, prompt_length
         self.cached: int | None = None  # prompt tokens with keys and values in the prefix cache
         self.end = 0
+        # What a receipt says of each term, without the counts. A request with stop strings has a receipt at each step.
+        self.composition = parsed(resolved.expression)
+        self.terms = [
+            {"term": str(term), "vector": term.name, "vector_digest": resolved.vectors[term.name]}
+            for term in self.composition.terms
+        ]
 
 
 class Capacity:
@@ -140,8 +146,7 @@ class Capacity:
 
         A token counts when its position went through the model. The last token of a response never does.
         """
-        composition = parsed(progress.resolved.expression)
-        applied = counts(composition, progress.prompt_length, progress.end)
+        applied = counts(progress.composition, progress.prompt_length, progress.end)
         return {
             "digest": progress.resolved.key,
             "expression": progress.resolved.expression,
@@ -149,14 +154,8 @@ class Capacity:
             "cached_tokens": min(progress.cached or 0, progress.end),
             "response_tokens": max(0, progress.end - progress.prompt_length),
             "terms": [
-                {
-                    "term": str(term),
-                    "vector": term.name,
-                    "vector_digest": progress.resolved.vectors[term.name],
-                    "prompt_tokens": prompt,
-                    "response_tokens": response,
-                }
-                for term, (prompt, response) in zip(composition.terms, applied, strict=True)
+                {**term, "prompt_tokens": prompt, "response_tokens": response}
+                for term, (prompt, response) in zip(progress.terms, applied, strict=True)
             ],
         }
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from vectors.expression import Composition, Term
+from vectors.expression import Composition, Scope, Term
 
 PROMPT_LENGTH = 1 << 40  # longer than any prompt: a smaller position is in the prompt, any other in the response
 
@@ -79,14 +79,14 @@ def edges(ordered: Sequence[Phase], prompt_length: int) -> list[int]:
 
 def counts(composition: Composition, prompt_length: int, end: int) -> list[tuple[int, int]]:
     """For each term, the number of prompt and response tokens it acted on, when positions [0, end) were computed."""
-    result = []
-    for term in composition.terms:
-        start, stop = term.scope.span(prompt_length) if term.scope else (0, math.inf)
-        low, high = max(0, start), min(end, stop) if acting(term) else 0
-        prompt = max(0, min(high, prompt_length) - low)
-        response = max(0, high - max(low, prompt_length))
-        result.append((int(prompt), int(response)))
-    return result
+    by_scope = {scope: _count(scope, prompt_length, end) for scope in {term.scope for term in composition.terms}}
+    return [by_scope[term.scope] if acting(term) else (0, 0) for term in composition.terms]
+
+
+def _count(scope: Scope | None, prompt_length: int, end: int) -> tuple[int, int]:
+    start, stop = scope.span(prompt_length) if scope else (0, math.inf)
+    high = min(end, stop)
+    return int(max(0, min(high, prompt_length) - start)), int(max(0, high - max(start, prompt_length)))
 
 
 def _relative(position: float) -> float:

@@ -6,6 +6,7 @@ end resolves names to digests once, and slots, cache salt and receipt are all de
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -48,7 +49,7 @@ class ResolvedRequest:
     expression: str
     vectors: dict[str, str]
 
-    @property
+    @functools.cached_property  # it is compared for every request at every step
     def key(self) -> str:
         """The digest of the text and the vectors' digests: equal keys are equal steering. The receipt shows it."""
         return digest_bytes(canonical_json({"expression": self.expression, "vectors": self.vectors}).encode())

@@ -9,8 +9,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
+from steer.serving.engine import resolved
 from steer.serving.engine.capacity import MOST_COST, Capacity, cost
-from vectors.expression import parse
+from vectors.expression import Term, parse
 
 VECTORS = fakes.vectors()
 
@@ -202,3 +203,17 @@ def test_requests_with_stop_strings_are_marked_while_they_live() -> None:
 def test_what_did_not_pass_admission_does_not_pass_the_gate() -> None:
     with pytest.raises(RuntimeError, match="did not pass admission"):
         Capacity(4).enter(fakes.request("a", {"steer": "warm"}))
+
+
+def test_what_stays_the_same_is_computed_once_and_not_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request with stop strings has a receipt at every step, and every request's key is compared at every step."""
+    capacity = Capacity(1)
+    assert capacity.enter(steered("a", "warm - 0.5*calm"))
+    name = key(capacity, "a")
+    for texts in ((Term, "__str__"), (resolved, "digest_bytes"), (resolved, "parse")):
+        monkeypatch.setattr(*texts, None)
+    for step in range(3):
+        assert not capacity.record({"a": 1}, report({"a": (name, step)}))
+        receipt = capacity.receipt(capacity.progress["a"])
+        assert [term["term"] for term in receipt["terms"]] == ["warm", "-0.5*calm"]
+        assert receipt["prompt_tokens"] + receipt["response_tokens"] == step + 1
