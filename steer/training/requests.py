@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,12 +74,13 @@ def parse_rate(text: str) -> float | None:
     return float(text)
 
 
-def parse_targets(text: str) -> tuple[str, ...]:
-    """Module names with commas between. Raises UsageError when there is none."""
-    names = tuple(part.strip() for part in text.split(",") if part.strip())
+def parse_targets(texts: Sequence[str]) -> tuple[str, ...]:
+    """Module names of all texts, with commas between. Raises UsageError when there is none."""
+    names = tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
     if not names:
         raise UsageError(
-            f"--lora-targets {text!r} names no module", "name its linear modules: --lora-targets q_proj,v_proj"
+            f"--lora-targets {','.join(texts)!r} names no module",
+            "name its linear modules: --lora-targets q_proj,v_proj",
         )
     return names
 

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from steer.cli import options, requests
+from steer.training import requests as training
 from vectors.errors import UsageError
 from vectors.registry.options import option, problems_of
 
@@ -144,3 +145,27 @@ def test_options_are_completed_from_choices_and_registries() -> None:
     context = click.Context(click.Command("test"))
     for name, start, expected in (("as_", "l", ["lora"]), ("kind", "", ["one", "two"])):
         assert [item.value for item in found[name].shell_complete(context, start)] == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "field", "value"),
+    [
+        (["--lora-targets", "q_proj,v_proj"], "lora_targets", ("q_proj", "v_proj")),
+        (["--lora-targets", "q_proj", "--lora-targets", "v_proj"], "lora_targets", ("q_proj", "v_proj")),
+        ([], "lora_targets", None),
+    ],
+)
+def test_modules_of_an_adapter_are_named_with_commas_or_one_by_one(words: list[str], field: str, value: Any) -> None:
+    assert getattr(built(*words, kind=training.AdapterSettings), field) == value
+
+
+@pytest.mark.parametrize(
+    ("words", "field", "value"),
+    [
+        (["--lr", "auto"], "lr", None),
+        (["--lr", "5e-4"], "lr", 5e-4),
+        (["--set", "eps=1e-9", "--set", "nesterov=true"], "options", {"eps": 1e-9, "nesterov": True}),
+    ],
+)
+def test_options_of_training_are_read_as_they_are_typed(words: list[str], field: str, value: Any) -> None:
+    assert getattr(built(*words, kind=training.TrainingSettings), field) == value
