@@ -274,7 +274,7 @@ def merge(place: Place) -> Iterator[Stage]:
     yield methods_listed() | dict(models()) | dict(differences())
     yield dict(of_vectors())
     yield {
-        "without": "merge --recipe from-expression/steer_merge.json --without b -o without",
+        "without": "merge --recipe from-expression/run.json --without b -o without",
         "verify": "merge --verify ties --json",
         "verify-of-vectors": "merge --verify ties-of-exact --json",
         "show-task": "vectors show a-exact.safetensors --json",
@@ -452,6 +452,7 @@ def bake(place: Place) -> Iterator[Stage]:
         return out.removesuffix(".safetensors"), f"bake {words} --model {model} {short} {mix} -o {out}"
 
     distil = "--mode distil --tokens 8 --prompts prompts.jsonl"
+    # No --pos beside warm.jsonl in training: what is trained on is refused as held-out data.
     train, judged = "--mode train --data warm.jsonl", "--pos warm.jsonl --neg cold.jsonl"
     stage = [
         baked("distilled", f"warm {distil} {judged}", model="speaking"),
@@ -461,18 +462,18 @@ def bake(place: Place) -> Iterator[Stage]:
         baked("distilled-full", f"warm {distil} --full", model="speaking"),
         baked("distilled-frozen", f"warm {distil} --context frozen", model="speaking"),
         baked("prompted", f"--teacher-prompt 'warm warm the sun is warm' {distil} {judged}", model="speaking"),
-        baked("trained", f"{train} {judged}"),
+        baked("trained", train),
         baked("trained-vector.safetensors", f"{train} --as vector"),
         baked("trained-lora", f"{train} --as lora --preset attention"),
         baked("trained-targets", f"{train} --as lora --lora-targets q_proj,v_proj --schedule linear --warmup 0.3"),
-        baked("trained-frozen", f"{train} --context frozen {judged}"),
+        baked("trained-frozen", f"{train} --context frozen"),
         baked("trained-checkpointing", f"{train} --checkpointing --accumulate 2 --batch 4 --weight-decay 0.1"),
         baked("trained-mixed", train, mix="--mix general.jsonl:0.25"),
         baked("trained-alone", f"{train} --evaluate-every 4 --seed 5", mix="--mix 0"),
         baked("trained-bf16", f"{train} --full --dtype bfloat16", mix="--mix 0"),
         ("trained-compared", f"bake {train} --model model --any-base --steps 4 --compare-mix -o trained-compared"),
         ("trained-grid", f"bake {train} --model model --any-base --steps 8 --lr auto --mix 0 -o trained-grid"),
-        baked("preferred", f"--mode train --pairs pairs.jsonl {judged}"),
+        baked("preferred", "--mode train --pairs pairs.jsonl"),
         baked("contrasted.safetensors", f"{train} --against cold.jsonl --as vector", mix="--mix 0"),
         baked("contrasted-model", f"{train} --against cold.jsonl", mix="--mix 0"),
     ]
