@@ -13,7 +13,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 Check = Callable[[Any, str], Iterator[str]]
@@ -173,11 +173,6 @@ def either(*checks: Check, wanted: str) -> Check:
             yield _wrong(name, value, wanted)
 
     return checked
-
-
-def strangers(value: Mapping[Any, Any], known: Collection[str]) -> list[str]:
-    """The keys of an object that are not among `known`, as excerpts."""
-    return [excerpt(key) for key in value if key not in known]
 
 
 def _inside(name: str, label: Any) -> str:
