@@ -28,7 +28,7 @@ from vectors.storage.files import (
     write_atomically,
 )
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 def test_canonical_json_has_sorted_keys_no_spaces_and_plain_unicode() -> None:

@@ -17,7 +17,7 @@ from vectors.errors import OutputError, SteerError, UsageError
 from vectors.storage.files import new_file, write_atomically
 from vectors.storage.folders import new_folder, remove_unfinished, require_free_output, work_folder
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 RUN = {"model": "sha256:1", "steps": 3}
 WRITERS = """
 import os, sys, time
