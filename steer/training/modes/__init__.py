@@ -43,9 +43,9 @@ def request_type(mode: str, values: Mapping[str, Any]) -> type[BakeRequest]:
 
 def run(request: BakeRequest, *, on_event: OnEvent = ignore) -> dict[str, Any]:
     """Bake by the mode whose request type this is; returns the report. Raises SteerError."""
-    require_output_name(request)
     for modules in available().values():
         for module in modules:
             if type(request) is module.REQUEST:
+                require_output_name(request)
                 return module.run(request, on_event=on_event)
     raise TypeError(f"no mode takes a {type(request).__name__}")
