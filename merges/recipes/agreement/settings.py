@@ -78,6 +78,8 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[Diff
     unlike = {key for key in flat[0].keys() | flat[1].keys() if flat[0].get(key, ABSENT) != flat[1].get(key, ABSENT)}
     if all(group_of(key) is not None for key in unlike):
         return [Difference(key, flat[0].get(key, ABSENT), flat[1].get(key, ABSENT), True) for key in sorted(unlike)]
+    if _spelled_differently_alone(ours, theirs):
+        return []
     classes = _class_of(ours), _class_of(theirs)
     read = [_read(config, kind) for config, kind in zip((ours, theirs), classes, strict=True)]
     if None in read:  # a class that refuses one of them, or code of its own: compared as they stand
@@ -92,6 +94,18 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[Diff
             name = key.removeprefix("rope_parameters.")
             result.append(Difference(name, values[0], values[1], fields is None or _known(key, fields)))
     return result
+
+
+def _spelled_differently_alone(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Whether two configurations are equal but for the spelling of rope settings, as versions of transformers write it.
+
+    This is seen without importing transformers, which takes seconds. A field that is null in one and absent in the
+    other may have a default in its class, so only `rope_scaling`, which has none, counts as equal then.
+    """
+    nulls = [{key for key, value in _flat(config).items() if value is None} for config in (ours, theirs)]
+    if any(key.rpartition(".")[2] != "rope_scaling" for key in nulls[0] ^ nulls[1]):
+        return False
+    return _flat(_plain(ours)) == _flat(_plain(theirs))
 
 
 def _group(difference: Difference, *configs: Mapping[str, Any]) -> Any:
@@ -205,9 +219,14 @@ def _known(key: str, fields: set[str]) -> bool:
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration with rope settings in their newest spelling, without absent values and unused windows."""
-    result = {k: _plain(v) if isinstance(v, Mapping) else v for k, v in config.items() if v is not None}
     rope: dict[str, Any] = {}
-    for key in ("rope_scaling", "rope_parameters"):
+    spellings = ("rope_scaling", "rope_parameters")
+    result = {
+        key: _plain(value) if isinstance(value, Mapping) and key not in spellings else value
+        for key, value in config.items()
+        if value is not None
+    }
+    for key in spellings:
         if isinstance(result.get(key) or {}, Mapping):  # anything else is compared as it stands
             rope |= dict(result.pop(key, None) or {})
     if "rope_theta" in result:

@@ -211,6 +211,29 @@ def test_equal_settings_need_no_configuration_class(llamas: Path) -> None:
     assert compare(x, [y]) == ([], [])
 
 
+@pytest.mark.parametrize(
+    ("older", "newer"),
+    [
+        ({"rope_theta": 1e4, "rope_scaling": None}, {"rope_theta": 1e4}),
+        ({"rope_theta": 1e4, "rope_scaling": None}, {"rope_parameters": {"rope_theta": 10000, "rope_type": "default"}}),
+        (
+            {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            {"rope_parameters": {"rope_theta": 500000.0, "rope_type": "linear", "factor": 2.0}},
+        ),
+    ],
+)
+def test_two_spellings_of_rope_need_no_configuration_class(
+    older: dict[str, Any], newer: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def imported(config: Any) -> Any:
+        raise AssertionError("transformers is imported")
+
+    monkeypatch.setattr("merges.recipes.agreement.settings._class_of", imported)
+    assert differences({"model_type": "llama"} | older, {"model_type": "llama"} | newer) == []
+    with pytest.raises(AssertionError, match="transformers is imported"):  # null and absent may differ by a default
+        differences({"model_type": "llama", "head_dim": None} | older, {"model_type": "llama"} | newer)
+
+
 def table() -> str:
     """The table of docs/merge.md, from what is tested here."""
     refused_ = ", ".join(dict.fromkeys(f"`{field}`" for _, field, _ in CHANGED))
