@@ -129,6 +129,17 @@ def _read(file: IO[bytes], size: int, path: Path, check: HeaderCheck | None) -> 
     return Artifact(tensors, metadata, digest_bytes(content))
 
 
+def parse_metadata(text: str, path: Path, hint: str = AGAIN) -> dict[str, Any]:
+    """The JSON object that a file holds as metadata; its fields are not checked here. Raises ArtifactError."""
+    try:
+        metadata = json_text.parse(text, unique=True)
+    except ValueError as error:
+        raise ArtifactError(f"the metadata of {path} is damaged: {error}", hint) from error
+    if not isinstance(metadata, dict):
+        raise ArtifactError(f"the metadata of {path} is {excerpt(metadata)}, not an object", hint)
+    return metadata
+
+
 def metadata_of(strings: Mapping[str, str], path: Path) -> dict[str, Any] | None:
     """The JSON object under `steer` among the metadata of a file; None for a file of another tool.
 
@@ -138,12 +149,7 @@ def metadata_of(strings: Mapping[str, str], path: Path) -> dict[str, Any] | None
         if any('"checksum":"sha256:' in value for value in strings.values()):
             raise ArtifactError(f"{path} was changed after it was written: its metadata is under another key", AGAIN)
         return None
-    try:
-        metadata = json_text.parse(strings[KEY], unique=True)
-    except ValueError as error:
-        raise ArtifactError(f"the metadata of {path} is damaged: {error}", AGAIN) from error
-    if not isinstance(metadata, dict):
-        raise ArtifactError(f"the metadata of {path} is {excerpt(metadata)}, not an object", AGAIN)
+    metadata = parse_metadata(strings[KEY], path)
     schema = metadata.get("schema")
     if isinstance(schema, bool) or schema != SCHEMA:
         raise ArtifactError(

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vectors.documents import json_text
-from vectors.documents.schema import MOST, excerpt
+from vectors.artifact import parse_metadata
+from vectors.documents.schema import MOST
 from vectors.errors import ArtifactError
 from vectors.formats import _gguf
 from vectors.formats._common import AGAIN, build, direction, family, imported, save, warn_if_all_act, without_added_keys
@@ -67,13 +67,7 @@ def read(path: Path) -> SteeringVector:
     if KEY not in text:
         hint = text.get(f"{ARCHITECTURE}.model_hint")
         return imported(path, layers, "gguf", **({"model_hint": hint} if hint else {}))
-    try:
-        metadata = json_text.parse(text[KEY], unique=True)
-    except ValueError as error:
-        raise ArtifactError(f"the metadata of {path} is damaged: {error}", AGAIN) from error
-    if not isinstance(metadata, dict):
-        raise ArtifactError(f"the metadata of {path} is {excerpt(metadata)}, not an object", AGAIN)
-    return build(path, layers, metadata)
+    return build(path, layers, parse_metadata(text[KEY], path, AGAIN))
 
 
 def write(path: Path, vector: SteeringVector) -> str:

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from steer.serving.engine.resolved import RESOLVED, ResolvedRequest
-from vectors.expression import parse
+from vectors.expression import Composition, parse
 from vectors.steering import SteeringVector
 
 LAYERS, HIDDEN = 4, 8
@@ -50,3 +51,23 @@ def request(
         resumable=False,
         **more,
     )
+
+
+def changed(stream: Tensor, composition: Composition, layer: int, vectors: Mapping[str, SteeringVector]) -> Tensor:
+    """The obvious reference: the language's own words, in float64, every term reading h as it was, without scopes."""
+    h = stream.double()
+    result = h.clone()
+    for term in composition.terms:
+        vector = vectors[term.name]
+        if layer not in (term.layers if term.layers is not None else vector.apply):
+            continue
+        v = vector.layers[layer].double()
+        u = v / v.norm() if v.norm() > 0 else v
+        along = h @ u
+        if term.operation == "add":
+            result += term.value * v
+        elif term.operation == "ablate":
+            result -= term.value * along[:, None] * u
+        elif v.norm() > 0:
+            result += (term.value * v.norm() - along)[:, None] * u
+    return result

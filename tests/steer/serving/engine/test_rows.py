@@ -7,6 +7,7 @@ import math
 import hypothesis.strategies as st
 import pytest
 import torch
+from fakes import changed
 from hypothesis import given, settings
 from torch import Tensor
 
@@ -131,26 +132,6 @@ def takes(term: Term, layer: int) -> bool:
     return acts and not nothing and layer in vector.acting(term.layers) and bool(vector.layers[layer].any())
 
 
-def changed(stream: Tensor, composition: Composition, layer: int) -> Tensor:
-    """The language's own words, in float64, every term reading h as it was; scopes are left out."""
-    h = stream.double()
-    result = h.clone()
-    for term in composition.terms:
-        vector = VECTORS[term.name]
-        if layer not in vector.acting(term.layers):
-            continue
-        v = vector.layers[layer].double()
-        u = v / v.norm() if v.norm() > 0 else v
-        along = h @ u
-        if term.operation == "add":
-            result += term.value * v
-        elif term.operation == "ablate":
-            result -= term.value * along[:, None] * u
-        elif v.norm() > 0:
-            result += (term.value * v.norm() - along)[:, None] * u
-    return result
-
-
 @pytest.mark.parametrize(
     "text",
     [
@@ -172,7 +153,7 @@ def test_a_row_does_what_the_language_says(text: str) -> None:
     slots = torch.full((5,), slot, dtype=torch.int32)
     for layer in range(LAYERS):
         change = blocks.change_of(stream, slots, table.added[layer], table.units[layer], table.factors[layer])
-        assert torch.allclose(stream.double() + change, changed(stream, composition, layer), atol=1e-5)
+        assert torch.allclose(stream.double() + change, changed(stream, composition, layer, VECTORS), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import changed
 from torch import Tensor, nn
 
 from steer.serving.engine.bounds import directions_needed
@@ -13,7 +14,7 @@ from steer.serving.engine.phases import phases
 from steer.serving.engine.worker import blocks
 from steer.serving.engine.worker.rows import Stack
 from steer.serving.engine.worker.slots import SlotTable
-from vectors.expression import Composition, parse
+from vectors.expression import parse
 from vectors.steering import SteeringVector
 
 LAYERS, HIDDEN = 3, 8
@@ -29,26 +30,6 @@ def vectors() -> dict[str, SteeringVector]:
     }
     made["none"] = {0: torch.zeros(HIDDEN)}
     return {name: SteeringVector(layers, {"apply": [0, 2]} if len(layers) > 1 else {}) for name, layers in made.items()}
-
-
-def changed(stream: Tensor, composition: Composition, layer: int, vectors: dict[str, SteeringVector]) -> Tensor:
-    """The obvious reference: the language's own words, in float64, every term reading h as it was."""
-    h = stream.double()
-    result = h.clone()
-    for term in composition.terms:
-        vector = vectors[term.name]
-        if layer not in (term.layers if term.layers is not None else vector.apply):
-            continue
-        v = vector.layers[layer].double()
-        u = v / v.norm() if v.norm() > 0 else v
-        along = h @ u
-        if term.operation == "add":
-            result += term.value * v
-        elif term.operation == "ablate":
-            result -= term.value * along[:, None] * u
-        elif v.norm() > 0:
-            result += (term.value * v.norm() - along)[:, None] * u
-    return result
 
 
 @pytest.mark.parametrize(
