@@ -118,7 +118,7 @@ def size(text: str) -> int:
     """A size such as 2GiB, 500MB or a number of bytes. Raises UsageError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
     if match is None or float(match[1]) <= 0:
-        raise UsageError(f"{text!r} is not a size", "write --memory 2GiB, or 500MB")
+        raise UsageError(f"{text!r} is not a size", "write 2GiB, or 500MB")
     return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
 
 

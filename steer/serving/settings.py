@@ -8,6 +8,7 @@ file yourself:
     rows: 256          # slots: how many compositions can be in use at once; one with scopes takes a slot per phase
     directions: 4      # most projections (ablate, clamp) of one composition at one layer
     phases: 8          # most phases of one composition; in all of them together, it may have 16 times as many terms
+    max_body: 1048576  # most bytes of the body of a request to vLLM's routes; by default what the model's context needs
     folders: [vectors]     # where POST /steer/vectors may load from; none by default
     any_base: false    # true allows vectors of other models of the same size
     allow_strength: false  # true allows strengths beyond twenty times the recommended one
@@ -31,7 +32,12 @@ NAME = "steer"  # the plugin's name, in VLLM_PLUGINS and in vLLM's configuration
 CONFIG = "STEER_CONFIG"
 ROWS, DIRECTIONS, PHASES = 256, 4, 8
 MOST_PHASES = 512
-_SIZES = {"rows": (ROWS, 1, 65_535), "directions": (DIRECTIONS, 0, 65_535), "phases": (PHASES, 1, MOST_PHASES)}
+_SIZES = {
+    "rows": (ROWS, 1, 65_535),
+    "directions": (DIRECTIONS, 0, 65_535),
+    "phases": (PHASES, 1, MOST_PHASES),
+    "max_body": (None, 1, 2**40),
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class Settings:
     rows: int = ROWS
     directions: int = DIRECTIONS
     phases: int = PHASES
+    max_body: int | None = None  # bytes; None for the default of the served model
     folders: tuple[Path, ...] = ()
     any_base: bool = False
     allow_strength: bool = False
@@ -80,9 +87,12 @@ def check(values: Mapping[str, Any], folder: Path) -> Settings:
     vectors = _vectors(values.get("vectors") or {}, folder, problems, hints)
     arms = _arms(values.get("arms") or {}, vectors, values.get("vectors") or {}, problems, hints)
     sizes = {name: values.get(name, default) for name, (default, _, _) in _SIZES.items()}
-    for name, (_, low, high) in _SIZES.items():
-        if not isinstance(sizes[name], int) or isinstance(sizes[name], bool) or not low <= sizes[name] <= high:
-            problems.append(f"{name} is {sizes[name]!r}, not a whole number from {low} to {high}")
+    for name, (default, low, high) in _SIZES.items():
+        size = sizes[name]
+        if size is None and default is None:
+            continue
+        if not isinstance(size, int) or isinstance(size, bool) or not low <= size <= high:
+            problems.append(f"{name} is {size!r}, not a whole number from {low} to {high}")
     folders = values.get("folders") or []
     if not isinstance(folders, list) or not all(isinstance(name, str) for name in folders):
         problems.append(f"folders is {folders!r}, not a list of paths")

@@ -45,6 +45,13 @@ class Request(options.Bindings, options.AnyBase, options.AllowStrength):
         low=1,
         high=512,
     )
+    max_body: int | None = option(
+        None,
+        help="The most bytes of a request's body, such as 64MiB for images in base64.",
+        parse=options.size,
+        metavar="SIZE",
+        default_text="32 bytes for each token of the model's context, at least 1MiB; for images or audio, 64MiB",
+    )
     folders: tuple[Path, ...] = option(
         (), help="A folder that POST /steer/vectors may load from; may be given several times.", flag="--vector-folder"
     )
@@ -86,6 +93,7 @@ def command(flags: tuple[str, ...], **values: Any) -> None:
         "rows": request.steer_rows,
         "directions": request.steer_directions,
         "phases": request.steer_phases,
+        **({} if request.max_body is None else {"max_body": request.max_body}),
         "folders": [str(folder.expanduser().absolute()) for folder in request.folders],
         "any_base": request.any_base,
         "allow_strength": request.allow_strength,

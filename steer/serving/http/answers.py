@@ -127,10 +127,12 @@ def _withheld() -> Any:
     return {"error": {"message": message, "type": "InternalServerError", "code": 500}}
 
 
-async def send_json(send: Send, status: int, value: Any) -> None:
-    """Send a whole JSON answer."""
+async def send_json(send: Send, status: int, value: Any, *, close: bool = False) -> None:
+    """Send a whole JSON answer, and with `close` end the connection after it."""
     content = compact_json(value)
     headers = [(b"content-type", b"application/json"), content_length(content)]
+    if close:
+        headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": content})
 

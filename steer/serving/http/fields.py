@@ -26,13 +26,14 @@ _CONTAINERS = (
 
 
 class Serving(NamedTuple):
-    """What a server serves: its admission, and which names are models.
+    """What a server serves: its admission, which names are models, and the most bytes of a request's body.
 
     `any_model` is true where vLLM does not check names of models (VLLM_SKIP_MODEL_NAME_VALIDATION).
     """
 
     admission: Admission
     is_model: Callable[[str], bool]
+    most_bytes: int
     any_model: bool = False
 
     def arm_of(self, model: Any) -> tuple[str, str] | None:
@@ -40,7 +41,12 @@ class Serving(NamedTuple):
         if not isinstance(model, str) or ":" not in model or self.is_model(model):
             return None
         base, _, arm = model.rpartition(":")
-        return (base, arm) if self.any_model or self.is_model(base) else None
+        if self.is_model(base):
+            return base, arm
+        # A name such as llama3:8b may be what this client calls the model; a misspelt arm is still refused.
+        if self.any_model and any(_one_edit(arm, name) for name in list(self.admission.arms)):
+            return base, arm
+        return None
 
 
 def parsed(text: str | bytes) -> Any:

@@ -6,10 +6,11 @@ A request without steering is passed on unchanged. `routes` says what each route
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import parse_qsl
 
+from pydantic import TypeAdapter, ValidationError
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.routing import BaseRoute
@@ -18,15 +19,16 @@ from steer.serving.engine import metrics, receipts
 from steer.serving.engine.admission import explain
 from steer.serving.engine.receipts import HttpRequest
 from steer.serving.engine.resolved import EXPRESSION, RESOLVED
-from steer.serving.http.answers import Message, Send, SteeredAnswer, content_length, send_json, without_header
+from steer.serving.http import bodies
+from steer.serving.http.answers import Message, Send, SteeredAnswer, send_json
+from steer.serving.http.bodies import Receive, TooLarge
 from steer.serving.http.fields import ADAPTER_HEADER, ARGUMENTS, FORM, Serving, misplaced, parsed, steering_in
-from steer.serving.http.routes import Kind, kind_of
+from steer.serving.http.routes import Kind, bounds_its_bodies, kind_of, route_of
 from vectors.errors import SteerError
 
-Receive = Callable[[], Awaitable[Message]]
-
 LISTED = 10  # most arms that an error lists
-POLICY_VIOLATION = 1008  # the status with which a WebSocket is closed
+POLICY_VIOLATION, MESSAGE_TOO_BIG = 1008, 1009  # statuses with which a WebSocket is closed
+_BOOLEAN: TypeAdapter[bool] = TypeAdapter(bool)
 
 
 class _Refusal(Exception):
@@ -48,32 +50,44 @@ class Middleware:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        kind = kind_of(self.routes(), scope)
-        serving = self.find() if kind is not Kind.OTHER else None
-        if serving is None:
+        route = route_of(self.routes(), scope)
+        kind = kind_of(route)
+        serving = self.find()
+        if serving is None or route is None or bounds_its_bodies(route):
             await self.app(scope, receive, send)
             return
         if scope["type"] == "websocket":
-            await self._websocket(scope, receive, send, serving)
+            if kind is not Kind.OTHER:
+                await self._websocket(scope, receive, send, serving)
+            else:
+                await self.app(scope, receive, send)
             return
-        body = await _body(receive)
-        if body is None:
-            return  # the client has disconnected before the end of its request
         try:
+            bodies.require_announced(scope, serving.most_bytes)
+            if kind is Kind.OTHER and not bodies.header(scope, b"transfer-encoding"):
+                await self.app(scope, receive, send)
+                return
+            body = await bodies.read(receive, serving.most_bytes)
+            if body is None:
+                return  # the client has disconnected before the end of its request
+            request = None
             if kind is Kind.STEERED:
                 request = _request(body, serving)
-            else:
-                request = None
-                if kind is Kind.REFUSED:
-                    await _require_unsteered(scope, body, serving)
-                else:
-                    body = _of_the_model(body, serving)
-                    scope = _with_length(scope, body)
+            elif kind is Kind.REFUSED:
+                await _require_unsteered(scope, body, serving)
+            elif kind is Kind.TOKENS:
+                body = _of_the_model(body, serving)
+                scope = bodies.with_length(scope, body)
+        except TooLarge as error:
+            metrics.refused("size")
+            refusal = _Refusal(413, "RequestTooLargeError", "body", str(error))
+            await send_json(send, 413, refusal.body, close=error.close)
+            return
         except _Refusal as refusal:
             await send_json(send, refusal.status, refusal.body)
             return
         if request is None:
-            await self.app(scope, _replay(body, receive), send)
+            await self.app(scope, bodies.replay(body, receive), send)
             return
         content, http, names = request
         receipts.use(http)
@@ -81,7 +95,9 @@ class Middleware:
         try:
             with serving.admission.residency.holding(http.resolved.vectors.values()):
                 await self.app(
-                    _with_length(scope, content), _replay(content, receive), SteeredAnswer(send, http, names)
+                    bodies.with_length(scope, content),
+                    bodies.replay(content, receive),
+                    SteeredAnswer(send, http, names),
                 )
         finally:
             receipts.use(None)
@@ -98,11 +114,17 @@ class Middleware:
             message = await receive()
             if message["type"] != "websocket.receive":
                 return message
-            if steering_in(parsed(message.get("text") or message.get("bytes") or b""), serving) is None:
+            content = message.get("text") or message.get("bytes") or b""
+            if len(content) > serving.most_bytes:
+                return await closed("size", MESSAGE_TOO_BIG, f"a message has more than {serving.most_bytes} bytes")
+            if steering_in(parsed(content), serving) is None:
                 return message
-            metrics.refused("route")
-            await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": reason})
-            return {"type": "websocket.disconnect", "code": POLICY_VIOLATION, "reason": reason}
+            return await closed("route", POLICY_VIOLATION, reason)
+
+        async def closed(counted: str, code: int, why: str) -> Message:
+            metrics.refused(counted)
+            await send({"type": "websocket.close", "code": code, "reason": why})
+            return {"type": "websocket.disconnect", "code": code, "reason": why}
 
         await self.app(scope, checked, send)
 
@@ -144,13 +166,21 @@ def _request(body: bytes, serving: Serving) -> tuple[bytes, HttpRequest, tuple[s
         body = json.dumps(value).encode()
     if not steered:
         return None
-    if value.get("use_beam_search"):
+    if _is_true(value.get("use_beam_search")):
         raise _bad("route", "use_beam_search", "beam search can't be steered: vLLM passes it no expression")
     try:
         resolved = admission.resolve(expression)
     except SteerError as error:  # counted by admission
         raise _Refusal(400, "BadRequestError", f"{ARGUMENTS}.{EXPRESSION}", explain(error)) from error
     return body, HttpRequest(arm, str(expression), resolved), names
+
+
+def _is_true(value: Any) -> bool:
+    """Whether vLLM takes a value for true: it reads "false" and "off" as false, and refuses what is no boolean."""
+    try:
+        return _BOOLEAN.validate_python(value)
+    except ValidationError:
+        return False
 
 
 def _of_the_model(body: bytes, serving: Serving) -> bytes:
@@ -201,33 +231,3 @@ def _bad(reason: str, parameter: str, message: str) -> _Refusal:
     """A refusal with status 400, counted in the metrics under this reason."""
     metrics.refused(reason)
     return _Refusal(400, "BadRequestError", parameter, message)
-
-
-def _with_length(scope: Message, body: bytes) -> Message:
-    return {**scope, "headers": [*without_header(scope["headers"], b"content-length"), content_length(body)]}
-
-
-async def _body(receive: Receive) -> bytes | None:
-    """The whole body of a request; None when the client disconnects before its end."""
-    parts = []
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            return None
-        parts.append(message.get("body", b""))
-        if not message.get("more_body"):
-            return b"".join(parts)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """An ASGI receive that returns the body once more, and then later messages, such as a disconnect."""
-    sent = False
-
-    async def again() -> Message:
-        nonlocal sent
-        if sent:
-            return await receive()
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return again

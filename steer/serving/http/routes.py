@@ -78,7 +78,11 @@ def route_of(routes: Iterable[BaseRoute], scope: Mapping[str, Any]) -> tuple[str
     return None
 
 
-def kind_of(routes: Iterable[BaseRoute], scope: Mapping[str, Any]) -> Kind:
-    """What the route of a request does with steering; OTHER when no route is run, REFUSED for an unknown route."""
-    route = route_of(routes, scope)
+def kind_of(route: tuple[str, str] | None) -> Kind:
+    """What a route does with steering; OTHER when no route is run, REFUSED for an unknown route."""
     return Kind.OTHER if route is None else KINDS.get(route, Kind.REFUSED)
+
+
+def bounds_its_bodies(route: tuple[str, str]) -> bool:
+    """Whether a route has limits of its own for the bodies of its requests."""
+    return route[1].startswith("/steer")

@@ -24,6 +24,7 @@ def test_what_it_says_is_read_and_paths_are_relative_to_it(folder: Path, monkeyp
     file = folder / "steer.yaml"
     file.write_text(
         "vectors: {warm: vectors/warm.safetensors}\narms: {friendly: 2 * warm}\nrows: 9\ndirections: 0\nphases: 3\n"
+        "max_body: 5000\n"
         "folders: [vectors]\nany_base: true\n"
     )
     monkeypatch.chdir("/")
@@ -31,7 +32,7 @@ def test_what_it_says_is_read_and_paths_are_relative_to_it(folder: Path, monkeyp
     found = settings.from_environment()
     assert found.vectors["warm"].digest == fakes.vectors()["warm"].digest
     assert str(found.arms["friendly"]) == "2*warm"
-    assert (found.rows, found.directions, found.phases) == (9, 0, 3)
+    assert (found.rows, found.directions, found.phases, found.max_body) == (9, 0, 3, 5000)
     assert (found.folders, found.any_base) == ((folder / "vectors",), True)
     assert found.graph() == {"rows": 9, "directions": 0}
 
@@ -49,6 +50,8 @@ def test_without_a_file_or_with_an_empty_one_there_are_the_defaults(
     ("wrong", "reason"),
     [
         ({"colour": 1}, "no 'colour'"),
+        ({"max_body": 0}, "max_body is 0, not a whole number from 1"),
+        ({"max_body": "64MiB"}, "max_body is '64MiB', not a whole number"),
         ({"vectors": ["warm"]}, "not a mapping from names to files"),
         ({"vectors": {"warm": 5}}, "is not a name and a file"),
         ({"vectors": {"warm": "missing.safetensors"}}, "missing.safetensors"),

@@ -36,7 +36,7 @@ BODIES: dict[str, dict[str, Any]] = {
 def serving(*, any_model: bool = False) -> Serving:
     """A server of the model `model` with the arm `friendly`."""
     admission = Admission(Settings(fakes.vectors(), {"friendly": parse("2*warm")}), fakes.HIDDEN, fakes.LAYERS, None)
-    return Serving(admission, {"model"}.__contains__, any_model)
+    return Serving(admission, {"model"}.__contains__, 1 << 20, any_model)
 
 
 def forms(path: str) -> Iterator[tuple[str, str]]:

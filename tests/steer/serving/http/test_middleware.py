@@ -22,6 +22,7 @@ from vectors.expression import parse
 
 VECTORS = fakes.vectors()
 ARMS = {"friendly": parse("2*warm")}
+MOST = 50_000  # bytes of a request's body
 JSON, STREAM = b"application/json", b"text/event-stream; charset=utf-8"
 
 
@@ -81,7 +82,7 @@ def ask(
 
     scope = {"type": "http", "method": method, "path": path, "headers": [(b"content-length", b"%d" % len(content))]}
     receipts._CURRENT.set(None)
-    middleware = Middleware(server, lambda: Serving(admission, served.__contains__), lambda: ROUTES)
+    middleware = Middleware(server, lambda: Serving(admission, served.__contains__, MOST), lambda: ROUTES)
     asyncio.run(middleware(scope, receive, send))
     head, *rest = sent
     return head["status"], dict(head["headers"]), b"".join(part["body"] for part in rest)
@@ -149,6 +150,7 @@ def test_other_requests_are_not_read(path: str, method: str) -> None:
         ({"model": "model", "vllm_xargs": {"steer": ["warm"]}}, 400, "not an expression"),
         ({"model": "model", "vllm_xargs": {"steer_resolved": 1}}, 400, "can't be set by a client"),
         ({"model": "model:friendly", "use_beam_search": True}, 400, "beam search can't be steered"),
+        ({"model": "model:friendly", "use_beam_search": "on"}, 400, "beam search can't be steered"),
         ({"model": "model", "vllm_xargs": {"stear": "warm"}}, 400, "'vllm_xargs.stear' would be ignored"),
         ({"model": "model", "vllm_xargs": {"steer": "warm", "Steering": 1}}, 400, "'vllm_xargs.Steering' would be"),
         (
@@ -175,6 +177,13 @@ def test_refusals_reach_no_engine(body: Any, status: int, reason: str) -> None:
     assert reason in error["message"]
     assert error["code"] == status
     assert headers[b"content-length"] == b"%d" % len(content)
+
+
+@pytest.mark.parametrize("value", [False, 0, "false", "Off", "n", "no boolean", [], None])
+def test_what_vllm_does_not_take_for_beam_search_is_steered(value: Any) -> None:
+    server = Server(answer())
+    assert ask(server, {"model": "model:friendly", "use_beam_search": value})[0] == 200
+    assert json.loads(server.body)["vllm_xargs"] == {"steer": "2*warm"}
 
 
 JSON_VALUES = [
@@ -245,7 +254,7 @@ def test_a_client_that_hangs_up_leaves_no_traceback() -> None:
 
         admission = Admission(Settings(VECTORS, ARMS), fakes.HIDDEN, fakes.LAYERS, None)
         scope = {"type": "http", "method": "POST", "path": STEERED[0], "headers": []}
-        serving = Serving(admission, {"model"}.__contains__)
+        serving = Serving(admission, {"model"}.__contains__, MOST)
         await Middleware(server, lambda: serving, lambda: ROUTES)(scope, gone, send)
 
     asyncio.run(run())

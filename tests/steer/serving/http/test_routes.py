@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from steer.serving.http.middleware import Middleware
-from steer.serving.http.routes import KINDS, STEERED, Kind, kind_of
+from steer.serving.http.routes import KINDS, STEERED, Kind, kind_of, route_of
 
 # Routes that need packages or devices which are not installed with vLLM.
 OPTIONAL = {("POST", "/cohere/v2/chat"), ("POST", "/start_profile"), ("POST", "/stop_profile"), ("MOUNT", "/static")}
@@ -102,10 +102,9 @@ def test_every_route_of_vllm_is_classified_and_none_serves_unsteered() -> None:
 
 def test_an_unknown_route_counts_as_one_that_generates() -> None:
     scope = {"type": "http", "method": "POST", "path": "/new", "headers": []}
-    assert kind_of([Route("/new", route_trial.handler, methods=["POST"])], scope) is Kind.REFUSED
-    assert kind_of([Route("/old", route_trial.handler, methods=["POST"])], scope) is Kind.OTHER, (
-        "the router answers 404"
-    )
+    new, old = (Route(path, route_trial.handler, methods=["POST"]) for path in ("/new", "/old"))
+    assert kind_of(route_of([new], scope)) is Kind.REFUSED
+    assert kind_of(route_of([old], scope)) is Kind.OTHER, "the router answers 404"
 
 
 @pytest.mark.parametrize("path", ["/invocations", "/v1/audio/transcriptions", "/a/route/of/tomorrow"])
@@ -139,6 +138,17 @@ def test_where_vllm_checks_no_names_an_arm_of_any_name_counts() -> None:
     assert json.loads(ask(small_app(any_model=True), STEERED[0])[1])["steer"]["arm"] == "friendly"
     assert ask(small_app(any_model=True), "/invocations")[0] == 400
     assert "steer" not in json.loads(ask(small_app(), STEERED[0])[1]), "vLLM answers that there is no such model"
+
+
+@pytest.mark.parametrize(
+    ("model", "status"), [("llama3:8b", 200), ("a:b:c", 200), ("llama3:frendly", 404), ("model:8b", 404)]
+)
+def test_where_vllm_checks_no_names_a_colon_alone_makes_no_arm(model: str, status: int) -> None:
+    body = json.dumps({"model": model}).encode()
+    found, content = asyncio.run(route_trial.ask(small_app(any_model=True), "POST", STEERED[0], body))
+    assert found == status, content
+    if status == 200:
+        assert json.loads(json.loads(content)["reached"]) == {"model": model}
 
 
 def test_counting_tokens_takes_an_arm_for_its_model() -> None:

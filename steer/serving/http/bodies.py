@@ -1,0 +1,87 @@
+"""Bodies of requests: bounded before they are read and while they are, read whole, and handed on.
+
+vLLM's routes parse a body on the event loop, where a second request waits meanwhile, and parsing JSON can't be
+interrupted. So its size is what bounds the time for which one client can hold up all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from steer.serving.http.answers import Message, content_length, without_header
+
+Receive = Callable[[], Awaitable[Message]]
+
+PER_TOKEN = 32  # bytes of JSON for a token of the context: a word of English takes 5, a letter in escapes up to 12
+SMALLEST = 1 << 20
+MEDIA = 64 << 20  # for a model that reads images or audio, which a body holds in base64
+
+
+class TooLarge(Exception):
+    """Raised for a body of more bytes than a server takes; `close` is true when the client has not begun to send it."""
+
+    def __init__(self, what: str, limit: int, *, close: bool = False) -> None:
+        super().__init__(
+            f"{what}, and this server takes at most {limit}; send a shorter request, or start the server with a larger "
+            "--max-body (max_body in its settings)"
+        )
+        self.close = close
+
+
+def default_limit(context: int, *, media: bool) -> int:
+    """The most bytes of a request's body for a model with a context of so many tokens."""
+    return max(SMALLEST, PER_TOKEN * context, MEDIA if media else 0)
+
+
+def require_announced(scope: Message, limit: int) -> None:
+    """Refuse a request by its Content-Length, before any of its body is read. Raises TooLarge."""
+    length = header(scope, b"content-length")
+    if length.isdigit() and (len(length) > 20 or int(length) > limit):
+        # A client that waits for 100 Continue sends no body after a refusal, so its connection can't go on.
+        waits = header(scope, b"expect").lower() == b"100-continue"
+        raise TooLarge(f"the body has {length[:20].decode()} bytes", limit, close=waits)
+
+
+async def read(receive: Receive, limit: int) -> bytes | None:
+    """The whole body of a request; None when the client disconnects before its end. Raises TooLarge.
+
+    After TooLarge the rest is left unread; the server discards it as it arrives, so that the connection stays usable.
+    """
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        part = message.get("body", b"")
+        parts.append(part)
+        size += len(part)
+        if size > limit:
+            raise TooLarge(f"the body has more than {limit} bytes", limit)
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+def replay(body: bytes, receive: Receive) -> Receive:
+    """An ASGI receive that returns the body once more, and then later messages, such as a disconnect."""
+    sent = False
+
+    async def again() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+def with_length(scope: Message, body: bytes) -> Message:
+    """The scope of a request with the Content-Length of this body."""
+    return {**scope, "headers": [*without_header(scope["headers"], b"content-length"), content_length(body)]}
+
+
+def header(scope: Message, name: bytes) -> bytes:
+    """The first value of a header, by its name in lower case; empty where there is none."""
+    headers: list[tuple[Any, Any]] = scope["headers"]
+    return next((bytes(value) for key, value in headers if key.lower() == name), b"")

@@ -1,0 +1,140 @@
+"""The size of a request's body is bounded on every route, before it is parsed, and the connection stays usable."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import route_trial
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from steer.serving.http import bodies
+from steer.serving.http.middleware import Middleware
+from steer.serving.http.routes import KINDS, STEERED, Kind
+
+LIMIT = 1 << 20  # of route_trial.serving
+PATHS = [*STEERED, "/invocations", "/tokenize", "/v1/embeddings", "/v1/load_lora_adapter", "/a/route/of/tomorrow"]
+ROUTES = [Route(path, route_trial.handler, methods=["POST"]) for path in (*PATHS, "/steer/vectors")]
+for route in ROUTES:
+    route.app = route_trial.handler
+
+
+def app() -> Any:
+    """An application with a route of each kind behind the middleware."""
+    built = Starlette(routes=ROUTES)
+    built.add_middleware(Middleware, find=route_trial.serving, routes=lambda: ROUTES)  # type: ignore[arg-type]
+    return built
+
+
+def send_in_parts(path: str, parts: int, size: int, announced: int | None) -> tuple[int, int, dict[str, Any] | None]:
+    """Send zeros in parts; the status, how many parts were read, and the error of the answer."""
+    headers = [(b"content-type", b"application/json")]
+    headers.append((b"transfer-encoding", b"chunked") if announced is None else (b"content-length", b"%d" % announced))
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
+    read, sent = 0, []
+
+    async def receive() -> Any:
+        nonlocal read
+        read += 1
+        return {"type": "http.request", "body": bytes(size), "more_body": read < parts}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(app()(scope, receive, send))
+    return sent[0]["status"], read, json.loads(sent[1]["body"]).get("error")
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_an_announced_body_that_is_too_large_is_refused_unread_and_the_setting_is_named(path: str) -> None:
+    status, read, error = send_in_parts(path, 1000, 65_536, LIMIT + 1)
+    assert (status, read) == (413, 0)
+    assert error is not None
+    assert error["code"] == 413
+    assert f"the body has {LIMIT + 1} bytes, and this server takes at most {LIMIT};" in error["message"]
+    assert "--max-body" in error["message"]
+    assert send_in_parts(path, 1000, 65_536, 10**30)[:2] == (413, 0)
+
+
+# Where a length is announced, routes that generate nothing get the body unread; the server ends it at that length.
+@pytest.mark.parametrize(
+    ("path", "announced"),
+    [*((path, None) for path in PATHS), *((path, 5) for path in PATHS if KINDS.get(("POST", path)) is not Kind.OTHER)],
+)
+def test_of_a_body_without_a_true_length_no_more_is_read_than_the_limit(path: str, announced: int | None) -> None:
+    status, read, error = send_in_parts(path, 1000, 65_536, announced)
+    assert (status, read) == (413, LIMIT // 65_536 + 1)
+    assert error is not None
+    assert f"more than {LIMIT} bytes" in error["message"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_body_of_the_limit_is_taken(path: str) -> None:
+    for announced in (None, LIMIT):
+        status, read, _ = send_in_parts(path, LIMIT // 65_536, 65_536, announced)
+        assert (status, read) == (200, LIMIT // 65_536)
+
+
+def test_the_routes_of_steer_have_limits_of_their_own() -> None:
+    assert send_in_parts("/steer/vectors", 20, 65_536, None)[:2] == (200, 20)
+
+
+def test_the_default_follows_from_the_context_and_leaves_room_for_images() -> None:
+    assert bodies.default_limit(1024, media=False) == 1 << 20
+    assert bodies.default_limit(131_072, media=False) == 4 << 20
+    assert bodies.default_limit(1_000_000, media=False) == 32_000_000
+    assert bodies.default_limit(8192, media=True) == 64 << 20
+
+
+@pytest.fixture(scope="module", params=["httptools", "h11"])
+def port(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A real server, with each parser of HTTP that it may use."""
+    uvicorn = pytest.importorskip("uvicorn")
+    pytest.importorskip(request.param)
+    server = uvicorn.Server(uvicorn.Config(app(), port=0, http=request.param, log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield server.servers[0].sockets[0].getsockname()[1]
+    server.should_exit = True
+    thread.join(20)
+
+
+@pytest.mark.parametrize("announced", [True, False])
+@pytest.mark.parametrize("path", [STEERED[0], "/invocations", "/v1/embeddings"])
+def test_the_connection_goes_on_after_a_refusal(port: int, path: str, announced: bool) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.connect()
+    first = connection.sock
+    large: Any = bytes(8 * LIMIT) if announced else iter([bytes(65_536)] * 128)
+    for _ in range(2):
+        connection.request("POST", path, large, encode_chunked=not announced)
+        answer = connection.getresponse()
+        assert (answer.status, b"--max-body" in answer.read()) == (413, True)
+        connection.request("POST", path, b'{"model": "model"}', {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        assert (answer.status, json.loads(answer.read())["reached"]) == (200, '{"model": "model"}')
+        large = bytes(2 * LIMIT)
+        announced = True
+    assert connection.sock is first, "the same connection"
+    connection.close()
+
+
+def test_a_client_that_waits_before_it_sends_is_refused_and_the_connection_ends(port: int) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.putrequest("POST", STEERED[0])
+    connection.putheader("Content-Length", str(2 * LIMIT))
+    connection.putheader("Expect", "100-continue")
+    connection.endheaders()
+    answer = connection.getresponse()
+    assert (answer.status, answer.headers["connection"]) == (413, "close")
+    answer.read()
+    connection.close()
