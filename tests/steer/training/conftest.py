@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pico
 import pytest
 import torch
 from bakes import WORDS
+from forked import Forking
 
 from steer.training.data import filtering
 from vectors.steering import SteeringVector
@@ -19,6 +21,14 @@ def random_models_speak(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a model with random weights says is no text to anybody."""
     monkeypatch.setattr(filtering, "PERPLEXITY", 1e9)
     monkeypatch.setattr(filtering, "REPETITION", 1.0)
+
+
+@pytest.fixture(scope="session")
+def forking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forking]:
+    """Its tests stand in the xdist group `training processes`, so that the libraries are loaded once."""
+    process = Forking(tmp_path_factory.mktemp("printed"))
+    yield process
+    process.close()
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bakes import NO_REPLAY, distilled, files, imitating
+from forked import Forking
 
 from steer.training import bake as baking
 from steer.training import loop, work
@@ -42,25 +41,23 @@ bakes.distilled(Path({folder!r}), Path({vector!r}), Path({asked!r}), Path({out!r
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("training processes")
 def test_a_killed_run_goes_on_to_the_same_weights(
-    folder: Path, vector: SteeringVector, asked: Path, tmp_path: Path
+    folder: Path, vector: SteeringVector, asked: Path, tmp_path: Path, forking: Forking
 ) -> None:
     """In processes of their own: in which order libraries are loaded can change the last bit of a product."""
     vector.save(tmp_path / "v.safetensors")
-    # The project first: beside pico lies tests/steer, which must not stand before the package.
-    path = os.pathsep.join(str(Path(__file__).parents[up]) for up in (3, 2))
 
     def run(out: Path, step: int) -> int:
         given = {"folder": folder, "vector": tmp_path / "v.safetensors", "asked": asked, "out": out}
         script = RUN.format(tests=str(Path(__file__).parent), step=step, **{k: str(v) for k, v in given.items()})
-        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([sys.executable, "-P", "-c", script], env=environment, capture_output=True, text=True)
-        assert done.returncode in (0, -9), done.stderr[-2000:]
-        return done.returncode
+        done = forking.run(script, tmp_path)
+        assert done.codes[0] in (0, -signal.SIGKILL), done.stderr
+        return done.codes[0]
 
     out = tmp_path / "out"
     assert run(tmp_path / "whole", 0) == 0
-    assert run(out, 17) == -9
+    assert run(out, 17) == -signal.SIGKILL
     assert not out.exists()
     assert (work.path_of(out) / "checkpoints" / "checkpoint-10").is_dir()
     with pytest.raises(UsageError, match="another run, which differs in settings"):
