@@ -15,8 +15,10 @@ from merges.outputs.verification import verify
 from merges.recipes import expression
 from merges.recipes.layout import LARGEST
 from merges.recipes.plan import MEMORY, plan
-from merges.recipes.recipe import Recipe
+from merges.recipes.recipe import Part, Recipe
+from vectors.errors import SteerError, collecting, raise_together
 from vectors.events import OnEvent, ignore
+from vectors.storage.folders import require_free_output
 
 __all__ = ["apply", "diff", "merge", "verify"]
 
@@ -33,7 +35,13 @@ def merge(
     ArtifactError for values that are not finite.
     """
     target = Path(out)
-    planned = plan(recipe, memory=memory, threads=threads, shard=shard, device=device, on_event=on_event)
+    errors: list[SteerError] = []
+    if recipe.as_ != "vector":
+        with collecting(errors):
+            require_free_output(target)
+    with collecting(errors):
+        planned = plan(recipe, memory=memory, threads=threads, shard=shard, device=device, on_event=on_event)
+    raise_together(errors)
     with planned.pool:
         if recipe.as_ == "vector":
             return write_vector(planned, target, shard, on_event=on_event)
@@ -54,5 +62,14 @@ def apply(
     `dtype` is the result's: auto (the base's), float32, bfloat16 or float16. A single exact vector restores the
     fine-tuned model to the bit. Returns the record with all digests. Raises ExpressionError, and as `merge` does.
     """
-    recipe = replace(expression.read(what, vectors or {}, base), dtype=dtype)
+    errors: list[SteerError] = []
+    recipe = Recipe("task_arithmetic", (Part(base, "base"),), base, dtype=dtype)
+    with collecting(errors):
+        recipe = replace(expression.read(what, vectors or {}, base), dtype=dtype)
+    if errors:  # the base and the options are checked nevertheless, with the base in place of the vectors
+        with collecting(errors):
+            require_free_output(Path(out))
+        with collecting(errors):
+            plan(recipe, memory=memory, threads=threads, shard=shard, device=device)
+    raise_together(errors)
     return merge(recipe, out, memory=memory, threads=threads, shard=shard, device=device, on_event=on_event)

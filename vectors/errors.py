@@ -117,4 +117,6 @@ def raise_together(errors: Sequence[SteerError]) -> None:
         return
     kind = UsageError if any(isinstance(error, UsageError) for error in errors) else type(errors[0])
     problems = [problem for error in errors for problem in error.problems]
-    raise kind(problems, "; ".join(dict.fromkeys(error.hint for error in errors if error.hint))) from errors[0]
+    raise kind(
+        list(dict.fromkeys(problems)), "; ".join(dict.fromkeys(error.hint for error in errors if error.hint))
+    ) from errors[0]

@@ -177,8 +177,11 @@ def _with_adapter(reference: str, model: str, extra: str) -> Source:
     )
 
 
-def open_all(references_: list[str], base: str | None) -> tuple[list[Source], Source | None]:
-    """Open all inputs and the base, by default the one that they record. Raises ModelError with all problems."""
+def open_all(references_: list[str], base: str | None) -> tuple[list[Source | None], Source | None, list[SteerError]]:
+    """Open all inputs and the base, by default the one that they record.
+
+    Also returns the error with every problem of those that can't be opened, which are None, if there are any.
+    """
     problems: list[str] = []
     hints: list[str] = []
 
@@ -191,8 +194,9 @@ def open_all(references_: list[str], base: str | None) -> tuple[list[Source], So
             return None
 
     opened = attempt(base) if base else None
-    sources: list[Source] = []
+    sources: list[Source | None] = []
     for reference in references_:
+        sources.append(None)
         base_model = opened
         if opened is None and base is None:
             try:
@@ -208,12 +212,11 @@ def open_all(references_: list[str], base: str | None) -> tuple[list[Source], So
                 continue
         if base and opened is None and locations.adapter(reference) is not None:
             continue  # the base is reported already
-        source = attempt(reference, base_model)
-        if source is not None:
-            sources.append(source)
-    if problems:
-        raise ModelError(list(dict.fromkeys(problems)), "; ".join(dict.fromkeys(h for h in hints if h)))
-    return sources, opened
+        sources[-1] = attempt(reference, base_model)
+    if not problems:
+        return sources, opened, []
+    hint = "; ".join(dict.fromkeys(h for h in hints if h))
+    return sources, opened, [ModelError(list(dict.fromkeys(problems)), hint)]
 
 
 def _recorded_base(reference: str) -> str | None:

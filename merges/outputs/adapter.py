@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,14 @@ from merges.engine.floats import MERGED
 from merges.engine.jobs import run
 from merges.engine.pool import Pool
 from merges.engine.tensor_task import TensorTask
-from merges.inputs import pairs
 from merges.inputs.adapters.folder import CONFIG, WEIGHTS
 from merges.inputs.decoder import text_settings
 from merges.inputs.low_rank import factors
 from merges.inputs.sources import Source
+from merges.outputs import pairs
 from merges.recipes.plan import MEMORY, plan
 from merges.recipes.recipe import Recipe
-from vectors.errors import ModelError
+from vectors.errors import ModelError, SteerError, collecting, raise_together
 from vectors.events import OnEvent, counter, ignore
 from vectors.storage.files import new_file, write_atomically
 from vectors.storage.folders import new_folder, require_free_output
@@ -33,15 +33,21 @@ Deltas = Iterator[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]]  # name
 
 
 def from_models(
-    base: str, finetuned: str, out: Path, rank: int, *, threads: int | None = None, on_event: OnEvent = ignore
-) -> dict[str, Any]:
+    base: str, finetuned: str, out: Path, rank: int, *, threads: int | None = None, allow_config: Sequence[str] = (),
+    on_event: OnEvent = ignore,
+) -> dict[str, Any]:  # fmt: skip
     """Write the difference between `finetuned` and `base` as a LoRA adapter in the folder `out`.
 
-    Only the weight matrices of linear layers can be written. Returns `rank`, `relative_error` (Frobenius norm over all
-    parameters), `modules` (their number) and `left_out` (the changed parameters that an adapter can't hold). Raises
-    ModelError, OutputError.
+    Only the weight matrices of linear layers can be written; `allow_config` names the settings of the configurations
+    that may differ. Returns `rank`, `relative_error` (Frobenius norm over all parameters), `modules` (their number) and
+    `left_out` (the changed parameters that an adapter can't hold). Raises ModelError, OutputError.
     """
-    base_model, tuned = pairs.open_pair(base, finetuned)
+    errors: list[SteerError] = []
+    with collecting(errors):
+        require_free_output(out)
+    with collecting(errors):
+        base_model, tuned = pairs.open_pair(base, finetuned, allow_config, on_event=on_event)
+    raise_together(errors)
     names = [name for name in sorted(base_model.entries) if base_model.entries[name].dtype in MERGED]
 
     with Pool(threads) as pool:

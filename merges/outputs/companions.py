@@ -143,6 +143,12 @@ def companions(folder: Path, weights: Collection[Path] = ()) -> Companions:
             files[name] = Companion(folder, name)
         else:
             left_out[name] = reason
+    if unmerged := _modules_without_safetensors(modules, files, left_out):
+        raise ModelError(
+            [f"{folder / name} holds the weights of a module, and not as safetensors" for name in unmerged],
+            "the output would lack them: save the module as safetensors first, as SentenceTransformer(...).save(...) "
+            "does, or use a revision that has them",
+        )
     problems = [
         f"{folder / name} can't be copied: it is {reason}"
         for name, reason in left_out.items()
@@ -275,6 +281,18 @@ def _left_out(name: str, modules: Collection[str]) -> str | None:
     if name.rpartition("/")[0] in modules and last.endswith(".safetensors"):
         return None
     return next((reason for kind, reason in _KINDS if kind.fullmatch(last)), None)
+
+
+def _modules_without_safetensors(
+    modules: Collection[str], files: Collection[str], left_out: Collection[str]
+) -> list[str]:
+    """The weights of modules that are left out while the output has none of that module."""
+    present = {name.rpartition("/")[0] for name in files if name.endswith(".safetensors")}
+    return sorted(
+        name
+        for name in left_out
+        if _WEIGHTS.fullmatch(name) and name.rpartition("/")[0] in modules and name.rpartition("/")[0] not in present
+    )
 
 
 def _module_folders(folder: Path) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -19,10 +19,10 @@ from merges.engine.selection import magnitudes
 from merges.engine.tensor_task import Block, TensorTask
 from merges.inputs import bases
 from merges.inputs.low_rank import factors
-from merges.inputs.pairs import deltas, open_pair, tensor_of
 from merges.inputs.sources import Source
+from merges.outputs.pairs import deltas, open_pair, tensor_of
 from vectors import references
-from vectors.errors import ArtifactError, UsageError
+from vectors.errors import ArtifactError, SteerError, UsageError, collecting, raise_together
 from vectors.events import OnEvent, counter, ignore
 from vectors.registry.options import retained_count
 from vectors.task import TaskVector
@@ -76,16 +76,23 @@ class _Error:
 
 def diff(
     base: str, finetuned: str, out: str | Path, *, storage_: str = "exact", threads: int | None = None,
-    shard: int | None = None, on_event: OnEvent = ignore,
+    shard: int | None = None, allow_config: Sequence[str] = (), on_event: OnEvent = ignore,
 ) -> TaskVector:  # fmt: skip
     """Write the task vector of `finetuned` against `base` to `out`; headers are checked before a weight is read.
 
-    `storage_` is as `parse_storage` reads it; `shard` is the largest size of a file in bytes.
+    `storage_` is as `parse_storage` reads it; `shard` is the largest size of a file in bytes; `allow_config` names the
+    settings of the configurations that may differ (`vocabulary`: the ids of tokens).
 
     Raises UsageError, ModelError, OutputError, and ArtifactError for values that are not finite.
     """
-    chosen_storage, path = parse_storage(storage_), Path(out)
-    base_model, tuned = open_pair(base, finetuned)
+    chosen_storage, path, errors = Storage("exact"), Path(out), list[SteerError]()
+    with collecting(errors):
+        chosen_storage = parse_storage(storage_)
+    with collecting(errors):
+        require_vector_path(path, 1)
+    with collecting(errors):
+        base_model, tuned = open_pair(base, finetuned, allow_config, on_event=on_event)
+    raise_together(errors)
     names = [name for name in sorted(base_model.entries) if base_model.entries[name].dtype in MERGED]
     width = {"bf16": 2.0, "sparse": 12 * chosen_storage.value}.get(chosen_storage.kind, 4.0)
     sizes = {name: int(base_model.entries[name].elements * width) for name in names}

@@ -249,8 +249,6 @@ class Builder:
 
     def _fixed(self, name: str, entry: Entry) -> Copy | None:
         """The copy of a tensor that is not floating-point, which must be the same in all inputs."""
-        if self.recipe.as_ == "vector":
-            return None
         if entry.dtype not in ("I64", "I32", "I16", "I8", "U8", "BOOL", "U16", "U32", "U64"):
             self.problems.append(f"{name} is {entry.dtype}, which can't be merged")
             return None
@@ -264,7 +262,11 @@ class Builder:
                 )
             elif other is not None and other.file != entry.file:
                 others.append(other)
-        return Copy(name, entry, tuple(others))
+        if self.recipe.as_ != "vector":
+            return Copy(name, entry, tuple(others))  # which compares the contents
+        if not all(np.array_equal(mapped(other), mapped(entry)) for other in others):
+            self.problems.append(f"{name} is {entry.dtype}, not floating-point, and differs between the inputs")
+        return None
 
     def _position(self, name: str) -> float:
         layer = self.decoder.layer(name)

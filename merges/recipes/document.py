@@ -40,6 +40,7 @@ TEXTS = (
     "model", "name", "base", "base_model", "method", "merge_method", "dtype", "out_dtype", "as", "scope", "path",
     "revision", "lora", "source", "tokenizer_source", "chat_template",
 )  # fmt: skip
+DOCUMENT_HINT = "see docs/merge.md for the keys of a recipe"
 OTHER_TOOLS = {
     "experts": "mergekit-moe, which makes a mixture of experts of dense models",
     "gate_mode": "mergekit-moe, which makes a mixture of experts of dense models",
@@ -53,7 +54,18 @@ LARGEST_MULTIPLE = 65_536
 
 
 def read(path: Path) -> Recipe:
-    """A recipe from a YAML file, ours or mergekit's, or from the record of a finished merge. Raises UsageError."""
+    """A recipe from a file, as `draft` reads it. Raises UsageError with everything that is wrong with it."""
+    recipe = draft(path)
+    require_valid(recipe, str(path))
+    return recipe
+
+
+def draft(path: Path) -> Recipe:
+    """What can be read of a recipe in a YAML file, ours or mergekit's, or of the record of a finished merge.
+
+    What is wrong with the document is in its `problems`, so that a plan reports them together with those of the inputs
+    and options. Raises UsageError for a file that is no recipe at all.
+    """
     try:
         value = yaml_text.parse(read_bounded(path, LARGEST).decode("utf-8-sig"), texts=TEXTS)
     except (OSError, ValueError) as error:
@@ -65,13 +77,19 @@ def read(path: Path) -> Recipe:
         raise UsageError(f"{path} can't be read as YAML: {' '.join(str(error).split())}", "check the file") from error
     if isinstance(value, dict) and "outputs" in value:  # the record of a merge, of this version or an earlier one
         value = value.get("config" if value.get("command") == "merge" else "recipe", value)
-    recipe = parse(value, str(path))
-    require_valid(recipe, str(path))
-    return recipe
+    return _read(value, str(path))
 
 
 def parse(value: Any, where: str = "the recipe") -> Recipe:
     """A recipe from the value of a YAML or JSON document. Raises UsageError with every unknown key and bad value."""
+    recipe = _read(value, where)
+    if recipe.problems:
+        raise UsageError(recipe.problems, DOCUMENT_HINT)
+    return recipe
+
+
+def _read(value: Any, where: str) -> Recipe:
+    """The recipe of a document, with its problems, of which each leaves out what it is about. Raises UsageError."""
     if not isinstance(value, dict):
         raise UsageError(f"{where} is not a mapping", "see docs/merge.md")
     for key, tool in OTHER_TOOLS.items():
@@ -81,49 +99,44 @@ def parse(value: Any, where: str = "the recipe") -> Recipe:
                 f"run {tool.partition(',')[0]} on it, and merge its result",
             )
     notes: list[str] = []
-    if "merge_method" in value:
-        value, notes = translate(value, where)
-    problems = _unknown(value, KEYS, where)
-    models = value.get("models") or []
-    if not isinstance(models, list) or not all(
-        isinstance(entry, dict) and isinstance(entry.get("model"), str) for entry in models
-    ):
-        problems.append(f"{where}: models is not a list of entries with a model")
-        models = []
-    problems += [
-        f"{where}: the key {key!r} of {entry['model']} is not text"
-        for entry in models
-        for key in entry
-        if not isinstance(key, str)
-    ]
-    problems += [
-        f"{where}: the name of {entry['model']} is {entry['name']!r}, not text"
-        for entry in models
-        if not isinstance(entry.get("name", ""), str)
-    ]
-    slices = value.get("slices") or []
-    problems += _problems_of_slices(slices, where)
-    if "method" not in value:
+    problems: list[str] = []
+    is_ours = "merge_method" not in value
+    if not is_ours:
+        value, notes, problems = translate(value, where)
+    elif "method" not in value:
         problems.append(f"{where} has no method")
-    if not models and not slices:
+    problems += _unknown(value, KEYS, where)
+    models, of_models = _models(value.get("models"), where)
+    problems += of_models
+    slices = value.get("slices") or []
+    of_slices = _problems_of_slices(slices, where)
+    problems += of_slices
+    if is_ours and not models and not slices and not of_models:
         problems.append(f"{where} has no models")
     parameters = value.get("parameters") or {}
     if not _has_text_keys(parameters):
         problems.append(f"{where}: parameters is not a mapping")
-    problems += _problems_of_tokenizer(value.get("tokenizer"), where)
+        parameters = {}
+    of_tokenizer = _problems_of_tokenizer(value.get("tokenizer"), where)
+    problems += of_tokenizer
+    texts: dict[str, str | None] = {}
     for key in ("method", "base", "scope", "dtype", "as", "chat_template"):
-        if value.get(key) is not None and not isinstance(value[key], str):
-            problems.append(f"{where}: {key} is {excerpt(value[key])}, not text")
+        given = value.get(key)
+        texts[key] = given if isinstance(given, str) else None
+        if given is not None and not isinstance(given, str):
+            problems.append(f"{where}: {key} is {excerpt(given)}, not text")
+    lists: dict[str, tuple[str, ...]] = {}
     for key in ("allow_config", "required"):
         listed = value.get(key) or []
-        if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
+        good = isinstance(listed, list) and all(isinstance(item, str) for item in listed)
+        lists[key] = tuple(listed) if good else ()
+        if not good:
             problems.append(f"{where}: {key} is {excerpt(listed)}, not a list of names")
     seed = numbers.number(value.get("seed", 0))
     if isinstance(seed, bool) or not isinstance(seed, int):
         problems.append(f"{where}: seed is {excerpt(value['seed'])}, not a whole number")
-    if problems:
-        raise UsageError(problems, "see docs/merge.md for the keys of a recipe")
-    read = _reader(value["method"])
+        seed = 0
+    read = _reader(texts["method"] or "")
     short = names_for([entry["model"] for entry in models])
     parts = tuple(
         Part(
@@ -134,21 +147,40 @@ def parse(value: Any, where: str = "the recipe") -> Recipe:
         for entry, name in zip(models, short, strict=True)
     )
     return Recipe(
-        value["method"],
+        texts["method"] or "",
         parts,
-        value.get("base"),
+        texts["base"],
         read(parameters),
-        value.get("scope") or "tensor",
+        texts["scope"] or "tensor",
         seed,
-        value.get("dtype") or "auto",
-        value.get("as") or "model",
-        tuple(_slice(entry, read) for entry in slices),
-        _tokenizer(value["tokenizer"]) if value.get("tokenizer") else None,
-        value.get("chat_template"),
-        tuple(value.get("allow_config") or ()),
-        tuple(value.get("required") or ()),
+        texts["dtype"] or "auto",
+        texts["as"] or "model",
+        (Slice(()),) if of_slices else tuple(_slice(entry, read) for entry in slices),
+        _tokenizer(value["tokenizer"]) if value.get("tokenizer") and not of_tokenizer else None,
+        texts["chat_template"],
+        lists["allow_config"],
+        lists["required"],
         tuple(notes),
+        tuple(problems),
     )
+
+
+def _models(value: Any, where: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """The entries of `models` that can be read, and what is wrong with the others."""
+    if not isinstance(value or [], list):
+        return [], [f"{where}: models is not a list of entries with a model"]
+    entries, problems = [], []
+    for number, entry in enumerate(value or [], 1):
+        if not isinstance(entry, dict) or not isinstance(entry.get("model"), str):
+            problems.append(f"{where}: models is not a list of entries with a model: entry {number} has none")
+            continue
+        name = entry["model"]
+        problems += [f"{where}: the key {key!r} of {name} is not text" for key in entry if not isinstance(key, str)]
+        if not isinstance(entry.get("name", ""), str):
+            problems.append(f"{where}: the name of {name} is {entry['name']!r}, not text")
+        readable = {key: given for key, given in entry.items() if isinstance(key, str)}
+        entries.append({k: v for k, v in readable.items() if k != "name" or isinstance(v, str)})
+    return entries, problems
 
 
 def _reader(method: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:

@@ -11,16 +11,16 @@ from merges.engine.jobs import AHEAD, Job
 from merges.engine.method import MergeMethod
 from merges.engine.pool import Pool
 from merges.engine.tensor_task import CHUNK, GROUP, TensorTask
-from merges.inputs.alignment import align
 from merges.inputs.checkpoints import quantiser
 from merges.inputs.sources import Source, open_all
 from merges.recipes import vocabulary
-from merges.recipes.agreement import settings, tokenizers
+from merges.recipes.agreement import tokenizers
 from merges.recipes.assembly import Builder
+from merges.recipes.inputs_check import compare, stand_in
 from merges.recipes.layout import LARGEST, cut, size
 from merges.recipes.recipe import Recipe
 from merges.recipes.validation import require_valid
-from vectors.errors import ModelError, UsageError
+from vectors.errors import ModelError, SteerError, UsageError, collecting, raise_together
 from vectors.events import Event, OnEvent, ignore
 from vectors.storage.files import canonical_json, digest_json
 from vectors.weights import SIZES
@@ -89,54 +89,34 @@ def plan(
 
     `memory` is the most bytes it may use beyond mapped files, `shard` the largest size of an output file in bytes.
     `device` (cpu, cuda or cuda:N) computes the elements; the result is the same on all of them, to the bit. `on_event`
-    also receives the notes of the plan. Raises UsageError, ModelError with all problems.
+    also receives the notes of the plan. Raises UsageError or ModelError with all problems of the recipe, its document,
+    the device and the inputs: what can be checked in spite of the others is.
     """
-    require_valid(recipe)
+    errors: list[SteerError] = []
+    torch_device = None
+    with collecting(errors):
+        require_valid(recipe)
+    with collecting(errors):
+        torch_device = _device(device)
     on_event(Event(CHECKING))
-    torch_device = _device(device)
+    method = methods.available().get(recipe.method)
+    opened, base, unopened = open_all([part.model for part in recipe.parts], recipe.base)
+    errors += unopened
+    refused = bool(errors)  # then only what does not depend on the method and its options can be checked
+    sources = [source for source in opened if source is not None]
+    if not refused and method is not None:
+        recipe, sources = _canonical(recipe, sources, method)
+    tried = stand_in(recipe, opened, base) if refused else (recipe, sources)
+    compared = compare(recipe, method, sources, base)
+    if compared.error is not None:
+        errors.append(compared.error)
+    if tried is None or not compared.comparable:
+        raise_together(errors)
+    assert tried is not None
+    recipe, sources = tried
     method = methods.find(recipe.method)
-    references = [part.model for part in recipe.parts]
-    sources, base = open_all(references, recipe.base)
-    recipe, sources = _canonical(recipe, sources, method)
-    problems: list[str] = []
-    notes: list[str] = list(recipe.notes)
-    needs_base = method.base == "needed" or recipe.as_ == "vector" or any(s.is_delta for s in sources)
-    only_deltas = all(s.is_delta for s in sources)
-    if needs_base and base is None and not (only_deltas and recipe.as_ == "vector"):
-        problems.append(f"{recipe.method} needs a base model to take deltas against, and none is given")
-    if base is not None and base.kind != "model":
-        problems.append(f"the base {base.reference} is a {base.kind}, not a model")
-    uses_base = base if needs_base or method.base == "optional" else None
-    models = [s for s in sources if s.kind == "model"]
-    main = base or (models[0] if models else None)
-    if main is not None and main.kind == "model":
-        notes += align([*sources, *([base] if base is not None else [])], main)
-    families = _families(main, sources, base)
-    token_problems: list[str] = []
-    problems += families
-    if main is not None and main.kind == "model" and not families:
-        others = [s for s in (*models, *([base] if base is not None else [])) if s.path != main.path]
-        allowed = [key for key in recipe.allow_config if key != tokenizers.ALLOWED]
-        agreed = settings.compare(main, others, allowed, stacked=bool(recipe.slices))
-        problems += agreed.problems
-        notes += agreed.notes
-        matched = recipe.tokenizer is not None
-        tokens = tokenizers.compare(main, others, recipe.allow_config, matched=matched, models=bool(models))
-        token_problems = tokens.problems
-        problems += tokens.problems
-        notes += tokens.notes
-    if problems:
-        unknown = main is None or (needs_base and base is None)
-        hint = "name the model that they were fine-tuned from: --base MODEL" if unknown else ""
-        if token_problems:
-            hint = "--tokenizer base matches rows by token (or union: with the tokens of all)"
-        if not unknown and len(problems) > len(token_problems) and not families and main is not None:
-            settings_hint = (
-                "weights do not mean the same under other settings; --allow-config NAME merges them nevertheless, "
-                f"with that of {main.reference}"
-            )
-            hint = "; ".join(text for text in (hint, settings_hint) if text)
-        raise ModelError(problems, hint)
+    notes, main = [*recipe.notes, *compared.notes], compared.main
+    uses_base = base if refused else compared.base
     for source in sources:
         trained = source.adapter.base_name if source.adapter is not None else None
         adapter_base = source.base or source
@@ -153,14 +133,19 @@ def plan(
     union = None
     if recipe.tokenizer is not None:
         assert main is not None
-        union = vocabulary.union(recipe.tokenizer, main, [main, *models])
-        notes += union.notes(main)
+        with collecting(errors):
+            union = vocabulary.union(recipe.tokenizer, main, [main, *(s for s in sources if s.kind == "model")])
+            notes += union.notes(main)
+        if union is None:
+            raise_together(errors)
     pool = Pool(threads, torch_device)
     builder = Builder(recipe, method, sources, uses_base, main, pool, union)
     jobs = builder.build()
     notes += _trimmed_alone(recipe, jobs)
     if builder.problems:
-        raise ModelError(builder.problems, builder.hint())
+        errors.append(ModelError(builder.problems, builder.hint()))
+    if refused or builder.problems:
+        raise_together(errors)
     notes += builder.notes()
     need = _memory(jobs, pool.threads, torch_device)
     if need > memory and pool.threads > 1:
@@ -172,11 +157,14 @@ def plan(
         notes.append(f"using {fit} thread(s) to stay within the memory limit")
     if need > memory:
         whole = any(isinstance(job, TensorTask) and job.unit == "tensor" for job in jobs)
-        raise ModelError(
-            f"{recipe.method} needs {need / 2**20:.0f} MiB{' for the largest tensor' * whole}, more than the "
-            f"{memory / 2**20:.0f} MiB allowed",
-            f"--memory {-(-need // 2**20)}MiB" + ", or use a method that works in pieces" * whole,
+        errors.append(
+            ModelError(
+                f"{recipe.method} needs {need / 2**20:.0f} MiB{' for the largest tensor' * whole}, more than the "
+                f"{memory / 2**20:.0f} MiB allowed",
+                f"--memory {-(-need // 2**20)}MiB" + ", or use a method that works in pieces" * whole,
+            )
         )
+    raise_together(errors)
     for note in notes:
         on_event(Event(CHECKING, message=note))
     return Plan(recipe, tuple(sources), base, main, jobs, cut(jobs, shard), pool, need, union, notes)
@@ -201,27 +189,6 @@ def _canonical(recipe: Recipe, sources: list[Source], method: MergeMethod) -> tu
         zip(recipe.parts, sources, strict=True), key=lambda pair: (pair[1].identity, canonical_json(pair[0].options))
     )
     return replace(recipe, parts=tuple(part for part, _ in pairs)), [source for _, source in pairs]
-
-
-def _families(main: Source | None, sources: list[Source], base: Source | None) -> list[str]:
-    """What is wrong with the models that inputs belong to: other architectures, or vectors of another base."""
-    problems = []
-    for source in sources:
-        if source.kind == "model" and main is not None and source is not main:
-            theirs, ours = (s.config.get("architectures") or [s.config.get("model_type")] for s in (source, main))
-            if theirs != ours:
-                problems.append(f"{source.reference} is a {theirs[0]}, {main.reference} a {ours[0]}")
-        if source.vector is not None:
-            wanted = source.vector.base["digest"]
-            if base is not None and wanted != base.identity:
-                known = source.vector.base.get("name", wanted)
-                problems.append(
-                    f"{source.reference} belongs to the base {known}, not to {base.reference} ({base.identity})"
-                )
-            others = {s.vector.base["digest"] for s in sources if s.vector is not None}
-            if base is None and len(others) > 1:
-                problems.append(f"{source.reference} and the other vectors belong to {len(others)} different bases")
-    return problems
 
 
 def _trimmed_alone(recipe: Recipe, jobs: list[Job]) -> list[str]:

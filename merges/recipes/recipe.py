@@ -63,7 +63,10 @@ class SliceSource:
 
 @dataclass(frozen=True)
 class Slice:
-    """Consecutive layers of the result, from one model or merged from several; see merges/recipes/slices.py."""
+    """Consecutive layers of the result, from one model or merged from several; see merges/recipes/slices.py.
+
+    A slice of a document that could not be read has no sources.
+    """
 
     sources: tuple[SliceSource, ...]
     base: str | None = None  # of this slice; None: the recipe's
@@ -128,6 +131,7 @@ class Recipe:
     allow_config: tuple[str, ...] = ()  # fields of the configuration in which the inputs may differ
     required: tuple[str, ...] = ()  # options without a default: every tensor must have a value
     notes: tuple[str, ...] = field(default=(), compare=False)  # for the user, about the document it came from
+    problems: tuple[str, ...] = field(default=(), compare=False)  # of that document, for which the recipe is refused
 
     def value(self) -> dict[str, Any]:
         """The recipe as JSON, as merges.recipes.document.parse reads it."""

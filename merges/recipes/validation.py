@@ -14,11 +14,13 @@ SCOPES = ("tensor", "global")
 
 
 def problems_of_recipe(recipe: Recipe) -> list[str]:
-    """What is wrong with a recipe, before any file is opened."""
-    problems: list[str] = []
+    """What is wrong with a recipe and the document it came from, before any of its inputs is opened."""
     known = methods.available()
+    problems = [*recipe.problems, *_problems_of_words(recipe)]
     if recipe.method not in known:
-        return [f"there is no merge method {recipe.method!r}{guess(recipe.method, known)}"]
+        if recipe.method or not recipe.problems:  # a document's problems say why it has none
+            problems.append(f"there is no merge method {recipe.method!r}{guess(recipe.method, known)}")
+        return problems
     method = known[recipe.method]
     options: dict[str, Option] = {option.name: option for option in method.options}
     extras = [statistic.name for statistic in method.statistics]
@@ -63,28 +65,8 @@ def problems_of_recipe(recipe: Recipe) -> list[str]:
     if not recipe.slices and (count < least or (most is not None and count > most)):
         wanted = f"{least}" if most == least else f"at least {least}" if most is None else f"{least} to {most}"
         problems.append(f"{recipe.method} takes {wanted} inputs; there {'is' if count == 1 else 'are'} {count}")
-    names = [part.name for part in recipe.parts]
-    for reference in (*(part.model for part in recipe.parts), *names, recipe.base or ""):
-        try:
-            reference.encode()
-        except UnicodeEncodeError:
-            problems.append(f"the name {reference!r} is not valid Unicode")
-    problems += [f"two inputs are called {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
     if method.base == "unused" and recipe.base and recipe.as_ != "vector" and method.space == "delta":
         problems.append(f"{recipe.method} uses no base")
-    for word, value, allowed in [
-        ("scope", recipe.scope, SCOPES),
-        ("dtype", recipe.dtype, DTYPES),
-        ("as", recipe.as_, ("model", "vector")),
-    ]:
-        if value not in allowed:
-            problems.append(f"{word} is {value!r}, not {' or '.join(allowed)}{guess(str(value), allowed)}")
-    template = recipe.chat_template or "auto"
-    if template not in ("auto", *NAMED) and "{" not in template:
-        words = ("auto", *NAMED)
-        problems.append(
-            f"chat_template is {template!r}, not {', '.join(words)} or a Jinja template{guess(template, words)}"
-        )
     if recipe.as_ == "vector" and (recipe.slices or recipe.tokenizer is not None):
         what = "slices" if recipe.slices else "another vocabulary"
         problems.append(f"as: vector is not possible with {what}: the result does not fit the base")
@@ -107,9 +89,38 @@ def problems_of_recipe(recipe: Recipe) -> list[str]:
     return problems
 
 
+def _problems_of_words(recipe: Recipe) -> list[str]:
+    """What is wrong with the names of the inputs, and with words that do not depend on the method."""
+    problems: list[str] = []
+    names = [part.name for part in recipe.parts]
+    for reference in (*(part.model for part in recipe.parts), *names, recipe.base or ""):
+        try:
+            reference.encode()
+        except UnicodeEncodeError:
+            problems.append(f"the name {reference!r} is not valid Unicode")
+    problems += [f"two inputs are called {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
+    for word, value, allowed in [
+        ("scope", recipe.scope, SCOPES),
+        ("dtype", recipe.dtype, DTYPES),
+        ("as", recipe.as_, ("model", "vector")),
+    ]:
+        if value not in allowed:
+            problems.append(f"{word} is {value!r}, not {' or '.join(allowed)}{guess(str(value), allowed)}")
+    template = recipe.chat_template or "auto"
+    if template not in ("auto", *NAMED) and "{" not in template:
+        words = ("auto", *NAMED)
+        problems.append(
+            f"chat_template is {template!r}, not {', '.join(words)} or a Jinja template{guess(template, words)}"
+        )
+    return problems
+
+
 def require_valid(recipe: Recipe, where: str = "") -> None:
     """Raise UsageError with everything that is wrong with a recipe; `where` is the file it was read from."""
     problems = problems_of_recipe(recipe)
     if problems:
         before = f"{where}: " if where else ""
-        raise UsageError([before + problem for problem in problems], "see `steer merge --methods`")
+        raise UsageError(
+            [problem if problem in recipe.problems else before + problem for problem in problems],
+            ("see docs/merge.md for the keys of a recipe" if recipe.problems else "see `steer merge --methods`"),
+        )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steer.cli.output import out
-from vectors.errors import UsageError
+from vectors.errors import UsageError, shortened
 
 if TYPE_CHECKING:
     from merges.recipes.plan import Plan
@@ -102,6 +102,9 @@ def print_adapter(folder: Path, report: dict[str, Any]) -> None:
     def human() -> None:
         out.line(f"wrote {folder}, rank {report['rank']}, relative error {report['relative_error']:.3g}")
         if report["left_out"]:
-            out.warn(f"a LoRA adapter can't hold the changes of {len(report['left_out'])} parameters")
+            out.warn(
+                f"the adapter lacks the changes of {len(report['left_out'])} parameters, which LoRA of linear layers "
+                f"can't hold: {shortened(report['left_out'])}"
+            )
 
     out.result({"adapter": str(folder), **report}, human)

@@ -72,6 +72,14 @@ def compare(main: Source, others: Sequence[Source], allowed: Sequence[str] = (),
     return Agreement(problems, notes)
 
 
+def hint(main: str) -> str:
+    """The next step for settings that differ; `main` is the model whose settings the result takes."""
+    return (
+        "weights do not mean the same under other settings; --allow-config NAME merges them nevertheless, "
+        f"with that of {main}"
+    )
+
+
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[Difference]:
     """Every field in which two configurations differ, as transformers reads them, also those without consequence."""
     flat = [_flat(config) for config in (ours, theirs)]

@@ -9,7 +9,7 @@ from merges import methods
 from merges.recipes.mergekit.words import DEFAULTS, EACH, KNOWN, METHODS, REQUIRED, read_setting
 from merges.recipes.parameters import then
 from merges.recipes.recipe import names_for
-from vectors.errors import UsageError, guess
+from vectors.errors import guess
 
 KEYS = (
     "merge_method", "base_model", "models", "slices", "modules", "parameters", "dtype", "out_dtype",
@@ -84,10 +84,12 @@ class _Reading:
 
         With `of_one_input` they stand under a model, where mergekit ignores those that apply to all inputs.
         """
-        words = METHODS[self.method]
+        words = METHODS.get(self.method)
         options: dict[str, Any] = {}
         given = self.mapping(value, f"parameters of {place}" if place else "parameters")
         at = f"{self.where}: {place}: " if place else f"{self.where}: "
+        if words is None:  # of a method that is not known, nothing can be checked
+            return options
         for key, setting in given.items():
             word = words.get(key)
             if word is None and key in KNOWN:
@@ -111,19 +113,20 @@ class _Reading:
         return options
 
 
-def translate(value: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
-    """Our document for a mergekit configuration, which is not modified, and notes for the user.
+def translate(value: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Our document for a mergekit configuration, which is not modified; notes for the user; and every problem.
 
-    Raises UsageError with every problem.
+    What has a problem is left out of the document.
     """
     method = value["merge_method"]
-    known = methods.available()
-    if not isinstance(method, str) or method not in METHODS or method not in known:
-        raise UsageError(
-            f"{where}: unknown mergekit method {method!r}{guess(str(method), METHODS)}",
-            f"available: {', '.join(sorted(METHODS))}",
+    known = isinstance(method, str) and method in METHODS and method in methods.available()
+    reading = _Reading(method if known else "", where)
+    if not known:
+        reading.problems.append(
+            f"{where}: unknown mergekit method {method!r}{guess(str(method), METHODS)}; "
+            f"available are {', '.join(sorted(METHODS))}"
         )
-    reading = _Reading(method, where)
+    method = reading.method
     reading.unknown(value, KEYS)
     value, above = _without_modules(value, reading)
     shared = reading.parameters(value.get("parameters"), "")
@@ -178,23 +181,22 @@ def translate(value: Mapping[str, Any], where: str) -> tuple[dict[str, Any], lis
     tokenizer = _tokenizer(value, reading)
     if not parts:
         reading.problems.append(f"{where} has no models")
-    if reading.problems:
-        raise UsageError(reading.problems, "correct or remove these keys; mergekit itself ignores unknown ones")
+    parts = [(reference, options) for reference, options in parts if reference]
     names = names_for([reference for reference, _ in parts])
     recipe = {
-        "method": method,
+        "method": method or None,
         "models": [
             {"model": model, "name": name} | options for (model, options), name in zip(parts, names, strict=True)
         ],
         "parameters": shared,
         "dtype": str(value.get("out_dtype") or value.get("dtype") or "auto"),
     }
-    required = [name for name in REQUIRED if name in METHODS[method]]
+    required = [name for name in REQUIRED if known and name in METHODS[method]]
     optional = {
         "base": base, "slices": slices, "tokenizer": tokenizer, "chat_template": template, "required": required,
         "allow_config": value.get("allow_config"),
     }  # fmt: skip
-    return recipe | {key: given for key, given in optional.items() if given}, reading.notes
+    return recipe | {key: given for key, given in optional.items() if given}, reading.notes, reading.problems
 
 
 def _list(parts: list[tuple[str, dict[str, Any]]], reference: str) -> None:

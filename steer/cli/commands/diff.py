@@ -23,6 +23,9 @@ class Request(options.Force, options.Threads):
         help="How deltas are stored: exact, bf16, lowrank:R or sparse:D. The error of the last three is recorded.",
     )
     to_lora: int | None = option(None, help="Write a LoRA adapter of this rank instead.", low=1)
+    allow_config: tuple[str, ...] = option(
+        (), help="A setting of config.json in which the models may differ, such as rope_theta.", metavar="KEY"
+    )
 
 
 @options.command(
@@ -48,13 +51,19 @@ def command(**values: Any) -> None:
     output.say_preparing(base)
     if request.to_lora is not None:
         with out.progress() as on_event:
-            report = adapter.from_models(base, finetuned, file, request.to_lora, threads=threads, on_event=on_event)
+            report = adapter.from_models(
+                base, finetuned, file, request.to_lora, threads=threads, allow_config=request.allow_config,
+                on_event=on_event,
+            )  # fmt: skip
         print_adapter(file, report)
         return
     output.require_absent(file, request.force)
     replaced = output.replacing(file)
     with out.progress() as on_event:
-        vector = api.diff(base, finetuned, file, storage_=request.storage, threads=threads, on_event=on_event)
+        vector = api.diff(
+            base, finetuned, file, storage_=request.storage, threads=threads, allow_config=request.allow_config,
+            on_event=on_event,
+        )  # fmt: skip
     out.say(replaced)
     if not vector.parameters:
         out.warn(f"{finetuned} and {base} have the same weights: the vector is empty")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from steer.cli import options, output, requests
 from steer.cli.output import out
-from vectors.errors import UsageError
+from vectors.errors import SteerError, UsageError, collecting, raise_together
 from vectors.registry import plugins
 from vectors.registry.options import option
 
@@ -142,16 +142,28 @@ def _merge(request: Request) -> None:
         raise UsageError("give exactly one of inputs, --expr and --recipe", "steer merge A B --base BASE --ties -o OUT")
     if request.out is None and not request.dry_run:
         raise UsageError("no output is given", "add -o OUT")
-    recipe = _recipe(request).without(*request.without)
+    errors: list[SteerError] = []
+    recipe = _recipe(request, errors)
+    with collecting(errors):
+        recipe = recipe.without(*request.without)
     if request.out is not None and not request.dry_run:
-        output.require_absent(request.out, request.force)
+        with collecting(errors):
+            output.require_absent(request.out, request.force)
     if request.out is not None and request.out.suffix == ".safetensors" and request.as_ is None:
         recipe = replace(recipe, as_="vector")
     if _are_steering(recipe):
+        raise_together(errors)
         _merge_steering(recipe, request.out, request.dry_run)
         return
     if request.to_lora is not None:
         recipe = replace(recipe, as_="vector")
+    if errors:  # what is wrong with the inputs and the output is reported with them
+        if request.out is not None and recipe.as_ == "model":
+            with collecting(errors):
+                require_free_output(request.out)
+        with collecting(errors), out.progress() as on_event:
+            plan(recipe, **_resources(request), on_event=on_event)
+    raise_together(errors)
     if request.dry_run:
         with out.progress() as on_event:
             planned = plan(recipe, **_resources(request), on_event=on_event)
@@ -185,10 +197,13 @@ def _method(request: Request) -> str:
     return name
 
 
-def _recipe(request: Request) -> Recipe:
-    """The recipe that the arguments describe. Raises UsageError."""
+def _recipe(request: Request, errors: list[SteerError]) -> Recipe:
+    """The recipe that the arguments describe; what is wrong with them is left out, and appended to `errors`.
+
+    Raises the error of an expression or a file that can't be read at all.
+    """
     from merges.recipes import expression
-    from merges.recipes.document import read
+    from merges.recipes.document import draft
     from merges.recipes.recipe import Part, Recipe, Tokenizer, names_for
     from steer.cli.merging import numbers
     from vectors.registry.values import read_assignments
@@ -202,23 +217,35 @@ def _recipe(request: Request) -> Recipe:
         }
         given = [f"--{name}" for name, value in replaced.items() if value]
         if given:
-            raise UsageError(
-                f"{', '.join(given)} can't be combined with --recipe or --expr",
-                "set it in the recipe or the expression",
+            errors.append(
+                UsageError(
+                    f"{', '.join(given)} can't be combined with --recipe or --expr",
+                    "set it in the recipe or the expression",
+                )
             )
         if request.recipe is not None:
-            recipe = read(request.recipe)
+            recipe = draft(request.recipe)
         else:
-            recipe = expression.read(request.expr or "", request.vectors, request.base)
+            # Where names are missing, the base and the options are checked nevertheless, with the base in their place.
+            recipe = Recipe("task_arithmetic", (Part(request.base or "", "base"),))
+            with collecting(errors):
+                recipe = expression.read(request.expr or "", request.vectors, request.base)
+            if not request.base:
+                raise_together(errors)
     else:
-        if request.ties or request.method:
-            _method(request)
         inputs = request.inputs
         recipes = [text for text in inputs if Path(text).suffix in (".yml", ".yaml") or Path(text).name == "run.json"]
         if recipes:
             raise UsageError(f"{recipes[0]} is a recipe, not an input", f"steer merge --recipe {recipes[0]} -o OUT")
-        weights: Sequence[float | None] = numbers(request.weights, "--weights", len(inputs)) or [None] * len(inputs)
-        densities: Sequence[float | None] = numbers(request.density, "--density", len(inputs)) or [None] * len(inputs)
+        method, count = "", len(inputs)
+        weights: Sequence[float | None] = [None] * count
+        densities: Sequence[float | None] = [None] * count
+        with collecting(errors):
+            method = _method(request)
+        with collecting(errors):
+            weights = numbers(request.weights, "--weights", count) or weights
+        with collecting(errors):
+            densities = numbers(request.density, "--density", count) or densities
         parts = tuple(
             Part(
                 str(request.vectors.get(text, text)),
@@ -227,8 +254,11 @@ def _recipe(request: Request) -> Recipe:
             )
             for text, name, weight, density in zip(inputs, names_for(list(inputs)), weights, densities, strict=True)
         )
-        recipe = Recipe(_method(request), parts)
-    more = read_assignments(request.settings) | ({"lambda": request.scale} if request.scale is not None else {})
+        unnamed = () if method else ("no method is given",)
+        recipe = Recipe(method, parts, problems=unnamed)
+    more: dict[str, Any] = {"lambda": request.scale} if request.scale is not None else {}
+    with collecting(errors):
+        more = read_assignments(request.settings) | more
     options_ = {name: getattr(request, name) for name in ("base", "scope", "seed", "dtype", "as_")}
     changes = {name: value for name, value in options_.items() if value is not None}
     if request.tokenizer is not None:

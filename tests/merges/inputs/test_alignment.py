@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from merges import api
-from merges.inputs.pairs import open_pair
+from merges.outputs.pairs import open_pair
 from merges.recipes.document import parse
 from merges.recipes.plan import plan
 from vectors.errors import ModelError

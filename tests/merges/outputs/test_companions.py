@@ -117,6 +117,17 @@ def test_weights_of_a_further_module_are_copied_and_it_is_said(here: Path) -> No
     assert any("2_Dense/model.safetensors is copied to the output as it is" in note for note in notes)
 
 
+@pytest.mark.parametrize("weights", ["pytorch_model.bin", "model.onnx"])
+def test_a_further_module_without_safetensors_is_refused_by_name(here: Path, weights: str) -> None:
+    fill(here / "base", [f"2_Dense/{weights}", "2_Dense/config.json"])
+    (here / "base" / "modules.json").write_text('[{"path": ""}, {"path": "2_Dense"}]')
+    with pytest.raises(ModelError, match=f"2_Dense/{weights} holds the weights of a module") as caught:
+        merge(here)
+    assert "safetensors" in caught.value.hint
+    save_file({"linear.weight": torch.ones(2, 2)}, here / "base" / "2_Dense" / "model.safetensors")
+    assert not (merge(here)[0] / "2_Dense" / weights).exists()
+
+
 SECRET = "the key of somebody"
 
 

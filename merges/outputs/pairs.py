@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from merges.engine.floats import MERGED
@@ -9,14 +11,22 @@ from merges.engine.pool import Pool
 from merges.engine.tensor_task import Block, Computation, Input, TensorTask
 from merges.inputs.alignment import align
 from merges.inputs.sources import Source, open_source
+from merges.recipes.agreement import settings, tokenizers
 from vectors.errors import ModelError, SteerError, first_of, shortened
+from vectors.events import Event, OnEvent, ignore
 from vectors.weights import mapped
 
 DELTAS = Computation(space="delta")  # a computation that only reads deltas
 
 
-def open_pair(base: str, finetuned: str) -> tuple[Source, Source]:
-    """Open both models and check by their headers that they match. Raises ModelError with all problems."""
+def open_pair(
+    base: str, finetuned: str, allow_config: Sequence[str] = (), *, on_event: OnEvent = ignore
+) -> tuple[Source, Source]:
+    """Open both models and check by their headers, settings and tokenizers that they match.
+
+    `allow_config` are the settings that may differ, as in a recipe; `on_event` receives notes. Raises ModelError with
+    all problems.
+    """
     opened: list[Source] = []
     problems: list[str] = []
     hints: list[str] = []
@@ -36,13 +46,20 @@ def open_pair(base: str, finetuned: str) -> tuple[Source, Source]:
     hint = "a task vector needs a base and a model that was fine-tuned from it"
     if problems:
         raise ModelError(problems, hint)
-    align([tuned], base_model)
+    notes = align([tuned], base_model)
+    allowed = [key for key in allow_config if key != tokenizers.ALLOWED]
+    of_settings = settings.compare(base_model, [tuned], allowed)
+    of_tokens = tokenizers.compare(base_model, [tuned], allow_config)
+    hints = [settings.hint(base)] * bool(of_settings.problems)
+    hints += [f"--allow-config {tokenizers.ALLOWED} compares rows by their position"] * bool(of_tokens.problems)
+    problems += [*of_settings.problems, *of_tokens.problems]
+    misfits = []
     for where, names in (
         (base, tuned.entries.keys() - base_model.entries),
         (finetuned, base_model.entries.keys() - tuned.entries),
     ):
         if names:
-            problems.append(f"{where} lacks {shortened(sorted(names))}")
+            misfits.append(f"{where} lacks {shortened(sorted(names))}")
     differing = tuned.entries.keys() ^ base_model.entries
     if differing and all(name in tuned.entries and name.endswith(".bias") for name in differing):
         hint = (
@@ -57,9 +74,11 @@ def open_pair(base: str, finetuned: str) -> tuple[Source, Source]:
             dtypes.append(f"{name} is {a.dtype} in {base}, {b.dtype} in {finetuned}")
         elif a.dtype not in MERGED and not np.array_equal(mapped(a), mapped(b)):
             dtypes.append(f"{name} is {a.dtype}, not floating-point, and differs")
-    problems += [*first_of(shapes), *first_of(dtypes)]
-    if problems:
-        raise ModelError(problems, hint)
+    of_tensors = [*misfits, *first_of(shapes), *first_of(dtypes)]
+    if problems or of_tensors:
+        raise ModelError([*problems, *of_tensors], "; ".join([*hints, *([hint] if of_tensors else [])]))
+    for note in [*notes, *of_settings.notes, *of_tokens.notes]:
+        on_event(Event("taking the difference", message=note))
     return base_model, tuned
 
 
