@@ -15,8 +15,8 @@ from merges.inputs.checkpoints import quantiser
 from merges.inputs.sources import Source, open_all
 from merges.recipes import vocabulary
 from merges.recipes.agreement import tokenizers
+from merges.recipes.agreement.inputs import compare, stand_in
 from merges.recipes.assembly import Builder
-from merges.recipes.inputs_check import compare, stand_in
 from merges.recipes.layout import LARGEST, cut, size
 from merges.recipes.recipe import Recipe
 from merges.recipes.validation import require_valid
