@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import groups
 import hypothesis
 import pico
 import pytest
@@ -25,6 +26,20 @@ from transformers import PreTrainedTokenizerFast
 
 hypothesis.settings.register_profile("steer", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("steer")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadgroup`, a worker takes a group of tests or a single test at a time."""
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from xdist.scheduler.loadscope import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return groups.group_of(nodeid)
+
+    return Groups(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import groups
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -344,6 +345,15 @@ def test_every_command_has_help_and_stands_in_the_readme(capsys: pytest.CaptureF
         assert f"steer {name}" in readme
         assert run([name, "--help"]) == 0
         assert "Usage: steer " + name in capsys.readouterr().out
+
+
+def test_tests_of_a_group_stand_in_files_that_are_there_and_others_are_their_own_group() -> None:
+    files = [file for group in groups.GROUPS.values() for file in group]
+    assert len(files) == len(set(files))
+    for file in files:
+        assert (ROOT / "tests" / file).is_file()
+    assert {groups.group_of(f"tests/{file}::test_a[b-c]") for file in files} == set(groups.GROUPS)
+    assert groups.group_of("tests/test_house.py::test_a[b@c::d]") == "tests/test_house.py::test_a[b@c::d]"
 
 
 @pytest.mark.parametrize(

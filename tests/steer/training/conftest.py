@@ -25,7 +25,7 @@ def random_models_speak(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def forking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forking]:
-    """Its tests stand in the xdist group `training processes`, so that the libraries are loaded once."""
+    """Processes that begin with the libraries of training loaded."""
     process = Forking(tmp_path_factory.mktemp("printed"))
     yield process
     process.close()

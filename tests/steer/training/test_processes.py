@@ -23,7 +23,6 @@ from steer.training.distributed import processes, sharding
 from steer.training.modes import contrast
 from vectors.errors import UsageError
 
-pytestmark = pytest.mark.xdist_group("training processes")  # what one test has trained, the next one reads
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "steer")
 STEER = "from steer.cli import main; main()"
 # accelerate cuts models over GPUs alone, though torch does it over processors as well: two of these stand for two GPUs.

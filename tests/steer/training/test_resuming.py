@@ -41,7 +41,6 @@ bakes.distilled(Path({folder!r}), Path({vector!r}), Path({asked!r}), Path({out!r
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("training processes")
 def test_a_killed_run_goes_on_to_the_same_weights(
     folder: Path, vector: SteeringVector, asked: Path, tmp_path: Path, forking: Forking
 ) -> None:

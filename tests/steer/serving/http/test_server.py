@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 from serve_process import KEY, MESSAGES, STEER, Serving, chat, children, steer
 
-pytestmark = pytest.mark.xdist_group("server")  # all tests of one server run in one worker
-
 
 def test_the_arms_are_models(server: Serving) -> None:
     _, _, models = server.call("GET", "/v1/models")

@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 from serve_process import KEY, MESSAGES, Serving, chat, children, steer
 
-pytestmark = pytest.mark.xdist_group("server")  # all tests of one server run in one worker
-
 
 def test_vectors_load_and_unload_while_it_serves(server: Serving) -> None:
     content = server.vectors["calm"].read_bytes()

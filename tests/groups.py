@@ -1,0 +1,21 @@
+"""Files whose tests one worker runs, so that a server, an engine or a trained model is started once.
+
+By files, since pytest-xdist 3.8 loses its own mark `xdist_group` under pytest 9.2 (its issue 1386). The groups begin
+before all other tests.
+"""
+
+from __future__ import annotations
+
+ENGINES = ("applied", "compiled", "engine", "parity", "together")
+GROUPS = {
+    "engines": [f"steer/serving/engine/test_{name}.py" for name in ENGINES],
+    "server": ["steer/serving/http/test_server.py", "steer/serving/http/test_server_live.py"],
+    "processes of training": ["steer/training/test_processes.py", "steer/training/test_resuming.py"],
+    "bundled model": ["steer/test_real_model.py"],
+}
+
+
+def group_of(nodeid: str) -> str:
+    """The group of a test, which is the test itself unless its file stands in GROUPS."""
+    file = nodeid.partition("::")[0].removeprefix("tests/")
+    return next((group for group, files in GROUPS.items() if file in files), nodeid)
