@@ -84,7 +84,7 @@ def remove_unfinished_of_this_process() -> None:
 
 @contextlib.contextmanager
 def _signals_wait() -> Iterator[None]:
-    """A context at whose end SIGINT and SIGTERM take effect, so that what it makes is in `_MADE` by then."""
+    """A context at whose end SIGINT and SIGTERM take effect: by then, what it makes is in `_MADE`, or is gone."""
     if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread alone
         yield
         return
@@ -115,13 +115,12 @@ def temporary_folder_and_lock(path: Path) -> Iterator[tuple[Path, int]]:
     handle, lock = _locked_temporary(path, SUFFIX + LOCK_SUFFIX)
     folder = lock.with_name(lock.name.removesuffix(LOCK_SUFFIX))
     try:
-        try:
-            folder.mkdir(mode=0o700)
-            yield folder, handle
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700)
+        yield folder, handle
     finally:
-        _release(handle, lock)
+        with _signals_wait():  # a removal that is interrupted would leave the rest, and no lock that says so
+            shutil.rmtree(folder, ignore_errors=True)
+            _release(handle, lock)
 
 
 @contextlib.contextmanager

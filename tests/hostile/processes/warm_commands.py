@@ -31,6 +31,7 @@ import tqdm
 from steer.cli import run
 from steer.serving import launch
 from vectors.steering import SteeringVector
+from vectors.storage import locks
 
 tqdm.tqdm.monitor_interval = 0  # it would start a thread, and a fork copies none
 
@@ -129,6 +130,8 @@ def _serve(folder: Path) -> int:
         return int(ended.code or 0)
     except KeyboardInterrupt:
         return 1
+    finally:
+        locks.remove_unfinished_of_this_process()  # as `steer.cli.run` does
     return 0
 
 

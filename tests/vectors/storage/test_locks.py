@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,7 @@ from vectors.storage.locks import (
     remove_leftovers,
     remove_unfinished_of_this_process,
     temporary_file,
+    temporary_folder,
     temporary_folder_and_lock,
 )
 
@@ -185,6 +187,7 @@ def test_a_child_that_inherits_the_lock_of_a_folder_holds_it_when_its_parent_has
     script = """
 import os, subprocess, sys
 from pathlib import Path
+from typing import Any
 from vectors.storage.locks import temporary_folder_and_lock
 with temporary_folder_and_lock(Path(sys.argv[1])) as (folder, lock):
     child = subprocess.Popen(["sleep", "60"], pass_fds=(lock,), stdout=subprocess.DEVNULL)
@@ -250,6 +253,34 @@ def test_a_signal_at_the_very_moment_at_which_something_is_made_leaves_nothing(
     monkeypatch.undo()
     remove_unfinished_of_this_process()  # as the command line does
     assert [name for name in os.listdir(tmp_path) if name[0] == "."] == []
+
+
+@pytest.mark.usefixtures("sigterm_raises")
+@pytest.mark.parametrize("call", ["unlink", "rmdir"])
+@pytest.mark.parametrize("context", [temporary_folder, new_folder], ids=lambda context: context.__name__)
+def test_a_signal_while_a_folder_is_removed_leaves_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, context: Any
+) -> None:
+    original, signals = getattr(os, call), iter([signal.SIGTERM])
+
+    def interrupted(path: Any, **options: Any) -> None:
+        for number in signals:
+            signal.raise_signal(number)
+        original(path, **options)
+
+    def fail() -> None:
+        with context(tmp_path / "folder") as folder:
+            for name in ("one", "two"):
+                (folder / name).touch()
+            monkeypatch.setattr(os, call, interrupted)
+            raise ZeroDivisionError
+
+    with pytest.raises(Ended):
+        fail()
+    assert list(signals) == []
+    monkeypatch.undo()
+    remove_unfinished_of_this_process()  # as the command line does
+    assert os.listdir(tmp_path) == []
 
 
 def test_what_other_processes_are_writing_is_not_removed_with_what_this_one_has_left(tmp_path: Path) -> None:
