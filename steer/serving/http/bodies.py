@@ -6,8 +6,9 @@ interrupted. So its size is what bounds the time for which one client can hold u
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from steer.serving.http.answers import Message, content_length, without_header
 
@@ -16,22 +17,33 @@ Receive = Callable[[], Awaitable[Message]]
 PER_TOKEN = 32  # bytes of JSON for a token of the context: a word of English takes 5, a letter in escapes up to 12
 SMALLEST = 1 << 20
 MEDIA = 64 << 20  # for a model that reads images or audio, which a body holds in base64
+# Lists and objects: where a list of messages holds something else, validation takes a hundred times as long as parsing,
+# and kilobytes for each. A chat has up to six for each message, and a message takes more than twelve tokens.
+CONTAINERS, PER_CONTAINER = 10_000, 2
+# A string, or all of the body after a quotation mark that opens one, so that no part of it is read twice.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 
 
 class TooLarge(Exception):
     """Raised for a body of more bytes than a server takes; `close` is true when the client has not begun to send it."""
 
-    def __init__(self, what: str, limit: int, *, close: bool = False) -> None:
-        super().__init__(
-            f"{what}, and this server takes at most {limit}; send a shorter request, or start the server with a larger "
-            "--max-body (max_body in its settings)"
-        )
+    def __init__(self, what: str, limit: int, *, close: bool = False, setting: bool = True) -> None:
+        larger = ", or start the server with a larger --max-body (max_body in its settings)" if setting else ""
+        super().__init__(f"{what}, and this server takes at most {limit}; send a shorter request{larger}")
         self.close = close
 
 
-def default_limit(context: int, *, media: bool) -> int:
-    """The most bytes of a request's body for a model with a context of so many tokens."""
-    return max(SMALLEST, PER_TOKEN * context, MEDIA if media else 0)
+class Limits(NamedTuple):
+    """What the body of a request may have at most: bytes, and lists and objects."""
+
+    size: int
+    containers: int
+
+
+def limits(size: int | None, context: int, *, media: bool) -> Limits:
+    """The limits for a model with a context of so many tokens; `size` is that of the settings, None by default."""
+    default = max(SMALLEST, PER_TOKEN * context, MEDIA if media else 0)
+    return Limits(size or default, max(CONTAINERS, context // PER_CONTAINER))
 
 
 def require_announced(scope: Message, limit: int) -> None:
@@ -41,6 +53,16 @@ def require_announced(scope: Message, limit: int) -> None:
         # A client that waits for 100 Continue sends no body after a refusal, so its connection can't go on.
         waits = header(scope, b"expect").lower() == b"100-continue"
         raise TooLarge(f"the body has {length[:20].decode()} bytes", limit, close=waits)
+
+
+def require_few_containers(body: bytes, limit: int) -> None:
+    """Refuse a JSON body with more lists and objects than `limit`, before it is parsed. Raises TooLarge."""
+
+    def count(text: bytes) -> int:
+        return text.count(b"[") + text.count(b"{")
+
+    if count(body) > limit and (found := count(_STRING.sub(b"", body))) > limit:
+        raise TooLarge(f"the body holds {found} lists and objects", limit, setting=False)
 
 
 async def read(receive: Receive, limit: int) -> bytes | None:

@@ -28,7 +28,7 @@ class Endpoints:
         self.engine: Any = None
         self.models: Any = None
         self.servers = 1
-        self.most_bytes = 0  # of the body of a request to vLLM's routes
+        self.limits = bodies.Limits(0, 0)  # of the body of a request to vLLM's routes
 
     def attach_router(self, app: Any) -> None:
         """Add the routes and the middleware. vLLM's own middleware, which checks the API key, runs before ours."""
@@ -113,8 +113,8 @@ class Endpoints:
         self.engine, self.models = engine_client, state.openai_serving_models
         self.servers = getattr(args, "api_server_count", None) or 1
         model = engine_client.model_config
-        default = bodies.default_limit(model.max_model_len, media=model.is_multimodal_model)
-        self.most_bytes = self.admission.settings.max_body or default
+        media = bool(model.is_multimodal_model)
+        self.limits = bodies.limits(self.admission.settings.max_body, model.max_model_len, media=media)
         await frontend_hooks.begin_serving(engine_client)
         metrics.get().vectors.set(len(self.admission.vectors))
 
@@ -134,7 +134,7 @@ class Endpoints:
             "vectors": self.vectors()["vectors"],
             "rows": admission.settings.rows,
             "directions": admission.settings.directions,
-            "max_body": self.most_bytes,
+            "max_body": self.limits.size,
             "workers": await self.engine.collective_rpc("steer_state"),
             "base": dict(admission.base) if admission.base else None,
         }
@@ -176,7 +176,7 @@ class Endpoints:
         return Serving(
             self.admission,
             lambda name: models.is_base_model(name) or name in models.lora_requests,
-            self.most_bytes,
+            self.limits,
             any_model=bool(envs.VLLM_SKIP_MODEL_NAME_VALIDATION),
         )
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from steer.serving.engine.admission import Admission
 from steer.serving.engine.resolved import EXPRESSION, RESOLVED
+from steer.serving.http.bodies import Limits
 
 ARGUMENTS = "vllm_xargs"  # the field of a request that holds its expression
 FORM = f'write {{"{ARGUMENTS}": {{"{EXPRESSION}": "0.8*warm"}}}}'
@@ -26,14 +27,14 @@ _CONTAINERS = (
 
 
 class Serving(NamedTuple):
-    """What a server serves: its admission, which names are models, and the most bytes of a request's body.
+    """What a server serves: its admission, which names are models, and the limits of a request's body.
 
     `any_model` is true where vLLM does not check names of models (VLLM_SKIP_MODEL_NAME_VALIDATION).
     """
 
     admission: Admission
     is_model: Callable[[str], bool]
-    most_bytes: int
+    limits: Limits
     any_model: bool = False
 
     def arm_of(self, model: Any) -> tuple[str, str] | None:

@@ -63,13 +63,15 @@ class Middleware:
                 await self.app(scope, receive, send)
             return
         try:
-            bodies.require_announced(scope, serving.most_bytes)
+            bodies.require_announced(scope, serving.limits.size)
             if kind is Kind.OTHER and not bodies.header(scope, b"transfer-encoding"):
                 await self.app(scope, receive, send)
                 return
-            body = await bodies.read(receive, serving.most_bytes)
+            body = await bodies.read(receive, serving.limits.size)
             if body is None:
                 return  # the client has disconnected before the end of its request
+            if b"form" not in bodies.header(scope, b"content-type").lower():
+                bodies.require_few_containers(body, serving.limits.containers)
             request = None
             if kind is Kind.STEERED:
                 request = _request(body, serving)
@@ -115,8 +117,8 @@ class Middleware:
             if message["type"] != "websocket.receive":
                 return message
             content = message.get("text") or message.get("bytes") or b""
-            if len(content) > serving.most_bytes:
-                return await closed("size", MESSAGE_TOO_BIG, f"a message has more than {serving.most_bytes} bytes")
+            if len(content) > serving.limits.size:
+                return await closed("size", MESSAGE_TOO_BIG, f"a message has more than {serving.limits.size} bytes")
             if steering_in(parsed(content), serving) is None:
                 return message
             return await closed("route", POLICY_VIOLATION, reason)

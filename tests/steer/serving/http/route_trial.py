@@ -18,11 +18,13 @@ from starlette.responses import JSONResponse
 
 from steer.serving.engine import receipts
 from steer.serving.engine.admission import Admission
+from steer.serving.http.bodies import Limits
 from steer.serving.http.fields import Serving
 from steer.serving.settings import Settings
 from vectors.expression import parse
 
 KEY = "secret"
+LIMITS = Limits(1 << 20, 10_000)
 BODIES: dict[str, dict[str, Any]] = {
     "arm": {"model": "model:friendly"},
     "expression": {"model": "model", "vllm_xargs": {"steer": "warm"}},
@@ -36,7 +38,7 @@ BODIES: dict[str, dict[str, Any]] = {
 def serving(*, any_model: bool = False) -> Serving:
     """A server of the model `model` with the arm `friendly`."""
     admission = Admission(Settings(fakes.vectors(), {"friendly": parse("2*warm")}), fakes.HIDDEN, fakes.LAYERS, None)
-    return Serving(admission, {"model"}.__contains__, 1 << 20, any_model)
+    return Serving(admission, {"model"}.__contains__, LIMITS, any_model)
 
 
 def forms(path: str) -> Iterator[tuple[str, str]]:

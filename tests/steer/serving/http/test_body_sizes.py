@@ -19,9 +19,12 @@ from steer.serving.http import bodies
 from steer.serving.http.middleware import Middleware
 from steer.serving.http.routes import KINDS, STEERED, Kind
 
-LIMIT = 1 << 20  # of route_trial.serving
+LIMIT, CONTAINERS = route_trial.LIMITS
 PATHS = [*STEERED, "/invocations", "/tokenize", "/v1/embeddings", "/v1/load_lora_adapter", "/a/route/of/tomorrow"]
-ROUTES = [Route(path, route_trial.handler, methods=["POST"]) for path in (*PATHS, "/steer/vectors")]
+ROUTES = [
+    Route(path, route_trial.handler, methods=["POST"])
+    for path in (*PATHS, "/steer/vectors", "/v1/audio/transcriptions")
+]
 for route in ROUTES:
     route.app = route_trial.handler
 
@@ -87,10 +90,50 @@ def test_the_routes_of_steer_have_limits_of_their_own() -> None:
 
 
 def test_the_default_follows_from_the_context_and_leaves_room_for_images() -> None:
-    assert bodies.default_limit(1024, media=False) == 1 << 20
-    assert bodies.default_limit(131_072, media=False) == 4 << 20
-    assert bodies.default_limit(1_000_000, media=False) == 32_000_000
-    assert bodies.default_limit(8192, media=True) == 64 << 20
+    assert bodies.limits(None, 1024, media=False) == (1 << 20, 10_000)
+    assert bodies.limits(None, 131_072, media=False) == (4 << 20, 65_536)
+    assert bodies.limits(None, 1_000_000, media=False) == (32_000_000, 500_000)
+    assert bodies.limits(None, 8192, media=True) == (64 << 20, 10_000)
+    assert bodies.limits(5000, 8192, media=True) == (5000, 10_000)
+
+
+def post(path: str, body: bytes, kind: str = "application/json") -> tuple[int, bytes]:
+    return asyncio.run(route_trial.ask(app(), "POST", path, body, content_type=kind))
+
+
+@pytest.mark.parametrize("path", [*STEERED, "/invocations", "/tokenize"])
+@pytest.mark.parametrize("item", [b"[]", b"{}", b'["\\""]', b'{"[": 1}'])
+def test_more_lists_and_objects_than_a_chat_has_are_not_parsed(path: str, item: bytes) -> None:
+    """Each of them is an invalid message, for which vLLM would make eight errors of a kilobyte."""
+    many, few = (b'{"messages": [' + b",".join([item] * count) + b"]}" for count in (CONTAINERS, CONTAINERS - 2))
+    status, content = post(path, many)
+    message = f"the body holds {CONTAINERS + 2} lists and objects, and this server takes at most {CONTAINERS};"
+    assert (status, message in json.loads(content)["error"]["message"]) == (413, True)
+    assert post(path, few)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "text", [b"[" * 50_000, b'\\"[{' * 20_000, b"\\\\{[" * 20_000, b'\\\\\\"{[' * 20_000], ids=range(4)
+)
+def test_brackets_in_a_text_do_not_count(text: bytes) -> None:
+    body = b'{"model": "model", "prompt": "' + text + b'"}'
+    assert json.loads(body)["prompt"] == json.loads(b'"' + text + b'"')
+    assert post(STEERED[1], body) == (
+        200,
+        json.dumps({"reached": body.decode(), "route": ""}, separators=(",", ":")).encode(),
+    )
+
+
+@pytest.mark.parametrize("end", [b"", b"\\"])
+def test_a_string_without_an_end_is_read_once(end: bytes) -> None:
+    """Twice as long takes twice as long, not four times: each quotation mark in it could begin a string."""
+    body = b"[" * 20_000 + b'"' + b'\\"' * 400_000 + end
+    with pytest.raises(bodies.TooLarge, match="holds 20000 lists"):
+        bodies.require_few_containers(body, CONTAINERS)
+
+
+def test_a_form_may_hold_any_bytes() -> None:
+    assert post("/v1/audio/transcriptions", b"[{" * 20_000, "multipart/form-data; boundary=x")[0] == 200
 
 
 @pytest.fixture(scope="module", params=["httptools", "h11"])

@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from steer.serving.engine import receipts
 from steer.serving.engine.admission import Admission
+from steer.serving.http.bodies import Limits
 from steer.serving.http.fields import Serving
 from steer.serving.http.middleware import Middleware
 from steer.serving.http.routes import KINDS, STEERED
@@ -22,7 +23,7 @@ from vectors.expression import parse
 
 VECTORS = fakes.vectors()
 ARMS = {"friendly": parse("2*warm")}
-MOST = 50_000  # bytes of a request's body
+LIMITS = Limits(50_000, 1000)
 JSON, STREAM = b"application/json", b"text/event-stream; charset=utf-8"
 
 
@@ -82,7 +83,7 @@ def ask(
 
     scope = {"type": "http", "method": method, "path": path, "headers": [(b"content-length", b"%d" % len(content))]}
     receipts._CURRENT.set(None)
-    middleware = Middleware(server, lambda: Serving(admission, served.__contains__, MOST), lambda: ROUTES)
+    middleware = Middleware(server, lambda: Serving(admission, served.__contains__, LIMITS), lambda: ROUTES)
     asyncio.run(middleware(scope, receive, send))
     head, *rest = sent
     return head["status"], dict(head["headers"]), b"".join(part["body"] for part in rest)
@@ -254,7 +255,7 @@ def test_a_client_that_hangs_up_leaves_no_traceback() -> None:
 
         admission = Admission(Settings(VECTORS, ARMS), fakes.HIDDEN, fakes.LAYERS, None)
         scope = {"type": "http", "method": "POST", "path": STEERED[0], "headers": []}
-        serving = Serving(admission, {"model"}.__contains__, MOST)
+        serving = Serving(admission, {"model"}.__contains__, LIMITS)
         await Middleware(server, lambda: serving, lambda: ROUTES)(scope, gone, send)
 
     asyncio.run(run())
