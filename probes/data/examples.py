@@ -17,7 +17,8 @@ class Example(NamedTuple):
 
     `context` is what comes before it: None for a plain text, a string for a prompt, messages for a conversation.
     `role` is the role of the completion's turn in a conversation. `label` is the class (True: positive) where the line
-    itself states it; two examples with an equal `pair` are a pair. `origin` is FILE:LINE, for messages.
+    itself states it, and `stated` the label as it is written there, which may say neither class. Two examples with an
+    equal `pair` are a pair. `origin` is FILE:LINE, for messages.
     """
 
     completion: str
@@ -26,6 +27,7 @@ class Example(NamedTuple):
     label: bool | None = None
     pair: str | None = None
     origin: str = ""
+    stated: str = ""
 
     @property
     def content(self) -> tuple[object, ...]:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from probes.data.examples import Message
+
+_CLASSES = {"1": True, "1.0": True, "true": True, "positive": True, "pos": True,
+            "0": False, "0.0": False, "false": False, "negative": False, "neg": False}  # fmt: skip
+
 
 def text(record: dict[str, Any], key: str) -> str:
     """A field that must be a text, and not blank. Raises ValueError."""
@@ -24,6 +29,23 @@ def texts(record: dict[str, Any], key: str) -> list[str]:
     for item in value:
         _whole(key, item)
     return value
+
+
+def turns(record: dict[str, Any], key: str, wanted: str = "a text, or a list") -> tuple[Message, ...]:
+    """A field that must be a list of messages, not empty; `wanted` is what it may be. Raises ValueError."""
+    value = record.get(key)
+    if not isinstance(value, list) or not value or not all(isinstance(turn, dict) for turn in value):
+        raise ValueError(f"{key} must be {wanted} of at least one {{role, content}}")
+    return tuple(Message(text(turn, "role"), text(turn, "content")) for turn in value)
+
+
+def stated_class(record: dict[str, Any]) -> tuple[bool | None, str]:
+    """The class that `label` states, and the label as it is written; None for one that says neither, "" for none."""
+    label = record.get("label")
+    if label is None:
+        return None, ""
+    written = label.strip() if isinstance(label, str) else str(label)
+    return _CLASSES.get(written.lower()), written[:40]
 
 
 def _whole(key: str, value: str) -> None:

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from probes.data import formats, layouts
 from probes.data.examples import Example
-from vectors.errors import ExampleError
+from vectors.errors import ExampleError, shortened
 from vectors.storage.files import digest_bytes
 
 SHOWN = 20  # most problems of one input that are printed
@@ -28,6 +29,7 @@ class Contrast(NamedTuple):
     paired: bool
     digests: dict[str, str]
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # how the examples were read
 
 
 def read(pos: Source | None = None, neg: Source | None = None, pairs: Source | None = None) -> Contrast:
@@ -130,12 +132,33 @@ def _one_class(flag: str, source: _Read) -> _Read:
             f"but was given as {flag}",
             f"give it alone: --pairs {name}",
         )
+    written = Counter(example.stated for example in examples if example.stated)
+    if len(written) > 1 and labels == {None}:
+        listed = shortened([f"{label!r} ({count})" for label, count in written.most_common()])
+        raise ExampleError(
+            f"{name} holds {len(written)} classes, but was given as {flag}: {listed}",
+            "write one class into the file, or leave out the label",
+        )
+    if flag in ("--pos", "--neg") and labels == {flag == "--neg"}:
+        side = "negative" if flag == "--pos" else "positive"
+        raise ExampleError(
+            f"the labels in {name} say that its examples are {side}, but it was given as {flag}",
+            "exchange the two files",
+        )
     return source
 
 
 def _read_both_classes(source: Source) -> Contrast:
     path, examples, digest, _ = _examples(source, "--pairs")
     unlabelled = [example for example in examples if example.label is None]
+    if unlabelled and unlabelled[0].stated:
+        written = Counter(example.stated for example in examples)
+        listed = shortened([f"{label!r} ({count})" for label, count in written.most_common()])
+        raise ExampleError(
+            f"{unlabelled[0].origin}: the label {unlabelled[0].stated!r} says neither positive nor negative; "
+            f"{path} has {listed}",
+            "write 1 and 0, true and false, or positive and negative; or two files, with --pos and --neg",
+        )
     if unlabelled:
         raise ExampleError(
             f"{unlabelled[0].origin}: the line does not say which class it belongs to ({len(unlabelled)} such lines)",
@@ -152,7 +175,19 @@ def _read_both_classes(source: Source) -> Contrast:
     paired = len(positive) == len(negative) and all(
         p.pair is not None and p.pair == n.pair for p, n in zip(positive, negative, strict=True)
     )
-    return Contrast(positive, negative, paired, {"pairs": digest}, _shared(positive, negative))
+    return Contrast(positive, negative, paired, {"pairs": digest}, _shared(positive, negative), _said(path, examples))
+
+
+def _said(path: str, examples: Sequence[Example]) -> tuple[str, ...]:
+    """A sentence about which labels are which class, where lines have labels."""
+    written: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
+    for example in examples:
+        if example.stated and example.label is not None:
+            written[example.label][example.stated] += 1
+    if not written[True] or not written[False]:
+        return ()
+    sides = (", ".join(f"{label} ({count})" for label, count in written[side].items()) for side in (True, False))
+    return ("in {}, the label {} is the positive class and {} the negative".format(path, *sides),)
 
 
 def _shared(positive: Sequence[Example], negative: Sequence[Example]) -> tuple[str, ...]:

@@ -148,7 +148,7 @@ def extract(
         counts,
         token_counts,
         time.perf_counter() - started,
-        (note,) if note else (),
+        (*contrast.notes, *([note] if note else [])),
         (*contrast.warnings, *warnings, *_warnings(counts, pooled)),
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from probes.data.examples import Example, Message
-from probes.data.fields import text
+from probes.data.fields import text, turns
 
 KEYS = frozenset({"chosen", "rejected"})
 SHAPE = '{"prompt","chosen","rejected"}'
@@ -34,7 +34,7 @@ def parse(record: dict[str, Any], origin: str) -> list[Example]:
             context = text(record, "prompt")
         sides = [Example(side, context or None, origin=origin) for side in (chosen, rejected)]
     else:
-        before = _turns(prompt, "prompt") if isinstance(prompt, list) else ()
+        before = turns(record, "prompt") if isinstance(prompt, list) else ()
         sides = [_conversation(record, key, before, prompt, origin) for key in ("chosen", "rejected")]
         if sides[0].context != sides[1].context:
             raise ValueError("chosen and rejected answer different conversations")
@@ -44,18 +44,12 @@ def parse(record: dict[str, Any], origin: str) -> list[Example]:
 
 
 def _conversation(record: dict[str, Any], key: str, before: tuple[Message, ...], prompt: Any, origin: str) -> Example:
-    turns = _turns(record[key], key)
-    if turns[: len(before)] != before:
-        turns = (*before, *turns)
-    if len(turns) == 1 and isinstance(prompt, str):
-        turns = (Message("user", text(record, "prompt")), *turns)
-    return Example(turns[-1].content, turns[:-1], turns[-1].role, origin=origin)
-
-
-def _turns(value: list[Any], key: str) -> tuple[Message, ...]:
-    if not value or not all(isinstance(turn, dict) for turn in value):
-        raise ValueError(f"{key} must be a text, or a list of at least one {{role, content}}")
-    return tuple(Message(text(turn, "role"), text(turn, "content")) for turn in value)
+    conversation = turns(record, key)
+    if conversation[: len(before)] != before:
+        conversation = (*before, *conversation)
+    if len(conversation) == 1 and isinstance(prompt, str):
+        conversation = (Message("user", text(record, "prompt")), *conversation)
+    return Example(conversation[-1].content, conversation[:-1], conversation[-1].role, origin=origin)
 
 
 def _common(chosen: str, rejected: str) -> int:

@@ -10,7 +10,7 @@ import pytest
 
 from probes.data import formats
 from probes.data.examples import Example, Message
-from probes.data.reading import SHOWN, Contrast, read
+from probes.data.reading import SHOWN, Contrast, read, read_class
 from vectors.errors import ExampleError
 
 PAIR = {"prompt": "How are you?", "positive": "Great!", "negative": "Awful."}
@@ -29,6 +29,21 @@ FORMS: dict[str, tuple[dict[str, Any], list[tuple[object, str, str, bool | None]
     "messages": (
         {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]},
         [((Message("system", "Be kind."),), "user", "Hi", None)],
+    ),
+    "labelled": ({"text": "a text", "label": 1}, [(None, "assistant", "a text", True)]),
+    "sharegpt": (
+        {
+            "conversations": [
+                {"from": "system", "value": "Be kind."},
+                {"from": "human", "value": "Hi"},
+                {"from": "gpt", "value": "Hello"},
+            ]
+        },
+        [((Message("system", "Be kind."), Message("user", "Hi")), "assistant", "Hello", None)],
+    ),
+    "alpaca": (
+        {"instruction": "Add.", "input": "1 and 2", "output": "Three"},
+        [("Add.\n\n1 and 2", "assistant", "Three", None)],
     ),
     "pairs": (PAIR, [("How are you?", "assistant", "Great!", True), ("How are you?", "assistant", "Awful.", False)]),
     "persona": (PERSONA, [(None, "assistant", "I like parties", True)]),
@@ -99,8 +114,76 @@ def test_a_form_is_recognised_by_its_keys_also_with_others_beside_them(form: str
     sources = {"pos": [line], "neg": [opposite]}
     if expected[0][3] is not None:
         sources = {"pairs": [line, other] if form == "persona" else [line]}
+    if form == "labelled":
+        sources = {"pairs": [line, opposite | {"label": 0}]}
     contrast = read(**sources)
     assert [e.completion for e in contrast.positive] == [said for _, _, said, label in expected if label is not False]
+
+
+USER, HELLO = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+CONVERSATION = ((Message("user", "Hi"),), "assistant", "Hello")
+
+
+@pytest.mark.parametrize(
+    ("line", "content"),
+    [
+        ({"prompt": [USER], "completion": [HELLO]}, CONVERSATION),
+        ({"prompt": [USER], "completion": "Hello"}, CONVERSATION),
+        ({"prompt": "Hi", "completion": [HELLO]}, CONVERSATION),
+        ({"conversations": [USER, HELLO]}, CONVERSATION),
+        (
+            {
+                "system": "Be kind.",
+                "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}],
+            },
+            ((Message("system", "Be kind."), Message("user", "Hi")), "assistant", "Hello"),
+        ),
+        ({"instruction": "Hi", "input": "", "output": "Hello", "text": "### Hi"}, ("Hi", "assistant", "Hello")),
+        (
+            {"instruction": "Hi", "input": None, "output": "Hello", "system": "Be kind."},
+            ((Message("system", "Be kind."), Message("user", "Hi")), "assistant", "Hello"),
+        ),
+    ],
+)
+def test_conversations_are_read_in_the_forms_of_other_tools(line: dict[str, Any], content: tuple[object, ...]) -> None:
+    assert [e.content for e in read_class([line], "--data")[0]] == [content]
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ({"conversations": [{"from": "tool", "value": "x"}]}, "a turn is from 'tool', not human, gpt or system"),
+        ({"conversations": "Hi"}, "conversations must be a list of at least one {from, value}"),
+        ({"instruction": "Hi", "output": "x", "history": [["a", "b"]]}, "history holds earlier turns"),
+        ({"instruction": "Hi", "input": 5, "output": "x"}, "input must be a text"),
+        ({"prompt": [USER], "completion": []}, "completion must be a text, or a list of at least one"),
+        ({"prompt": [{"role": "user"}], "completion": "x"}, "content is missing"),
+    ],
+)
+def test_a_conversation_that_is_not_understood_is_named(line: dict[str, Any], complaint: str) -> None:
+    assert complaint in problems([line], ["other"])[0]
+
+
+@pytest.mark.parametrize("labels", [(1, 0), (True, False), ("1", "0"), (" Positive", "negative"), (1.0, 0.0)])
+def test_two_plain_classes_are_read_by_their_label_and_that_is_reported(labels: tuple[object, object]) -> None:
+    rows = [{"text": "warm", "label": labels[0]}, {"text": "cold", "label": labels[1]}]
+    contrast = read(pairs=[*rows, {"text": "glad", "label": labels[0]}])
+    assert completions(contrast) == (["warm", "glad"], ["cold"])
+    assert not contrast.paired
+    first, second = (str(label).strip() for label in labels)
+    assert contrast.notes == (f"in --pairs, the label {first} (2) is the positive class and {second} (1) the negative",)
+
+
+def test_labels_that_are_no_plain_classes_are_refused_by_name() -> None:
+    rows = [{"text": text, "label": label} for text, label in (("a", "joy"), ("b", "fear"), ("c", "joy"))]
+    (problem,) = problems(pairs=rows)
+    assert problem == "--pairs:1: the label 'joy' says neither positive nor negative; --pairs has 'joy' (2), 'fear' (1)"
+    assert "the label '2' says neither" in problems(pairs=[{"text": t, "label": n} for n, t in enumerate("abc")])[0]
+    assert "--pos holds 2 classes, but was given as --pos: 'joy' (2), 'fear' (1)" in problems(rows, ["x"])
+    assert completions(read([rows[0], rows[2]], [rows[1]])) == (["a", "c"], ["b"])
+    ones, zeros = ([{"text": text, "label": label}] for text, label in (("a", 1), ("b", 0)))
+    assert "say that its examples are negative" in problems(zeros, ones)[0]
+    assert completions(read(ones, zeros)) == (["a"], ["b"])
 
 
 def test_a_plain_string_is_a_text() -> None:
