@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from steer.serving.flags import taken
 from vectors.errors import UsageError
 
 KEYS = "STEER_API_KEYS"  # a JSON list, from the launcher to `steer.serving.vllm_command`
 VARIABLES = ("STEER_API_KEY", "VLLM_API_KEY")  # set by the user; the first that is set counts
 INSTEAD = "use --api-key-file FILE, or set STEER_API_KEY"
-_FLAG = "--api-key"
+_FLAG, _TOKEN = "--api-key", "--hf-token"
 
 
 class Keys(NamedTuple):
@@ -31,7 +32,7 @@ def api_keys(flags: Sequence[str], values: Sequence[str], file: Path | None, env
 
     Raises UsageError for a key that is given in two places, and for one that no client can send.
     """
-    rest, among = _without_keys(flags)
+    rest, among = taken(flags, _FLAG, "--api-k", several=True)
     sources = {
         "--api-key": tuple(values),
         "-- --api-key": among,
@@ -51,29 +52,19 @@ def api_keys(flags: Sequence[str], values: Sequence[str], file: Path | None, env
     return Keys(keys, rest, given in (["--api-key"], ["-- --api-key"]))
 
 
+def hub_token(flags: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
+    """The flags for vLLM without `--hf-token TOKEN`, and the token, which `HF_TOKEN` hands over; None without one.
+
+    `--hf-token` without a value, which stands for the token of `hf auth login`, stays.
+    """
+    rest, tokens = taken(flags, _TOKEN, "--hf-t")
+    return (rest, tokens[-1]) if tokens else (tuple(flags), None)
+
+
 def arguments_of(environment: Mapping[str, str]) -> list[str]:
     """The arguments that give vLLM the keys which the launcher put into the environment of this process."""
     keys = json.loads(environment.get(KEYS, "[]"))
     return [f"{_FLAG}={keys[0]}"] if len(keys) == 1 else [_FLAG, *keys] if keys else []
-
-
-def _without_keys(flags: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The flags without --api-key and its values, and the values. vLLM also takes `_` for `-`, and abbreviations."""
-    rest: list[str] = []
-    keys: list[str] = []
-    taking = False
-    for flag in flags:
-        name, equals, value = flag.partition("=")
-        name = name.replace("_", "-")
-        if len(name) > len("--api-") and _FLAG.startswith(name):
-            taking = not equals
-            keys += [value] if equals else []
-        elif taking and not flag.startswith("-"):
-            keys.append(flag)
-        else:
-            taking = False
-            rest.append(flag)
-    return tuple(rest), tuple(keys)
 
 
 def _lines(file: Path) -> tuple[str, ...]:

@@ -17,12 +17,13 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from steer.serving import keys
+from steer.serving.address import Address, address_of, answers, problems_of_flags
+from steer.serving.flags import served_name
 from steer.serving.settings import CONFIG, NAME
 from vectors.errors import OutputError, SteerError, UsageError
 from vectors.events import Event, OnEvent, ignore
@@ -47,10 +48,6 @@ STAGES = {
 # The prefix of a line in vLLM's log, and the beginning of the line that names an exception.
 _PREFIX = re.compile(r"^(\([\w ]+ pid=\d+\) )?((ERROR|CRITICAL) \S+ \S+ \[[^\]]*\] )?")
 _EXCEPTION = re.compile(r"[\w.]*(Error|Exception): |\S+: error: ")
-
-
-# The server runs on this machine: a proxy in the environment (http_proxy) does not reach it.
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class ServerError(SteerError):
@@ -83,13 +80,18 @@ def served(
             "vLLM is not installed",
             "pip install 'steer-workbench[vllm]' on a machine with a GPU; without a GPU, make setup",
         )
-    _require_port(host, port)
+    problems = problems_of_flags(flags)
+    if problems:
+        raise UsageError(problems, "steer serve --help lists what it takes itself")
+    address = address_of(flags, host, port)
+    if address.path is None:
+        _require_port(host, port)
     environment = {**(environment or {}), keys.KEYS: json.dumps(list(api_keys))}
     temporary = Path(tempfile.gettempdir()).absolute()
     remove_leftovers(temporary)  # folders of servers whose launcher was killed
     with temporary_folder_and_lock(temporary / "steer-serve") as (folder, lock):
         try:
-            with _served(model, settings, folder, lock, name, host, port, flags, log, on_event, environment) as server:
+            with _served(model, settings, folder, lock, name, address, flags, log, on_event, environment) as server:
                 yield server
         except ServerError as error:
             raise _with_saved_log(error, folder) from error
@@ -102,8 +104,7 @@ def _served(
     folder: Path,
     lock: int,
     name: str,
-    host: str,
-    port: int,
+    address: Address,
     flags: Sequence[str],
     log: Path | None,
     on_event: OnEvent,
@@ -115,7 +116,7 @@ def _served(
     """
     log = log or folder / "vllm.log"
     write_atomically(folder / "steer.json", json.dumps(settings).encode())
-    arguments = ["--host", host, "--port", str(port), *flags]
+    arguments = ["--host", address.host, "--port", str(address.port), *flags]
     if served_name(flags) is None:
         arguments += ["--served-model-name", name]
     try:
@@ -135,7 +136,7 @@ def _served(
             pass_fds=(lock,),
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
-    server = Server(process, f"http://{host}:{port}", log)
+    server = Server(process, address, log)
     try:
         server.wait_until_ready(on_event)
         yield server
@@ -153,15 +154,6 @@ def _tail(log: Path) -> str:
     return "\n".join(["the last lines of the server's log, which had not answered yet:", *lines] if lines else [])
 
 
-def served_name(flags: Sequence[str]) -> str | None:
-    """The first name in --served-model-name among vLLM's flags; None where it is not given."""
-    for flag, value in itertools.zip_longest(flags, flags[1:], fillvalue=""):
-        word, equals, inline = flag.partition("=")
-        if word.replace("_", "-") == "--served-model-name":
-            return (inline if equals else value) or None
-    return None
-
-
 def _with_saved_log(error: ServerError, folder: Path) -> ServerError:
     """The error with the path of the log; a log in the temporary folder is moved to a file that stays."""
     log = folder / "vllm.log"
@@ -176,8 +168,8 @@ def _with_saved_log(error: ServerError, folder: Path) -> ServerError:
 class Server:
     """A running `vllm serve`: its process, its address and its log."""
 
-    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-        self.process, self.url, self.log = process, url, log
+    def __init__(self, process: subprocess.Popen[bytes], address: Address, log: Path) -> None:
+        self.process, self.address, self.url, self.log = process, address, address.url, log
         self.answered = False
 
     def wait_until_ready(self, on_event: OnEvent) -> None:
@@ -190,7 +182,7 @@ class Server:
             if present != stage:
                 stage = present
                 on_event(Event(stage))
-            if self._answers():
+            if answers(self.address):
                 self.answered = True
                 return
             time.sleep(0.2)
@@ -223,13 +215,6 @@ class Server:
             _wait(self.process, grace)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-
-    def _answers(self) -> bool:
-        try:
-            with _DIRECT.open(f"{self.url}/health", timeout=2) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
 
     def _stage(self) -> str:
         try:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,9 @@ from steer.cli import options, output, requests
 from steer.cli.output import out
 from vectors.errors import ExpressionError
 from vectors.registry.options import option
+
+if TYPE_CHECKING:
+    from steer.serving.launch import Server
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,19 +103,23 @@ def command(flags: tuple[str, ...], **values: Any) -> None:
     }
     from steer.serving import keys, launch
     from steer.serving.engine import admission
+    from steer.serving.flags import served_name
     from steer.serving.settings import check
     from vectors import references
 
     given = keys.api_keys(flags, request.api_key, request.api_key_file, os.environ)
+    flags, token = keys.hub_token(given.flags)
     if given.visible:
         out.warn(f"lists of processes show the API key, since it is an argument; {keys.INSTEAD}")
+    if token is not None:
+        out.warn("lists of processes show the token of the hub, since it is an argument; set HF_TOKEN")
     output.say_preparing(model)
     source = references.resolve(model)
     identity = references.identity(source)
     # Problems of vectors and arms are reported here, before vLLM spends a minute on its start.
     checked = check(settings, Path.cwd())
     admission.Admission(checked, identity["hidden_size"], identity["layers"], identity)
-    name = launch.served_name(given.flags) or source.name or model
+    name = served_name(flags) or source.name or model
     out.say(f"model {source}")
     with (
         contextlib.suppress(KeyboardInterrupt),
@@ -122,14 +129,15 @@ def command(flags: tuple[str, ...], **values: Any) -> None:
             server = stack.enter_context(
                 launch.served(
                     source.path, settings, name=name, host=request.host, port=request.port,
-                    flags=given.flags, log=request.log, on_event=on_event, api_keys=given.keys,
+                    flags=flags, log=request.log, on_event=on_event, api_keys=given.keys,
+                    environment={} if token is None else {"HF_TOKEN": token},
                 )
             )  # fmt: skip
         arms = {f"{name}:{arm}": str(composition) for arm, composition in checked.arms.items()}
         vector = next(iter(checked.vectors), "NAME")
         out.result(
-            {"url": server.url, "log": str(server.log), "model": name, "arms": arms},
-            lambda: _say_ready(server.url, server.log, name, arms, vector),
+            {"url": server.url, "socket": server.address.path, "log": str(server.log), "model": name, "arms": arms},
+            lambda: _say_ready(server, name, arms, vector),
         )
         try:
             server.wait()
@@ -151,12 +159,13 @@ def _in_this_folder(request: Request) -> dict[str, Path]:
     return files
 
 
-def _say_ready(url: str, log: Path, name: str, arms: dict[str, str], vector: str) -> None:
-    out.say(f"serving at {url}; vLLM's output is in {log}")
+def _say_ready(server: Server, name: str, arms: Mapping[str, str], vector: str) -> None:
+    out.say(f"serving at {server.address}; vLLM's output is in {server.log}")
     for arm, composition in arms.items():
         out.say(f"  {arm}  {composition}")
     first = next(iter(arms), None)
     steer = f', "vllm_xargs": {{"steer": "{vector}"}}' if first is None else ""
     body = f'{{"model": "{first or name}", "messages": [{{"role": "user", "content": "…"}}]{steer}}}'
-    out.say(f"next: curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'")
+    to = f"--unix-socket {server.address.path} {server.url}" if server.address.path else server.url
+    out.say(f"next: curl {to}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'")
     out.say("Ctrl-C ends the server")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from steer.serving.keys import KEYS, Keys, api_keys, arguments_of
+from steer.serving.keys import KEYS, Keys, api_keys, arguments_of, hub_token
 from vectors.errors import UsageError
 
 
@@ -64,3 +64,18 @@ def test_vllm_gets_the_keys_inside_its_process() -> None:
     assert arguments_of({}) == arguments_of({KEYS: "[]"}) == []
     assert arguments_of({KEYS: '["-a"]'}) == ["--api-key=-a"]
     assert arguments_of({KEYS: '["a", "b"]'}) == ["--api-key", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "rest", "token"),
+    [
+        (["--hf-token", "secret", "--x"], ("--x",), "secret"),
+        (["--x", "1", "--hf_token=secret"], ("--x", "1"), "secret"),
+        (["--hf-to", "secret"], (), "secret"),
+        (["--hf-token"], ("--hf-token",), None),
+        (["--hf-token", "--x"], ("--hf-token", "--x"), None),
+        (["--hf-overrides", "{}"], ("--hf-overrides", "{}"), None),
+    ],
+)
+def test_the_token_of_the_hub_is_taken_out_too(flags: list[str], rest: tuple[str, ...], token: str | None) -> None:
+    assert hub_token(flags) == (rest, token)

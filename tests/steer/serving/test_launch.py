@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,13 @@ from typing import Any
 import pytest
 
 from steer.serving import launch
+from steer.serving.address import answers
 from vectors.errors import OutputError, UsageError
 from vectors.events import Event
 
 # Answers /health after a while, with a child of its own; what it does on being asked to end is in BEHAVIOUR.
 FAKE = """
-import http.server, os, signal, subprocess, sys, time
+import http.server, os, signal, socket, socketserver, ssl, subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 print("CHILD", child.pid, flush=True)
 print("INFO non-default args", flush=True)
@@ -36,8 +40,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200); self.end_headers()
         if behaviour == "ends":
             os._exit(4)
+    def log_message(self, *words): pass
+    def address_string(self): return ""
 port = int(sys.argv[sys.argv.index("--port") + 1])
-http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+class Unix(http.server.HTTPServer):
+    address_family = socket.AF_UNIX
+    def server_bind(self): socketserver.TCPServer.server_bind(self)
+path = sys.argv[sys.argv.index("--uds") + 1] if "--uds" in sys.argv else None
+server = Unix(path, Handler) if path else http.server.HTTPServer(("127.0.0.1", port), Handler)
+if "--ssl-certfile" in sys.argv:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate = sys.argv[sys.argv.index("--ssl-certfile") + 1]
+    context.load_cert_chain(certificate, sys.argv[sys.argv.index("--ssl-keyfile") + 1])
+    if "--ssl-cert-reqs" in sys.argv:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(certificate)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
 """
 
 
@@ -94,7 +113,50 @@ def test_a_proxy_in_the_environment_is_not_asked_for_the_server(
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
     with serve(tmp_path, port, "polite") as server:
-        assert server._answers()
+        assert answers(server.address)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The flags for a certificate that nobody has signed."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    folder = tmp_path_factory.mktemp("certificate")
+    key, made = str(folder / "key.pem"), str(folder / "certificate.pem")
+    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=other"]
+    subprocess.run(["openssl", "req", "-x509", *kind, "-keyout", key, "-out", made], check=True, capture_output=True)
+    return ["--ssl-keyfile", key, "--ssl-certfile", made]
+
+
+@pytest.mark.parametrize("clients", [[], ["--ssl-cert-reqs", "2"]], ids=["any client", "clients with certificates"])
+def test_a_server_that_speaks_tls_is_seen_to_answer(
+    fake: Path, tmp_path: Path, port: int, certificate: list[str], clients: list[str]
+) -> None:
+    with serve(tmp_path, port, "polite", flags=[*certificate, *clients]) as server:
+        assert (server.url, str(server.address)) == (f"https://127.0.0.1:{port}",) * 2
+        assert answers(server.address)
+        assert not answers(server.address._replace(tls=False))
+
+
+def test_a_server_on_a_unix_socket_is_seen_to_answer(fake: Path, tmp_path: Path, port: int) -> None:
+    with (
+        tempfile.TemporaryDirectory() as short,
+        socket.socket() as taken,  # a socket of this port is none of its business
+        serve(tmp_path, port, "polite", flags=["--uds", f"{short}/s"]) as server,
+    ):
+        taken.bind(("127.0.0.1", port))
+        assert (str(server.address), server.url) == (f"unix:{short}/s", "http://localhost")
+        assert answers(server.address)
+        assert not answers(server.address._replace(path=f"{short}/other"))
+
+
+def test_flags_with_which_it_would_wait_forever_are_refused_together(fake: Path, tmp_path: Path, port: int) -> None:
+    with (
+        pytest.raises(UsageError) as caught,
+        serve(tmp_path, port, "polite", flags=["--port", "9", "--host=::", "--headless"]),
+    ):
+        pass
+    assert len(caught.value.problems) == 3
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -104,7 +166,7 @@ def test_whatever_happens_inside_nothing_is_left(behaviour: str, fake: Path, tmp
 
     def use() -> None:
         with serve(tmp_path, port, behaviour, on_event=lambda event: stages.append(event.stage)) as server:
-            assert server._answers()
+            assert answers(server.address)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -262,21 +324,6 @@ def test_without_vllm_it_says_how_to_install_it(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="vLLM is not installed"), launch.served(tmp_path, {}, name="m"):
         pass
-
-
-@pytest.mark.parametrize(
-    ("flags", "name"),
-    [
-        ([], None),
-        (["--port", "1"], None),
-        (["--served-model-name", "a", "b", "--x"], "a"),
-        (["--served-model-name=a"], "a"),
-        (["--x", "--served_model_name", "a"], "a"),
-        (["--served-model-name"], None),
-    ],
-)
-def test_the_name_that_vllm_is_told_to_serve_is_read_from_its_flags(flags: list[str], name: str | None) -> None:
-    assert launch.served_name(flags) == name
 
 
 def test_other_plugins_stay_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -179,3 +179,24 @@ def test_a_share_of_the_hostile_trial(server: Serving) -> None:
     assert trial.faults == [], trial.table()
     assert set(TURNING) < set(contents)
     assert "Traceback" not in (server.folder / "vllm.log").read_text()
+
+
+def test_a_body_that_is_too_large_is_refused_and_the_connection_goes_on(server: Serving) -> None:
+    """The default for a context of 256 tokens is 1 MiB."""
+    import http.client
+    import json
+
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    for path in ("/v1/chat/completions", "/invocations"):
+        for body in (bytes(64_000_000), iter([bytes(65_536)] * 100), b"[" + b"[]," * 20_000 + b"1]"):
+            connection.request("POST", path, body, headers, encode_chunked=not isinstance(body, bytes))
+            answer = connection.getresponse()
+            assert (answer.status, json.loads(answer.read())["error"]["code"]) == (413, 413)
+    text = {"model": "pico", "prompt": "the warm", "max_tokens": 1}
+    connection.request("POST", "/v1/completions", json.dumps(text), headers)
+    answer = connection.getresponse()
+    assert (answer.status, len(json.loads(answer.read())["choices"])) == (200, 1)
+    connection.close()
+    assert server.call("GET", "/steer")[2]["max_body"] == 1 << 20
+    assert 'steer:refused_total{reason="size"}' in server.call("GET", "/metrics")[2]
