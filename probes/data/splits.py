@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from probes.data.examples import Example
+from probes.data.examples import Example, Message
 from probes.seeds import child_seed
 
 FOLDS = 5
@@ -26,8 +26,8 @@ def folds(
     """
     count = min(FOLDS, len(positive), len(negative))
     both, half = (*positive, *negative), len(positive)
-    contexts = [e.context for e in both]
-    texts = [(e.context, e.completion) for e in both]
+    contexts = [_stripped(e.context) for e in both]
+    texts = [(_stripped(e.context), e.completion.strip()) for e in both]
     attempts: list[Sequence[object]] = [contexts] if None not in contexts and len(set(contexts)) >= count else []
     attempts.append(texts)  # a few large groups: better a split by example than a fold of one class
     for keys in attempts:
@@ -41,6 +41,13 @@ def folds(
             return folds
     # Nothing but repetitions of a few examples: no split is honest, this one at least is even.
     return torch.arange(half) % count, torch.arange(len(negative)) % count
+
+
+def _stripped(context: str | tuple[Message, ...] | None) -> object:
+    """A context without the white space around it, or around its turns: copies that differ in it are copies."""
+    if isinstance(context, str):
+        return context.strip()
+    return context and tuple(message._replace(content=message.content.strip()) for message in context)
 
 
 def _groups(keys: Sequence[object], half: int, seed: int, paired: bool) -> list[int]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from probes.capture.activations import Pooled, activations
+from probes.data import overlap
 from probes.data.reading import Contrast
 from probes.data.splits import folds
 from probes.directions.evidence import evidence_of
@@ -131,7 +132,12 @@ def extract(
                 "dtype": str(parameter.dtype).removeprefix("torch."),
             },
         },
-        "data": {"digests": contrast.digests, "examples": counts, "tokens": token_counts},
+        "data": {
+            "digests": contrast.digests,
+            "examples": counts,
+            "tokens": token_counts,
+            **overlap.record([*contrast.positive, *contrast.negative]),
+        },
         "measured": {str(i): _measured(validated[i]) for i in wanted},
         "recommended": recommended._asdict(),
         "apply": recommended.layers,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from merges.engine.jobs import Copy
 from merges.engine.pool import Pool
 from merges.inputs.sources import Source, open_source
-from probes.data import prompts
+from probes.data import overlap, prompts
 from probes.models.loading import load
 from steer.folding import ablation, injections, proof
 from steer.folding.architectures import Layout, layout
@@ -70,16 +71,18 @@ def fold(settings: FoldSettings, *, on_event: OnEvent = ignore) -> dict[str, Any
             written = time.monotonic() - started
             on_event(Event("loading the model"))
             base = load(str(source.path), settings.device, "float32")
+            evaluated = (list(settings.prompts) if settings.prompts else prompts.held_out())[: proof.PROMPTS]
             proved = proof.prove(
                 folder,
                 proof.SteeredModel(base, composition, vectors, settings.any_base),
                 effects,
                 _layout(source.config, source.entries),
-                list(settings.prompts) if settings.prompts else prompts.held_out(),
+                evaluated,
                 rounded=_rounded(pending),
                 vllm=settings.vllm,
                 on_event=on_event,
             )
+            proved["extraction_prompts"] = _of_the_extraction(evaluated, vectors)
             report = {
                 "schema": 1,
                 "mode": "fold",
@@ -126,6 +129,22 @@ def _choose_injection(pending: PendingModel, layout: Layout, via: str) -> tuple[
         refusals[name] = refusal
     problems = [f"no --via {name}: {reason}" for name, reason in refusals.items()]
     raise UsageError(["the addition can't be folded", *problems], INSTEAD)
+
+
+def _of_the_extraction(evaluated: Sequence[str], vectors: Mapping[str, SteeringVector]) -> int:
+    """The number of prompts of a proof that a vector was extracted from, which is warned of."""
+    seen = {
+        prompt
+        for vector in vectors.values()
+        for prompt in overlap.recorded_prompts(vector.metadata.get("data"), evaluated)
+    }
+    if seen:
+        warnings.warn(
+            f"{len(seen)} of the {len(evaluated)} prompts of the proof are prompts of the examples that made the "
+            "vector: on these it is not held out of the extraction",
+            stacklevel=3,
+        )
+    return len(seen)
 
 
 def require_fitting_vectors(source: Source, vectors: Mapping[str, SteeringVector], any_base: bool) -> None:

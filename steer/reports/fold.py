@@ -19,6 +19,16 @@ def rows(proof: Mapping[str, Any]) -> list[list[str]]:
     return [[name, *(f"{figures[key]:.3g}" for key in COLUMNS)] for name, figures in compared.items()]
 
 
+def prompts_of(proof: Mapping[str, Any]) -> str:
+    """The prompts of a proof in words: how many they are, and whether all are held out of the extraction."""
+    seen = proof.get("extraction_prompts", 0)
+    return (
+        f"{proof['prompts']} prompts, {seen} of them of the extraction"
+        if seen
+        else f"{proof['prompts']} held-out prompts"
+    )
+
+
 def vllm_result(proof: Mapping[str, Any]) -> str:
     """The outcome of the comparison in vLLM, or why there was none."""
     vllm = proof["vllm"]
@@ -30,7 +40,7 @@ def html(report: Mapping[str, Any], record: str) -> str:
     proof = report["proof"]
     facts = {
         **report["via"],
-        "verdict": f"{proof['verdict']}, on {proof['prompts']} held-out prompts ({proof['tokens']} tokens)",
+        "verdict": f"{proof['verdict']}, on {prompts_of(proof)} ({proof['tokens']} tokens)",
         "vLLM": vllm_result(proof),
         "base": report["base"]["digest"],
         **{f"vector {name}": digest for name, digest in report["vectors"].items()},

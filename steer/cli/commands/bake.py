@@ -172,7 +172,7 @@ def _print_fold(report: dict[str, Any], path: Path) -> None:
     out.line()
     out.table(["", *fold_report.COLUMNS.values()], fold_report.rows(proof), left=1)
     out.line(
-        f"\nvLLM: {fold_report.vllm_result(proof)}\nverdict: {proof['verdict']}, on {proof['prompts']} held-out prompts"
+        f"\nvLLM: {fold_report.vllm_result(proof)}\nverdict: {proof['verdict']}, on {fold_report.prompts_of(proof)}"
     )
     out.line(f"wrote {path}")
     out.say(f"\n{report['seconds']['writing']:.1f} s to write, {report['seconds']['all']:.1f} s with the proof")

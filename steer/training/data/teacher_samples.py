@@ -43,7 +43,8 @@ def choose_prompts(user: Sequence[str]) -> Prompts:
     """The user's prompts and as many built-in ones, since training on one kind of prompt does not generalise."""
     train = list(dict.fromkeys([*user, *prompts.for_training()[: len(user) or None]]))
     # Half as many are held out, but at least as many as a mean needs.
-    rest = [prompt for prompt in prompts.held_out() if prompt not in train]
+    known = {prompt.strip() for prompt in train}
+    rest = [prompt for prompt in prompts.held_out() if prompt not in known]
     return Prompts(train, rest[: max(LEAST_HELD_OUT, len(train) // 2)])
 
 

@@ -6,8 +6,11 @@ stored as targets, so only one copy of the model is in memory.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steer.training.requests import CompositionRequest, TrainingRequest
@@ -16,6 +19,7 @@ from vectors.events import OnEvent, ignore
 from vectors.registry.options import option
 
 if TYPE_CHECKING:
+    from probes.data.examples import Example
     from probes.models.loading import LoadedModel
     from steer.training.data.samples import Samples
     from steer.training.data.teachers import Teacher
@@ -63,7 +67,6 @@ def mode(request: DistilRequest) -> Mode:
     from probes.models.loading import open_model
     from steer.folding.fold import require_fitting_vectors
     from steer.training.data import teacher_samples, teachers
-    from steer.training.data.files import file_digest
     from steer.training.mode import Mode
     from steer.training.objectives import divergence
     from vectors.resolve import compose
@@ -75,6 +78,7 @@ def mode(request: DistilRequest) -> Mode:
         )
     user_prompts, digest = read_prompts(request.prompts) if request.prompts else ([], None)
     inputs: dict[str, Any] = {"prompts": digest or digest_json(list(prompts.PROMPTS))}
+    _warn_of_shared_prompts(request, user_prompts)
     sampling = teacher_samples.Sampling(request.tokens, request.temperature, request.settings.seed)
 
     def prepare(loaded: LoadedModel, teacher: Teacher | None, on_event: OnEvent) -> Samples:
@@ -89,13 +93,7 @@ def mode(request: DistilRequest) -> Mode:
     assert request.composition is not None
     composition, vectors = compose(request.composition, request.vectors, allow_strength=request.allow_strength)
     require_fitting_vectors(open_source(request.model), vectors, request.any_base)
-    extracted_from = {digest for vector in vectors.values() for digest in _data_digests(vector)}
-    seen = [str(file) for file in (request.pos, request.neg) if file and file_digest(file) in extracted_from]
-    if seen:
-        warnings.warn(
-            f"{' and '.join(seen)} made the vector too: the trait's margin on them is not held out of the extraction",
-            stacklevel=2,
-        )
+    _warn_of_extraction_examples(request, vectors)
     inputs |= {f"vector {name}": vector.digest for name, vector in vectors.items()}
 
     def teacher(loaded: LoadedModel) -> Teacher:
@@ -104,6 +102,57 @@ def mode(request: DistilRequest) -> Mode:
     # Layers below the lowest steered one compute the same in teacher and student, so they need no adapter.
     first = teachers.first_layer(composition, vectors)
     return Mode("distil", str(composition), divergence, prepare, inputs, teacher, first_layer=first)
+
+
+def _evaluated(request: DistilRequest) -> dict[Path, list[Example]]:
+    """The examples of --pos and --neg, as far as they can be read; `bake` reports what is wrong with them."""
+    from probes.data.reading import read_class
+    from vectors.errors import SteerError
+
+    examples = {}
+    for flag, path in (("--pos", request.pos), ("--neg", request.neg)):
+        if path is not None:
+            with contextlib.suppress(SteerError):
+                examples[path] = read_class(path, flag)[0]
+    return examples
+
+
+def _warn_of_extraction_examples(request: DistilRequest, vectors: Mapping[str, SteeringVector]) -> None:
+    """Warn of examples to evaluate that a vector was extracted from, by their content or by the digest of the file."""
+    from probes.data.overlap import recorded_examples
+    from steer.training.data.files import file_digest
+
+    seen = []
+    for path, examples in _evaluated(request).items():
+        shared: set[str] = set()
+        for vector in vectors.values():
+            whole = file_digest(path) in _data_digests(vector)
+            data = vector.metadata.get("data")
+            shared |= {example.origin for example in (examples if whole else recorded_examples(data, examples))}
+        if shared:
+            part = "" if len(shared) == len(examples) else f"{len(shared)} of the {len(examples)} examples of "
+            seen.append(f"{part}{path}")
+    if seen:
+        warnings.warn(
+            f"{' and '.join(seen)} made the vector too: the trait's margin on them is not held out of the extraction",
+            stacklevel=3,
+        )
+
+
+def _warn_of_shared_prompts(request: DistilRequest, user_prompts: Sequence[str]) -> None:
+    """Warn of prompts to evaluate that are trained on."""
+    from probes.data.examples import Example
+    from probes.data.overlap import prompt_digest
+
+    trained = {prompt_digest(Example("", prompt)) for prompt in user_prompts}
+    for path, examples in _evaluated(request).items() if trained else ():
+        shared = sum(prompt_digest(example) in trained for example in examples)
+        if shared:
+            warnings.warn(
+                f"the prompts of {shared} of the {len(examples)} examples of {path} are in --prompts {request.prompts} "
+                "too: the trait's margin on them is not held out of the training",
+                stacklevel=3,
+            )
 
 
 def _data_digests(vector: SteeringVector) -> list[str]:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from probes.capture import spill
+from probes.data.overlap import recorded_examples
 from probes.data.reading import Contrast, read
 from probes.directions import extraction
 from probes.directions.extraction import FEW, Extraction, extract
@@ -253,6 +254,7 @@ def test_the_metadata_says_what_was_done_to_what(loaded: LoadedModel) -> None:
         },
     }
     assert metadata["data"]["digests"] == contrast.digests
+    assert recorded_examples(metadata["data"], contrast.positive) == contrast.positive
     assert metadata["data"]["examples"] == {"positive": 10, "negative": 8}
     assert metadata["apply"] == found.recommended.layers == metadata["recommended"]["layers"]
     assert found.vector.apply == tuple(found.recommended.layers)

@@ -287,3 +287,19 @@ def test_a_bias_that_vllm_drops_fails_the_proof(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(SteerError, match="the proof failed"):
         fold(folder, "warm", tmp_path / "out", vectors=vectors(128), vllm=None)
     assert not (tmp_path / "out").exists()
+
+
+def test_prompts_of_the_extraction_are_not_called_held_out(tmp_path: Path) -> None:
+    from probes.data.examples import Example
+    from probes.data.overlap import record
+    from steer.reports.fold import prompts_of
+
+    data = record([Example("fine", f" {PROMPTS[0]}"), Example("bad", "something else")])
+    known = {
+        name: SteeringVector(vector.layers, dict(vector.metadata) | {"data": data})
+        for name, vector in vectors().items()
+    }
+    with pytest.warns(UserWarning, match="1 of the 3 prompts of the proof are prompts of the examples"):
+        report = fold(pico.save(tmp_path / "model", "llama"), "warm", tmp_path / "out", vectors=known)
+    assert report["proof"]["extraction_prompts"] == 1
+    assert prompts_of(report["proof"]) == "3 prompts, 1 of them of the extraction"

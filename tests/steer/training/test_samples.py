@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import warnings
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 import torch
 from bakes import distilling
 
+from probes.data.overlap import record
+from probes.data.reading import read_class
 from probes.models.completions import Completion
 from probes.targets import divergence_from_target, soft_target
 from steer.training.data.files import file_digest
@@ -94,3 +97,26 @@ def test_held_out_examples_that_made_the_vector_are_named(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         distil.mode(dataclasses.replace(request, pos=held_out[0]))
+
+
+def test_copies_of_the_extraction_and_prompts_that_are_trained_on_are_named(
+    folder: Path, texts: tuple[Path, Path], held_out: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A copy with other white space, in another order, has another file digest."""
+    examples = read_class(texts[0], "--pos")[0]
+    vector = tmp_path / "warm.safetensors"
+    SteeringVector({1: torch.ones(pico.HIDDEN)}, {"data": record(examples)}).save(vector)
+    copy = tmp_path / "copy.jsonl"
+    others = [{"prompt": "another", "completion": "text"}]
+    rows = [{"prompt": f"{e.context} ", "completion": f" {e.completion}"} for e in reversed(examples)]
+    copy.write_text("\n".join(map(json.dumps, [*rows, *others])))
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"prompt": "another "}))
+    request = distilling(vector, prompts, folder, tmp_path / "out", pos=copy, neg=held_out[1])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        distil.mode(request)
+    messages = [str(warning.message) for warning in caught]
+    total = len(examples) + 1
+    assert any(f"{len(examples)} of the {total} examples of {copy} made the vector too" in m for m in messages)
+    assert any(f"the prompts of 1 of the {total} examples of {copy} are in --prompts" in m for m in messages)
