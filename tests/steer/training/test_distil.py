@@ -67,6 +67,7 @@ def test_a_vector_and_an_adapter_say_the_same_as_the_model(
     assert (tmp_path / "v.run.json").is_file()
 
 
+@pytest.mark.filterwarnings("ignore:the prompts of 20 of the 25 examples")
 def test_a_prompt_can_be_the_teacher(folder: Path, asked: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
     text = "warm warm warm the sun is warm"
     fields = short(folder, tmp_path / "out", {"settings": {"steps": 60}, "pos": texts[0], "neg": texts[1]})

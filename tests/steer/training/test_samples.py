@@ -83,6 +83,7 @@ def test_samples_survive_the_disk(tmp_path: Path) -> None:
             assert after.other.likelihood == -3.0
 
 
+@pytest.mark.filterwarnings("ignore:the prompts of 20 of the 25 examples")
 def test_held_out_examples_that_made_the_vector_are_named(
     folder: Path, asked: Path, texts: tuple[Path, Path], held_out: tuple[Path, Path], tmp_path: Path
 ) -> None:
