@@ -113,6 +113,50 @@ def of_lines(content: bytes, chance: random.Random) -> bytes:
     return b"\n".join(lines)
 
 
+def of_table(content: bytes, chance: random.Random) -> bytes:
+    """A table with a header (CSV): its bytes, or cells, rows and quotation marks of it."""
+    if chance.random() < 0.3:
+        return of_bytes(content, chance)
+    sign = "\t" if b"\t" in content else ","
+    rows = [line.split(sign) for line in content.decode().split("\n")]
+    at = chance.choice([0, chance.randrange(len(rows))])
+    cell = chance.randrange(len(rows[at]))
+    kind = chance.choice(["value", "value", "raw", "quote", "fewer", "more", "twice", "end"])
+    if kind in ("value", "raw"):
+        value = chance.choice(RAW) if kind == "raw" else str(chance.choice(VALUES))
+        rows[at][cell] = chance.choice([value, '"' + value.replace('"', '""') + '"'])
+    elif kind == "quote":
+        rows[at][cell] = chance.choice(['"', '"x', 'x"y', '"a"b"', '"\n\n', '""', "\r", "\0"])
+    elif kind == "fewer":
+        del rows[at][cell]
+    elif kind == "more":
+        rows[at] += ["x"] * chance.choice([1, 1000, 100_000])
+    elif kind == "twice":
+        rows[at][cell] = chance.choice(rows[at])
+    else:
+        rows[at][-1] += chance.choice(["\r", "\r\n", "\n" * 5000, "\x0b", "\u2028", "\x1a"])
+    return "\n".join(sign.join(row) for row in rows).encode("utf-8", "surrogatepass")
+
+
+SIGNS = [
+    *"+-*@[](){}:,.'\"\\0123456789 \t\n", *("1e999", "nan", "0*", "1e-320", "--", "(" * 3000, "warm+" * 3000),
+    *("ablate(", "clamp(", "rotate(", "@response", "@first:", "@last:9", "@prompt", "@first:" + "9" * 5000),
+    *("[0-999999999]", "[9-1]", "'", "\u202e", "\x1b[31m", "é", "😀", "x" * 10_000, "\ud800", "\0"),
+]  # fmt: skip
+
+
+def of_expression(content: bytes, chance: random.Random) -> bytes:
+    """An expression: signs put in, taken out and exchanged, and parts of it repeated."""
+    if chance.random() < 0.1:
+        return of_bytes(content, chance)
+    text = content.decode()
+    for _ in range(chance.choice([1, 1, 2, 5])):
+        at, length = chance.randrange(len(text) + 1), chance.choice([0, 0, 1, 3, 10])
+        sign = chance.choice([*SIGNS, text[at : at + 20], ""])
+        text = text[:at] + sign + text[at + length :]
+    return text.encode("utf-8", "surrogatepass")
+
+
 def of_yaml(content: bytes, chance: random.Random) -> bytes:
     """A document of YAML: other values, or constructs of YAML that JSON does not have."""
     import yaml
@@ -266,6 +310,6 @@ def of_gguf(content: bytes, chance: random.Random) -> bytes:
 
 
 BY_FORM = {
-    "json": of_json, "lines": of_lines, "yaml": of_yaml, "safetensors": of_safetensors, "zip": of_zip, "gguf": of_gguf,
-    "bytes": of_bytes,
+    "json": of_json, "lines": of_lines, "table": of_table, "expression": of_expression,
+    "yaml": of_yaml, "safetensors": of_safetensors, "zip": of_zip, "gguf": of_gguf, "bytes": of_bytes,
 }  # fmt: skip

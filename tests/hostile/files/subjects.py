@@ -94,21 +94,41 @@ def _merged_by(recipe: Path) -> None:
     cli("merge", "--recipe", str(recipe), "--dry-run")
 
 
-def _examples(folder: Path) -> None:
-    from probes.data.reading import read, read_prompts
+def _examples(file: str) -> Callable[[Path], None]:
+    def read_all(folder: Path) -> None:
+        from probes.data.reading import read, read_prompts
 
-    refused = []
-    for call in (
-        lambda: read_prompts(folder / "data.jsonl"),
-        lambda: read(folder / "data.jsonl", folder / "other.jsonl"),
-        lambda: read(pairs=folder / "data.jsonl"),
-    ):
-        try:
-            _ours(call)
-        except Refused as error:
-            refused.append(error)
-    if len(refused) == 3:
-        raise refused[-1]
+        refused = []
+        for call in (
+            lambda: read_prompts(folder / file),
+            lambda: read(folder / file, folder / f"other{Path(file).suffix}"),
+            lambda: read(pairs=folder / file),
+        ):
+            try:
+                _ours(call)
+            except Refused as error:
+                refused.append(error)
+        if len(refused) == 3:
+            raise refused[-1]
+
+    return read_all
+
+
+def _expression(folder: Path) -> None:
+    """The language, and what a server and a bake say of what it means."""
+    import torch
+
+    from steer.serving.engine.admission import Admission
+    from steer.serving.settings import Settings
+    from vectors.expression import parse
+    from vectors.steering import SteeringVector
+
+    text = (folder / "expression.txt").read_text("utf-8", "surrogateescape")
+    composition = _ours(lambda: parse(text))
+    if parse(str(composition)) != composition:
+        raise Defect(f"{text[:100]!r} is not what its canonical text says: {str(composition)[:100]!r}")
+    vectors = {name: SteeringVector({1: torch.ones(8)}) for name in ("warm", "formal")}
+    _ours(lambda: Admission(Settings(vectors), 8, 2, None).resolve(text))
 
 
 def _settings(folder: Path) -> None:
@@ -264,24 +284,18 @@ tokenizer_source: union
     cli("merge", str(models / "base"), str(models / "tuned"), "--method", "linear", "-o", str(folder / "record"))
     subjects["record"] = Subject("run.json", "json", _in_folder(_recorded))
 
-    data = {
-        "data-pairs": [{"prompt": f"Say {i}.", "positive": f"Warm {i}.", "negative": f"Cold {i}."} for i in range(4)],
-        "data-messages": [
-            {"messages": [{"role": "user", "content": f"Hi {i}"}, {"role": "assistant", "content": "x"}]}
-            for i in range(4)
-        ],
-        "data-persona": [
-            {"question": "q", "statement": f"I {i}.", "answer_matching_behavior": " Yes"}
-            for i in range(4)
-        ],
-        "data-template": [{"template": "Be {persona}.", "positive": ["a"], "negative": ["b"], "suffixes": ["I", "We"]}],
-        "data-text": ["plain", {"text": "text"}, "more"],
-    }  # fmt: skip
-    for name, lines in data.items():
+    data = _data()
+    for name, (file, content, other) in data.items():
         (folder / name).mkdir()
-        (folder / name / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
-        (folder / name / "other.jsonl").write_text(json.dumps(lines[0]).replace("Hi", "Ho").replace("I 0", "O 0"))
-        subjects[name] = Subject("data.jsonl", "lines", _examples)
+        (folder / name / file).write_text(content)
+        (folder / name / f"other{Path(file).suffix}").write_text(other)
+        forms = {".jsonl": "lines", ".json": "json", ".csv": "table", ".tsv": "table", ".txt": "bytes"}
+        subjects[name] = Subject(file, forms[Path(file).suffix], _examples(file))
+    (folder / "composition").mkdir()
+    (folder / "composition" / "expression.txt").write_text(
+        "1.2*warm - 0.4*'formal'@response + ablate(formal[1])@first:4 + clamp(warm, 0.5)@prompt"
+    )
+    subjects["composition"] = Subject("expression.txt", "expression", _expression)
     (folder / "settings").mkdir()
     vector.save(folder / "settings" / "warm.safetensors")
     (folder / "settings" / "settings.yaml").write_text(
@@ -290,6 +304,54 @@ tokenizer_source: union
     )
     subjects["settings"] = Subject("settings.yaml", "yaml", _settings)
     return subjects
+
+
+def _data() -> dict[str, tuple[str, str, str]]:
+    """Data files of every form and layout, by subject: the name, the content, and that of another class."""
+    four = range(4)
+    values: dict[str, list[Any]] = {
+        "pairs": [{"prompt": f"Say {i}.", "positive": f"Warm {i}.", "negative": f"Cold {i}."} for i in four],
+        "messages": [
+            {"messages": [{"role": "user", "content": f"Hi {i}"}, {"role": "assistant", "content": "x"}]} for i in four
+        ],
+        "persona": [
+            {"question": "q", "statement": f"I {i}.", "answer_matching_behavior": " Yes" if i % 2 else " No"}
+            for i in four
+        ],
+        "caa": [
+            {"question": f"Hi {i} (A) (B)", "answer_matching_behavior": "(A)", "answer_not_matching_behavior": "(B)"}
+            for i in four
+        ],
+        "preference": [{"prompt": f"Hi {i}", "chosen": f"Warm {i}", "rejected": f"Cold {i}"} for i in four],
+        "sharegpt": [
+            {"conversations": [{"from": "human", "value": f"Hi {i}"}, {"from": "gpt", "value": "x"}]} for i in four
+        ],
+        "alpaca": [{"instruction": f"Hi {i}", "input": "", "output": "x"} for i in four],
+        "completion": [{"prompt": f"Hi {i}", "completion": " x"} for i in four],
+        "labelled": [{"text": f"Hi {i}", "label": i % 2} for i in four],
+        "template": [{"template": "Be {persona}.", "positive": ["a"], "negative": ["b"], "suffixes": ["I", "We"]}],
+        "text": ["plain", {"text": "text"}, "more"],
+    }
+
+    def lines(items: list[Any]) -> str:
+        return "\n".join(map(json.dumps, items))
+
+    def table(items: list[dict[str, Any]], sign: str) -> str:
+        return "\n".join(sign.join(map(str, row)) for row in (items[0], *(item.values() for item in items)))
+
+    def changed(text: str) -> str:
+        return text.replace("Hi", "Ho").replace("I 0", "O 0")
+
+    written = {f"data-{name}": ("data.jsonl", lines(items)) for name, items in values.items()}
+    written |= {
+        "data-array": ("data.json", json.dumps(values["messages"])),
+        "data-array-pairs": ("data.json", json.dumps(values["pairs"], indent=1)),
+        "data-csv": ("data.csv", table(values["pairs"], ",")),
+        "data-csv-cells": ("data.csv", 'messages,other\n"[{""role"": ""user"", ""content"": ""Hi""}]",x'),
+        "data-tsv": ("data.tsv", table(values["completion"], "\t")),
+        "data-plain": ("data.txt", "Hi one\nHi two\n\nHi three"),
+    }
+    return {name: (file, text, changed(text)) for name, (file, text) in written.items()}
 
 
 def _in_folder(reader: Callable[[Path], None]) -> Callable[[Path], None]:

@@ -20,6 +20,7 @@ from http_traffic import (
     fuzzed_expression,
     malformed,
     no_request,
+    too_large,
 )
 
 from steer.serving.engine.resolved import ResolvedRequest
@@ -34,6 +35,7 @@ WEIGHTS = {
     "plain": 12, "plain stream": 4, "arm": 8, "expression": 12, "steered stream": 8, "chat": 4, "responses": 3,
     "messages": 3, "several answers": 3, "turning": 8, "rebind": 4, "arms come and go": 3, "fuzzed expression": 8,
     "malformed": 6, "misspelt": 4, "other route": 4, "upload": 3, "hang up": 6, "no request": 2, "overflow": 2,
+    "large": 1,
 }  # fmt: skip
 
 
@@ -177,7 +179,7 @@ class Trial:
         elif kind == "malformed":
             answer = await send("POST", draw.choice((path, "/v1/chat/completions", "/v1/responses", "/v1/messages")),
                                 raw=malformed(draw, model))  # fmt: skip
-            self._status(kind, answer, 200, 400, 404, 422)
+            self._status(kind, answer, 200, 400, 404, 413, 422)
             self._agrees(kind, answer)
         elif kind == "misspelt":
             body = completion(model, prompt)
@@ -190,6 +192,9 @@ class Trial:
             self._status(kind, await send("POST", draw.choice(OTHER_ROUTES), body), 400)
         elif kind == "upload":
             await self._upload(draw)
+        elif kind == "large":
+            where = draw.choice((path, "/v1/chat/completions", "/invocations", "/tokenize"))
+            self._status(kind, await send("POST", where, raw=too_large(draw, model)), 413)
         elif kind == "hang up":
             how = draw.choice(
                 [("request", draw.random()), ("wait", draw.random() / 2), ("answer", draw.randrange(2000))]

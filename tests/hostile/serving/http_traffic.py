@@ -80,6 +80,13 @@ def malformed(draw: random.Random, model: str) -> bytes:
     return bytes(text[: draw.randint(0, len(text))] if draw.random() < 0.3 else text)
 
 
+def too_large(draw: random.Random, model: str) -> bytes:
+    """A body with more text, or more lists, than a server takes by default for a context of up to 20,000 tokens."""
+    if draw.random() < 0.5:
+        return json.dumps(completion(model, "x" * (1 << 20))).encode()
+    return b'{"model": "x", "messages": [' + b"[]," * 10_001 + b"1]}"
+
+
 def no_request(draw: random.Random) -> bytes:
     """Bytes that are no HTTP request, or a strange one."""
     return draw.choice(
