@@ -128,11 +128,11 @@ def unbind(engine: Any, name: str) -> str:
     return digest
 
 
-async def begin_serving(engine: Any) -> None:
-    """Start serving HTTP: send the workers the vectors of the settings."""
+async def begin_serving(engine: Any, *, shared: bool = False) -> None:
+    """Start serving HTTP: send the workers the vectors of the settings. `shared`: other front ends do the same."""
     admission = admission_of(engine.input_processor)
     engine.steer_serves_http = True
-    admission.residency.connect(engine.collective_rpc)
+    admission.residency.connect(engine.collective_rpc, shared=shared)
     for name, vector in list(admission.vectors.items()):
         async with admission.residency.delivered(admission.digests[name], vector.encode()):
             admission.residency.hold([admission.digests[name]])

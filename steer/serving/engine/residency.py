@@ -42,11 +42,15 @@ class Residency:
 
     def __init__(self) -> None:
         self._call: Call | None = None
+        self._shared = False
         self._vectors: dict[str, _Vector] = {}
 
-    def connect(self, call: Call) -> None:
-        """Reach the workers through this function (AsyncLLM.collective_rpc)."""
-        self._call = call
+    def connect(self, call: Call, *, shared: bool = False) -> None:
+        """Reach the workers through this function (AsyncLLM.collective_rpc), `shared` by several front ends.
+
+        Their vectors are those of the settings, which all need: one front end that fails must not unload them.
+        """
+        self._call, self._shared = call, shared
 
     def state(self, digest: str) -> State:
         """The state of a vector."""
@@ -120,7 +124,7 @@ class Residency:
                         await asyncio.sleep(INTERVAL)
                     await self._call("steer_use", args=(digest,))
                 except BaseException as error:
-                    if isinstance(error, Exception):  # workers that have loaded it drop it again
+                    if isinstance(error, Exception) and not self._shared:  # workers that have loaded it drop it again
                         with contextlib.suppress(Exception):
                             await self._call("steer_unload", args=(digest,))
                     vector.state = State.ABSENT

@@ -115,7 +115,7 @@ class Endpoints:
         model = engine_client.model_config
         media = bool(model.is_multimodal_model)
         self.limits = bodies.limits(self.admission.settings.max_body, model.max_model_len, media=media)
-        await frontend_hooks.begin_serving(engine_client)
+        await frontend_hooks.begin_serving(engine_client, shared=self.servers > 1)
         metrics.get().vectors.set(len(self.admission.vectors))
 
     @property

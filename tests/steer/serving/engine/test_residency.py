@@ -221,6 +221,25 @@ def test_a_vector_counts_as_loaded_when_every_worker_has_it() -> None:
     asyncio.run(go())
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_front_end_that_fails_unloads_only_what_it_alone_uses(shared: bool) -> None:
+    calls: list[str] = []
+
+    async def call(method: str, args: Any) -> Any:
+        calls.append(method)
+        raise RuntimeError("no answer")
+
+    async def deliver() -> None:
+        found = Residency()
+        found.connect(call, shared=shared)
+        async with found.delivered("A", b"A"):
+            raise AssertionError("loaded")
+
+    with pytest.raises(RuntimeError, match="no answer"):
+        asyncio.run(deliver())
+    assert calls == ["steer_start_loading", *([] if shared else ["steer_unload"])]
+
+
 def test_offline_every_vector_is_there_and_none_is_held() -> None:
     found = Residency()
     with found.holding(["A", "B"]):
