@@ -6,7 +6,8 @@ help:
 	@echo "make setup      make .venv with everything that steer needs (torch for CPUs, the packages of requirements.lock)"
 	@echo "make demo       extract a steering vector, validate it, try it, bake it, merge models, compare all results"
 	@echo "make test       run all tests; make test-fast leaves out the slow ones"
-	@echo "make hostile    hours of trials: 10,000 requests to a server, signals at random moments, many processes at once"
+	@echo "make hostile    hours of trials: 10,000 requests to a server, signals at random moments, many processes at once;"
+	@echo "                TRIALS=--small for ten minutes, TRIALS='--only files' for one of processes, serving, files"
 	@echo "make lint       ruff and mypy"
 	@echo "make docs       build the documentation into docs/_build"
 	@echo "make clean      remove everything that the other targets made, .venv too"
@@ -27,9 +28,7 @@ test-fast: setup
 	$(PYTEST) -m "not slow"
 
 hostile: setup
-	PYTHONPATH=tests .venv/bin/python tests/hostile/processes/process_trial.py
-	.venv/bin/python tests/hostile/serving/http_trial.py
-	.venv/bin/python tests/hostile/files/file_trial.py
+	.venv/bin/python tests/hostile/all_trials.py $(TRIALS)
 
 lint: setup
 	.venv/bin/python -m ruff check .
@@ -40,7 +39,7 @@ docs: setup
 	.venv/bin/python -m sphinx -q -W docs docs/_build
 
 clean:
-	rm -rf .venv build demo docs/_build docs/commands.md *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build demo hostile-failures docs/_build docs/commands.md *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help setup demo test test-fast hostile lint docs clean

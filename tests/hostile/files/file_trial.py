@@ -131,6 +131,7 @@ def main() -> int:
     """Run the trial; returns the exit code."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--files", type=int, default=5000)
+    parser.add_argument("--minutes", type=float, default=120, help="time after which no file is read")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="")
     parser.add_argument("--failures", type=Path, default=Path("hostile-failures"))
@@ -151,8 +152,11 @@ def main() -> int:
         names = [name for name in unchanged if options.only in name]
         counts: dict[str, collections.Counter[str]] = {name: collections.Counter() for name in names}
         worst = {name: [0.0, 0.0] for name in names}
-        failures = []
+        failures, end, done = [], time.monotonic() + 60 * options.minutes, 0
         for number in range(options.files):
+            if time.monotonic() > end:
+                break
+            done += 1
             name = names[number % len(names)]
             chance = random.Random(f"{options.seed} {number}")
             file, form = files[name]
@@ -184,7 +188,7 @@ def main() -> int:
         )
     for name, number, outcome, answer in failures[:100]:
         print(f"\n{name} {number} {outcome} {answer['seconds']:.2f} s {answer['bytes'] >> 20} MB\n{answer['detail']}")
-    print(f"\n{options.files} files, {len(failures)} failures")
+    print(f"\n{done} files of {len(names)} kinds, {len(failures)} failures")
     return bool(failures or bad)
 
 
