@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from engine_process import Engines
 
-NEED_VLLM = {"engines", "stock", "server", "pair"}
+NEED_VLLM = {"engines", "stock", "server"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -23,18 +23,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
+def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """vLLM's cache of compiled graphs, which the engines with and without the plugin share."""
+    return tmp_path_factory.mktemp("engines") / "cache"
+
+
+@pytest.fixture(scope="session")
+def engines(compile_cache: Path) -> Iterator[Engines]:
     """Engines with the plugin."""
-    folder = tmp_path_factory.mktemp("engines")
-    process = Engines(True, folder / "log.txt", VLLM_CACHE_ROOT=str(folder / "cache"))
+    process = Engines(True, compile_cache.with_name("log.txt"), VLLM_CACHE_ROOT=str(compile_cache))
     yield process
     process.close()
 
 
 @pytest.fixture(scope="session")
-def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
+def stock(compile_cache: Path) -> Iterator[Engines]:
     """Engines without the plugin."""
-    folder = tmp_path_factory.mktemp("stock")
-    process = Engines(False, folder / "log.txt", VLLM_CACHE_ROOT=str(folder / "cache"))
+    process = Engines(False, compile_cache.with_name("stock.txt"), VLLM_CACHE_ROOT=str(compile_cache))
     yield process
     process.close()

@@ -23,7 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("accelerate", "peft", "transformers.trainer", "steer.training.api", "steer.training.modes.distil")
+LIBRARIES = (
+    "accelerate", "matplotlib.figure", "numba", "peft", "transformers.trainer", "steer.training.api",
+    "steer.training.modes.distil",
+)  # fmt: skip
 LONGEST = 300  # seconds that processes may take
 
 
