@@ -27,6 +27,7 @@ SELECTING = {
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save",
     "target_parameters", "trainable_token_indices", "token_indices", "feedforward_modules",
 }  # fmt: skip
+LARGEST_SCALE = 1e30  # of an alpha; far beyond any, and within float32
 SCALING = {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias", "bias"}
 CHECKED = {"init_lora_weights", "ensure_weight_tying"}
 # Fields that change what the factors mean, in a way that is not a change of weights or is not known here.
@@ -149,7 +150,7 @@ def _types(values: Mapping[str, Any], kind: str) -> list[str]:
     """Fields with values of the wrong type."""
 
     def number(value: Any) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_SCALE
 
     def rank(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and value > 0
@@ -188,7 +189,7 @@ def _types(values: Mapping[str, Any], kind: str) -> list[str]:
     required = ("r", "lora_alpha") if kind == "LORA" else ()
     problems = [f"has no {field}" for field in required if values.get(field) is None]
     return problems + [
-        f"has {field}: {_short(values[field])}, which is not of the right type"
+        f"has {field}: {_short(values[field])}, which is not of the right type or size"
         for field, is_valid in checks.items()
         if values.get(field) is not None and not is_valid(values[field])
     ]

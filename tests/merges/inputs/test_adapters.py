@@ -12,6 +12,7 @@ import torch
 
 from merges import api
 from merges.inputs import low_rank
+from merges.recipes.plan import plan
 from merges.recipes.recipe import Part, Recipe
 from vectors.errors import ModelError
 
@@ -95,3 +96,10 @@ def test_an_adapter_that_was_trained_on_another_model_is_spoken_of(here: Path, m
         for made in (Recipe("task_arithmetic", (part("lora"),), "base"), Recipe("linear", (part("base+lora"),))):
             assert [note.replace("base+lora", "lora") for note in plan(made).notes] == notes
         (here / "lora").rename(here / trained.replace("/", "-"))
+
+
+@pytest.mark.parametrize("alpha", [6.8e38, -1e31, 10**300])
+def test_an_alpha_beyond_float32_is_refused(here: Path, alpha: float) -> None:
+    folders.adapter(here / "lora", config={"lora_alpha": alpha})
+    with pytest.raises(ModelError, match="lora_alpha"):
+        plan(folders.recipe("lora", method="task_arithmetic"))
