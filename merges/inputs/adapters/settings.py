@@ -11,6 +11,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from vectors.documents import schema
+
+HIGHEST_RANK = 2**31
 APPLIED_TYPES = ("LORA", "LN_TUNING", "IA3", "TRAINABLE_TOKENS")
 MERGE_FIRST = "merge it with PEFT first (`merge_and_unload`, then `save_pretrained`), and use that model"
 EMPTY: tuple[Any, ...] = (None, False, "", [], {})
@@ -153,7 +156,7 @@ def _types(values: Mapping[str, Any], kind: str) -> list[str]:
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_SCALE
 
     def rank(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value > 0
+        return not any(schema.whole(1, HIGHEST_RANK)(value, ""))
 
     def names(value: Any) -> bool:
         return isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value))
