@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from steer.serving.engine import bounds, metrics, receipts
+from steer.serving.engine import background, bounds, metrics, receipts
 from steer.serving.engine.admission import Admission, explain
 from steer.serving.engine.residency import Residency
 from steer.serving.engine.resolved import EXPRESSION, RESOLVED, resolved_of
@@ -105,7 +104,7 @@ async def enter(
 async def bind(engine: Any, name: str, vector: SteeringVector) -> str:
     """Send a vector to the workers and bind it to a name; return its digest. Raises SteerError."""
     admission = admission_of(engine.input_processor)
-    content, digest = await asyncio.to_thread(_prepared, vector)
+    content, digest = await background.run(_prepared, vector)
     admission.require_bindable(name, vector, digest)  # before it is sent; `bind` checks again under the lock
     async with admission.residency.delivered(digest, content):
         if admission.bind(name, vector, digest):

@@ -1,11 +1,10 @@
 """A vector that a client uploads, or names by path: its size is checked before it is read, its header before decoding.
 
-Reading files and decoding run in a thread, so that the event loop goes on serving other requests.
+Reading files and decoding run in one thread, so that the event loop goes on serving other requests.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import struct
@@ -13,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from steer.serving.engine import background
 from steer.serving.engine.admission import Admission
 from vectors.errors import ArtifactError, UsageError
 from vectors.formats import native
@@ -36,13 +36,13 @@ async def received(admission: Admission, request: Any) -> tuple[str, SteeringVec
         parts = await collected(request.stream(), request.headers, REQUEST, "the request")
         name, path = _texts(parts, ("name", "path"), 'send {"name": "warm", "path": "warm.safetensors"}')
         require_name(name)
-        return name, await asyncio.to_thread(_from_path, admission, path)
+        return name, await background.run(_from_path, admission, path)
     name = request.query_params.get("name")
     if not name:
         raise UsageError("the vector has no name", "POST /steer/vectors?name=warm with the file as the body")
     require_name(name)
     parts = await collected(request.stream(), request.headers, largest(admission), "the file")
-    return name, await asyncio.to_thread(_from_parts, admission, parts)
+    return name, await background.run(_from_parts, admission, parts)
 
 
 async def received_arm(request: Any) -> tuple[str, str]:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import struct
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,6 +95,26 @@ def test_decoding_leaves_the_event_loop_alone(monkeypatch: pytest.MonkeyPatch) -
     received(Request([WARM.encode()]))
     assert threads != []
     assert threading.main_thread() not in threads
+
+
+def test_of_many_uploads_at_once_one_is_decoded_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several threads that run Python would each delay the event loop."""
+    running, most, decode = 0, 0, uploads.native.decode
+
+    def noted(content: bytes, path: Path) -> SteeringVector:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.002)
+        running -= 1
+        return decode(content, path)
+
+    async def several() -> list[tuple[str, SteeringVector]]:
+        return await asyncio.gather(*(uploads.received(admission(), Request([WARM.encode()])) for _ in range(12)))
+
+    monkeypatch.setattr(uploads, "native", SimpleNamespace(decode=noted))
+    assert len(asyncio.run(several())) == 12
+    assert most == 1
 
 
 @pytest.mark.parametrize(
