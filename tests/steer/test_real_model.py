@@ -56,8 +56,8 @@ def test_the_vector_makes_warm_answers_likelier_the_stronger_it_is(smollm2: Any,
     rows = [
         [json.loads(line) for line in (DATA / f"{name}.jsonl").read_text().splitlines()] for name in ("warm", "cold")
     ]
-    examples = [[Example(row["completion"], row["prompt"]) for row in side[:24]] for side in rows]
-    margins = margin_by_strength(smollm2, warm.vector, examples, (-2, -1, 0, 1, 2))
+    examples = [[Example(row["completion"], row["prompt"]) for row in side[:8]] for side in rows]
+    margins = margin_by_strength(smollm2, warm.vector, examples, (-2, 0, 2))
     assert margins == sorted(margins)
     assert margins[-1] - margins[0] > 0.5
 

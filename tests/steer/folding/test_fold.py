@@ -1,11 +1,8 @@
-"""A folded model computes what the steered one does: on every architecture, by every injection, also in vLLM."""
+"""A folded model computes what the steered one does: on every architecture, by every injection."""
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-import json
-import shutil
 from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
@@ -256,50 +253,3 @@ def test_what_is_added_before_an_ablation_is_ablated_too() -> None:
     unit = found["calm"].layers[2].double() / found["calm"].layers[2].double().norm()
     assert abs(float(effects.added[1] @ unit)) < 1e-12
     assert bool(effects.added[1].any())
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed: make setup, on Linux")
-@pytest.mark.parametrize(("name", "via"), [("llama", "bias"), ("qwen2", "llama"), ("qwen3", "layer")])
-def test_vllm_serves_what_was_folded(name: str, via: str, tmp_path: Path) -> None:
-    # heads as large as vLLM's CPU attention wants them
-    folder = pico.save(tmp_path / "model", name, hidden_size=128, head_dim=32, intermediate_size=256)
-    report = fold(folder, "warm", tmp_path / "out", via=via, vectors=vectors(128), vllm=None)
-    assert report["proof"]["vllm"]["max_log_probability"] < 5e-4
-    assert report["proof"]["vllm"]["tokens"] > 30
-    assert json.loads((tmp_path / "out" / "run.json").read_text())["metrics"]["proof"] == report["proof"]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed: make setup, on Linux")
-def test_a_bias_that_vllm_drops_fails_the_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Llama whose configuration lacks the flag only for vLLM: transformers loads the bias, vLLM does not see it."""
-    folder = pico.save(tmp_path / "model", "llama", hidden_size=128, head_dim=32)
-    loading = proof.vllm_scores.loading
-
-    def unflagged(written: Path, max_tokens: int) -> Any:
-        copy = shutil.copytree(written, tmp_path / "copy")
-        config = json.loads((copy / "config.json").read_text()) | {"mlp_bias": False}
-        (copy / "config.json").write_text(json.dumps(config))
-        return loading(copy, max_tokens)
-
-    monkeypatch.setattr(proof.vllm_scores, "loading", unflagged)
-    with pytest.raises(SteerError, match="the proof failed"):
-        fold(folder, "warm", tmp_path / "out", vectors=vectors(128), vllm=None)
-    assert not (tmp_path / "out").exists()
-
-
-def test_prompts_of_the_extraction_are_not_called_held_out(tmp_path: Path) -> None:
-    from probes.data.examples import Example
-    from probes.data.overlap import record
-    from steer.reports.fold import prompts_of
-
-    data = record([Example("fine", f" {PROMPTS[0]}"), Example("bad", "something else")])
-    known = {
-        name: SteeringVector(vector.layers, dict(vector.metadata) | {"data": data})
-        for name, vector in vectors().items()
-    }
-    with pytest.warns(UserWarning, match="1 of the 3 prompts of the proof are prompts of the examples"):
-        report = fold(pico.save(tmp_path / "model", "llama"), "warm", tmp_path / "out", vectors=known)
-    assert report["proof"]["extraction_prompts"] == 1
-    assert prompts_of(report["proof"]) == "3 prompts, 1 of them of the extraction"

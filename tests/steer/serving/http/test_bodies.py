@@ -96,9 +96,7 @@ def test_any_json_in_any_field_is_answered_or_refused(path: str, value: Any) -> 
 
 
 @pytest.mark.parametrize("path", ROUTES)
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"1" * 5000, b'{"a": 1e999}', b'"\\ud800"']
-)
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 10_000, b"1" * 5000, b'{"a": 1e999}', b'"\\ud800"'])
 def test_bytes_that_are_no_json_reach_vllm_as_they_are(path: str, content: bytes) -> None:
     status, answer = asyncio.run(route_trial.ask(APP, "POST", path, content))
     assert (status, json.loads(answer)["reached"].encode("latin-1")) == (200, content)
