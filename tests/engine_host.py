@@ -34,10 +34,27 @@ def start(settings: str | None, plugin: bool, **arguments: Any) -> dict[str, Any
         "disable_log_stats": True,
         "distributed_executor_backend": "uni",
         "block_size": 32,
+        **on_this_device(),
         **arguments,
     }
     ENGINE = LLM(**given)
     return {}
+
+
+def on_this_device() -> dict[str, Any]:
+    """What a GPU needs, where there is one: exact attention in float32, and the CUDA graphs of STEER_TEST_GRAPHS."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    os.environ["TRITON_F32_DEFAULT"] = "ieee"
+    given: dict[str, Any] = {"attention_backend": "TRITON_ATTN", "kv_cache_memory_bytes": 2**30}
+    graphs = os.environ.get("STEER_TEST_GRAPHS")
+    if graphs:
+        sizes = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+        compilation = {"cudagraph_mode": graphs, "cudagraph_capture_sizes": sizes}
+        given |= {"enforce_eager": False, "compilation_config": compilation}
+    return given
 
 
 def stop() -> dict[str, Any]:
@@ -88,6 +105,31 @@ def measure(jobs: list[dict[str, Any]]) -> dict[str, Any]:
     seconds, processor = time.perf_counter() - started, time.process_time() - used
     tokens = sum(len(found["ids"]) for found in answers.values())
     return {"seconds": seconds, "processor": processor, "steps": steps, "tokens": tokens, "spent": SPENT}
+
+
+def traffic(jobs: list[dict[str, Any]]) -> dict[str, Any]:
+    """All jobs at once: seconds until the last has ended; of each, those to its first token and those between tokens.
+
+    The time between two tokens of a request is the mean over its response.
+    """
+    engine = ENGINE.llm_engine
+    times: dict[str, list[float]] = {str(i): [] for i in range(len(jobs))}
+    counts = dict.fromkeys(times, 0)
+    started = time.perf_counter()
+    for i, job in enumerate(jobs):
+        engine.add_request(str(i), prompt(job), parameters(job))
+    while engine.has_unfinished_requests():
+        outputs = engine.step()
+        now = time.perf_counter() - started
+        for output in outputs:
+            times[output.request_id].append(now)
+            counts[output.request_id] += len(output.outputs[0].token_ids)
+    return {
+        "seconds": max(arrived[-1] for arrived in times.values()),
+        "first": [arrived[0] for arrived in times.values()],
+        "between": [(t[-1] - t[0]) / (counts[name] - 1) for name, t in times.items()],
+        "tokens": sum(counts.values()),
+    }
 
 
 def beside(jobs: list[dict[str, Any]], others: list[dict[str, Any]]) -> dict[str, Any]:
@@ -212,10 +254,10 @@ def parameters(job: dict[str, Any]) -> Any:
         n=job.get("n", 1),
         max_tokens=job.get("tokens", 8),
         ignore_eos=True,
-        logprobs=0,
+        logprobs=None if job.get("streamed") else 0,
         stop=job.get("stop"),
         extra_args=extra or None,
-        output_kind=RequestOutputKind.FINAL_ONLY,
+        output_kind=RequestOutputKind.DELTA if job.get("streamed") else RequestOutputKind.FINAL_ONLY,
         **scored,
     )
 
@@ -271,7 +313,7 @@ def count_preemptions() -> None:
 def main() -> None:
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whoever prints, prints elsewhere
-    calls = {f.__name__: f for f in (start, stop, generate, measure, beside, script, state)}
+    calls = {f.__name__: f for f in (start, stop, generate, measure, traffic, beside, script, state)}
     counting = False
     for line in sys.stdin:
         request = json.loads(line)
