@@ -48,7 +48,11 @@ def on_this_device() -> dict[str, Any]:
     if not torch.cuda.is_available():
         return {}
     os.environ["TRITON_F32_DEFAULT"] = "ieee"
-    given: dict[str, Any] = {"attention_backend": "TRITON_ATTN", "kv_cache_memory_bytes": 2**30}
+    given: dict[str, Any] = {
+        "attention_backend": "TRITON_ATTN",
+        "gpu_memory_utilization": 0.1,  # so that engines can start beside each other
+        "kv_cache_memory_bytes": 2**30,
+    }
     graphs = os.environ.get("STEER_TEST_GRAPHS")
     if graphs:
         sizes = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]

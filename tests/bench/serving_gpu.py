@@ -107,6 +107,7 @@ def main() -> None:
                 enforce_eager=False,
                 attention_backend=None,
                 block_size=None,
+                gpu_memory_utilization=0.35,
                 kv_cache_memory_bytes=14 * 2**30,
                 max_model_len=2048,
                 max_num_seqs=256,
