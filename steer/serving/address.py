@@ -65,9 +65,10 @@ def answers(address: Address) -> bool:
     try:
         connection.request("GET", "/health")
         return connection.getresponse().status == 200
-    except ssl.SSLError as error:
-        # The server speaks TLS and wants a certificate of its clients (--ssl-cert-reqs), which is an answer.
-        return "ALERT" in (error.reason or "")
+    except (ssl.SSLError, ConnectionError) as error:
+        # A server that wants a certificate of its clients (--ssl-cert-reqs) ends the handshake, or in TLS 1.3 the
+        # connection after it, with an alert, which may be lost when it closes. That is an answer too.
+        return isinstance(connection.sock, ssl.SSLSocket) or "ALERT" in (getattr(error, "reason", None) or "")
     except (OSError, http.client.HTTPException):
         return False
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib.util
 import itertools
 import json
@@ -134,7 +135,7 @@ def _served(
             env={**os.environ, **_environment(folder / "steer.json"), **environment},
             start_new_session=True,
             pass_fds=(lock,),
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=functools.partial(_die_with, os.getpid()) if sys.platform == "linux" else None,
         )
     server = Server(process, address, log)
     try:
@@ -286,9 +287,11 @@ def _require_port(host: str, port: int) -> None:
             ) from error
 
 
-def _die_with_parent() -> None:
-    """Runs in the child: when this process is killed, the child gets SIGTERM (Linux)."""
+def _die_with(parent: int) -> None:
+    """Runs in the child: when its parent is killed, the child gets SIGTERM (Linux); it ends if that has happened."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _alive(process: subprocess.Popen[bytes]) -> bool:

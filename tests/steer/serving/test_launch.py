@@ -212,6 +212,24 @@ def test_ctrl_c_while_it_ends_does_not_interrupt_the_ending(fake: Path, tmp_path
     assert gone(child(tmp_path / "log"))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a child of its parent's death")
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_server_ends_with_its_launcher_also_when_that_is_killed_while_it_starts_the_server(when: str) -> None:
+    """`before` or `after` the child has asked to be told; a pipe that both hold shows that both have ended."""
+    script = (
+        "import os, signal, sys, time; from steer.serving import launch\n"
+        "parent, before = os.getpid(), sys.argv[1] == 'before'\n"
+        "if not os.fork():\n"
+        "    while before and os.getppid() == parent: time.sleep(0.01)\n"
+        "    launch._die_with(parent); print('asked', flush=True); time.sleep(60)\n"
+        "if not before: time.sleep(1)\n"
+        "os.kill(parent, signal.SIGKILL)"
+    )
+    process = subprocess.run([sys.executable, "-c", script, when], capture_output=True, timeout=30, check=False)
+    assert process.returncode == -signal.SIGKILL
+    assert process.stdout.split() == ([b"asked"] if when == "after" else [])
+
+
 def serve_without_log(folder: Path, port: int, behaviour: str) -> Any:
     return launch.served(folder, {}, name="m", port=port, environment={"BEHAVIOUR": behaviour})
 
