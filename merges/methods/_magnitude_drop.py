@@ -47,13 +47,14 @@ def drop(
 ) -> None:  # fmt: skip
     """Drop in place. `values` [inputs, count] float32 are whole rows of `row` elements, from element `start` on.
 
-    `keys` (uint64), `density` and `epsilon` are [inputs]; a density of 1 keeps everything. Kept elements are divided by
-    their probability, rounded to float32, unless `divide` is False. Equal magnitudes rank in the order of their
-    positions.
+    `keys` (uint64), `density` and `epsilon` are [inputs]; a density of 1 keeps everything, one of 0 nothing. Kept
+    elements are divided by their probability, rounded to float32, unless `divide` is False. Equal magnitudes rank in
+    the order of their positions.
     """
     rows = np.abs(values).reshape(len(values), -1, row)
     order = np.argsort(rows, axis=2, kind="stable").reshape(values.shape)
-    _drop(values, order, row, keys, density, np.where(np.asarray(density) >= 1, 0.0, epsilon), start, divide)
+    certain = (np.asarray(density) >= 1) | (np.asarray(density) <= 0)
+    _drop(values, order, row, keys, density, np.where(certain, 0.0, epsilon), start, divide)
 
 
 def drop_block(task: TensorTask, block: Block, *, divide: bool) -> None:
@@ -82,5 +83,5 @@ def problems_of(task: TensorTask) -> list[str]:
     return [
         f"density {d:g} with epsilon {e:g} gives probabilities {d - e:g} to {d + e:g}, outside (0, 1]"
         for d, e in pairs
-        if d < 1 and (d - e <= 0 or d + e > 1)
+        if 0 < d < 1 and (d - e <= 0 or d + e > 1)
     ]

@@ -12,9 +12,7 @@ def weight(default: float = 1.0) -> Option:
 
 def density(default: float = 0.2) -> Option:
     """The option `density`, of each input: the share of a delta's elements that trimming or dropping keeps."""
-    return Option(
-        "density", default, "the share of a delta's elements that is kept", each=True, low=0, high=1, open_low=True
-    )
+    return Option("density", default, "the share of a delta's elements that is kept", each=True, low=0, high=1)
 
 
 SCALE = Option("lambda", 1.0, "a factor of the merged delta")

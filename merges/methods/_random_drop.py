@@ -37,7 +37,7 @@ def factors(task: TensorTask) -> np.ndarray:
     """The factor of each delta after the drop, by the option `rescale`, [inputs] float64."""
     density = task.each["density"]
     if task.options["rescale"] == "density":
-        return 1.0 / density
+        return np.divide(1.0, density, out=np.ones_like(density), where=density > 0)
     if task.options["rescale"] == "none":
         return np.ones(len(density))
     return stretch(task, lambda block: kernels.drop(block.values, keys(task), density, block.start))

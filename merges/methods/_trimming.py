@@ -43,9 +43,9 @@ def ranks(total: int, density: float, gamma: float = 0.0) -> tuple[int, int]:
     """The first and the last rank, of `total` magnitudes, that are kept; rank 1 is the greatest.
 
     A share `gamma`, the greatest, is dropped (less if too few would be left), and the next share `density` of the total
-    is kept.
+    is kept; for a density of 0 the last rank is below the first.
     """
-    count = retained_count(density, total)
+    count = retained_count(density, total) if density else 0
     dropped = min(int(gamma * total), total - count)
     return dropped + 1, dropped + count
 
@@ -53,6 +53,8 @@ def ranks(total: int, density: float, gamma: float = 0.0) -> tuple[int, int]:
 def limits_of(delta: np.ndarray, density: float, gamma: float = 0.0) -> tuple[float, float]:
     """The least and the greatest magnitude of a whole delta that are kept, by sorting; `limits` gives the same."""
     first, last = ranks(delta.size, density, gamma)
+    if last < first:
+        return math.inf, math.inf
     greatest_first = np.sort(np.abs(delta), axis=None)[::-1]
     return greatest_first[last - 1], greatest_first[first - 1] if first > 1 else math.inf
 
@@ -76,7 +78,8 @@ def _limits(task: TensorTask, tasks: Sequence[TensorTask]) -> tuple[np.ndarray, 
     gammas = task.each.get("gamma", np.zeros(len(task.inputs)))
     wanted = [ranks(total, float(d), float(g)) for d, g in zip(task.each["density"], gammas, strict=True)]
     low, high = np.zeros(len(wanted), np.float32), np.full(len(wanted), np.inf, np.float32)
-    trimmed = [m for m, (first, last) in enumerate(wanted) if first > 1 or last < total]
+    low[[last < first for first, last in wanted]] = np.inf  # nothing is kept of a density of 0
+    trimmed = [m for m, (first, last) in enumerate(wanted) if first <= last and (first > 1 or last < total)]
     if trimmed:
         # The first rank is needed only with gamma, and each rank costs time.
         pairs = [wanted[m] if wanted[m][0] > 1 else wanted[m][1:] * 2 for m in trimmed]

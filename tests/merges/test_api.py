@@ -386,3 +386,11 @@ def test_a_chat_template_is_kept_asked_for_or_agreed_on(here: Path) -> None:
     api.merge(recipe("a", chat_template="{{ mine }}"), "out4")
     assert (here / template.format(4)).read_text() == "{{ mine }}"
     api.verify("out4")
+
+
+@pytest.mark.parametrize("scope", ["tensor", "global"])
+def test_an_input_with_density_zero_adds_nothing(here: Path, scope: str) -> None:
+    parts = (Part("a", "a", {"density": 0.3}), Part("b", "b", {"density": 0.0}))
+    api.merge(Recipe("ties", parts, "base", scope=scope), "out")
+    api.merge(Recipe("ties", parts[:1], "base", scope=scope), "alone")
+    assert folders.same(here / "out", here / "alone")

@@ -30,10 +30,11 @@ def refused(made: Recipe, kind: type[SteerError], *sentences: str, out: str = "o
 
 
 def test_bad_numbers_and_words_are_refused_together(here: Path) -> None:
-    parts = (Part("a", "a", {"density": 0.0, "wieght": 1}), Part("b", "b", {"density": 1.5, "lambda": 2}))
+    parts = (Part("a", "a", {"density": -0.1, "wieght": 1}), Part("b", "b", {"density": 1.5, "lambda": 2}))
     error = refused(
         Recipe("ties", parts, "base", {"elect": "bfore"}, scope="globl", dtype="bfloat61"), UsageError,
-        "density is 0, outside (0, 1]", "density is 1.5, outside (0, 1]", "no option 'wieght' (did you mean weight?)",
+        "density is -0.1, outside [0, 1]", "density is 1.5, outside [0, 1]",
+        "no option 'wieght' (did you mean weight?)",
         "lambda applies to all inputs", "did you mean before?", "did you mean global?", "did you mean bfloat16?",
     )  # fmt: skip
     assert len(error.problems) == 7

@@ -68,7 +68,7 @@ COMMON = (*OF_INPUTS, "the output out exists")
         (
             THEIRS,
             ("'densty' (did you mean density?)", "an entry of models has no model", "normalize is 'maybe'",
-             "density is 1.5, outside (0, 1]", "did you mean bfloat16?"),
+             "density is 1.5, outside [0, 1]", "did you mean bfloat16?"),
         ),
         (
             THEIRS | {"merge_method": "teis"},

@@ -46,7 +46,7 @@ class Request(options.Force, options.Bindings, options.Merging):
     )
     weights: str | None = option(None, help="The weights of the inputs, such as 1,0.5; one number counts for all.")
     density: str | None = option(
-        None, help="The share of each delta to keep, in (0, 1]; one number for all inputs, or one for each."
+        None, help="The share of each delta to keep, from 0 to 1; one number for all inputs, or one for each."
     )
     scale: float | None = option(None, help="The factor that multiplies the merged delta.", flag="--lambda")
     scope: str | None = option(

@@ -403,3 +403,14 @@ def test_ties_agrees_with_its_reference_on_any_shape(
         found = merged(pool, "ties", base, models, {"density": density})
     wanted = plus(base, reference.ties(deltas(base, models), np.ones(count), np.full(count, density)))
     np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("name", ["ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties", "della"])
+def test_of_a_density_of_zero_nothing_is_kept(pool: Pool, name: str) -> None:
+    """As mergekit takes it: the input counts as the base itself."""
+    base, models = tensors("random", 2)
+    found = merged(pool, name, base, models, {"density": [0.5, 0.0], "weight": [1.0, 2.0]})
+    without = np.stack([models[0], base])
+    expected = merged(pool, name, base, without, {"density": [0.5, 0.5], "weight": [1.0, 2.0]})
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(merged(pool, name, base, models, {"density": 0.0}), base)

@@ -140,7 +140,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(here: Path, capsys: pytest
         (
             ["merge", "a", "b", "--ties", "--base", "base", "--density", "2", "-o", "x"],
             2,
-            "density is 2, outside (0, 1]",
+            "density is 2, outside [0, 1]",
         ),
         (["merge", "a", "b", "--ties", "--base", "base", "-o", "a"], 1, "the output a exists"),
         (["merge", "a", "--ties", "--base", "base"], 2, "no output is given"),
@@ -214,7 +214,7 @@ def test_the_options_of_the_chosen_method_are_listed(capsys: pytest.CaptureFixtu
     assert run(["merge", "--ties", "--list-options", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert listed["name"] == "ties"
-    assert listed["options"]["density"]["range"] == "(0, 1]"
+    assert listed["options"]["density"]["range"] == "[0, 1]"
     assert listed["options"]["elect"]["range"] == "before, after"
     assert run(["merge", "--method", "teis", "--list-options"]) == 2
     assert "did you mean ties?" in capsys.readouterr().err
