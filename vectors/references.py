@@ -13,7 +13,7 @@ from vectors import bundled
 from vectors.documents import json_text
 from vectors.documents.artifacts import CONFIGURATION, INDEX
 from vectors.documents.schema import problems_of
-from vectors.errors import ModelError
+from vectors.errors import ModelError, shortened
 from vectors.storage.files import digest_bytes
 from vectors.weights import read_header
 
@@ -27,6 +27,8 @@ NOT_FETCHED = [
     "consolidated*", "*/*.safetensors", "*/*.index.json", "original/*", "onnx/*", "openvino/*", "coreml/*", "gguf/*",
     "checkpoint-*/*", "runs/*", "logs/*", ".*/*",
 ]  # fmt: skip
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_OTHERS = {"*.gguf": "GGUF", "*.h5": "TensorFlow", "*.msgpack": "Flax", "*.onnx": "ONNX", "*.npz": "NumPy"}
 VOLATILE = ("_name_or_path", "_model_name_or_path", "transformers_version", "torch_dtype", "dtype")
 
 
@@ -191,6 +193,25 @@ def weight_files(folder: Path) -> list[Path]:
     if not index.is_file():
         return sorted(folder.glob("*.safetensors"))
     return sorted(folder / name for name in set(weight_map(index).values()))
+
+
+def without_safetensors(reference: str, folder: Path) -> ModelError:
+    """The error for a model folder without safetensors: what its weights are instead, and how to convert them."""
+    files = [path.name for pattern in _PICKLES for path in folder.glob(pattern)]
+    pickled = sorted(name for name in files if name != "training_args.bin")
+    if pickled:
+        return ModelError(
+            f"{reference} has its weights in {shortened(pickled)}, which are pickles and may run code when they are "
+            "opened, and none as safetensors",
+            "use a revision with safetensors, or convert it where nothing is at stake: "
+            f"AutoModelForCausalLM.from_pretrained('{reference}', weights_only=True).save_pretrained('NEW')",
+        )
+    for pattern, name in _OTHERS.items():
+        if any(folder.glob(pattern)):
+            return ModelError(
+                f"{reference} has its weights as {name}, not as safetensors", "use the model that they were made of"
+            )
+    return ModelError(f"{reference} has no safetensors weights", "save the model as safetensors")
 
 
 def weight_map(index: Path) -> dict[str, str]:

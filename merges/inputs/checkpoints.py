@@ -15,8 +15,6 @@ from vectors.errors import ModelError, shortened
 from vectors.weights import Entry, entries_of
 
 _POINTER = b"version https://git-lfs"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_OTHERS = {"*.gguf": "GGUF", "*.h5": "TensorFlow", "*.msgpack": "Flax", "*.onnx": "ONNX", "*.npz": "NumPy"}
 # What quantisers call the tensors that they keep beside or instead of a weight.
 _QUANTISED = re.compile(
     r"(qweight|qzeros|g_idx|weight_packed|weight_scale(_inv)?|weight_zero_point|input_scale|SCB|absmax|quant_map"
@@ -29,7 +27,7 @@ def read(reference: str, folder: Path, config: Mapping[str, Any]) -> tuple[tuple
     """The weight files of a model folder, and its parameters. Raises ModelError with every problem."""
     files = tuple(references.weight_files(folder))
     if not files:
-        raise _without_safetensors(reference, folder)
+        raise references.without_safetensors(reference, folder)
     missing = [f"{reference} lacks its shard {file.name}" for file in files if not os.path.isfile(file)]
     pointers = [file.name for file in files if os.path.isfile(file) and is_pointer(file)]
     if pointers:
@@ -52,24 +50,6 @@ def is_pointer(file: Path) -> bool:
     """Whether a file is a pointer of Git LFS in place of what it points to."""
     with file.open("rb") as opened:
         return opened.read(len(_POINTER)) == _POINTER
-
-
-def _without_safetensors(reference: str, folder: Path) -> ModelError:
-    files = [path.name for pattern in _PICKLES for path in folder.glob(pattern)]
-    pickled = sorted(name for name in files if name != "training_args.bin")
-    if pickled:
-        return ModelError(
-            f"{reference} has its weights in {shortened(pickled)}, which are pickles and may run code when they are "
-            "opened, and none as safetensors",
-            "use a revision with safetensors, or convert it where nothing is at stake: "
-            f"AutoModelForCausalLM.from_pretrained('{reference}', weights_only=True).save_pretrained('NEW')",
-        )
-    for pattern, name in _OTHERS.items():
-        if any(folder.glob(pattern)):
-            return ModelError(
-                f"{reference} has its weights as {name}, not as safetensors", "use the model that they were made of"
-            )
-    return ModelError(f"{reference} has no safetensors weights", "save the model as safetensors")
 
 
 def _check_index(reference: str, folder: Path, entries: Mapping[str, Entry]) -> None:

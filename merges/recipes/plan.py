@@ -107,7 +107,7 @@ def plan(
     if not refused and method is not None:
         recipe, sources = _canonical(recipe, sources, method)
     tried = stand_in(recipe, opened, base) if refused else (recipe, sources)
-    compared = compare(recipe, method, sources, base)
+    compared = compare(recipe, method, sources, base, complete=not unopened)
     if compared.error is not None:
         errors.append(compared.error)
     if tried is None or not compared.comparable:

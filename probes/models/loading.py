@@ -40,6 +40,8 @@ class OpenedModel(NamedTuple):
 def open_model(reference: str | Path) -> OpenedModel:
     """Resolve a causal language model and read everything but its weights. Raises ModelError."""
     source = references.resolve(str(reference))
+    if not references.weight_files(source.path):
+        raise references.without_safetensors(str(reference), source.path)
     identity = references.identity(source)
 
     from transformers import AutoConfig, AutoTokenizer

@@ -130,3 +130,11 @@ def test_a_recipe_given_as_an_input_gets_the_command_that_takes_it(
     (here / name).write_text("{}")
     assert run(["merge", name, "-o", "out"]) == 2
     assert f"hint: steer merge --recipe {name} -o OUT" in capsys.readouterr().err
+
+
+def test_a_base_that_an_adapter_names_and_is_not_there_is_one_problem(here: Path) -> None:
+    folders.adapter(here / "lora", config={"base_model_name_or_path": "/no/such/base"})
+    with pytest.raises(SteerError) as caught:
+        api.merge(folders.recipe("lora", base=None, method="task_arithmetic"), "out")
+    assert not any("needs a base model" in problem for problem in caught.value.problems)
+    assert any("lora names /no/such/base as its base" in problem for problem in caught.value.problems)

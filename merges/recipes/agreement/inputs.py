@@ -24,14 +24,19 @@ class Comparison:
     comparable: bool  # whether the inputs are of one family, so that their tensors can be compared
 
 
-def compare(recipe: Recipe, method: MergeMethod | None, sources: Sequence[Source], base: Source | None) -> Comparison:
-    """Compare the opened inputs of a recipe with each other and with the base; `method` is None for an unknown one."""
+def compare(
+    recipe: Recipe, method: MergeMethod | None, sources: Sequence[Source], base: Source | None, *, complete: bool = True
+) -> Comparison:
+    """Compare the opened inputs of a recipe with each other and with the base; `method` is None for an unknown one.
+
+    `complete` is whether all inputs could be opened: of others, one may have recorded the base.
+    """
     problems: list[str] = []
     notes: list[str] = []
     of_method = method.base if method is not None else "optional"
     needs_base = of_method == "needed" or recipe.as_ == "vector" or any(s.is_delta for s in sources)
     only_deltas = all(s.is_delta for s in sources)
-    if needs_base and base is None and not recipe.base and not (only_deltas and recipe.as_ == "vector"):
+    if needs_base and base is None and complete and not recipe.base and not (only_deltas and recipe.as_ == "vector"):
         problems.append(f"{recipe.method} needs a base model to take deltas against, and none is given")
     if base is not None and base.kind != "model":
         problems.append(f"the base {base.reference} is a {base.kind}, not a model")

@@ -42,6 +42,24 @@ def test_a_tensor_of_a_dtype_that_no_one_knows_is_a_model_error(folder: Path) ->
         loading.load(folder, "cpu", "float32")
 
 
+@pytest.mark.parametrize(
+    ("name", "problem", "hint"),
+    [
+        ("pytorch_model.bin", "pytorch_model.bin, which are pickles and may run code", "weights_only=True"),
+        ("model.gguf", "as GGUF, not as safetensors", "use the model that they were made of"),
+        ("notes.txt", "has no safetensors weights", "save the model as safetensors"),
+    ],
+)
+def test_a_folder_without_safetensors_says_what_it_has_and_how_to_convert_it(
+    folder: Path, name: str, problem: str, hint: str
+) -> None:
+    (folder / "model.safetensors").rename(folder / name)
+    with pytest.raises(ModelError) as caught:
+        loading.open_model(folder)
+    assert problem in str(caught.value)
+    assert hint in caught.value.hint
+
+
 def test_a_configuration_of_no_known_model_is_a_model_error(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "nothing"}))
