@@ -49,7 +49,10 @@ def open_pair(
     notes = align([tuned], base_model)
     allowed = [key for key in allow_config if key != tokenizers.ALLOWED]
     of_settings = settings.compare(base_model, [tuned], allowed)
-    of_tokens = tokenizers.compare(base_model, [tuned], allow_config)
+    of_tokens = tokenizers.compare(base_model, [tuned], allow_config, models=False)
+    if of_tokens.problems and tokenizers.only_added(base_model.path, tuned.path):
+        # Rows that no token had are those of the new tokens: nothing is mixed.
+        of_tokens = tokenizers.Agreement([], [*of_tokens.notes, *of_tokens.problems])
     hints = [settings.hint(base)] * bool(of_settings.problems)
     hints += [f"--allow-config {tokenizers.ALLOWED} compares rows by their position"] * bool(of_tokens.problems)
     problems += [*of_settings.problems, *of_tokens.problems]

@@ -273,6 +273,18 @@ def _never_used(main: Source, ids: Mapping[str, int], rows: int) -> bool:
     return not towers and all(_OF_TOWERS.fullmatch(token) for token, number in ids.items() if number >= rows)
 
 
+def only_added(folder: Path, other: Path) -> bool:
+    """Whether two vocabularies differ only in tokens whose ids stand for no token in the other model."""
+    ours, theirs = tokens_of(folder), tokens_of(other)
+    if ours is None or theirs is None:
+        return False
+    names = {number: token for token, number in ours.ids.items()}
+    return all(
+        names.get(number, token) == token and ours.ids.get(token, number) == number
+        for token, number in theirs.ids.items()
+    )
+
+
 def _difference(ours_name: str, ours: Mapping[str, int], theirs_name: str, theirs: Mapping[str, int]) -> str:
     """How two vocabularies differ, in a sentence; empty if they do not."""
     if ours == theirs:

@@ -49,6 +49,19 @@ def test_tokens_with_other_ids_are_refused_unless_allowed(here: Path) -> None:
     api.diff("base", "other", "v.safetensors", allow_config=["vocabulary"])
 
 
+def test_tokens_that_take_rows_without_a_token_are_noted(here: Path) -> None:
+    """As fine-tunes do that use spare rows of the embedding for the turns of a chat."""
+    folders.write(here / "other", folders.tuned(folders.weights(0), 1), tokenizer=True)
+    path = here / "base" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    last = max(content["model"]["vocab"], key=content["model"]["vocab"].get)
+    del content["model"]["vocab"][last]
+    path.write_text(json.dumps(content))
+    notes: list[str] = []
+    api.diff("base", "other", "v.safetensors", on_event=lambda event: notes.append(event.message))
+    assert any(f"only other has {last!r}" in note for note in notes if note)
+
+
 def test_tensors_that_are_left_out_are_named(here: Path) -> None:
     folders.write(here / "old", folders.weights(0, "F32") | MASKS)
     folders.write(here / "new", folders.weights(1, "F32"))
