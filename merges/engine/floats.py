@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 
 from vectors.weights import FLOATS, SIZES
 
-MERGED = (*FLOATS, "F64")  # the dtypes that can be merged; float64 is rounded to float32 when it is read
+MERGEABLE = (*FLOATS, "F64")  # the dtypes that can be merged; float64 is rounded to float32 when it is read
 OPTIONS = {"nogil": True, "cache": True, "error_model": "numpy"}
 _HALF_BIAS = np.float32(2.0**112)  # the ratio of the exponents' biases of float32 and float16
 
@@ -106,13 +106,13 @@ def encode_bfloat16(values, out):  # type: ignore[no-untyped-def]
     greatest = np.uint32(0)
     for i in range(values.size):
         value = values[i]
-        single = np.float32(value)
-        wide = np.float64(single)
-        inexact = np.uint32(wide != value)
-        away = np.uint32(abs(wide) > abs(value))
-        odd = np.uint32(to_bits(single) - np.uint32(inexact & away)) | inexact
-        even = np.uint32(odd >> np.uint32(16)) & np.uint32(1)
-        rounded = np.uint32(odd + np.uint32(0x7FFF) + np.uint32(even)) >> np.uint32(16)
+        nearest = np.float32(value)
+        widened = np.float64(nearest)
+        inexact = np.uint32(widened != value)
+        too_large = np.uint32(abs(widened) > abs(value))
+        rounded_to_odd = np.uint32(to_bits(nearest) - np.uint32(inexact & too_large)) | inexact
+        last_bit = np.uint32(rounded_to_odd >> np.uint32(16)) & np.uint32(1)
+        rounded = np.uint32(rounded_to_odd + np.uint32(0x7FFF) + np.uint32(last_bit)) >> np.uint32(16)
         out[i] = np.uint16(rounded)
         greatest = max(greatest, np.uint32(rounded & np.uint32(0x7FFF)))
     return greatest < 0x7F80

@@ -76,10 +76,10 @@ class Zero:
 
 
 @njit(**OPTIONS)
-def _product(up, down, scale, first, skip, out):  # type: ignore[no-untyped-def]
-    """out = scale * (up @ down), from element `skip` of row `first` on, summed in the order of the ranks."""
+def _product(up, down, scale, first_row, first_column, out):  # type: ignore[no-untyped-def]
+    """out = scale * (up @ down), from `first_column` of row `first_row` on, summed in the order of the ranks."""
     columns = down.shape[1]
-    row, column = first, skip
+    row, column = first_row, first_column
     filled = 0
     while filled < out.size:
         width = min(columns - column, out.size - filled)
@@ -135,11 +135,11 @@ class Sparse:
 
 
 class Rows:
-    """Rows of other readers, for vocabularies: row i is row `source[i]` of `readers[which[i]]`, or zero for -1."""
+    """Rows of other readers, for vocabularies: row i is row `rows[i]` of `readers[indices[i]]`; zeros for index -1."""
 
-    def __init__(self, readers: Sequence[Reader], which: np.ndarray, source: np.ndarray) -> None:
-        self.readers, self.which, self.source = readers, which, source
-        self.shape: tuple[int, ...] = (len(source), *readers[0].shape[1:])
+    def __init__(self, readers: Sequence[Reader], indices: np.ndarray, rows: np.ndarray) -> None:
+        self.readers, self.indices, self.rows = readers, indices, rows
+        self.shape: tuple[int, ...] = (len(rows), *readers[0].shape[1:])
 
     def read(self, start: int, stop: int, out: np.ndarray) -> bool:
         width = math.prod(self.shape[1:])
@@ -148,23 +148,24 @@ class Rows:
             row, column = divmod(position, width)
             # Rows that are consecutive in the source too are read at once.
             last = row
-            while (last + 1) * width < stop and self._follows(last):
+            while (last + 1) * width < stop and self._is_consecutive(last):
                 last += 1
             end = min((last + 1) * width, stop)
             part = out[position - start : end - start]
-            if self.which[row] < 0:
+            if self.indices[row] < 0:
                 part[:] = 0
             else:
-                begin = int(self.source[row]) * width + column
-                finite &= self.readers[self.which[row]].read(begin, begin + end - position, part)
+                begin = int(self.rows[row]) * width + column
+                finite &= self.readers[self.indices[row]].read(begin, begin + end - position, part)
             position = end
         return finite
 
-    def _follows(self, row: int) -> bool:
+    def _is_consecutive(self, row: int) -> bool:
+        """Whether the next row is the next one of the same reader."""
         return (
-            self.which[row] >= 0
-            and self.which[row + 1] == self.which[row]
-            and self.source[row + 1] == self.source[row] + 1
+            self.indices[row] >= 0
+            and self.indices[row + 1] == self.indices[row]
+            and self.rows[row + 1] == self.rows[row] + 1
         )
 
 
@@ -208,7 +209,7 @@ class Sum:
         return finite
 
 
-def whole(reader: Reader) -> np.ndarray:
+def read_whole(reader: Reader) -> np.ndarray:
     """The whole tensor as float32, in its shape."""
     out = np.empty(math.prod(reader.shape), np.float32)
     reader.read(0, out.size, out)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from merges.engine.floats import MERGED
+from merges.engine.floats import MERGEABLE
 from vectors import references
 from vectors.errors import ModelError, shortened
 from vectors.weights import Entry, entries_of
@@ -89,7 +89,7 @@ def is_quantised(config: Mapping[str, Any], entries: Mapping[str, Entry]) -> boo
 
 def _packed(name: str, entry: Entry, named: bool) -> bool:
     """Whether a tensor was written by a quantiser; `named` is whether the configuration names one."""
-    if entry.dtype in MERGED:
+    if entry.dtype in MERGEABLE:
         return named and bool(_QUANTISED.search(name))
     if entry.dtype[0] in "FC" or _QUANTISED.search(name):
         return True
@@ -103,7 +103,7 @@ def _require_plain(reference: str, config: Mapping[str, Any], entries: Mapping[s
     if not is_quantised(config, entries):
         return
     quantised_by = quantiser(config)
-    kinds = Counter(entry.dtype for entry in entries.values() if entry.dtype not in MERGED)
+    kinds = Counter(entry.dtype for entry in entries.values() if entry.dtype not in MERGEABLE)
     if quantised_by is not None:
         raise ModelError(
             f"{reference} is quantised ({quantised_by}), and quantised weights can't be merged",

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from merges.engine.floats import MERGED, to_float32
+from merges.engine.floats import MERGEABLE, to_float32
 from merges.engine.readers import Dense, LowRank, Reader, Sparse, Sum, Zero
 from merges.inputs import bases, checkpoints, heads, locations
 from merges.inputs.adapters import folder as adapters
@@ -77,7 +77,7 @@ class Source:
         if self.kind == "adapter":
             assert self.adapter is not None
             return {n: r.shape for n, r in (self.adapter.deltas | self.adapter.weights).items()}
-        return {name: entry.shape for name, entry in self.entries.items() if entry.dtype in MERGED}
+        return {name: entry.shape for name, entry in self.entries.items() if entry.dtype in MERGEABLE}
 
     @cached_property
     def tied(self) -> bool:

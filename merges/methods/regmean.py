@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from merges.engine.method import MergeMethod, Statistic
-from merges.engine.readers import whole
+from merges.engine.readers import read_whole
 from merges.engine.tensor_task import Block, TensorTask
 from vectors.registry.options import Option
 
@@ -26,7 +26,7 @@ def combine(task: TensorTask, block: Block, _prepared: None) -> np.ndarray:
     readers = task.statistics["gram"]
     if not readers:
         return values.mean(0)
-    grams = [whole(reader).astype(np.float64) for reader in readers]
+    grams = [read_whole(reader).astype(np.float64) for reader in readers]
     alpha = task.options["alpha"]
     grams = [alpha * gram + (1 - alpha) * np.diag(np.diag(gram)) for gram in grams]
     left = sum(value @ gram for value, gram in zip(values, grams, strict=True))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from merges.engine.floats import MERGED
+from merges.engine.floats import MERGEABLE
 from merges.engine.jobs import run
 from merges.engine.pool import Pool
 from merges.engine.tensor_task import TensorTask
@@ -48,7 +48,7 @@ def from_models(
     with collecting(errors):
         base_model, tuned = pairs.open_pair(base, finetuned, allow_config, on_event=on_event)
     raise_together(errors)
-    names = [name for name in sorted(base_model.entries) if base_model.entries[name].dtype in MERGED]
+    names = [name for name in sorted(base_model.entries) if base_model.entries[name].dtype in MERGEABLE]
 
     with Pool(threads) as pool:
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from merges.engine.floats import MERGED, encode, storage, to_float32
+from merges.engine.floats import MERGEABLE, encode, storage, to_float32
 from merges.engine.pool import Pool
 from merges.engine.readers import Dense
 from merges.engine.selection import magnitudes
@@ -93,7 +93,7 @@ def diff(
     with collecting(errors):
         base_model, tuned = open_pair(base, finetuned, allow_config, on_event=on_event)
     raise_together(errors)
-    names = [name for name in sorted(base_model.entries) if base_model.entries[name].dtype in MERGED]
+    names = [name for name in sorted(base_model.entries) if base_model.entries[name].dtype in MERGEABLE]
     width = {"bf16": 2.0, "sparse": 12 * chosen_storage.value}.get(chosen_storage.kind, 4.0)
     sizes = {name: int(base_model.entries[name].elements * width) for name in names}
     groups = shards(sizes, *([shard] if shard else []))

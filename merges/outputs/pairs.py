@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from merges.engine.floats import MERGED
+from merges.engine.floats import MERGEABLE
 from merges.engine.pool import Pool
 from merges.engine.tensor_task import Block, Computation, Input, TensorTask
 from merges.inputs.alignment import align
@@ -73,9 +73,9 @@ def open_pair(
         a, b = base_model.entries[name], tuned.entries[name]
         if a.shape != b.shape:
             shapes.append(f"{name} is {list(a.shape)} in {base}, {list(b.shape)} in {finetuned}")
-        elif (a.dtype in MERGED) != (b.dtype in MERGED):
+        elif (a.dtype in MERGEABLE) != (b.dtype in MERGEABLE):
             dtypes.append(f"{name} is {a.dtype} in {base}, {b.dtype} in {finetuned}")
-        elif a.dtype not in MERGED and not np.array_equal(mapped(a), mapped(b)):
+        elif a.dtype not in MERGEABLE and not np.array_equal(mapped(a), mapped(b)):
             dtypes.append(f"{name} is {a.dtype}, not floating-point, and differs")
     of_tensors = [*misfits, *first_of(shapes), *first_of(dtypes)]
     if problems or of_tensors:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from merges.engine.floats import MERGED
+from merges.engine.floats import MERGEABLE
 from merges.engine.jobs import Copy, Job
 from merges.engine.method import MergeMethod
 from merges.engine.pool import Pool
@@ -119,7 +119,7 @@ class Builder:
 
     def _job(self, name: str) -> Job | None:
         entry = self.frame.get(name)
-        if entry is not None and entry.dtype not in MERGED:
+        if entry is not None and entry.dtype not in MERGEABLE:
             return self._fixed(name, entry)
         shape = self.shapes[name]
         if self.union is not None and name in self.union.parameters:
@@ -292,7 +292,7 @@ class Builder:
                 if wanted is None or (entry is None and not required):
                     readers = []
                     break
-                if entry is None or entry.shape != wanted or entry.dtype not in MERGED:
+                if entry is None or entry.shape != wanted or entry.dtype not in MERGEABLE:
                     actual = "is missing" if entry is None else f"is {entry.dtype} {list(entry.shape)}"
                     self.problems.append(f"{extra} of {part.name}: {name} {actual}, {list(wanted)} is needed")
                     readers.append(Zero(wanted))
@@ -358,7 +358,7 @@ class Builder:
         if first is None or len(inputs) < least or (most is not None and len(inputs) > most):
             self.problems.append(f"{self.recipe.method} can't take the {len(inputs)} source(s) of {tensor.name}")
             return None
-        if first.dtype not in MERGED:
+        if first.dtype not in MERGEABLE:
             return Copy(tensor.name, first)
         base: Reader | None = None
         if base_source is not None:

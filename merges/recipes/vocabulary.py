@@ -87,7 +87,7 @@ class Union:
         holders = {model.reference: model.reader(name, ())[0] for model in self.models if name in model.entries}
         readers: list[Reader] = [reader, *holders.values()]
         reader_of = {reference: i + 1 for i, reference in enumerate(holders)}
-        which, rows = np.full(len(self.tokens), -1), np.zeros(len(self.tokens), np.int64)
+        reader_of_row, rows = np.full(len(self.tokens), -1), np.zeros(len(self.tokens), np.int64)
         means: list[np.ndarray] = []
         for i, token in enumerate(self.tokens):
             chosen = self.chosen.get(token)
@@ -99,20 +99,20 @@ class Union:
             first = self.models[0].reference
             if chosen is not None and (chosen.force or source.reference not in row_by_model):
                 if chosen.reference in reader_of and chosen.row < holders[chosen.reference].shape[0]:
-                    which[i], rows[i] = reader_of[chosen.reference], chosen.row
+                    reader_of_row[i], rows[i] = reader_of[chosen.reference], chosen.row
             elif source.reference in row_by_model:
-                which[i], rows[i] = 0, row_by_model[source.reference]
+                reader_of_row[i], rows[i] = 0, row_by_model[source.reference]
             elif first in row_by_model:
-                which[i], rows[i] = reader_of[first], row_by_model[first]
+                reader_of_row[i], rows[i] = reader_of[first], row_by_model[first]
             elif len(row_by_model) == 1:
                 reference = next(iter(row_by_model))
-                which[i], rows[i] = reader_of[reference], row_by_model[reference]
+                reader_of_row[i], rows[i] = reader_of[reference], row_by_model[reference]
             elif row_by_model:
-                which[i], rows[i] = len(readers), len(means)
+                reader_of_row[i], rows[i] = len(readers), len(means)
                 means.append(np.mean([_row(holders[ref], row) for ref, row in sorted(row_by_model.items())], 0))
         if means:
             readers.append(Array(np.stack(means).astype(np.float32)))
-        return Rows(readers, which, rows)
+        return Rows(readers, reader_of_row, rows)
 
 
 def _row(reader: Reader, row: int) -> np.ndarray:

@@ -29,10 +29,10 @@ class PendingModel:
 
     def read(self, name: str) -> np.ndarray:
         """A tensor of the source in memory, float32; for small tensors."""
-        from merges.engine.readers import whole
+        from merges.engine.readers import read_whole
 
         job = self.jobs[name]
-        return whole(Dense(job.entry) if isinstance(job, Copy) else job.inputs[0].reader)
+        return read_whole(Dense(job.entry) if isinstance(job, Copy) else job.inputs[0].reader)
 
     def tensor_from(self, name: str, reader: Reader, dtype: str = "F32") -> TensorTask:
         """A tensor written as the reader gives it, in `dtype`."""

@@ -6,10 +6,10 @@
 The peers need an environment of their own: see `peers.py`. Each round runs every contestant once, in turn, so a
 drift of the machine meets them all; where others share the machine, `--processor --threads 1` counts the seconds that
 each had a processor. An example is one text. Ours is the whole call of `steer.extract`: reading,
-tokenising, activations at every layer, the held-out judgement with its shuffled floor. The bare pass computes as many
-tokens as ours must (each distinct token of the prefix tree once), in dense unpadded batches as wide as the examples are
-long, of the size that is fastest, without head and cache; "activations" is our pass alone, without tokenising and
-judgement.
+tokenising, activations at every layer, the held-out judgement with its negative controls. The bare pass computes as
+many tokens as ours must (each distinct token of the prefix tree once), in dense unpadded batches as wide as the
+examples are long, of the size that is fastest, without head and cache; "activations" is our pass alone, without
+tokenising and judgement.
 """
 
 from __future__ import annotations

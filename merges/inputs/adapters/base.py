@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from merges.engine.floats import MERGED
+from merges.engine.floats import MERGEABLE
 from merges.inputs import names
 from merges.inputs.decoder import in_tower
 from merges.inputs.heads import embedding_of, is_head
@@ -89,4 +89,4 @@ class Base:
 
     def merges(self, parameter: str) -> bool:
         """Whether a parameter is floating-point of a dtype that can be merged."""
-        return self.entries[parameter].dtype in MERGED
+        return self.entries[parameter].dtype in MERGEABLE

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from merges.engine.adapted import Magnitude, Scaled
-from merges.engine.readers import Array, Dense, LowRank, Reader, Rows, Sum, whole
+from merges.engine.readers import Array, Dense, LowRank, Reader, Rows, Sum, read_whole
 from merges.inputs.adapters import experts
 from merges.inputs.adapters.base import Base
 from merges.inputs.adapters.keys import Contents, Module, same
@@ -198,9 +198,10 @@ def _put_rows(changes: Changes, base: Base, settings: Settings, name: str, entry
     elif min(indices, default=0) < 0 or max(indices, default=0) >= rows:
         changes.problems.append(f"trains the token {max(indices)} of {name}, where the base has {rows} rows")
     else:
-        which, source = np.zeros(rows, np.int64), np.arange(rows)
-        which[indices], source[indices] = 1, np.arange(len(indices))
-        changes.weights[parameter] = Rows([_current(changes, base, parameter), Dense(entry)], which, source)
+        reader_of_row, row_in_reader = np.zeros(rows, np.int64), np.arange(rows)
+        reader_of_row[indices], row_in_reader[indices] = 1, np.arange(len(indices))
+        readers = [_current(changes, base, parameter), Dense(entry)]
+        changes.weights[parameter] = Rows(readers, reader_of_row, row_in_reader)
 
 
 def _without_tied_head(contents: Contents, base: Base, changes: Changes) -> Contents:
@@ -253,4 +254,4 @@ def _without_tied_head(contents: Contents, base: Base, changes: Changes) -> Cont
 
 def numbers(entry: Entry) -> np.ndarray:
     """A tensor as float32, in its shape."""
-    return whole(Dense(entry))
+    return read_whole(Dense(entry))

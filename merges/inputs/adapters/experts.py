@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from merges.engine.adapted import Slice, Stack
-from merges.engine.readers import Dense, LowRank, Reader, whole
+from merges.engine.readers import Dense, LowRank, Reader, read_whole
 from merges.inputs.adapters.base import Base
 from merges.inputs.adapters.keys import Module
 from merges.inputs.adapters.settings import Settings
@@ -63,7 +63,7 @@ def _split(
     shape = skeleton.shapes[parameter]
     if set(module.factors) != {"A", "B"} or module.magnitude is not None:
         raise ValueError("of which it does not have two factors")
-    up, down = whole(Dense(module.factors["B"])), whole(Dense(module.factors["A"]))
+    up, down = read_whole(Dense(module.factors["B"])), read_whole(Dense(module.factors["A"]))
     count = shape[0] if len(shape) == 3 else 1
     rank, scale = settings.rank(parameter), settings.scale(parameter)
     if up.ndim != 2 or down.ndim != 2 or up.shape[1] != rank * count or down.shape[0] != rank * count:

@@ -6,7 +6,7 @@ import os.path
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from merges.engine.floats import MERGED
+from merges.engine.floats import MERGEABLE
 from merges.engine.readers import Reader
 from merges.inputs.adapters import changes, keys
 from merges.inputs.adapters.base import Base
@@ -53,9 +53,9 @@ def read(folder: Path, base: Base) -> Adapter:
     problems = [
         f"holds {key} as {entry.dtype}, not floating-point"
         for key, entry in entries.items()
-        if entry.dtype not in MERGED
+        if entry.dtype not in MERGEABLE
     ]
-    contents = keys.sorted_out({key: entry for key, entry in entries.items() if entry.dtype in MERGED})
+    contents = keys.sorted_out({key: entry for key, entry in entries.items() if entry.dtype in MERGEABLE})
     changed = changes.of(contents, settings, base)
     problems += contents.problems + changed.problems
     if not problems and not changed.deltas and not changed.weights:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from merges.engine.readers import Dense, whole
+from merges.engine.readers import Dense, read_whole
 from vectors.weights import Entry
 
 _PREFIX = "base_model.model."
@@ -79,4 +79,4 @@ def sorted_out(entries: Mapping[str, Entry]) -> Contents:
 
 def same(a: Entry, b: Entry) -> bool:
     """Whether two tensors hold the same numbers."""
-    return a.shape == b.shape and bool(np.array_equal(whole(Dense(a)), whole(Dense(b))))
+    return a.shape == b.shape and bool(np.array_equal(read_whole(Dense(a)), read_whole(Dense(b))))

@@ -1,4 +1,6 @@
-"""The A/B format of contrastive activation addition (Rimsky et al. 2024, arXiv:2312.06681): a question with choices.
+"""The A/B format of contrastive activation addition: a question with choices.
+
+Source: Rimsky et al., ACL 2024, arXiv:2312.06681.
 
 `question` holds the choices "(A) ..." and "(B) ..."; the answers are "(A)" and "(B)". That paper takes the activation
 of the letter, `--tokens -2`.

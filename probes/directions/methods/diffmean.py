@@ -7,7 +7,7 @@ from torch import Tensor
 from probes.directions.evidence import Evidence, Needs
 
 SUMMARY = "difference of the two classes' means"
-SOURCE = "Marks & Tegmark 2023, arXiv:2310.06824; Rimsky et al. 2023 (CAA), arXiv:2312.06681"
+SOURCE = "Marks & Tegmark 2023, arXiv:2310.06824; Rimsky et al., ACL 2024 (CAA), arXiv:2312.06681"
 NEEDS: Needs = "means"
 
 

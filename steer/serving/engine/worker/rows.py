@@ -82,7 +82,7 @@ def rows_of(
     if not projecting:
         return Rows(added, None, None)
     units, factors = _projections(projecting, stacks, sources, len(sets), layers, hidden, directions)
-    return Rows(added, units.to(device, non_blocking=True), _on(factors, device))
+    return Rows(added, units.to(device, non_blocking=True), _to_device(factors, device))
 
 
 def _active_terms(
@@ -124,8 +124,8 @@ def _added(
     if all(len(each.layers) == layers == len(stacks[each.term.name].rows) for each in adding):
         # Vectors that act at all layers, as most do, have one strength for each slot.
         uniform: dict[str, np.ndarray] = {}  # by name: [slots]
-        for term, where, _ in adding:
-            uniform.setdefault(term.name, np.zeros(slots))[where] += term.value
+        for term, acting, _ in adding:
+            uniform.setdefault(term.name, np.zeros(slots))[acting] += term.value
         for name, each in uniform.items():
             directions = stacks[name].directions.to(device, non_blocking=True)
             for p, strength in enumerate(each.tolist()):
@@ -133,18 +133,18 @@ def _added(
                     added[p].add_(directions * strength)
         return added
     strengths: dict[str, np.ndarray] = {}  # by name: [slots, layers]
-    for term, where, at in adding:
-        strengths.setdefault(term.name, np.zeros((slots, layers)))[np.ix_(where, at)] += term.value
+    for term, acting, acting_layers in adding:
+        strengths.setdefault(term.name, np.zeros((slots, layers)))[np.ix_(acting, acting_layers)] += term.value
     for name, strength in strengths.items():
-        at = np.nonzero(strength.any(axis=0))[0]
-        rows = sources[name][at]
+        steered_layers = np.nonzero(strength.any(axis=0))[0]
+        rows = sources[name][steered_layers]
         directions = stacks[name].directions.to(device, non_blocking=True)
-        whole = len(rows) == layers == len(directions)  # both ascend, so they are the same
-        if not whole:
-            directions, index = directions[_on(rows, device)], _on(at, device)
-        scales = _on(strength[:, at].astype(np.float32), device)[:, :, None]
+        all_layers = len(rows) == layers == len(directions)  # both ascend, so they are the same
+        if not all_layers:
+            directions, index = directions[_to_device(rows, device)], _to_device(steered_layers, device)
+        scales = _to_device(strength[:, steered_layers].astype(np.float32), device)[:, :, None]
         for p in np.nonzero(strength.any(axis=1))[0].tolist():
-            if whole:
+            if all_layers:
                 added[p].add_(directions * scales[p])
             else:
                 added[p].index_add_(0, index, directions * scales[p])
@@ -164,31 +164,33 @@ def _projections(
 
     Terms along the same direction share it, in all slots. At each layer the directions are numbered by first use.
     """
-    which: dict[str, np.ndarray] = {}  # by name, [layers]: which of the K directions, -1 for none
+    numbers: dict[str, np.ndarray] = {}  # by name, [layers]: the number of its direction below K, -1 for none
     used = np.zeros(len(layers), dtype=np.int64)  # directions in use at each layer
     factors = np.zeros((len(layers), directions, slots, 2))
-    for term, where, at in active:
-        lengths = stacks[term.name].lengths[sources[term.name][at]]
-        at, lengths = at[lengths > 0], lengths[lengths > 0]  # a zero vector has no direction to project along
-        k = which.setdefault(term.name, np.full(len(layers), -1))
-        new = at[k[at] < 0]
-        k[new] = used[new]
-        used[new] += 1
+    for term, acting, acting_layers in active:
+        lengths = stacks[term.name].lengths[sources[term.name][acting_layers]]
+        # A zero vector has no direction to project along.
+        projected, lengths = acting_layers[lengths > 0], lengths[lengths > 0]
+        number = numbers.setdefault(term.name, np.full(len(layers), -1))
+        unnumbered = projected[number[projected] < 0]
+        number[unnumbered] = used[unnumbered]
+        used[unnumbered] += 1
         if (used > directions).any():
             layer = layers[int(np.nonzero(used > directions)[0][0])]
             raise ValueError(f"layer {layer} needs more than {directions} directions")
-        index = at[:, None], k[at][:, None], np.nonzero(where)[0][None]
+        index = projected[:, None], number[projected][:, None], np.nonzero(acting)[0][None]
         factors[(*index, 1)] -= term.value if term.operation == "ablate" else 1.0
         if term.operation == "clamp":
             factors[(*index, 0)] += term.value * lengths[:, None]
     units = torch.zeros(len(layers), directions, hidden)
-    for name, k in which.items():
-        at = np.nonzero(k >= 0)[0]
-        units[torch.from_numpy(at), torch.from_numpy(k[at])] = stacks[name].units[torch.from_numpy(sources[name][at])]
+    for name, number in numbers.items():
+        projected = np.nonzero(number >= 0)[0]
+        copied = stacks[name].units[torch.from_numpy(sources[name][projected])]
+        units[torch.from_numpy(projected), torch.from_numpy(number[projected])] = copied
     return units, factors.astype(np.float32)
 
 
-def _on(values: np.ndarray, device: torch.device) -> Tensor:
+def _to_device(values: np.ndarray, device: torch.device) -> Tensor:
     """An array on a device. Pinned first, since a copy from other memory makes the step wait for the device."""
     tensor = torch.from_numpy(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
