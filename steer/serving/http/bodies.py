@@ -103,6 +103,12 @@ def with_length(scope: Message, body: bytes) -> Message:
     return {**scope, "headers": [*without_header(scope["headers"], b"content-length"), content_length(body)]}
 
 
+def is_form(scope: Message) -> bool:
+    """Whether the body is a form, whose files may hold any bytes, and which nobody parses as JSON."""
+    kind = header(scope, b"content-type").lower().partition(b";")[0].strip()
+    return kind in (b"multipart/form-data", b"application/x-www-form-urlencoded")
+
+
 def header(scope: Message, name: bytes) -> bytes:
     """The first value of a header, by its name in lower case; empty where there is none."""
     headers: list[tuple[Any, Any]] = scope["headers"]

@@ -70,7 +70,7 @@ class Middleware:
             body = await bodies.read(receive, serving.limits.size)
             if body is None:
                 return  # the client has disconnected before the end of its request
-            if b"form" not in bodies.header(scope, b"content-type").lower():
+            if not bodies.is_form(scope):
                 bodies.require_few_containers(body, serving.limits.containers)
             request = None
             if kind is Kind.STEERED:

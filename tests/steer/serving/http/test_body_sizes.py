@@ -133,7 +133,9 @@ def test_a_string_without_an_end_is_read_once(end: bytes) -> None:
 
 
 def test_a_form_may_hold_any_bytes() -> None:
-    assert post("/v1/audio/transcriptions", b"[{" * 20_000, "multipart/form-data; boundary=x")[0] == 200
+    assert post("/v1/audio/transcriptions", b"[{" * 20_000, "Multipart/Form-Data; boundary=x")[0] == 200
+    for kind in ("application/json; form=x", "text/multipart/form-data", ""):
+        assert post(STEERED[0], b"[{" * 20_000, kind)[0] == 413
 
 
 @pytest.fixture(scope="module", params=["httptools", "h11"])
