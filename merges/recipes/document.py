@@ -156,7 +156,7 @@ def _read(value: Any, where: str) -> Recipe:
         texts["dtype"] or "auto",
         texts["as"] or "model",
         (Slice(()),) if of_slices else tuple(_slice(entry, read) for entry in slices),
-        _tokenizer(value["tokenizer"]) if value.get("tokenizer") and not of_tokenizer else None,
+        Tokenizer() if of_tokenizer else _tokenizer(value["tokenizer"]) if value.get("tokenizer") else None,
         texts["chat_template"],
         lists["allow_config"],
         lists["required"],

@@ -138,3 +138,17 @@ def test_a_base_that_an_adapter_names_and_is_not_there_is_one_problem(here: Path
         api.merge(folders.recipe("lora", base=None, method="task_arithmetic"), "out")
     assert not any("needs a base model" in problem for problem in caught.value.problems)
     assert any("lora names /no/such/base as its base" in problem for problem in caught.value.problems)
+
+
+def test_a_request_for_a_vocabulary_that_is_not_understood_is_no_fault_of_the_inputs(here: Path) -> None:
+    folders.write(here / "other", folders.tuned(folders.weights(0), 1), tokenizer=True)
+    path = here / "other" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    path.write_text(json.dumps(content))
+    document = {"method": "ties", "base": "base", "models": [{"model": "other"}], "tokenizer": {"sorce": "union"}}
+    (here / "r.yaml").write_text(json.dumps(document))
+    with pytest.raises(SteerError) as caught:
+        api.merge(draft(Path("r.yaml")), "out")
+    assert caught.value.problems == ("r.yaml: unknown key 'sorce' in tokenizer (did you mean source?)",)
