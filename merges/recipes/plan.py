@@ -136,7 +136,7 @@ def plan(
         with collecting(errors):
             union = vocabulary.union(recipe.tokenizer, main, [main, *(s for s in sources if s.kind == "model")])
             notes += union.notes(main)
-        if union is None:
+        if union is None and not refused:
             raise_together(errors)
     pool = Pool(threads, torch_device)
     builder = Builder(recipe, method, sources, uses_base, main, pool, union)

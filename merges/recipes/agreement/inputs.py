@@ -9,7 +9,7 @@ from merges.engine.method import MergeMethod
 from merges.inputs.alignment import align
 from merges.inputs.sources import Source
 from merges.recipes.agreement import settings, tokenizers
-from merges.recipes.recipe import Recipe
+from merges.recipes.recipe import Recipe, Tokenizer
 from vectors.errors import ModelError, SteerError
 
 
@@ -79,16 +79,19 @@ def stand_in(
     """The inputs that could be opened, merged by a method without options.
 
     With it the tensors of the inputs are compared though the recipe itself is refused. None where they can't be: of
-    slices or a vocabulary, some inputs are missing.
+    slices, some inputs are missing.
     """
     pairs = [(part, source) for part, source in zip(recipe.parts, opened, strict=True) if source is not None]
     partial = len(pairs) < len(recipe.parts) or (bool(recipe.base) and base is None)
     unread = any(not entry.sources for entry in recipe.slices)
-    if not pairs or unread or (partial and (recipe.slices or recipe.tokenizer is not None)):
+    if not pairs or unread or (partial and recipe.slices):
         return None
+    # Of some of the inputs the vocabulary is that of all these: what was requested may name one that is missing.
+    tokenizer = Tokenizer() if partial and recipe.tokenizer is not None else recipe.tokenizer
     plain = replace(
         recipe, method="linear" if base is None else "task_arithmetic",
         parts=tuple(replace(part, options={}) for part, _ in pairs), options={}, scope="tensor", dtype="auto",
+        tokenizer=tokenizer,
         as_="vector" if recipe.as_ == "vector" else "model", required=(),
         slices=tuple(
             replace(entry, parameters=None, sources=tuple(replace(source, parameters=None) for source in entry.sources))
