@@ -18,7 +18,7 @@ setup:
 demo: setup
 	@.venv/bin/python examples/demo.py
 
-# One worker a core; loadgroup deals out few tests at a time, so that slow ones do not wait behind each other.
+# One worker a core, which takes a group of tests (tests/groups.py) or one at a time, so that none waits behind slow ones.
 PYTEST = .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 test: setup
