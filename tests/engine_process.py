@@ -38,6 +38,7 @@ class Engines:
 
     def __init__(self, plugin: bool, log: Path, **environment: str) -> None:
         self.log, self.plugin = log, plugin
+        self.running: tuple[Path, Path | None, dict[str, Any]] | None = None  # model, settings, arguments
         plugins = {"VLLM_PLUGINS": "steer"} if plugin else {"VLLM_PLUGINS": ""}
         with log.open("a") as stderr:
             self.process = subprocess.Popen(
@@ -64,7 +65,9 @@ class Engines:
 
     def start(self, model: Path, settings: Path | None = None, **arguments: Any) -> dict[str, Any]:
         path = str(settings) if settings else None
+        self.running = None
         result: dict[str, Any] = self.call("start", settings=path, plugin=self.plugin, model=str(model), **arguments)
+        self.running = model, settings, arguments
         return result
 
     def generate(self, jobs: Sequence[Mapping[str, Any]], *, together: bool = True) -> list[dict[str, Any]]:

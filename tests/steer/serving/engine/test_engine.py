@@ -42,7 +42,9 @@ def model(model_path: Path) -> Any:
 
 @pytest.fixture
 def engine(engines: Engines, model_path: Path, settings: Path) -> Engines:
-    engines.start(model_path, settings)
+    """An engine as every test but those with settings of their own uses it: the one that runs, if it is such a one."""
+    if engines.running != (model_path, settings, {}):
+        engines.start(model_path, settings)
     return engines
 
 
@@ -264,6 +266,7 @@ def one_fails(engine: Engines, vectors: dict[str, Path], model: Any) -> None:
 def test_a_request_that_the_worker_can_not_steer_fails_alone(
     engine: Engines, model: Any, vectors: dict[str, Path]
 ) -> None:
+    engine.running = None  # its worker loses a vector: no other test can use it
     one_fails(engine, vectors, model)
     engine.generate([{"ids": [5, 6, 7]}])  # the worker hears of the end of a request with the next step
     end = engine.call("state")
