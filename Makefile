@@ -8,6 +8,7 @@ help:
 	@echo "make test       run all tests; make test-fast leaves out the slow ones"
 	@echo "make hostile    hours of trials: 10,000 requests to a server, signals at random moments, many processes at once;"
 	@echo "                TRIALS=--small for ten minutes, TRIALS='--only files' for one of processes, serving, files"
+	@echo "make vllm-changes  what the newest vLLM has changed about the methods that the plugin wraps (fails after a change)"
 	@echo "make lint       ruff and mypy"
 	@echo "make docs       build the documentation into docs/_build"
 	@echo "make clean      remove everything that the other targets made, .venv too"
@@ -30,6 +31,9 @@ test-fast: setup
 hostile: setup
 	.venv/bin/python tests/hostile/all_trials.py $(TRIALS)
 
+vllm-changes: setup
+	.venv/bin/python scripts/vllm_changes.py
+
 lint: setup
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
@@ -42,4 +46,4 @@ clean:
 	rm -rf .venv build demo hostile-failures docs/_build docs/commands.md *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo test test-fast hostile lint docs clean
+.PHONY: help setup demo test test-fast hostile vllm-changes lint docs clean

@@ -7,14 +7,41 @@ checked to exist; a version of vLLM that is not supported refuses to start.
 from __future__ import annotations
 
 import functools
+import importlib
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from steer.serving.settings import NAME, from_environment
 
-SUPPORTED = "0.32"
+SUPPORTED = ("0.32", "0.33")
 JOINED = "__steer_joined__"
+
+# The methods of vLLM that are wrapped, as (module, class, method), and the hook of each: a function here or, behind the
+# name of a module beside this one, there. `make vllm-changes` shows what the newest vLLM has changed about them.
+JOINED_METHODS = {
+    ("vllm.engine.arg_utils", "EngineArgs", "create_engine_config"): "_configure",
+    ("vllm.v1.worker.gpu_worker", "Worker", "load_model"): "_load_model",
+    ("vllm.v1.core.sched.scheduler", "Scheduler", "add_request"): "scheduler_hooks.add_request",
+    ("vllm.v1.core.sched.scheduler", "Scheduler", "schedule"): "scheduler_hooks.schedule",
+    ("vllm.v1.core.sched.scheduler", "Scheduler", "_free_request"): "scheduler_hooks.free_request",
+    ("vllm.v1.core.sched.scheduler", "Scheduler", "finish_requests"): "scheduler_hooks.finish_requests",
+    ("vllm.v1.core.sched.scheduler", "Scheduler", "update_from_output"): "scheduler_hooks.update_from_output",
+    ("vllm.v1.core.sched.scheduler", "Scheduler", "get_request_counts"): "scheduler_hooks.get_request_counts",
+    ("vllm.v1.engine.input_processor", "InputProcessor", "process_inputs"): "frontend_hooks.process_inputs",
+    ("vllm.v1.engine.llm_engine", "LLMEngine", "__init__"): "frontend_hooks.start",
+    ("vllm.v1.engine.async_llm", "AsyncLLM", "add_request"): "frontend_hooks.enter",
+    ("vllm.v1.engine.output_processor", "OutputProcessor", "add_request"): "frontend_hooks.follow",
+    ("vllm.v1.engine.output_processor", "OutputProcessor", "process_outputs"): "frontend_hooks.process_outputs",
+    ("vllm.v1.engine.output_processor", "OutputProcessor", "_finish_request"): "frontend_hooks.finish",
+    ("vllm.v1.engine.output_processor", "OutputProcessor", "abort_requests"): "frontend_hooks.abort",
+    (
+        "vllm.v1.engine.output_processor",
+        "RequestState",
+        "_new_completion_output",
+    ): "frontend_hooks.new_completion_output",
+}
 
 
 def register() -> None:
@@ -24,37 +51,17 @@ def register() -> None:
     import vllm
 
     # A development build (0.32.1.dev3+g1a2b3c4) is refused: it may differ from the release in any method.
-    if vllm.__version__.split("+")[0].rpartition(".")[0] != SUPPORTED or "dev" in vllm.__version__:
+    if vllm.__version__.split("+")[0].rpartition(".")[0] not in SUPPORTED or "dev" in vllm.__version__:
+        known = " or ".join(f"{version}.x" for version in SUPPORTED)
         raise RuntimeError(
-            f"steer: vLLM {vllm.__version__} is not supported: install {SUPPORTED}.x, or unset VLLM_PLUGINS"
+            f"steer: vLLM {vllm.__version__} is not supported, since its methods may differ from those that the plugin "
+            f"wraps: install {known}, or unset VLLM_PLUGINS"
         )
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.v1.core.sched.scheduler import Scheduler
-    from vllm.v1.engine.async_llm import AsyncLLM
-    from vllm.v1.engine.input_processor import InputProcessor
-    from vllm.v1.engine.llm_engine import LLMEngine
-    from vllm.v1.engine.output_processor import OutputProcessor, RequestState
     from vllm.v1.worker.gpu_worker import Worker
 
-    from steer.serving.engine import frontend_hooks, scheduler_hooks
-
     hooks: list[tuple[type, str, Callable[..., Any]]] = [
-        (EngineArgs, "create_engine_config", _configure),
-        (Worker, "load_model", _load_model),
-        (Scheduler, "add_request", scheduler_hooks.add_request),
-        (Scheduler, "schedule", scheduler_hooks.schedule),
-        (Scheduler, "_free_request", scheduler_hooks.free_request),
-        (Scheduler, "finish_requests", scheduler_hooks.finish_requests),
-        (Scheduler, "update_from_output", scheduler_hooks.update_from_output),
-        (Scheduler, "get_request_counts", scheduler_hooks.get_request_counts),
-        (InputProcessor, "process_inputs", frontend_hooks.process_inputs),
-        (LLMEngine, "__init__", frontend_hooks.start),
-        (AsyncLLM, "add_request", frontend_hooks.enter),
-        (OutputProcessor, "add_request", frontend_hooks.follow),
-        (OutputProcessor, "process_outputs", frontend_hooks.process_outputs),
-        (OutputProcessor, "_finish_request", frontend_hooks.finish),
-        (OutputProcessor, "abort_requests", frontend_hooks.abort),
-        (RequestState, "_new_completion_output", frontend_hooks.new_completion_output),
+        (getattr(importlib.import_module(module), owner), name, _hook(hook))
+        for (module, owner, name), hook in JOINED_METHODS.items()
     ]
     missing = [f"{owner.__name__}.{name}" for owner, name, _ in hooks if not callable(getattr(owner, name, None))]
     if missing:
@@ -63,6 +70,14 @@ def register() -> None:
         _join(owner, name, hook)
     for call in (_steer_load, _steer_start_loading, _steer_loaded, _steer_use, _steer_unload, _steer_state):
         setattr(Worker, call.__name__.removeprefix("_"), call)
+
+
+def _hook(name: str) -> Callable[..., Any]:
+    """A hook by its name in JOINED_METHODS."""
+    module, _, function = name.rpartition(".")
+    holder = importlib.import_module(f"steer.serving.engine.{module}") if module else sys.modules[__name__]
+    hook: Callable[..., Any] = getattr(holder, function)
+    return hook
 
 
 def _join(owner: type, name: str, hook: Callable[..., Any]) -> None:

@@ -20,23 +20,10 @@ class Owner:
 
 def vllm(monkeypatch: pytest.MonkeyPatch, version: str, *, without: str = "") -> dict[str, type]:
     """Put a vLLM of that version into this process; returns its classes."""
-    methods = {
-        "vllm.engine.arg_utils": {"EngineArgs": ["create_engine_config"]},
-        "vllm.v1.core.sched.scheduler": {
-            "Scheduler": [
-                *("add_request", "schedule", "_free_request", "finish_requests", "update_from_output"),
-                "get_request_counts",
-            ]
-        },
-        "vllm.v1.engine.async_llm": {"AsyncLLM": ["add_request"]},
-        "vllm.v1.engine.input_processor": {"InputProcessor": ["process_inputs"]},
-        "vllm.v1.engine.llm_engine": {"LLMEngine": []},
-        "vllm.v1.engine.output_processor": {
-            "OutputProcessor": ["add_request", "process_outputs", "_finish_request", "abort_requests"],
-            "RequestState": ["_new_completion_output"],
-        },
-        "vllm.v1.worker.gpu_worker": {"Worker": ["load_model"]},
-    }
+    methods: dict[str, dict[str, list[str]]] = {}
+    for module, owner, method in plugin.JOINED_METHODS:
+        members = methods.setdefault(module, {}).setdefault(owner, [])
+        members += [] if method == "__init__" else [method]
     found = {}
     names = {".".join(path.split(".")[:i]) for path in methods for i in range(1, path.count(".") + 2)}
     for name in names:
@@ -51,7 +38,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch, version: str, *, without: str = "") ->
     return found
 
 
-@pytest.mark.parametrize("version", ["0.32.0", "0.32.1", "0.32.0+cpu"])
+@pytest.mark.parametrize("version", ["0.32.0", "0.32.1", "0.32.0+cpu", "0.33.0"])
 def test_a_known_version_is_joined_once(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     classes = vllm(monkeypatch, version)
     plugin.register()
@@ -62,12 +49,12 @@ def test_a_known_version_is_joined_once(version: str, monkeypatch: pytest.Monkey
     assert callable(classes["Worker"].steer_load)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("version", ["0.31.2", "0.33.0", "1.32.0", "0.32.1.dev7+gabc", "0.320.1", "nonsense", "0.32"])
+@pytest.mark.parametrize("version", ["0.31.2", "0.34.0", "1.32.0", "0.32.1.dev7+gabc", "0.320.1", "nonsense", "0.32"])
 def test_another_version_refuses_to_start_and_says_what_is_supported(
     version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classes = vllm(monkeypatch, version)
-    with pytest.raises(RuntimeError, match=r"is not supported: install 0\.32\.x, or unset VLLM_PLUGINS"):
+    with pytest.raises(RuntimeError, match=r"is not supported, .*: install 0\.32\.x or 0\.33\.x, or unset"):
         plugin.register()
     assert not hasattr(classes["Scheduler"].add_request, plugin.JOINED)  # type: ignore[attr-defined]
 
@@ -81,7 +68,7 @@ def test_a_build_that_lacks_what_is_joined_refuses_to_start_and_names_it(monkeyp
 
 @pytest.mark.parametrize("asked", [None, "", "other", "steering"])
 def test_installed_but_not_asked_for_it_touches_nothing(asked: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    classes = vllm(monkeypatch, "0.33.0")
+    classes = vllm(monkeypatch, "0.34.0")
     monkeypatch.delenv("VLLM_PLUGINS") if asked is None else monkeypatch.setenv("VLLM_PLUGINS", asked)
     plugin.register()
     assert not hasattr(classes["Scheduler"].add_request, plugin.JOINED)  # type: ignore[attr-defined]
