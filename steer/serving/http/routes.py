@@ -25,7 +25,7 @@ class Kind(enum.Enum):
 STEERED = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 _REFUSED = (
     *("/invocations", "/inference/v1/generate", "/v1/chat/completions/batch", "/v1/systemone", "/generative_scoring"),
-    *("/cohere/v2/chat", "/v1/audio/transcriptions", "/v1/audio/translations"),
+    *("/cohere/v2/chat", "/v1/audio/transcriptions", "/v1/audio/translations", "/v1/decisions"),
     # These return a prompt with its sampling parameters, for another server to run.
     *("/v1/chat/completions/render", "/v1/messages/render", "/v1/completions/render", "/v1/responses/render"),
 )

@@ -134,11 +134,14 @@ def of_vllm(flags: list[str], tasks: tuple[str, ...], root: str) -> dict[str, An
     """The routes of vLLM's application, and the trial over them. Runs in a process of its own: vLLM keeps state."""
     from starlette.routing import Mount
     from vllm.entrypoints.launchers.app import build_app
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     from steer.serving.http.endpoints import Endpoints
 
+    try:
+        from vllm.entrypoints.common.cli_args import make_arg_parser
+    except ImportError:  # vLLM 0.32
+        from vllm.entrypoints.launchers.cli_args import make_arg_parser
     args = make_arg_parser(FlexibleArgumentParser()).parse_args(["--api-key", KEY, *flags])
     args.enable_fault_tolerance = bool(flags)
     Endpoints._find = lambda self: serving()  # type: ignore[method-assign,assignment]
