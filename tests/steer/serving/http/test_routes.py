@@ -20,6 +20,7 @@ from steer.serving.http.routes import KINDS, STEERED, Kind, kind_of, route_of
 
 # Routes that need packages or devices which are not installed with vLLM.
 OPTIONAL = {("POST", "/cohere/v2/chat"), ("POST", "/start_profile"), ("POST", "/stop_profile"), ("MOUNT", "/static")}
+OPTIONAL |= {("POST", "/v1/decisions")}  # of vLLM 0.33
 # Pooling models are refused at the start.
 OPTIONAL |= {("POST", path) for path in ("/pooling", "/classify", "/score", "/v1/score", "/v1/embeddings", "/v2/embed")}
 OPTIONAL |= {("POST", path) for path in ("/rerank", "/v1/rerank", "/v2/rerank")}
