@@ -26,6 +26,6 @@ def test_many_problems_are_counted() -> None:
 
 def test_errors_raised_together_stay_bounded() -> None:
     with pytest.raises(UsageError) as caught:
-        raise_together([SteerError(["x" * 10**5] * 80), UsageError(["y" * 10**5] * 80)])
+        raise_together([kind([f"{kind}{i} {'x' * 10**5}" for i in range(80)]) for kind in (SteerError, UsageError)])
     assert len(str(caught.value)) < (LONGEST + 100) * (MOST + 1)
     assert caught.value.problems[-1] == "and 60 more problems"
