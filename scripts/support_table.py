@@ -1,20 +1,26 @@
-"""Write the tables of docs/merge.md, of what is merged and what is refused, from the tests that show it."""
+"""Write the tables of docs/merge.md and docs/extract.md, of what is taken and what is refused, from their tests."""
 
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
-    """Write the tables between their marks in docs/merge.md."""
-    sys.path[:0] = [str(ROOT / part) for part in (".", "tests", "tests/merges", "tests/merges/inputs")]
+    """Write the tables between their marks in both documents."""
+    folders = (".", "tests", "tests/merges", "tests/merges/inputs", "tests/probes/data")
+    sys.path[:0] = [str(ROOT / part) for part in folders]
+    import forms
     import support
 
     document = ROOT / "docs" / "merge.md"
     document.write_text(support.with_tables(document.read_text(encoding="utf-8")), encoding="utf-8")
+    document = ROOT / "docs" / "extract.md"
+    with tempfile.TemporaryDirectory() as folder:
+        document.write_text(forms.with_table(document.read_text(encoding="utf-8"), Path(folder)), encoding="utf-8")
 
 
 if __name__ == "__main__":
