@@ -37,10 +37,16 @@ def factors(task: TensorTask) -> np.ndarray:
     """The factor of each delta after the drop, by the option `rescale`, [inputs] float64."""
     density = task.each["density"]
     if task.options["rescale"] == "density":
-        return np.divide(1.0, density, out=np.ones_like(density), where=density > 0)
+        return inverse(density)
     if task.options["rescale"] == "none":
         return np.ones(len(density))
     return stretch(task, lambda block: kernels.drop(block.values, keys(task), density, block.start))
+
+
+def inverse(density: np.ndarray) -> np.ndarray:
+    """1 / density, by which DARE rescales what is left; 1 where nothing is. float64, of the same shape."""
+    share = np.asarray(density, dtype=np.float64)
+    return np.divide(1.0, share, out=np.ones_like(share), where=share > 0)
 
 
 def stretch(task: TensorTask, zero: Callable[[Block], None]) -> np.ndarray:

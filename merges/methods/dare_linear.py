@@ -21,7 +21,7 @@ def dare_linear(deltas: np.ndarray, density: np.ndarray, weights: np.ndarray, ke
     `deltas` [inputs, ...] float32; `density` and `weights` [inputs] float64; `keys` [inputs] uint64, see _random_drop.
     """
     dropped = [_random_drop.drop(*each) for each in zip(deltas, keys, density, strict=True)]
-    return weighted_sum(dropped, weights * (1 / density))
+    return weighted_sum(dropped, weights * _random_drop.inverse(density))
 
 
 def elementwise(task: TensorTask, factors: np.ndarray) -> Elementwise:

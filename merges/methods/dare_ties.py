@@ -21,7 +21,7 @@ def dare_ties(deltas: np.ndarray, density: np.ndarray, weights: np.ndarray, keys
     `deltas` [inputs, ...] float32; `density` and `weights` [inputs] float64; `keys` [inputs] uint64, see _random_drop.
     """
     dropped = [_random_drop.drop(*each) for each in zip(deltas, keys, density, strict=True)]
-    rescaled = [delta * (1 / share) for delta, share in zip(dropped, density, strict=True)]
+    rescaled = [delta * factor for delta, factor in zip(dropped, _random_drop.inverse(density), strict=True)]
     signs = elect_signs(rescaled, votes=np.sign(weights))
     return disjoint_mean(rescaled, weights, signs)
 

@@ -27,6 +27,7 @@ LISTED = 100  # names in a model card
 DEEPEST = 8  # folders within folders
 PIECE = 1 << 20  # bytes that are copied at once
 
+_OF_TRAINING = frozenset({"training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.bin", "scheduler.pt"})
 _WEIGHTS = re.compile(
     r".*\.(safetensors|bin|pt|pth|ckpt|h5|hdf5|keras|msgpack|ot|gguf|ggml|ggjt|onnx|onnx_data|pb|tflite|mlmodel|"
     r"mlpackage|engine|plan|nemo|mar|npz|dduf|llamafile|distcp)(\.(data-.*|index|meta|part.*))?/?",
@@ -291,7 +292,10 @@ def _modules_without_safetensors(
     return sorted(
         name
         for name in left_out
-        if _WEIGHTS.fullmatch(name) and name.rpartition("/")[0] in modules and name.rpartition("/")[0] not in present
+        if _WEIGHTS.fullmatch(name)
+        and name.rpartition("/")[2] not in _OF_TRAINING
+        and name.rpartition("/")[0] in modules
+        and name.rpartition("/")[0] not in present
     )
 
 

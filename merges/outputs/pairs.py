@@ -49,7 +49,10 @@ def open_pair(
     notes = align([tuned], base_model)
     allowed = [key for key in allow_config if key != tokenizers.ALLOWED]
     of_settings = settings.compare(base_model, [tuned], allowed)
-    of_tokens = tokenizers.compare(base_model, [tuned], allow_config, models=False)
+    try:
+        of_tokens = tokenizers.compare(base_model, [tuned], allow_config, models=False)
+    except ModelError as error:  # a tokenizer that can't be read: what else is wrong is still found
+        of_tokens = tokenizers.Agreement([*error.problems], [])
     if of_tokens.problems and tokenizers.only_added(base_model.path, tuned.path):
         # Rows that no token had are those of the new tokens: nothing is mixed.
         of_tokens = tokenizers.Agreement([], [*of_tokens.notes, *of_tokens.problems])

@@ -68,7 +68,7 @@ def answers(address: Address) -> bool:
     except (ssl.SSLError, ConnectionError) as error:
         # A server that wants a certificate of its clients (--ssl-cert-reqs) ends the handshake, or in TLS 1.3 the
         # connection after it, with an alert, which may be lost when it closes. That is an answer too.
-        return isinstance(connection.sock, ssl.SSLSocket) or "ALERT" in (getattr(error, "reason", None) or "")
+        return connection.secured or "ALERT" in (getattr(error, "reason", None) or "")
     except (OSError, http.client.HTTPException):
         return False
     finally:
@@ -81,6 +81,7 @@ class _Connection(http.client.HTTPConnection):
     def __init__(self, address: Address) -> None:
         super().__init__("localhost" if address.path else address.host, address.port, timeout=TIMEOUT)
         self.address = address
+        self.secured = False  # whether a TLS handshake has succeeded; http.client forgets the socket when it fails
 
     def connect(self) -> None:
         """Open the socket."""
@@ -95,3 +96,4 @@ class _Connection(http.client.HTTPConnection):
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
             self.sock = context.wrap_socket(plain)
+            self.secured = True

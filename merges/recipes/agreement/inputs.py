@@ -84,7 +84,8 @@ def stand_in(
     pairs = [(part, source) for part, source in zip(recipe.parts, opened, strict=True) if source is not None]
     partial = len(pairs) < len(recipe.parts) or (bool(recipe.base) and base is None)
     unread = any(not entry.sources for entry in recipe.slices)
-    if not pairs or unread or (partial and recipe.slices):
+    stacked = bool(recipe.slices) and recipe.method == "passthrough"  # its layers need not be those of any base
+    if not pairs or unread or stacked or (partial and recipe.slices):
         return None
     # Of some of the inputs the vocabulary is that of all these: what was requested may name one that is missing.
     tokenizer = Tokenizer() if partial and recipe.tokenizer is not None else recipe.tokenizer

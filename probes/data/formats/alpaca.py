@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from probes.data.examples import Example, Message
-from probes.data.fields import text
+from probes.data.fields import stated_class, text
 
 KEYS = frozenset({"instruction", "output"})
 SHAPE = '{"instruction","input","output"}'
@@ -16,12 +16,18 @@ SHAPE = '{"instruction","input","output"}'
 
 def parse(record: dict[str, Any], origin: str) -> list[Example]:
     """One example whose completion is the output."""
-    if record.get("history"):
+    if _given(record.get("history")):
         raise ValueError("history holds earlier turns: write the conversation as messages")
     prompt = text(record, "instruction")
-    if record.get("input") not in (None, ""):
+    if _given(record.get("input")):
         prompt = f"{prompt}\n\n{text(record, 'input')}"
     context: str | tuple[Message, ...] = prompt
     if record.get("system"):
         context = (Message("system", text(record, "system")), Message("user", prompt))
-    return [Example(text(record, "output"), context, origin=origin)]
+    label, stated = stated_class(record)
+    return [Example(text(record, "output"), context, label=label, origin=origin, stated=stated)]
+
+
+def _given(value: Any) -> bool:
+    """Whether a field holds anything; a table writes an empty list as a text."""
+    return bool(value) and str(value).strip() not in ("", "[]")

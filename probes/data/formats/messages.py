@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from probes.data.examples import Example
-from probes.data.fields import turns
+from probes.data.fields import stated_class, turns
 
 KEYS = frozenset({"messages"})
 SHAPE = '{"messages":[{"role","content"},...]}'
@@ -14,4 +14,6 @@ SHAPE = '{"messages":[{"role","content"},...]}'
 def parse(record: dict[str, Any], origin: str) -> list[Example]:
     """One example whose context is every message but the last."""
     conversation = turns(record, "messages", "a list")
-    return [Example(conversation[-1].content, conversation[:-1], conversation[-1].role, origin=origin)]
+    label, stated = stated_class(record)
+    *context, last = conversation
+    return [Example(last.content, tuple(context), last.role, label=label, origin=origin, stated=stated)]

@@ -18,6 +18,9 @@ SHAPE = '{"prompt","chosen","rejected"}'
 def parse(record: dict[str, Any], origin: str) -> list[Example]:
     """The chosen completion as the positive example, and the rejected one as the negative."""
     prompt = record.get("prompt")
+    elsewhere = next((key for key in ("instruction", "conversations", "question", "messages") if key in record), None)
+    if prompt is None and elsewhere is not None:
+        raise ValueError(f"chosen and rejected stand beside {elsewhere}, not beside prompt: write it as prompt")
     if isinstance(record["chosen"], list) != isinstance(record["rejected"], list):
         raise ValueError("chosen and rejected must both be texts, or both messages")
     if not isinstance(record["chosen"], list):

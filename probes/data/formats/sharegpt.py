@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from probes.data.examples import Example, Message
-from probes.data.fields import text
+from probes.data.fields import stated_class, text
 
 KEYS = frozenset({"conversations"})
 SHAPE = '{"conversations":[{"from","value"},...]}'
@@ -26,7 +26,8 @@ def parse(record: dict[str, Any], origin: str) -> list[Example]:
     turns = [_turn(turn) for turn in listed]
     if isinstance(record.get("system"), str) and record["system"].strip() and turns[0].role != "system":
         turns.insert(0, Message("system", text(record, "system")))
-    return [Example(turns[-1].content, tuple(turns[:-1]), turns[-1].role, origin=origin)]
+    label, stated = stated_class(record)
+    return [Example(turns[-1].content, tuple(turns[:-1]), turns[-1].role, label=label, origin=origin, stated=stated)]
 
 
 def _turn(turn: dict[str, Any]) -> Message:

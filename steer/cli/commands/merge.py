@@ -151,7 +151,10 @@ def _merge(request: Request) -> None:
             output.require_absent(request.out, request.force)
     if request.out is not None and request.out.suffix == ".safetensors" and request.as_ is None:
         recipe = replace(recipe, as_="vector")
-    if _are_steering(recipe):
+    are_steering = False
+    with collecting(errors):
+        are_steering = _are_steering(recipe)
+    if are_steering:
         raise_together(errors)
         _merge_steering(recipe, request.out, request.dry_run)
         return

@@ -6,6 +6,7 @@ interrupted. So its size is what bounds the time for which one client can hold u
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
@@ -55,8 +56,20 @@ def require_announced(scope: Message, limit: int) -> None:
         raise TooLarge(f"the body has {length[:20].decode()} bytes", limit, close=waits)
 
 
-def require_few_containers(body: bytes, limit: int) -> None:
-    """Refuse a JSON body with more lists and objects than `limit`, before it is parsed. Raises TooLarge."""
+def require_few_containers(body: bytes, limit: int, *, form: bool = False) -> None:
+    """Refuse a JSON body with more lists and objects than `limit`, before it is parsed. Raises TooLarge.
+
+    Its encoding is found as `json.loads` finds it. A `form`, which may hold any bytes, is counted only if it begins as
+    JSON does.
+    """
+    encoding = json.detect_encoding(body)
+    if encoding != "utf-8":
+        try:
+            body = body.decode(encoding, "surrogatepass").encode("utf-8", "surrogatepass")
+        except ValueError:
+            return  # nobody can parse it
+    if form and body.lstrip()[:1] not in (b"[", b"{"):
+        return
 
     def count(text: bytes) -> int:
         return text.count(b"[") + text.count(b"{")
@@ -104,7 +117,7 @@ def with_length(scope: Message, body: bytes) -> Message:
 
 
 def is_form(scope: Message) -> bool:
-    """Whether the body is a form, whose files may hold any bytes, and which nobody parses as JSON."""
+    """Whether the request says that its body is a form, whose files may hold any bytes."""
     kind = header(scope, b"content-type").lower().partition(b";")[0].strip()
     return kind in (b"multipart/form-data", b"application/x-www-form-urlencoded")
 

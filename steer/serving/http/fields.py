@@ -45,7 +45,7 @@ class Serving(NamedTuple):
         if self.is_model(base):
             return base, arm
         # A name such as llama3:8b may be what this client calls the model; a misspelt arm is still refused.
-        if self.any_model and any(_one_edit(arm, name) for name in list(self.admission.arms)):
+        if self.any_model and any(_misspelt(arm, name) for name in list(self.admission.arms)):
             return base, arm
         return None
 
@@ -130,6 +130,12 @@ def _asks(field: Any) -> str | None:
 def _plain(key: str) -> str:
     """A key in lower case without separators."""
     return "".join(character for character in key.casefold() if character.isalnum())
+
+
+def _misspelt(text: str, name: str) -> bool:
+    """Whether `text` is a name, perhaps in other letters or, from three letters on, with one edit."""
+    text, name = text.casefold(), name.casefold()
+    return text == name or (len(name) >= 3 and _one_edit(text, name))
 
 
 def _one_edit(text: str, word: str) -> bool:

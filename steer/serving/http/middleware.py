@@ -70,8 +70,7 @@ class Middleware:
             body = await bodies.read(receive, serving.limits.size)
             if body is None:
                 return  # the client has disconnected before the end of its request
-            if not bodies.is_form(scope):
-                bodies.require_few_containers(body, serving.limits.containers)
+            bodies.require_few_containers(body, serving.limits.containers, form=bodies.is_form(scope))
             request = None
             if kind is Kind.STEERED:
                 request = _request(body, serving)

@@ -103,3 +103,12 @@ def test_ties_by_hand() -> None:
     """Trim to the greater half, elect by the sum, average what agrees."""
     values = np.array([[3, -1, 2, 0.5], [-1, -2, 0.1, 3]], np.float32)
     np.testing.assert_array_equal(ties(values, np.array([0.5, 0.5]), np.ones(2)), [3, -2, 2, 3])
+
+
+@pytest.mark.parametrize("formula", [dare_linear, dare_ties])
+def test_of_a_density_of_0_a_formula_keeps_nothing(formula: Callable[..., np.ndarray]) -> None:
+    deltas, keys = np.ones((2, 5), np.float32), np.arange(2, dtype=np.uint64)
+    nothing = formula(deltas, np.zeros(2), np.ones(2), keys)
+    assert np.array_equal(nothing, np.zeros(5))
+    one = formula(deltas, np.array([0.0, 1.0]), np.ones(2), keys)
+    assert np.array_equal(one, np.ones(5))

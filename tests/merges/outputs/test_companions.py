@@ -128,6 +128,12 @@ def test_a_further_module_without_safetensors_is_refused_by_name(here: Path, wei
     assert not (merge(here)[0] / "2_Dense" / weights).exists()
 
 
+def test_what_training_left_in_a_further_module_is_no_weight(here: Path) -> None:
+    fill(here / "base", ["2_Dense/training_args.bin", "2_Dense/optimizer.pt", "2_Dense/config.json"])
+    (here / "base" / "modules.json").write_text('[{"path": ""}, {"path": "2_Dense"}]')
+    assert not (merge(here)[0] / "2_Dense" / "training_args.bin").exists()
+
+
 SECRET = "the key of somebody"
 
 

@@ -441,3 +441,32 @@ def test_the_digest_is_that_of_the_content_and_not_of_the_place(tmp_path: Path) 
     third = read(write(tmp_path / "b.jsonl", '"two"'), ["x"]).digests
     assert first == second != third
     assert Example("a", "p", origin="here").content == Example("a", "p", label=True, origin="there").content
+
+
+_TURN = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"conversations": _TURN},
+        {"instruction": "Greet", "input": " ", "output": "Hello", "history": "[]"},
+        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]},
+    ],
+)
+def test_a_label_beside_a_conversation_is_its_class_as_beside_a_text(line: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "both.jsonl"
+    other = json.loads(json.dumps(line).replace("Hello", "Bye"))
+    file.write_text("\n".join(json.dumps({**row, "label": label}) for row, label in ((line, True), (other, False))))
+    contrast = read(pairs=file)
+    assert [example.completion for example in (*contrast.positive, *contrast.negative)] == ["Hello", "Bye"]
+    with pytest.raises(ExampleError, match="holds both classes"):
+        read(file, file)
+
+
+@pytest.mark.parametrize("key", ["instruction", "conversations", "question"])
+def test_a_preference_whose_prompt_stands_elsewhere_is_refused_not_read_without_it(key: str, tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(json.dumps({key: "Write a poem", "chosen": "Roses are", "rejected": "No way"}))
+    with pytest.raises(ExampleError, match=f"beside {key}, not beside prompt"):
+        read(pairs=file)

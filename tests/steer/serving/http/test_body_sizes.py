@@ -133,7 +133,7 @@ def test_a_string_without_an_end_is_read_once(end: bytes) -> None:
 
 
 def test_a_form_may_hold_any_bytes() -> None:
-    assert post("/v1/audio/transcriptions", b"[{" * 20_000, "Multipart/Form-Data; boundary=x")[0] == 200
+    assert post("/v1/audio/transcriptions", b"--x\r\n" + b"[{" * 20_000, "Multipart/Form-Data; boundary=x")[0] == 200
     for kind in ("application/json; form=x", "text/multipart/form-data", ""):
         assert post(STEERED[0], b"[{" * 20_000, kind)[0] == 413
 
@@ -183,3 +183,15 @@ def test_a_client_that_waits_before_it_sends_is_refused_and_the_connection_ends(
     assert (answer.status, answer.headers["connection"]) == (413, "close")
     answer.read()
     connection.close()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+@pytest.mark.parametrize("form", [False, True])
+def test_lists_count_in_every_encoding_in_which_json_is_read_and_in_a_form_that_is_json(
+    encoding: str, form: bool
+) -> None:
+    text = json.dumps({"x": '"', "messages": [[]] * 200})
+    with pytest.raises(bodies.TooLarge, match="holds 202 lists and objects"):
+        bodies.require_few_containers(text.encode(encoding), 100, form=form)
+    bodies.require_few_containers(text.encode(encoding), 202, form=form)
+    bodies.require_few_containers(b"--boundary\r\n" + b"[" * 200, 100, form=True)

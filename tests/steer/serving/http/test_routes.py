@@ -142,7 +142,8 @@ def test_where_vllm_checks_no_names_an_arm_of_any_name_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "status"), [("llama3:8b", 200), ("a:b:c", 200), ("llama3:frendly", 404), ("model:8b", 404)]
+    ("model", "status"),
+    [("llama3:8b", 200), ("a:b:c", 200), ("llama3:frendly", 404), ("llama3:FRIENDLY", 404), ("model:8b", 404)],
 )
 def test_where_vllm_checks_no_names_a_colon_alone_makes_no_arm(model: str, status: int) -> None:
     body = json.dumps({"model": model}).encode()
