@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import hashlib
 import json
 import subprocess
@@ -55,16 +56,22 @@ def methods_of(wheel: Path) -> tuple[str, Found]:
         for module, owner, name in METHODS:
             path = module.replace(".", "/")
             file = next((f for f in (f"{path}.py", f"{path}/__init__.py") if f in names), None)
-            for function in functions_of(archive.read(file).decode(), owner, name) if file else ():
+            for function in functions_of(parsed(archive.read(file)), owner, name) if file else ():
                 body = function.body[1:] if ast.get_docstring(function) is not None else function.body
                 digest = hashlib.sha256("\n".join(map(ast.unparse, body)).encode()).hexdigest()
                 found[f"{module}:{owner}.{name}"] = {"signature": f"({ast.unparse(function.args)})", "body": digest}
     return wheel.name.split("-")[1], found
 
 
-def functions_of(source: str, owner: str, name: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    """The method of a class in a module's source; the last one, if it is defined several times (overloads)."""
-    for node in ast.parse(source).body:
+@functools.cache
+def parsed(source: bytes) -> ast.Module:
+    """The syntax tree of a module, which several methods share."""
+    return ast.parse(source)
+
+
+def functions_of(module: ast.Module, owner: str, name: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """The method of a class in a module; the last one, if it is defined several times (overloads)."""
+    for node in module.body:
         if isinstance(node, ast.ClassDef) and node.name == owner:
             found = [
                 part

@@ -106,7 +106,7 @@ def plan(
     sources = [source for source in opened if source is not None]
     if not refused and method is not None:
         recipe, sources = _canonical(recipe, sources, method)
-    tried = stand_in(recipe, opened, base) if refused else (recipe, sources)
+    tried = stand_in(recipe, method, opened, base) if refused else (recipe, sources)
     compared = compare(recipe, method, sources, base, complete=not unopened)
     if compared.error is not None:
         errors.append(compared.error)

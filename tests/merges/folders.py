@@ -58,6 +58,15 @@ def small_tokenizer() -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
+def exchange_two_tokens(folder: Path) -> None:
+    """Give two tokens of a model folder each other's id."""
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    path.write_text(json.dumps(content))
+
+
 def read(folder: Path) -> dict[str, torch.Tensor]:
     """All weights of a folder."""
     found: dict[str, torch.Tensor] = {}

@@ -6,8 +6,9 @@ import importlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from tables import between_marks
+
 Test = TypeVar("Test", bound=Callable[..., Any])
-BEGIN, END = "<!-- begin: written by scripts/support_table.py -->", "<!-- end -->"
 MODULES = ("test_against_peft", "test_locations", "test_names_and_layers", "test_checkpoints")
 _SHOWN: dict[tuple[str, str], tuple[str, str]] = {}  # by part and what: the outcome, and the test
 
@@ -61,8 +62,4 @@ def _table(head: str, rows: list[tuple[str, ...]]) -> str:
 
 def with_tables(text: str) -> str:
     """A document with the tables between the marks as they should be. Raises ValueError for one without marks."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the document has no place for the tables, between {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{tables()}\n\n{END}{after}"
+    return between_marks(text, tables())

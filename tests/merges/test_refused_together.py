@@ -142,11 +142,7 @@ def test_a_base_that_an_adapter_names_and_is_not_there_is_one_problem(here: Path
 
 def test_a_request_for_a_vocabulary_that_is_not_understood_is_no_fault_of_the_inputs(here: Path) -> None:
     folders.write(here / "other", folders.tuned(folders.weights(0), 1), tokenizer=True)
-    path = here / "other" / "tokenizer.json"
-    content = json.loads(path.read_text())
-    vocabulary = content["model"]["vocab"]
-    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
-    path.write_text(json.dumps(content))
+    folders.exchange_two_tokens(here / "other")
     document = {"method": "ties", "base": "base", "models": [{"model": "other"}], "tokenizer": {"sorce": "union"}}
     (here / "r.yaml").write_text(json.dumps(document))
     with pytest.raises(SteerError) as caught:

@@ -74,17 +74,18 @@ def compare(
 
 
 def stand_in(
-    recipe: Recipe, opened: Sequence[Source | None], base: Source | None
+    recipe: Recipe, method: MergeMethod | None, opened: Sequence[Source | None], base: Source | None
 ) -> tuple[Recipe, list[Source]] | None:
     """The inputs that could be opened, merged by a method without options.
 
     With it the tensors of the inputs are compared though the recipe itself is refused. None where they can't be: of
-    slices, some inputs are missing.
+    slices, some inputs are missing, or its `method` takes one input.
     """
     pairs = [(part, source) for part, source in zip(recipe.parts, opened, strict=True) if source is not None]
     partial = len(pairs) < len(recipe.parts) or (bool(recipe.base) and base is None)
     unread = any(not entry.sources for entry in recipe.slices)
-    stacked = bool(recipe.slices) and recipe.method == "passthrough"  # its layers need not be those of any base
+    # The layers of one input each need not be those of any base, with which the other method would compare them.
+    stacked = bool(recipe.slices) and method is not None and method.inputs == (1, 1)
     if not pairs or unread or stacked or (partial and recipe.slices):
         return None
     # Of some of the inputs the vocabulary is that of all these: what was requested may name one that is missing.

@@ -38,11 +38,7 @@ def test_settings_that_differ_are_refused_with_both_values_unless_allowed(here: 
 
 def test_tokens_with_other_ids_are_refused_unless_allowed(here: Path) -> None:
     folders.write(here / "other", folders.tuned(folders.weights(0), 1), tokenizer=True)
-    path = here / "other" / "tokenizer.json"
-    content = json.loads(path.read_text())
-    vocabulary = content["model"]["vocab"]
-    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
-    path.write_text(json.dumps(content))
+    folders.exchange_two_tokens(here / "other")
     with pytest.raises(ModelError, match="vocabularies differ") as caught:
         api.diff("base", "other", "v.safetensors")
     assert "--allow-config vocabulary" in caught.value.hint

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tables import between_marks
+
 from probes.data.reading import read
 from vectors.errors import ExampleError
-
-BEGIN, END = "<!-- begin: written by scripts/support_table.py -->", "<!-- end -->"
 
 
 class Form(NamedTuple):
@@ -119,6 +119,4 @@ def table(folder: Path, forms: Sequence[Form] = FORMS) -> str:
 
 def with_table(document: str, folder: Path) -> str:
     """A document with the table between its marks."""
-    before, _, rest = document.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{table(folder)}\n\n{END}{after}"
+    return between_marks(document, table(folder))
