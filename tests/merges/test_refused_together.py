@@ -148,3 +148,15 @@ def test_a_request_for_a_vocabulary_that_is_not_understood_is_no_fault_of_the_in
     with pytest.raises(SteerError) as caught:
         api.merge(draft(Path("r.yaml")), "out")
     assert caught.value.problems == ("r.yaml: unknown key 'sorce' in tokenizer (did you mean source?)",)
+
+
+def test_a_refused_stack_of_layers_is_not_compared_as_another_method_would(here: Path) -> None:
+    folders.write(here / "short", folders.weights(0, layers=2))
+    parts = (("short", [0, 2]), ("base", [1, 3]))
+    slices = [{"sources": [{"model": name, "layers": layers}]} for name, layers in parts]
+    models = [{"model": name} for name, _ in parts]
+    document = {"method": "passthrough", "base": "short", "models": models, "slices": slices, "bogus": 1}
+    (here / "r.yaml").write_text(json.dumps(document))
+    with pytest.raises(SteerError) as caught:
+        api.merge(draft(Path("r.yaml")), "out")
+    assert caught.value.problems == ("r.yaml: unknown key 'bogus'",)
