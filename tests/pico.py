@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 LAYERS = 4
 HIDDEN = 32
@@ -84,16 +84,109 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 NAMES = tuple(ARCHITECTURES)
+NO_SDPA = ("gpt-oss", "deepseek-v4", "bloom")
 
-# Architectures that the table of residual streams does not know.
-UNKNOWN: dict[str, tuple[str, dict[str, Any]]] = {
+_GATED_DELTA_NET = {
+    "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+_LATENT = {  # attention through latent keys and values (MLA)
+    "q_lora_rank": 16,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+}
+_ROUTED = {**_EXPERTS, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1}
+_WINDOWED = {"sliding_window": 128, "layer_types": ["sliding_attention", "full_attention"] * 2}
+_HEADS_OF_8 = {"head_dim": 8}
+
+# Further architectures that are described, which cost a few tests each.
+MORE: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3-moe": ("qwen3_moe", {**_EXPERTS, "head_dim": 16, "num_experts": 4}),
+    "qwen3.5": ("qwen3_5_text", {**_GATED_DELTA_NET, "head_dim": 16}),
+    "lfm2-moe": (
+        "lfm2_moe",
+        {**_EXPERTS, "num_experts": 4, "num_dense_layers": 1, "layer_types": ["conv", "full_attention"] * 2},
+    ),
+    "deepseek-v2": ("deepseek_v2", {**_LATENT, **_ROUTED, "topk_method": "greedy", "n_group": 1, "topk_group": 1}),
+    "deepseek-v3": ("deepseek_v3", {**_LATENT, **_ROUTED, "n_group": 2, "topk_group": 1}),
+    "youtu": ("youtu", {**_LATENT}),
+    "olmo3": ("olmo3", {**_WINDOWED}),
     "stablelm": ("stablelm", {}),
+    "glm4": ("glm4", {**_HEADS_OF_8}),
+    "gpt-oss": ("gpt_oss", {**_WINDOWED, **_HEADS_OF_8, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "granite": (
+        "granite",
+        {"residual_multiplier": 0.3, "embedding_multiplier": 3.0, "attention_multiplier": 0.3, "logits_scaling": 2.0},
+    ),
+    "smollm3": ("smollm3", {}),
     "starcoder2": ("starcoder2", {"sliding_window": None}),
-    "opt": ("opt", {"ffn_dim": 48, "word_embed_proj_dim": HIDDEN}),
+    "falcon-h1": (
+        "falcon_h1",
+        {
+            **_HEADS_OF_8,
+            "mamba_d_ssm": 32,
+            "mamba_n_heads": 4,
+            "mamba_d_head": 8,
+            "mamba_n_groups": 1,
+            "mamba_d_state": 8,
+            "mamba_chunk_size": 4,
+            "key_multiplier": 0.5,
+            "ssm_in_multiplier": 0.7,
+            "mlp_multipliers": [0.9, 1.2],
+        },
+    ),
+    "cohere2": ("cohere2", {**_WINDOWED, **_HEADS_OF_8, "logit_scale": 1.0}),
+    "seed-oss": ("seed_oss", {"head_dim": 16}),
+    "minicpm3": ("minicpm3", {**_LATENT, "scale_depth": 1.4, "scale_emb": 4, "dim_model_base": HIDDEN}),
     "phi": ("phi", {}),
+    "gemma4": (
+        "gemma4_text",
+        {
+            **_WINDOWED,
+            **_HEADS_OF_8,
+            "global_head_dim": 8,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": VOCABULARY,
+            "num_kv_shared_layers": 0,
+        },
+    ),
+}
+
+# Text decoders inside vision-language models: the kind of the whole, the text's settings, those of the images' tower.
+_TOWER = {"hidden_size": 32, "intermediate_size": 32, "patch_size": 4}
+_SIGLIP = {**_TOWER, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16}
+_QWEN_TOWER = {**_TOWER, "depth": 1, "num_heads": 2, "out_hidden_size": HIDDEN}
+_THREE_AXES = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}
+WRAPPERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "qwen2.5-vl": ("qwen2_5_vl", {**_THREE_AXES}, {**_QWEN_TOWER, "fullatt_block_indexes": [0]}),
+    "qwen3.5-vl": (
+        "qwen3_5",
+        {**_GATED_DELTA_NET, "head_dim": 16},
+        {**_QWEN_TOWER, "num_position_embeddings": 16},
+    ),
+    "mistral3": (
+        "mistral3",
+        {**_HEADS_OF_8, "model_type": "mistral", "sliding_window": None},
+        {**_SIGLIP, "model_type": "pixtral", "head_dim": 16},
+    ),
+    "gemma3-vl": ("gemma3", {**_HEADS_OF_8, "sliding_window": 128}, _SIGLIP),
+}
+
+# Architectures that no table knows.
+UNKNOWN: dict[str, tuple[str, dict[str, Any]]] = {
+    "opt": ("opt", {"ffn_dim": 48, "word_embed_proj_dim": HIDDEN}),
     "cohere": ("cohere", {}),
     "bloom": ("bloom", {}),
     "falcon": ("falcon", {}),
+    "olmo": ("olmo", {}),
+    "nemotron": ("nemotron", {}),
+    "granite-moe": ("granitemoe", {"residual_multiplier": 0.3, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "minimax": (  # with a cache of its own, of which the first layer holds no tokens
         "minimax",
         {
@@ -106,10 +199,47 @@ UNKNOWN: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+# Architectures whose blocks do not return one residual stream.
+STREAMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma3n": (
+        "gemma3n_text",
+        {
+            **_HEADS_OF_8,
+            "intermediate_size": 64,
+            "laurel_rank": 4,
+            "num_kv_shared_layers": 0,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": VOCABULARY,
+        },
+    ),
+    "deepseek-v4": (  # hyper-connections
+        "deepseek_v4",
+        {
+            **_HEADS_OF_8,
+            "moe_intermediate_size": 16,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "num_key_value_heads": 1,
+            "q_lora_rank": 8,
+            "o_groups": 2,
+            "o_lora_rank": 8,
+            "qk_rope_head_dim": 4,
+            "index_n_heads": 2,
+            "index_head_dim": 8,
+            "index_topk": 4,
+        },
+    ),
+}
+
 
 def config(name: str, **changes: Any) -> Any:
-    """The configuration of a pico model; `changes` replace settings."""
-    kind, own = (ARCHITECTURES | UNKNOWN)[name]
+    """The configuration of a pico model; `changes` replace settings, of the text decoder in a wrapper."""
+    if name in WRAPPERS:
+        kind, own, tower = WRAPPERS[name]
+        ends = {key: COMMON[key] for key in ("pad_token_id", "bos_token_id", "eos_token_id")}
+        tied = {"tie_word_embeddings": changes["tie_word_embeddings"]} if "tie_word_embeddings" in changes else {}
+        return AutoConfig.for_model(kind, text_config=COMMON | own | changes, vision_config=tower, **ends, **tied)
+    kind, own = (ARCHITECTURES | MORE | UNKNOWN | STREAMS)[name]
     settings = COMMON | own | changes
     return AutoConfig.for_model(kind, **settings)
 
@@ -120,7 +250,11 @@ def build(
     """A pico model with random weights: larger than at the start of training, so that every part of it matters."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config(name, **changes), attn_implementation=attention)
+        settings = config(name, **changes)
+        kind = AutoModelForImageTextToText if name in WRAPPERS else AutoModelForCausalLM
+        if name in NO_SDPA:
+            attention = "eager"
+        model = kind.from_config(settings, attn_implementation=attention)
         with torch.no_grad():
             for parameter in model.parameters():
                 scale = 0.2 if parameter.ndim > 1 else 0.1
