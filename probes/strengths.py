@@ -167,7 +167,7 @@ def _prompt_ids(
     Raises UsageError for one that leaves no room for an answer, or a system prompt that the template drops; and as
     `rendered` does.
     """
-    by_system = {system: _with_system(prompts, system, tokenizer) for system in {column.system for column in columns}}
+    by_system = {system: with_system(prompts, system, tokenizer) for system in {column.system for column in columns}}
     ids = [[by_system[column.system][row] for column in columns] for row in range(len(prompts))]
     limit = context_length(config)
     longest = max(len(prompt) for row in ids for prompt in row)
@@ -179,7 +179,7 @@ def _prompt_ids(
     return ids
 
 
-def _with_system(prompts: Sequence[str], system: str | None, tokenizer: Any) -> list[list[int]]:
+def with_system(prompts: Sequence[str], system: str | None, tokenizer: Any) -> list[list[int]]:
     """The ids of the prompts behind a system turn; without a chat template, behind the same text."""
     if system is None:
         return rendered(prompts, tokenizer)

@@ -34,8 +34,10 @@ class Completion(NamedTuple):
         return len(self.prompt_ids) + len(self.completion_ids)
 
 
-def completions_of(examples: Sequence[Example], tokenizer: Any, context_length: int | None) -> list[Completion]:
-    """Each example as ids, with an end token behind its completion.
+def completions_of(
+    examples: Sequence[Example], tokenizer: Any, context_length: int | None, *, ended: bool = True
+) -> list[Completion]:
+    """Each example as ids, with an end token behind its completion unless `ended` is False.
 
     Warns of what the chat template leaves out.
     Raises ExampleError for examples beyond `context_length` tokens, and for those whose completion has no token.
@@ -53,5 +55,5 @@ def completions_of(examples: Sequence[Example], tokenizer: Any, context_length: 
         # What the template writes after a completion begins with its end, which belongs to it.
         after = next((i for i in range(stop, len(ids)) if ids[i] in special), stop)
         ending = ids[stop : after + 1] or ([end] if end is not None else [])
-        completions.append(Completion(ids[:start], [*ids[start:stop], *ending]))
+        completions.append(Completion(ids[:start], [*ids[start:stop], *(ending if ended else ())]))
     return completions
