@@ -1,0 +1,1 @@
+"""A/B experiments on live traffic: specification, assignment, exposures, feedback, statistics."""
