@@ -20,7 +20,7 @@ PACKAGES = {"vectors": 0, "probes": 1, "merges": 1, "steer": 2}
 # Within a package: the rooms from the lowest to the highest. A room imports only those before it.
 ROOMS = {
     "vectors": ["documents", "storage", "registry", "formats"],
-    "probes": ["data", "models", "capture", "directions"],
+    "probes": ["data", "models", "capture", "directions", "readouts"],
     "merges": ["engine", "methods", "inputs", "recipes", "outputs"],
     "steer": ["reports", "folding", "training", "evaluation", "serving", "cli"],
     "steer/serving": ["engine", "http"],
@@ -170,8 +170,8 @@ WRITING = {
 }  # fmt: skip
 MAY_WRITE = {
     ("vectors/storage/links.py", "open"): "to read, without waiting for a pipe and without following a link",
-    ("vectors/bundled.py", "save_pretrained"): "in a temporary folder",
-    ("vectors/bundled.py", "replace"): "a temporary folder takes its name in the cache, under a lock",
+    ("vectors/storage/bundled.py", "save_pretrained"): "in a temporary folder",
+    ("vectors/storage/bundled.py", "replace"): "a temporary folder takes its name in the cache, under a lock",
     ("steer/training/student.py", "save_pretrained"): "in the work folder",
     ("steer/training/result.py", "save_pretrained"): "in the work folder",
     ("steer/serving/launch.py", "open"): "a log grows while the server runs",

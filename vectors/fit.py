@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from vectors.documents.artifacts import RESIDUAL
 from vectors.errors import ArtifactError
 from vectors.expression import Composition
+from vectors.probe import Probe
 from vectors.registry.layers import spans
 from vectors.steering import FIRST_ROW_HINT, SteeringVector
 
@@ -50,6 +52,34 @@ def problems_of(
     if digest and base is not None and not any_base and base["digest"] != digest:
         reasons.append(
             f"the vector {name} belongs to {vector.base.get('name', digest)}, not to {base.get('name', base['digest'])}"
+        )
+    return reasons
+
+
+def problems_of_probe(
+    name: str,
+    probe: Probe,
+    *,
+    hidden_size: int,
+    layers: int,
+    base: Mapping[str, Any] | None,
+    any_base: bool = False,
+) -> list[str]:
+    """Every reason why the probe called `name` can't read a model; empty when it can. Arguments as of `problems_of`.
+
+    The hidden size is compared only where the probe reads the residual stream: other sites have other sizes.
+    """
+    reasons = []
+    if probe.site == RESIDUAL and probe.hidden_size != hidden_size:
+        reasons.append(f"the probe {name} has hidden size {probe.hidden_size}, the model {hidden_size}")
+    beyond = [i for i in probe.layers if i >= layers]
+    if beyond:
+        reasons.append(f"the probe {name} has layer {spans(beyond)}; the model has layers 0 to {layers - 1}")
+    digest = probe.base.get("digest")
+    if digest and base is not None and not any_base and base["digest"] != digest:
+        reasons.append(
+            f"the probe {name} was trained on {probe.base.get('name', digest)}, "
+            f"not on {base.get('name', base['digest'])}"
         )
     return reasons
 

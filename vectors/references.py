@@ -9,11 +9,11 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vectors import bundled
 from vectors.documents import json_text
 from vectors.documents.artifacts import CONFIGURATION, INDEX
 from vectors.documents.schema import problems_of
 from vectors.errors import ModelError, shortened
+from vectors.storage import bundled
 from vectors.storage.files import digest_bytes
 from vectors.weights import read_header
 

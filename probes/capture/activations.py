@@ -7,15 +7,15 @@ in right-padded batches of similar length. The output head and the layers above 
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from probes.capture.hooks import block_outputs, run
 from probes.capture.packing import Pack, common_prefix, packs, passes
 from probes.capture.spill import Spill
 from probes.capture.tree_attention import tree_attention
@@ -67,10 +67,6 @@ class Pooled:
     computed: int = 0
 
 
-class _LastLayerDone(Exception):
-    """Raised by the hook of the last requested layer, to skip the layers above it."""
-
-
 def activations(
     model: nn.Module,
     examples: Sequence[Tokens],
@@ -94,15 +90,15 @@ def activations(
         with torch.inference_mode():
             longest = max(len(e.ids) for e in examples)
             one_per_pass = length_changes_positions(config, longest)
-            run = _Run(model, examples, result, on_event, share=not one_per_pass and residual.layout(model) is not None)
+            job = _Run(model, examples, result, on_event, share=not one_per_pass and residual.layout(model) is not None)
             if pack if pack is not None else packable(model, longest) and not one_per_pass:
-                for pass_packs in passes(packs([e.ids[run.prefix :] for e in examples], PACK), PASS):
-                    run.packed(pass_packs)
+                for pass_packs in passes(packs([e.ids[job.prefix :] for e in examples], PACK), PASS):
+                    job.packed(pass_packs)
             else:
                 order = sorted(range(len(examples)), key=lambda i: len(examples[i].ids))
                 rows = 1 if one_per_pass else BATCH
                 for start in range(0, len(order), rows):
-                    run.padded(order[start : start + rows], getattr(config, "pad_token_id", None) or 0)
+                    job.padded(order[start : start + rows], getattr(config, "pad_token_id", None) or 0)
     except BaseException:
         spill.close()
         raise
@@ -175,8 +171,8 @@ class _Run:
             if counts:
                 self.prefix_states[position] = states[0].float()
 
-        with self._hooked(store):
-            self._forward(input_ids=ids, past_key_values=self.cache, use_cache=True)
+        with block_outputs(self.model, self.result.layers, store):
+            run(self.stack, input_ids=ids, past_key_values=self.cache, use_cache=True)
         self.result.computed += self.prefix
 
     def packed(self, pass_packs: Sequence[Pack]) -> None:
@@ -256,9 +252,9 @@ class _Run:
             for _, states, counts in parts:
                 norms.add(states, counts)
 
-        with self._hooked(sum_up):
+        with block_outputs(self.model, self.result.layers, sum_up):
             inputs = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
-            self._forward(use_cache=self.cache is not None, **inputs)
+            run(self.stack, use_cache=self.cache is not None, **inputs)
         self.done += len(indices)
         self.on_event(Event("measuring activations", self.done, len(self.examples), "examples"))
 
@@ -279,32 +275,6 @@ class _Run:
             # Not `batch_repeat_interleave`, which recurrent layers lack.
             fork.reorder_cache(torch.zeros(rows, dtype=torch.long, device=self.device))
         return fork
-
-    def _forward(self, **inputs: Any) -> None:
-        with contextlib.suppress(_LastLayerDone):
-            self.stack(**inputs)
-
-    @contextlib.contextmanager
-    def _hooked(self, receive: Callable[[int, Tensor], None]) -> Iterator[None]:
-        """Call `receive(position, states)` with each requested layer's output [batch, tokens, hidden], then stop."""
-        wanted = self.result.layers
-        stack_blocks = residual.blocks(self.model)
-        last = max(wanted)
-
-        def hook(position: int, layer: int) -> Callable[..., None]:
-            def call(_module: nn.Module, _inputs: Any, output: Any) -> None:
-                receive(position, residual.output_of(output))
-                if layer == last:
-                    raise _LastLayerDone
-
-            return call
-
-        handles = [stack_blocks[i].register_forward_hook(hook(p, i)) for p, i in enumerate(wanted)]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def _weighted_sums(weights: Tensor, states: Tensor) -> Tensor:

@@ -137,7 +137,8 @@ def next_model(reference: str) -> str:
 
 def say_preparing(reference: str) -> None:
     """Print a note when the bundled model must be converted first, which takes half a minute and happens once."""
-    from vectors import bundled, references
+    from vectors import references
+    from vectors.storage import bundled
 
     if reference == references.DEFAULT and not bundled.folder().is_dir():
         say(f"preparing the bundled model {reference} (once, about half a minute)")

@@ -16,9 +16,10 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from vectors import bundled, references
+from vectors import references
 from vectors.errors import ModelError
 from vectors.references import ModelSource, identity, licence, resolve
+from vectors.storage import bundled
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -64,6 +64,25 @@ STEERING = record(
     },
 )  # fmt: skip
 
+RESIDUAL = "resid_post"  # the site of a probe that reads the output of a block
+_LAYERS_AS_KEYS = text(r"0|[1-9][0-9]{0,2}|1000", "a layer")
+PROBE = record(
+    {},
+    {
+        "base": _EMPTY_OR_BASE,
+        "hidden_size": whole(1, LARGEST_SIZE),
+        "site": _NAMED,
+        "method": _METHOD,
+        "data": mapping_of(anything),
+        "measured": _measured,
+        "recommended": optional(record({"layer": _LAYER}, {"reason": text(longest=10_000)})),
+        # The score above which a layer counts as positive, and how it was chosen.
+        "thresholds": mapping_of(number, _LAYERS_AS_KEYS),
+        "gate": optional(mapping_of(anything)),
+        "licence": _TEXT,
+    },
+)  # fmt: skip
+
 
 def _file_name(value: Any, name: str) -> Iterator[str]:
     """The name of a file in the same folder, which no system finds too long."""

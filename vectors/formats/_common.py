@@ -84,6 +84,11 @@ def require_kind(path: Path, metadata: Mapping[str, Any]) -> None:
     kind = metadata.get("kind", KIND)
     if kind == "task-vector":
         raise ArtifactError(f"{path} holds a {kind}, not a {KIND}", "use it with `steer merge` or `steer apply`")
+    if kind == "probe":
+        raise ArtifactError(
+            f"{path} holds a probe, not a {KIND}: it reads activations and steers nothing",
+            "use it with `steer probe`, or as a condition behind @when: or @while:",
+        )
     if kind != KIND:
         raise ArtifactError(
             f"{path} holds a file of the kind {excerpt(kind)}, not a {KIND}", "name the file of a steering vector"

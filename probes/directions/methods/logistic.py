@@ -20,6 +20,11 @@ ROUNDS = 50
 
 def direction(evidence: Evidence) -> Tensor:
     """The normal of the separating plane, float64 [hidden]."""
+    return plane(evidence)[0]
+
+
+def plane(evidence: Evidence) -> tuple[Tensor, Tensor]:
+    """The separating plane: its normal w, float64 [hidden], and its intercept b; w h + b are the log-odds at h."""
     assert evidence.activations is not None
     positive, negative = (rows.double() for rows in evidence.activations)
     rows = torch.cat([positive, negative])
@@ -30,15 +35,18 @@ def direction(evidence: Evidence) -> Tensor:
         deviation = torch.ones_like(deviation)
     # A constant coordinate tells nothing; dividing by its rounding error would make it tell everything.
     deviation = torch.where(deviation > 1e-12 * deviation.max(), deviation, torch.inf)
-    standardised = (rows - rows.mean(0)) / deviation
+    middle = rows.mean(0)
+    standardised = (rows - middle) / deviation
     labels = torch.cat([torch.ones(len(positive)), torch.zeros(len(negative))]).double()
     # Equal weight to the classes: unequal sizes shift the plane, and the penalty would tilt it.
     balance = torch.where(labels > 0, len(rows) / (2 * len(positive)), len(rows) / (2 * len(negative)))
-    return fit(standardised, labels, balance, PENALTY * len(rows)) / deviation
+    coefficients, intercept = fit(standardised, labels, balance, PENALTY * len(rows))
+    normal = coefficients / deviation
+    return normal, intercept - normal @ middle
 
 
-def fit(rows: Tensor, labels: Tensor, weights: Tensor, penalty: float) -> Tensor:
-    """Weighted ridge-penalised logistic regression with a free intercept, by Newton's method; returns w [features].
+def fit(rows: Tensor, labels: Tensor, weights: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    """Weighted ridge-penalised logistic regression with a free intercept, by Newton's method: w [features], and b.
 
     Minimises sum_i weights_i log(1 + exp(-s_i (w x_i + b))) + penalty |w|^2 / 2. With fewer rows than features the
     problem is solved in the space of the rows, where the minimiser lies.
@@ -71,7 +79,7 @@ def fit(rows: Tensor, labels: Tensor, weights: Tensor, penalty: float) -> Tensor
         solution, settled, value = candidate, float(value - new) < 1e-12 * (1 + float(value)), new
         if settled:
             break
-    return solution[:-1] if basis is None else basis @ solution[:-1]
+    return solution[:-1] if basis is None else basis @ solution[:-1], solution[-1]
 
 
 def _objective(design: Tensor, labels: Tensor, weights: Tensor, ridge: Tensor, solution: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ def caches() -> Iterator[tuple[str, dict[str, Any]]]:
     """The cache folders, by name, each with its path and its size in bytes."""
     from huggingface_hub import constants
 
-    from vectors import bundled
+    from vectors.storage import bundled
 
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
     folders = {

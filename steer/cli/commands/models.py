@@ -18,7 +18,8 @@ def command() -> None:
 @options.subcommand(command, "ls", "List the bundled model and the hub models in the cache.")
 def ls() -> None:
     """List the bundled model and the hub models in the cache."""
-    from vectors import bundled, references
+    from vectors import references
+    from vectors.storage import bundled
 
     ready = bundled.folder().is_dir()
     rows: list[dict[str, Any]] = [{"model": references.DEFAULT, "path": str(bundled.folder()), "ready": ready}]

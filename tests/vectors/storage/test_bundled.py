@@ -17,16 +17,16 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
-from vectors import bundled
 from vectors.errors import ModelError, OutputError
+from vectors.storage import bundled
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 # A conversion in another process that says where it is, and waits until it is told to go on.
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from vectors import bundled
+from vectors.storage import bundled
 
 def convert(source, target):
     print("converting", flush=True)
@@ -298,7 +298,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
-from vectors import bundled
+from vectors.storage import bundled
 from vectors.errors import OutputError
 bundled._gguf = lambda: Path("source.gguf")
 bundled._convert = lambda source, target: save_file({"x": torch.zeros(100_000)}, target / "model.safetensors")
