@@ -10,7 +10,7 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ Steering = str | Path | Composition | SteeringVector | Mapping[int, Tensor]
 FORMS = "an expression or a file's path, a Composition, a SteeringVector, or a mapping from layers to tensors [hidden]"
 
 
-class _LayerTerm(NamedTuple):
+class LayerTerm(NamedTuple):
     """One term at one layer: its direction [hidden], the rows of the batch it acts on (None: all), and its scope."""
 
     operation: str
@@ -64,17 +64,14 @@ def steered(
     compositions: list[Steering] = list(composition) if per_row else [composition]  # type: ignore[arg-type,list-item]
     if not compositions:
         raise UsageError("there is no composition", "give at least one")
-    by_layer: dict[int, list[_LayerTerm]] = {}
+    by_layer: dict[int, list[LayerTerm]] = {}
     used: dict[int, tuple[str, SteeringVector]] = {}  # by id(); the reference keeps each id from being reused
     for row, item in enumerate(compositions):
         composed, resolved_vectors = resolved(item, vectors)
         used.update({id(vector): (name, vector) for name, vector in resolved_vectors.items()})
-        for term in composed.terms:
-            # Strength 0 must equal no hook bit for bit, so it hooks nothing.
-            if term.operation != "clamp" and term.value == 0:
-                continue
-            _plan(by_layer, term, resolved_vectors[term.name], row if per_row else None)
-    _require_fit(model, list(used.values()), any_base)
+        for layer, layer_term in terms_by_layer(composed, resolved_vectors, torch.tensor([row]) if per_row else None):
+            by_layer.setdefault(layer, []).append(layer_term)
+    require_fit(model, list(used.values()), any_base)
     rows = len(compositions) if per_row else None
     with contextlib.ExitStack() as handles:
         if by_layer:
@@ -87,7 +84,7 @@ def steered(
             handles.callback(stack.register_forward_pre_hook(positions.update, with_kwargs=True).remove)
             for layer, planned in by_layer.items():
                 # First of the block's hooks, so that other hooks and `output_hidden_states` see the steered output.
-                hook = _hook(planned, positions)
+                hook = block_hook(planned, positions)
                 handles.callback(stack_blocks[layer].register_forward_hook(hook, prepend=True).remove)
         yield
         if (
@@ -104,7 +101,7 @@ def steered(
             )
 
 
-def _require_fit(model: nn.Module, vectors: Sequence[tuple[str, SteeringVector]], any_base: bool) -> None:
+def require_fit(model: nn.Module, vectors: Sequence[tuple[str, SteeringVector]], any_base: bool) -> None:
     """Check that vectors fit the model and were made for it. Raises ArtifactError, ModelError."""
     size, count = residual.hidden_size(model), len(residual.blocks(model))
     bound = [name for name, vector in vectors if vector.base.get("digest") and not any_base]
@@ -145,13 +142,24 @@ def as_vector(layers: Mapping[int, Tensor]) -> SteeringVector:
     return SteeringVector(layers)
 
 
-def _plan(by_layer: dict[int, list[_LayerTerm]], term: Term, vector: SteeringVector, row: int | None) -> None:
-    """Add a term to `by_layer` at each layer where it acts; `row` None means all rows."""
-    for layer in vector.acting(term.layers):
-        direction = vector.layers[layer]
-        planned = by_layer.setdefault(layer, [])
-        rows = None if row is None else torch.tensor([row])
-        planned.append(_LayerTerm(term.operation, term.value, direction, rows, term.scope))
+def terms_by_layer(
+    composition: Composition, vectors: Mapping[str, SteeringVector], rows: Tensor | None
+) -> Iterator[tuple[int, LayerTerm]]:
+    """What a composition does at each layer where it acts, in the order of its terms; `rows` None means all rows."""
+    for term in composition.terms:
+        # Strength 0 must equal no hook bit for bit, so it hooks nothing.
+        if term.operation != "clamp" and term.value == 0:
+            continue
+        vector = vectors[term.name]
+        for layer in vector.acting(term.layers):
+            yield layer, LayerTerm(term.operation, term.value, vector.layers[layer], rows, term.scope)
+
+
+class Coverage(Protocol):
+    """What a block's hook asks of the running pass."""
+
+    def covered(self, scope: Scope | None) -> Tensor:
+        """Which tokens of the running pass a scope covers, bool [batch, tokens]; never padding."""
 
 
 class _Positions:
@@ -240,7 +248,7 @@ def _length(cache: Any) -> int:
     return max(int(count()) for count in (cache.get_seq_length, *counts))
 
 
-def _hook(planned: Sequence[_LayerTerm], positions: _Positions) -> Callable[..., Any]:
+def block_hook(planned: Sequence[LayerTerm], positions: Coverage) -> Callable[..., Any]:
     """The forward hook of one block."""
 
     def call(_block: nn.Module, _inputs: Any, output: Any) -> Any:
@@ -260,7 +268,7 @@ def _hook(planned: Sequence[_LayerTerm], positions: _Positions) -> Callable[...,
     return call
 
 
-def _change(layer_term: _LayerTerm, direction: Tensor, stream: Tensor) -> Tensor:
+def _change(layer_term: LayerTerm, direction: Tensor, stream: Tensor) -> Tensor:
     """What a term adds to the stream [rows, tokens, hidden], in its dtype; it broadcasts to that shape."""
     if layer_term.operation == "add":
         return layer_term.value * direction

@@ -41,17 +41,21 @@ _current: ContextVar[list[_Group]] = ContextVar("trees of the running pass")
 
 
 @contextlib.contextmanager
-def tree_attention(model: nn.Module, prefix: int, masks: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Within: the model attends by `masks` (bool [tokens, prefix + tokens] each). Yields the `attention_mask`."""
+def tree_attention(model: nn.Module, prefix: int, masks: Sequence[Tensor], *, in_row: bool = False) -> Iterator[Tensor]:
+    """Within: the model attends by `masks` (bool [tokens, prefix + tokens] each). Yields the `attention_mask`.
+
+    The tokens of the prefix are in the model's cache; or, with `in_row`, at the beginning of the row itself. A batch
+    may hold several rows of the same packs.
+    """
     config = residual.text_config(model)
     dtype = next(model.parameters()).dtype
     if config._attn_implementation != "sdpa":
-        yield _additive(_block_diagonal(prefix, masks), dtype)
+        yield _additive(_block_diagonal(prefix, masks, in_row), dtype)
         return
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, _attend)
-    token = _current.set(_groups(prefix, masks, dtype))
+    token = _current.set(_groups(prefix, masks, dtype, in_row))
     config._attn_implementation = NAME
     try:
         # A placeholder: transformers leaves a mask of four dimensions as it is, and `_attend` has its own.
@@ -64,36 +68,43 @@ def tree_attention(model: nn.Module, prefix: int, masks: Sequence[Tensor]) -> It
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """Attention of query [1, heads, tokens, size] over keys [1, heads, prefix + tokens, size], group by group."""
+    """Attention of query [rows, heads, tokens, size] over keys [rows, heads, prefix + tokens, size], by group."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     outputs: Tensor | None = None
+    rows = len(query)
     for group in _current.get():
         batch = [
-            states[0][:, positions].transpose(0, 1)
+            states[:, :, positions].transpose(1, 2).flatten(0, 1)
             for states, positions in ((query, group.queries), (key, group.keys), (value, group.keys))
         ]
-        output, _ = sdpa_attention_forward(module, *batch, group.mask.to(query.dtype), **options)
+        mask = group.mask.to(query.dtype)
+        output, _ = sdpa_attention_forward(module, *batch, mask.repeat(rows, 1, 1, 1) if rows > 1 else mask, **options)
         if outputs is None:
-            outputs = output.new_empty(1, query.shape[2], *output.shape[2:])
-        outputs[0, group.rows] = output.flatten(0, 1)[group.positions]
+            outputs = output.new_empty(rows, query.shape[2], *output.shape[2:])
+        outputs[:, group.rows] = output.unflatten(0, (rows, -1)).flatten(1, 2)[:, group.positions]
     assert outputs is not None
     return outputs, None
 
 
-def _groups(prefix: int, masks: Sequence[Tensor], dtype: torch.dtype) -> list[_Group]:
+def _groups(prefix: int, masks: Sequence[Tensor], dtype: torch.dtype, in_row: bool) -> list[_Group]:
     """The packs of a row, batched by length, since one attention call per pack would be dominated by its overhead."""
-    starts = itertools.accumulate((len(mask) for mask in masks), initial=0)
+    offset = prefix if in_row else 0
+    starts = itertools.accumulate((len(mask) for mask in masks), initial=offset)
     batches: list[list[tuple[int, Tensor]]] = []
     for start, mask in sorted(zip(starts, masks, strict=False), key=lambda each: len(each[1])):
         if not batches or len(mask) > max(ALIKE, 1.5 * len(batches[-1][0][1])):
             batches.append([])
         batches[-1].append((start, mask))
-    return [_group(prefix, packs, dtype) for packs in batches]
+    groups = [_group(prefix, packs, dtype, prefix - offset) for packs in batches]
+    if offset:
+        alone = torch.ones(prefix, prefix, dtype=torch.bool, device=masks[0].device).tril()
+        groups.append(_group(0, [(0, alone)], dtype, 0))
+    return groups
 
 
-def _group(prefix: int, packs: Sequence[tuple[int, Tensor]], dtype: torch.dtype) -> _Group:
-    """One batch of packs, each given by its first position in the row and its mask."""
+def _group(prefix: int, packs: Sequence[tuple[int, Tensor]], dtype: torch.dtype, cached: int) -> _Group:
+    """One batch of packs, each given by its first position in the row and its mask; `cached` keys precede the row."""
     width = max(len(mask) for _, mask in packs)
     device = packs[0][1].device
     steps = torch.arange(width)
@@ -101,7 +112,7 @@ def _group(prefix: int, packs: Sequence[tuple[int, Tensor]], dtype: torch.dtype)
     firsts = torch.tensor([start for start, _ in packs])[:, None]
     real = steps < sizes
     queries = firsts + steps * real
-    keys = torch.cat([torch.arange(prefix).expand(len(packs), prefix), prefix + queries], 1)
+    keys = torch.cat([torch.arange(prefix).expand(len(packs), prefix), cached + queries], 1)
     # Padding may attend to everything, since softmax needs at least one key; no other token attends to it.
     visible = torch.ones(len(packs), width, prefix + width, dtype=torch.bool, device=device)
     for pack_mask, (_, mask) in zip(visible, packs, strict=True):
@@ -113,10 +124,14 @@ def _group(prefix: int, packs: Sequence[tuple[int, Tensor]], dtype: torch.dtype)
     return _Group(queries, keys, _additive(visible, dtype)[:, None], rows, positions)
 
 
-def _block_diagonal(prefix: int, masks: Sequence[Tensor]) -> Tensor:
-    """The masks of all packs as one block-diagonal mask [1, 1, tokens, prefix + tokens]."""
+def _block_diagonal(prefix: int, masks: Sequence[Tensor], in_row: bool) -> Tensor:
+    """The masks of all packs as one block-diagonal mask [1, 1, tokens, prefix + tokens]; `in_row` with the prefix's."""
     blocks = torch.block_diag(*[mask[:, prefix:].float() for mask in masks]).bool()
-    return torch.cat([blocks.new_ones(len(blocks), prefix), blocks], 1)[None, None]
+    visible = torch.cat([blocks.new_ones(len(blocks), prefix), blocks], 1)
+    if in_row:
+        above = blocks.new_ones(prefix, prefix).tril()
+        visible = torch.cat([torch.cat([above, blocks.new_zeros(prefix, len(blocks))], 1), visible])
+    return visible[None, None]
 
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:

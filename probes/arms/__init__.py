@@ -1,0 +1,1 @@
+"""Many compositions on the same completions: what does not depend on a composition is computed once."""

@@ -1,0 +1,239 @@
+"""What many compositions make of the same completions: the log-likelihood of every token, and the KL divergence from
+the unsteered model.
+
+Three things are shared, exactly. Below its lowest steered layer a composition changes nothing, so the unsteered
+residual stream there is computed once and kept; the blocks above run for several compositions at once. Tokens that
+completions share (the chat template's beginning, a prompt with two answers) are computed once for each composition.
+Only positions that predict tokens of completions go through the head, and no more than `VALUES` logits exist at a time.
+
+What must be computed for each composition is therefore its blocks above the steered layer for each distinct token, and
+the head for each distinct position: `tests/bench/sweep.py` says how far from that the time is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from probes.arms.layout import PASS, Part, padded, trees
+from probes.arms.passes import head_logits, last_states, stream_at
+from probes.capture.activations import length_changes_positions, packable
+from probes.interventions import no_intervention, steering
+from probes.logits import completion_logits
+from probes.models import residual
+from probes.models.completions import Completion
+from probes.models.loading import memory_reported
+from probes.steered import LayerTerm, Steering, block_hook, require_fit, resolved, terms_by_layer
+from vectors.steering import SteeringVector
+
+VALUES = 2**24  # logits at a time, of one kind: 64 MiB in float32
+KEPT = 512 * 2**20  # bytes of residual streams that are kept between calls
+SCOPES = ("prompt", "response", "first", "after")
+
+Vectors = Mapping[str, str | Path | SteeringVector | Mapping[int, Tensor]]
+
+
+class TokenScores(NamedTuple):
+    """One composition on the completions, in their order; each tensor is float64 [tokens of the completion].
+
+    `divergences` are KL(unsteered || steered) before each token, in nats; empty where they were not wanted.
+    """
+
+    log_likelihoods: list[Tensor]
+    divergences: list[Tensor]
+
+
+class _Arm(NamedTuple):
+    """A composition's terms by layer; none for one that changes nothing."""
+
+    by_layer: dict[int, list[LayerTerm]]
+
+
+class Completions:
+    """Completions to be scored under many compositions; a class because the unsteered streams live across calls."""
+
+    def __init__(self, model: Any, completions: Sequence[Completion], *, divergence: bool = False) -> None:
+        self.model, self.completions, self.divergence = model, list(completions), divergence
+        self.parts: list[Part] | None = None
+        self.streams: dict[int, list[Tensor]] = {}  # by layer: the unsteered stream of each part
+        self.base: list[Tensor] = []  # of each part, what the head gets of the unsteered model [n, hidden]
+
+    def scores(
+        self, compositions: Sequence[Steering | None], vectors: Vectors | None = None, *, any_base: bool = False
+    ) -> list[TokenScores]:
+        """The scores of each composition, None being the unsteered model; they do not depend on the others.
+
+        Raises as `probes.steered.steered` does, and ModelError when memory runs out.
+        """
+        composed = [None if each is None else resolved(each, vectors) for each in compositions]
+        used = {id(v): (name, v) for each in composed if each is not None for name, v in each[1].items()}
+        require_fit(self.model, list(used.values()), any_base)
+        indices = [index for index, each in enumerate(self.completions) if each.completion_ids]
+        with memory_reported(), torch.inference_mode():
+            exact = all(_scopes_known(each[0]) for each in composed if each is not None)
+            if not indices or not exact or not shares_prefixes(self.model, self.completions):
+                return [self._one_by_one(each, vectors, any_base) for each in compositions]
+            if self.parts is None:
+                self.parts = [part.to(_device(self.model)) for part in self._laid_out(indices)]
+            arms = [_Arm({}) if each is None else _Arm(_by_layer(each)) for each in composed]
+            results = [
+                TokenScores(*([torch.empty(0, dtype=torch.float64)] * len(self.completions) for _ in range(2)))
+                for _ in arms
+            ]
+            for number, states in self._states(arms):
+                self._score(number, states, results)
+        return results if self.divergence else [each._replace(divergences=[]) for each in results]
+
+    def _laid_out(self, indices: Sequence[int]) -> Iterator[Part]:
+        longest = max(self.completions[index].length for index in indices)
+        return (trees if packable(self.model, longest) else padded)(self.completions, indices)
+
+    def _states(self, arms: Sequence[_Arm]) -> Iterator[tuple[int, list[Tensor]]]:
+        """For each part: what the head gets for each arm, [n, hidden]; those that change nothing get the unsteered."""
+        assert self.parts is not None
+        by_lowest: dict[int, list[int]] = {}
+        for index, arm in enumerate(arms):
+            if arm.by_layer:
+                by_lowest.setdefault(min(arm.by_layer), []).append(index)
+        if not self.base and (self.divergence or len(by_lowest) == 0 or any(not arm.by_layer for arm in arms)):
+            last = len(residual.blocks(self.model)) - 1
+            self.base = [
+                last_states(self.model, part, (last, stream), 1, {})[0]
+                for part, stream in zip(self.parts, self._streams(last), strict=True)
+            ]
+        states: list[list[Tensor | None]] = [[None] * len(arms) for _ in self.parts]
+        for layer in sorted(by_lowest):
+            streams = self._streams(layer)
+            for number, (part, stream) in enumerate(zip(self.parts, streams, strict=True)):
+                together = max(1, PASS // part.ids.numel())
+                for start in range(0, len(by_lowest[layer]), together):
+                    batch = by_lowest[layer][start : start + together]
+                    hooks = self._hooks(part, [arms[index] for index in batch])
+                    rows = last_states(self.model, part, (layer, stream), len(batch), hooks)
+                    for index, row in zip(batch, rows, strict=True):
+                        states[number][index] = row
+        for number, row_states in enumerate(states):
+            yield number, [self.base[number] if each is None else each for each in row_states]
+
+    def _hooks(self, part: Part, arms: Sequence[_Arm]) -> dict[int, Any]:
+        """The hooks of arms whose rows follow each other in one batch."""
+        count = len(part.ids)
+        by_layer: dict[int, list[LayerTerm]] = {}
+        for index, arm in enumerate(arms):
+            rows = torch.arange(index * count, (index + 1) * count)
+            for layer, terms in arm.by_layer.items():
+                by_layer.setdefault(layer, []).extend(term._replace(rows=rows) for term in terms)
+        repeated = part._replace(
+            depths=part.depths.repeat(len(arms), 1), prompt_lengths=part.prompt_lengths.repeat(len(arms), 1)
+        )
+        return {layer: block_hook(terms, repeated) for layer, terms in by_layer.items()}
+
+    def _streams(self, layer: int) -> list[Tensor]:
+        """The unsteered stream of each part at a layer, computed from the nearest lower one that is kept."""
+        assert self.parts is not None
+        if layer not in self.streams:
+            lower = max((each for each in self.streams if each < layer), default=None)
+            self.streams[layer] = [
+                stream_at(self.model, part, layer, None if lower is None else (lower, self.streams[lower][number]))
+                for number, part in enumerate(self.parts)
+            ]
+            size = sum(each.numel() * each.element_size() for each in self.streams[layer])
+            for other in sorted(self.streams):
+                if len(self.streams) * size > KEPT and other != layer:
+                    del self.streams[other]
+        return self.streams[layer]
+
+    def _score(self, number: int, states: Sequence[Tensor], results: Sequence[TokenScores]) -> None:
+        """Fill in the results of one part from what the head gets for each arm."""
+        assert self.parts is not None
+        part = self.parts[number]
+        count, vocabulary = len(part.kept), int(residual.text_config(self.model).vocab_size)
+        step = max(1, VALUES // vocabulary)
+        # A position predicts several tokens where completions part.
+        slots = torch.cat([each.slots for each in part.predicted])
+        tokens = torch.cat([each.ids for each in part.predicted])
+        logs = torch.zeros(len(results), len(slots), dtype=torch.float64)
+        divergences = torch.zeros(len(results), count, dtype=torch.float64)
+        for start in range(0, count, step):
+            chunk = slice(start, min(start + step, count))
+            inside = ((slots >= chunk.start) & (slots < chunk.stop)).nonzero()[:, 0]
+            rows, columns = (slots[inside] - chunk.start).to(states[0].device), tokens[inside].to(states[0].device)
+            base: tuple[Tensor, Tensor] | None = None
+            if self.divergence:
+                logits = head_logits(self.model, self.base[number][chunk]).float()
+                base = logits, logits.softmax(-1)
+            for arm, arm_states in enumerate(states):
+                logits = head_logits(self.model, arm_states[chunk]).float()
+                logs[arm, inside] = (logits[rows, columns].double() - log_sum(logits)[rows]).cpu()
+                if base is not None:
+                    divergences[arm, chunk] = divergence_from(*base, logits).cpu()
+        bounds = torch.tensor([len(each.ids) for each in part.predicted]).cumsum(0)[:-1]
+        for arm, result in enumerate(results):
+            for each, values in zip(part.predicted, logs[arm].tensor_split(bounds), strict=True):
+                result.log_likelihoods[each.item] = values.clone()
+                result.divergences[each.item] = divergences[arm][each.slots]
+
+    def _one_by_one(self, composition: Steering | None, vectors: Vectors | None, any_base: bool) -> TokenScores:
+        """The scores through hooks alone, which every architecture and every scope allows."""
+        intervention = (
+            no_intervention if composition is None else steering(self.model, composition, vectors, any_base=any_base)  # type: ignore[arg-type]
+        )
+        scored = [index for index, each in enumerate(self.completions) if each.completion_ids]
+        completions = [self.completions[index] for index in scored]
+        result = TokenScores(*([torch.empty(0, dtype=torch.float64)] * len(self.completions) for _ in range(2)))
+        base = dict(completion_logits(self.model, completions)) if self.divergence else {}
+        for position, logits in completion_logits(self.model, completions, intervention):
+            index = scored[position]
+            ids = torch.tensor(self.completions[index].completion_ids)
+            picked = logits.gather(1, ids[:, None])[:, 0].double()
+            result.log_likelihoods[index] = picked - log_sum(logits)
+            if self.divergence:
+                reference = base[position]
+                result.divergences[index] = divergence_from(reference, reference.softmax(-1), logits.clone())
+        return result if self.divergence else result._replace(divergences=[])
+
+
+def shares_prefixes(model: nn.Module, completions: Sequence[Completion]) -> bool:
+    """Whether blocks below a steered layer can be left out: whether the architecture is one that was tested, and no
+    length of a sequence changes the positions of another."""
+    longest = max((each.length for each in completions), default=0)
+    return residual.layout(model) is not None and not length_changes_positions(residual.text_config(model), longest)
+
+
+def log_sum(logits: Tensor) -> Tensor:
+    """log(sum(exp)) over the vocabulary, float64 [n]; summed in float64, since a vocabulary is long."""
+    greatest = logits.amax(-1, keepdim=True)
+    return (logits - greatest).exp_().sum(-1, dtype=torch.float64).log() + greatest[:, 0].double()
+
+
+def divergence_from(base: Tensor, probabilities: Tensor, logits: Tensor) -> Tensor:
+    """KL(base || other) in nats, float64 [n], from the logits of both and the base's probabilities [n, vocabulary].
+
+    As log E[exp d] - E[d] with d the difference of the logits and E the base's mean, which keeps small divergences
+    exact. Overwrites `logits`.
+    """
+    change = logits.sub_(base)
+    total = probabilities.sum(-1, dtype=torch.float64)  # 1 up to rounding, which would outweigh a small divergence
+    mean = (probabilities * change).sum(-1, dtype=torch.float64) / total
+    greatest = change.amax(-1, keepdim=True)
+    grown = (change.sub_(greatest).exp_().mul_(probabilities)).sum(-1, dtype=torch.float64) / total
+    return (grown.log() + greatest[:, 0].double() - mean).clamp_min(0)
+
+
+def _by_layer(composed: tuple[Any, Mapping[str, SteeringVector]]) -> dict[int, list[LayerTerm]]:
+    by_layer: dict[int, list[LayerTerm]] = {}
+    for layer, term in terms_by_layer(*composed, None):
+        by_layer.setdefault(layer, []).append(term)
+    return by_layer
+
+
+def _scopes_known(composition: Any) -> bool:
+    return all(term.scope is None or term.scope.kind in SCOPES for term in composition.terms)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
