@@ -1,0 +1,62 @@
+"""`steer ab check`: what is wrong with an experiment file, and its digest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from steer.cli import options, requests
+from steer.cli.output import out
+from vectors.registry.options import option
+
+if TYPE_CHECKING:
+    from steer.experiments.specification import Experiment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The arguments and options of `steer ab check`."""
+
+    experiment: str = option(help="The experiment: its file, or NAME for NAME.yaml here.", argument=True)
+    model: str = option("", help="The model to compare its vectors with: " + options.A_MODEL, complete="models")
+
+
+@options.command(
+    "check",
+    summary="Check an experiment file: all problems at once, and its digest.",
+    examples="""
+    steer ab check tone.yaml
+    steer ab check tone --model smollm2
+    """,
+)
+@requests.takes(Request)
+def command(**values: Any) -> None:
+    """Check an experiment file: all problems at once, and its digest.
+
+    Another digest is another version: who edits a running experiment begins a new one.
+    """
+    from steer.experiments import document
+
+    request = requests.build(Request, values)
+    experiment = document.read(document.find(request.experiment), model=request.model or None)
+    data = {"digest": experiment.digest, "steps": list(experiment.steps), **experiment.frozen()}
+    out.result(data, lambda: _print(experiment))
+    served = experiment.model or request.model or "MODEL"
+    out.say(f"next: steer serve {served} --experiment {experiment.file}")
+
+
+def _print(experiment: Experiment) -> None:
+    from steer.experiments.storage.database import shown
+
+    facts = {
+        "experiment": experiment.name,
+        "digest": experiment.digest,
+        "unit": experiment.unit,
+        "coverage": " -> ".join(f"{step:.4g}" for step in experiment.steps),
+        "metric": f"{experiment.metric.name} ({experiment.metric.kind}, {experiment.metric.better} is better)",
+        "log": shown(experiment.log),
+    }
+    out.line("\n".join(f"{key:12}{value}" for key, value in facts.items()))
+    out.line()
+    rows = [[arm.name, arm.text(), arm.digest[:19], f"{arm.weight:.4g}"] for arm in experiment.arms]
+    out.table(["arm", "what it does", "digest", "weight"], rows, 3)

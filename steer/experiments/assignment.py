@@ -1,0 +1,50 @@
+"""Which arm a unit gets: a pure function of the salt and the unit, so that every server and every restart agree.
+
+Two fractions of one unit decide, each a SHA-256 of canonical JSON: whether the unit takes part (below the coverage),
+and which arm it has (cumulative weights). Since the second does not depend on the coverage, a growing coverage adds
+units and moves none. Another salt gives independent fractions, so two experiments do not influence each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+from steer.experiments.specification import Experiment
+from vectors.storage.files import canonical_json
+
+OUTSIDE, ASSIGNED = "outside", "assigned"
+
+
+class Assignment(NamedTuple):
+    """The arm of a unit, by name, and why: `assigned` by its fraction, or `outside` the experiment (the control)."""
+
+    arm: str
+    reason: str
+
+
+def fraction(*parts: str) -> float:
+    """A number in [0, 1) that depends on these texts alone: the first 53 bits of the SHA-256 of their JSON list."""
+    digest = hashlib.sha256(canonical_json(list(parts)).encode("utf-8", "surrogatepass")).digest()
+    return float((int.from_bytes(digest[:8], "big") >> 11) / 2**53)
+
+
+def assign(experiment: Experiment, unit: str, coverage: float) -> Assignment:
+    """The arm of a unit while an experiment covers this share of the units."""
+    space = experiment.namespace
+    if space is not None and not space.start <= fraction("namespace", space.name, unit) < space.end:
+        return Assignment(experiment.control.name, OUTSIDE)
+    if not fraction("coverage", experiment.salt, unit) < coverage:
+        return Assignment(experiment.control.name, OUTSIDE)
+    position, cumulative = fraction("arm", experiment.salt, unit), 0.0
+    for arm in experiment.arms:
+        cumulative += arm.weight
+        if position < cumulative:
+            return Assignment(arm.name, ASSIGNED)
+    return Assignment(next(arm.name for arm in reversed(experiment.arms) if arm.weight > 0), ASSIGNED)
+
+
+def hashed(experiment: Experiment, unit: str, kind: str = "unit") -> str:
+    """The salted hash under which a unit (or a `kind` of its own, such as a conversation) stands in the log."""
+    text = canonical_json([kind, experiment.salt, unit]).encode("utf-8", "surrogatepass")
+    return hashlib.sha256(text).hexdigest()[:32]

@@ -1,0 +1,255 @@
+"""The file of an experiment, read and checked: all problems at once, also those of the vectors that its arms name.
+
+    name: tone
+    salt: tone-5d1f…
+    arms:
+      control: {}
+      friendly: {steer: 1.2*warm}
+    metric: {name: thumbs, smallest_effect: 0.05}
+
+`template` writes one with every key explained.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from steer.experiments.arms import arms_of, problems_of_model
+from steer.experiments.specification import (
+    CALLED,
+    DIRECTIONS,
+    GUARDRAILS,
+    KINDS,
+    ON_BREACH,
+    SERVER_METRICS,
+    UNITS,
+    Arm,
+    Experiment,
+    Judge,
+    Metric,
+    Namespace,
+)  # fmt: skip
+from vectors.documents import schema, yaml_text
+from vectors.documents.json_text import read_bounded
+from vectors.errors import UsageError, guess
+from vectors.resolve import Resolver
+from vectors.steering import SteeringVector
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
+_NAME = schema.text(NAME, "a name of letters, digits, _, . and -, of at most 64 characters")
+_LINE = schema.text(r"[^\0]{0,4096}", "text of at most 4096 characters")
+_TEXTS = ("name", "salt", "steer", "system", "lora", "model", "log", "url", "header", "instruction", "key_variable")
+
+
+def share(value: Any, name: str) -> Iterator[str]:
+    """A share: a number from 0 to 1, or a percentage such as 5%."""
+    if _share(value) is None:
+        yield f"{name} is {schema.excerpt(value)}, not a share from 0 to 1, or a percentage such as 5%"
+
+
+def _share(value: Any) -> float | None:
+    if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d{1,3}(?:\.\d{1,12})?)\s*%\s*", value)):
+        value = float(match[1]) / 100
+    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+    return float(value) if good else None
+
+
+def known(required: Mapping[str, schema.Check], optional: Mapping[str, schema.Check]) -> schema.Check:
+    """A `schema.record` in which other fields are problems: a misspelt one would be ignored."""
+    inner = schema.record(required, {key: schema.optional(check) for key, check in optional.items()})
+
+    def check(value: Any, name: str) -> Iterator[str]:
+        yield from inner(value, name)
+        names = [*required, *optional]
+        for key in value if isinstance(value, Mapping) else ():
+            if key not in names:
+                where = f"{name} has" if name else "the experiment has"
+                yield f"{where} no {schema.excerpt(key)}{guess(str(key)[:60], names)}"
+
+    return check
+
+
+def _positive(value: Any, name: str) -> Iterator[str]:
+    yield from schema.number(value, name)
+    if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
+        yield f"{name} is {schema.excerpt(value)}, not above 0"
+
+
+_METRIC = known(
+    {"name": _NAME},
+    {
+        "kind": schema.one_of(*KINDS), "better": schema.one_of(*DIRECTIONS), "smallest_effect": _positive,
+        "baseline": schema.number, "spread": _positive, "low": schema.number, "high": schema.number,
+    },
+)  # fmt: skip
+_JUDGE = known(
+    {"name": _NAME, "url": schema.text(r"https?://\S{1,2000}", "a URL"), "model": _LINE, "instruction": _LINE},
+    {"sample_rate": share, "key_variable": schema.text(r"[A-Za-z_]\w{0,99}", "the name of an environment variable")},
+)
+_UNIT = schema.either(
+    schema.one_of(*UNITS),
+    known({"header": schema.text(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}", "the name of a header")}, {}),
+    wanted="conversation, user, or {header: NAME}",
+)
+_ARM = known({}, {"steer": _LINE, "lora": _LINE, "system": schema.text(longest=100_000), "weight": share})
+EXPERIMENT = known(
+    {"name": _NAME, "arms": schema.mapping_of(schema.optional(_ARM), _NAME), "metric": _METRIC},
+    {
+        "model": _LINE, "vectors": schema.mapping_of(_LINE), "unit": _UNIT, "coverage": share,
+        "salt": schema.text(r"[^\0]{1,200}", "text of 1 to 200 characters"),
+        "namespace": known({"name": _NAME, "range": schema.tuple_of(share, share, wanted="a range like [0, 0.5]")}, {}),
+        "secondary": schema.list_of(_METRIC, 50),
+        "guardrails": known({}, dict.fromkeys(GUARDRAILS, _positive)),
+        "judges": schema.list_of(_JUDGE, 20), "ramp": schema.list_of(share, 20),
+        "ramp_responses": schema.whole(1, 10**9), "on_breach": schema.one_of(*ON_BREACH),
+        "clients_call": schema.one_of(*CALLED), "store_texts": schema.boolean, "log": _LINE,
+    },
+)  # fmt: skip
+
+
+def read(file: Path, *, model: str | None = None, resolvers: Sequence[Resolver] | None = None) -> Experiment:
+    """The experiment in a file, with the vectors of its arms. Raises UsageError with every problem.
+
+    `model` is a reference to the model that is to be served; the vectors are compared with it, or with the model that
+    the file names. Vectors are looked up in the file's `vectors`, then by `resolvers`, by default in its folder.
+    """
+    try:
+        values = yaml_text.parse(read_bounded(file, yaml_text.LARGEST).decode("utf-8-sig"), texts=_TEXTS)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise UsageError(f"the experiment {file} can't be read: {reason}", "make one: steer ab init FILE") from error
+    return check(values, file, model=model, resolvers=resolvers)
+
+
+def check(
+    values: Any, file: Path, *, model: str | None = None, resolvers: Sequence[Resolver] | None = None
+) -> Experiment:
+    """The experiment of a document's values; `file` is where it stands. Raises UsageError with every problem."""
+    problems = list(itertools.islice(EXPERIMENT(values, ""), 50))
+    if not isinstance(values, Mapping):
+        raise UsageError(f"the experiment {file} is {schema.excerpt(values)}, not a mapping", "see docs/ab.md")
+    values = {key: value for key, value in values.items() if value is not None}
+    arms: tuple[Arm, ...] = ()
+    vectors: dict[str, SteeringVector] = {}
+    hints: list[str] = []
+    given = values.get("arms")
+    if isinstance(given, Mapping) and not any(problem.startswith(("arms", "vectors")) for problem in problems):
+        arms, vectors, found, hints = arms_of(values, file.parent, resolvers)
+        problems += found
+        problems += _problems_of_weights(given)
+        problems += problems_of_model(vectors, model or values.get("model"), model, values.get("model"))
+    problems += _problems_between(values)
+    if problems:
+        raise UsageError(
+            [f"{file.name}: {problem}" for problem in problems],
+            "; ".join(dict.fromkeys(hint for hint in hints if hint)) or "docs/ab.md describes every key",
+        )
+    return _built(values, file, arms, vectors)
+
+
+def _problems_of_weights(arms: Mapping[str, Any]) -> list[str]:
+    weights = {name: (arm or {}).get("weight") for name, arm in arms.items()}
+    given = [weight for weight in weights.values() if weight is not None]
+    if given and len(given) < len(weights):
+        without = [name for name, weight in weights.items() if weight is None]
+        return [f"the arms {', '.join(without)} have no weight: give one to every arm, or to none"]
+    total = sum(_share(weight) or 0.0 for weight in given)
+    return [f"the weights of the arms sum to {total:.6g}, not to 1"] if given and abs(total - 1) > 1e-6 else []
+
+
+def _problems_between(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong between fields that are each possible by themselves."""
+    problems = []
+    ramp = values.get("ramp") or []
+    steps = [_share(step) for step in ramp] if isinstance(ramp, list) else []
+    numbers = [step for step in steps if step is not None]
+    if any(later <= earlier for earlier, later in itertools.pairwise(numbers)):
+        problems.append("ramp does not ascend")
+    if any(step == 0 for step in numbers):
+        problems.append("ramp has a step of 0, at which nobody takes part")
+    space = values.get("namespace")
+    if isinstance(space, Mapping) and isinstance(space.get("range"), list) and len(space["range"]) == 2:
+        start, end = map(_share, space["range"])
+        if start is not None and end is not None and start >= end:
+            problems.append("namespace.range is empty: its start is not below its end")
+    metrics = [m for m in [values.get("metric"), *_list(values.get("secondary"))] if isinstance(m, Mapping)]
+    names = [metric.get("name") for metric in metrics if isinstance(metric.get("name"), str)]
+    problems += [f"the metric {name} is given twice" for name in dict.fromkeys(names) if names.count(name) > 1]
+    for metric in metrics:
+        low, high = metric.get("low"), metric.get("high")
+        if isinstance(low, int | float) and isinstance(high, int | float) and low >= high:
+            problems.append(f"the metric {metric.get('name')} has low {low:g}, not below high {high:g}")
+        if metric.get("name") in SERVER_METRICS and metric.get("kind") == "bool" and metric.get("name") != "refusal":
+            problems.append(f"the metric {metric['name']}, which the server computes, is a number")
+    judges = [j.get("name") for j in _list(values.get("judges")) if isinstance(j, Mapping)]
+    problems += [f"the judge {name} is no metric: name it in `secondary`" for name in judges if name not in names]
+    return problems
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _metric(values: Mapping[str, Any]) -> Metric:
+    values = {key: value for key, value in values.items() if value is not None}
+    numbers = values["name"] in SERVER_METRICS and values["name"] != "refusal"
+    kind = values.get("kind", "number" if numbers else "bool")
+    floats = {k: float(values[k]) for k in ("smallest_effect", "baseline", "spread", "low", "high") if k in values}
+    return Metric(values["name"], kind, values.get("better", "higher"), **floats)
+
+
+def _built(
+    values: Mapping[str, Any], file: Path, arms: tuple[Arm, ...], vectors: Mapping[str, SteeringVector]
+) -> Experiment:
+    unit, space = values.get("unit", "conversation"), values.get("namespace")
+    guardrails = {name: limit for name, (limit, _) in GUARDRAILS.items()}
+    guardrails |= {name: float(limit) for name, limit in values.get("guardrails", {}).items() if limit is not None}
+    judges = tuple(
+        Judge(**{key: value for key, value in judge.items() if key != "sample_rate"},
+              sample_rate=_share(judge.get("sample_rate", 0.1)) or 0.0)
+        for judge in values.get("judges", ())
+    )  # fmt: skip
+    return Experiment(
+        name=values["name"],
+        arms=arms,
+        metric=_metric(values["metric"]),
+        salt=values.get("salt", values["name"]),
+        model=values.get("model", ""),
+        unit=unit if isinstance(unit, str) else f"header:{unit['header'].lower()}",
+        coverage=_share(values.get("coverage", 1.0)) or 0.0,
+        namespace=Namespace(space["name"], *map(float, map(_share, space["range"]))) if space else None,  # type: ignore[arg-type]
+        secondary=tuple(map(_metric, values.get("secondary", ()))),
+        guardrails=guardrails,
+        judges=judges,
+        ramp=tuple(_share(step) or 0.0 for step in values.get("ramp", ())),
+        ramp_responses=values.get("ramp_responses", 200),
+        on_breach=values.get("on_breach", "stop"),
+        clients_call=values.get("clients_call", "experiment"),
+        store_texts=values.get("store_texts", False),
+        log=log_url(values.get("log", f"{values['name']}.db"), file.parent),
+        file=file,
+        vectors=vectors,
+    )
+
+
+def log_url(text: str, folder: Path) -> str:
+    """The URL of a log: a URL as it is, or the path of a SQLite file, relative to the folder of the experiment."""
+    if re.match(r"postgres(ql)?(\+\w+)?://", text):
+        return re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql+psycopg://", text)
+    path = text.removeprefix("sqlite:///")
+    return f"sqlite:///{(folder / Path(path).expanduser()).absolute()}"
+
+
+def find(reference: str) -> Path:
+    """The file of an experiment, given by its path or by its name (NAME.yaml in the current folder)."""
+    path = Path(reference)
+    if path.is_file() or path.suffix in (".yaml", ".yml"):
+        return path
+    named = Path(f"{reference}.yaml")
+    if named.is_file():
+        return named
+    raise UsageError(f"there is no experiment {reference!r}: no file {named} here", "steer ab init FILE makes one")

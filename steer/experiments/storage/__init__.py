@@ -1,0 +1,6 @@
+"""The log of experiments: the same tables in SQLite (by default) and PostgreSQL (several servers).
+
+tables      the tables, and what a column holds       migrations   how a log of an earlier release becomes this one
+database    opening, reading and writing              state        versions of an experiment, stages, stops
+journal     rows on their way to the database         writer       the thread that takes them there
+"""

@@ -1,0 +1,115 @@
+"""Opening, reading and writing a log, which is a SQLite file in WAL mode or a PostgreSQL database."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import Connection, Engine, Table, event
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import SQLAlchemyError
+
+from steer.experiments.storage.migrations import migrate
+from steer.experiments.storage.tables import ALL
+from vectors.errors import SteerError
+
+WAIT = 5  # seconds for a lock, and for a connection
+_MIGRATING = 0x73746565_72616262 & 0x7FFFFFFF_FFFFFFFF  # key of the lock of PostgreSQL under which a log is migrated
+
+
+class LogError(SteerError):
+    """A log that can't be opened, read or written."""
+
+
+def engine_of(url: str) -> Engine:
+    """An engine for the log at a URL, which is not opened yet. Raises LogError for a URL that is none."""
+    try:
+        made = sqlalchemy.engine.make_url(url)
+        lite = made.get_backend_name() == "sqlite"
+        arguments: dict[str, Any] = {"timeout": WAIT} if lite else {"connect_timeout": WAIT}
+        engine = sqlalchemy.create_engine(made, connect_args=arguments, pool_pre_ping=not lite)
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        raise LogError(f"the log {shown(url)} can't be opened: {error}", "write a file, or postgresql://…") from error
+    if lite:
+        event.listen(engine, "connect", _prepare)
+        event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _prepare(connection: sqlite3.Connection, _record: Any) -> None:
+    """Settings of a new SQLite connection: transactions begin where SQLAlchemy begins them, and commits are durable."""
+    connection.isolation_level = None
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={WAIT * 1000}"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.info.get("writing") else "BEGIN")
+
+
+def open_log(url: str) -> Engine:
+    """An engine for the log at a URL, with all tables. Raises LogError, NewerLog."""
+    engine = engine_of(url)
+    try:
+        prepare(engine)
+    except SQLAlchemyError as error:
+        engine.dispose()
+        raise LogError(
+            f"the log {shown(url)} can't be opened: {reason_of(error)}", "check the log's address"
+        ) from error
+    return engine
+
+
+def prepare(engine: Engine) -> None:
+    """Create or update the tables. Raises SQLAlchemyError, NewerLog."""
+    with writing(engine) as connection:
+        if engine.dialect.name == "postgresql":
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATING})")
+        migrate(connection)
+
+
+@contextlib.contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """A context with a transaction that writes. SQLite takes its lock at the beginning, where it waits for others."""
+    with engine.connect() as connection:
+        connection.info["writing"] = True
+        try:
+            with connection.begin():
+                yield connection
+        finally:
+            connection.info.pop("writing", None)
+
+
+def insert(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows into a table; those whose id is there already are left out."""
+    if not rows:
+        return
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    columns = [column.name for column in table.columns]
+    whole = [{name: row.get(name) for name in columns} for row in rows]
+    connection.execute(dialect.insert(table).on_conflict_do_nothing(), whole)
+
+
+def write(engine: Engine, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+    """Write rows, given with the names of their tables, in one transaction. Raises SQLAlchemyError."""
+    by_table: dict[str, list[Mapping[str, Any]]] = {}
+    for name, row in rows:
+        by_table.setdefault(name, []).append(row)
+    with writing(engine) as connection:
+        for name, found in by_table.items():
+            insert(connection, ALL[name], found)
+
+
+def shown(url: str) -> str:
+    """The URL of a log without its password."""
+    head, at, tail = url.rpartition("@")
+    scheme, slashes, account = head.partition("://")
+    return f"{scheme}{slashes}{account.partition(':')[0]}{at}{tail}" if at else url
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of a database's error, without the statement."""
+    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0][:300]

@@ -1,0 +1,91 @@
+"""The tables of the log. `migrations` creates them; what is read and written goes through these definitions."""
+
+from __future__ import annotations
+
+from sqlalchemy import Boolean, Column, Double, Integer, MetaData, Table, Text
+
+METADATA = MetaData()
+
+# Every version of an experiment that was served. `content` is `Experiment.frozen()` as canonical JSON.
+EXPERIMENTS = Table(
+    "experiments",
+    METADATA,
+    Column("experiment", Text, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("digest", Text, nullable=False),
+    Column("content", Text, nullable=False),
+    Column("at", Double, nullable=False),  # seconds since 1970, as in all tables
+)
+
+# One row for each answer, also for those that failed.
+EXPOSURES = Table(
+    "exposures",
+    METADATA,
+    Column("id", Text, primary_key=True),  # made by the server; a row that arrives twice is written once
+    Column("experiment", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("arm", Text, nullable=False),
+    # assigned; outside (no part of the experiment); forced (by header); stopped (after a stop); continued (a
+    # conversation that keeps the arm which it had before the version, the stage or the stop)
+    Column("reason", Text, nullable=False),
+    Column("stage", Integer, nullable=False),  # index into `Experiment.steps`
+    Column("counted", Boolean, nullable=False),  # whether the analysis uses it: assigned, and not during the ramp
+    Column("at", Double, nullable=False),  # when the request arrived
+    Column("unit", Text, nullable=False),  # a salted hash
+    Column("unit_source", Text, nullable=False),  # user, header, conversation, or first message
+    Column("conversation", Text, nullable=False),  # a salted hash
+    Column("response", Text),  # the answer's id, which feedback names; NULL where there is no answer
+    Column("digest", Text, nullable=False),  # `Arm.digest`
+    Column("composition", Text),  # the digest in the engine's receipt; NULL where nothing was steered
+    Column("status", Integer, nullable=False),  # of HTTP; 499 where the client went away
+    Column("answers", Integer),  # of one request (`n`)
+    Column("prompt_tokens", Integer),
+    Column("cached_tokens", Integer),
+    Column("response_tokens", Integer),
+    Column("ttft", Double),  # seconds to the first token, where the answer was streamed
+    Column("inter_token", Double),  # mean seconds between tokens, where the answer was streamed
+    Column("latency", Double),  # seconds to the end of the answer
+    Column("stop", Text),  # why it ended: stop, length, ...
+    Column("weight_version", Text),
+    Column("gates", Text),  # JSON, where the receipt has gates
+    Column("characters", Integer),
+    Column("repetition", Double),  # share of the 4-grams of words that occurred before
+    Column("refusal", Boolean),
+    Column("trace", Text),  # the trace id of W3C's traceparent
+    Column("prompt", Text),  # JSON, only if the experiment stores texts
+    Column("answer", Text),
+)
+
+FEEDBACK = Table(
+    "feedback",
+    METADATA,
+    Column("id", Text, primary_key=True),  # derived from the client's key, where it sends one
+    Column("experiment", Text, nullable=False),
+    Column("version", Integer),  # of the answer, where it was known on arrival
+    Column("response", Text),  # the answer's id, or
+    Column("conversation", Text),  # the conversation's salted hash
+    Column("metric", Text, nullable=False),
+    Column("value", Double),  # true is 1; NULL for a comment or a demonstration
+    Column("comment", Text),
+    Column("demonstration", Text),  # a better answer
+    Column("prompt", Text),  # JSON of the messages that the demonstration answers, where the client sends them
+    Column("source", Text, nullable=False),  # user, or judge
+    Column("mark", Text, nullable=False),  # empty; unknown (no such answer on arrival); late (after the experiment)
+    Column("at", Double, nullable=False),
+)
+
+# What happened to an experiment: started, stage, stopped, warned, dropped, promoted.
+EVENTS = Table(
+    "events",
+    METADATA,
+    Column("id", Text, primary_key=True),
+    Column("experiment", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("stage", Integer),
+    Column("count", Integer),  # of rows that were dropped
+    Column("reason", Text, nullable=False),
+    Column("at", Double, nullable=False),
+)
+
+ALL = {table.name: table for table in (EXPERIMENTS, EXPOSURES, FEEDBACK, EVENTS)}

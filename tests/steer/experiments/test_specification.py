@@ -1,0 +1,180 @@
+"""An experiment's file: what it means, what is wrong with it, and what its digest covers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pico
+import pytest
+import trials
+
+from steer.cli import run
+from steer.experiments import document, template
+from steer.serving.engine.resolved import ResolvedRequest
+from vectors import references
+from vectors.errors import UsageError
+from vectors.steering import SteeringVector
+
+
+def problems(folder: Path, **changes: Any) -> list[str]:
+    with pytest.raises(UsageError) as raised:
+        trials.experiment(folder, **changes)
+    return list(raised.value.problems)
+
+
+def test_a_short_file_is_complete(tmp_path: Path) -> None:
+    experiment = trials.experiment(tmp_path)
+    assert [(arm.name, arm.steer, arm.weight) for arm in experiment.arms] == [
+        ("control", "", 0.5),
+        ("friendly", "1.2*warm", 0.5),
+    ]
+    assert experiment.control.name == "control"
+    assert (experiment.unit, experiment.coverage, experiment.steps) == ("conversation", 1.0, (1.0,))
+    assert experiment.log == f"sqlite:///{tmp_path}/tone.db"
+
+
+def test_an_arm_has_the_digest_that_the_engine_shows(tmp_path: Path) -> None:
+    arm = trials.experiment(tmp_path).arm("friendly")
+    digest = SteeringVector.load(tmp_path / "warm.safetensors").digest
+    assert arm is not None
+    assert arm.composition == ResolvedRequest("1.2*warm", {"warm": digest}).key
+
+
+def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
+    found = problems(
+        tmp_path,
+        coverge=0.5,
+        unit="session",
+        metric={"name": "thumbs", "better": "up", "kin": "bool"},
+        arms={"control": {"weight": 0.5}, "a": {"steer": "1.2*missing", "weight": 0.4}, "b": {"steer": "1.2**warm"}},
+        ramp=["5%", "1%"],
+        namespace={"name": "chat", "range": [0.5, 0.5]},
+    )
+    text = "\n".join(found)
+    for part in (
+        "no \"coverge\" (did you mean coverage?)", "unit is \"session\"", "metric.better is \"up\"", "no \"kin\"",
+        "name 'missing' is not bound", "arm b: the expression '1.2**warm' is wrong", "the arms b have no weight",
+        "ramp does not ascend", "namespace.range is empty",
+    ):  # fmt: skip
+        assert part in text, part
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"arms": {"control": {}}}, "compares at least two arms"),
+        ({"arms": {"a": {}, "b": {}}}, "exactly one arm must be the control"),
+        ({"arms": {"a": {"steer": "warm"}, "b": {"system": "Be warm."}}}, "there are 0"),
+        ({"arms": {"control": {"weight": 0.5}, "a": {"steer": "warm", "weight": 0.6}}}, "sum to 1.1, not to 1"),
+        ({"arms": {"control": {}, "a": {"lora": "nowhere"}}}, "the adapter nowhere can't be read"),
+        ({"arms": {"control": {}, "a b": {"steer": "warm"}}}, 'the key "a b"'),
+        ({"arms": {"control": {}, "a": {"steer": "warm", "stear": "x"}}}, 'arms.a has no "stear"'),
+        ({"name": "../tone"}, "name is"),
+        ({"name": "<script>"}, "name is"),
+        ({"metric": None}, "metric is missing"),
+        ({"secondary": [{"name": "thumbs"}]}, "the metric thumbs is given twice"),
+        ({"guardrails": {"error_rate": -1}}, "guardrails.error_rate is -1, not above 0"),
+        ({"guardrails": {"errors": 1}}, "did you mean"),
+        ({"coverage": "101%"}, "coverage is"),
+        ({"judges": [{"name": "kind", "url": "ftp://x", "model": "m", "instruction": "?"}]}, "judges[0].url is"),
+        ({"arms": {"control": {}, "a": {"steer": "5*warm@whenever"}}}, "wrong at character"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:
+    assert problem in "\n".join(problems(tmp_path, **changes))
+
+
+def test_a_vector_of_another_model_is_refused(tmp_path: Path) -> None:
+    model = pico.save(tmp_path / "model")
+    identity = references.identity(references.resolve(str(model)))
+    trials.vector(tmp_path, "warm", base={**identity, "digest": "sha256:other", "name": "other/model"})
+    file = trials.written(tmp_path)
+    with pytest.raises(UsageError) as raised:
+        document.read(file, model=str(model))
+    assert "hidden size 8, the model 32" in str(raised.value)
+    assert "belongs to other/model" in str(raised.value)
+
+
+def test_vectors_of_two_models_are_refused_where_no_model_is_named(tmp_path: Path) -> None:
+    trials.vector(tmp_path, "warm", base={"digest": "sha256:a", "name": "model/a"})
+    trials.vector(tmp_path, "formal", base={"digest": "sha256:b", "name": "model/b"})
+    found = problems(tmp_path, arms={"control": {}, "a": {"steer": "warm + formal"}})
+    assert "the vectors belong to different models: warm to model/a, formal to model/b" in "\n".join(found)
+
+
+def test_the_digest_is_that_of_what_is_served_and_concluded(tmp_path: Path) -> None:
+    first = trials.experiment(tmp_path).digest
+    same = [{"log": "elsewhere.db"}, {"store_texts": True}, {"coverage": "100%"}, {"unit": "conversation"}]
+    assert {trials.experiment(tmp_path, **changes).digest for changes in same} == {first}
+    others = [
+        {"salt": "another"}, {"coverage": 0.5}, {"unit": "user"}, {"on_breach": "warn"}, {"ramp": ["1%"]},
+        {"metric": {"name": "thumbs", "smallest_effect": 0.1}}, {"guardrails": {"refusals": 0.2}},
+        {"arms": {"control": {}, "friendly": {"steer": "1.3*warm"}}},
+    ]  # fmt: skip
+    assert len({trials.experiment(tmp_path, **changes).digest for changes in others} | {first}) == len(others) + 1
+    trials.vector(tmp_path, "warm", licence="another file with the same directions")
+    assert trials.experiment(tmp_path).digest != first
+
+
+def test_what_is_written_to_the_log_does_not_hold_the_salt(tmp_path: Path) -> None:
+    experiment = trials.experiment(tmp_path)
+    assert experiment.salt not in json.dumps(experiment.frozen())
+
+
+def test_a_ramp_ends_at_the_coverage(tmp_path: Path) -> None:
+    experiment = trials.experiment(tmp_path, ramp=["1%", "5%", "50%", "80%"], coverage=0.5)
+    assert experiment.steps == (0.01, 0.05, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("tone.db", "sqlite:///FOLDER/tone.db"),
+        ("/srv/tone.db", "sqlite:////srv/tone.db"),
+        ("postgresql://me@host/db", "postgresql+psycopg://me@host/db"),
+        ("postgres://host/db", "postgresql+psycopg://host/db"),
+    ],
+)
+def test_a_log_is_a_file_or_a_url(tmp_path: Path, text: str, url: str) -> None:
+    assert document.log_url(text, tmp_path) == url.replace("FOLDER", str(tmp_path))
+
+
+def test_init_writes_a_file_that_passes_its_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trials.vector(tmp_path, "warm")
+    arms = ["--arm", "control=", "--arm", "friendly=1.2*warm", "--system", 'prompt=You "are": warm. # yes']
+    assert run(["ab", "init", "tone.yaml", *arms, "--metric", "thumbs"]) == 0
+    assert run(["ab", "check", "tone", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out.partition("\n")[2])
+    assert report["digest"] == document.read(tmp_path / "tone.yaml").digest
+    assert report["arms"][2]["system"] == 'You "are": warm. # yes'
+    assert run(["ab", "init", "tone.yaml", *arms]) == 1  # never replaced without --force
+    assert "exists" in capsys.readouterr().err
+
+
+def test_every_file_that_init_writes_has_a_salt_of_its_own() -> None:
+    draft = template.Draft(name="tone", file="tone.yaml", arms={"control": "", "a": "warm"})
+    salts = {line for _ in range(2) for line in template.written(draft).splitlines() if line.startswith("salt:")}
+    assert len(salts) == 2
+
+
+@pytest.mark.parametrize(
+    ("arms", "problem"),
+    [
+        (["--arm", "a=warm"], "at least two arms"),
+        (["--arm", "a=warm", "--arm", "b=calm"], "no arm is the control"),
+        (["--arm", "control", "--arm", "=x"], "is not NAME=EXPRESSION"),
+        (["--arm", "control=", "--arm", "a b=warm"], "is not a name"),
+        (["--arm", "control=", "--arm", "a=warm", "--arm", "a=calm"], "given twice"),
+    ],
+)
+def test_init_refuses_arms_that_make_no_experiment(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arms: list[str], problem: str
+) -> None:
+    assert run(["ab", "init", str(tmp_path / "tone.yaml"), *arms]) == 2
+    assert problem in capsys.readouterr().err
+    assert not (tmp_path / "tone.yaml").exists()
