@@ -115,7 +115,7 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "deepseek-v2": ("deepseek_v2", {**_LATENT, **_ROUTED, "topk_method": "greedy", "n_group": 1, "topk_group": 1}),
     "deepseek-v3": ("deepseek_v3", {**_LATENT, **_ROUTED, "n_group": 2, "topk_group": 1}),
-    "youtu": ("youtu", {**_LATENT}),
+    "youtu": ("youtu", {**_LATENT, "tie_word_embeddings": False}),
     "olmo3": ("olmo3", {**_WINDOWED}),
     "stablelm": ("stablelm", {}),
     "glm4": ("glm4", {**_HEADS_OF_8}),

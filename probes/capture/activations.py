@@ -90,7 +90,8 @@ def activations(
         with torch.inference_mode():
             longest = max(len(e.ids) for e in examples)
             one_per_pass = length_changes_positions(config, longest)
-            job = _Run(model, examples, result, on_event, share=not one_per_pass and residual.layout(model) is not None)
+            share = not one_per_pass and residual.architecture(model) is not None
+            job = _Run(model, examples, result, on_event, share=share)
             if pack if pack is not None else packable(model, longest) and not one_per_pass:
                 for pass_packs in passes(packs([e.ids[job.prefix :] for e in examples], PACK), PASS):
                     job.packed(pass_packs)
@@ -108,10 +109,10 @@ def activations(
 def packable(model: nn.Module, longest: int) -> bool:
     """Whether sequences of up to `longest` tokens can be packed as prefix trees.
 
-    That takes a layout whose only token mixer is attention, an attention implementation that accepts our masks, and no
-    sliding window shorter than the sequences.
+    That takes an architecture whose only token mixer is attention, an attention implementation that accepts our masks,
+    and no sliding window shorter than the sequences.
     """
-    known = residual.layout(model)
+    known = residual.architecture(model)
     config = residual.text_config(model)
     windows = [getattr(config, "sliding_window", None)]
     attention = getattr(config, "_attn_implementation", None)

@@ -56,9 +56,8 @@ def load(reference: str | Path | OpenedModel, device: str = "auto", dtype: str =
     """Load a causal language model and its tokenizer. Raises ModelError, UsageError."""
     chosen_device, device_reason = choose_device(device)
     chosen_dtype, dtype_reason = choose_dtype(dtype, chosen_device)
-    source, identity, _, tokenizer = reference if isinstance(reference, OpenedModel) else open_model(reference)
+    source, identity, config, tokenizer = reference if isinstance(reference, OpenedModel) else open_model(reference)
 
-    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
     was_enabled = is_progress_bar_enabled()
@@ -66,7 +65,7 @@ def load(reference: str | Path | OpenedModel, device: str = "auto", dtype: str =
     try:
         with memory_reported(), _reading(source):
             # The resolved folder, so that files of two revisions never mix; safetensors, so that nothing is unpickled.
-            model = AutoModelForCausalLM.from_pretrained(
+            model = model_class(config).from_pretrained(
                 source.path, dtype=chosen_dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
             )
             model.to(chosen_device).eval().requires_grad_(False)
@@ -76,6 +75,22 @@ def load(reference: str | Path | OpenedModel, device: str = "auto", dtype: str =
     model.steer_base = identity  # so that `steered` need not read the folder again
     choice = f"{chosen_device} ({device_reason}), {str(chosen_dtype).removeprefix('torch.')} ({dtype_reason})"
     return LoadedModel(model, tokenizer, source, identity, choice)
+
+
+def model_class(config: Any) -> Any:
+    """The class of transformers that loads a model of this configuration, with its text decoder and head.
+
+    A vision-language model is loaded whole, so that its parameters have the names of its checkpoint.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    wraps = config.get_text_config(decoder=True) is not config
+    return (
+        AutoModelForImageTextToText
+        if wraps and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        else (AutoModelForCausalLM)
+    )
 
 
 @contextlib.contextmanager

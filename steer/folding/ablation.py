@@ -17,23 +17,24 @@ import torch
 from merges.engine.jobs import Copy
 from merges.engine.readers import Dense
 from merges.engine.tensor_task import Block, Computation, Input, TensorTask
-from steer.folding.architectures import Layout, writers
+from steer.folding.architectures import stream_is_last, writers
 from steer.folding.effects import Effects
 from steer.folding.pending import PendingModel
+from vectors.architectures import Checkpoint
 
-HEAD = {"gpt_neox": "embed_out.weight"}
 
-
-def refusal(effects: Effects, layout: Layout) -> str | None:
+def refusal(effects: Effects, described: Checkpoint) -> str | None:
     """Why this architecture can't carry the ablation, or None."""
-    if layout.norms and bool((effects.strengths != 1).any()):
+    if described.whole is not None:
+        return f"images write to the stream of {described.whole} too, through weights that are not edited"
+    if described.norms and bool((effects.strengths != 1).any()):
         return "a norm follows each write, so a direction can only be removed completely: ablate it with strength 1"
     return None
 
 
-def edit(pending: PendingModel, effects: Effects, layout: Layout) -> PendingModel:
+def edit(pending: PendingModel, effects: Effects, described: Checkpoint) -> PendingModel:
     """Orthogonalise every writer up to the last ablated layer, and untie the head."""
-    norms = writers(layout, pending.jobs, range(effects.last + 1))
+    norms = writers(described, pending.jobs, range(effects.last + 1))
     jobs: dict[str, Any] = {}
     for name, norm in norms.items():
         job = pending.jobs[name]
@@ -41,19 +42,19 @@ def edit(pending: PendingModel, effects: Effects, layout: Layout) -> PendingMode
         directions = effects.directions.numpy()
         strengths: np.ndarray | None = effects.strengths.numpy()
         if norm is not None:
-            directions, strengths = through_norm(directions, pending.read(norm) + float(layout.plus_one)), None
+            directions, strengths = through_norm(directions, pending.read(norm) + float(described.plus_one)), None
         if len(job.shape) == 1:  # a bias: small, so float32 as for additions, which is exact
             scale = np.ones(len(directions)) if strengths is None else strengths
             bias = pending.read(name).astype(np.float64)
             jobs[name] = pending.constant(name, bias - ((bias @ directions.T) * scale) @ directions)
         else:
-            jobs[name] = _orthogonalised(pending, job, directions, strengths, layout)
-    if not pending.config.get("tie_word_embeddings", _tied_by_default(pending)):
+            jobs[name] = _orthogonalised(pending, job, directions, strengths, stream_is_last(described, name))
+    if not pending.config.get("tie_word_embeddings", described.head not in pending.jobs):
         return pending.with_changes(jobs)
-    embedding = pending.jobs[layout.embeddings[0]]
+    embedding = pending.jobs[described.embeddings[0]]
     assert isinstance(embedding, Copy)
-    head = HEAD.get(str(pending.config.get("model_type")), "lm_head.weight")
-    return pending.with_changes({**jobs, head: Copy(head, embedding.entry)}, tie_word_embeddings=False)
+    head = Copy(described.head, embedding.entry)
+    return pending.with_changes({**jobs, described.head: head}, tie_word_embeddings=False)
 
 
 def through_norm(directions: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -62,18 +63,15 @@ def through_norm(directions: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(basis.T)
 
 
-def _tied_by_default(pending: PendingModel) -> bool:
-    """Whether a model without `tie_word_embeddings` in its configuration has a tied head: no head is stored."""
-    return not any(name in pending.jobs for name in ("lm_head.weight", "embed_out.weight"))
-
-
 def _orthogonalised(
-    pending: PendingModel, job: Copy, directions: np.ndarray, strengths: np.ndarray | None, layout: Layout
+    pending: PendingModel, job: Copy, directions: np.ndarray, strengths: np.ndarray | None, stream_is_last: bool
 ) -> TensorTask:
-    """The engine's job for one matrix. With `strengths` None the directions are removed completely."""
-    rows_are_stream = job.name not in layout.embeddings and not layout.columns
+    """The engine's job for one matrix. With `strengths` None the directions are removed completely.
+
+    The stream is the last dimension of the matrix, or else the first of two.
+    """
     scale = np.ones(len(directions)) if strengths is None else strengths
-    if not rows_are_stream:
+    if stream_is_last:
 
         def by_row(_tensor: TensorTask, block: Block, _prepared: Any) -> np.ndarray:
             rows = block.values[0].reshape(-1, directions.shape[1]).astype(np.float64)

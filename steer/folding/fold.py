@@ -15,12 +15,13 @@ from merges.inputs.sources import Source, open_source
 from probes.data import overlap, prompts
 from probes.models.loading import load
 from steer.folding import ablation, injections, proof
-from steer.folding.architectures import Layout, layout
+from steer.folding.architectures import checkpoint
 from steer.folding.effects import Effects, effects_of
 from steer.folding.injections import Injection
 from steer.folding.model_folder import size_of, write_model, write_report
 from steer.folding.pending import PendingModel, pending_from
 from vectors import fit, references
+from vectors.architectures import Checkpoint
 from vectors.errors import ModelError, UsageError
 from vectors.events import Event, OnEvent, ignore
 from vectors.resolve import compose
@@ -76,7 +77,7 @@ def fold(settings: FoldSettings, *, on_event: OnEvent = ignore) -> dict[str, Any
                 folder,
                 proof.SteeredModel(base, composition, vectors, settings.any_base),
                 effects,
-                _layout(source.config, source.entries),
+                _checkpoint(source.config, source.entries),
                 evaluated,
                 rounded=_rounded(pending),
                 vllm=settings.vllm,
@@ -100,29 +101,29 @@ def fold(settings: FoldSettings, *, on_event: OnEvent = ignore) -> dict[str, Any
 
 def plan(pending: PendingModel, effects: Effects, via: str) -> tuple[PendingModel, dict[str, str]]:
     """The model with the effects in its weights, and how each was put there and why. Raises UsageError, ModelError."""
-    layout = _layout(pending.config, pending.jobs)
+    described = _checkpoint(pending.config, pending.jobs)
     explained: dict[str, str] = {}
     if not effects.added and not effects.ablates:
         raise UsageError(NOTHING, "give it a strength other than 0")
     if effects.ablates:
-        refusal = ablation.refusal(effects, layout)
+        refusal = ablation.refusal(effects, described)
         if refusal:
             raise UsageError(f"the ablation can't be folded: {refusal}", INSTEAD)
-        pending = ablation.edit(pending, effects, layout)
+        pending = ablation.edit(pending, effects, described)
         explained["ablation"] = f"every matrix that writes to the stream up to layer {effects.last} is orthogonalised"
     if effects.added:
-        name, injection, why = _choose_injection(pending, layout, via)
-        pending = injection.edit(pending, layout, effects.added)
+        name, injection, why = _choose_injection(pending, described, via)
+        pending = injection.edit(pending, described, effects.added)
         explained["addition"] = f"via {name}, {injection.SUMMARY} ({why})"
     return pending, explained
 
 
-def _choose_injection(pending: PendingModel, layout: Layout, via: str) -> tuple[str, Injection, str]:
+def _choose_injection(pending: PendingModel, described: Checkpoint, via: str) -> tuple[str, Injection, str]:
     """The first injection that the model can take, with its name and why it was chosen. Raises UsageError."""
     candidates = injections.available() if via == "auto" else {via: injections.find(via)}
     refusals: dict[str, str] = {}
     for name, injection in candidates.items():
-        refusal = injection.refusal(pending, layout)
+        refusal = injection.refusal(pending, described)
         if refusal is None:
             passed = ", ".join(f"not {other}, because {reason}" for other, reason in refusals.items())
             return name, injection, passed or ("chosen by --via" if via != "auto" else "the model has the slot")
@@ -162,11 +163,11 @@ def identity_of(source: Source) -> dict[str, Any]:
     return references.identity(source.model)
 
 
-def _layout(config: Mapping[str, Any], names: Collection[str]) -> Layout:
-    known = layout(config, names)
-    if known is None:
-        raise ModelError(f"it is not known where {config.get('model_type')} writes to its residual stream", INSTEAD)
-    return known
+def _checkpoint(config: Mapping[str, Any], names: Collection[str]) -> Checkpoint:
+    described = checkpoint(config, names)
+    if isinstance(described, str):
+        raise ModelError(described, INSTEAD)
+    return described
 
 
 def _rounded(pending: PendingModel) -> bool:

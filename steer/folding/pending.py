@@ -12,6 +12,7 @@ from merges.engine.jobs import Copy, Job
 from merges.engine.pool import Pool
 from merges.engine.readers import Array, Dense, Reader
 from merges.engine.tensor_task import Block, Computation, Input, TensorTask
+from merges.inputs.decoder import text_settings
 from merges.inputs.sources import Source
 
 
@@ -26,6 +27,15 @@ class PendingModel:
     def with_changes(self, jobs: Mapping[str, Job], **config: Any) -> PendingModel:
         """A copy with these jobs added, or replaced by name, and these settings of the configuration."""
         return replace(self, jobs={**self.jobs, **jobs}, config={**self.config, **config})
+
+    @property
+    def text(self) -> Mapping[str, Any]:
+        """The settings of the text decoder, also inside a vision-language model."""
+        return text_settings(self.config)
+
+    def with_text_settings(self, **settings: Any) -> PendingModel:
+        """A copy with these settings of the text decoder."""
+        return replace(self, config=_replaced(self.config, self.text, settings))
 
     def read(self, name: str) -> np.ndarray:
         """A tensor of the source in memory, float32; for small tensors."""
@@ -42,6 +52,15 @@ class PendingModel:
     def constant(self, name: str, values: np.ndarray) -> TensorTask:
         """A float32 tensor from values in memory; for small tensors."""
         return self.tensor_from(name, Array(np.asarray(values, np.float32)))
+
+
+def _replaced(config: Mapping[str, Any], part: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with settings changed in one of its parts."""
+    if config is part:
+        return {**config, **settings}
+    return {
+        key: _replaced(value, part, settings) if isinstance(value, dict) else value for key, value in config.items()
+    }
 
 
 def _as_it_stands(_tensor: TensorTask, block: Block, _prepared: Any) -> np.ndarray:

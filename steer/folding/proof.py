@@ -25,8 +25,8 @@ from probes.models.tokens import rendered
 from probes.scores import divergence
 from probes.steered import steered
 from steer.folding import ablation, vllm_scores
-from steer.folding.architectures import Layout
 from steer.folding.effects import Effects
+from vectors.architectures import Checkpoint
 from vectors.errors import ModelError, SteerError
 from vectors.events import Event, OnEvent, ignore
 from vectors.expression import Composition
@@ -56,7 +56,7 @@ def prove(
     folder: Path,
     steered_model: SteeredModel,
     effects: Effects,
-    layout: Layout,
+    described: Checkpoint,
     prompts: Sequence[str],
     *,
     rounded: bool,
@@ -89,7 +89,7 @@ def prove(
         if effects.ablates:
 
             def at_every_write(_prompts: Sequence[int]) -> contextlib.AbstractContextManager[None]:
-                return reference(original.model, effects, layout)
+                return reference(original.model, effects, described)
 
             expected = [logits_of(original.model, row, at_every_write) for row in rows]
         unsteered = divergence.difference(expected, [logits_of(original.model, row) for row in rows])
@@ -148,7 +148,7 @@ def _in_vllm(scores: vllm_scores.Scores, rows: Sequence[Completion], logits: Seq
 
 
 @contextlib.contextmanager
-def reference(model: nn.Module, effects: Effects, layout: Layout) -> Iterator[None]:
+def reference(model: nn.Module, effects: Effects, described: Checkpoint) -> Iterator[None]:
     """A context in which every write to the residual stream, up to the last ablated layer, is ablated.
 
     This is what orthogonalised weights compute. A composition ablates the outputs of its layers instead, so that
@@ -156,23 +156,24 @@ def reference(model: nn.Module, effects: Effects, layout: Layout) -> Iterator[No
     """
     with contextlib.ExitStack() as handles:
         blocks = residual.blocks(model)
-        for embedding in _embeddings(model, layout):
+        for embedding in _embeddings(model, described):
             handles.callback(embedding.register_forward_hook(ablation.hook(effects, None)).remove)
         for block in blocks[: effects.last + 1]:
-            for part, names in zip(("attention", "feed_forward"), layout.modules, strict=True):
-                writer = next((getattr(block, name) for name in names if hasattr(block, name)), None)
-                if writer is None:
+            for part, names in described.modules.items():
+                modules = [getattr(block, name) for name in names if hasattr(block, name)]
+                if not modules and part in ("attention", "feed_forward"):
                     raise ModelError(f"{type(block).__name__} has none of {', '.join(names)}", "use --mode distil")
-                norm = layout.norms.get(part)
-                weight = block.get_parameter(norm).detach() + float(layout.plus_one) if norm else None
-                handles.callback(writer.register_forward_hook(ablation.hook(effects, weight)).remove)
+                norm = described.norms.get(part)
+                weight = block.get_parameter(norm).detach() + float(described.plus_one) if norm else None
+                for module in modules:
+                    handles.callback(module.register_forward_hook(ablation.hook(effects, weight)).remove)
         if effects.added:
             moves = SteeringVector({i: move.float() for i, move in effects.added.items()})
             handles.enter_context(steered(model, moves, any_base=True))
         yield
 
 
-def _embeddings(model: nn.Module, layout: Layout) -> list[nn.Module]:
+def _embeddings(model: nn.Module, described: Checkpoint) -> list[nn.Module]:
     stack = residual.decoder(model)
-    names = [name.removesuffix(".weight").rpartition(".")[2] for name in layout.embeddings]
+    names = [name.removesuffix(".weight").rpartition(".")[2] for name in described.embeddings]
     return [getattr(stack, name) for name in names]

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from steer.folding.architectures import Layout
 from steer.folding.pending import PendingModel
+from vectors.architectures import Checkpoint
 
 
 class Injection(Protocol):
@@ -20,8 +20,8 @@ class Injection(Protocol):
     ORDER: int
     SUMMARY: str
 
-    def refusal(self, pending: PendingModel, layout: Layout) -> str | None:
+    def refusal(self, pending: PendingModel, described: Checkpoint) -> str | None:
         """Why this model can't take the injection, or None."""
 
-    def edit(self, pending: PendingModel, layout: Layout, added: Mapping[int, Tensor]) -> PendingModel:
+    def edit(self, pending: PendingModel, described: Checkpoint, added: Mapping[int, Tensor]) -> PendingModel:
         """The model with `added` ([hidden] float64 by layer) added to the outputs of those blocks."""

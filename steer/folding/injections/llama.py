@@ -12,9 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from merges.engine.jobs import Copy, Job
-from steer.folding.architectures import LAYOUTS, Layout
 from steer.folding.injections import bias
 from steer.folding.pending import PendingModel
+from vectors.architectures import Checkpoint, find
 from vectors.weights import SIZES, Entry
 
 ORDER, SUMMARY = 1, "the model as a Llama, with biases"
@@ -26,7 +26,7 @@ SHARED = (
 )  # fmt: skip
 
 
-def refusal(pending: PendingModel, layout: Layout) -> str | None:
+def refusal(pending: PendingModel, described: Checkpoint) -> str | None:
     """Why the model can't be rewritten as a Llama, or None."""
     config = pending.config
     kind = config.get("model_type")
@@ -46,7 +46,7 @@ def refusal(pending: PendingModel, layout: Layout) -> str | None:
     return None
 
 
-def edit(pending: PendingModel, layout: Layout, added: Mapping[int, Tensor]) -> PendingModel:
+def edit(pending: PendingModel, described: Checkpoint, added: Mapping[int, Tensor]) -> PendingModel:
     """Rename weights, split fused ones, and add the biases."""
     config = pending.config
     heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
@@ -69,7 +69,11 @@ def edit(pending: PendingModel, layout: Layout, added: Mapping[int, Tensor]) -> 
             name = f"model.layers.{i}.self_attn.{part}_proj"
             if f"{name}.bias" not in jobs:
                 zero_biases[f"{name}.bias"] = llama.constant(f"{name}.bias", np.zeros(jobs[f"{name}.weight"].shape[0]))
-    return bias.edit(llama.with_changes(zero_biases), LAYOUTS["llama"], added)
+    known = find("llama")
+    assert known is not None
+    assert isinstance(known.checkpoint, Checkpoint)
+    as_llama = known.checkpoint.below(described.block.partition("layers.")[0])
+    return bias.edit(llama.with_changes(zero_biases), as_llama, added)
 
 
 def _as_llama(config: Mapping[str, Any]) -> dict[str, Any]:

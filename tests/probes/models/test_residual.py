@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from probes.models import residual
+from vectors import architectures
 from vectors.errors import ModelError
 
 IDS = torch.tensor([[7, 30, 99, 12, 5, 140, 61], [8, 8, 200, 3, 17, 90, 41]])
@@ -52,14 +53,10 @@ def test_the_hidden_size_is_that_of_the_stream(model: Any) -> None:
     assert outputs(model, residual.blocks(model))[0][0].shape == (*IDS.shape, pico.HIDDEN)
 
 
-def test_every_row_of_the_table_is_tested_by_a_pico_model() -> None:
-    assert set(residual.LAYOUTS) == {kind for kind, _ in pico.ARCHITECTURES.values()}
-
-
 def test_the_fallback_finds_what_the_table_says(model: Any, architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     by_table = residual.blocks(model)
-    monkeypatch.delitem(residual.LAYOUTS, pico.ARCHITECTURES[architecture][0])
-    assert residual.layout(model) is None
+    monkeypatch.delitem(architectures.ARCHITECTURES, pico.ARCHITECTURES[architecture][0])
+    assert residual.architecture(model) is None
     assert [id(block) for block in residual.blocks(model)] == [id(block) for block in by_table]
 
 
@@ -69,7 +66,7 @@ def test_the_fallback_takes_an_architecture_that_the_table_does_not_know(
     name: str, dtype: torch.dtype, pico_model: Callable[..., Any]
 ) -> None:
     model = pico_model(name, attention="eager", dtype=dtype)
-    assert residual.layout(model) is None
+    assert residual.architecture(model) is None
     found = residual.blocks(model)
     assert pico.hooks(model) == 0
     seen, states = outputs(model, found)
@@ -84,36 +81,52 @@ class Block(nn.Module):
         self.linear = nn.Linear(8, 8)
         self.adds = adds
 
-    def forward(self, stream: Tensor) -> Tensor:
-        change = torch.tanh(self.linear(stream))
+    def forward(self, stream: Tensor, residual: Tensor | None = None) -> Any:
+        change = torch.tanh(self.linear(stream if residual is None else stream + residual))
+        if residual is not None:
+            return change, stream + residual
         return stream + change if self.adds else change
 
 
 class Stack(nn.Module):
-    """A decoder that no table knows. `reports` says which hidden states it shows."""
+    """A decoder that no table knows. `reports` says which hidden states it shows, `between` what it does to the stream.
+
+    Between two blocks it may scale or normalise the stream, or hand it over in two halves.
+    """
 
     def __init__(
-        self, *, adds: bool = True, reports: str = "stream", looks_ahead: bool = False, extra: int = 0, size: int = 8
-    ) -> None:
+        self, *, adds: bool = True, reports: str = "stream", between: str = "nothing", looks_ahead: bool = False,
+        extra: int = 0, size: int = 8,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.config = SimpleNamespace(model_type="made-up", num_hidden_layers=3, hidden_size=size)
         self.embed = nn.Embedding(10, 8)
         self.blocks = nn.ModuleList(Block(adds) for _ in range(3))
         self.more = nn.ModuleList(nn.Linear(8, 8) for _ in range(extra))
-        self.reports, self.looks_ahead = reports, looks_ahead
+        self.norm = nn.RMSNorm(8)
+        self.reports, self.between, self.looks_ahead = reports, between, looks_ahead
 
     def forward(self, input_ids: Tensor, output_hidden_states: bool = False, use_cache: bool = False) -> Any:
         stream = self.embed(input_ids)
         if self.looks_ahead:
             stream = stream + stream.mean(1, keepdim=True)
         states = [stream]
+        half = torch.zeros_like(stream)
         for block in self.blocks:
-            output = block(stream)
-            stream = output if block.adds else stream + output
+            if self.between == "halves":
+                output, half = block(stream, half)
+                stream = output
+            else:
+                output = block(stream)
+                stream = output if block.adds else stream + output
             states.append({"stream": stream, "outputs": output}.get(self.reports, 2 * stream))
-        if self.reports == "nothing":
-            return SimpleNamespace(hidden_states=None)
-        return SimpleNamespace(hidden_states=tuple(states))
+            if self.between == "scaled":
+                stream = 0.5 * stream
+            elif self.between == "normalised":
+                stream = stream / stream.pow(2).mean(-1, keepdim=True).sqrt()
+        last = self.norm(2 * stream if self.between == "scaled at the end" else stream)
+        hidden = None if self.reports == "nothing" else tuple(states)
+        return SimpleNamespace(hidden_states=hidden, last_hidden_state=last)
 
 
 @pytest.fixture(autouse=True)
@@ -123,29 +136,43 @@ def seeded() -> Iterator[None]:
         yield
 
 
-def test_a_stack_whose_blocks_return_the_stream_is_taken() -> None:
-    stack = Stack()
+@pytest.mark.parametrize("reports", ["stream", "nothing"])
+def test_a_stack_whose_blocks_return_the_stream_is_taken(reports: str) -> None:
+    stack = Stack(reports=reports)
     assert residual.blocks(stack) == list(stack.blocks)
+    assert pico.hooks(stack) == 0
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "reason"),
     [
-        pytest.param({"adds": False}, id="blocks return what they add"),
-        pytest.param({"adds": False, "reports": "outputs"}, id="and the model shows that as its hidden states"),
-        pytest.param({"reports": "nothing"}, id="no hidden states are shown"),
-        pytest.param({"reports": "others"}, id="other hidden states are shown"),
-        pytest.param({"size": 9}, id="the stream has another size"),
-        pytest.param({"looks_ahead": True}, id="tokens see what follows them"),
-        pytest.param({"extra": 3}, id="two stacks of that length"),
+        ({"adds": False}, "block 1 takes something else than what block 0 returned"),
+        ({"adds": False, "reports": "outputs"}, "block 1 takes something else than what block 0 returned"),
+        ({"between": "scaled"}, "block 1 takes 0.5 times what block 0 returned"),
+        ({"between": "scaled at the end"}, "what follows the last block takes 2 times what block 2 returned"),
+        ({"between": "normalised"}, "block 1 takes a normalised form of what block 0 returned"),
+        ({"between": "halves"}, "block 2 takes a second stream, which follows from the outputs of the blocks"),
+        ({"reports": "others"}, "its hidden state 1 is not what block 0 returned"),
+        ({"size": 9}, r"block 0 returns \[2, 4, 8\], not one stream \[2, 4, 9\]"),
+        ({"looks_ahead": True}, "tokens see what follows them"),
+        ({"extra": 3}, "it has 2 lists of 3 modules"),
     ],
 )
-def test_a_stack_whose_blocks_do_not_carry_the_stream_is_refused(settings: dict[str, Any]) -> None:
+def test_a_stack_whose_blocks_do_not_carry_the_stream_is_refused_with_the_reason(
+    settings: dict[str, Any], reason: str
+) -> None:
     stack = Stack(**settings)
-    with pytest.raises(ModelError, match=r"the architecture 'made-up' is unknown: no stack of 3 blocks") as caught:
+    with pytest.raises(ModelError, match=f"the architecture 'made-up' is unknown, and .*: {reason}") as caught:
         residual.blocks(stack)
-    assert "LAYOUTS" in caught.value.hint
+    assert "vectors/architectures/table.py" in caught.value.hint
     assert pico.hooks(stack) == 0
+
+
+def test_what_was_proved_once_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = Stack()
+    residual.blocks(stack)
+    monkeypatch.setattr(stack, "forward", None)
+    assert residual.blocks(stack) == list(stack.blocks)
 
 
 def test_a_stack_that_can_not_be_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,15 +183,11 @@ def test_a_stack_that_can_not_be_run_is_refused(monkeypatch: pytest.MonkeyPatch)
     assert pico.hooks(stack) == 0
 
 
-def test_a_stream_of_several_copies_is_refused() -> None:
-    """Gemma 3n's blocks return four streams at once, [copies, batch, tokens, hidden]."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    settings = pico.COMMON | {"intermediate_size": 64, "head_dim": 8, "laurel_rank": 4, "num_kv_shared_layers": 0}
-    settings |= {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": pico.VOCABULARY}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gemma3n_text", **settings)).eval()
-    with pytest.raises(ModelError, match="'gemma3n_text' is unknown"):
-        residual.blocks(model)
+@pytest.mark.parametrize(("name", "shape"), [("gemma3n", r"\[4, 2, 4, 32\]"), ("deepseek-v4", r"\[2, 4, 4, 32\]")])
+def test_a_stream_of_several_copies_is_refused(name: str, shape: str, pico_model: Callable[..., Any]) -> None:
+    """Gemma 3n carries four streams, DeepSeek-V4 as many through hyper-connections."""
+    with pytest.raises(ModelError, match=f"is unknown, and .*: block 0 returns {shape}, not one stream"):
+        residual.blocks(pico_model(name))
 
 
 def test_an_encoder_is_refused() -> None:
