@@ -131,7 +131,8 @@ def unsupported(config: Any) -> list[str]:
 
 
 def _load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Add the slot table, the steered blocks and the runner's hooks after loading, before vLLM measures free memory."""
+    """Prove where the blocks hold the stream, steer them there, and join the runner: before vLLM measures memory."""
+    from steer.serving.engine.worker.probing import proved_blocks
     from steer.serving.engine.worker.runners import attach
     from steer.serving.engine.worker.steering_worker import SteeringWorker
 
@@ -145,8 +146,10 @@ def _load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: A
     largest = max([0, *(self.vllm_config.compilation_config.cudagraph_capture_sizes or [])])
     tokens = max(self.vllm_config.scheduler_config.max_num_batched_tokens, largest)
     hidden = self.vllm_config.model_config.get_hidden_size()
-    self.steer = SteeringWorker(self.model_runner.get_model(), settings, tokens, hidden)
-    attach(self.model_runner, self.steer, second=bool(self.use_v2_model_runner))
+    second = bool(self.use_v2_model_runner)
+    decoder = proved_blocks(self.model_runner, self.vllm_config, second=second)
+    self.steer = SteeringWorker(decoder, settings, tokens, hidden)
+    attach(self.model_runner, self.steer, second=second)
     return result
 
 

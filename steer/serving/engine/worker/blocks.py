@@ -2,92 +2,94 @@
 
 A block's class is replaced by a subclass whose forward adds, for every token, what the token's slot holds. It is plain
 tensor code on buffers at fixed addresses, so torch.compile traces through it and CUDA graphs replay it. The projection
-directions are a loop instead of one gather, so that no temporary is larger than the residual stream.
+directions are a loop instead of one gather, so that no temporary is larger than the residual stream. Where the output
+holds the residual stream has been proved on the loaded model (`proof.prove`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from steer.serving.engine.bounds import LONGEST
+from steer.serving.engine.worker.proof import Form, Proved
 from steer.serving.engine.worker.slots import SlotTable
-
-# What vLLM's blocks return: "halves" is (MLP output, residual), whose sum is the residual stream; "whole" is the
-# residual stream. Only blocks that a test compares with transformers are listed.
-RETURNS = {
-    "LlamaDecoderLayer": "halves",
-    "MistralDecoderLayer": "halves",
-    "Qwen2DecoderLayer": "halves",
-    "Qwen3DecoderLayer": "halves",
-    "Gemma2DecoderLayer": "halves",
-    "Gemma3DecoderLayer": "halves",
-    "MixtralDecoderLayer": "halves",
-    "GPT2Block": "whole",
-}
 
 # The largest magnitude to which steering may bring a value of a float16 residual stream: half of float16's range.
 HALF = 32_000.0
 
 
-def decoder_blocks(model: nn.Module) -> dict[int, nn.Module]:
-    """The decoder blocks in this process, by layer. Raises ValueError for an unsupported model."""
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and any(type(block).__name__ in RETURNS for block in module)
-    ]
-    if len(lists) != 1:
-        known = ", ".join(sorted(RETURNS))
-        raise ValueError(
-            f"steer: {type(model).__name__} has {len(lists)} lists of supported decoder blocks, not one; "
-            f"supported are {known}. To serve the model without the plugin, unset VLLM_PLUGINS"
-        )
-    # With pipeline parallelism, the blocks of other processes are placeholders of another class.
-    return {i: block for i, block in enumerate(lists[0][1]) if type(block).__name__ in RETURNS}
-
-
-def install(model: nn.Module, table: SlotTable, slots: Tensor) -> None:
+def install(blocks: Mapping[int, Proved], table: SlotTable, slots: Tensor) -> None:
     """Make the blocks of a loaded model read the slot table; `slots` [tokens] is the slot of every token of a step."""
-    blocks = decoder_blocks(model)
     for i, layer in enumerate(table.layers):
-        block = blocks[layer]
+        block, form = blocks[layer]
         block.register_buffer("steer_slots", slots, persistent=False)
         block.register_buffer("steer_added", table.added[i], persistent=False)
         block.register_buffer("steer_units", table.units[i], persistent=False)
         block.register_buffer("steer_factors", table.factors[i], persistent=False)
-        block.__class__ = _steered(type(block))
+        block.__class__ = steered_class(type(block), form)
 
 
-_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+_CLASSES: dict[tuple[type[nn.Module], Form], type[nn.Module]] = {}
 
 
-def _steered(plain: type[nn.Module]) -> type[nn.Module]:
-    """The subclass of a block's class that steers the block's output; one per class."""
-    if plain not in _CLASSES:
-        # Two functions rather than one with a branch, because torch.compile caches by code object.
-        forward = _forward_halves(plain) if RETURNS[plain.__name__] == "halves" else _forward_whole(plain)
-        _CLASSES[plain] = type(f"Steered{plain.__name__}", (plain,), {"forward": forward})
-    return _CLASSES[plain]
-
-
-def _forward_halves(plain: type[nn.Module]) -> Any:
-    def forward(self: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        hidden, residual = plain.forward(self, *args, **kwargs)
-        stream = hidden + residual
-        change = change_of(stream, self.steer_slots, self.steer_added, self.steer_units, self.steer_factors)
-        return (hidden + change).to(hidden.dtype), residual
-
-    return forward
+def steered_class(plain: type[nn.Module], form: Form) -> type[nn.Module]:
+    """The subclass of a block's class that steers the block's output; one per class and form."""
+    if (plain, form) not in _CLASSES:
+        # Several functions rather than one with branches, because torch.compile caches by code object.
+        if form.parts is None:
+            forward = _forward_batched(plain) if form.batched else _forward_whole(plain)
+        else:
+            first, *others = form.parts
+            forward = _forward_sum(plain, first, others[0]) if others else _forward_part(plain, first)
+        _CLASSES[plain, form] = type(f"Steered{plain.__name__}", (plain,), {"forward": forward})
+    return _CLASSES[plain, form]
 
 
 def _forward_whole(plain: type[nn.Module]) -> Any:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
-        hidden = plain.forward(self, *args, **kwargs)
-        change = change_of(hidden, self.steer_slots, self.steer_added, self.steer_units, self.steer_factors)
-        return (hidden + change).to(hidden.dtype)
+        stream = plain.forward(self, *args, **kwargs)
+        change = change_of(stream, self.steer_slots, self.steer_added, self.steer_units, self.steer_factors)
+        return (stream + change).to(stream.dtype)
+
+    return forward
+
+
+def _forward_batched(plain: type[nn.Module]) -> Any:
+    """The stream is [1, tokens, hidden]."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+        stream = plain.forward(self, *args, **kwargs)
+        change = change_of(stream[0], self.steer_slots, self.steer_added, self.steer_units, self.steer_factors)
+        return (stream + change).to(stream.dtype)
+
+    return forward
+
+
+def _forward_part(plain: type[nn.Module], part: int) -> Any:
+    """The stream is one part of the tuple."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        output = plain.forward(self, *args, **kwargs)
+        stream = output[part]
+        change = change_of(stream, self.steer_slots, self.steer_added, self.steer_units, self.steer_factors)
+        return (*output[:part], (stream + change).to(stream.dtype), *output[part + 1 :])
+
+    return forward
+
+
+def _forward_sum(plain: type[nn.Module], first: int, second: int) -> Any:
+    """The stream is the sum of two parts of the tuple; the change is added to the first, which is the smaller one."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        output = plain.forward(self, *args, **kwargs)
+        half = output[first]
+        stream = half + output[second]
+        change = change_of(stream, self.steer_slots, self.steer_added, self.steer_units, self.steer_factors)
+        return (*output[:first], (half + change).to(half.dtype), *output[first + 1 :])
 
     return forward
 

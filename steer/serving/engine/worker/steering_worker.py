@@ -18,6 +18,7 @@ from steer.serving.engine import bounds
 from steer.serving.engine.phases import Phase, edges, phases
 from steer.serving.engine.resolved import ResolvedRequest, parsed
 from steer.serving.engine.worker import blocks
+from steer.serving.engine.worker.proof import Proved
 from steer.serving.engine.worker.rows import Stack
 from steer.serving.engine.worker.slots import SlotTable, Unsteerable
 from vectors.errors import ExpressionError
@@ -38,12 +39,12 @@ class SteeringWorker:
     `token_slots`, int32 [tokens] on the model's device, is the buffer that the blocks read.
     """
 
-    def __init__(self, model: torch.nn.Module, settings: Mapping[str, Any], tokens: int, hidden: int) -> None:
-        layers = blocks.decoder_blocks(model)
-        device = next(model.parameters()).device
-        self.table = SlotTable(sorted(layers), settings["rows"], hidden, settings["directions"], device)
+    def __init__(self, decoder: Mapping[int, Proved], settings: Mapping[str, Any], tokens: int, hidden: int) -> None:
+        """`decoder` has the decoder blocks in this process; `settings` the rows and directions of the slot table."""
+        device = next(parameter.device for block, _ in decoder.values() for parameter in block.parameters())
+        self.table = SlotTable(sorted(decoder), settings["rows"], hidden, settings["directions"], device)
         self.token_slots = torch.zeros(tokens, dtype=torch.int32, device=device)
-        blocks.install(model, self.table, self.token_slots)
+        blocks.install(decoder, self.table, self.token_slots)
         self.stacks: dict[str, Stack] = {}  # the loaded vectors, by digest
         self.reader = ThreadPoolExecutor(1, "steer-load")
         self.loading: dict[str, Future[tuple[str, Stack]]] = {}  # by digest, until `use`

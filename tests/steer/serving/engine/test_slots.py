@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from steer.serving.engine.bounds import directions_needed
 from steer.serving.engine.phases import phases
 from steer.serving.engine.worker import blocks
+from steer.serving.engine.worker.proof import Form, Proved
 from steer.serving.engine.worker.rows import Stack
 from steer.serving.engine.worker.slots import SlotTable
 from vectors.expression import parse
@@ -96,53 +98,60 @@ class Halves(nn.Module):
         return self.linear(hidden), residual + hidden
 
 
-def stack(name: str, block: type[nn.Module]) -> nn.Module:
-    """A model with three blocks of a class of that name."""
-    kind = type(name, (block,), {})
-    model = nn.Module()
-    model.layers = nn.ModuleList([kind() for _ in range(LAYERS)])
-    return model
+def installed(block: nn.Module, form: Form, table: SlotTable, slots: Tensor) -> dict[int, nn.Module]:
+    """Blocks of this class at every layer of a table, steered."""
+    blocks_by_layer = {layer: copy.deepcopy(block) for layer in table.layers}
+    blocks.install({layer: Proved(each, form) for layer, each in blocks_by_layer.items()}, table, slots)
+    return blocks_by_layer
 
 
 def test_a_block_steers_the_sum_of_its_halves_and_leaves_plain_tokens_as_they_are(
     vectors: dict[str, SteeringVector],
 ) -> None:
     torch.manual_seed(0)
-    model = stack("LlamaDecoderLayer", Halves)
+    block = Halves()
     hidden, residual = torch.randn(4, HIDDEN), torch.randn(4, HIDDEN)
-    before = model.layers[2](None, hidden, residual)
+    before = block(None, hidden, residual)
     table = SlotTable(range(LAYERS), 3, HIDDEN, 2, CPU)
     slot = take(table, "2*warm + ablate(calm) + clamp(formal, 1)", vectors)[0]
     slots = torch.tensor([0, slot, 0, slot, 0, 0], dtype=torch.int32)
-    blocks.install(model, table, slots)
-    after = model.layers[2](None, hidden, residual)
+    steered = installed(block, Form((0, 1)), table, slots)[2]
+    after = steered(None, hidden, residual)
     assert torch.equal(after[1], before[1])
     assert torch.equal(after[0][[0, 2]], before[0][[0, 2]]), "to the bit"
     expected = changed(sum(before), parse("2*warm + ablate(calm) + clamp(formal, 1)"), 2, vectors)
     assert torch.allclose(sum(after).double()[[1, 3]], expected[[1, 3]], atol=1e-5)
-    assert "steer_added" not in model.state_dict()
+    assert "steer_added" not in steered.state_dict()
 
 
-def test_a_block_that_returns_the_whole_stream_is_steered_there(vectors: dict[str, SteeringVector]) -> None:
-    class Whole(nn.Module):
-        def forward(self, hidden: Tensor) -> Tensor:
-            return hidden * 2
+class Returns(nn.Module):
+    """A block that returns what it is given, doubled, in some form."""
 
-    model = stack("GPT2Block", Whole)
-    model.weight = nn.Parameter(torch.ones(1))
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+
+    def forward(self, hidden: Tensor) -> Any:
+        stream = hidden * 2
+        tuples = {"first": (stream, None), "second": (hidden, stream)}
+        return {"whole": stream, "batched": stream[None], **tuples}[self.form]
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "stream"),
+    [
+        ("whole", Form(None), lambda output: output),
+        ("batched", Form(None, batched=True), lambda output: output[0]),
+        ("first", Form((0,)), lambda output: output[0]),
+        ("second", Form((1,)), lambda output: output[1]),
+    ],
+)
+def test_a_block_is_steered_where_its_output_holds_the_stream(
+    name: str, form: Form, stream: Any, vectors: dict[str, SteeringVector]
+) -> None:
     table = SlotTable(range(LAYERS), 1, HIDDEN, 0, CPU)
     slot = take(table, "warm", vectors)[0]
-    blocks.install(model, table, torch.full((4,), slot, dtype=torch.int32))
-    stream = torch.randn(4, HIDDEN)
-    assert torch.allclose(model.layers[0](stream), stream * 2 + vectors["warm"].layers[0])
-
-
-def test_a_model_whose_blocks_are_not_known_is_refused_with_those_that_are() -> None:
-    with pytest.raises(ValueError, match=r"0 lists of supported decoder blocks(.|\n)*Qwen3DecoderLayer"):
-        blocks.decoder_blocks(stack("StrangeBlock", Halves))
-
-
-def test_placeholders_of_a_pipeline_are_passed_over() -> None:
-    model = stack("LlamaDecoderLayer", Halves)
-    model.layers[0] = nn.Identity()
-    assert sorted(blocks.decoder_blocks(model)) == [1, 2]
+    steered = installed(Returns(name), form, table, torch.full((4,), slot, dtype=torch.int32))[0]
+    hidden = torch.randn(4, HIDDEN)
+    assert torch.allclose(stream(steered(hidden)), hidden * 2 + vectors["warm"].layers[0])
+    assert not isinstance(Returns(name)(hidden), tuple) or len(steered(hidden)) == 2

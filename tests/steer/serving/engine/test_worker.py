@@ -13,20 +13,18 @@ import pytest
 import torch
 from torch import nn
 
+from steer.serving.engine.worker.proof import Form, Proved
 from steer.serving.engine.worker.runners import attach
 from steer.serving.engine.worker.slots import SlotTable
 from steer.serving.engine.worker.steering_worker import SteeringWorker
 
 VECTORS = fakes.vectors()
-LlamaDecoderLayer = type("LlamaDecoderLayer", (nn.Linear,), {})
 
 
 def worker(slots: int = 8, layers: Sequence[int] = range(fakes.LAYERS)) -> SteeringWorker:
     """A worker that holds these layers of the model."""
-    model = nn.Module()
-    blocks = [LlamaDecoderLayer(1, 1) if i in layers else nn.Identity() for i in range(fakes.LAYERS)]
-    model.layers = nn.ModuleList(blocks)
-    state = SteeringWorker(model, {"rows": slots, "directions": 2}, 64, fakes.HIDDEN)
+    decoder = {layer: Proved(nn.Linear(1, 1), Form(None)) for layer in layers}
+    state = SteeringWorker(decoder, {"rows": slots, "directions": 2}, 64, fakes.HIDDEN)
     for vector in VECTORS.values():
         assert state.load(vector.encode()) == vector.digest
     return state
