@@ -92,9 +92,14 @@ class Agreement(NamedTuple):
     labels: int
     missing: int
 
+    @property
+    def few(self) -> bool:
+        """Whether there are too few labels to rely on the figures."""
+        return self.labels - self.missing < FEW
+
     def value(self) -> dict[str, Any]:
         """As JSON values."""
-        return {**self._asdict(), "categories": list(self.categories), "few": self.labels - self.missing < FEW}
+        return {**self._asdict(), "categories": list(self.categories), "few": self.few}
 
 
 def agreement(labels: Labels, decisions: Sequence[int | None], *, graded: bool, seed: int = 0) -> Agreement:

@@ -24,6 +24,7 @@ from vectors.errors import SteerError, UsageError, guess
 from vectors.registry import options
 from vectors.registry.plugins import choose, discover_as, names
 
+__all__ = ["GeneratedText", "Resources", "Scored", "Scorer"]  # the contract, for those who call scorers
 GROUP = "steer.scorers"
 _NAMED = re.compile(r"(?:(?P<name>[A-Za-z][\w-]{0,59})=)?(?P<kind>[a-z][a-z_]*)(?::(?P<value>[\s\S]*))?")
 

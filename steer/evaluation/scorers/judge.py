@@ -9,6 +9,7 @@ from typing import Any
 
 from steer.evaluation.judging.client import Reply, ask
 from steer.evaluation.judging.endpoint import endpoint
+from steer.evaluation.judging.pairs import Pair, Preference, prefer
 from steer.evaluation.judging.ratings import ASPECTS, Rated, question, rating
 from steer.evaluation.scorers._protocol import GeneratedText, Resources, Scored
 from vectors.registry.options import option
@@ -28,7 +29,17 @@ class Settings:
     judge: str = option(help="The URL of an OpenAI-compatible server, or a YAML file with url, model and key_file.")
     concept: str = option(help="The behaviour, in words: a warm, friendly tone.")
     model: str | None = option(None, help="The model there, where the file does not name it.")
+    pairwise: bool = option(True, help="Also ask which of two responses is better, the base's or the arm's.")
     key_file: Path | None = option(None, help="A file with the API key; by default STEER_JUDGE_KEY is sent, if set.")
+
+
+def preferences(
+    settings: Settings, first: Sequence[GeneratedText], second: Sequence[GeneratedText], resources: Resources
+) -> list[Preference]:
+    """Whether the judge prefers the first or the second response to each prompt, asked in both orders."""
+    judge = endpoint(settings.judge, model=settings.model, key_file=settings.key_file)
+    pairs = [Pair(a.prompt, a.response, b.response) for a, b in zip(first, second, strict=True)]
+    return prefer(judge, settings.concept, pairs, resources.on_event)
 
 
 def problems_of(settings: Settings) -> list[str]:

@@ -151,4 +151,43 @@ def test_texts_of_one_group_are_drawn_together() -> None:
 
 
 def test_every_built_in_scorer_keeps_the_contract() -> None:
-    assert {"classifier", "judge", "regex", "words"} <= set(scorers.available()) == set(scorers.kinds())
+    assert {"classifier", "judge", "probe", "regex", "words"} <= set(scorers.available()) == set(scorers.kinds())
+
+
+def test_a_probe_reads_the_activations_of_the_response_in_the_unsteered_model(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    from probes.models.loading import load
+    from vectors.probe import Probe, Readout
+
+    loaded = load(model_folder, "cpu", "float32")
+    weight = torch.randn(pico.HIDDEN, generator=torch.Generator().manual_seed(0))
+    Probe({1: Readout(weight, 0.25)}, {"base": loaded.identity}).save(tmp_path / "p.safetensors")
+    scorer = configured({"kind": "probe", "file": "p.safetensors"}, tmp_path)
+    prompt, responses = "Say something.", ["the warm and the cold", "", "no no"]
+    scored = scorer.score([GeneratedText(prompt, each) for each in responses], Resources(loaded=loaded))
+    assert scored[1] == Scored(None, reason="the response holds no token that counts")
+    for each, response in ((scored[0], responses[0]), (scored[2], responses[2])):
+        messages = [{"role": "user", "content": prompt}]
+        before = loaded.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        start = len(loaded.tokenizer(before, add_special_tokens=False)["input_ids"])
+        ids = loaded.tokenizer(before + response, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            states = loaded.model(ids, output_hidden_states=True).hidden_states[2][0, start:]
+        expected = float((states @ weight).mean() + 0.25)
+        assert each.evidence["score"] == pytest.approx(expected, abs=1e-4)
+        assert each.value == float(expected > 0)
+
+
+def test_a_probe_of_another_model_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    from probes.models.loading import load
+    from vectors.probe import Probe, Readout
+
+    loaded = load(model_folder, "cpu", "float32")
+    other = {"digest": "sha256:" + "0" * 64, "name": "other", "architecture": "LlamaForCausalLM"}
+    Probe({1: Readout(torch.ones(pico.HIDDEN), 0.0)}, {"base": other}).save(tmp_path / "p.safetensors")
+    scorer = configured({"kind": "probe", "file": str(tmp_path / "p.safetensors")}, Path())
+    with pytest.raises(UsageError, match="was trained on other"):
+        scorer.score(texts("a"), Resources(loaded=loaded))
+    with pytest.raises(SteerError, match="holds no layer 3"):
+        configured({"kind": "probe", "file": str(tmp_path / "p.safetensors"), "layer": 3}, Path())
