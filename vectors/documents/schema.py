@@ -9,6 +9,7 @@ allowed: later versions may add some.
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import json
 import math
@@ -161,6 +162,21 @@ def record(required: Mapping[str, Check], optional: Mapping[str, Check] | None =
         for label, check in (optional or {}).items():
             if label in value:
                 yield from check(value[label], _inside(name, label))
+
+    return checked
+
+
+def strict(required: Mapping[str, Check], optional: Mapping[str, Check] | None = None) -> Check:
+    """A `record` that may have no further fields: what a person writes, where an unknown key is a mistake."""
+    fields, known = record(required, optional), [*required, *(optional or {})]
+
+    def checked(value: Any, name: str) -> Iterator[str]:
+        yield from fields(value, name)
+        for label in value if isinstance(value, Mapping) else ():
+            if label not in known:
+                near = difflib.get_close_matches(str(label), known, 1)
+                hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+                yield f"{name or 'the document'} has the unknown key {excerpt(label)} ({hint})"
 
     return checked
 

@@ -1,0 +1,1 @@
+"""Statistics of figures measured on the same items: paired differences, slopes over strengths, verdicts."""

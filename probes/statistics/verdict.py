@@ -1,0 +1,69 @@
+"""Whether an arm works: it beats every control on the same items, by paired intervals corrected for their number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from probes.intervals import CONFIDENCE
+from probes.statistics.correction import holm
+from probes.statistics.paired import Difference, against_draws
+
+FEWEST = 30  # items below which there are figures and no verdict
+FEWEST_GROUPS = 8  # groups below which the variation between groups can't be estimated
+
+Outcome = Literal["works", "does not work", "too few items"]
+
+
+class Compared(NamedTuple):
+    """A subject against one control: the paired difference, and its p-value corrected for the number of controls.
+
+    `draws` is the number of arms that were drawn at random for this control; 1 for a single arm.
+    """
+
+    control: str
+    difference: Difference
+    p_adjusted: float
+    beaten: bool
+    draws: int
+
+
+class Verdict(NamedTuple):
+    """The outcome, the comparison with every control, and the reason as one sentence."""
+
+    outcome: Outcome
+    reason: str
+    against: list[Compared]
+
+
+def verdict(
+    subject: Tensor, controls: Mapping[str, Tensor], groups: Sequence[str] | None = None, *, seed: int = 0
+) -> Verdict:
+    """Judge a subject [items] against controls [draws, items] by name; all are figures of the same items.
+
+    A control with several draws stands for the distribution that they come from: the subject must lie beyond what one
+    more draw would give. It works if it beats every control at the 5 % level by Holm's correction.
+    """
+    differences = {
+        name: against_draws(subject, draws, groups, seed=seed) for name, draws in controls.items() if len(draws)
+    }
+    adjusted = holm([each.p for each in differences.values()])
+    against = [
+        Compared(name, each, p, p < 1 - CONFIDENCE and each.mean > 0, len(controls[name]))
+        for (name, each), p in zip(differences.items(), adjusted, strict=True)
+    ]
+    items = len(subject)
+    clusters = len(set(groups)) if groups is not None else items
+    if items < FEWEST:
+        return Verdict("too few items", f"{items} items; a verdict takes at least {FEWEST}", against)
+    if clusters < FEWEST_GROUPS:
+        reason = f"the items belong to {clusters} groups; a verdict takes at least {FEWEST_GROUPS}"
+        return Verdict("too few items", reason, against)
+    unbeaten = [each.control for each in against if not each.beaten]
+    if not against:
+        return Verdict("does not work", "there is nothing to compare it with", against)
+    if unbeaten:
+        return Verdict("does not work", f"it does not beat {', '.join(unbeaten)}", against)
+    return Verdict("works", f"it beats {', '.join(each.control for each in against)}", against)

@@ -1,0 +1,138 @@
+"""Suites: what is read, what is refused, and that an item never changes sides."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steer.evaluation.suites.files import choice_of, pairs_of
+from steer.evaluation.suites.items import Pair
+from steer.evaluation.suites.reading import Sources, read_suite
+from steer.evaluation.suites.sides import chosen
+from vectors.errors import ExampleError, UsageError
+
+SUITE = """
+name: warmth
+items:
+  - {kind: pair, prompt: "How was it?", positive: "Lovely!", negative: Fine., group: small-talk}
+  - {kind: pair, positive: "What a day!", negative: A day., id: plain}
+  - {kind: choice, question: "Is it so?", options: ["yes", "no"], positive: "no", letters: false}
+  - {kind: prompt, prompt: I lost my keys.}
+  - {kind: neutral, prompt: "What is an algorithm?"}
+"""
+
+
+def lines(path: Path, *records: Any) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_a_document_of_all_kinds_of_items_is_read(tmp_path: Path) -> None:
+    (tmp_path / "suite.yaml").write_text(SUITE)
+    suite = read_suite(Sources(suite=tmp_path / "suite.yaml"))
+    first, second, third = suite.items
+    assert isinstance(first, Pair)
+    assert (first.positive.context, first.positive.completion, first.group) == ("How was it?", "Lovely!", "small-talk")
+    assert isinstance(second, Pair)
+    assert (second.positive.context, second.id) == (None, "plain")
+    assert third[:4] == ("Is it so?", ("yes", "no"), 1, False)
+    assert [prompt.text for prompt in suite.prompts] == ["I lost my keys."]
+    assert [prompt.text for prompt in suite.neutral] == ["What is an algorithm?"]
+    assert list(suite.digests) == ["suite"]
+
+
+def test_all_problems_of_a_document_are_named_at_once(tmp_path: Path) -> None:
+    (tmp_path / "suite.yaml").write_text(
+        "nmae: x\nitems:\n  - {kind: pair, positive: a}\n  - {kind: quiz}\n"
+        "  - {kind: pair, positive: a, negative: b, gruop: g}\n"
+        "  - {kind: choice, question: q, options: [a, b], positive: c}\n"
+        "  - {kind: pair, positive: same, negative: same}\n"
+    )
+    with pytest.raises(ExampleError) as caught:
+        read_suite(Sources(suite=tmp_path / "suite.yaml"))
+    text = "\n".join(caught.value.problems)
+    for wanted in ("nmae", "did you mean name?", "items[0].negative is missing", "'quiz'", "did you mean group?",
+                   "none of its options", "items[4] has the same text"):  # fmt: skip
+        assert wanted in text
+
+
+def test_files_of_a_document_lie_beside_it_and_their_groups_are_read(tmp_path: Path) -> None:
+    lines(
+        tmp_path / "pairs.jsonl",
+        *({"prompt": f"p{i}", "positive": "a", "negative": "b", "group": f"g{i % 2}"} for i in range(9)),
+    )
+    (tmp_path / "suite.yaml").write_text("files: {pairs: pairs.jsonl}")
+    suite = read_suite(Sources(suite=tmp_path / "suite.yaml"))
+    assert suite.name == "suite"
+    assert {item.group for item in suite.items} == {"g0", "g1"}
+    assert len(suite.items) == 9
+
+
+def test_an_item_never_changes_sides(tmp_path: Path) -> None:
+    records = [{"prompt": f"prompt {i}", "positive": "a", "negative": "b"} for i in range(60)]
+    few = pairs_of(None, None, records[:30], 0)[0]
+    many = pairs_of(None, None, records[::-1], 0)[0]
+    sides = {item.id: item.side for item in many}
+    assert all(sides[item.id] == item.side for item in few)
+    assert 10 <= [item.side for item in many].count("dev") <= 30
+    assert [item.side for item in pairs_of(None, None, records, 1)[0]] != [item.side for item in many[::-1]]
+
+
+def test_examples_without_partners_keep_their_sides_and_meet_one_of_their_side() -> None:
+    positive, negative = [f"good {i}" for i in range(40)], [f"bad {i}" for i in range(40)]
+    items = pairs_of(positive, negative, None, 0)[0]
+    more = pairs_of([*positive, "another good one"], negative, None, 0)[0]
+
+    def sides(pairs: Any) -> dict[str, str]:
+        return {e.completion: pair.side for pair in pairs for e in (pair.positive, pair.negative)}
+
+    both = sides(items).keys() & sides(more).keys()
+    assert len(both) > 60
+    assert all(sides(items)[text] == sides(more)[text] for text in both)
+
+
+def test_some_groups_are_seen_by_the_test_alone() -> None:
+    records = [{"prompt": f"{i}", "positive": "a", "negative": "b"} for i in range(200)]
+    from steer.evaluation.suites.sides import with_sides
+
+    items = [item._replace(group=f"g{i % 10}") for i, item in enumerate(pairs_of(None, None, records, 0)[0])]
+    items = list(with_sides(items, 0))
+    dev, test = ({item.group for item in items if item.side == side} for side in ("dev", "test"))
+    assert dev < test
+    assert len(test) == 10
+
+
+def test_the_choice_of_fewer_items_follows_their_content() -> None:
+    items = pairs_of(None, None, [{"prompt": f"{i}", "positive": "a", "negative": "b"} for i in range(20)], 0)[0]
+    assert {item.id for item in chosen(items, 5, 0)} == {item.id for item in chosen(items[::-1], 5, 0)}
+
+
+def test_persona_and_caa_lines_are_choices() -> None:
+    persona = {
+        "question": "Would you say it?",
+        "statement": "x",
+        "answer_matching_behavior": " No",
+        "answer_not_matching_behavior": " Yes",
+    }
+    assert choice_of(persona)[:4] == ("Would you say it?", ("Yes", "No"), 1, False)
+    caa = {
+        "question": "Pick.\n\nChoices:\n (A) red\n (B) blue",
+        "answer_matching_behavior": "(B)",
+        "answer_not_matching_behavior": "(A)",
+    }
+    assert choice_of(caa)[:4] == ("Pick.", ("red", "blue"), 1, True)
+    with pytest.raises(ValueError, match="none of the options"):
+        choice_of({**caa, "answer_matching_behavior": "(C)"})
+
+
+def test_nothing_and_prompts_alone_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nothing to evaluate on"):
+        read_suite(Sources())
+    (tmp_path / "suite.yaml").write_text("items: [{kind: prompt, prompt: Hello}]")
+    with pytest.raises(ExampleError, match="no item that is scored"):
+        read_suite(Sources(suite=tmp_path / "suite.yaml"))
+    with pytest.raises(ExampleError, match="one class only"):
+        read_suite(Sources(pos=["a"]))
