@@ -48,7 +48,7 @@ class _Record:
 
 
 def _run(stack: nn.Module, blocks: Sequence[nn.Module], size: int, *, plant: bool) -> _Record:
-    """One pass; with `plant`, a vector of the size of the output is added to every token at every block."""
+    """One pass; with `plant`, a vector as long as its stream, or longer, is added to every token at every block."""
     record = _Record()
     ids = torch.tensor(IDS, device=next(stack.parameters()).device)
 
@@ -62,8 +62,8 @@ def _run(stack: nn.Module, blocks: Sequence[nn.Module], size: int, *, plant: boo
         states = output_of(output)
         if plant:
             generator = torch.Generator().manual_seed(len(record.outputs))
-            planted = torch.randn(states.shape[-1], generator=generator).to(states) * states.float().std().to(states)
-            states = states + planted
+            planted = torch.randn(states.shape, generator=generator) * torch.linspace(1, 3, states.shape[-2])[:, None]
+            states = states + (planted.to(states.device) * states.float().std()).to(states.dtype)
             output = states if isinstance(output, Tensor) else (states, *output[1:])
         record.outputs.append(states.clone())
         return output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def adapted(model: Any, lora: Lora, seed: int) -> Any:
         modules = _linear_names(model)  # PEFT refuses layers_to_transform with "all-linear"
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=modules, task_type="CAUSAL_LM",
-        layers_to_transform=layers,
+        layers_to_transform=layers, exclude_modules=_without_adapter(model),
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(child_seed(seed, "adapter"))
@@ -46,6 +47,17 @@ def adapted(model: Any, lora: Lora, seed: int) -> Any:
                 f"the model has none of the modules {', '.join(lora.targets)}: {str(error).splitlines()[0]}",
                 "name its linear modules: --lora-targets q_proj,v_proj",
             ) from error
+
+
+def _without_adapter(model: Any) -> str | None:
+    """A regular expression for modules that get no adapter: those of image towers, and by architecture."""
+    known = residual.architecture(model)
+    patterns = [rf".*\.({'|'.join(known.without_lora)})"] if known is not None and known.without_lora else []
+    if residual.text_config(model) is not model.config:
+        stack = residual.decoder(model)
+        prefix = next(name for name, module in model.named_modules() if module is stack)
+        patterns.append(rf"(?!{re.escape(prefix)}\.).*")
+    return "|".join(patterns) or None
 
 
 def _linear_names(model: Any) -> list[str]:

@@ -1,0 +1,251 @@
+"""What works on each architecture, measured on its pico model, and the table of docs/serve.md that says so.
+
+The references are written here, from what transformers reports and from hooks on the modules that take the stream, so
+that a wrong block or a wrong output can't agree with itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pico
+import tables
+import torch
+from torch import Tensor, nn
+
+from probes.capture.activations import activations, packable
+from probes.models import loading, residual
+from probes.models.tokens import Tokens
+from probes.steered import steered
+from steer.folding import fold as folding
+from steer.folding import proof
+from steer.training import result, student
+from steer.training.requests import Lora
+from vectors.errors import SteerError
+from vectors.steering import SteeringVector
+
+CLOSE = 1e-4  # of float32 values, relative to the largest
+PARITY = Path(__file__).parent / "serving" / "engine" / "parity.json"
+# One model of each architecture; those with a short window are others of the same.
+NAMES = tuple(name for name in (*pico.NAMES, *pico.MORE, *pico.WRAPPERS) if not name.endswith("-window"))
+ALL = (*NAMES, *pico.UNKNOWN, *pico.STREAMS)
+WIDE = {"intermediate_size": 96}  # an inserted block needs twice the stream
+IDS = torch.tensor(pico.sequences(1, 9, 9, seed=5))
+HEADER = "| architecture | model | extract | try | serve | fold | train |\n|---|---|---|---|---|---|---|"
+
+
+def kind_of(name: str) -> str:
+    """The model type of the text decoder, and of the whole around it."""
+    settings = pico.config(name)
+    text = settings.get_text_config(decoder=True).model_type
+    return f"`{text}`" if text == settings.model_type else f"`{settings.model_type}` around `{text}`"
+
+
+@functools.cache
+def model_of(name: str) -> Any:
+    """The pico model, built once; nothing here changes it."""
+    return pico.build(name)
+
+
+def direction(seed: int = 1) -> Tensor:
+    """A random direction [hidden] of length 3."""
+    drawn = torch.randn(pico.HIDDEN, generator=torch.Generator().manual_seed(seed))
+    return 3 * drawn / drawn.norm()
+
+
+def takers(model: Any) -> list[nn.Module]:
+    """The modules that take the outputs of the blocks, in order: the blocks from the second on, and the final norm."""
+    stack = residual.decoder(model)
+    lists = [m for m in stack.children() if isinstance(m, nn.ModuleList) and len(m) == pico.LAYERS]
+    norms = [m for n, m in stack.named_children() if n in ("norm", "ln_f", "final_layer_norm", "final_layernorm")]
+    norms += [m for n, m in stack.named_children() if n in ("embedding_norm", "norm_f")]
+    assert len(lists) == 1, [type(m).__name__ for m in stack.children()]
+    assert norms, [n for n, _ in stack.named_children()]
+    return [*lists[0][1:], norms[-1]]
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).abs().max() <= CLOSE * max(1.0, float(b.abs().max())))
+
+
+@contextlib.contextmanager
+def at_takers(model: Any, change: Any) -> Iterator[None]:
+    """Within: the first input of each taker goes through `change(layer, states)`, which may return None."""
+
+    def hook(layer: int) -> Any:
+        def call(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+            inside = args[0] if args else kwargs["hidden_states"]
+            changed = change(layer, inside)
+            if changed is None:
+                return None
+            return ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": changed})
+
+        return call
+
+    with contextlib.ExitStack() as handles:
+        for layer, module in enumerate(takers(model)):
+            handles.callback(module.register_forward_pre_hook(hook(layer), with_kwargs=True).remove)
+        yield
+
+
+def extract(name: str) -> str:
+    """How examples are measured: packed or padded; "no: ..." where they are not. Raises AssertionError if wrongly."""
+    model = model_of(name)
+    try:
+        residual.blocks(model)
+    except SteerError as error:
+        return f"no: {error.problems[0].rpartition(': ')[2]}"
+    examples = [Tokens(ids, list(range(1, len(ids)))) for ids in ([7, 30, 99, 12, 5], [7, 30, 99, 12, 8, 9, 200])]
+    means = torch.zeros(pico.LAYERS, len(examples), pico.HIDDEN)
+    for row, example in enumerate(examples):
+        taken: dict[int, Tensor] = {}
+        with torch.no_grad(), at_takers(model, lambda layer, states: taken.__setitem__(layer, states)):  # noqa: B023
+            states = model(input_ids=torch.tensor([example.ids]), output_hidden_states=True, use_cache=False)
+        for layer in range(pico.LAYERS):
+            means[layer, row] = taken[layer][0, 1:].mean(0)
+        for layer, reported in enumerate(states.hidden_states[1:-1]):
+            assert close(reported, taken[layer]), f"{name}: hidden state {layer + 1}"
+    pooled = activations(model, examples, list(range(pico.LAYERS)))
+    with contextlib.closing(pooled.spill):
+        for layer in range(pico.LAYERS):
+            assert close(pooled.spill.read(layer), means[layer]), f"{name}: layer {layer}"
+    if residual.architecture(model) is None:
+        return "padded, proved at load"
+    return "packed" if packable(model, 7) else "padded"
+
+
+def attempt(name: str) -> str:
+    """Whether steering through hooks is exact: "exact", or why it is refused."""
+    model = model_of(name)
+    move, last = direction(), pico.LAYERS - 1
+    vector = SteeringVector({1: move, last: 2 * move})
+    try:
+        residual.blocks(model)
+    except SteerError as error:
+        return f"no: {error.problems[0].rpartition(': ')[2]}"
+
+    def run(ids: Tensor, **options: Any) -> Any:
+        with torch.no_grad():
+            return model(input_ids=ids, **options)
+
+    def by_hand(layer: int, states: Tensor) -> Tensor | None:
+        if layer == 1:
+            return states + move
+        unit = move / move.norm()
+        return states - (states @ unit)[..., None] * unit if layer == last else None
+
+    with at_takers(model, by_hand):
+        expected = run(IDS, use_cache=False).logits
+    composition = f"warm[1] + ablate(warm[{last}])"
+    with steered(model, composition, vectors={"warm": vector}, any_base=True):
+        computed = run(IDS, use_cache=False).logits
+    assert close(computed, expected), f"{name}: {float((computed - expected).abs().max())}"
+    assert not close(computed, run(IDS, use_cache=False).logits), f"{name}: nothing was steered"
+    first, expected = run(IDS[:, :6], use_cache=True), []
+    with at_takers(model, lambda layer, states: states + move if layer == 1 else None):
+        for token in IDS[0, 6:]:
+            expected.append(run(token[None, None], past_key_values=first.past_key_values, use_cache=True).logits)
+    computed = []
+    with steered(model, "warm[1]@response", vectors={"warm": vector}, any_base=True):
+        first = run(IDS[:, :6], use_cache=True)
+        for token in IDS[0, 6:]:
+            computed.append(run(token[None, None], past_key_values=first.past_key_values, use_cache=True).logits)
+    assert close(torch.cat(computed), torch.cat(expected)), f"{name}: with a cache"
+    return "exact"
+
+
+def fold(name: str, folder: Path) -> str:
+    """What of a composition can be folded into the weights: additions, ablations, both; or why not."""
+    source = pico.save(folder / "model", name, **(WIDE if name in NAMES else {}))
+    vectors = {"warm": SteeringVector({1: direction()}), "calm": SteeringVector({2: direction(2)})}
+    done, refused = [], {}
+    for part, composition in (("additions", "warm[1]"), ("ablations", "ablate(calm)")):
+        request = folding.FoldSettings(
+            composition, str(source), folder / part, vectors, prompts=["the warm and"], vllm=False, any_base=True
+        )
+        try:
+            report = folding.fold(request)
+        except proof.ProofError:
+            raise
+        except SteerError as error:
+            refused[part] = error.problems[-1].removeprefix("no --via layer: ").rpartition("can't be folded: ")[2]
+            continue
+        assert report["proof"]["verdict"] == "equal", name
+        via = report["via"].get("addition", "").removeprefix("via ").partition(",")[0]
+        done.append(f"{part} ({via})" if via else part)
+    if len(set(refused.values())) == 1 and not done:
+        return f"no: {next(iter(refused.values()))}"
+    return "; ".join([*done, *(f"no {part}: {reason}" for part, reason in refused.items())])
+
+
+def train(name: str, folder: Path) -> str:
+    """Whether a step of distillation into an adapter is in the weights that are written; or why it is refused."""
+    source = pico.save(folder / "model", name)
+    base = folding.open_source(str(source))
+    model = loading.load(str(source), "cpu", "float32").model
+    plain = logits(model)
+    try:
+        with steered(model, {1: direction()}):
+            teacher = logits(model).log_softmax(-1)
+        adapted = student.adapted(model, Lora(rank=4, alpha=8, first=1), seed=0)
+    except SteerError as error:
+        return f"no: {error.problems[0].rpartition(': ')[2]}"
+    trainable = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trainable, lr=3e-2)
+    for _ in range(2):
+        optimiser.zero_grad()
+        loss = nn.functional.kl_div(
+            logits(adapted, True).log_softmax(-1), teacher, reduction="batchmean", log_target=True
+        )
+        loss.backward()
+        optimiser.step()
+    assert all(parameter.grad is not None for parameter in trainable), f"{name}: an adapter that nothing trains"
+    saved = result.save_trained(adapted, folder, base, full=False)
+    (folder / "out").mkdir()
+    result.write("model", saved, base, folder / "out", threads=1)
+    written = logits(loading.load(str(folder / "out"), "cpu", "float32").model)
+    expected = logits(adapted)
+    assert close(written, expected), f"{name}: {float((written - expected).abs().max())}"
+    assert not close(written, plain), f"{name}: nothing was trained"
+    experts = any(p.ndim == 3 for b in residual.blocks(adapted.get_base_model()) for n, p in b.named_parameters()
+                  if "expert" in n)  # fmt: skip
+    return "yes, adapters beside the experts" if experts else "yes"
+
+
+def logits(model: Any, gradients: bool = False) -> Tensor:
+    with torch.set_grad_enabled(gradients):
+        found: Tensor = model(input_ids=IDS, use_cache=False).logits
+    return found
+
+
+def serve(name: str) -> str:
+    """What the parity test of the engine wrote about the architecture."""
+    measured = json.loads(PARITY.read_text()) if PARITY.is_file() else {}
+    entry = measured.get(name)
+    if entry is None:
+        return "not measured"
+    return "exact" if entry["serve"] == "exact" else f"no: {entry['reason']}"
+
+
+def row(name: str, folder: Path) -> str:
+    """The row of the table. What is measured wrong raises AssertionError."""
+    cells = [extract(name), attempt(name), serve(name), fold(name, folder / "fold"), train(name, folder / "train")]
+    return f"| {kind_of(name)} | {name} | {' | '.join(cells)} |"
+
+
+def rows_in(document: str) -> dict[str, list[str]]:
+    """The cells of the rows of the table in a document, by the name of the pico model."""
+    inside = document.partition(tables.BEGIN)[2].partition(tables.END)[0]
+    lines = [line.strip("| ").split(" | ") for line in inside.strip().splitlines()[2:]]
+    return {cells[1]: cells for cells in lines}
+
+
+def with_table(document: str, folder: Path) -> str:
+    """The document with the table, measured now."""
+    rows = [row(name, folder / name) for name in sorted(ALL, key=kind_of)]
+    return tables.between_marks(document, "\n".join([HEADER, *rows]))
