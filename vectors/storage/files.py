@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import math
 import os
+import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from vectors.errors import OutputError
-from vectors.storage.locks import ended, remove_leftovers, temporary_file
+from vectors.storage.locks import ended, remove_leftovers, temporary_file, temporary_folder
+
+_CLONE = 0x40049409  # FICLONE of Linux
 
 
 def canonical_json(value: Any) -> str:
@@ -189,6 +193,63 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a whole file at once; it appears complete or not at all (see `NewFile`). Raises OutputError."""
     with new_file(path) as file:
         file.write(content)
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Append a line to a file of lines and flush it to disk; a last line that a kill cut off is removed first.
+
+    Only one process may append at a time. Raises OutputError.
+    """
+    if b"\n" in line:
+        raise ValueError("a line holds no line break")
+    try:
+        with open(path, "a+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 2**20))
+            tail = file.read()
+            file.truncate(size - (len(tail) - tail.rfind(b"\n") - 1))
+            file.write(line + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def copy_content(source: IO[bytes], target: IO[bytes]) -> None:
+    """Copy a file's content to a new file, sharing its blocks where btrfs or xfs can. Raises OSError."""
+    try:
+        fcntl.ioctl(target.fileno(), _CLONE, source.fileno())
+    except OSError:
+        shutil.copyfileobj(source, target, 1024**2)
+    target.flush()
+
+
+def linked_copy(source: Path, target: Path, *, copied_below: int = 0) -> None:
+    """Make `target` a file with the content of `source`, which must never be changed in place.
+
+    Blocks are shared where the file system can, else the file itself (a hard link, with the permissions of `source`).
+    A copy, which may be written to, is made of files smaller than `copied_below` bytes, and from one file system to
+    another. Raises OutputError.
+    """
+    try:
+        with temporary_folder(target) as folder, source.open("rb") as old:
+            made = folder / "content"
+            try:
+                with made.open("wb") as new:
+                    fcntl.ioctl(new.fileno(), _CLONE, old.fileno())
+            except OSError:
+                made.unlink()
+                try:
+                    if os.fstat(old.fileno()).st_size < copied_below:
+                        raise OSError
+                    os.link(source, made)
+                except OSError:
+                    with made.open("wb") as new:
+                        copy_content(old, new)
+                        os.fsync(new.fileno())
+            os.replace(made, target)
+    except OSError as error:
+        raise cannot_write(target, error) from error
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -1,4 +1,4 @@
-"""`steer diff`: write the task vector of a fine-tuned model."""
+"""`steer diff`: the task vector of a fine-tuned model, or what differs between two versions."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steer.cli import options, output, requests
+from steer.cli import options, output, requests, versions
 from steer.cli.output import out
+from vectors.errors import UsageError
 from vectors.registry.options import option
 
 
@@ -15,9 +16,18 @@ from vectors.registry.options import option
 class Request(options.Force, options.Threads):
     """The arguments and options of `steer diff`."""
 
-    base: str = option(help="The model before fine-tuning: " + options.A_MODEL, argument=True, complete="models")
-    finetuned: str = option(help="The model after fine-tuning.", argument=True, complete="models")
-    out: Path = option(help="The .safetensors file to write; with --to-lora, the folder.", flag=("-o", "--out"))
+    base: str | None = option(
+        None, help="With --out the model before fine-tuning: " + options.A_MODEL + " Else a version.", argument=True,
+        complete="models", metavar="[A]", default_text="HEAD",
+    )  # fmt: skip
+    finetuned: str | None = option(
+        None, help="With --out the model after fine-tuning, else a version.", argument=True, complete="models",
+        metavar="[B]", default_text="the working folder",
+    )  # fmt: skip
+    out: Path | None = option(
+        None, help="The .safetensors file to write; with --to-lora, the folder. Without it, versions are compared.",
+        flag=("-o", "--out"),
+    )  # fmt: skip
     storage: str = option(
         "exact",
         help="How deltas are stored: exact, bf16, lowrank:R or sparse:D. The error of the last three is recorded.",
@@ -26,11 +36,14 @@ class Request(options.Force, options.Threads):
     allow_config: tuple[str, ...] = option(
         (), help="A setting of config.json in which the models may differ, such as rope_theta.", metavar="KEY"
     )
+    exit_code: bool = option(False, help="End with 1 if the versions differ.")
 
 
 @options.command(
-    summary="Write the task vector between a base and its fine-tuned model.",
+    summary="Write the task vector between two models, or compare two versions.",
     examples="""
+    steer diff
+    steer diff tone:v1 tone@champion
     steer diff smollm2 ./poet -o poet.safetensors
     steer diff org/base org/poet -o poet.safetensors --storage lowrank:32
     steer diff org/base org/poet -o poet-lora --to-lora 16
@@ -38,16 +51,22 @@ class Request(options.Force, options.Threads):
 )
 @requests.takes(Request)
 def command(**values: Any) -> None:
-    """Write the difference between FINETUNED and BASE as a task vector, bound to BASE by its digest.
+    """Write the difference between the models A and B as a task vector, bound to A by its digest (with --out).
 
-    With --storage exact, base plus vector restores the fine-tuned weights bit for bit, which is verified while writing.
+    With --storage exact, A plus vector restores the weights of B bit for bit, which is verified while writing. Without
+    --out, A and B are versions of the store, and what differs between their parts is shown.
     """
     request = requests.build(Request, values)
+    if request.out is None:
+        _compare_versions(request)
+        return
     from merges import api
     from merges.outputs import adapter
     from steer.cli.merging import print_adapter
 
     base, finetuned, file, threads = request.base, request.finetuned, request.out, request.threads
+    if base is None or finetuned is None:
+        raise UsageError("--out needs two models: that before fine-tuning, and that after it", "steer diff A B -o OUT")
     output.say_preparing(base)
     if request.to_lora is not None:
         with out.progress() as on_event:
@@ -83,3 +102,34 @@ def command(**values: Any) -> None:
         },
         human,
     )  # fmt: skip
+
+
+def _compare_versions(request: Request) -> None:
+    """Print what differs between two versions, or a version and the working folder."""
+    from steer.store import layout, names
+    from steer.store.history.differences import compare
+    from steer.store.objects.model import read_commit, read_composition
+    from steer.store.working import parts
+
+    store = layout.find()
+    if store is None:
+        raise UsageError("there is no store here to compare versions of", "of two models: steer diff A B -o OUT")
+    if request.to_lora is not None or request.storage != "exact" or request.allow_config or request.force:
+        raise UsageError("these options are for the difference of two models", "add -o OUT")
+
+    def composition(text: str) -> Any:
+        return read_composition(store, read_commit(store, names.resolve(store, text)).composition)
+
+    before = composition(request.base or "HEAD")
+    after = parts.read(store)[0] if request.finetuned is None else composition(request.finetuned)
+    difference = compare(before, after)
+
+    def human() -> None:
+        if difference:
+            versions.print_difference(store, difference)
+        else:
+            out.say("no difference")
+
+    out.result(versions.difference_value(store, difference), human)
+    if request.exit_code and difference:
+        raise SystemExit(1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steer.cli import options, output, requests
+from steer.cli import options, output, requests, versions
 from steer.cli.output import out
 from vectors.errors import SteerError, UsageError, collecting, raise_together
 from vectors.registry import plugins
@@ -82,11 +82,17 @@ class Request(options.Force, options.Bindings, options.Merging):
     allow_config: tuple[str, ...] = option(
         (), help="A setting of config.json in which the inputs may differ, such as rope_theta.", metavar="KEY"
     )
+    message: str = option("", help="The message of the new version.", flag=("-m", "--message"), group="Versions",
+                          metavar="TEXT", default_text="Merge VERSION")  # fmt: skip
+    take: str | None = option(
+        None, help="Settle what changed on both sides: ours or theirs.", group="Versions", choices=("ours", "theirs")
+    )
 
 
 @options.command(
-    summary="Merge models, task vectors, adapters or steering vectors.",
+    summary="Merge models, task vectors, adapters or steering vectors; or a version into the current branch.",
     examples="""
+    steer merge calmer
     steer merge org/poet org/coder --base org/base --ties -o both/
     steer merge poet.safetensors coder.safetensors --ties --density 0.1 --scope global -o both/
     steer merge --expr "poet + 0.6*coder - 0.5*toxic" -o mixed/
@@ -111,8 +117,29 @@ def command(**values: Any) -> None:
         options.print_options(name, find(name).options)
     elif request.verify is not None:
         _verify(request, request.verify)
-    else:
+    elif not _merge_version(request):
         _merge(request)
+
+
+def _merge_version(request: Request) -> bool:
+    """Merge a version of the store into the current branch, if that is what was typed: one input, and no output."""
+    if request.out is not None or len(request.inputs) != 1 or request.expr or request.recipe or request.dry_run:
+        return False
+    from steer.store import layout, names
+    from steer.store.history.combine import merge_commit
+
+    store = layout.find()
+    if store is None:
+        return False
+    name = request.inputs[0]
+    result = merge_commit(store, names.resolve(store, name), name, request.message, versions.typed(), take=request.take)
+    if result.commit is None:
+        out.result({"version": None}, lambda: out.line(f"{name} is merged already"))
+        return True
+    how = "moved forward to" if result.forward else "merged:"
+    sentence = f"{how} {names.short(result.commit.digest)}  {result.commit.title}"
+    out.result(versions.commit_value(result.commit), lambda: out.line(sentence))
+    return True
 
 
 def _verify(request: Request, folder: Path) -> None:

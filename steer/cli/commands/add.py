@@ -1,0 +1,46 @@
+"""`steer add`: add a vector to personality.yaml, or change how a part acts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from steer.cli import options, requests
+from steer.cli.output import out
+from vectors.registry.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The arguments and options of `steer add`."""
+
+    file: Path = option(help="A steering vector or a task vector.", argument=True, complete="vectors")
+    name: str | None = option(None, help="The name of the part.", default_text="that of the file")
+    strength: float | None = option(None, help="The strength.", default_text="the recommended strength")
+    layers: str | None = option(None, help="The layers at which it acts.", default_text="those of the vector")
+    scope: str | None = option(None, help="The tokens it acts on: prompt, response, first:N or after:N.")
+    operation: str | None = option(None, help="add, ablate or clamp.", default_text="add")
+
+
+@options.command(
+    summary="Add a vector to personality.yaml.",
+    examples="""
+    steer add warm.safetensors --strength 1.2
+    steer add vectors/refusal.safetensors --operation ablate --scope response
+    """,
+)
+@requests.takes(Request)
+def command(**values: Any) -> None:
+    """Add a vector to personality.yaml, with its comments and order left as they are, and store its content."""
+    request = requests.build(Request, values)
+    from steer.store import layout
+    from steer.store.working import folder
+
+    store = layout.require()
+    fields = {key: getattr(request, key) for key in ("strength", "layers", "scope", "operation")}
+    fields = {key: value for key, value in fields.items() if value is not None}
+    name, new = folder.add(store, request.file, request.name, fields)
+    described = ", ".join(f"{key} {value}" for key, value in fields.items())
+    sentence = f"{'added' if new else 'changed'} {name}" + (f": {described}" if described else "")
+    out.result({"part": name, "new": new, **fields}, lambda: out.line(sentence))

@@ -1,0 +1,139 @@
+"""What the commands of the store share: how versions and differences are printed."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from steer.cli.output import out
+
+if TYPE_CHECKING:
+    from steer.store.history.differences import Difference
+    from steer.store.layout import Store
+    from steer.store.objects.model import Commit
+
+
+def typed() -> str:
+    """The command as it was typed, for the record of moves."""
+    return shlex.join(["steer", *sys.argv[1:]])[:2000]
+
+
+def names_of(store: Store) -> dict[str, list[str]]:
+    """The names of each commit, as the log shows them: the current branch with a star."""
+    from steer.store import refs
+
+    here = refs.current(store)
+    found: dict[str, list[str]] = {}
+    for ref, digest in refs.every(store).items():
+        name = str(ref)
+        if ref.kind != "branch" and ref.name == here:
+            name = name.removeprefix(here)  # :v1 and @champion are those of the current branch
+        found.setdefault(digest, []).append(f"*{name}" if name == here else name)
+    return found
+
+
+def log_lines(store: Store, commits: Iterable[Commit], names: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """The history as a graph: for each commit its digest, names, age and author, its message and what changed."""
+    from steer.store.history.differences import compare, summary
+    from steer.store.names import short
+    from steer.store.objects.model import Personality, read_commit, read_composition
+
+    columns: list[str] = []  # the commit that each column of the graph waits for
+    for commit in commits:
+        if commit.digest not in columns:
+            columns.append(commit.digest)
+        column = columns.index(commit.digest)
+        mark = " ".join("*" if i == column else "|" for i in range(len(columns)))
+        labels = f"  ({', '.join(names[commit.digest])})" if commit.digest in names else ""
+        yield f"{mark} {short(commit.digest)}{labels}  {age(commit.time)}  {commit.author}"
+        # The first parent takes the commit's column; others get columns of their own; equal columns become one.
+        columns[column : column + 1] = [parent for parent in commit.parents[:1] if parent not in columns]
+        columns += [parent for parent in commit.parents[1:] if parent not in columns]
+        bars = " ".join("|" for _ in columns) or " "
+        after = read_composition(store, commit.composition)
+        if commit.parents:
+            before = read_composition(store, read_commit(store, commit.parents[0]).composition)
+        else:
+            before = Personality(after.base, after.base_digest)
+        yield f"{bars}   {commit.title}"
+        change = summary(compare(before, after))
+        if change:
+            yield f"{bars}   {change}"
+        yield bars.rstrip()
+
+
+def age(moment: float) -> str:
+    """How long ago, in the largest unit that fits, or the date."""
+    seconds = max(0.0, time.time() - moment)
+    for size, unit in ((60, "second"), (3600, "minute"), (86400, "hour"), (30 * 86400, "day")):
+        if seconds < size:
+            count = int(seconds // {"second": 1, "minute": 60, "hour": 3600, "day": 86400}[unit])
+            return f"{count} {unit}{'s' * (count != 1)} ago"
+    return time.strftime("%Y-%m-%d", time.localtime(moment))
+
+
+def print_difference(store: Store, difference: Difference) -> None:
+    """Parts and settings that differ, one line each; of replaced vectors the layers that differ most."""
+    from steer.store.history.differences import field_text, layers_of
+    from steer.store.objects.card import entry_of
+
+    def described(part: Any) -> str:
+        entry = entry_of(part)
+        return f"{entry.pop('name')}  " + ", ".join(f"{key} {_short(value)}" for key, value in entry.items())
+
+    for change in difference.parts:
+        if change.before is None:
+            out.line(f"+ {described(change.after)}")
+        elif change.after is None:
+            out.line(f"- {described(change.before)}")
+        else:
+            out.line(f"~ {change.name}  " + ", ".join(_named(*field, field_text(*field)) for field in change.fields))
+            layers = layers_of(store, change)
+            if layers:
+                rows = [[str(e["layer"]), f"{e['cosine']:.3f}", f"{e['norm_ratio']:.3f}"] for e in layers]
+                out.table(["layer", "cosine", "norm ratio"], rows)
+    if difference.reordered:
+        out.line("~ the order of the parts")
+    for key, old, new in difference.settings:
+        out.line(f"~ {key}  {_short(old)} → {_short(new)}")
+
+
+def _named(name: str, _old: Any, _new: Any, text: str) -> str:
+    return f"{name} {text}" if name == "strength" else text
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, str) and value.startswith("sha256:"):
+        return value[7:15]
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def difference_value(store: Store, difference: Difference) -> dict[str, Any]:
+    """A difference as JSON."""
+    from steer.store.history.differences import layers_of
+
+    return {
+        "parts": [
+            {
+                "name": change.name,
+                "before": None if change.before is None else asdict(change.before),
+                "after": None if change.after is None else asdict(change.after),
+                "fields": [{"field": name, "before": old, "after": new} for name, old, new in change.fields],
+                "layers": layers_of(store, change),
+            }
+            for change in difference.parts
+        ],
+        "reordered": difference.reordered,
+        "settings": [{"setting": key, "before": old, "after": new} for key, old, new in difference.settings],
+        "equal": not difference,
+    }
+
+
+def commit_value(commit: Commit, names: Mapping[str, Sequence[str]] | None = None) -> dict[str, Any]:
+    """A commit as JSON."""
+    value = asdict(commit) | {"parents": list(commit.parents)}
+    return value if names is None else value | {"names": [name.lstrip("*") for name in names.get(commit.digest, [])]}

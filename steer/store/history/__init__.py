@@ -1,0 +1,1 @@
+"""What follows from commits: walking over them, differences, merges and reversals."""

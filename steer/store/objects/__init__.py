@@ -1,0 +1,1 @@
+"""The objects of a store: compositions and commits, as OCI manifests."""
