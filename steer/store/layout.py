@@ -40,6 +40,7 @@ class Store(NamedTuple):
 
     @property
     def blobs(self) -> Path:
+        """The folder of the blobs."""
         return self.root / "blobs" / "sha256"
 
 

@@ -118,7 +118,7 @@ def path_of(store: Store, ref: Ref) -> Path:
     return folder / ref.label if ref.label else folder
 
 
-def move(
+def point(
     store: Store, targets: Mapping[Ref, str | None], command: str, *, expected: Mapping[Ref, str | None] | None = None,
     force: bool = False, undoes: int | None = None,
 ) -> Entry:  # fmt: skip
@@ -128,14 +128,14 @@ def move(
     tag that exists is moved with `force` alone. Raises OutputError.
     """
     with layout.changing(store):
-        return move_while_changing(store, targets, command, expected=expected, force=force, undoes=undoes)
+        return point_while_changing(store, targets, command, expected=expected, force=force, undoes=undoes)
 
 
-def move_while_changing(
+def point_while_changing(
     store: Store, targets: Mapping[Ref, str | None], command: str, *, expected: Mapping[Ref, str | None] | None = None,
     force: bool = False, undoes: int | None = None,
 ) -> Entry:  # fmt: skip
-    """`move` for a caller that is inside of `layout.changing` already."""
+    """`point` for a caller that is inside of `layout.changing` already."""
     complete(store)
     now = {ref: target(store, ref) for ref in targets}
     for ref, old in (expected or {}).items():
@@ -233,7 +233,7 @@ def undo(store: Store, command: str) -> Entry:
         if not left:
             raise UsageError("there is no move to undo", "all of them: steer log --moves")
         back = {each.ref: each.old for each in left[-1].moves}
-        return move_while_changing(store, back, command, undoes=left[-1].number)
+        return point_while_changing(store, back, command, undoes=left[-1].number)
 
 
 def author() -> str:
@@ -276,7 +276,8 @@ def _last(store: Store) -> Entry | None:
 
 def _value(entry: Entry) -> dict[str, Any]:
     return {
-        "number": entry.number, "time": round(entry.time, 3), "author": entry.author, "command": entry.command, "undoes": entry.undoes,
+        "number": entry.number, "time": round(entry.time, 3), "author": entry.author, "command": entry.command,
+        "undoes": entry.undoes,
         "moves": [{"ref": list(each.ref), "old": each.old, "new": each.new} for each in entry.moves],
     }  # fmt: skip
 
@@ -292,8 +293,8 @@ def _entry(number: int | None, line: bytes, store: Store) -> Entry:
         if number is not None and value["number"] != number:
             raise ValueError(f"it is numbered {value['number']}")
         return Entry(
-            int(value["number"]), float(value["time"]), str(value["author"]), str(value["command"]), moves, value["undoes"],
-            str(value["check"]),
+            int(value["number"]), float(value["time"]), str(value["author"]), str(value["command"]), moves,
+            value["undoes"], str(value["check"]),
         )  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(

@@ -126,7 +126,7 @@ def _merge_version(request: Request) -> bool:
     if request.out is not None or len(request.inputs) != 1 or request.expr or request.recipe or request.dry_run:
         return False
     from steer.store import layout, names
-    from steer.store.history.combine import merge_commit
+    from steer.store.combine import merge_commit
 
     store = layout.find()
     if store is None:

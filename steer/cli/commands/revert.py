@@ -31,7 +31,7 @@ def command(**values: Any) -> None:
     """Make a version that takes back what one version changed, and keeps everything that came after it."""
     request = requests.build(Request, values)
     from steer.store import layout, names
-    from steer.store.history.combine import revert
+    from steer.store.combine import revert
 
     store = layout.require()
     made = revert(store, names.resolve(store, request.version), request.message, versions.typed())

@@ -40,6 +40,6 @@ def command(**values: Any) -> None:
     digest = None if request.delete else names.resolve(store, request.version)
     if request.delete and refs.target(store, ref) is None:
         raise UsageError(f"there is no tag {ref}", "steer log shows the tags")
-    refs.move(store, {ref: digest}, versions.typed(), force=request.force or request.delete)
+    refs.point(store, {ref: digest}, versions.typed(), force=request.force or request.delete)
     sentence = f"removed {ref}" if digest is None else f"{ref} is {names.short(digest)}"
     out.result({"tag": str(ref), "version": digest}, lambda: out.line(sentence))

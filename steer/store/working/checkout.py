@@ -80,7 +80,7 @@ def checkout(
         if problems:
             raise OutputError(problems, "move them away, or steer checkout --force")
     names = restore(store, digest)
-    refs.move(store, {ref: digest, refs.HEAD: branch} if create else {refs.HEAD: branch}, command)
+    refs.point(store, {ref: digest, refs.HEAD: branch} if create else {refs.HEAD: branch}, command)
     return names
 
 

@@ -71,7 +71,7 @@ def record(
     )
     digest = put_commit(store, made, written)
     (branch,) = expected
-    refs.move(store, {branch: digest}, command, expected=expected)
+    refs.point(store, {branch: digest}, command, expected=expected)
     return read_commit(store, digest)
 
 

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from personalities import commit, new_store
 
-from steer.store import blobs, gc, layout, refs
-from steer.store.history import combine
+from steer.store import blobs, combine, gc, layout, refs
 from steer.store.history.walk import walk
 from steer.store.layout import Store
 from steer.store.objects.model import read_commit, read_composition
@@ -72,7 +71,7 @@ def test_a_kill_at_any_write_leaves_a_whole_store_and_no_lost_version(tmp_path, 
     def work(store: Store) -> Callable[[], object]:
         return {
             "commit": lambda: commit(store, "Formal", formal=-0.4),
-            "tag": lambda: refs.move(
+            "tag": lambda: refs.point(
                 store, {refs.tag("tone", "v1"): first, refs.alias("tone", "champion"): second}, "x"
             ),
             "checkout": lambda: checkout(store, other, "other", ""),
@@ -95,7 +94,7 @@ def test_a_kill_at_any_write_leaves_a_whole_store_and_no_lost_version(tmp_path, 
             assert second in reached
             assert set(before) <= set(now)
         # Whoever changes the store next completes what was begun, or begins it anew.
-        refs.move(store, {refs.tag("tone", "after"): first}, "x", force=True)
+        refs.point(store, {refs.tag("tone", "after"): first}, "x", force=True)
         found = verify(store)
         assert not found.problems, (write, found.problems)
         with contextlib.suppress(SteerError):  # such as "nothing has changed", where it was done before the kill
@@ -145,7 +144,7 @@ def test_eight_processes_that_commit_at_once_lose_nothing(tmp_path):
 def test_a_flipped_bit_anywhere_is_noticed_and_named(tmp_path):
     store = new_store(tmp_path / "tone")
     first = commit(store, "Warm", warm=1.2)
-    refs.move(store, {refs.tag("tone", "v1"): first}, "x")
+    refs.point(store, {refs.tag("tone", "v1"): first}, "x")
     commit(store, "Less", warm=0.8)
     assert not verify(store).problems
     for path in sorted(store.root.rglob("*")):
@@ -241,9 +240,9 @@ class Operations(RuleBasedStateMachine):
         tip = refs.target(self.store, refs.branch(refs.current(self.store)))
         if label in self.tags and self.tags[label] != tip:
             with pytest.raises(OutputError):
-                refs.move(self.store, {refs.tag("tone", label): tip}, "tag")
+                refs.point(self.store, {refs.tag("tone", label): tip}, "tag")
         else:
-            refs.move(self.store, {refs.tag("tone", label): tip}, "tag")
+            refs.point(self.store, {refs.tag("tone", label): tip}, "tag")
             self.tags[label] = str(tip)
 
     @rule(branch=st.sampled_from(["tone", "other"]))

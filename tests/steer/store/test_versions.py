@@ -7,8 +7,7 @@ import json
 import pytest
 from personalities import commit, new_store, vector
 
-from steer.store import blobs, layout, names, refs
-from steer.store.history import combine
+from steer.store import blobs, combine, layout, names, refs
 from steer.store.history.blame import blame
 from steer.store.history.differences import compare, summary
 from steer.store.history.walk import merge_base, walk
@@ -144,7 +143,7 @@ BASE_OTHER = {"digest": "sha256:" + "b" * 64, "architecture": "X", "hidden_size"
 def test_names(store):
     first = commit(store, "Warm", warm=1.2)
     second = commit(store, "Less", warm=0.8)
-    refs.move(store, {refs.tag("tone", "v1"): first, refs.alias("tone", "champion"): second}, "x")
+    refs.point(store, {refs.tag("tone", "v1"): first, refs.alias("tone", "champion"): second}, "x")
     hexadecimal = second.removeprefix("sha256:")
     for text in (
         "HEAD",
@@ -291,10 +290,10 @@ def test_a_checkout_loses_nothing_that_is_in_no_commit(store):
 
 def test_every_move_can_be_undone_back_to_the_start(store):
     first = commit(store, "Warm", warm=1.2)
-    refs.move(store, {refs.tag("tone", "v1"): first}, "tag")
+    refs.point(store, {refs.tag("tone", "v1"): first}, "tag")
     commit(store, "Less", warm=0.8)
     checkout(store, first, "other", "", create=True)
-    refs.move(store, {refs.tag("tone", "v1"): None}, "delete", force=True)
+    refs.point(store, {refs.tag("tone", "v1"): None}, "delete", force=True)
     for _ in range(5):
         refs.undo(store, "undo")
     assert refs.every(store) == {}
@@ -306,12 +305,12 @@ def test_every_move_can_be_undone_back_to_the_start(store):
 def test_a_tag_does_not_move(store):
     first = commit(store, "Warm", warm=1.2)
     tag = refs.tag("tone", "v1")
-    refs.move(store, {tag: first}, "tag")
+    refs.point(store, {tag: first}, "tag")
     second = commit(store, "Less", warm=0.8)
     with pytest.raises(OutputError, match="the tag tone:v1 exists"):
-        refs.move(store, {tag: second}, "tag")
+        refs.point(store, {tag: second}, "tag")
     assert refs.target(store, tag) == first
-    refs.move(store, {tag: second}, "tag", force=True)
+    refs.point(store, {tag: second}, "tag", force=True)
     assert refs.target(store, tag) == second
 
 

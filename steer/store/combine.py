@@ -40,7 +40,7 @@ def merge_commit(
         return Result(None)
     if base == ours:
         checkout.restore(store, theirs)
-        refs.move(store, {branch: theirs}, command, expected={branch: ours})
+        refs.point(store, {branch: theirs}, command, expected={branch: ours})
         return Result(read_commit(store, theirs), forward=True)
     sides = [_composition(store, digest) for digest in (ours, theirs)]
     of_base = _composition(store, base) if base else Personality(sides[0].base, sides[0].base_digest)
