@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from probes.models.loading import load as load_model  # noqa: F401
     from probes.steered import steered as steered
     from probes.strengths import try_strengths as try_strengths
+    from steer.evaluation.probing.apply import activations as activations
+    from steer.evaluation.probing.apply import project as project
+    from steer.evaluation.probing.train import train as train_probe  # noqa: F401
     from steer.extraction import extract as extract
     from steer.folding.fold import fold as fold
     from steer.generation import generate as generate
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from vectors.errors import SteerError as SteerError
     from vectors.expression import Composition as Composition
     from vectors.expression import parse as parse
+    from vectors.probe import Probe as Probe
     from vectors.resolve import compose as compose
     from vectors.steering import SteeringVector as SteeringVector
     from vectors.task import TaskVector as TaskVector

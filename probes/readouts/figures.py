@@ -19,6 +19,14 @@ class Confusion(NamedTuple):
     false_positive: int
     true_negative: int
 
+    def sentence(self) -> str:
+        """The counts in words."""
+        positives, negatives = self.true_positive + self.false_negative, self.false_positive + self.true_negative
+        return (
+            f"{self.true_positive} of {positives} positives above the threshold, "
+            f"{self.false_positive} of {negatives} negatives"
+        )
+
 
 class Figures(NamedTuple):
     """Figures of log-odds scores; `auroc_low` and `auroc_high` are a 95 % bootstrap interval (`provable` widens it)."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from probes.capture.activations import BATCH
 from probes.capture.states import token_states
 from probes.models.tokens import Tokens
+from probes.readouts.rows import States
 from vectors.errors import UsageError
 from vectors.events import OnEvent, ignore
 from vectors.probe import Readout
@@ -19,8 +20,15 @@ Pool = Literal["mean", "max", "last"]
 POOLS: tuple[Pool, ...] = get_args(Pool)
 
 
+def require_pool(pool: str) -> Pool:
+    """The pooling of this name. Raises UsageError."""
+    if pool not in POOLS:
+        raise UsageError(f"there is no pooling {pool!r}", f"use {', '.join(POOLS)}")
+    return pool
+
+
 def token_scores(
-    model: nn.Module,
+    model: nn.Module | States,
     texts: Sequence[Tokens],
     readouts: Mapping[int, Readout],
     *,
@@ -29,17 +37,23 @@ def token_scores(
 ) -> list[Tensor]:
     """The scores of every token of each text by the readout of each layer, float32 [tokens, layers] on the CPU.
 
-    The columns are in the order of `readouts`. Tokens that do not count have a score too. Raises ModelError.
+    The columns are in the order of `readouts`. Tokens that do not count have a score too. A model gives its residual
+    stream; `States` are those of another site. Raises ModelError.
     """
     layers = list(readouts)
-    device = next(model.parameters()).device
-    moved = [Readout(readouts[layer].weight.to(device), readouts[layer].bias) for layer in layers]
     scores = [torch.empty(len(text.ids), len(layers)) for text in texts]
+    moved: dict[int, Readout] = {}
 
     def score(index: int, position: int, states: Tensor) -> None:
+        if position not in moved:
+            weight, bias = readouts[layers[position]]
+            moved[position] = Readout(weight.to(states.device), bias)
         scores[index][:, position] = moved[position].scores(states).cpu()
 
-    token_states(model, texts, layers, score, batch=batch, on_event=on_event)
+    if isinstance(model, States):
+        model.run(texts, layers, score, on_event)
+    else:
+        token_states(model, texts, layers, score, batch=batch, on_event=on_event)
     return scores
 
 
@@ -49,17 +63,13 @@ def pooled(scores: Tensor, counted: Sequence[int], pool: Pool) -> Tensor:
     The mean is the score of the mean activation, since a readout is linear.
     """
     chosen = scores[list(counted)]
-    if pool == "mean":
-        return chosen.mean(0)
-    if pool == "max":
-        return chosen.amax(0)
-    if pool == "last":
+    if require_pool(pool) == "last":
         return chosen[-1]
-    raise UsageError(f"there is no pooling {pool!r}", f"use {', '.join(POOLS)}")
+    return chosen.mean(0) if pool == "mean" else chosen.amax(0)
 
 
 def text_scores(
-    model: nn.Module,
+    model: nn.Module | States,
     texts: Sequence[Tokens],
     readouts: Mapping[int, Readout],
     *,
@@ -68,7 +78,6 @@ def text_scores(
     on_event: OnEvent = ignore,
 ) -> Tensor:
     """The score of each text by the readout of each layer, float32 [texts, layers]. Raises ModelError, UsageError."""
-    if pool not in POOLS:
-        raise UsageError(f"there is no pooling {pool!r}", f"use {', '.join(POOLS)}")
+    require_pool(pool)
     scores = token_scores(model, texts, readouts, batch=batch, on_event=on_event)
     return torch.stack([pooled(each, text.counted, pool) for each, text in zip(scores, texts, strict=True)])

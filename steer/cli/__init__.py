@@ -8,9 +8,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
-import importlib
 import os
-import pkgutil
 import signal
 import sys
 import threading
@@ -26,39 +24,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import click
 
 from steer.cli import commands, options
+from steer.cli.groups import ListedCommands
 from steer.cli.output import out
-from vectors.errors import SteerError, UsageError
-from vectors.registry.plugins import suggestion
+from vectors.errors import SteerError
 from vectors.storage.locks import remove_unfinished_of_this_process
 
 TERMINATED = 128 + signal.SIGTERM  # the exit code that a shell gives for it
-
-
-class _Commands(click.Group):
-    """The commands by module name, without a trailing underscore; a module is imported when its command runs."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(m.name.rstrip("_") for m in pkgutil.iter_modules(commands.__path__) if not m.name.startswith("_"))
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that the first argument names. Raises UsageError with the one that is probably meant."""
-        if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
-            near = suggestion(args[0], self.list_commands(ctx))
-            hint = f"did you mean steer {near}? see steer --help" if near else "see steer --help"
-            raise UsageError(f"No such command {args[0]!r}", hint)
-        return super().resolve_command(ctx, args)
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in self.list_commands(ctx):
-            return None
-        files = {m.name.rstrip("_"): m.name for m in pkgutil.iter_modules(commands.__path__)}
-        module = importlib.import_module(f"steer.cli.commands.{files[name]}")
-        command: click.Command | None = getattr(module, "command", None)
-        if command is None:
-            raise UsageError(f"{module.__file__} defines no click command called `command`", "see docs/add-a-method.md")
-        return command
 
 
 def _version(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
@@ -69,7 +40,12 @@ def _version(ctx: click.Context, _parameter: click.Parameter, value: bool) -> No
         ctx.exit()
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=ListedCommands,
+    package=commands.__name__,
+    folders=commands.__path__,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @options.common
 @click.option(
     "--version", is_flag=True, callback=_version, is_eager=True, expose_value=False, help="Print the version."

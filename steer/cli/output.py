@@ -66,6 +66,15 @@ class Output:
         else:
             self.line(side_by_side(titles, texts))
 
+    def coloured(self, tokens: Sequence[tuple[str, float, bool]], centre: float, width: float) -> None:
+        """Print tokens (text, value, whether it counts) in colours of their values; in a pipe, one a line."""
+        if sys.stdout.isatty():
+            _draw_tokens(tokens, centre, width)
+        else:
+            rows = [[json.dumps(text, ensure_ascii=False), f"{value:.3f}" if counts else "-"]
+                    for text, value, counts in tokens]  # fmt: skip
+            self.line(table(["token", "value"], rows, left=1))
+
     def say(self, text: str) -> None:
         """Print a note to stderr; nothing for an empty text, or with --quiet."""
         if text and not self.quiet:
@@ -127,6 +136,33 @@ def require_absent(path: Path, force: bool) -> None:
         raise OutputError(f"the output {path} exists", "choose another --out, or replace it: --force", path=path)
 
 
+def require_page(path: Path | None, force: bool) -> None:
+    """Refuse a page that can't be written, or that exists, before any work. Raises UsageError, OutputError."""
+    from vectors.errors import UsageError
+    from vectors.storage.files import require_writable
+
+    if path is None:
+        return
+    if path.suffix not in (".html", ".htm"):
+        raise UsageError(
+            f"the name {path.name} of the page does not end in .html", f"--html {path.with_suffix('.html')}"
+        )
+    require_absent(path, force)
+    require_writable(path)
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a page atomically. Raises OutputError."""
+    from vectors.storage.files import write_atomically
+
+    write_atomically(path, text.encode())
+
+
+def figure(value: float) -> str:
+    """A figure as a cell of a table, `-` where there is none."""
+    return "-" if value != value else f"{value:.3f}"
+
+
 def next_model(reference: str) -> str:
     """The --model option that a printed next command needs: a vector does not record where a folder lies."""
     import os
@@ -186,6 +222,25 @@ def _draw_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int)
     for row in rows:
         drawn.add_row(*(Text(clean(cell)) for cell in row))
     Console().print(drawn)
+
+
+def _draw_tokens(tokens: Sequence[tuple[str, float, bool]], centre: float, width: float) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from steer.reports.tokens import shade
+
+    console = Console()
+    drawn = Text()
+    for text, value, counts in tokens:
+        colour, strength = shade(value, centre, width)
+        if console.color_system in ("truecolor", "256"):
+            red, green, blue = (round(0.85 * strength * part) for part in colour)
+            style = f"white on rgb({red},{green},{blue})" if strength else ""
+        else:  # eight colours have no shades
+            style = ("yellow" if value > centre else "blue") + " bold" * (strength > 0.6) if strength > 0.2 else ""
+        drawn.append(clean(text), style if counts else "dim")
+    console.print(drawn)
 
 
 def _draw_texts(titles: Sequence[str], texts: Sequence[str]) -> None:

@@ -1,0 +1,116 @@
+"""A probe's threshold for conditional steering: chosen on one part of the data, reported on another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from probes.data.examples import Example
+from probes.data.overlap import example_digest, prompt_digest
+from probes.readouts.scoring import Pool, pooled
+from probes.readouts.thresholds import Rate, Threshold, rate_above, rate_of_tokens_above, threshold_for
+from probes.seeds import child_seed
+from vectors.errors import ExampleError
+from vectors.probe import Probe
+
+
+class Gate(NamedTuple):
+    """A threshold of one layer, and the rates above it on the part that had no influence on it.
+
+    `true_positive` is None without positives. With `per_token` rates are of tokens, else of texts. `probe` holds the
+    threshold.
+    """
+
+    layer: int
+    rate: float
+    threshold: Threshold
+    false_positive: Rate
+    true_positive: Rate | None
+    per_token: bool
+    probe: Probe
+
+    @property
+    def probability(self) -> float | None:
+        """That of so many false positives or more, if both parts are of one kind; None for decisions at tokens."""
+        if self.per_token:  # the tokens of a text are alike, which the distribution does not know
+            return None
+        return self.threshold.probability_of(self.false_positive.above, self.false_positive.total)
+
+    def report(self) -> dict[str, Any]:
+        """The figures as JSON values."""
+        return {
+            "layer": self.layer,
+            "threshold": self.threshold.value,
+            "stated_false_positive_rate": self.rate,
+            "expected_false_positive_rate": self.threshold.bound,
+            "chosen_on": self.threshold.chosen_on,
+            "unit": "token" if self.per_token else "text",
+            "false_positive": _rate(self.false_positive),
+            "probability_of_so_many": self.probability,
+            "true_positive": None if self.true_positive is None else _rate(self.true_positive),
+        }
+
+
+def _rate(rate: Rate) -> dict[str, Any]:
+    return {"rate": rate.value, "above": rate.above, "of": rate.total, "low": rate.low, "high": rate.high}
+
+
+def gate(
+    probe: Probe,
+    layer: int,
+    rate: float,
+    negatives: tuple[Sequence[Example], Sequence[Tensor]],
+    positives: tuple[Sequence[Example], Sequence[Tensor]] | None,
+    *,
+    pool: Pool,
+    per_token: bool,
+    seed: int,
+) -> Gate:
+    """The threshold for a false-positive rate, from examples and the scores [tokens that count] of each.
+
+    Half of the negatives choose it, by a hash of their prompt or text, so that copies stay together and an example
+    never changes sides; the others, and the positives of their side, are for the report. With `per_token` a decision is
+    made at each token, else once for a text. Raises ExampleError where either half is too small.
+    """
+    examples, scores = negatives
+    choosing = sides(examples, seed)
+    chosen = [each for each, first in zip(scores, choosing, strict=True) if first]
+    others = [each for each, first in zip(scores, choosing, strict=True) if not first]
+    if not chosen or not others:
+        raise ExampleError(
+            f"the {len(examples)} negatives can't be split into two parts without copies on both sides",
+            "give more different negatives",
+        )
+
+    def decisions(texts: Sequence[Tensor]) -> Tensor:
+        if per_token:
+            return torch.cat(list(texts))
+        return torch.stack([pooled(each, range(len(each)), pool) for each in texts])
+
+    threshold = threshold_for(decisions(chosen), rate)
+
+    def rate_of(texts: Sequence[Tensor]) -> Rate:
+        if per_token:
+            return rate_of_tokens_above(texts, threshold.value, seed)
+        return rate_above(decisions(texts), threshold.value)
+
+    true_positive = None
+    if positives is not None:
+        reported = [each for each, first in zip(positives[1], sides(positives[0], seed), strict=True) if not first]
+        true_positive = rate_of(reported) if reported else None
+    found = Gate(layer, rate, threshold, rate_of(others), true_positive, per_token, probe)
+    thresholds = dict(probe.metadata.get("thresholds") or {}) | {str(layer): threshold.value}
+    recommended = dict(probe.metadata.get("recommended") or {})
+    if recommended.get("layer") != layer:
+        recommended = {"layer": layer, "reason": "its threshold was chosen"}
+    changed = {"thresholds": thresholds, "gate": found.report(), "recommended": recommended}
+    return found._replace(probe=Probe(probe.layers, dict(probe.metadata) | changed))
+
+
+def sides(examples: Sequence[Example], seed: int) -> list[bool]:
+    """Whether each example belongs to the part that chooses: by its prompt, or by its text where it has none."""
+    digests = [prompt_digest(example) or example_digest(example) for example in examples]
+    return [child_seed(seed, "gate", digest) % 2 == 0 for digest in digests]

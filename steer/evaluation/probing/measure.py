@@ -1,0 +1,130 @@
+"""`steer probe test`, as a function: a probe on examples that it was not trained on, in and out of its distribution."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from probes.data.reading import Contrast, Source, read
+from probes.models.loading import LoadedModel
+from probes.readouts.calibration import Bin, curve
+from probes.readouts.figures import Figures, of_classes
+from probes.readouts.scoring import text_scores
+from probes.readouts.texts import require_tokens, tokenised
+from steer.evaluation.probing import opening
+from steer.evaluation.probing.examples import parameters_of, require_unseen
+from vectors.errors import SteerError, collecting, raise_together
+from vectors.events import OnEvent, ignore
+from vectors.probe import Probe
+
+IN, OUT = "in distribution", "out of distribution"
+
+
+class MeasuredSet(NamedTuple):
+    """One set of examples: the figures and the calibration curve, and how many examples of each class there are."""
+
+    figures: Figures
+    curve: list[Bin]
+    examples: dict[str, int]
+
+
+class Measurement(NamedTuple):
+    """A probe's figures by the name of the set: `IN`, and `OUT` where there is one."""
+
+    layer: int
+    threshold: float
+    sets: dict[str, MeasuredSet]
+    tokens: str
+    pool: str
+    warnings: tuple[str, ...]
+
+    def report(self) -> dict[str, Any]:
+        """What `steer probe test --json` prints."""
+        sets = {
+            name: {
+                **each.figures.numbers(),
+                "examples": each.examples,
+                "calibration": [bin_._asdict() for bin_ in each.curve],
+            }
+            for name, each in self.sets.items()
+        }
+        drop = {}
+        if OUT in self.sets:
+            inside, outside = (self.sets[name].figures for name in (IN, OUT))
+            drop = {
+                "auroc": round(outside.auroc - inside.auroc, 4),
+                "cross_entropy": round(outside.cross_entropy - inside.cross_entropy, 4),
+            }
+        return {
+            "layer": self.layer, "threshold": self.threshold, "tokens": self.tokens, "pool": self.pool,
+            "sets": sets, "out_of_distribution_less_in": drop or None, "warnings": list(self.warnings),
+        }  # fmt: skip
+
+
+def measure(
+    probe: str | Path | Probe,
+    pos: Source | None = None,
+    neg: Source | None = None,
+    *,
+    pairs: Source | None = None,
+    ood_pos: Source | None = None,
+    ood_neg: Source | None = None,
+    ood_pairs: Source | None = None,
+    layer: int | None = None,
+    threshold: float | None = None,
+    model: str | Path | LoadedModel | None = None,
+    tokens: str | None = None,
+    pool: str | None = None,
+    allow_overlap: bool = False,
+    any_base: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+    on_event: OnEvent = ignore,
+) -> Measurement:
+    """Test a probe on examples in its distribution, and on others out of it where they are given.
+
+    `layer`, `threshold`, `tokens` and `pool` are the probe's, unless given. Examples that it was trained on are refused
+    unless `allow_overlap`. Raises ExampleError, ArtifactError, ModelError, UsageError.
+    """
+    errors: list[SteerError] = []
+    sets: dict[str, Contrast] = {}
+    with collecting(errors):
+        chosen = opening.read_probe(probe)
+    with collecting(errors):
+        sets[IN] = read(pos, neg, pairs)
+    if any(source is not None for source in (ood_pos, ood_neg, ood_pairs)):
+        with collecting(errors):
+            sets[OUT] = read(ood_pos, ood_neg, ood_pairs)
+    raise_together(errors)
+    warnings: list[str] = []
+    with collecting(errors):
+        which, pooling = parameters_of(chosen, tokens, pool)
+        require_tokens(which)
+    with collecting(errors):
+        number = chosen.layer if layer is None else layer
+        readout = {number: chosen.at(number)}
+    opening.require_site(chosen.site, errors)
+    for name, contrast in sets.items():
+        with collecting(errors):
+            both = [*contrast.positive, *contrast.negative]
+            warnings += require_unseen(chosen, both, f"the test {name}", allow_overlap)
+    raise_together(errors)
+    opened = opening.open_for({"PROBE": chosen}, model, any_base=any_base)
+    texts = {
+        name: tokenised(
+            [*contrast.positive, *contrast.negative], opened.tokenizer, which, longest=opened.context_length
+        )
+        for name, contrast in sets.items()
+    }
+    ready = opening.loaded(opened, device, dtype, on_event)
+    states = opening.states_of(ready, chosen.site, [number])
+    limit = chosen.threshold_at(number) if threshold is None else threshold
+    results = {}
+    for name, contrast in sets.items():
+        scores = text_scores(states, texts[name], readout, pool=pooling, on_event=on_event)[:, 0]
+        half = len(contrast.positive)
+        found, every, labels = of_classes(scores[:half], scores[half:], limit, seed)
+        counts = {"positive": half, "negative": len(contrast.negative)}
+        results[name] = MeasuredSet(found, curve(every, labels), counts)
+    return Measurement(number, limit, results, which, pooling, tuple(warnings))
