@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
+from probes.arms import QUICK_BUDGET
 from probes.data.reading import Source, read
 from probes.directions.extraction import Extraction
 from probes.directions.extraction import extract as extract_contrast
@@ -35,6 +37,7 @@ def extract(
     seed: int = 0,
     truncate: bool = False,
     match: str | None = None,
+    budget_kl: float = QUICK_BUDGET,
     device: str = "auto",
     dtype: str = "auto",
     on_event: OnEvent = ignore,
@@ -44,7 +47,9 @@ def extract(
     `pos` and `neg` are files of JSON lines or lists of what their lines hold (texts or objects); `pairs` is one that
     holds both classes. The vector is float32 [hidden] at each of `layers` (such as "all", "12" or "8-15"), scaled so
     that strength 1 is one mean displacement. `match` ("length" or "position") compares only as many tokens, or only the
-    positions, as both classes have. With `out` (a name in .safetensors) it is written there. `model` is a
+    positions, as both classes have. `budget_kl` is what the recommended strength may cost on neutral text (nats, 95th
+    percentile of the KL divergence per token): layer and strength are calibrated on text that the model writes, in
+    seconds; 0 leaves that out. With `out` (a name in .safetensors) it is written there. `model` is a
     folder, a hub id, "smollm2", or what `load_model` gave; `device` and `dtype` are for a model that is loaded here.
     `on_event` is called with the progress of each stage, and once with the model and the device that were chosen.
 
@@ -66,6 +71,11 @@ def extract(
         choose_dtype(dtype, torch.device("cpu"))
     with collecting(errors):
         contrast = read(pos, neg, pairs)
+    with collecting(errors):
+        if not 0 <= budget_kl < math.inf:
+            raise UsageError(
+                f"the budget of {budget_kl} nats is negative or not finite", f"use --budget-kl {QUICK_BUDGET}"
+            )
     if out is not None:
         with collecting(errors):
             require_output(Path(out), {"--pos": pos, "--neg": neg, "--pairs": pairs})
@@ -86,6 +96,7 @@ def extract(
         seed=seed,
         truncate=truncate,
         match=match,
+        budget=budget_kl or None,
         planned=planned,
         on_event=on_event,
     )

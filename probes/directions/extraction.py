@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+import warnings as warnings_module
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,21 +15,28 @@ from probes.capture.activations import Pooled, activations
 from probes.data import overlap
 from probes.data.reading import Contrast
 from probes.data.splits import folds
-from probes.directions.evidence import evidence_of
+from probes.directions.calibration import Calibration, Contrasted, calibrate
+from probes.directions.evidence import evidence_of, evidence_of_others
 from probes.directions.methods import method as find_method
 from probes.directions.methods import scaled
 from probes.directions.plan import Plan, plan
-from probes.directions.recommendation import Recommendation, recommend
+from probes.directions.recommendation import Recommendation, candidates, recommend
 from probes.directions.validation import Validation, draw, validate
+from probes.models.completions import Completion, completions_of
 from probes.models.loading import LoadedModel, memory_reported
+from probes.models.residual import blocks, context_length
 from probes.models.tokens import choose
 from vectors import references
+from vectors.errors import ExampleError
 from vectors.events import Event, OnEvent, ignore
 from vectors.references import ModelSource
 from vectors.registry.layers import spans
 from vectors.steering import SteeringVector
 
 FEW = 8  # examples of a class below which an interval means nothing
+DOSE = 0.06  # of the residual stream's mean norm: the displacement with which a calibration begins
+CALIBRATED_EXAMPLES = 8  # of each class, whose margin a calibration measures
+CALIBRATED_TOKENS = 640  # of these examples of a class in all, beyond the first
 OUTLYING = 8.0  # a token whose norm is this many times the mean of its layer is warned of
 
 
@@ -38,6 +47,7 @@ class Extraction(NamedTuple):
     source: ModelSource  # the model that it was extracted from
     validated: dict[int, Validation]
     recommended: Recommendation
+    calibration: Calibration | None
     examples: dict[str, int]
     tokens: dict[str, int]
     seconds: float
@@ -52,6 +62,7 @@ class Extraction(NamedTuple):
                 {"layer": i, "norm": length, **_measured(self.validated[i])} for i, length in self.vector.norm().items()
             ],
             "recommended": self.recommended._asdict(),
+            "calibration": None if self.calibration is None else [each._asdict() for each in self.calibration.points],
             "examples": self.examples,
             "tokens": self.tokens,
             "seconds": self.seconds,
@@ -69,10 +80,14 @@ def extract(
     seed: int = 0,
     truncate: bool = False,
     match: str | None = None,
+    budget: float | None = None,
     planned: Plan | None = None,
     on_event: OnEvent = ignore,
 ) -> Extraction:
     """Extract a steering vector at every layer asked for, validated on held-out folds.
+
+    With a `budget` (nats, the 95th percentile of the KL divergence on neutral text) the recommended layer and strength
+    are calibrated on generated text; without one they follow from the validation alone.
 
     `method` is a name of `probes.directions.methods`. `layers`, `which`, `truncate` and `match` are --layers, --tokens,
     --truncate and --match of the command line. `planned` is what `plan` makes of the same arguments, if it has been
@@ -103,10 +118,27 @@ def extract(
                 evidence = evidence_of(chosen.NEEDS, rows, labels, contrast.paired)
                 directions[layer] = scaled(chosen.direction(evidence), evidence).float()
                 validated[layer] = validate(chosen, rows, labels, fold, draws, paired=paired)
+            calibrated = candidates(validated, len(blocks(model))) if budget is not None else []
+            without_first: dict[int, torch.Tensor] = {}
+            if int(fold.max()) > 0:
+                for layer in calibrated:
+                    rows = pooled.spill.layer(wanted.index(layer))
+                    with contextlib.suppress(ExampleError):  # nothing tells the classes of the other folds apart
+                        others = evidence_of_others(chosen.NEEDS, rows, labels, fold, paired)[0]
+                        without_first[layer] = scaled(chosen.direction(others), others).float()
 
     norms = {layer: norm.mean for layer, norm in pooled.norms.items()}
-    lengths = {layer: float(direction.norm()) for layer, direction in directions.items()}
-    recommended = recommend(validated, lengths, norms)
+    calibration: Calibration | None = None
+    movable = [layer for layer in calibrated if float(directions[layer].norm()) > 0]
+    if budget is not None and movable:
+        held_out = {layer: without_first.get(layer, directions[layer]) for layer in movable} if without_first else {}
+        first = {layer: DOSE * norms[layer] / float(directions[layer].norm()) or 1.0 for layer in movable}
+        examples = _contrasted(loaded, contrast, fold[:half], fold[half:]) if held_out else Contrasted([], [])
+        calibration = calibrate(
+            loaded, {layer: directions[layer] for layer in movable}, held_out, examples, first,
+            budget=budget, seed=seed, on_event=on_event,
+        )  # fmt: skip
+    recommended = recommend(validated, calibration, budget or 0.0)
     if by_length:
         recommended = recommended._replace(reason=f"{recommended.reason}; but {by_length}")
         warnings = (*warnings, f"{by_length}: compare with --match length, or --match position")
@@ -151,12 +183,35 @@ def extract(
         loaded.source,
         validated,
         recommended,
+        calibration,
         counts,
         token_counts,
         time.perf_counter() - started,
         (*contrast.notes, *([note] if note else [])),
         (*contrast.warnings, *warnings, *_warnings(counts, pooled)),
     )
+
+
+def _contrasted(loaded: LoadedModel, contrast: Contrast, positive: torch.Tensor, negative: torch.Tensor) -> Contrasted:
+    """A few completions of each class from the first fold, the shortest first: what a calibration measures."""
+    limit = context_length(loaded.model.config)
+    sides = []
+    for examples, fold in ((contrast.positive, positive), (contrast.negative, negative)):
+        held_out = [example for example, number in zip(examples, fold.tolist(), strict=True) if number == 0]
+        completions = []
+        for example in held_out:
+            with contextlib.suppress(ExampleError), warnings_module.catch_warnings(action="ignore"):
+                completions += completions_of([example], loaded.tokenizer, limit)
+        completions.sort(key=lambda each: each.length)
+        total = 0
+        chosen: list[Completion] = []
+        for completion in completions[:CALIBRATED_EXAMPLES]:
+            total += completion.length
+            if chosen and total > CALIBRATED_TOKENS:
+                break
+            chosen.append(completion)
+        sides.append(chosen)
+    return Contrasted(*sides)
 
 
 def _measured(validation: Validation) -> dict[str, float | None]:

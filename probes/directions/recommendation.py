@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from probes.directions.calibration import MOST_REPETITION, SLACK, Calibration
 from probes.directions.validation import Validation
 from vectors.registry.layers import spans
 
-DOSE = 0.4  # displacement as a share of the residual stream's mean norm; far above it, generated text degenerates
-WEAKEST, STRONGEST = 0.5, 4.0
+CANDIDATES = 4  # layers that are calibrated
+EARLIEST, LATEST = 0.15, 0.85  # of the depth: words are below, and above it few blocks read what was steered
 
 
 class Recommendation(NamedTuple):
@@ -21,48 +22,92 @@ class Recommendation(NamedTuple):
     reason: str
 
 
-def recommend(
-    validated: Mapping[int, Validation], lengths: Mapping[int, float], norms: Mapping[int, float]
-) -> Recommendation:
-    """The middle layer of the longest run whose held-out AUROC lies within the best layer's confidence interval.
+def candidates(validated: Mapping[int, Validation], depth: int) -> list[int]:
+    """The layers to calibrate, at most `CANDIDATES`, evenly spaced, the middle one first.
 
-    A run, because a single early layer can separate the classes by their words alone. Its middle, because early layers
-    carry the behaviour less purely, and late ones leave the model few blocks that read it. The strength moves the
-    residual stream there by `DOSE` of its mean norm, rounded to halves, from `WEAKEST` to `STRONGEST`. By layer,
-    `lengths` are the norms of the directions, and `norms` the mean norms of the residual stream.
+    They are of the longest run of layers whose held-out AUROC lies within the best layer's confidence interval; a run,
+    because a single early layer can separate the classes by their words alone. Where that run has layers between
+    `EARLIEST` and `LATEST` of the model's `depth` blocks, only these are taken. Without validation, the middle layer.
     """
     if any(math.isnan(each.auroc) for each in validated.values()):
-        middle = sorted(validated)[(len(validated) - 1) // 2]
-        return Recommendation(
-            [middle], 1.0, f"layer {middle} is the middle one; a single example of a class can't be judged"
-        )
+        return [_middle(validated)]
+    run = best_run(validated)
+    run = [layer for layer in run if EARLIEST * depth <= layer <= LATEST * depth] or run
+    count = min(CANDIDATES, len(run))
+    middle = run[(len(run) - 1) // 2]
+    spaced = [run[int((i + 0.5) * len(run) / count)] for i in range(count)]
+    nearest = min(spaced, key=lambda layer: abs(layer - middle))
+    return [middle, *(layer for layer in spaced if layer != nearest)]
+
+
+def best_run(validated: Mapping[int, Validation]) -> list[int]:
+    """The longest run of layers whose AUROC lies within the confidence interval of the best layer's."""
     best = max(validated, key=lambda layer: (validated[layer].auroc, validated[layer].cohens_d))
     floor = validated[best].auroc_low
-    run = _longest_run([layer for layer in sorted(validated) if validated[layer].auroc >= floor], sorted(validated))
-    chosen = run[(len(run) - 1) // 2]
-    share = lengths[chosen] / norms[chosen] if norms[chosen] > 0 else 0.0
-    unlimited = round(2 * DOSE / share) / 2 if share > 0 else 1.0
-    strength = min(STRONGEST, max(WEAKEST, unlimited))
-    where = (
-        "the only layer"
-        if len(validated) == 1
-        else f"the middle of the layers ({spans(run)}) that can't be told from the best"
-    )
-    reason = (
-        f"layer {chosen} is {where}, with held-out AUROC {validated[chosen].auroc:.3f}; "
-        f"strength 1 moves the residual stream there by {share:.0%} of its norm"
-    )
-    if strength != unlimited:
-        bound = "greatest" if unlimited > strength else "smallest"
-        reason += (
-            f"; {strength:g} is the {bound} strength that is recommended, and moves it by {strength * share:.0%}, "
-            f"not by {DOSE:.0%}"
-        )
+    return _longest_run([layer for layer in sorted(validated) if validated[layer].auroc >= floor], sorted(validated))
+
+
+def _middle(validated: Mapping[int, Validation]) -> int:
+    """The middle layer of the best run, the lower one of two; without validation, of all."""
+    judged = not any(math.isnan(each.auroc) for each in validated.values())
+    run = best_run(validated) if judged else sorted(validated)
+    return run[(len(run) - 1) // 2]
+
+
+def recommend(
+    validated: Mapping[int, Validation], calibration: Calibration | None = None, budget: float = 0.0
+) -> Recommendation:
+    """The layer and the strength that the calibration chose; without one, the middle of the best run at strength 1.
+
+    `budget` is the calibration's, in nats.
+    """
+    if calibration is None:
+        chosen, strength, reason = _middle(validated), 1.0, ""
+        strength_reason = "strength 1 was not calibrated on generated text: try it, or run `steer sweep`"
+    else:
+        chosen, strength, reason = calibration.chosen.layer, calibration.chosen.strength, _by_effect(calibration)
+        strength_reason = _by_cost(calibration, budget)
+        if strength == 0:
+            strength = 1.0  # an artifact's strength is never zero
+            strength_reason = f"no strength stays within {budget:g} nats, so strength 1 is only where to begin"
     validation = validated[chosen]
+    if math.isnan(validation.auroc):
+        where = f"layer {chosen} is the middle one; a single example of a class can't be judged"
+        return Recommendation([chosen], strength, f"{where}; {strength_reason}")
+    if not reason:
+        run = spans(best_run(validated))
+        reason = "is the only layer" if len(validated) == 1 else f"is the middle of the best layers ({run})"
+    text = f"layer {chosen} {reason}, with held-out AUROC {validation.auroc:.3f}; {strength_reason}"
     # A low bound alone may only mean few examples.
     if (validation.auroc_low < 0.6 and validation.auroc < 0.9) or validation.auroc < validation.auroc_shuffled + 0.1:
-        reason += "; but that is hardly above shuffled labels, so do not expect it to steer"
-    return Recommendation([chosen], strength, reason)
+        text += "; but that is hardly above shuffled labels, so do not expect it to steer"
+    elif calibration is not None and not calibration.chosen.steady:
+        text += "; but the held-out margin does not follow the strength, so do not expect it to steer"
+    return Recommendation([chosen], strength, text)
+
+
+def _by_effect(calibration: Calibration) -> str:
+    points = calibration.points
+    if all(point.effect == 0 for point in points):
+        return "is the middle of the best layers" if len(points) > 1 else "is the only one that was calibrated"
+    if len(points) == 1:
+        return f"moves the held-out margin by {calibration.chosen.effect:+.2f} nats per token"
+    others = spans(sorted(point.layer for point in points))
+    return f"moves the held-out margin most of layers {others} ({calibration.chosen.effect:+.2f} nats per token)"
+
+
+def _by_cost(calibration: Calibration, budget: float) -> str:
+    """Why the strength is what it is."""
+    point = next(each for each in calibration.points if each.layer == calibration.chosen.layer)
+    text = (
+        f"strength {point.strength:g} costs {point.p95:.2g} nats on neutral text (95th percentile of the KL divergence"
+    )
+    text += f", budget {budget:g})"
+    if calibration.chosen.strength < point.strength:
+        text += f", and was lowered to {calibration.chosen.strength:g}, since the text repeated itself"
+    if calibration.repeated > MOST_REPETITION * calibration.repeated_base + SLACK:
+        text += f"; {calibration.repeated:.0%} of the text's 4-grams are repeated even there"
+    return text
 
 
 def _longest_run(layers: list[int], validated: list[int]) -> list[int]:

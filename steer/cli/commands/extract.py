@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from probes.arms import QUICK_BUDGET
 from steer.cli import options, output, requests
 from steer.cli.output import out
 from vectors.registry import plugins
@@ -49,6 +50,10 @@ class Request(options.Force, options.Devices, options.Seeded):
         None, help="Make classes of different length alike: average over as many tokens in both classes, or over the "
         "same positions.", choices=("length", "position"),
     )  # fmt: skip
+    budget_kl: float = option(
+        QUICK_BUDGET, low=0, help="What the recommended strength may cost on neutral text: nats, the 95th percentile "
+        "of the KL divergence per token; 0 recommends without a calibration.",
+    )  # fmt: skip
     truncate: bool = option(False, help="Cut examples that exceed the model's context, instead of refusing them.")
 
 
@@ -65,7 +70,8 @@ def command(**values: Any) -> None:
 
     A line is a plain JSON string, {"text"}, {"prompt","completion"} or {"messages"}; with --pairs it is
     {"prompt","positive","negative"} or a yes/no persona statement. Each layer's direction is validated on held-out
-    folds and compared with shuffled labels, and a layer and a strength are recommended.
+    folds and compared with shuffled labels. Layer and strength are recommended by a calibration on generated text: of a
+    few layers, each at the strength that --budget-kl allows, the one that moves held-out examples most.
     """
     source = values["pos"] or values["pairs"]
     if values["out"] is None and source is not None:

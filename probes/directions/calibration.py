@@ -1,0 +1,171 @@
+"""A quick calibration on generated text: how strongly a direction can act, and at which layer it then steers most.
+
+At each candidate layer, the strength is the greatest one whose KL divergence from the unsteered model, on what that
+model itself wrote after neutral prompts, stays within a budget (`probes.arms.neutral`). So layers are compared at equal
+cost: by how far they then move the log-likelihood margin of held-out examples, steered by a direction that was made
+without them. Norms and separation say neither: a direction that separates the classes perfectly may steer nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from probes.arms import QUICK_BUDGET
+from probes.arms.equal_divergence import strengths_within
+from probes.arms.neutral import continuations, summary
+from probes.arms.scores import Completions, TokenScores
+from probes.data import prompts
+from probes.generation import generate
+from probes.interventions import Intervention, no_intervention, steering
+from probes.models.completions import Completion
+from probes.models.loading import LoadedModel
+from probes.models.tokens import rendered
+from probes.scores.repetition import repetition
+from vectors.events import Event, OnEvent, ignore
+
+PROMPTS, TOKENS = 6, 24  # of the neutral text
+TEXT_TOKENS = 40  # of each text whose repetitions are counted
+MOST_REPETITION = 1.5  # times the unsteered model's share of repeated 4-grams
+SLACK = 0.02  # and this share besides, since a text without a repetition allows no multiple
+STAGE = "calibrating on generated text"
+
+
+class Point(NamedTuple):
+    """One layer at its strength: `effect` is by how much it raises the held-out margin, in nats per token.
+
+    `p95` is the 95th percentile of the KL divergence on neutral text. `steady` says whether the margin falls at minus
+    the strength and rises at the strength.
+    """
+
+    layer: int
+    strength: float
+    effect: float
+    p95: float
+    steady: bool
+
+
+class Calibration(NamedTuple):
+    """The points of all candidate layers, the chosen one, and the shares of repeated 4-grams: unsteered and steered."""
+
+    points: list[Point]
+    chosen: Point
+    repeated_base: float
+    repeated: float
+
+
+class Contrasted(NamedTuple):
+    """Held-out completions of both classes."""
+
+    positive: list[Completion]
+    negative: list[Completion]
+
+
+def calibrate(
+    loaded: LoadedModel,
+    directions: Mapping[int, Tensor],
+    held_out: Mapping[int, Tensor],
+    examples: Contrasted,
+    first: Mapping[int, float],
+    *,
+    budget: float = QUICK_BUDGET,
+    seed: int = 0,
+    on_event: OnEvent = ignore,
+) -> Calibration:
+    """Calibrate directions [hidden] by layer, and choose a layer.
+
+    `held_out` are the directions that were made without `examples`, which may be empty; then the first layer is
+    chosen. `first` are strengths to begin with. The strength of the chosen layer is lowered until the texts that it
+    writes repeat themselves hardly more than the unsteered model's.
+    """
+    layers = list(directions)
+    on_event(Event(STAGE, 0, 4))
+    neutral = continuations(loaded, neutral_prompts(), tokens=TOKENS, seed=seed)
+    on_event(Event(STAGE, 1, 4))
+    at = _strengths(loaded, directions, neutral, first, budget)
+    on_event(Event(STAGE, 2, 4))
+    points = _effects(loaded, layers, held_out, examples, at)
+    chosen = max(points, key=lambda point: (point.steady, point.effect))
+    on_event(Event(STAGE, 3, 4))
+    calibration = _readable(loaded, directions[chosen.layer], points, chosen)
+    on_event(Event(STAGE, 4, 4))
+    return calibration
+
+
+def neutral_prompts(count: int = PROMPTS) -> list[str]:
+    """Everyday prompts that nothing is trained on."""
+    return prompts.held_out()[:count]
+
+
+def _strengths(
+    loaded: LoadedModel,
+    directions: Mapping[int, Tensor],
+    neutral: Sequence[Completion],
+    first: Mapping[int, float],
+    budget: float,
+) -> dict[int, tuple[float, float]]:
+    """The strength within the budget, and its cost, by layer."""
+    layers = list(directions)
+    scored = Completions(loaded.model, neutral, divergence=True)
+
+    def costs(strengths: Mapping[int, float]) -> dict[int, float]:
+        steered = [{layers[index]: strength * directions[layers[index]]} for index, strength in strengths.items()]
+        measured = scored.scores(steered)
+        return {
+            index: summary(torch.cat(each.divergences)).p95 for index, each in zip(strengths, measured, strict=True)
+        }
+
+    if not any(each.completion_ids for each in neutral):  # a model that ends every answer at once
+        return {layer: (first[layer], 0.0) for layer in layers}
+    return dict(zip(layers, strengths_within(budget, [first[layer] for layer in layers], costs), strict=True))
+
+
+def _effects(
+    loaded: LoadedModel,
+    layers: Sequence[int],
+    held_out: Mapping[int, Tensor],
+    examples: Contrasted,
+    at: Mapping[int, tuple[float, float]],
+) -> list[Point]:
+    """The points of all layers; without held-out examples their effects are zero, and all are steady."""
+    if not (examples.positive and examples.negative and held_out):
+        return [Point(layer, at[layer][0], 0.0, at[layer][1], True) for layer in layers]
+    scored = Completions(loaded.model, [*examples.positive, *examples.negative])
+    arms: list[Any] = [None]
+    for layer in layers:
+        arms += [{layer: sign * at[layer][0] * held_out[layer]} for sign in (1, -1)]
+    base, *margins = [margin(each, len(examples.positive)) for each in scored.scores(arms)]
+    points = []
+    for number, layer in enumerate(layers):
+        plus, minus = margins[2 * number : 2 * number + 2]
+        points.append(Point(layer, at[layer][0], (plus - minus) / 2, at[layer][1], minus < base < plus))
+    return points
+
+
+def margin(scores: TokenScores, positives: int) -> float:
+    """The log-likelihood per token of the first `positives` completions less that of the others, in nats."""
+    values = torch.stack([each.mean() for each in scores.log_likelihoods])
+    return float(values[:positives].mean() - values[positives:].mean())
+
+
+def _readable(loaded: LoadedModel, direction: Tensor, points: list[Point], chosen: Point) -> Calibration:
+    """The calibration, with the chosen strength lowered where the text repeats itself."""
+    base = repeated(loaded, no_intervention)
+    value, allowed = base, MOST_REPETITION * base + SLACK
+    for _ in range(4):
+        steered = steering(loaded.model, {chosen.layer: chosen.strength * direction})
+        value = repeated(loaded, steered) if chosen.strength else base
+        if value <= allowed:
+            break
+        chosen = chosen._replace(strength=float(f"{0.7 * chosen.strength:.2g}"))
+    return Calibration(points, chosen, base, value)
+
+
+def repeated(loaded: LoadedModel, intervention: Intervention) -> float:
+    """The mean share of repeated 4-grams in greedy answers to neutral prompts."""
+    ids = rendered(neutral_prompts(), loaded.tokenizer)
+    texts = generate(loaded.model, loaded.tokenizer, ids, intervention, max_tokens=TEXT_TOKENS)
+    return sum(repetition(each.completion_ids) for each in texts) / len(texts)

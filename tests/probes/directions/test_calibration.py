@@ -1,0 +1,52 @@
+"""A calibration: strengths within a budget, and the layer that then moves the held-out margin most."""
+
+from __future__ import annotations
+
+import pico
+import planted
+import pytest
+import torch
+
+from probes.arms.neutral import continuations, summary
+from probes.arms.scores import Completions
+from probes.directions import calibration
+from probes.directions.calibration import Contrasted, calibrate
+from probes.models.completions import Completion
+
+WANTED, UNWANTED = [40, 41, 42], [50, 51, 52]
+
+
+def examples() -> Contrasted:
+    return Contrasted(
+        [Completion([1, 7, 8 + i], [token]) for i, token in enumerate(WANTED)],
+        [Completion([1, 7, 8 + i], [token]) for i, token in enumerate(UNWANTED)],
+    )
+
+
+def test_the_planted_layer_is_chosen_and_its_strength_costs_what_the_budget_allows() -> None:
+    model = planted.transparent_model()
+    loaded = planted.loaded(model)
+    good = planted.towards(model, WANTED, UNWANTED).layers[1]
+    idle = torch.randn(pico.HIDDEN, generator=torch.Generator().manual_seed(1))
+    directions = {0: idle, 2: good, 3: -good}
+    found = calibrate(loaded, directions, directions, examples(), dict.fromkeys(directions, 1.0), budget=0.2)
+    assert found.chosen.layer == 2
+    assert found.chosen.steady
+    assert found.chosen.effect > max(each.effect for each in found.points if each.layer != 2)
+    assert not next(each for each in found.points if each.layer == 3).steady
+    assert all(0 < each.p95 <= 0.2 for each in found.points)
+    # Measured again, with the definition that every command uses.
+    neutral = continuations(loaded, calibration.neutral_prompts(), tokens=calibration.TOKENS)
+    (again,) = Completions(model, neutral, divergence=True).scores([{2: found.points[1].strength * good}])
+    assert summary(torch.cat(again.divergences)).p95 == pytest.approx(found.points[1].p95, abs=1e-6)
+
+
+def test_the_strength_is_lowered_until_the_text_no_longer_repeats_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = planted.transparent_model()
+    good = planted.towards(model, WANTED, UNWANTED).layers[1]
+    shares = iter([0.1, 0.5, 0.3, 0.15])  # unsteered, and then of one strength after another
+    monkeypatch.setattr(calibration, "repeated", lambda *_: next(shares))
+    found = calibrate(planted.loaded(model), {1: good}, {}, Contrasted([], []), {1: 1.0})
+    assert (found.repeated_base, found.repeated) == (0.1, 0.15)
+    assert found.chosen.strength == pytest.approx(0.49 * found.points[0].strength, rel=0.1)
+    assert found.points[0].effect == 0.0
