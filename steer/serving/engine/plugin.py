@@ -44,14 +44,21 @@ JOINED_METHODS = {
 }
 
 
+def is_supported(version: str) -> bool:
+    """Whether the plugin knows a version of vLLM.
+
+    A development build (0.32.1.dev3+g1a2b3c4) is refused: it may differ from the release in any method.
+    """
+    return version.split("+")[0].rpartition(".")[0] in SUPPORTED and "dev" not in version
+
+
 def register() -> None:
     """The entry point of `vllm.general_plugins`. Raises RuntimeError for an unsupported version of vLLM."""
     if NAME not in os.environ.get("VLLM_PLUGINS", "").split(","):
         return  # installed, but not turned on
     import vllm
 
-    # A development build (0.32.1.dev3+g1a2b3c4) is refused: it may differ from the release in any method.
-    if vllm.__version__.split("+")[0].rpartition(".")[0] not in SUPPORTED or "dev" in vllm.__version__:
+    if not is_supported(vllm.__version__):
         known = " or ".join(f"{version}.x" for version in SUPPORTED)
         raise RuntimeError(
             f"steer: vLLM {vllm.__version__} is not supported, since its methods may differ from those that the plugin "

@@ -15,6 +15,7 @@ import pytest
 import torch
 from outcomes import WARM, Outcome, error_of
 
+from steer.doctor import installation
 from vectors.steering import SteeringVector
 
 
@@ -200,23 +201,18 @@ def test_models_vectors_and_methods_are_completed_without_torch(
     assert completed("steer comp", tmp_path) == ["completion"]
 
 
-def test_the_doctor_says_what_is_installed_and_what_can_run(steer: Callable[..., Outcome]) -> None:
+def test_the_doctor_says_what_is_installed_and_what_can_run(
+    steer: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installation, "COMPILED", {})  # importing vLLM takes seconds
     report = json.loads(steer("doctor", "--json")[1])
     assert set(report) == {
-        "steer", "python", "platform", "packages", "extras", "devices", "caches", "leftovers", "can", "problems",
+        "steer", "python", "executable", "platform", "packages", "extras", "devices", "vllm", "folders", "environment",
+        "leftovers", "model", "can", "problems",
     }  # fmt: skip
     assert report["packages"]["torch"] == torch.__version__
     assert report["can"]["extract, try"] == "yes"
     assert "can run" in steer("doctor")[1]
-
-
-def test_the_doctor_fails_when_something_needed_is_broken(
-    steer: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from steer.cli.commands import doctor
-
-    monkeypatch.setattr(doctor, "unimportable", lambda: ["numba can't be imported: ImportError: broken"])
-    assert "numba can't be imported" in error_of(steer("doctor"))
 
 
 @pytest.mark.parametrize(("given", "expected"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])

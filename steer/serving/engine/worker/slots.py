@@ -124,6 +124,11 @@ class SlotTable:
         self.factors.index_copy_(2, index, rows.factors)
 
 
+def table_bytes(layers: int, slots: int, hidden: int, directions: int) -> int:
+    """The bytes that the tensors of a table take, over all workers."""
+    return 4 * layers * (slots + 1) * (hidden + directions * (hidden + 2))
+
+
 def _indices(slots: list[int], device: torch.device) -> torch.Tensor:
     tensor = torch.tensor(slots)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

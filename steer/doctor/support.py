@@ -1,0 +1,101 @@
+"""What works with a model: extraction, try, serving, folding and training, each with the reason."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from merges.inputs.decoder import text_settings
+from steer.doctor.installation import version
+from vectors import architectures
+from vectors.documents import json_text
+from vectors.errors import ModelError
+
+YES, PROOF, NO = "yes", "if proved", "no"
+
+
+def of(reference: str, folder: Path, vllm: Mapping[str, Any] | None) -> dict[str, dict[str, str]]:
+    """For extract, try, serve, fold and train: `answer` ("yes", "if proved" or "no") and `reason`.
+
+    The weights are not loaded: only headers and the configuration are read. What is proved from a loaded model alone is
+    "if proved". `vllm` is what `serving.state` says of vLLM.
+    """
+    config = json_text.read(folder / "config.json", ModelError, "fetch the model again")
+    kind = str(text_settings(config).get("model_type"))
+    reads = _residual_stream(kind)
+    return {
+        "extract": reads,
+        "try": reads,
+        "serve": _serve(config, vllm),
+        "fold": _fold(reference),
+        "train": _train(reads),
+    }
+
+
+def _answer(answer: str, reason: str) -> dict[str, str]:
+    return {"answer": answer, "reason": reason}
+
+
+def _residual_stream(kind: str) -> dict[str, str]:
+    known = architectures.find(kind)
+    if known is None:
+        reason = f"{kind} has no row in the table of architectures: a pass must prove that its blocks return the stream"
+        return _answer(PROOF, reason)
+    how = "what examples share is computed once" if known.packs else "in padded batches, since not only attention mixes"
+    return _answer(YES, f"{kind} is in the table of architectures; {how}")
+
+
+def _serve(config: Mapping[str, Any], vllm: Mapping[str, Any] | None) -> dict[str, str]:
+    if vllm is None:
+        return _answer(NO, "vLLM is not installed")
+    if not vllm["supported"]:
+        return _answer(NO, f"vLLM {vllm['version']} is not supported")
+    named = list(config.get("architectures") or [])
+    served = generating_architectures()
+    if not served & set(named):
+        return _answer(NO, f"vLLM {vllm['version']} has no {' or '.join(named) or 'architecture of this name'}")
+    return _answer(PROOF, "vLLM has it; at the start, a pass must prove where its blocks hold the residual stream")
+
+
+def generating_architectures() -> set[str]:
+    """The architectures of models that generate, in the installed vLLM: read from its source, which takes no import."""
+    package = importlib.util.find_spec("vllm")
+    if package is None or package.origin is None:
+        return set()
+    file = Path(package.origin).parent / "model_executor" / "models" / "registry.py"
+    names: set[str] = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        wanted = isinstance(target, ast.Name) and target.id in ("_TEXT_GENERATION_MODELS", "_MULTIMODAL_MODELS")
+        value = getattr(node, "value", None)
+        if wanted and isinstance(value, ast.Dict):
+            names |= {str(key.value) for key in value.keys if isinstance(key, ast.Constant)}
+    return names
+
+
+def _fold(reference: str) -> dict[str, str]:
+    from merges.engine.pool import Pool
+    from merges.inputs.sources import open_source
+    from steer.folding import injections
+    from steer.folding.architectures import checkpoint
+    from steer.folding.pending import pending_from
+
+    with Pool(1) as pool:
+        pending = pending_from(open_source(reference), pool)
+        known = checkpoint(pending.config, pending.jobs)
+        if isinstance(known, str):
+            return _answer(NO, known)
+        refusals = {name: way.refusal(pending, known) for name, way in injections.available().items()}
+    ways = [name for name, reason in refusals.items() if reason is None]
+    if not ways:
+        reasons = "; ".join(f"not via {name}: {reason}" for name, reason in refusals.items())
+        return _answer(NO, f"ablations alone: no addition ({reasons})")
+    return _answer(YES, f"ablations; additions via {', '.join(ways)}")
+
+
+def _train(reads: Mapping[str, str]) -> dict[str, str]:
+    how = "all weights or LoRA" if version("peft") else "all weights; LoRA needs the extra train"
+    return _answer(reads["answer"], f"{how}; --mode distil learns from the hooked model, as steer try runs it")
