@@ -25,6 +25,9 @@ def start(settings: str | None, plugin: bool, **arguments: Any) -> dict[str, Any
         if settings is not None:
             os.environ[module.CONFIG] = settings
     from vllm import LLM
+    from vllm.model_executor.models import registry
+
+    registry._run_in_subprocess = lambda function: function()  # which takes half a minute for each architecture
 
     given = {
         "dtype": "float32",
@@ -64,12 +67,11 @@ def on_this_device() -> dict[str, Any]:
 def stop() -> dict[str, Any]:
     global ENGINE
     if ENGINE is not None:
-        from vllm.distributed import cleanup_dist_env_and_memory
-
         ENGINE.llm_engine.engine_core.shutdown()
         ENGINE = None
+    if "vllm.distributed" in sys.modules:  # also what an engine that failed to start has left
         gc.collect()
-        cleanup_dist_env_and_memory()
+        sys.modules["vllm.distributed"].cleanup_dist_env_and_memory()
     return {}
 
 
@@ -299,6 +301,49 @@ def state() -> dict[str, Any]:
     }
 
 
+def claims() -> dict[str, Any]:
+    """Wrong claims about where the started model has its stream, and why each is refused; None where it is not."""
+    reasons: dict[str, Any] = ENGINE.collective_rpc(refused_claims)[0]
+    return reasons
+
+
+def refused_claims(worker: Any) -> dict[str, Any]:
+    """Runs in the worker: every form but the proved one, layers off by one, and a norm's output for the stream."""
+    from steer.serving.engine.worker import probing, proof
+
+    config, model = worker.vllm_config.model_config, worker.model_runner.get_model()
+    count, hidden = int(config.get_total_num_hidden_layers()), int(config.get_hidden_size())
+    reasons: dict[str, Any] = {}
+    with probing.passes(worker.model_runner, worker.vllm_config, second=bool(worker.use_v2_model_runner)) as run:
+        blocks = proof.decoder_blocks(model, count, run, hidden)
+        right = proof.prove(model, count, hidden, run)[0].form
+        attempts = proof.Passes(model, blocks, run, hidden)
+        forms = [proof.Form(parts) for parts in (None, (0,), (1,), (0, 1))]
+        for form in forms:
+            if form.parts != right.parts:
+                reasons[form.name] = problem(lambda form=form: proof.problem_of(form, attempts))
+        later = {layer: blocks.get(layer + 1, blocks[0]) for layer in blocks}
+        reasons["off by one"] = problem(lambda: proof.problem_of(right, proof.Passes(model, later, run, hidden)))
+        norms = {layer: first_norm(block) for layer, block in blocks.items()}
+        for form in forms:
+            claim = f"the norm's output as {form.name}"
+            reasons[claim] = problem(lambda form=form: proof.problem_of(form, proof.Passes(model, norms, run, hidden)))
+    return reasons
+
+
+def problem(attempt: Any) -> str | None:
+    """What is wrong with a claim, also where it can't even be put to the proof."""
+    try:
+        reason: str | None = attempt()
+        return reason
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def first_norm(block: Any) -> Any:
+    return next(module for module in block.modules() if "Norm" in type(module).__name__)
+
+
 PREEMPTED = [0]
 
 
@@ -317,7 +362,7 @@ def count_preemptions() -> None:
 def main() -> None:
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whoever prints, prints elsewhere
-    calls = {f.__name__: f for f in (start, stop, generate, measure, traffic, beside, script, state)}
+    calls = {f.__name__: f for f in (start, stop, generate, measure, traffic, beside, script, state, claims)}
     counting = False
     for line in sys.stdin:
         request = json.loads(line)

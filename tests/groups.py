@@ -6,7 +6,7 @@ before all other tests.
 
 from __future__ import annotations
 
-ENGINES = ("applied", "compiled", "engine", "parity", "together")
+ENGINES = ("applied", "compiled", "engine", "every_decoder", "parity", "together")
 GROUPS = {
     "engines": [*(f"steer/serving/engine/test_{name}.py" for name in ENGINES), "steer/folding/test_fold_in_vllm.py"],
     "server": [f"steer/serving/http/test_{name}.py" for name in ("server", "server_live", "server_stops")],

@@ -84,7 +84,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 NAMES = tuple(ARCHITECTURES)
-NO_SDPA = ("gpt-oss", "deepseek-v4", "bloom")
+NO_SDPA = ("gpt-oss", "deepseek-v4", "bloom", "gpt-j", "mamba", "mamba2")
 
 _GATED_DELTA_NET = {
     "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"],
@@ -231,6 +231,77 @@ STREAMS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+# Architectures that serving alone is tried on, and that no table names.
+_MAMBA_2 = {"mamba_n_heads": 8, "mamba_d_head": 32, "mamba_n_groups": 1, "mamba_d_state": 16, "mamba_chunk_size": 8}
+SERVED: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2-moe": ("qwen2_moe", {**_EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 16}),
+    "olmoe": ("olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
+    "gpt-j": ("gptj", {"n_embd": 128, "n_layer": LAYERS, "n_head": 4, "n_positions": 256, "rotary_dim": 16}),
+    "exaone4": ("exaone4", {"head_dim": 32, "sliding_window": None, "layer_types": ["full_attention"] * 4}),
+    "ernie4.5": ("ernie4_5", {}),
+    "ernie4.5-moe": (
+        "ernie4_5_moe",
+        {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 16, "moe_num_shared_experts": 1},
+    ),
+    "apertus": ("apertus", {}),
+    "arcee": ("arcee", {}),
+    "glm": ("glm", {"head_dim": 32}),
+    "glm4-moe": ("glm4_moe", {**_ROUTED, "head_dim": 32}),
+    "hunyuan": ("hunyuan_v1_dense", {"head_dim": 32}),
+    "phimoe": ("phimoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "mamba": ("mamba", {"state_size": 16, "expand": 2}),
+    "mamba2": ("mamba2", {"num_heads": 8, "head_dim": 32, "state_size": 16, "n_groups": 1, "chunk_size": 8}),
+    "bamba": ("bamba", {**_MAMBA_2, "attn_layer_indices": [1]}),
+    "granite-hybrid": (
+        "granitemoehybrid",
+        {
+            **_MAMBA_2,
+            "layer_types": ["mamba", "attention"] * 2,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 48,
+            "residual_multiplier": 0.3,
+        },
+    ),
+    "jamba": (
+        "jamba",
+        {
+            "num_experts": 2,
+            "num_experts_per_tok": 1,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "mamba_d_state": 16,
+            "use_mamba_kernels": False,
+        },
+    ),
+    "nemotron-h": (
+        "nemotron_h",
+        {
+            "layers_block_type": ["mamba", "attention", "mlp", "mamba"],
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 32,
+            "n_groups": 1,
+            "ssm_state_size": 16,
+            "head_dim": 32,
+            "chunk_size": 8,
+        },
+    ),
+    "zamba2": (
+        "zamba2",
+        {
+            "mamba_d_state": 16,
+            "n_mamba_heads": 8,
+            "mamba_headdim": 32,
+            "mamba_ngroups": 1,
+            "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+            "num_mem_blocks": 1,
+            "attention_head_dim": 64,
+            "adapter_rank": 8,
+            "num_key_value_heads": 4,
+        },
+    ),
+    "helium": ("helium", {"head_dim": 32}),  # vLLM has no code of its own for it
+}
+
 
 def config(name: str, **changes: Any) -> Any:
     """The configuration of a pico model; `changes` replace settings, of the text decoder in a wrapper."""
@@ -239,7 +310,7 @@ def config(name: str, **changes: Any) -> Any:
         ends = {key: COMMON[key] for key in ("pad_token_id", "bos_token_id", "eos_token_id")}
         tied = {"tie_word_embeddings": changes["tie_word_embeddings"]} if "tie_word_embeddings" in changes else {}
         return AutoConfig.for_model(kind, text_config=COMMON | own | changes, vision_config=tower, **ends, **tied)
-    kind, own = (ARCHITECTURES | MORE | UNKNOWN | STREAMS)[name]
+    kind, own = (ARCHITECTURES | MORE | UNKNOWN | STREAMS | SERVED)[name]
     settings = COMMON | own | changes
     return AutoConfig.for_model(kind, **settings)
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from steer.serving.engine.worker.proof import Proved, Refused, prove
+from steer.serving.engine.worker.proof import Proved, Refused, prove, stream
+from steer.serving.engine.worker.trace import record
 
 logger = logging.getLogger("vllm.steer")
 
@@ -27,19 +28,51 @@ def proved_blocks(runner: Any, config: Any, *, second: bool) -> dict[int, Proved
     """The decoder blocks of a runner's model in this process, by layer; `second` is the V2 runner. Raises Refused."""
     started = time.perf_counter()
     model, count = runner.get_model(), int(config.model_config.get_total_num_hidden_layers())
-    hidden, vocabulary = int(config.model_config.get_hidden_size()), int(config.model_config.get_vocab_size())
-    from vllm.config import set_current_vllm_config
-
-    with set_current_vllm_config(config), _uncompiled(model), _attention_to_itself(model), _tokens(model, vocabulary):
-        proved = prove(model, count, hidden, _pass(runner, second=second))
+    hidden = int(config.model_config.get_hidden_size())
+    with passes(runner, config, second=second) as run:
+        proved = prove(model, count, hidden, run)
+        if config.parallel_config.tensor_parallel_size > 1:
+            _require_equal_on_all_ranks(model, proved, run, hidden)
     forms = sorted({f"{type(block).__name__}: {form.name}" for block, form in proved.values()})
     seconds = time.perf_counter() - started
     logger.info("steer: proved in %.2f s where the residual stream is (%s)", seconds, "; ".join(forms))
     return proved
 
 
+def _require_equal_on_all_ranks(
+    model: nn.Module, proved: Mapping[int, Proved], run: Callable[[], Any], hidden: int
+) -> None:
+    """With tensor parallelism each rank steers the stream: it must be whole on each, not a part of a sum.
+
+    Raises Refused.
+    """
+    from vllm.distributed import get_tp_group
+
+    trace = record(model, {layer: block for layer, (block, _) in proved.items()}, run, hidden)
+    sums = [stream(proved[layer].form, step, step.returned, hidden).sum(1) for layer, step in trace.steps.items()]
+    mine = torch.stack(sums).float().to(next(model.parameters()).device)
+    ranks = get_tp_group().all_gather(mine[None].contiguous(), dim=0)
+    largest = ranks.abs().amax(dim=(0, 2), keepdim=True)
+    wrong = ((ranks - ranks[:1]).abs() > 0.05 * largest).any(dim=2).any(dim=0)
+    if bool(wrong.any()):
+        layer = sorted(proved)[int(wrong.nonzero()[0])]
+        raise Refused(
+            f"steer: with tensor parallelism, {type(proved[layer].block).__name__} at layer {layer} returns another "
+            "stream on each rank. Serve the model without tensor parallelism, or without the plugin: unset VLLM_PLUGINS"
+        )
+
+
+@contextlib.contextmanager
+def passes(runner: Any, config: Any, *, second: bool) -> Iterator[Callable[[], Any]]:
+    """A context with a function that makes one pass through a runner's model and returns what the model does."""
+    from vllm.config import set_current_vllm_config
+
+    model, vocabulary = runner.get_model(), int(config.model_config.get_vocab_size())
+    with set_current_vllm_config(config), _uncompiled(model), _attention_to_itself(model), _tokens(model, vocabulary):
+        yield _pass(runner, second=second)
+
+
 def _pass(runner: Any, *, second: bool) -> Callable[[], Any]:
-    """A function that makes one pass and returns what the model does."""
     tokens = min(TOKENS, int(runner.max_num_tokens))
     arguments = {"skip_attn": True} if second else {"skip_eplb": True}
     outputs: list[Any] = []

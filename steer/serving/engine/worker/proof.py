@@ -184,6 +184,9 @@ def _sum(tensors: list[Tensor]) -> Tensor:
 def problem_of(form: Form, passes: Passes) -> str | None:
     """Why a form is not where the blocks hold the stream; None if it is proved."""
     base, hidden = passes.base, passes.hidden
+    packed = any(step.packed for step in base.steps.values())
+    if packed != (form.parts is not None):
+        return f"{base.steps[min(base.steps)].name} returns {'a tuple' if packed else 'one tensor'}"
     for layer, step in base.steps.items():
         if not _parts(form, step, hidden):
             return f"{step.name} at layer {layer} returns none of these parts"

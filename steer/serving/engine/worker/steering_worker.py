@@ -44,6 +44,7 @@ class SteeringWorker:
         device = next(parameter.device for block, _ in decoder.values() for parameter in block.parameters())
         self.table = SlotTable(sorted(decoder), settings["rows"], hidden, settings["directions"], device)
         self.token_slots = torch.zeros(tokens, dtype=torch.int32, device=device)
+        self.blocks = {type(block).__name__: form.name for block, form in decoder.values()}  # for reports
         blocks.install(decoder, self.table, self.token_slots)
         self.stacks: dict[str, Stack] = {}  # the loaded vectors, by digest
         self.reader = ThreadPoolExecutor(1, "steer-load")
@@ -106,6 +107,7 @@ class SteeringWorker:
             "rows": self.table.slots,
             "rows_held": held,
             "requests": len(self.live),
+            "blocks": self.blocks,
         }
 
     def begin(self, request: str, prompt_length: int, extra: Mapping[str, Any] | None) -> None:
