@@ -37,17 +37,20 @@ class Engines:
     """The process; `call` sends one request and returns its answer."""
 
     def __init__(self, plugin: bool, log: Path, **environment: str) -> None:
-        self.log, self.plugin = log, plugin
+        self.log, self.plugin, self.environment = log, plugin, environment
         self.running: tuple[Path, Path | None, dict[str, Any]] | None = None  # model, settings, arguments
-        plugins = {"VLLM_PLUGINS": "steer"} if plugin else {"VLLM_PLUGINS": ""}
-        with log.open("a") as stderr:
-            self.process = subprocess.Popen(
+        self.process = self._process()
+
+    def _process(self) -> subprocess.Popen[str]:
+        plugins = {"VLLM_PLUGINS": "steer"} if self.plugin else {"VLLM_PLUGINS": ""}
+        with self.log.open("a") as stderr:
+            return subprocess.Popen(
                 # -P: the tests' own folder holds a folder `steer`, which must not stand before the package.
                 [sys.executable, "-P", str(HOST)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env={**os.environ, **ENVIRONMENT, **plugins, **environment},
+                env={**os.environ, **ENVIRONMENT, **plugins, **self.environment},
                 text=True,
             )
 
@@ -66,6 +69,8 @@ class Engines:
     def start(self, model: Path, settings: Path | None = None, **arguments: Any) -> dict[str, Any]:
         path = str(settings) if settings else None
         self.running = None
+        if self.process.poll() is not None:  # an engine before has ended it
+            self.process = self._process()
         result: dict[str, Any] = self.call("start", settings=path, plugin=self.plugin, model=str(model), **arguments)
         self.running = model, settings, arguments
         return result
