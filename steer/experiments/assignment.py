@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from typing import NamedTuple
 
-from steer.experiments.specification import Experiment
+from steer.experiments.specification import Arm, Experiment
 from vectors.storage.files import canonical_json
 
 OUTSIDE, ASSIGNED = "outside", "assigned"
@@ -21,6 +21,31 @@ class Assignment(NamedTuple):
 
     arm: str
     reason: str
+
+
+class Identity(NamedTuple):
+    """Who sends a request: the unit and the conversation as the client gives them, and what the unit was found by.
+
+    `begins` is true where the conversation is known by its first message alone and has no answer yet: then it begins.
+    """
+
+    unit: str
+    source: str  # user, header, conversation, or first message
+    conversation: str
+    begins: bool
+
+
+class Decision(NamedTuple):
+    """What a request gets: the arm and why, and how it is recorded (see the columns of the exposures)."""
+
+    arm: Arm
+    reason: str
+    version: int
+    stage: int
+    counted: bool
+    unit: str
+    source: str
+    conversation: str
 
 
 def fraction(*parts: str) -> float:

@@ -9,6 +9,7 @@ file yourself:
     directions: 4      # most projections (ablate, clamp) of one composition at one layer
     phases: 8          # most phases of one composition; in all of them together, it may have 16 times as many terms
     max_body: 1048576  # most bytes of the body of a request to vLLM's routes; by default what the model's context needs
+    experiments: {tone.yaml: null}  # files of experiments, each with the digest that it must have (null: any)
     folders: [vectors]     # where POST /steer/vectors may load from; none by default
     any_base: false    # true allows vectors of other models of the same size
     allow_strength: false  # true allows strengths beyond twenty times the recommended one
@@ -22,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from steer.experiments import document
+from steer.experiments.specification import Experiment
 from vectors.documents import yaml_text
 from vectors.documents.json_text import read_bounded
 from vectors.errors import SteerError, UsageError
@@ -50,6 +53,7 @@ class Settings:
     directions: int = DIRECTIONS
     phases: int = PHASES
     max_body: int | None = None  # bytes; None for the default of the served model
+    experiments: tuple[Experiment, ...] = ()
     folders: tuple[Path, ...] = ()
     any_base: bool = False
     allow_strength: bool = False
@@ -82,9 +86,10 @@ def check(values: Mapping[str, Any], folder: Path) -> Settings:
     problems: list[str] = []
     hints: list[str] = []
     switches = ("any_base", "allow_strength")
-    known = ("vectors", "arms", *_SIZES, "folders", *switches)
+    known = ("vectors", "arms", *_SIZES, "experiments", "folders", *switches)
     problems += [f"the settings have no {key!r}" for key in values if key not in known]
     vectors = _vectors(values.get("vectors") or {}, folder, problems, hints)
+    experiments = _experiments(values.get("experiments") or {}, folder, vectors, problems, hints)
     arms = _arms(values.get("arms") or {}, vectors, values.get("vectors") or {}, problems, hints)
     sizes = {name: values.get(name, default) for name, (default, _, _) in _SIZES.items()}
     for name, (default, low, high) in _SIZES.items():
@@ -109,7 +114,14 @@ def check(values: Mapping[str, Any], folder: Path) -> Settings:
     ]
     if problems:
         raise UsageError(problems, "; ".join(dict.fromkeys(hints)) or f"the settings are {', '.join(known)}")
-    return Settings(vectors, arms, **sizes, folders=tuple(paths), **{name: bool(values.get(name)) for name in switches})
+    return Settings(
+        vectors,
+        arms,
+        **sizes,
+        experiments=experiments,
+        folders=tuple(paths),
+        **{name: bool(values.get(name)) for name in switches},
+    )
 
 
 def _vectors(values: Any, folder: Path, problems: list[str], hints: list[str]) -> dict[str, SteeringVector]:
@@ -127,6 +139,39 @@ def _vectors(values: Any, folder: Path, problems: list[str], hints: list[str]) -
             problems += error.problems
             hints.append(error.hint)
     return vectors
+
+
+def _experiments(
+    values: Any, folder: Path, vectors: dict[str, SteeringVector], problems: list[str], hints: list[str]
+) -> tuple[Experiment, ...]:
+    """The experiments of the settings; their vectors are added to `vectors`."""
+    if not isinstance(values, dict) or not all(isinstance(file, str) for file in values):
+        problems.append(f"experiments is {values!r}, not a mapping from files to digests")
+        return ()
+    experiments: dict[str, Experiment] = {}
+    for file, digest in values.items():
+        try:
+            experiment = document.read(folder / os.path.expanduser(file))
+        except SteerError as error:
+            problems += error.problems
+            hints.append(error.hint)
+            continue
+        if digest is not None and digest != experiment.digest:
+            problems.append(f"the experiment {experiment.name} has changed: it is {experiment.digest}, not {digest}")
+            hints.append("start the server again")
+        if experiment.name in experiments:
+            problems.append(f"two experiments are called {experiment.name}")
+        experiments[experiment.name] = experiment
+        for name, vector in experiment.vectors.items():
+            if name in vectors and vectors[name].digest != vector.digest:
+                problems.append(f"the experiment {experiment.name} has another vector {name} than --vector or an arm")
+                hints.append("give one of them another name")
+            vectors[name] = vector
+    taking = [experiment.name for experiment in experiments.values() if experiment.clients_call == "model"]
+    if len(taking) > 1:
+        problems.append(f"the experiments {', '.join(taking)} all take the requests for the model")
+        hints.append("write clients_call: experiment in all but one")
+    return tuple(experiments.values())
 
 
 def _arms(
@@ -154,6 +199,11 @@ def _arms(
             problems.append(f"arm {name!r} uses {', '.join(missing)}, but no vector has that name")
             hints.append(f"give it: --vector {missing[0]}=FILE")
     return arms
+
+
+def adapter_name(experiment: str, arm: str) -> str:
+    """The name under which the adapter of an experiment's arm is served."""
+    return f"{experiment}.{arm}"
 
 
 def read_arm(name: str, text: str) -> Composition:

@@ -13,10 +13,11 @@ import click
 
 from steer.cli import options, output, requests
 from steer.cli.output import out
-from vectors.errors import ExpressionError
+from vectors.errors import ArtifactError, ExpressionError, SteerError, UsageError, collecting, raise_together
 from vectors.registry.options import option
 
 if TYPE_CHECKING:
+    from steer.experiments.specification import Experiment
     from steer.serving.launch import Server
 
 
@@ -58,6 +59,10 @@ class Request(options.Bindings, options.AnyBase, options.AllowStrength):
     folders: tuple[Path, ...] = option(
         (), help="A folder that POST /steer/vectors may load from; may be given several times.", flag="--vector-folder"
     )
+    experiments: tuple[Path, ...] = option(
+        (), help="The file of an A/B experiment, which clients call as a model; may be given several times.",
+        flag="--experiment",
+    )  # fmt: skip
     api_key_file: Path | None = option(
         None,
         help="A file with the keys that requests must carry, one a line.",
@@ -75,6 +80,7 @@ class Request(options.Bindings, options.AnyBase, options.AllowStrength):
     examples="""
     steer serve smollm2 --vector warm=warm.safetensors
     steer serve smollm2 --vector warm=w.safetensors --vector formal=f.safetensors --arm friendly='1.2*warm - 0.4*formal'
+    steer serve smollm2 --experiment tone.yaml
     steer serve org/name --vector warm=warm.safetensors --port 8001 --api-key-file key.txt -- --max-model-len 4096
     """,
 )
@@ -98,6 +104,7 @@ def command(flags: tuple[str, ...], **values: Any) -> None:
         "phases": request.steer_phases,
         **({} if request.max_body is None else {"max_body": request.max_body}),
         "folders": [str(folder.expanduser().absolute()) for folder in request.folders],
+        "experiments": {},
         "any_base": request.any_base,
         "allow_strength": request.allow_strength,
     }
@@ -117,7 +124,10 @@ def command(flags: tuple[str, ...], **values: Any) -> None:
     source = references.resolve(model)
     identity = references.identity(source)
     # Problems of vectors and arms are reported here, before vLLM spends a minute on its start.
+    experiments = _experiments(request)
+    settings["experiments"] = {str(e.file.absolute()): e.digest for e in experiments}
     checked = check(settings, Path.cwd())
+    flags = (*flags, *_adapters(experiments, flags))
     admission.Admission(checked, identity["hidden_size"], identity["layers"], identity)
     name = served_name(flags) or source.name or model
     out.say(f"model {source}")
@@ -134,6 +144,7 @@ def command(flags: tuple[str, ...], **values: Any) -> None:
                 )
             )  # fmt: skip
         arms = {f"{name}:{arm}": str(composition) for arm, composition in checked.arms.items()}
+        arms |= {experiment.name: _described(experiment) for experiment in experiments}
         vector = next(iter(checked.vectors), "NAME")
         out.result(
             {"url": server.url, "socket": server.address.path, "log": str(server.log), "model": name, "arms": arms},
@@ -157,6 +168,55 @@ def _in_this_folder(request: Request) -> dict[str, Path]:
             names = [name for name in parse(text).names if name not in request.vectors]
             files |= {name: file for name in names if (file := file_of(name)) is not None}
     return files
+
+
+def _experiments(request: Request) -> list[Experiment]:
+    """The experiments to run, compared with the model. Raises SteerError, also where a log can't be opened."""
+    if not request.experiments:
+        return []
+    import importlib.util
+
+    if importlib.util.find_spec("sqlalchemy") is None:
+        raise UsageError("experiments need SQLAlchemy, which is not installed", "pip install 'steer-workbench[ab]'")
+    from steer.experiments import document
+    from steer.experiments.storage.database import open_log
+
+    errors: list[SteerError] = []
+    experiments = []
+    for file in request.experiments:
+        with collecting(errors):
+            experiments.append(document.read(document.find(str(file)), model=request.model))
+            open_log(experiments[-1].log).dispose()
+    raise_together(errors)
+    return experiments
+
+
+def _adapters(experiments: list[Experiment], flags: tuple[str, ...]) -> list[str]:
+    """The flags for vLLM that load the LoRA adapters of arms. Raises UsageError."""
+    import json
+
+    from steer.serving.flags import has, taken
+    from steer.serving.settings import adapter_name
+    from vectors.documents.json_text import read_object
+
+    arms = [(experiment.name, arm) for experiment in experiments for arm in experiment.arms if arm.lora]
+    if not arms:
+        return []
+    if taken(flags, "--lora-modules", "--lora-m")[1]:
+        raise UsageError("an experiment has a LoRA arm beside -- --lora-modules", "make all adapters arms, or none")
+    hint = "an adapter is a folder as PEFT saves it"
+    ranks = [read_object(Path(arm.lora) / "adapter_config.json", ArtifactError, hint).get("r") for _, arm in arms]
+    modules = [json.dumps({"name": adapter_name(name, arm.name), "path": arm.lora}) for name, arm in arms]
+    rank = max((r for r in ranks if isinstance(r, int)), default=16)
+    allowed = next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), 512)
+    enable = [] if has(flags, "--enable-lora", "--enable-lora") else ["--enable-lora"]
+    return [*enable, "--max-lora-rank", str(allowed), "--lora-modules", *modules]
+
+
+def _described(experiment: Experiment) -> str:
+    steps = " -> ".join(f"{step:.4g}" for step in experiment.steps)
+    arms = ", ".join(f"{arm.name} ({arm.weight:.3g})" for arm in experiment.arms)
+    return f"experiment {experiment.digest[:19]}: {arms}; coverage {steps}"
 
 
 def _say_ready(server: Server, name: str, arms: Mapping[str, str], vector: str) -> None:

@@ -3,7 +3,8 @@
 There is no `from __future__ import annotations` here, because FastAPI reads the annotations of the routes.
 """
 
-from typing import Any
+import atexit
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
@@ -14,8 +15,12 @@ from steer.serving.engine.admission import Admission, explain
 from steer.serving.http import bodies, uploads
 from steer.serving.http.fields import Serving
 from steer.serving.http.middleware import Middleware
-from steer.serving.settings import NAME
+from steer.serving.http.routes import FEEDBACK
+from steer.serving.settings import NAME, adapter_name
 from vectors.errors import SteerError, UsageError
+
+if TYPE_CHECKING:
+    from steer.experiments.running.live import Live
 
 
 class Endpoints:
@@ -29,6 +34,8 @@ class Endpoints:
         self.models: Any = None
         self.servers = 1
         self.limits = bodies.Limits(0, 0)  # of the body of a request to vLLM's routes
+        self.experiments: dict[str, Live] = {}  # those that run, by name
+        self.adapters: dict[str, dict[str, str]] = {}  # served names of their LoRA arms, by experiment and arm
 
     def attach_router(self, app: Any) -> None:
         """Add the routes and the middleware. vLLM's own middleware, which checks the API key, runs before ours."""
@@ -46,7 +53,21 @@ class Endpoints:
             for card in list(listing["data"]):
                 for arm in list(self.admission.arms):
                     listing["data"].append({**card, "id": f"{card['id']}:{arm}", "parent": card["id"]})
+            card = listing["data"][0]
+            for name in self.experiments:
+                listing["data"].append({**card, "id": name, "parent": card["id"]})
             return JSONResponse(listing)
+
+        @router.post(FEEDBACK)
+        async def give_feedback(request: Request) -> Any:
+            from steer.serving.http import feedback  # which needs the extra `ab`, as experiments do
+
+            status, body = await feedback.receive(request.receive, self.experiments)
+            return JSONResponse(body, status)
+
+        @guarded.get("/experiments")
+        async def running() -> Any:
+            return {"experiments": {name: live.summary() for name, live in self.experiments.items()}}
 
         @guarded.get("")
         async def state() -> Any:
@@ -73,6 +94,7 @@ class Endpoints:
         async def unload(name: str) -> Any:
             try:
                 self._require_one_server()
+                self._require_unused(name)
                 digest = frontend_hooks.unbind(self.engine, name)
             except SteerError as error:
                 return _error(404 if name not in self.admission.vectors else 409, explain(error))
@@ -117,6 +139,7 @@ class Endpoints:
         self.limits = bodies.limits(self.admission.settings.max_body, model.max_model_len, media=media)
         await frontend_hooks.begin_serving(engine_client, shared=self.servers > 1)
         metrics.get().vectors.set(len(self.admission.vectors))
+        await self._begin_experiments()
 
     @property
     def admission(self) -> Admission:
@@ -167,17 +190,54 @@ class Endpoints:
                 "give the vectors at the start, or serve with --api-server-count 1",
             )
 
+    def _require_unused(self, name: str) -> None:
+        """Refuse to unbind a vector that an experiment uses. Raises UsageError."""
+        for live in self.experiments.values():
+            if name in live.experiment.vectors:
+                raise UsageError(f"{name!r} is part of the experiment {live.experiment.name}", "it runs until the end")
+
+    async def _begin_experiments(self) -> None:
+        """Open the logs of the experiments. Raises SteerError."""
+        experiments = self.admission.settings.experiments
+        if not experiments:
+            return
+        from steer.experiments.running import live
+
+        for experiment in experiments:
+            name = experiment.name
+            if self._is_model(name):
+                raise UsageError(f"the experiment {name} is called as a model is", "give it another name")
+            self.adapters[name] = {arm.name: adapter_name(name, arm.name) for arm in experiment.arms if arm.lora}
+            missing = [adapter for adapter in self.adapters[name].values() if not self._is_model(adapter)]
+            if missing:
+                raise UsageError(f"no adapter is called {', '.join(missing)}", "start it by steer serve --experiment")
+            self.experiments[name] = begun = live.begin(experiment)
+            begun.start()
+            atexit.register(begun.end)
+        await self._weights_changed()
+
+    async def _weights_changed(self) -> None:
+        version = await self.engine.get_weight_version()
+        for live in self.experiments.values():
+            live.weight_version = version
+
+    def _is_model(self, name: str) -> bool:
+        return bool(self.models.is_base_model(name) or name in self.models.lora_requests)
+
     def _find(self) -> Serving | None:
         if self.engine is None:
             return None
         from vllm import envs
 
-        models = self.models
         return Serving(
             self.admission,
-            lambda name: models.is_base_model(name) or name in models.lora_requests,
+            self._is_model,
             self.limits,
             any_model=bool(envs.VLLM_SKIP_MODEL_NAME_VALIDATION),
+            base=self.models.base_model_paths[0].name,
+            experiments=self.experiments,
+            adapters=self.adapters,
+            weights_changed=self._weights_changed if self.experiments else None,
         )
 
 

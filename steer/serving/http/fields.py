@@ -6,12 +6,15 @@ vLLM ignores fields that it does not know, so a misspelt one would be answered u
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from steer.serving.engine.admission import Admission
 from steer.serving.engine.resolved import EXPRESSION, RESOLVED
 from steer.serving.http.bodies import Limits
+
+if TYPE_CHECKING:
+    from steer.experiments.running.live import Live
 
 ARGUMENTS = "vllm_xargs"  # the field of a request that holds its expression
 FORM = f'write {{"{ARGUMENTS}": {{"{EXPRESSION}": "0.8*warm"}}}}'
@@ -29,13 +32,32 @@ _CONTAINERS = (
 class Serving(NamedTuple):
     """What a server serves: its admission, which names are models, and the limits of a request's body.
 
-    `any_model` is true where vLLM does not check names of models (VLLM_SKIP_MODEL_NAME_VALIDATION).
+    `any_model` is true where vLLM does not check names of models (VLLM_SKIP_MODEL_NAME_VALIDATION). `base` is the
+    model's first name, `experiments` are those that run, by name, and `adapters` the served names of their LoRA arms,
+    by experiment and arm.
     """
 
     admission: Admission
     is_model: Callable[[str], bool]
     limits: Limits
     any_model: bool = False
+    base: str = ""
+    experiments: Mapping[str, Live] = {}
+    adapters: Mapping[str, Mapping[str, str]] = {}
+    weights_changed: Callable[[], Awaitable[None]] | None = None  # is called behind a route that changes weights
+
+    def experiment_of(self, model: Any) -> Live | None:
+        """The experiment that the field `model` of a request names, or that takes the requests for this model."""
+        if not isinstance(model, str) or not self.experiments:
+            return None
+        if model in self.experiments:
+            return self.experiments[model]
+        taking = (live for live in self.experiments.values() if live.experiment.clients_call == "model")
+        return next(taking, None) if model == self.base else None
+
+    def names_steering(self, model: Any) -> bool:
+        """Whether the field `model` of a request names an arm or an experiment."""
+        return self.arm_of(model) is not None or (isinstance(model, str) and model in self.experiments)
 
     def arm_of(self, model: Any) -> tuple[str, str] | None:
         """The (model, arm) that the field `model` of a request names; None for a model, or for any other value."""
@@ -96,7 +118,7 @@ def steering_in(value: Any, serving: Serving) -> str | None:
     while rest:
         item = rest.pop()
         if isinstance(item, dict):
-            if serving.arm_of(item.get("model")) is not None:
+            if serving.names_steering(item.get("model")):
                 return "model"
             for key, field in item.items():
                 plain = _plain(key)

@@ -22,8 +22,10 @@ from steer.serving.engine.resolved import EXPRESSION, RESOLVED
 from steer.serving.http import bodies
 from steer.serving.http.answers import Message, Send, SteeredAnswer, send_json
 from steer.serving.http.bodies import Receive, TooLarge
+from steer.serving.http.experiments import ARM_HEADER, Exposed, Refused, exposed
 from steer.serving.http.fields import ADAPTER_HEADER, ARGUMENTS, FORM, Serving, misplaced, parsed, steering_in
-from steer.serving.http.routes import Kind, bounds_its_bodies, kind_of, route_of
+from steer.serving.http.measured import MeasuredAnswer
+from steer.serving.http.routes import WEIGHTS, Kind, bounds_its_bodies, kind_of, route_of
 from vectors.errors import SteerError
 
 LISTED = 10  # most arms that an error lists
@@ -62,6 +64,8 @@ class Middleware:
             else:
                 await self.app(scope, receive, send)
             return
+        measured: MeasuredAnswer | None = None
+        part: Exposed | None = None
         try:
             bodies.require_announced(scope, serving.limits.size)
             if kind is Kind.OTHER and not bodies.header(scope, b"transfer-encoding"):
@@ -73,7 +77,16 @@ class Middleware:
             bodies.require_few_containers(body, serving.limits.containers, form=bodies.is_form(scope))
             request = None
             if kind is Kind.STEERED:
-                request = _request(body, serving)
+                value = parsed(body)
+                if serving.experiments or bodies.header(scope, ARM_HEADER):
+                    part = _part(scope, route[1], value, serving)
+                    if part is not None:
+                        send = measured = MeasuredAnswer(send, part, scope)
+                        value, body = part.body, json.dumps(part.body).encode()
+                        scope = bodies.with_length(scope, body)
+                request = _request(value, body, serving)
+                if part is not None and request is not None:
+                    _require_the_arm(part, request[1])
             elif kind is Kind.REFUSED:
                 await _require_unsteered(scope, body, serving)
             elif kind is Kind.TOKENS:
@@ -87,10 +100,25 @@ class Middleware:
         except _Refusal as refusal:
             await send_json(send, refusal.status, refusal.body)
             return
-        if request is None:
-            await self.app(scope, bodies.replay(body, receive), send)
-            return
-        content, http, names = request
+        try:
+            if request is None:
+                await self.app(scope, bodies.replay(body, receive), send)
+                if route[1] in WEIGHTS and serving.weights_changed is not None:
+                    await serving.weights_changed()
+                return
+            content, http, names = request
+            if measured is not None and part is not None:
+                http.arm, measured.request = f"{part.live.experiment.name}:{part.decision.arm.name}", http
+            await self._steered(scope, receive, send, serving, content, http, names)
+        finally:
+            if measured is not None:
+                measured.finish()
+
+    async def _steered(
+        self, scope: Message, receive: Receive, send: Send, serving: Serving, content: bytes, http: HttpRequest,
+        names: tuple[str, str] | None,
+    ) -> None:  # fmt: skip
+        """Run a steered request; `names` are (served, requested) where the answer names another model."""
         receipts.use(http)
         # From here on the request keeps its vectors, whatever names are bound or unbound meanwhile.
         try:
@@ -130,12 +158,29 @@ class Middleware:
         await self.app(scope, checked, send)
 
 
-def _request(body: bytes, serving: Serving) -> tuple[bytes, HttpRequest, tuple[str, str] | None] | None:
+def _part(scope: Message, route: str, value: Any, serving: Serving) -> Exposed | None:
+    """The part that a request takes in an experiment; None for one that is in none. Raises _Refusal."""
+    live = serving.experiment_of(value.get("model")) if isinstance(value, dict) else None
+    adapters = serving.adapters.get(live.experiment.name, {}) if live is not None else {}
+    try:
+        return exposed(scope, route, value, live, serving.base, adapters)
+    except Refused as error:
+        raise _bad("experiment", error.parameter[:60], str(error)) from error
+
+
+def _require_the_arm(part: Exposed, http: HttpRequest) -> None:
+    """Refuse to serve an arm with other vectors than the experiment was started with. Raises _Refusal."""
+    if http.resolved.key != part.decision.arm.composition:
+        metrics.refused("experiment")
+        message = f"a vector of the arm {part.decision.arm.name} was replaced; start the server again"
+        raise _Refusal(503, "ServiceUnavailableError", "model", message)
+
+
+def _request(value: Any, body: bytes, serving: Serving) -> tuple[bytes, HttpRequest, tuple[str, str] | None] | None:
     """A steered request as (body for vLLM, HttpRequest, names); `names` is (served model, requested model) for an arm.
 
-    None for a request that is not steered, or that vLLM will refuse itself. Raises _Refusal.
+    `value` is the body, parsed. None for a request that is not steered, or that vLLM will refuse. Raises _Refusal.
     """
-    value = parsed(body)
     if not isinstance(value, dict):
         return None
     admission = serving.admission
@@ -188,6 +233,8 @@ def _of_the_model(body: bytes, serving: Serving) -> bytes:
     """The body with an arm replaced by its model, whose tokens are the same. An unknown arm is left to vLLM."""
     value = parsed(body)
     named = serving.arm_of(value.get("model")) if isinstance(value, dict) else None
+    if isinstance(value, dict) and isinstance(value.get("model"), str) and value["model"] in serving.experiments:
+        return json.dumps({**value, "model": serving.base}).encode()
     if named is None or named[1] not in serving.admission.arms:
         return body
     return json.dumps({**value, "model": named[0]}).encode()
@@ -197,7 +244,7 @@ async def _require_unsteered(scope: Message, body: bytes, serving: Serving) -> N
     """Refuse a request that asks for steering on a route that can't be steered. Raises _Refusal."""
     field = steering_in(parsed(body), serving) or _steering_in_query(scope, serving)
     for name, header in scope["headers"]:
-        if name.lower() == ADAPTER_HEADER and serving.arm_of(header.decode("latin-1")) is not None:
+        if name.lower() == ADAPTER_HEADER and serving.names_steering(header.decode("latin-1")):
             field = ADAPTER_HEADER.decode()
         if name.lower() == b"content-type" and b"form" in header.lower():
             field = field or _steering_in_fields(await _form(scope, body), serving)

@@ -29,6 +29,8 @@ _REFUSED = (
     # These return a prompt with its sampling parameters, for another server to run.
     *("/v1/chat/completions/render", "/v1/messages/render", "/v1/completions/render", "/v1/responses/render"),
 )
+FEEDBACK = "/v1/feedback"
+WEIGHTS = ("/update_weight_version", "/finish_weight_update")  # after which the weights may have another version
 _TOKENS = ("/tokenize", "/detokenize", "/v1/messages/count_tokens")
 _OTHER = {
     "GET": (
@@ -37,7 +39,7 @@ _OTHER = {
         *("/is_paused", "/weight_info", "/get_world_size", "/fault_tolerance/status"),
         # A response that was generated, with its steering, by an earlier POST.
         "/v1/responses/{response_id}",
-        *("/steer", "/steer/vectors", "/steer/arms"),
+        *("/steer", "/steer/vectors", "/steer/arms", "/steer/experiments"),
     ),
     "HEAD": ("/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"),
     "POST": (
@@ -49,7 +51,7 @@ _OTHER = {
         *("/init_weight_transfer_engine", "/shutdown_weight_transfer_engine", "/start_weight_update"),
         *("/start_draft_weight_update", "/update_weights", "/finish_weight_update", "/update_weight_version"),
         *("/weight_checker", "/v1/embeddings", "/v2/embed", "/pooling", "/classify", "/score", "/v1/score"),
-        *("/rerank", "/v1/rerank", "/v2/rerank", "/steer/vectors", "/steer/arms"),
+        *("/rerank", "/v1/rerank", "/v2/rerank", "/steer/vectors", "/steer/arms", "/v1/feedback"),
     ),
     "DELETE": ("/steer/vectors/{name}", "/steer/arms/{name}", "/adapters/{adapter_name}"),
     "MOUNT": ("/metrics", "/static"),
@@ -85,4 +87,4 @@ def kind_of(route: tuple[str, str] | None) -> Kind:
 
 def bounds_its_bodies(route: tuple[str, str]) -> bool:
     """Whether a route has limits of its own for the bodies of its requests."""
-    return route[1].startswith("/steer")
+    return route[1].startswith("/steer") or route[1] == FEEDBACK

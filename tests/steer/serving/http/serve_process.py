@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +35,27 @@ def free_port() -> int:
 class Serving:
     """`steer serve` on a pico model."""
 
-    def __init__(self, folder: Path, *flags: str, key: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *flags: str,
+        key: str | None = None,
+        experiments: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         folder.mkdir(exist_ok=True)
         (folder / "key.txt").write_text(key or "")
         self.folder, self.port = folder, free_port()
         self.model = save_model(folder, "llama")
         self.vectors = random_vectors(folder)
         (folder / "more").mkdir(exist_ok=True)
-        environment = {k: v for k, v in ENVIRONMENT.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"}
+        without = {k: v for k, v in ENVIRONMENT.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"}
         self.err = (folder / "err.txt").open("w")
         command = [
             *(*STEER, "serve", str(self.model)),
             *("--vector", f"warm={self.vectors['warm']}"),  # formal.safetensors lies in the current folder
             *(("--api-key-file", str(folder / "key.txt")) if key else ()),
+            *(word for file in experiments for word in ("--experiment", file)),
             *("--arm", "friendly=1.2*warm - 0.4*formal", "--port", str(self.port)),
             *("--vector-folder", str(folder / "more"), "--log", str(folder / "vllm.log"), "--"),
             *(
@@ -64,7 +73,7 @@ class Serving:
             command,
             stdout=subprocess.PIPE,
             stderr=self.err,
-            env={**os.environ, **ENVIRONMENT, **environment},
+            env={**os.environ, **ENVIRONMENT, **without, **(environment or {})},
             cwd=folder,
         )
 
@@ -79,10 +88,18 @@ class Serving:
         return (self.folder / "err.txt").read_text()
 
     def call(
-        self, method: str, path: str, body: Any = None, *, key: str | None = KEY, raw: bytes | None = None
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        key: str | None = KEY,
+        raw: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> tuple[int, dict[str, str], Any]:
         data = raw if raw is not None else json.dumps(body).encode() if body is not None else None
-        headers = {"Content-Type": "application/octet-stream" if raw is not None else "application/json"}
+        kind = "application/octet-stream" if raw is not None else "application/json"
+        headers = {"Content-Type": kind, **(headers or {})}
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, headers, method=method)

@@ -1,0 +1,6 @@
+"""An experiment while a server runs it: assignments, exposures, guardrails, stages.
+
+live            the running experiment, as the front end of the server uses it
+conversations   the arms of conversations that have begun        measures     what is computed of an answer's text
+guardrails      whether arms are surely worse than the control, or surely not
+"""

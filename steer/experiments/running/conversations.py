@@ -1,0 +1,95 @@
+"""The arms of conversations that have begun: a conversation keeps its arm, whatever happens to the experiment.
+
+A stop sends new conversations to the control, and a step of the ramp brings new ones in; those that had begun go on as
+they began. The memory is bounded; it is filled from the log when a server starts and whenever the state changes, so
+that several servers agree.
+"""
+
+from __future__ import annotations
+
+import collections
+import threading
+import time
+from typing import NamedTuple
+
+from sqlalchemy import Engine, select
+
+from steer.experiments.storage.tables import EXPOSURES
+
+MOST = 100_000
+DAY = 86_400.0  # seconds after which a conversation may begin again
+
+
+class Begun(NamedTuple):
+    """How a conversation began: its arm, what the arm did (`Arm.digest`), why, in which version and stage, and when it
+    was seen last."""
+
+    arm: str
+    digest: str
+    reason: str
+    version: int
+    stage: int
+    at: float
+
+
+class Conversations:
+    """The conversations of one experiment, by their salted hashes; and the conversation of each response, by its id."""
+
+    def __init__(self, most: int = MOST) -> None:
+        self.most = most
+        self.lock = threading.Lock()
+        self.begun: collections.OrderedDict[str, Begun] = collections.OrderedDict()
+        self.responses: collections.OrderedDict[str, tuple[str, int]] = collections.OrderedDict()
+
+    def find(self, conversation: str) -> Begun | None:
+        """How a conversation began; None for a new one."""
+        with self.lock:
+            begun = self.begun.get(conversation)
+            return begun if begun is not None and begun.at > time.time() - DAY else None
+
+    def put(self, conversation: str, begun: Begun) -> None:
+        """Remember a conversation."""
+        with self.lock:
+            self.begun[conversation] = begun
+            self.begun.move_to_end(conversation)
+            while len(self.begun) > self.most:
+                self.begun.popitem(last=False)
+
+    def answered(self, response: str, conversation: str, version: int) -> None:
+        """Remember which conversation and version a response belongs to."""
+        with self.lock:
+            self.responses[response] = conversation, version
+            self.responses.move_to_end(response)
+            while len(self.responses) > self.most:
+                self.responses.popitem(last=False)
+
+    def of_response(self, response: str) -> tuple[str, int] | None:
+        """The conversation and the version of a response; None for one that is not remembered."""
+        with self.lock:
+            return self.responses.get(response)
+
+    def forget(self) -> None:
+        """Forget everything."""
+        with self.lock:
+            self.begun.clear()
+            self.responses.clear()
+
+    def restore(self, engine: Engine, experiment: str) -> None:
+        """Add the conversations of the last day in the log, as they began. Raises SQLAlchemyError."""
+        columns = EXPOSURES.c
+        query = (
+            select(columns.conversation, columns.arm, columns.digest, columns.reason, columns.version, columns.stage,
+                   columns.at, columns.response)
+            .where(columns.experiment == experiment, columns.at > time.time() - DAY, columns.reason != "forced")
+            .order_by(columns.at.desc()).limit(self.most)
+        )  # fmt: skip
+        with engine.connect() as connection:
+            rows = connection.execute(query).all()
+        with self.lock:
+            for row in reversed(rows):
+                conversation, response = row[0], row[7]
+                if response is not None:
+                    self.responses.setdefault(response, (conversation, row[4]))
+                # A later answer of a conversation says `continued`; how it began is what counts.
+                if conversation not in self.begun or row[3] != "continued":
+                    self.begun.setdefault(conversation, Begun(*row[1:7]))

@@ -1,0 +1,257 @@
+"""A running experiment, as the front end of a server uses it: which arm a request gets, and what became of it.
+
+`begin` opens the log; afterwards nothing that a request calls waits for the database. A thread follows the state in the
+log, so that a stop reaches every server within a second, and decides the steps of the ramp.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from steer.experiments.assignment import ASSIGNED, Decision, Identity, assign, hashed
+from steer.experiments.running.conversations import Begun, Conversations
+from steer.experiments.running.guardrails import Guard, described
+from steer.experiments.specification import Arm, Experiment
+from steer.experiments.storage import state
+from steer.experiments.storage.database import open_log
+from steer.experiments.storage.state import State
+from steer.experiments.storage.tables import EXPOSURES
+from steer.experiments.storage.writer import Writer, recover
+from vectors.errors import SteerError
+
+CHECK = 0.25  # seconds between two checks of the guardrails
+POLL = 0.4  # seconds between two readings of the state
+STEP = 2.0  # seconds between two decisions about the ramp
+RESTORED = 20_000  # answers from which the guardrails of a stage are restored at a start
+FORCED, STOPPED, CONTINUED = "forced", "stopped", "continued"
+
+
+class Live:
+    """A running experiment of one server. `poll` follows the log; `start` and `end` run it in a thread."""
+
+    def __init__(self, experiment: Experiment, engine: Engine, folder: Path) -> None:
+        self.experiment, self.engine = experiment, engine
+        self.version = state.register(engine, experiment)
+        recover(engine, folder)
+        self.writer = Writer(engine, folder)
+        self.conversations = Conversations()
+        self.conversations.restore(engine, experiment.name)
+        self.lock = threading.Lock()  # of the state and the guard
+        self.state = state.state_of(engine, experiment.name, self.version)
+        self.guard = self._guard()
+        self._restore_guard()
+        self.weight_version: str | None = None  # of the served weights, set by the server
+        self.warned: set[tuple[str, str]] = set()
+        self.reported = 0  # rows dropped, as the log knows
+        self.stepped = self.checked = 0.0
+        self.ending = threading.Event()
+        self.thread: threading.Thread | None = None
+
+    @property
+    def coverage(self) -> float:
+        """The share of the units that take part now."""
+        return self.experiment.steps[min(self.state.stage, len(self.experiment.steps) - 1)]
+
+    @property
+    def ramping(self) -> bool:
+        """Whether the coverage is still below the full one; answers of this time do not count."""
+        return self.state.stage < len(self.experiment.steps) - 1
+
+    def decide(self, identity: Identity, forced: str | None = None) -> Decision:
+        """The arm of a request. Raises KeyError for a forced arm that there is none of."""
+        experiment = self.experiment
+        unit = hashed(experiment, identity.unit)
+        conversation = hashed(experiment, identity.conversation, "conversation")
+        with self.lock:
+            now, coverage, ramping = self.state, self.coverage, self.ramping
+
+        def decision(arm: Arm, reason: str, counted: bool = False) -> Decision:
+            return Decision(arm, reason, self.version, now.stage, counted, unit, identity.source, conversation)
+
+        if forced is not None:
+            arm = experiment.arm(forced)
+            if arm is None:
+                raise KeyError(forced)
+            return decision(arm, FORCED)
+        begun = None if identity.begins else self.conversations.find(conversation)
+        if begun is not None:
+            arm = experiment.arm(begun.arm)
+            if arm is not None and arm.digest == begun.digest:
+                self.conversations.put(conversation, begun._replace(at=time.time()))
+                same = (begun.version, begun.stage) == (self.version, now.stage)
+                if same and begun.reason == ASSIGNED:
+                    return decision(arm, ASSIGNED, not ramping)
+                return decision(arm, begun.reason if same or begun.reason != ASSIGNED else CONTINUED)
+        if now.stopped:
+            arm, reason = experiment.control, STOPPED
+        else:
+            assigned = assign(experiment, identity.unit, coverage)
+            found = experiment.arm(assigned.arm)
+            assert found is not None
+            arm, reason = found, assigned.reason
+        kept = Begun(arm.name, arm.digest, reason, self.version, now.stage, time.time())
+        self.conversations.put(conversation, kept)
+        return decision(arm, reason, reason == ASSIGNED and not ramping)
+
+    def record(self, decision: Decision, measured: Mapping[str, Any]) -> bool:
+        """Record an answer; whether the row is on disk. `measured` are the columns that `decide` does not know."""
+        row = {
+            "id": uuid.uuid4().hex,
+            "experiment": self.experiment.name,
+            "version": decision.version,
+            "arm": decision.arm.name,
+            "reason": decision.reason,
+            "stage": decision.stage,
+            "counted": decision.counted,
+            "unit": decision.unit,
+            "unit_source": decision.source,
+            "conversation": decision.conversation,
+            "digest": decision.arm.digest,
+            **measured,
+        }
+        if row.get("response"):
+            self.conversations.answered(row["response"], decision.conversation, decision.version)
+        on_disk = self.writer.add("exposures", row)
+        if decision.reason == ASSIGNED:
+            with self.lock:
+                if decision.stage == self.state.stage:
+                    self.guard.add(row)
+            if time.monotonic() - self.checked > CHECK:
+                self.check()
+        return on_disk
+
+    def check(self) -> None:
+        """Stop the experiment, or note a warning, where an arm is surely outside of a guardrail."""
+        self.checked = time.monotonic()
+        with self.lock:
+            breaches = [] if self.state.stopped else self.guard.breaches()
+        for breach in breaches:
+            key = breach.guardrail, breach.arm
+            if self.experiment.on_breach == "stop":
+                self.stop(described(breach))
+            elif key not in self.warned:
+                self.warned.add(key)
+                self._note(state.WARNED, reason=described(breach))
+
+    def start(self) -> None:
+        """Follow the log in a thread, until `end`."""
+        self.thread = threading.Thread(target=self._follow, name="steer-experiment", daemon=True)
+        self.thread.start()
+
+    def end(self) -> None:
+        """End the threads, and write what waits; what can't be written stays in the journal."""
+        self.ending.set()
+        if self.thread is not None:
+            self.thread.join(2 * POLL + 5)
+        self.writer.close()
+        self.engine.dispose()
+
+    def summary(self) -> dict[str, Any]:
+        """The state of the experiment and of its log, as JSON values; no units, and no texts."""
+        log = self.writer.state()
+        with self.lock:
+            answers = {name: arm.answers for name, arm in self.guard.arms.items()}
+            now = self.state
+        return {
+            "version": self.version,
+            "digest": self.experiment.digest,
+            "stage": now.stage,
+            "coverage": self.coverage,
+            "ramping": self.ramping,
+            "stopped": now.stopped or None,
+            "answers": answers,
+            "log": {"waiting": log.waiting, "dropped": log.dropped, "away": log.away or None},
+            "weight_version": self.weight_version,
+        }
+
+    def _follow(self) -> None:
+        while not self.ending.wait(POLL):
+            self.check()
+            with contextlib.suppress(SQLAlchemyError, SteerError):  # while the database is away, the state stays
+                self.poll()
+
+    def poll(self) -> None:
+        """Read the state in the log, and take the next step of the ramp where it is time. Raises SQLAlchemyError."""
+        latest = state.state_of(self.engine, self.experiment.name, self.version)
+        with self.lock:
+            now = self.state
+            # A stop by a guardrail may not have reached the log yet.
+            merged = State(max(now.stage, latest.stage), now.stopped or latest.stopped)
+            changed = merged != now
+        if changed:
+            # First, so that no conversation that another server has begun changes its arm.
+            self.conversations.restore(self.engine, self.experiment.name)
+            self._set(merged)
+        dropped = self.writer.dropped
+        if dropped > self.reported:
+            self._note(state.DROPPED, count=dropped - self.reported)
+            self.reported = dropped
+        if self.ramping and not self.state.stopped and time.monotonic() - self.stepped > STEP:
+            self.stepped = time.monotonic()
+            with self.lock:
+                inside = self.guard.inside(self.experiment.ramp_responses)
+            if inside:
+                stage = self.state.stage + 1
+                self._note(
+                    state.STAGE, stage=stage, reason=f"every arm is inside of every guardrail at {self.coverage:g}"
+                )
+                self._set(self.state._replace(stage=stage))
+
+    def stop(self, reason: str) -> None:
+        """Send new conversations to the control from now on, and note it in the log."""
+        with self.lock:
+            if self.state.stopped:
+                return
+            self.state = self.state._replace(stopped=reason)
+        self._note(state.STOPPED, reason=reason)
+
+    def _note(self, kind: str, **more: Any) -> None:
+        self.writer.add("events", state.event(self.experiment.name, self.version, kind, **more))
+
+    def _set(self, new: State) -> None:
+        with self.lock:
+            if new.stage != self.state.stage:
+                self.guard = self._guard()
+            self.state = new
+
+    def _guard(self) -> Guard:
+        names = tuple(arm.name for arm in self.experiment.arms if arm.weight > 0 or arm.plain)
+        return Guard(self.experiment.control.name, names, self.experiment.guardrails)
+
+    def _restore_guard(self) -> None:
+        """Add the answers of this stage that the log holds already. Raises SQLAlchemyError."""
+        columns = EXPOSURES.c
+        query = (
+            select(columns.arm, columns.status, columns.refusal, columns.response_tokens, columns.repetition,
+                   columns.latency)
+            .where(columns.experiment == self.experiment.name, columns.version == self.version,
+                   columns.stage == self.state.stage, columns.reason == ASSIGNED)
+            .order_by(columns.at.desc()).limit(RESTORED)
+        )  # fmt: skip
+        with self.engine.connect() as connection:
+            for row in connection.execute(query).mappings():
+                self.guard.add(row)
+
+
+def journal_folder(experiment: Experiment) -> Path:
+    """Where the rows of an experiment wait for its log: NAME.journal beside its file."""
+    return experiment.file.absolute().parent / f"{experiment.name}.journal"
+
+
+def begin(experiment: Experiment) -> Live:
+    """Open the log of an experiment, and take into it what killed servers have left. Raises LogError."""
+    engine = open_log(experiment.log)
+    try:
+        return Live(experiment, engine, journal_folder(experiment))
+    except BaseException:
+        engine.dispose()
+        raise

@@ -1,0 +1,168 @@
+"""The thread that takes rows to the database in batches, while requests go on."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sqlalchemy import Engine, select
+from sqlalchemy.exc import InternalError, OperationalError, SQLAlchemyError
+
+from steer.experiments.storage import journal
+from steer.experiments.storage.database import prepare, reason_of, write
+from steer.experiments.storage.journal import Journal, Row
+from steer.experiments.storage.tables import ALL
+from vectors.errors import SteerError
+
+BATCH = 1000  # rows of one transaction
+INTERVAL = 0.2  # seconds for which rows are collected
+WAITING = 10_000  # rows in memory, while the journal can't be written
+LONGEST_PAUSE = 2.0  # seconds between attempts while the database is away
+
+
+class LogState(NamedTuple):
+    """How a log is doing: rows that wait for the database, rows lost, and why the database is away (else empty)."""
+
+    waiting: int
+    dropped: int
+    away: str
+
+
+class Writer:
+    """Writes rows to a log through a journal in `folder`. `add` never waits for the database and never raises.
+
+    Ends with `close`.
+    """
+
+    def __init__(self, engine: Engine, folder: Path, *, waiting: int = WAITING, **journal_options: int) -> None:
+        self.engine, self.journal = engine, Journal(folder, **journal_options)
+        self.most_waiting = waiting
+        self.memory: collections.deque[Row] = collections.deque()
+        self.dropped = 0
+        self.away = ""
+        self.idle = threading.Condition()
+        self.closing = False
+        self.attempt_now = threading.Event()
+        self.thread = threading.Thread(target=self._run, name="steer-log", daemon=True)
+        self.thread.start()
+
+    def add(self, table: str, row: Mapping[str, Any]) -> bool:
+        """Take a row; whether it is on disk, where it outlives this process."""
+        row = cleaned(row)
+        if self.journal.append((table, row)):
+            return True
+        if len(self.memory) < self.most_waiting:
+            self.memory.append((table, row))
+        else:
+            self.dropped += 1
+        return False
+
+    def state(self) -> LogState:
+        """How the log is doing now."""
+        return LogState(self.journal.rows + len(self.memory), self.dropped, self.away)
+
+    def flush(self, seconds: float) -> bool:
+        """Wait until all rows taken so far are in the database, at most so long; whether they are."""
+        end = time.monotonic() + seconds
+        self.attempt_now.set()
+        with self.idle:
+            return self.idle.wait_for(lambda: self.state().waiting == 0, max(end - time.monotonic(), 0))
+
+    def close(self, seconds: float = 5.0) -> bool:
+        """Write what waits, at most so long, and end the thread; whether all rows are in the database or on disk."""
+        written = self.flush(seconds)
+        self.closing = True
+        self.attempt_now.set()
+        self.thread.join(seconds)
+        on_disk = not self.memory
+        self.journal.close()
+        return written or on_disk
+
+    def _run(self) -> None:
+        pause = INTERVAL
+        while not self.closing:
+            self.attempt_now.wait(pause)
+            self.attempt_now.clear()
+            try:
+                while self._write_batch():
+                    pass
+                pause, self.away = INTERVAL, ""
+            except (SQLAlchemyError, OSError) as error:
+                self.away = reason_of(error)
+                pause = min(pause * 2, LONGEST_PAUSE)
+                with contextlib.suppress(SQLAlchemyError, OSError, SteerError):
+                    self.engine.dispose()
+                    prepare(self.engine)  # a database that comes back may be an empty one
+            with self.idle:
+                self.idle.notify_all()
+
+    def _write_batch(self) -> bool:
+        """Write some rows; whether there may be more. Raises SQLAlchemyError where the database is away."""
+        rows, size = self.journal.read(BATCH)
+        if rows:
+            self.dropped += written(self.engine, rows)
+            self.journal.done(len(rows), size)
+            return True
+        rows = [self.memory[i] for i in range(min(len(self.memory), BATCH))]
+        if rows:
+            self.dropped += written(self.engine, rows)
+            for _ in rows:
+                self.memory.popleft()
+        return bool(rows)
+
+
+def written(engine: Engine, rows: Sequence[Row]) -> int:
+    """Write rows in one transaction; a row that the database refuses is left out. Return how many were left out.
+
+    Raises SQLAlchemyError where the database is away.
+    """
+    known = [row for row in rows if row[0] in ALL]
+    unknown = len(rows) - len(known)
+    try:
+        write(engine, known)
+        return unknown
+    except (OperationalError, InternalError):
+        raise
+    except SQLAlchemyError:  # a value that has no place in its column; or tables that are not there
+        with engine.connect() as connection:
+            for name in {name for name, _ in known}:
+                connection.execute(select(ALL[name]).limit(0))
+    if len(known) == 1:
+        return unknown + 1
+    half = len(known) // 2
+    return unknown + written(engine, known[:half]) + written(engine, known[half:])
+
+
+def recover(engine: Engine, folder: Path, on_damage: Callable[[int], None] = lambda count: None) -> int:
+    """Take the rows that killed servers have left in `folder` into the database; return how many there were.
+
+    Raises SQLAlchemyError, OSError.
+    """
+    count = 0
+    for rows, damaged in journal.abandoned(folder):
+        for start in range(0, len(rows), BATCH):
+            damaged += written(engine, rows[start : start + BATCH])
+        count += len(rows)
+        if damaged:
+            on_damage(damaged)
+    return count
+
+
+def cleaned(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose texts every database takes: no null bytes (PostgreSQL), no halves of characters."""
+    return {key: _cleaned(value) if isinstance(value, str) else value for key, value in row.items()}
+
+
+def _cleaned(text: str) -> str:
+    if "\0" in text:
+        text = text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,228 @@
+"""A running experiment: sticky arms, versions, the ramp, stops and breaches, over both databases."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trials
+from sqlalchemy import select
+
+from steer.experiments.assignment import Decision, Identity
+from steer.experiments.running import live
+from steer.experiments.running.live import Live
+from steer.experiments.storage import state
+from steer.experiments.storage.database import write
+from steer.experiments.storage.tables import EXPOSURES
+
+ANSWER = {"status": 200, "at": 1.0, "response_tokens": 20, "latency": 0.5, "repetition": 0.0, "refusal": False}
+Start = Callable[..., Live]
+
+
+@pytest.fixture
+def start(tmp_path: Path, url: str) -> Iterator[Start]:
+    """Starts servers of an experiment over one log."""
+    started: list[Live] = []
+
+    def begin(**changes: Any) -> Live:
+        experiment = trials.experiment(tmp_path, log=url.replace("+psycopg", ""), **changes)
+        started.append(live.begin(experiment))
+        return started[-1]
+
+    yield begin
+    for each in started:
+        each.end()
+
+
+def conversation(name: str, *, begins: bool = False) -> Identity:
+    return Identity(name, "conversation", name, begins)
+
+
+def answered(running: Live, decision: Decision, **more: Any) -> None:
+    running.record(decision, {**ANSWER, "at": time.time(), **more})
+
+
+def arms(running: Live, names: list[str]) -> dict[str, tuple[str, str]]:
+    found = {name: running.decide(conversation(name)) for name in names}
+    return {name: (decision.arm.name, decision.reason) for name, decision in found.items()}
+
+
+NAMES = [f"conversation {i}" for i in range(200)]
+
+
+def test_the_same_unit_has_the_same_arm_in_every_server_and_after_restarts(start: Start) -> None:
+    first = arms(start(), NAMES)
+    assert arms(start(), NAMES) == first
+    assert {arm for arm, _ in first.values()} == {"control", "friendly"}
+
+
+def test_an_answer_is_one_row(start: Start) -> None:
+    running = start()
+    decision = running.decide(conversation("ann"))
+    answered(running, decision, response="chat-1")
+    assert running.writer.flush(10)
+    with running.engine.connect() as connection:
+        (row,) = connection.execute(select(EXPOSURES)).mappings().all()
+    assert (row["version"], row["arm"], row["reason"], row["counted"]) == (1, decision.arm.name, "assigned", True)
+    assert row["digest"] == decision.arm.digest
+    assert "ann" not in repr(dict(row))
+    assert row["unit"] != row["conversation"]
+
+
+def test_a_forced_arm_does_not_count_and_moves_nobody(start: Start) -> None:
+    running = start()
+    before = running.decide(conversation("ann"))
+    forced = running.decide(conversation("ann"), "control" if before.arm.name != "control" else "friendly")
+    assert (forced.reason, forced.counted) == ("forced", False)
+    assert running.decide(conversation("ann")) == before
+    with pytest.raises(KeyError):
+        running.decide(conversation("ann"), "nobody")
+
+
+def test_a_stop_reaches_the_other_server_within_a_second(start: Start) -> None:
+    running, other = start(), start()
+    other.start()
+    begun = arms(other, NAMES)
+    assert any(arm == "friendly" for arm, _ in begun.values())
+    write(running.engine, [("events", state.event("tone", 1, state.STOPPED, reason="by hand"))])
+    end = time.monotonic() + 5
+    began = time.monotonic()
+    while not other.state.stopped:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert time.monotonic() - began < 3  # a second, on a machine that is not busy
+    new = arms(other, [f"new {i}" for i in range(50)])
+    assert set(new.values()) == {("control", "stopped")}
+    assert arms(other, NAMES) == begun  # conversations that have begun keep their arms
+
+
+def test_a_conversation_that_is_known_by_its_first_message_begins_anew_without_an_answer(start: Start) -> None:
+    running = start()
+    name = next(name for name in NAMES if running.decide(conversation(name, begins=True)).arm.name == "friendly")
+    running.stop("by hand")
+    assert running.decide(conversation(name)).arm.name == "friendly"  # goes on
+    assert running.decide(conversation(name, begins=True)).arm.name == "control"  # begins
+    assert running.decide(conversation(name)).arm.name == "control"
+
+
+def test_a_conversation_keeps_its_arm_over_restarts_in_an_experiment_that_was_stopped(start: Start) -> None:
+    running = start()
+    names = [name for name in NAMES if running.decide(conversation(name)).arm.name == "friendly"][:5]
+    for name in names:
+        answered(running, running.decide(conversation(name)), response=f"chat {name}")
+    running.stop("by hand")
+    assert running.writer.flush(10)
+    again = start()
+    assert again.state.stopped == "by hand"
+    assert set(arms(again, names).values()) == {("friendly", "assigned")}
+    assert arms(again, ["new"]) == {"new": ("control", "stopped")}
+
+
+def test_an_edit_is_a_new_version_in_which_old_conversations_do_not_count(start: Start) -> None:
+    first = start()
+    decision = first.decide(conversation("ann"))
+    answered(first, decision)
+    assert first.writer.flush(10)
+    second = start(metric={"name": "stars", "kind": "number"})
+    assert (first.version, second.version) == (1, 2)
+    going_on = second.decide(conversation("ann"))
+    assert (going_on.arm.name, going_on.reason, going_on.counted) == (decision.arm.name, "continued", False)
+    assert second.decide(conversation("new")).counted
+
+
+RAMP = {"ramp": ["10%", "50%"], "ramp_responses": 40}
+
+
+def grow(running: Live, names: list[str], **measured: Any) -> None:
+    for name in names:
+        answered(running, running.decide(conversation(name)), **measured)
+
+
+def test_a_ramp_goes_on_while_every_arm_is_inside_and_its_answers_do_not_count(start: Start) -> None:
+    running = start(**RAMP, guardrails={"error_rate": 0.2})
+    names = [f"unit {i}" for i in range(4000)]
+    stages, counted = [], []
+    for i in range(0, len(names), 500):
+        before = running.state.stage
+        grow(running, names[i : i + 500], latency=0.5)
+        stages.append(running.state.stage)
+        running.stepped = 0.0
+        running.poll()
+        assert running.state.stage - before <= 1
+    assert (stages[0], running.state.stage) == (0, 2)
+    assert running.writer.flush(20)
+    with running.engine.connect() as connection:
+        rows = connection.execute(select(EXPOSURES.c.stage, EXPOSURES.c.counted, EXPOSURES.c.reason)).all()
+    counted = {stage for stage, counts, _ in rows if counts}
+    assert counted == {2}
+    assert {reason for stage, counts, reason in rows if not counts and stage == 2} == set()
+    assert state.state_of(running.engine, "tone", 1).stage == 2
+    # Conversations of the ramp keep their arms, and do not count.
+    again = [running.decide(conversation(name)) for name in names[:500]]
+    assert not any(decision.counted for decision in again)
+    assert {decision.reason for decision in again} == {"outside", "continued"}
+
+
+def test_a_ramp_waits_while_too_little_is_known(start: Start) -> None:
+    running = start(**RAMP)
+    grow(running, NAMES)
+    running.stepped = 0.0
+    running.poll()
+    assert running.state.stage == 0
+
+
+@pytest.mark.parametrize(
+    ("guardrail", "bad"),
+    [
+        ("error_rate", {"status": 500}),
+        ("refusals", {"refusal": True}),
+        ("repetition", {"repetition": 0.9}),
+        ("length_ratio", {"response_tokens": 90}),
+        ("length_ratio", {"response_tokens": 4}),
+        ("latency_p95", {"latency": 2.0}),
+    ],
+)
+def test_a_breach_stops_the_experiment_at_once(start: Start, guardrail: str, bad: dict[str, Any]) -> None:
+    running = start()
+    for i in range(400):
+        decision = running.decide(conversation(f"unit {i}"))
+        wobble = {"response_tokens": 20 + i % 3, "repetition": 0.01 * (i % 2), "latency": 0.5 + 0.01 * (i % 5)}
+        answered(running, decision, **{**wobble, **(bad if decision.arm.name == "friendly" else {})})
+    running.check()
+    assert guardrail in running.state.stopped
+    assert set(arms(running, [f"new {i}" for i in range(20)]).values()) == {("control", "stopped")}
+    assert running.writer.flush(10)
+    assert guardrail in state.state_of(running.engine, "tone", 1).stopped
+
+
+def test_a_breach_that_only_warns_is_noted_once(start: Start) -> None:
+    running = start(on_breach="warn")
+    for i in range(300):
+        decision = running.decide(conversation(f"unit {i}"))
+        answered(running, decision, status=500 if decision.arm.name == "friendly" else 200)
+        running.check()
+    assert running.writer.flush(10)
+    assert not running.state.stopped
+    kinds = [event["kind"] for event in state.events_of(running.engine, "tone", 1)]
+    assert kinds.count(state.WARNED) == 1
+
+
+def test_arms_that_do_not_differ_breach_nothing(start: Start) -> None:
+    running = start()
+    for i in range(600):
+        answered(running, running.decide(conversation(f"unit {i}")), latency=0.5 + 0.01 * (i % 7),
+                 response_tokens=20 + i % 9, status=500 if i % 50 == 0 else 200)  # fmt: skip
+        running.check()
+    assert not running.state.stopped
+
+
+def test_clients_that_go_away_say_nothing_about_an_arm(start: Start) -> None:
+    running = start()
+    for i in range(200):
+        decision = running.decide(conversation(f"unit {i}"))
+        answered(running, decision, status=499 if decision.arm.name == "friendly" else 200)
+    running.check()
+    assert not running.state.stopped

@@ -1,0 +1,134 @@
+"""The writer: batches in both databases, a database that goes away and comes back, bounded memory, refused rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import postgres
+import pytest
+import sqlalchemy
+from sqlalchemy import Engine, func, select
+
+from steer.experiments.storage import state
+from steer.experiments.storage.database import engine_of, open_log
+from steer.experiments.storage.tables import EVENTS, EXPOSURES
+from steer.experiments.storage.writer import Writer, recover
+
+
+def event(number: int, **more: Any) -> dict[str, Any]:
+    return {**state.event("tone", 1, state.WARNED, reason=str(number)), "id": str(number), **more}
+
+
+def count(engine: Engine) -> int:
+    with engine.connect() as connection:
+        return connection.execute(select(func.count()).select_from(EVENTS)).scalar_one()
+
+
+def until(true: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_rows_reach_the_database(url: str, tmp_path: Path) -> None:
+    engine = open_log(url)
+    writer = Writer(engine, tmp_path)
+    assert all(writer.add("events", event(i)) for i in range(2500))
+    assert writer.flush(20)
+    assert count(engine) == 2500
+    assert writer.state() == (0, 0, "")
+    assert writer.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_row_that_no_database_takes_is_dropped_alone(url: str, tmp_path: Path) -> None:
+    engine = open_log(url)
+    writer = Writer(engine, tmp_path)
+    writer.add("events", event(1))
+    writer.add("events", event(2, stage="no number" if "postgres" in url else [1, 2]))
+    writer.add("events", event(3, experiment=None))
+    writer.add("nothing", {"id": "4"})
+    writer.add("events", event(5))
+    assert writer.flush(20)
+    assert (count(engine), writer.dropped) == (2, 3)
+    writer.close()
+
+
+@pytest.mark.parametrize("text", ["null \0 byte", "half \ud83d a character", "'; DROP TABLE events; --"])
+def test_any_text_of_a_client_can_be_stored(url: str, tmp_path: Path, text: str) -> None:
+    engine = open_log(url)
+    writer = Writer(engine, tmp_path)
+    writer.add("events", event(1, reason=text))
+    assert writer.flush(20)
+    assert (count(engine), writer.dropped) == (1, 0)
+    writer.close()
+
+
+def test_memory_is_bounded_where_the_journal_fails_too(tmp_path: Path) -> None:
+    engine = engine_of("postgresql+psycopg://nobody@127.0.0.1:1/nothing")
+    writer = Writer(engine, tmp_path, waiting=10, largest=0)
+    assert not any(writer.add("events", event(i)) for i in range(25))
+    assert (writer.state().waiting, writer.dropped) == (10, 15)
+    until(lambda: bool(writer.state().away))
+    assert not writer.close(0.2)
+
+
+def test_what_a_killed_server_left_is_taken_once(url: str, tmp_path: Path) -> None:
+    gone = Writer(engine_of("postgresql+psycopg://nobody@127.0.0.1:1/nothing"), tmp_path)
+    for i in range(30):
+        assert gone.add("events", event(i))
+    assert gone.close(0.1)
+    engine = open_log(url)
+    assert recover(engine, tmp_path) == 30
+    assert recover(engine, tmp_path) == 0
+    assert count(engine) == 30
+
+
+def test_a_postgresql_that_is_killed_and_comes_back_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    with postgres.running() as server:
+        engine = open_log(server.new_database())
+        writer = Writer(engine, tmp_path)
+        for i in range(600):
+            writer.add("events", event(i))
+            if i == 200:
+                server.kill()
+            if i == 400:
+                until(lambda: bool(writer.state().away))
+                server.start()
+            time.sleep(0.001)
+        until(lambda: writer.state().waiting == 0)
+        assert (count(engine), writer.dropped) == (600, 0)
+        writer.close()
+
+
+def test_a_locked_sqlite_file_is_waited_for(tmp_path: Path) -> None:
+    engine = open_log(f"sqlite:///{tmp_path}/log.db")
+    writer = Writer(engine, tmp_path / "journal")
+    other = sqlalchemy.create_engine(f"sqlite:///{tmp_path}/log.db").raw_connection()
+    other.execute("BEGIN IMMEDIATE")  # type: ignore[attr-defined]
+    began = time.monotonic()
+    assert all(writer.add("events", event(i)) for i in range(50))
+    assert time.monotonic() - began < 1  # adding does not wait
+    assert not writer.flush(0.3)
+    other.rollback()
+    assert writer.flush(20)
+    assert count(engine) == 50
+    writer.close()
+    other.close()
+
+
+def test_only_columns_of_the_table_are_written(tmp_path: Path) -> None:
+    engine = open_log(f"sqlite:///{tmp_path}/log.db")
+    writer = Writer(engine, tmp_path / "journal")
+    values = {"id": "1", "experiment": "tone", "version": 1, "arm": "a", "reason": "assigned", "stage": 0, "at": 1.0,
+              "counted": True, "unit": "u", "unit_source": "user", "conversation": "c", "digest": "d", "status": 200,
+              "an unknown column": 1}  # fmt: skip
+    writer.add("exposures", values)
+    assert writer.flush(20)
+    with engine.connect() as connection:
+        assert connection.execute(select(EXPOSURES.c.arm)).scalars().all() == ["a"]
+    writer.close()
