@@ -177,6 +177,7 @@ MAY_WRITE = {
     ("steer/serving/launch.py", "open"): "a log grows while the server runs",
     ("steer/serving/launch.py", "mkstemp"): "the log of a server that died stays after its temporary folder",
     ("steer/serving/launch.py", "move"): "the log of a server that died stays after its temporary folder",
+    ("steer/experiments/storage/journal.py", "open"): "a journal grows while the server runs; a lock says whose it is",
     ("steer/cli/__init__.py", "open"): "the null device, where the reader of a pipe has gone",
 }
 

@@ -69,7 +69,7 @@ def assign(experiment: Experiment, unit: str, coverage: float) -> Assignment:
     return Assignment(next(arm.name for arm in reversed(experiment.arms) if arm.weight > 0), ASSIGNED)
 
 
-def hashed(experiment: Experiment, unit: str, kind: str = "unit") -> str:
+def hashed(salt: str, unit: str, kind: str = "unit") -> str:
     """The salted hash under which a unit (or a `kind` of its own, such as a conversation) stands in the log."""
-    text = canonical_json([kind, experiment.salt, unit]).encode("utf-8", "surrogatepass")
+    text = canonical_json([kind, salt, unit]).encode("utf-8", "surrogatepass")
     return hashlib.sha256(text).hexdigest()[:32]

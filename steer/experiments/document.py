@@ -16,7 +16,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from steer.experiments.arms import arms_of, problems_of_model
 from steer.experiments.specification import (
@@ -117,12 +117,15 @@ def read(file: Path, *, model: str | None = None, resolvers: Sequence[Resolver] 
     `model` is a reference to the model that is to be served; the vectors are compared with it, or with the model that
     the file names. Vectors are looked up in the file's `vectors`, then by `resolvers`, by default in its folder.
     """
+    return check(_values(file), file, model=model, resolvers=resolvers)
+
+
+def _values(file: Path) -> Any:
     try:
-        values = yaml_text.parse(read_bounded(file, yaml_text.LARGEST).decode("utf-8-sig"), texts=_TEXTS)
+        return yaml_text.parse(read_bounded(file, yaml_text.LARGEST).decode("utf-8-sig"), texts=_TEXTS)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise UsageError(f"the experiment {file} can't be read: {reason}", "make one: steer ab init FILE") from error
-    return check(values, file, model=model, resolvers=resolvers)
 
 
 def check(
@@ -233,7 +236,32 @@ def _built(
         log=log_url(values.get("log", f"{values['name']}.db"), file.parent),
         file=file,
         vectors=vectors,
+        files={name: file.parent / Path(path).expanduser() for name, path in values.get("vectors", {}).items()},
     )
+
+
+class Address(NamedTuple):
+    """What is read of an experiment's file where its arms need not be valid: its name, salt and log, and the file."""
+
+    name: str
+    salt: str
+    log: str
+    file: Path
+
+
+def address(reference: str) -> Address:
+    """The name, salt and log of an experiment, given by its file or its name. Raises UsageError.
+
+    For commands that read or stop an experiment, which must work where its vectors are not at hand.
+    """
+    file = find(reference)
+    values = _values(file)
+    wanted = schema.record({"name": _NAME}, {"salt": schema.text(r"[^\0]{1,200}"), "log": _LINE})
+    problems = schema.problems_of(values, wanted)
+    if problems:
+        raise UsageError([f"{file.name}: {problem}" for problem in problems], f"steer ab check {file} says more")
+    name = values["name"]
+    return Address(name, values.get("salt") or name, log_url(values.get("log") or f"{name}.db", file.parent), file)
 
 
 def log_url(text: str, folder: Path) -> str:

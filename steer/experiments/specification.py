@@ -133,6 +133,7 @@ class Experiment:
     log: str = ""  # the URL of the database
     file: Path = Path()
     vectors: Mapping[str, SteeringVector] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)  # of the vectors that the file binds to names
 
     @functools.cached_property
     def control(self) -> Arm:

@@ -23,6 +23,7 @@ from steer.experiments.running.guardrails import Guard, described
 from steer.experiments.specification import Arm, Experiment
 from steer.experiments.storage import state
 from steer.experiments.storage.database import open_log
+from steer.experiments.storage.journal import journal_of
 from steer.experiments.storage.state import State
 from steer.experiments.storage.tables import EXPOSURES
 from steer.experiments.storage.writer import Writer, recover
@@ -69,8 +70,8 @@ class Live:
     def decide(self, identity: Identity, forced: str | None = None) -> Decision:
         """The arm of a request. Raises KeyError for a forced arm that there is none of."""
         experiment = self.experiment
-        unit = hashed(experiment, identity.unit)
-        conversation = hashed(experiment, identity.conversation, "conversation")
+        unit = hashed(experiment.salt, identity.unit)
+        conversation = hashed(experiment.salt, identity.conversation, "conversation")
         with self.lock:
             now, coverage, ramping = self.state, self.coverage, self.ramping
 
@@ -243,8 +244,8 @@ class Live:
 
 
 def journal_folder(experiment: Experiment) -> Path:
-    """Where the rows of an experiment wait for its log: NAME.journal beside its file."""
-    return experiment.file.absolute().parent / f"{experiment.name}.journal"
+    """Where the rows of a running experiment wait for its log."""
+    return journal_of(experiment.file, experiment.name)
 
 
 def begin(experiment: Experiment) -> Live:

@@ -25,6 +25,11 @@ SEGMENT = 16 << 20  # bytes of a file, behind which the next one begins
 SUFFIX = ".jsonl"
 
 
+def journal_of(file: Path, name: str) -> Path:
+    """The folder in which the rows of an experiment wait for its log: NAME.journal beside its file."""
+    return file.absolute().parent / f"{name}.journal"
+
+
 class _Segment(NamedTuple):
     path: Path
     handle: int

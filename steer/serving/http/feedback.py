@@ -62,7 +62,7 @@ async def receive(receive_message: bodies.Receive, lives: Mapping[str, Live]) ->
     conversation = body.get("conversation_id")
     row = feedback.row_of(
         body, live.experiment, version=version, mark=mark,
-        conversation=None if conversation is None else hashed(live.experiment, conversation, "conversation"),
+        conversation=None if conversation is None else hashed(live.experiment.salt, conversation, "conversation"),
     )  # fmt: skip
     if not live.writer.add("feedback", row) and not await asyncio.to_thread(live.writer.flush, WAIT):
         return _error(503, "the log can't be written now; send it again, with an idempotency_key")
@@ -77,7 +77,7 @@ async def _find(body: Mapping[str, Any], lives: Mapping[str, Live]) -> tuple[str
         if response is not None and (known := live.conversations.of_response(response)) is not None:
             return name, known[1], bool(live.state.stopped)
         if response is None:
-            begun = live.conversations.find(hashed(live.experiment, body["conversation_id"], "conversation"))
+            begun = live.conversations.find(hashed(live.experiment.salt, body["conversation_id"], "conversation"))
             if begun is not None:
                 return name, begun.version, bool(live.state.stopped)
     for live in lives.values():
@@ -97,7 +97,9 @@ def _in_log(live: Live, body: Mapping[str, Any]) -> tuple[str, int] | None:
     if "response_id" in body:
         query = query.where(columns.response == body["response_id"])
     else:
-        query = query.where(columns.conversation == hashed(live.experiment, body["conversation_id"], "conversation"))
+        query = query.where(
+            columns.conversation == hashed(live.experiment.salt, body["conversation_id"], "conversation")
+        )
     with live.engine.connect() as connection:
         row = connection.execute(query).first()
     return None if row is None else (row[0], row[1])

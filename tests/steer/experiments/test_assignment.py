@@ -98,7 +98,7 @@ def test_an_arm_without_weight_gets_nobody() -> None:
 
 def test_hashes_of_units_depend_on_the_salt(tmp_path: Path) -> None:
     first, second = experiment(salt="one"), experiment(salt="two")
-    assert hashed(first, "ann") != hashed(second, "ann")
-    assert hashed(first, "ann") != hashed(first, "ann", "conversation")
-    assert "ann" not in hashed(first, "ann")
+    assert hashed(first.salt, "ann") != hashed(second.salt, "ann")
+    assert hashed(first.salt, "ann") != hashed(first.salt, "ann", "conversation")
+    assert "ann" not in hashed(first.salt, "ann")
     assert trials.experiment(tmp_path).control.plain

@@ -1,0 +1,42 @@
+"""`steer ab forget`: remove a person's rows from the log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from steer.cli import options, requests
+from steer.cli.commands.ab import _log
+from steer.cli.output import out
+from vectors.registry.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(_log.Named):
+    """The arguments and options of `steer ab forget`."""
+
+    unit: str = option(
+        help="The unit as clients send it: a user, a header's value, a conversation's id.", argument=True
+    )
+
+
+@options.command(
+    "forget",
+    summary="Remove the rows of a unit from the log: answers, texts and feedback.",
+    examples="""
+    steer ab forget tone ann@example.com
+    """,
+)
+@requests.takes(Request)
+def command(**values: Any) -> None:
+    """Remove the rows of a unit from the log: answers, texts and feedback.
+
+    The log holds salted hashes; the salt in the experiment's file finds those of the unit. Backups are not touched.
+    """
+    from steer.experiments.exports import forget
+
+    request = requests.build(Request, values)
+    with _log.opened(request.experiment) as log:
+        removed = forget(log.engine, log.address.name, log.address.salt, request.unit)
+    data = {"experiment": log.address.name, "answers": removed.answers, "feedback": removed.feedback}
+    out.result(data, lambda: out.line(f"removed {removed.answers} answers and {removed.feedback} rows of feedback"))

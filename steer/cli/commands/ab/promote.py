@@ -1,0 +1,65 @@
+"""`steer ab promote`: decide for an arm, and print what serves or bakes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from steer.cli import options, requests
+from steer.cli.commands.ab import _log
+from steer.cli.output import out
+from vectors.errors import SteerError, UsageError
+from vectors.registry.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(_log.Named):
+    """The arguments and options of `steer ab promote`."""
+
+    arm: str = option(help="The arm to promote.", argument=True)
+    force: bool = option(False, help="Promote also where the experiment is unhealthy or undecided.")
+    model: str = option("", help="The model that serves it: " + options.A_MODEL, complete="models")
+
+
+@options.command(
+    "promote",
+    summary="Promote an arm that has won, and print the command that serves or bakes it.",
+    examples="""
+    steer ab promote tone friendly
+    steer ab promote tone friendly --force
+    """,
+)
+@requests.takes(Request)
+def command(**values: Any) -> None:
+    """Promote an arm that has won, and print the command that serves or bakes it.
+
+    Refused where the experiment is unhealthy or has not decided, unless --force is given. The log notes it.
+    """
+    from steer.experiments import document, promotion
+    from steer.experiments.storage import state
+    from steer.experiments.storage.database import write
+
+    request = requests.build(Request, values)
+    experiment = document.read(document.find(request.experiment))
+    arm = experiment.arm(request.arm)
+    if arm is None:
+        names = ", ".join(one.name for one in experiment.arms)
+        raise UsageError(f"the experiment {experiment.name} has no arm {request.arm!r}", f"its arms: {names}")
+    with _log.opened(request.experiment) as log:
+        version = state.version_of(log.engine, experiment.name, experiment.digest)
+        if version is None:
+            raise UsageError(
+                f"the experiment {experiment.name} was not served as {experiment.file} has it now",
+                "undo the edit, or serve it",
+            )
+        decision = promotion.decision_of(log.engine, experiment, version, arm)
+        problem = promotion.problem_of(decision, arm, experiment)
+        if problem is not None and not request.force:
+            raise SteerError(problem, "wait for the decision, or promote it nevertheless: --force")
+        reason = f"{arm.name}: {decision.state}" + (" (forced)" if problem else "")
+        write(log.engine, [("events", state.event(experiment.name, version, state.PROMOTED, reason=reason))])
+    lines = promotion.lines_of(arm, experiment, experiment.model or request.model or "MODEL")
+    data = {"experiment": experiment.name, "version": version, "arm": arm.name, "digest": arm.digest}
+    data |= {"decision": decision.state, "reason": decision.reason, "forced": bool(problem), "commands": lines}
+    out.result(data, lambda: out.line("\n".join(lines)))
+    out.say(f"promoted {arm.name}: {decision.state} ({decision.reason})")

@@ -1,0 +1,242 @@
+"""`steer ab` on a log with known rows: status, stop, promote, export and forget, in both databases."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trials
+from sqlalchemy import select
+
+from probes.data.reading import read
+from steer.cli import run
+from steer.experiments import document
+from steer.experiments.assignment import hashed
+from steer.experiments.specification import Metric
+from steer.experiments.statistics.moments import Sums
+from steer.experiments.storage import figures, state
+from steer.experiments.storage.database import open_log, write
+from steer.experiments.storage.journal import Journal, journal_of
+from steer.experiments.storage.tables import EXPOSURES, FEEDBACK
+
+Ab = Callable[..., tuple[int, Any, str]]
+
+
+@pytest.fixture
+def ab(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Ab:
+    """Runs `steer ab` in the folder of the experiment; returns status, the JSON object, and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str) -> tuple[int, Any, str]:
+        status = run(["ab", *words, "--json"])
+        captured = capsys.readouterr()
+        return status, json.loads(captured.out), captured.err
+
+    return call
+
+
+class Log:
+    """A served experiment whose rows a test writes."""
+
+    def __init__(self, folder: Path, url: str, **changes: Any) -> None:
+        trials.written(folder, log=url.replace("+psycopg", ""), **changes)
+        self.experiment = document.read(folder / "tone.yaml")
+        self.engine = open_log(self.experiment.log)
+        self.version = state.register(self.engine, self.experiment)
+
+    def answer(self, arm: str, unit: str, response: str = "", **more: Any) -> dict[str, Any]:
+        return {
+            "id": uuid.uuid4().hex, "experiment": "tone", "version": self.version, "arm": arm, "reason": "assigned",
+            "stage": 0, "counted": True, "at": time.time(), "unit": hashed(self.experiment.salt, unit),
+            "unit_source": "user", "conversation": hashed(self.experiment.salt, unit + "c", "conversation"),
+            "response": response or uuid.uuid4().hex, "digest": "d", "status": 200, "response_tokens": 10, **more,
+        }  # fmt: skip
+
+    def said(self, response: str | None, **more: Any) -> dict[str, Any]:
+        return {
+            "id": uuid.uuid4().hex, "experiment": "tone", "version": 1, "response": response, "metric": "thumbs",
+            "source": "user", "mark": "", "at": time.time(), **more,
+        }  # fmt: skip
+
+    def write(self, table: str, *rows: dict[str, Any]) -> None:
+        write(self.engine, [(table, row) for row in rows])
+
+
+@pytest.fixture
+def log(tmp_path: Path, url: str) -> Log:
+    return Log(tmp_path, url)
+
+
+def test_status_counts_answers_units_and_feedback(log: Log, ab: Ab) -> None:
+    log.write(
+        "exposures",
+        *(log.answer("control", f"u{i}", f"r{i}") for i in range(3)),
+        log.answer("control", "u0"),
+        log.answer("friendly", "u9", status=500),
+        log.answer("friendly", "u8", reason="forced", counted=False),
+    )
+    log.write("feedback", log.said("r0", value=1.0), log.said("nothing", mark="unknown", value=0.0))
+    status, data, _ = ab("status", "tone")
+    assert (status, data["version"], data["stopped"], data["digest"]) == (0, 1, None, log.experiment.digest)
+    assert data["arms"]["control"] == {"answers": 4, "counted": 4, "units": 3, "forced": 0, "outside": 0, "failed": 0}
+    assert data["arms"]["friendly"] == {"answers": 2, "counted": 1, "units": 1, "forced": 1, "outside": 0, "failed": 1}
+    assert data["feedback"] == {"thumbs": {"received": 2, "unknown": 1, "late": 0}}
+
+
+def test_an_experiment_that_was_never_served_says_so(tmp_path: Path, ab: Ab) -> None:
+    trials.written(tmp_path)
+    status, data, _ = ab("status", "tone")
+    assert (status, "has not been served yet" in data["error"]) == (2, True)
+    assert "no experiment 'other'" in ab("status", "other")[1]["error"]
+
+
+def test_stop_works_without_the_vectors_and_once(log: Log, ab: Ab, tmp_path: Path) -> None:
+    (tmp_path / "warm.safetensors").unlink()
+    assert ab("stop", "tone", "--reason", "users complain")[1]["stopped"] == "users complain"
+    assert ab("stop", "tone")[1] == {"experiment": "tone", "version": 1, "stopped": "users complain", "before": True}
+    assert ab("status", "tone")[1]["stopped"] == "users complain"
+
+
+def test_status_takes_in_what_a_killed_server_left(log: Log, ab: Ab, tmp_path: Path) -> None:
+    journal = Journal(journal_of(tmp_path / "tone.yaml", "tone"))
+    for i in range(3):
+        journal.append(("exposures", log.answer("control", f"u{i}")))
+    journal.close()
+    status, data, err = ab("status", "tone")
+    assert (status, data["arms"]["control"]["units"]) == (0, 3)
+    assert "3 rows that a killed server had left" in err
+
+
+def units(count: int, arm: str, log: Log, good: int) -> list[tuple[str, dict[str, Any]]]:
+    rows: list[tuple[str, dict[str, Any]]] = []
+    for i in range(count):
+        rows.append(("exposures", log.answer(arm, f"{arm}{i}", f"{arm}{i}")))
+        rows.append(("feedback", log.said(f"{arm}{i}", value=float(i < good))))
+    return rows
+
+
+def test_promote_prints_what_serves_and_bakes_the_winner(log: Log, ab: Ab) -> None:
+    write(log.engine, [*units(400, "control", log, 100), *units(400, "friendly", log, 300)])
+    status, data, _ = ab("promote", "tone", "friendly", "--model", "smollm2")
+    assert (status, data.get("decision", data), data.get("forced")) == (0, "ship", False)
+    assert data["commands"][0] == "steer serve smollm2 --vector warm=warm.safetensors --arm 'friendly=1.2*warm'"
+    assert data["commands"][1].startswith("steer bake '1.2*warm' --model smollm2")
+    assert ab("status", "tone")[1]["events"][-1]["reason"] == "friendly: ship"
+
+
+def test_promote_refuses_what_is_undecided_or_unhealthy(log: Log, ab: Ab) -> None:
+    write(log.engine, [*units(150, "control", log, 70), *units(150, "friendly", log, 75)])
+    status, data, _ = ab("promote", "tone", "friendly")
+    assert (status, "keep running" in data["error"]) == (1, True)
+    assert ab("promote", "tone", "friendly", "--force")[1]["forced"] is True
+    write(log.engine, [("exposures", log.answer("control", f"more {i}")) for i in range(200)])
+    assert "unhealthy" in ab("promote", "tone", "friendly")[1]["error"]
+    assert "has no arm 'nobody'" in ab("promote", "tone", "nobody")[1]["error"]
+
+
+def test_promote_refuses_a_file_that_was_edited_after_it_was_served(log: Log, ab: Ab, tmp_path: Path) -> None:
+    trials.written(tmp_path, log=log.experiment.log.replace("+psycopg", ""), coverage=0.3)
+    assert "was not served as" in ab("promote", "tone", "friendly")[1]["error"]
+
+
+def test_sums_are_over_units_that_were_seen_in_one_arm(log: Log) -> None:
+    log.write(
+        "exposures",
+        log.answer("control", "ann", "r1", response_tokens=10),
+        log.answer("control", "ann", "r2", response_tokens=20),
+        log.answer("control", "bob", "r3", response_tokens=30),
+        log.answer("control", "moved", "r4"),
+        log.answer("friendly", "moved", "r5"),
+        log.answer("friendly", "cem", "r6", response_tokens=50),
+        log.answer("friendly", "ramp", "r7", counted=False),
+        log.answer("friendly", "dan", "r8", status=500, response_tokens=None),
+    )
+    conversation = hashed(log.experiment.salt, "bob" + "c", "conversation")
+    log.write(
+        "feedback",
+        log.said("r1", value=1.0),
+        log.said("r2", value=0.0),
+        log.said(None, conversation=conversation, value=1.0),
+        log.said("r6", value=1.0),
+        log.said("r7", value=1.0),
+        log.said("r6", metric="other", value=9.0),
+        log.said("nothing", value=1.0),
+        log.said("r6", comment="no value"),
+    )
+    found = figures.units(log.engine, "tone", 1)
+    assert (found.by_arm, found.moved) == ({"control": 2, "friendly": 2}, 1)
+    length = figures.sums(log.engine, "tone", 1, Metric("response_tokens", "number"))
+    assert length == {"control": Sums(2, 45.0, 15.0**2 + 30.0**2), "friendly": Sums(1, 50.0, 2500.0)}
+    thumbs = figures.sums(log.engine, "tone", 1, Metric("thumbs"))
+    assert thumbs == {"control": Sums(2, 1.5, 1.25), "friendly": Sums(1, 1.0, 1.0)}
+
+
+def test_export_writes_every_answer_with_its_feedback(log: Log, ab: Ab, tmp_path: Path) -> None:
+    log.write("exposures", *(log.answer("control", f"u{i}", f"r{i}") for i in range(1200)))
+    log.write("feedback", log.said("r7", value=1.0), log.said("r7", comment="<b>good</b>"))
+    assert ab("export", "tone", "-o", "rows.jsonl")[1]["written"] == 1200
+    lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    (row,) = [line for line in lines if line["response"] == "r7"]
+    assert sorted(given.get("value", given.get("comment")) for given in row["feedback"] if "value" in given) == [1.0]
+    assert len(row["feedback"]) == 2
+
+
+def test_demonstrations_are_training_data_for_bake(log: Log, ab: Ab, tmp_path: Path) -> None:
+    prompt = json.dumps([{"role": "user", "content": [{"type": "text", "text": "Hello"}]}])
+    log.write(
+        "exposures",
+        log.answer("control", "u1", "r1", prompt=prompt, answer="What?"),
+        log.answer("control", "u2", "r2"),
+    )
+    log.write(
+        "feedback",
+        log.said("r1", metric="better", demonstration="Hello, dear!", at=1.0),
+        log.said("r2", metric="better", demonstration="Hi!", prompt=json.dumps("Good day"), at=2.0),
+        log.said("r2", metric="better", demonstration="no prompt", at=3.0),
+    )
+    _, data, err = ab("export", "tone", "--demonstrations", "-o", "pairs.jsonl")
+    assert (data["written"], data["left_out"]) == (1, 2)
+    assert "2 demonstrations are left out" in err
+    _, data, _ = ab("export", "tone", "--demonstrations", "--as", "data", "-o", "data.jsonl")
+    assert (data["written"], data["left_out"]) == (2, 1)
+    pairs = read(pairs=tmp_path / "pairs.jsonl")
+    assert [example.completion for example in pairs.positive] == ["Hello, dear!"]
+    assert [example.completion for example in pairs.negative] == ["What?"]
+    assert json.loads((tmp_path / "data.jsonl").read_text().splitlines()[1]) == {
+        "messages": [{"role": "user", "content": "Good day"}, {"role": "assistant", "content": "Hi!"}]
+    }
+
+
+@pytest.mark.parametrize("unit", ["ann", "'; DELETE FROM exposures; --", "%"])
+def test_forget_removes_the_rows_of_one_person(log: Log, ab: Ab, unit: str) -> None:
+    log.write(
+        "exposures", log.answer("control", unit, "r1"), log.answer("control", unit, "r2"),
+        log.answer("friendly", "bob", "r3"),
+    )  # fmt: skip
+    log.write("feedback", log.said("r1", value=1.0), log.said("r3", value=1.0))
+    assert ab("forget", "tone", unit)[1] == {"experiment": "tone", "answers": 2, "feedback": 1}
+    with log.engine.connect() as connection:
+        assert connection.execute(select(EXPOSURES.c.response)).scalars().all() == ["r3"]
+        assert connection.execute(select(FEEDBACK.c.response)).scalars().all() == ["r3"]
+    assert ab("forget", "tone", unit)[1]["answers"] == 0
+
+
+def test_what_is_forgotten_is_not_in_the_file_any_more(tmp_path: Path, ab: Ab) -> None:
+    log = Log(tmp_path, f"sqlite:///{tmp_path}/tone.db")
+    log.write("exposures", log.answer("control", "ann", "r1", answer="a secret of Ann"))
+    assert ab("forget", "tone", "ann")[1]["answers"] == 1
+    content = b"".join(file.read_bytes() for file in tmp_path.glob("tone.db*"))
+    assert b"a secret of Ann" not in content
+
+
+def test_what_a_log_holds_is_no_markup_of_the_terminal(log: Log, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    log.write("feedback", log.said("r", metric="[red]\x1b[31m<script>", comment="\x1b]0;x\x07"))
+    assert run(["ab", "status", "tone"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
