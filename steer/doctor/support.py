@@ -14,11 +14,11 @@ from vectors import architectures
 from vectors.documents import json_text
 from vectors.errors import ModelError
 
-YES, PROOF, NO = "yes", "if proved", "no"
+YES, IN_PART, PROOF, NO = "yes", "in part", "if proved", "no"
 
 
 def of(reference: str, folder: Path, vllm: Mapping[str, Any] | None) -> dict[str, dict[str, str]]:
-    """For extract, try, serve, fold and train: `answer` ("yes", "if proved" or "no") and `reason`.
+    """For extract, try, serve, fold and train: `answer` ("yes", "in part", "if proved" or "no") and `reason`.
 
     The weights are not loaded: only headers and the configuration are read. What is proved from a loaded model alone is
     "if proved". `vllm` is what `serving.state` says of vLLM.
@@ -31,7 +31,7 @@ def of(reference: str, folder: Path, vllm: Mapping[str, Any] | None) -> dict[str
         "try": reads,
         "serve": _serve(config, vllm),
         "fold": _fold(reference),
-        "train": _train(reads),
+        "train": _train(kind, reads),
     }
 
 
@@ -77,10 +77,13 @@ def generating_architectures() -> set[str]:
 
 
 def _fold(reference: str) -> dict[str, str]:
+    import torch
+
     from merges.engine.pool import Pool
     from merges.inputs.sources import open_source
-    from steer.folding import injections
+    from steer.folding import ablation, injections
     from steer.folding.architectures import checkpoint
+    from steer.folding.effects import Effects
     from steer.folding.pending import pending_from
 
     with Pool(1) as pool:
@@ -89,13 +92,28 @@ def _fold(reference: str) -> dict[str, str]:
         if isinstance(known, str):
             return _answer(NO, known)
         refusals = {name: way.refusal(pending, known) for name, way in injections.available().items()}
+    unit = torch.zeros(1, int(text_settings(pending.config).get("hidden_size") or 1), dtype=torch.float64)
+    whole, half = (
+        ablation.refusal(Effects({}, unit, torch.tensor([strength], dtype=torch.float64), (0,)), known)
+        for strength in (1.0, 0.5)
+    )
     ways = [name for name, reason in refusals.items() if reason is None]
-    if not ways:
-        reasons = "; ".join(f"not via {name}: {reason}" for name, reason in refusals.items())
-        return _answer(NO, f"ablations alone: no addition ({reasons})")
-    return _answer(YES, f"ablations; additions via {', '.join(ways)}")
+    additions = (
+        f"additions via {', '.join(ways)}"
+        if ways
+        else "no additions: " + "; ".join(f"not via {name}, since {reason}" for name, reason in refusals.items())
+    )
+    if whole is not None:
+        ablations = f"no ablations: {whole}"
+    else:
+        ablations = "ablations" if half is None else "ablations of strength 1"
+    answer = NO if not ways and whole is not None else YES if ways and whole is None else IN_PART
+    return _answer(answer, f"{additions}; {ablations}")
 
 
-def _train(reads: Mapping[str, str]) -> dict[str, str]:
+def _train(kind: str, reads: Mapping[str, str]) -> dict[str, str]:
     how = "all weights or LoRA" if version("peft") else "all weights; LoRA needs the extra train"
+    known = architectures.find(kind)
+    if known is not None and known.without_lora:
+        how += f" (no adapter for {', '.join(known.without_lora)})"
     return _answer(reads["answer"], f"{how}; --mode distil learns from the hooked model, as steer try runs it")

