@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from probes.models.loading import load as load_model  # noqa: F401
     from probes.steered import steered as steered
     from probes.strengths import try_strengths as try_strengths
+    from steer.evaluation.api import evaluate as evaluate
     from steer.evaluation.probing.apply import activations as activations
     from steer.evaluation.probing.apply import project as project
     from steer.evaluation.probing.train import train as train_probe  # noqa: F401

@@ -58,7 +58,7 @@ def proportion(hits: Tensor, groups: Sequence[str] | None = None) -> tuple[float
 
 def spearman(strengths: Sequence[float], values: Tensor) -> float:
     """Spearman's rank correlation of values [strengths] with strengths; ties share a rank; 0 where nothing varies."""
-    ranks = [_ranks(torch.tensor(strengths, dtype=torch.float64)), _ranks(values.double())]
+    ranks = [_ranks(torch.tensor(strengths, dtype=torch.float64)), _ranks(values.double().contiguous())]
     a, b = (each - each.mean() for each in ranks)
     scale = float(a.norm() * b.norm())
     return float(a @ b) / scale if scale > 0 else 0.0

@@ -13,6 +13,8 @@ STYLE = (
     "th:first-child,td:first-child{text-align:left}"
     "code{font-size:.9em;overflow-wrap:anywhere}svg{max-width:100%;height:auto}"
     ".note{color:#666;font-size:.9em}"
+    ".texts{table-layout:fixed;width:100%}.texts th,.texts td{text-align:left;vertical-align:top;font-size:.9em;"
+    "white-space:pre-wrap;overflow-wrap:anywhere}.texts .prompt{font-weight:600;border-bottom:0;padding-top:1rem}"
 )
 
 
@@ -35,6 +37,19 @@ def facts(values: Mapping[str, Any]) -> str:
 def notes(lines: Sequence[str]) -> str:
     """Explanations in small print as HTML."""
     return f"<ul class='note'>{''.join(f'<li>{html.escape(line)}</li>' for line in lines)}</ul>"
+
+
+def side_by_side(examples: Sequence[tuple[str, Mapping[str, str]]]) -> str:
+    """Texts that answer the same prompts, as HTML: a row for each prompt, a column for each name."""
+    names = list(dict.fromkeys(name for _, answers in examples for name in answers))
+    heads = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+    rows = "".join(
+        f"<tr><td colspan='{len(names)}' class='prompt'>{html.escape(prompt)}</td></tr><tr>"
+        + "".join(f"<td>{html.escape(answers.get(name, ''))}</td>" for name in names)
+        + "</tr>"
+        for prompt, answers in examples
+    )
+    return f"<table class='texts'><tr>{heads}</tr>{rows}</table>"
 
 
 def page(title: str, body: str, record: str) -> str:

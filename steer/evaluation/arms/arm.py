@@ -16,6 +16,7 @@ class Arm:
     """A model, what steers it, and a system prompt; by default the base as it is.
 
     `model` is a model reference, an adapter's folder or a task vector's file; None is the base of the evaluation.
+    `weight` is the factor of what an adapter or a task vector adds.
     `vectors` are those that the composition names; its strengths are final.
     """
 
@@ -24,6 +25,7 @@ class Arm:
     composition: Composition | None = None
     vectors: Mapping[str, SteeringVector] = field(default_factory=dict)
     system: str | None = None
+    weight: float = 1.0
 
     def scaled(self, factor: float, name: str = "") -> Arm:
         """The arm with its composition scaled. Raises ExpressionError for one that can't be."""

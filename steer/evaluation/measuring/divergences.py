@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from probes.arms.scores import Completions
 from probes.generation import generate
 from probes.logits import completion_logits
 from probes.models.completions import Completion
@@ -16,7 +17,7 @@ from probes.models.tokens import rendered
 from probes.scores.divergence import divergence
 from probes.strengths import with_system
 from steer.evaluation.arms.arm import Arm
-from steer.evaluation.measuring.figures import intervention
+from steer.evaluation.measuring.figures import TOGETHER, intervention, scores_of
 from vectors.events import Event, OnEvent, ignore
 
 STAGE = "measuring the divergence on neutral text"
@@ -30,6 +31,7 @@ class Neutral(NamedTuple):
     prompts: list[str]
     continuations: list[list[int]]
     logits: list[Tensor]  # float32 [tokens of the continuation, vocabulary], one for each
+    shared: Completions  # prompts and continuations on the base, for many compositions
 
 
 class Divergence(NamedTuple):
@@ -54,10 +56,12 @@ def neutral_text(
     written = [(prompt, each) for prompt, each in zip(prompts, completions, strict=True) if each.completion_ids]
     with memory_reported():
         logits = dict(completion_logits(loaded.model, [each for _, each in written]))
+    shared = Completions(loaded.model, [each for _, each in written], divergence=True)
     return Neutral(
         [prompt for prompt, _ in written],
         [list(each.completion_ids) for _, each in written],
         [logits[index] for index in range(len(written))],
+        shared,
     )
 
 
@@ -69,19 +73,29 @@ def measure_divergences(
     The continuations are the base's own, so that all arms are compared on the same tokens; an arm with a system prompt
     reads them behind it. `loaded` is the model of all these arms. Raises as `measure_arms` does.
     """
-    by_system = {arm.system: _completions(neutral, arm.system, loaded.tokenizer) for arm in arms}
-    divergences = []
-    for position, arm in enumerate(arms):
-        on_event(Event(STAGE, position, len(arms), "arms"))
-        values: dict[int, Tensor] = {}
-        with memory_reported():
-            for index, logits in completion_logits(
-                loaded.model, by_system[arm.system], intervention(loaded, arm, any_base)
-            ):
-                values[index] = divergence(neutral.logits[index], logits)
-        divergences.append(torch.cat([values[index] for index in range(len(values))]))
+    results: dict[int, Tensor] = {}
+    quick = [i for i, arm in enumerate(arms) if arm.system is None and loaded.model is neutral.shared.model]
+    for start in range(0, len(quick), TOGETHER):
+        on_event(Event(STAGE, len(results), len(arms), "arms"))
+        part = quick[start : start + TOGETHER]
+        for index, scores in zip(part, scores_of(neutral.shared, [arms[i] for i in part], any_base), strict=True):
+            results[index] = torch.cat(scores.divergences).clamp_min(0)
+    for index, arm in enumerate(arms):
+        if index not in results:
+            on_event(Event(STAGE, len(results), len(arms), "arms"))
+            results[index] = _compared(loaded, neutral, arm, any_base)
     on_event(Event(STAGE, len(arms), len(arms), "arms"))
-    return divergences
+    return [results[index] for index in range(len(arms))]
+
+
+def _compared(loaded: LoadedModel, neutral: Neutral, arm: Arm, any_base: bool) -> Tensor:
+    """The divergences of an arm that reads other tokens, or is another model, from the base's logits."""
+    completions = _completions(neutral, arm.system, loaded.tokenizer)
+    values: dict[int, Tensor] = {}
+    with memory_reported():
+        for index, logits in completion_logits(loaded.model, completions, intervention(loaded, arm, any_base)):
+            values[index] = divergence(neutral.logits[index], logits)
+    return torch.cat([values[index] for index in range(len(values))])
 
 
 def summary(values: Tensor) -> Divergence:

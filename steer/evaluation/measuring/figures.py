@@ -1,26 +1,26 @@
-"""The figure of every arm on every item: the plain implementation, one pass of the model for each arm.
-
-What shares work between arms (a common prefix, a batch of differently steered rows) stands behind the same function.
-"""
+"""The figure of every arm on every item: tokens and blocks that arms share are computed once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from probes.arms.scores import Completions, TokenScores
 from probes.interventions import Intervention, no_intervention, steering
-from probes.logits import completion_logits, log_likelihoods
-from probes.models.completions import Completion
-from probes.models.loading import LoadedModel, memory_reported
+from probes.models.loading import LoadedModel
 from probes.models.residual import context_length
 from steer.evaluation.arms.arm import Arm
 from steer.evaluation.measuring.rendering import Rendered, rendered_items
 from steer.evaluation.suites.items import Item
 from vectors.events import Event, OnEvent, ignore
+from vectors.expression import Composition
+from vectors.steering import SteeringVector
 
 STAGE = "measuring the items"
+TOGETHER = 8  # arms of one call, between which progress is reported
 
 
 def measure_arms(
@@ -34,19 +34,35 @@ def measure_arms(
     what `probes.steered.steered` raises.
     """
     limit = context_length(loaded.model.config)
-    by_system = {arm.system: rendered_items(items, loaded.tokenizer, limit, arm.system) for arm in arms}
-    rows = []
-    for position, arm in enumerate(arms):
-        on_event(Event(STAGE, position, len(arms), "arms"))
-        rendered = by_system[arm.system]
-        sums = log_likelihood_sums(
-            loaded,
-            [completion for each in rendered for completion in each.completions],
-            intervention(loaded, arm, any_base),
-        )
-        rows.append(figures_of(rendered, sums))
+    figures = torch.zeros(len(arms), len(items), dtype=torch.float64)
+    done = 0
+    for system in dict.fromkeys(arm.system for arm in arms):
+        rendered = rendered_items(items, loaded.tokenizer, limit, system)
+        shared = Completions(loaded.model, [completion for each in rendered for completion in each.completions])
+        indices = [index for index, arm in enumerate(arms) if arm.system == system]
+        for start in range(0, len(indices), TOGETHER):
+            on_event(Event(STAGE, done, len(arms), "arms"))
+            part = indices[start : start + TOGETHER]
+            for index, scores in zip(part, scores_of(shared, [arms[i] for i in part], any_base), strict=True):
+                sums = [float(values.sum()) for values in scores.log_likelihoods]
+                figures[index] = torch.tensor(figures_of(rendered, sums), dtype=torch.float64)
+            done += len(part)
     on_event(Event(STAGE, len(arms), len(arms), "arms"))
-    return torch.tensor(rows, dtype=torch.float64).reshape(len(arms), len(items))
+    return figures
+
+
+def scores_of(shared: Completions, arms: Sequence[Arm], any_base: bool = False) -> list[TokenScores]:
+    """The scores of completions under the compositions of several arms, whose vectors may share names."""
+    compositions: list[Composition | None] = []
+    vectors: dict[str, SteeringVector] = {}
+    for index, arm in enumerate(arms):
+        if arm.composition is None:
+            compositions.append(None)
+            continue
+        terms = tuple(replace(term, name=f"{index} {term.name}") for term in arm.composition.terms)
+        compositions.append(Composition(terms))
+        vectors |= {f"{index} {name}": arm.vectors[name] for name in arm.composition.names}
+    return shared.scores(compositions, vectors, any_base=any_base)
 
 
 def figures_of(rendered: Sequence[Rendered], sums: Sequence[float]) -> list[float]:
@@ -56,17 +72,6 @@ def figures_of(rendered: Sequence[Rendered], sums: Sequence[float]) -> list[floa
         figures.append(each.figure(sums[start : start + len(each.completions)]))
         start += len(each.completions)
     return figures
-
-
-def log_likelihood_sums(
-    loaded: LoadedModel, completions: Sequence[Completion], intervene: Intervention = no_intervention
-) -> list[float]:
-    """The log-likelihood of each completion: the sum over its tokens, in nats."""
-    sums = [0.0] * len(completions)
-    with memory_reported():
-        for index, logits in completion_logits(loaded.model, completions, intervene):
-            sums[index] = sum(log_likelihoods(logits, completions[index].completion_ids))
-    return sums
 
 
 def intervention(loaded: LoadedModel, arm: Arm, any_base: bool = False) -> Intervention:

@@ -1,0 +1,68 @@
+"""`steer eval`: whether a behaviour works, against controls on the same items, and what it costs elsewhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from steer.cli import options, requests
+from steer.cli.output import out
+from steer.evaluation.request import Request
+
+if TYPE_CHECKING:
+    from steer.evaluation.evaluation import Evaluation
+
+
+@options.command(
+    summary="Measure whether a vector, a prompt or a baked model shows a behaviour, against controls.",
+    examples="""
+    steer eval warm.safetensors --pos warm-test.jsonl --neg cold-test.jsonl
+    steer eval warm "0.5*warm" prompt:"Answer warmly." --suite warmth.yaml --out warmth-eval
+    steer eval ./warm-model --suite warmth.yaml --prompt "Answer warmly." --json
+    """,
+)
+@requests.takes(Request)
+def command(**values: Any) -> None:
+    """Measure subjects on the same test items as their controls, in pairs, and give a verdict for each.
+
+    Items come from --suite, or from files of examples; a third of them, by a hash of their content, is for development
+    and never enters the verdict. A subject works if it beats the base, its negation, and vectors from shuffled labels
+    and random directions, by intervals of paired differences with Holm's correction; under 30 items there is none.
+    """
+    request = requests.build(Request, values)
+    from steer.cli.output import say_preparing
+    from steer.evaluation.api import evaluate_request
+    from steer.evaluation.report import report
+
+    if request.model is not None:
+        say_preparing(request.model)
+    with out.progress() as on_event:
+        evaluation = evaluate_request(request, on_event=on_event)
+    out.result(report(evaluation), lambda: _print(evaluation))
+
+
+def _print(evaluation: Evaluation) -> None:
+    from steer.evaluation.report import report
+    from steer.reports.evaluation import arm_rows, text_rows
+
+    value = report(evaluation)
+    header, rows = arm_rows(value)
+    out.table(header, rows, 1)
+    header, rows = text_rows(value)
+    if rows:
+        out.line()
+        out.table(header, rows, 1)
+    for subject in value["subjects"]:
+        out.line(f"\n{subject['sentence']}")
+        for metric in subject["metrics"]:
+            slopes = metric["slopes"]
+            if slopes:
+                out.line(
+                    f"{slopes['anti_steered']:.0%} of the items go the wrong way "
+                    f"({slopes['anti_steered_low']:.0%} to {slopes['anti_steered_high']:.0%}, {metric['metric']})"
+                )
+    for sentence in value["overlap"]:
+        out.warn(sentence)
+    for note in value["notes"]:
+        out.say(note)
+    if evaluation.request.out is not None:
+        out.line(f"wrote {evaluation.request.out}/report.html")

@@ -1,0 +1,99 @@
+"""`steer.evaluate`: what the command `steer eval` does, as a function."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from steer.evaluation import evaluation as core
+from steer.evaluation.evaluation import Evaluation
+from steer.evaluation.report import record, report
+from steer.evaluation.request import Request
+from steer.reports import evaluation as page
+from vectors.documents import json_text
+from vectors.errors import ArtifactError, UsageError, guess
+from vectors.events import OnEvent, ignore
+from vectors.registry.options import problems_of
+from vectors.storage.files import canonical_json, digest_bytes, write_atomically
+from vectors.storage.folders import new_folder
+
+REFERENCES = "evaluations.json"  # beside a vector's file, as NAME.evaluations.json
+
+
+def evaluate(*subjects: str, on_event: OnEvent = ignore, **options: Any) -> Evaluation:
+    """Measure whether subjects show a behaviour, against controls, and what that costs elsewhere.
+
+    A subject is a vector's file, an expression over `vectors`, "prompt:TEXT", a model's or adapter's folder, or a task
+    vector; `options` are the fields of `steer.evaluation.request.Request`, such as `suite`, `pos`, `neg`, `prompt`,
+    `items`, `out`. Results do not depend on the order of items. Raises SteerError with all problems of the inputs
+    before a model is loaded; TypeError for an unknown option.
+    """
+    known = [name for name in Request.__dataclass_fields__ if name != "subjects"]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise TypeError(f"evaluate() has no option {unknown[0]!r}{guess(unknown[0], known)}")
+    paths = ("suite", "pos", "neg", "pairs", "choices", "prompt_file", "neutral", "donor", "out", "extraction_pos",
+             "extraction_neg", "extraction_pairs")  # fmt: skip
+    for name in paths:
+        if isinstance(options.get(name), str):
+            options[name] = Path(options[name])
+    return evaluate_request(Request(subjects=tuple(subjects), **options), on_event=on_event)
+
+
+def evaluate_request(request: Request, *, on_event: OnEvent = ignore) -> Evaluation:
+    """`evaluate` for a request; with `out` it writes the folder. Raises SteerError."""
+    problems = problems_of(request)
+    if problems:
+        raise UsageError(problems, "see steer eval --help")
+    evaluation = core.run(request, on_event=on_event)
+    if request.out is not None:
+        write(evaluation, request.out)
+    return evaluation
+
+
+def write(evaluation: Evaluation, out: Path) -> dict[str, str]:
+    """Write run.json, report.json, report.html and the pictures into a new folder; returns the files' digests.
+
+    Beside the file of every vector that was a subject by itself, NAME.evaluations.json binds the vector's digest to
+    that of the report. Raises OutputError.
+    """
+    value = report(evaluation)
+    files = {"report.json": (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()}
+    pictures = page.pictures(value)
+    files |= {f"{name}.svg": content.encode() for name, content in pictures.items()}
+    files["report.html"] = page.html(value, pictures, "run.json").encode()
+    digests = {name: digest_bytes(content) for name, content in files.items()}
+    with new_folder(out) as folder:
+        for name, content in files.items():
+            write_atomically(folder / name, content)
+        record(evaluation, value, digests).write(folder)
+    for result in evaluation.subjects:
+        subject = result.plan.subject
+        if len(subject.files) == 1 and len(subject.arm.vectors) == 1:
+            (file,) = subject.files.values()
+            digest = next(iter(subject.arm.vectors.values())).digest
+            _refer(file, {
+                "vector": digest, "report": digests["report.json"], "folder": str(out),
+                "expression": str(subject.arm.composition), "outcome": result.outcome,
+                "suite": dict(evaluation.inputs.suite.digests),
+            })  # fmt: skip
+    return digests
+
+
+def references_of(file: Path) -> list[dict[str, Any]]:
+    """The evaluations that are recorded beside a vector's file, for any of its versions. Raises ArtifactError."""
+    path = file.with_name(f"{file.stem}.{REFERENCES}")
+    if not path.is_file():
+        return []
+    value = json_text.read(path, ArtifactError, "remove it, and evaluate again")
+    listed = value.get("evaluations") if isinstance(value, dict) else None
+    if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+        raise ArtifactError(f"{path} is no list of evaluations", "remove it, and evaluate again")
+    return listed
+
+
+def _refer(file: Path, entry: dict[str, Any]) -> None:
+    listed = [each for each in references_of(file) if each.get("report") != entry["report"]]
+    content = canonical_json({"evaluations": [*listed, entry]}) + "\n"
+    write_atomically(file.with_name(f"{file.stem}.{REFERENCES}"), content.encode())

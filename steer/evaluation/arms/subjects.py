@@ -1,0 +1,129 @@
+"""Subjects: what an evaluation is about, from the words of a command, with the operating point fixed.
+
+A subject is an expression over vectors, a vector's file, `prompt:TEXT`, a model's folder (a fold, a trained model, a
+merge), an adapter's folder, or a task vector's file.
+"""
+
+from __future__ import annotations
+
+import os.path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from merges.inputs import locations
+from steer.evaluation.arms.arm import Arm
+from vectors.errors import ArtifactError, SteerError, UsageError, collecting, raise_together
+from vectors.fit import recommended_strength
+from vectors.references import DEFAULT
+from vectors.resolve import Resolver, compose
+from vectors.steering import SteeringVector
+from vectors.task import TaskVector
+
+PROMPT = "prompt:"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A subject: its arm at the operating point, the arm's kind, and where strength and layers came from.
+
+    `kind` is composition, prompt, model, adapter or task-vector; `files` are the vector files behind names.
+    """
+
+    name: str
+    kind: str
+    arm: Arm
+    point: str
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+
+def subjects_of(
+    texts: Sequence[str],
+    vectors: Mapping[str, str | Path | SteeringVector] | None = None,
+    *,
+    strength: float | None = None,
+    allow_strength: bool = False,
+    resolvers: Sequence[Resolver] | None = None,
+) -> list[Subject]:
+    """The subjects that these words name. `strength` multiplies every expression, instead of what vectors recommend.
+
+    Raises one error with all problems: UsageError, ExpressionError, ArtifactError.
+    """
+    errors: list[SteerError] = []
+    subjects: list[Subject] = []
+    for text in texts:
+        with collecting(errors):
+            subjects.append(_subject(text, vectors or {}, strength, allow_strength, resolvers))
+    repeated = sorted({text for text in texts if texts.count(text) > 1})
+    if repeated:
+        errors.append(UsageError(f"the subject {repeated[0]} is given twice", "give each subject once"))
+    if not texts:
+        errors.append(UsageError("there is no subject", "steer eval warm.safetensors --pos P --neg N"))
+    raise_together(errors)
+    return subjects
+
+
+def base_reference(subjects: Sequence[Subject]) -> str:
+    """The model that the vectors of all subjects record as their base, by default the bundled one.
+
+    Raises UsageError where they record several.
+    """
+    names = {
+        f"{vector.base['name']}@{vector.base['revision']}" if "revision" in vector.base else str(vector.base["name"])
+        for subject in subjects
+        for vector in subject.arm.vectors.values()
+        if "name" in vector.base
+    }
+    if len(names) > 1:
+        raise UsageError(
+            f"the vectors belong to different models: {', '.join(sorted(names))}", "choose one: --model MODEL"
+        )
+    unnamed = [s.name for s in subjects if s.arm.vectors and not any("name" in v.base for v in s.arm.vectors.values())]
+    if not names and unnamed:
+        raise UsageError(f"{unnamed[0]} does not record the model it belongs to", "give it: --model FOLDER")
+    return names.pop() if names else DEFAULT
+
+
+def _subject(
+    text: str,
+    vectors: Mapping[str, str | Path | SteeringVector],
+    strength: float | None,
+    allow_strength: bool,
+    resolvers: Sequence[Resolver] | None,
+) -> Subject:
+    if text.startswith(PROMPT):
+        system = text.removeprefix(PROMPT).strip()
+        if not system:
+            raise UsageError(f"the prompt in {text!r} is empty", 'write prompt:"Answer warmly."')
+        return Subject(text, "prompt", Arm(text, system=system), "the prompt as it is given")
+    path = locations.path_of(text)
+    if locations.adapter(text) is not None:
+        return Subject(text, "adapter", Arm(text, model=text), "the adapter at weight 1")
+    if os.path.isdir(path):
+        return Subject(text, "model", Arm(text, model=text), "the weights as they are")
+    if os.path.isfile(path) and path.suffix == ".safetensors" and _is_task_vector(path):
+        return Subject(text, "task-vector", Arm(text, model=text), "the task vector at weight 1")
+    composition, bound = compose(text, vectors, allow_strength=True, resolvers=resolvers)
+    point = "the strengths of the expression"
+    terms = composition.terms
+    if strength is not None:
+        composition, point = composition.scaled(strength), f"--strength {strength:g}"
+    elif len(terms) == 1 and terms[0].operation == "add" and terms[0].value == 1:
+        recommended = recommended_strength(bound[terms[0].name])
+        if recommended is not None:
+            composition, point = composition.scaled(recommended), "layers and strength that the vector recommends"
+        else:
+            point = "strength 1, since the vector recommends none"
+    compose(str(composition), bound, allow_strength=allow_strength)  # refuses a strength beyond all bounds
+    files = {name: Path(value) for name, value in vectors.items() if name in bound and isinstance(value, str | Path)}
+    if os.path.isfile(path):
+        files[path.stem] = path
+    return Subject(text, "composition", Arm(text, composition=composition, vectors=bound), point, files)
+
+
+def _is_task_vector(path: Path) -> bool:
+    try:
+        TaskVector.open(path)
+    except (ArtifactError, OSError):
+        return False
+    return True

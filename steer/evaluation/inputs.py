@@ -1,0 +1,171 @@
+"""What an evaluation reads and checks before a model is loaded: all problems of all inputs at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from probes.data import overlap, prompts
+from probes.data.examples import Example
+from probes.data.reading import Contrast, read
+from probes.models.loading import OpenedModel, choose_device, choose_dtype, open_model
+from probes.models.residual import text_part
+from steer.evaluation.arms.controls import acting_layers
+from steer.evaluation.arms.subjects import Subject, base_reference, subjects_of
+from steer.evaluation.planning import contrast_of
+from steer.evaluation.request import CONTROL_NAMES, Request
+from steer.evaluation.suites.items import Choice, Item, Pair, Suite
+from steer.evaluation.suites.reading import Sources, read_suite
+from steer.evaluation.suites.sides import chosen
+from vectors import fit
+from vectors.errors import ArtifactError, ExampleError, SteerError, UsageError, collecting, guess, raise_together
+from vectors.registry.layers import spans
+from vectors.steering import SteeringVector
+from vectors.storage.folders import require_free_output
+
+NEUTRAL = 12  # built-in neutral prompts that are continued
+ANSWERED = 10  # prompts that are answered where the suite has none
+_QUOTED = re.compile(r'"([\s\S]+)"')
+
+
+class Inputs(NamedTuple):
+    """What was read: the suite and the items of both sides that count, the subjects, and what controls are made from.
+
+    `overlap` are sentences about test items that a vector was extracted from, which the request allows.
+    """
+
+    suite: Suite
+    test: list[Item]
+    dev: list[Item]
+    subjects: list[Subject]
+    reference: str
+    neutral: list[str]
+    prompts: list[str]
+    donor: tuple[str, SteeringVector] | None
+    shuffled_from: Contrast | None
+    shuffled_source: str
+    entangled: list[tuple[Suite, list[Item]]]
+    overlap: list[str]
+
+
+def read_inputs(request: Request) -> Inputs:
+    """Read and check everything that a request names. Raises one error with all problems."""
+    errors: list[SteerError] = []
+    suite, donor, extraction, reference = Suite("", ()), None, None, ""
+    subjects: list[Subject] = []
+    entangled: list[tuple[Suite, list[Item]]] = []
+    with collecting(errors):
+        choose_device(request.device)
+    with collecting(errors):
+        choose_dtype(request.dtype, torch.device("cpu"))
+    unknown = [name for name in request.control if name not in CONTROL_NAMES]
+    if unknown:
+        known = f"{', '.join(CONTROL_NAMES)}{guess(unknown[0], CONTROL_NAMES)}"
+        errors.append(UsageError([f"there is no control {name!r}" for name in unknown], f"controls are {known}"))
+    if request.prompt is not None and not request.prompt.strip():
+        errors.append(UsageError("--prompt is empty", 'give a text: --prompt "Answer warmly."'))
+    with collecting(errors):
+        suite = read_suite(
+            Sources(
+                suite=request.suite, pos=request.pos, neg=request.neg, pairs=request.pairs, choices=request.choices,
+                prompts=request.prompt_file, neutral=request.neutral,
+            ),
+            request.seed,
+        )  # fmt: skip
+    with collecting(errors):
+        subjects = subjects_of(
+            request.subjects, request.vectors, strength=request.strength, allow_strength=request.allow_strength
+        )
+        reference = request.model or base_reference(subjects)
+    if request.donor is not None:
+        with collecting(errors):
+            donor = (request.donor.stem, SteeringVector.load(request.donor))
+    if any((request.extraction_pos, request.extraction_neg, request.extraction_pairs)):
+        with collecting(errors):
+            extraction = read(request.extraction_pos, request.extraction_neg, request.extraction_pairs)
+    for path in request.entangled:
+        with collecting(errors):
+            other = read_suite(Sources(suite=path), request.seed)
+            entangled.append((other, chosen(other.of("test"), request.items, request.seed)))
+    if request.out is not None:
+        with collecting(errors):
+            require_free_output(request.out)
+    test = chosen(suite.of("test"), request.items, request.seed)
+    dev = chosen(suite.of("dev"), max(1, request.items // 2), request.seed)
+    if suite.items and not test:
+        errors.append(
+            ExampleError("all items are for development, so there is none for the test", "give more items, or --seed")
+        )
+    if donor is not None:
+        errors += _problems_of_donor(donor, subjects)
+    found = [sentence for subject in subjects for sentence in overlaps(subject, test)]
+    if found and not request.allow_overlap:
+        errors.append(
+            ExampleError(found, "give items that nothing was extracted from; --allow-overlap measures them anyway")
+        )
+    raise_together(errors)
+    source = "the examples of the extraction" if extraction is not None else "the development items"
+    neutral = [prompt.text for prompt in suite.neutral] or prompts.held_out()[:NEUTRAL]
+    answered = [prompt.text for prompt in suite.prompts] or neutral[:ANSWERED]
+    return Inputs(
+        suite, test, dev, subjects, reference, neutral, answered, donor, extraction or contrast_of(suite.of("dev")),
+        source, entangled, found,
+    )  # fmt: skip
+
+
+def open_fitting(inputs: Inputs, any_base: bool) -> OpenedModel:
+    """The base without its weights, which every vector fits. Raises ModelError, ArtifactError with all problems."""
+    opened = open_model(inputs.reference)
+    text = text_part(opened.config)
+    vectors = [pair for subject in inputs.subjects for pair in subject.arm.vectors.items()]
+    if inputs.donor is not None:
+        vectors.append(inputs.donor)
+    fit.require_fit(
+        vectors, hidden_size=int(text.hidden_size), layers=int(text.num_hidden_layers), base=opened.identity,
+        any_base=any_base,
+    )  # fmt: skip
+    return opened
+
+
+def overlaps(subject: Subject, items: Sequence[Item]) -> list[str]:
+    """A sentence for each vector of a subject that was extracted from some of these items, as far as it records."""
+    sentences = []
+    for name, vector in subject.arm.vectors.items():
+        data = vector.metadata.get("data")
+        seen = [item for item in items if overlap.recorded_examples(data, _examples(item))]
+        if seen:
+            sentences.append(
+                f"{len(seen)} of the {len(items)} test items are among the examples that {name} was extracted from "
+                f"(the first: {_shown(seen[0])!r})"
+            )
+    return sentences
+
+
+def _examples(item: Item) -> list[Example]:
+    """The examples that an item holds: of a choice also the statement that its question quotes."""
+    if isinstance(item, Pair):
+        return [item.positive, item.negative]
+    quoted = _QUOTED.search(item.question)
+    return [
+        *(Example(option, item.question) for option in item.options),
+        Example(item.question),
+        *([Example(quoted[1])] if quoted else []),
+    ]
+
+
+def _shown(item: Item) -> str:
+    text = item.question if isinstance(item, Choice) else item.positive.completion
+    return text.strip()[:60]
+
+
+def _problems_of_donor(donor: tuple[str, SteeringVector], subjects: Sequence[Subject]) -> list[SteerError]:
+    errors: list[SteerError] = []
+    for subject in subjects:
+        missing = [layer for layer in acting_layers(subject.arm) if layer not in donor[1].layers]
+        if missing:
+            problem = f"the donor {donor[0]} holds no layer {spans(missing)}, at which {subject.name} acts"
+            errors.append(ArtifactError(problem, f"it holds {spans(donor[1].layers)}; extract it at all layers"))
+    return errors

@@ -1,0 +1,175 @@
+"""What the figures say: for each subject and metric the verdict, the slopes, and the curve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from probes.statistics.paired import Difference, difference
+from probes.statistics.slopes import Slopes, distribution, slopes, spearman
+from probes.statistics.verdict import Outcome, Verdict, verdict
+from steer.evaluation.measuring.divergences import Divergence
+from steer.evaluation.planning import Plan
+from steer.evaluation.suites.items import Item, Pair, groups_of, is_grouped
+
+UNITS = {"margin": "nats per token", "log-odds": "nats"}
+
+
+class Metric(NamedTuple):
+    """One kind of figure: its name and unit, the columns of the items that have it, and their groups (or None)."""
+
+    name: str
+    unit: str
+    columns: list[int]
+    groups: list[str] | None
+
+
+class Point(NamedTuple):
+    """A point of the curve on development items: the factor, the dose, the change of the figure, the KL."""
+
+    factor: float
+    dose: float
+    change: Difference
+    divergence: Divergence
+
+
+class Judged(NamedTuple):
+    """A subject under one metric: its effect on test items, its verdict, and how single items answer to strength.
+
+    `slopes` are over the test items at -1, 0 and 1 times the strength, None without a negation. `in_template` is the
+    effect on test items whose group development items share, `out_of_template` on those of other groups.
+    """
+
+    metric: Metric
+    effect: Difference
+    verdict: Verdict
+    slopes: Slopes | None
+    curve: list[Point]
+    monotonicity: float | None  # Spearman's correlation of the curve's mean with strength
+    item_monotonicity: float | None  # the median over development items of the same
+    in_template: Difference | None
+    out_of_template: Difference | None
+
+
+def metrics_of(items: Sequence[Item]) -> list[Metric]:
+    """The metrics that these items have: `margin` of pairs, `log-odds` of choices."""
+    grouped, groups = is_grouped(items), groups_of(items)
+    metrics = []
+    for name, kind in (("margin", True), ("log-odds", False)):
+        columns = [index for index, item in enumerate(items) if isinstance(item, Pair) == kind]
+        if columns:
+            metrics.append(Metric(name, UNITS[name], columns, [groups[c] for c in columns] if grouped else None))
+    return metrics
+
+
+def judged(
+    plan: Plan,
+    metric: Metric,
+    figures: Mapping[str, Tensor],
+    dev_metric: Metric | None,
+    curve: Mapping[float, Tensor],
+    divergences: Mapping[float, Divergence],
+    dose: float,
+    seen_groups: frozenset[str],
+    seed: int,
+) -> Judged:
+    """Judge one subject under one metric.
+
+    `figures` are those of the test items [items] by arm's name, `curve` those of the development items by factor;
+    `seen_groups` are the groups of development items.
+    """
+
+    def of(name: str) -> Tensor:
+        return figures[name][metric.columns]
+
+    base, subject = of("base"), of(plan.subject.arm.name)
+    families = {name: torch.stack([of(arm.name) for arm in arms]) for name, arms in plan.controls.items()}
+    change = subject - base
+    negation = plan.controls.get("negation")
+    of_items = None
+    if negation:
+        of_items = distribution(
+            slopes([-1.0, 0.0, 1.0], torch.stack([of(negation[0].name), base, subject])), metric.groups
+        )
+    points, monotonicity, of_each = [], None, None
+    if curve and dev_metric is not None and len(dev_metric.columns) > 1:
+        measured = {factor: values[dev_metric.columns] for factor, values in curve.items()}
+        points = [
+            Point(f, abs(f) * dose, difference(v - measured[0.0], dev_metric.groups, seed=seed), divergences[f])
+            for f, v in measured.items()
+        ]
+        monotonicity = spearman(list(measured), torch.stack(list(measured.values())).mean(1))
+        columns = torch.stack(list(measured.values())).T
+        of_each = float(torch.tensor([spearman(list(measured), column) for column in columns]).median())
+    templates: list[Difference | None] = [None, None]
+    if metric.groups is not None:
+        for position, inside in enumerate((True, False)):
+            rows = [i for i, group in enumerate(metric.groups) if (group in seen_groups) == inside]
+            if rows:
+                templates[position] = difference(change[rows], [metric.groups[i] for i in rows], seed=seed)
+    return Judged(
+        metric, difference(change, metric.groups, seed=seed), verdict(subject, families, metric.groups, seed=seed),
+        of_items, points, monotonicity, of_each, *templates,
+    )  # fmt: skip
+
+
+def outcome_of(judgements: Sequence[Judged]) -> Outcome:
+    """The outcome over all metrics: it works if it works under each that has enough items, and one has."""
+    outcomes = {each.verdict.outcome for each in judgements} - {"too few items"}
+    if not outcomes:
+        return "too few items"
+    return "works" if outcomes == {"works"} else "does not work"
+
+
+def sentence(name: str, judgements: Sequence[Judged], divergence: Divergence) -> str:
+    """The verdict as one sentence with its figures."""
+    outcome = outcome_of(judgements)
+    head = {"works": "works", "does not work": "does not work", "too few items": "can't be judged"}[outcome]
+    parts = []
+    for each in judgements:
+        effect = each.effect
+        parts.append(
+            f"it moves the {each.metric.name} by {effect.mean:+.3f} {each.metric.unit} "
+            f"({effect.low:+.3f} to {effect.high:+.3f}) on {effect.items} test items, and {_reason(each.verdict)}; "
+            f"an effect of {effect.detectable:.3f} would be detected"
+        )
+    return f"{name} {head}: {'; '.join(parts)}. 95th percentile of the KL on neutral text: {divergence.p95:.3f} nats."
+
+
+def _reason(found: Verdict) -> str:
+    return found.reason.removeprefix("it ") if found.outcome != "too few items" else f"there are only {found.reason}"
+
+
+def value_of(each: Judged) -> dict[str, Any]:
+    """A judgement as JSON values."""
+    return {
+        "metric": each.metric.name,
+        "unit": each.metric.unit,
+        "items": each.effect.items,
+        "groups": None if each.metric.groups is None else len(set(each.metric.groups)),
+        "effect": each.effect._asdict(),
+        "outcome": each.verdict.outcome,
+        "reason": each.verdict.reason,
+        "against": [
+            {
+                "control": c.control, "draws": c.draws, "beaten": c.beaten, "p_holm": c.p_adjusted,
+                **c.difference._asdict(),
+            }
+            for c in each.verdict.against
+        ],
+        "slopes": each.slopes and each.slopes._asdict(),
+        "curve": [
+            {
+                "factor": p.factor, "dose": p.dose, "kl": p.divergence._asdict(), **p.change._asdict(),
+            }
+            for p in each.curve
+        ],
+        "curve_items": "development items: they choose nothing here, and are not those of the verdict",
+        "monotonicity": each.monotonicity,
+        "item_monotonicity": each.item_monotonicity,
+        "in_template": each.in_template and each.in_template._asdict(),
+        "out_of_template": each.out_of_template and each.out_of_template._asdict(),
+    }  # fmt: skip

@@ -1,0 +1,113 @@
+"""What every arm writes after the same prompts, greedily, and the side effects that show in its texts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from probes.generation import end_tokens, generate
+from probes.logits import completion_logits
+from probes.models.completions import Completion
+from probes.models.loading import LoadedModel, memory_reported
+from probes.models.residual import context_length
+from probes.models.tokens import rendered
+from probes.scores import Measured, likelihood
+from probes.scores.repetition import repetition
+from probes.strengths import with_system
+from steer.evaluation.arms.arm import Arm
+from steer.evaluation.measuring.figures import intervention
+from vectors.errors import UsageError
+from vectors.events import OnEvent, ignore
+
+MAX_TOKENS = 48
+
+
+class Generation(NamedTuple):
+    """One answer: its text, its ids, and why it ended (`stop` at an end token, else `length`)."""
+
+    prompt: str
+    text: str
+    ids: list[int]
+    finish: str
+
+
+class TextFigures(NamedTuple):
+    """Means over an arm's answers.
+
+    `perplexity` is that of the answers under the base without a system prompt; `repeated_4grams` the share of 4-grams
+    of tokens that occurred before in the answer, `distinct_2` the share of its different pairs of tokens; `length` the
+    tokens of an answer.
+    """
+
+    perplexity: float
+    repeated_4grams: float
+    distinct_2: float
+    length: float
+    answers: int
+
+
+def generate_arms(
+    loaded: LoadedModel, arms: Sequence[Arm], prompts: Sequence[str], *, max_tokens: int = MAX_TOKENS,
+    any_base: bool = False, on_event: OnEvent = ignore,
+) -> dict[str, list[Generation]]:  # fmt: skip
+    """The greedy answer of each arm to each prompt, by the name of the arm; `loaded` is the model of all these arms.
+
+    Raises UsageError for prompts beyond the context, and as `measure_arms` does.
+    """
+    tokenizer, limit = loaded.tokenizer, context_length(loaded.model.config)
+    ends = end_tokens(loaded.model, tokenizer)
+    answers = {}
+    for arm in arms:
+        ids = with_system(prompts, arm.system, tokenizer)
+        longest = max(map(len, ids))
+        if limit is not None and longest + max_tokens > limit:
+            raise UsageError(
+                f"the longest prompt has {longest} tokens; {max_tokens} more exceed the model's context of {limit}",
+                "shorten the prompts, or lower --max-tokens",
+            )
+        completions = generate(
+            loaded.model, tokenizer, ids, intervention(loaded, arm, any_base), max_tokens=max_tokens,
+            stage=f"writing answers: {arm.name}", on_event=on_event,
+        )  # fmt: skip
+        texts = tokenizer.batch_decode([list(c.completion_ids) for c in completions], skip_special_tokens=True)
+        answers[arm.name] = [
+            Generation(prompt, text.strip(), list(c.completion_ids), _finish(c, ends))
+            for prompt, text, c in zip(prompts, texts, completions, strict=True)
+        ]
+    return answers
+
+
+def text_figures(base: LoadedModel, answers: Mapping[str, Sequence[Generation]]) -> dict[str, TextFigures]:
+    """The side effects in the answers of each arm; `base` is the unsteered model, which judges how likely they are."""
+    figures = {}
+    for name, written in answers.items():
+        prompts = rendered([each.prompt for each in written], base.tokenizer)
+        nonempty = [Completion(p, each.ids) for p, each in zip(prompts, written, strict=True) if each.ids]
+        with memory_reported():
+            scores = [
+                likelihood.score(Measured(nonempty[index], logits))
+                for index, logits in completion_logits(base.model, nonempty)
+            ]
+        figures[name] = TextFigures(
+            math.exp(-_mean(scores)) if scores else math.nan,
+            _mean([repetition(each.ids) for each in written]),
+            _mean([distinct(each.ids) for each in written]),
+            _mean([len(each.ids) for each in written]),
+            len(written),
+        )
+    return figures
+
+
+def distinct(ids: Sequence[int], size: int = 2) -> float:
+    """The share of different n-grams among all of `size` ids (Li et al. 2016, distinct-2); 1 where there is none."""
+    grams = [tuple(ids[i : i + size]) for i in range(len(ids) - size + 1)]
+    return len(set(grams)) / len(grams) if grams else 1.0
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def _finish(completion: Completion, ends: set[Any]) -> str:
+    return "stop" if completion.completion_ids and completion.completion_ids[-1] in ends else "length"

@@ -1,0 +1,99 @@
+"""The request of an evaluation: its fields are the arguments of `steer.evaluate` and the options of `steer eval`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vectors.documents.numbers import number
+from vectors.errors import UsageError
+from vectors.registry.options import option
+
+CONTROL_NAMES = ("negation", "shuffled", "random", "random-kl", "orthogonal", "none")
+
+
+def factors(texts: str | tuple[str, ...]) -> tuple[float, ...]:
+    """The numbers of --curve, ascending, with 0 and 1. Raises UsageError with every malformed one."""
+    values, problems = {0.0, 1.0}, []
+    for part in ",".join((texts,) if isinstance(texts, str) else texts).split(","):
+        value = number(part.strip())
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e6:
+            values.add(float(value))
+        else:
+            problems.append(f"--curve: {part.strip()!r} is not a number")
+    if problems:
+        raise UsageError(problems, "write factors of the strength separated by commas: --curve -2,-1,0.5,2")
+    return tuple(sorted(values))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is evaluated, on what, against which controls."""
+
+    subjects: tuple[str, ...] = option(
+        (), help="A vector, an expression, prompt:TEXT, a model's or adapter's folder, or a task vector; several are "
+        "compared.", argument=True, metavar="SUBJECT...", complete="vectors",
+    )  # fmt: skip
+    suite: Path | None = option(None, help="A suite of items, as YAML or JSON.", group="Items")
+    pos: Path | None = option(None, help="Examples that show the behaviour, one JSON value per line.", group="Items")
+    neg: Path | None = option(None, help="Examples that show the opposite behaviour.", group="Items")
+    pairs: Path | None = option(None, help="One file that holds both classes.", group="Items")
+    choices: Path | None = option(
+        None, help="Multiple-choice questions in the yes/no persona format or the A/B format of CAA.", group="Items"
+    )
+    prompt_file: Path | None = option(
+        None, help="Prompts that every arm answers, one per line.", flag="--prompts", group="Items",
+        default_text="ten neutral ones",
+    )  # fmt: skip
+    neutral: Path | None = option(
+        None, help="Neutral prompts on which the KL to the unsteered model is measured.", group="Items",
+        default_text="built-in everyday prompts",
+    )  # fmt: skip
+    entangled: tuple[Path, ...] = option(
+        (), help="A suite of another behaviour, which should not change; may be given several times.", group="Items"
+    )
+    items: int = option(64, help="The most test items; half as many are for development.", low=2, group="Items")
+    allow_overlap: bool = option(
+        False, help="Allow test items that a vector was extracted from; the report says so.", group="Items"
+    )
+    strength: float | None = option(
+        None, help="The factor of every expression.", default_text="what a vector recommends, else 1"
+    )
+    curve: tuple[float, ...] = option(
+        (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0), help="The strengths of the curve on development items, as factors "
+        "of the strength.", parse=factors, metavar="FACTORS", default_text="-2,-1,-0.5,0,0.5,1,1.5,2",
+    )  # fmt: skip
+    control: tuple[str, ...] = option(
+        (), help="A control that the subject must beat; may be given several times.", choices=CONTROL_NAMES,
+        default_text="all that apply", group="Controls",
+    )  # fmt: skip
+    donor: Path | None = option(None, help="The vector of another behaviour, as a control.", group="Controls")
+    prompt: str | None = option(
+        None, help="A system prompt that asks for the behaviour: compared alone, and with the subject.",
+        metavar="TEXT", group="Controls",
+    )  # fmt: skip
+    draws: int = option(8, help="Random directions and shuffles of each kind.", low=3, high=100, group="Controls")
+    extraction_pos: Path | None = option(
+        None, help="The positive examples that the vector was extracted from, for shuffled labels.", group="Controls",
+        default_text="the development items",
+    )  # fmt: skip
+    extraction_neg: Path | None = option(None, help="The negative ones.", group="Controls")
+    extraction_pairs: Path | None = option(None, help="One file that holds both.", group="Controls")
+    max_tokens: int = option(48, help="The most tokens of an answer; 0 writes none.", low=0)
+    model: str | None = option(
+        None, help="The base: a folder, a hub id (org/name@revision), or the bundled smollm2.",
+        default_text="the model the vectors were made from", complete="models",
+    )  # fmt: skip
+    vectors: Mapping[str, Path] = option(
+        {}, help="The vector file for a name in an expression; may be given several times.", flag="--vector",
+        metavar="NAME=FILE", complete="vectors",
+    )  # fmt: skip
+    any_base: bool = option(False, help="Allow vectors of other models of the same size.")
+    allow_strength: bool = option(False, help="Allow strengths beyond twenty times the recommended one.")
+    out: Path | None = option(
+        None, help="A folder to write run.json, report.json, report.html and pictures to.", flag=("-o", "--out")
+    )
+    device: str = option("auto", help="The device to compute on: auto, cpu, cuda, cuda:N or mps.", group="Computing")
+    dtype: str = option("auto", help="The dtype to compute in: auto, float32, bfloat16 or float16.", group="Computing")
+    seed: int = option(0, help="The random seed.", group="Computing")

@@ -1,0 +1,237 @@
+"""Evaluations from end to end, on a model whose figures are known in closed form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pico
+import planted
+import pytest
+import torch
+
+from probes.data import overlap
+from probes.data.examples import Example
+from steer.evaluation.api import evaluate, references_of
+from steer.evaluation.evaluation import Evaluation
+from steer.evaluation.report import report
+from vectors.errors import ExampleError, SteerError, UsageError
+from vectors.storage.runs import read_json
+
+WARM, COLD = "kmpt", "bdfg"  # letters that a warm and a cold completion are made of
+
+
+def word(letters: str, number: int) -> str:
+    return "".join(letters[(number // 4**place) % 4] for place in range(5))
+
+
+def ids_of(letters: str) -> list[int]:
+    return [pico.tokenizer()(letter, add_special_tokens=False)["input_ids"][0] for letter in letters]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, a vector that works in it, one along nothing, and pairs of completions."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    model = planted.transparent_model()
+    model.save_pretrained(folder / "model")
+    pico.tokenizer().save_pretrained(folder / "model")
+    vector = planted.towards(model, ids_of(WARM), ids_of(COLD), length=1.0)
+    vector.save(folder / "warm.safetensors")
+    generator = torch.Generator().manual_seed(3)
+    other = {1: torch.randn(pico.HIDDEN, generator=generator)}
+    other[1] = other[1] / other[1].norm()
+    type(vector)(other, {"apply": [1]}).save(folder / "other.safetensors")
+    with (folder / "pairs.jsonl").open("w") as file:
+        for i in range(120):
+            pair = {"prompt": f"prompt {i}", "positive": word(WARM, 7 * i), "negative": word(COLD, 7 * i)}
+            file.write(json.dumps({**pair, "group": f"g{i % 12}"}) + "\n")
+    return folder
+
+
+def evaluated(folder: Path, *subjects: str, **options: Any) -> Evaluation:
+    settings: dict[str, Any] = {"model": str(folder / "model"), "max_tokens": 4, "draws": 4, "curve": (-1.0, 0.0, 1.0)}
+    if not {"pairs", "suite"} & set(options):
+        settings["pairs"] = folder / "pairs.jsonl"
+    return evaluate(*subjects, **(settings | options))
+
+
+@pytest.fixture(scope="module")
+def both(folder: Path) -> Evaluation:
+    return evaluated(folder, str(folder / "warm.safetensors"), str(folder / "other.safetensors"), prompt="Be kind.")
+
+
+def test_a_planted_direction_works_and_one_along_nothing_does_not(both: Evaluation) -> None:
+    warm, other = both.subjects
+    assert warm.outcome == "works", warm.sentence
+    assert other.outcome == "does not work", other.sentence
+    assert "works: it moves the margin by" in warm.sentence
+    assert warm.judged[0].slopes is not None
+    assert warm.judged[0].slopes.anti_steered < 0.1
+
+
+def test_effect_and_slope_are_those_of_the_closed_form(both: Evaluation) -> None:
+    subject = both.subjects[0].plan.subject.arm
+    direction = next(iter(subject.vectors.values())).layers[1]
+    from steer.evaluation.measuring.rendering import rendered_items
+
+    model, figures = both.model.model, {}
+    for strength in (-1.0, 0.0, 1.0):
+        figures[strength] = torch.tensor(
+            [
+                item.figure([
+                    planted.log_likelihood(model, list(c.prompt_ids), list(c.completion_ids), direction, strength)
+                    for c in item.completions
+                ])
+                for item in rendered_items(both.inputs.test, both.model.tokenizer, None)
+            ]
+        )  # fmt: skip
+    judged = both.subjects[0].judged[0]
+    assert judged.effect.mean == pytest.approx(float((figures[1.0] - figures[0.0]).mean()), abs=1e-5)
+    assert judged.slopes is not None
+    assert judged.slopes.mean == pytest.approx(float((figures[1.0] - figures[-1.0]).mean()) / 2, abs=1e-5)
+
+
+def test_the_verdict_is_against_every_family_of_controls(both: Evaluation) -> None:
+    compared = {each.control: each.draws for each in both.subjects[0].judged[0].verdict.against}
+    assert compared == {"base": 1, "negation": 1, "shuffled": 4, "random": 4, "random-kl": 4, "orthogonal": 4}
+    subject = both.subjects[0].plan.subject.arm.name
+    for family in ("random-kl",):
+        for arm in both.subjects[0].plan.controls[family]:
+            assert both.divergences[arm.name].p95 == pytest.approx(both.divergences[subject].p95, rel=0.15)
+
+
+def test_the_report_is_json_and_names_what_it_measured(both: Evaluation) -> None:
+    value = json.loads(json.dumps(report(both), allow_nan=False))
+    assert {arm["family"] for arm in value["arms"]} >= {"base", "subject", "prompt", "prompt + subject", "random"}
+    assert set(value["examples"][0]["answers"]) >= {"base", "prompt: Be kind.", both.subjects[0].plan.subject.name}
+    metric = value["subjects"][0]["metrics"][0]
+    assert [point["factor"] for point in metric["curve"]] == [-1, 0, 1]
+    assert metric["groups"] == 12
+    assert metric["out_of_template"]["items"] > 0
+    assert value["subjects"][0]["operating_point"]["dose"] > 0
+
+
+def test_the_items_of_development_do_not_enter_the_figures_of_the_test(folder: Path) -> None:
+    """With the classes of all development items exchanged, the test figures of what no items made are the same."""
+    lines = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    plain = evaluated(folder, str(folder / "warm.safetensors"), control=("random", "negation"), max_tokens=0)
+    dev = {item.positive.context for item in plain.inputs.suite.of("dev")}  # type: ignore[union-attr]
+    for line in lines:
+        if line["prompt"] in dev:
+            line["positive"], line["negative"] = line["negative"], line["positive"]
+    path = folder / "exchanged.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    changed = evaluated(
+        folder, str(folder / "warm.safetensors"), control=("random", "negation"), max_tokens=0, pairs=path
+    )
+    assert torch.equal(plain.figures, changed.figures)
+    assert plain.subjects[0].judged[0].verdict == changed.subjects[0].judged[0].verdict
+    assert plain.subjects[0].judged[0].curve != changed.subjects[0].judged[0].curve
+
+
+def test_the_order_of_the_items_changes_nothing(folder: Path) -> None:
+    path = folder / "backwards.jsonl"
+    path.write_text("\n".join((folder / "pairs.jsonl").read_text().splitlines()[::-1]))
+    options = {"control": ("random",), "max_tokens": 0}
+    first = evaluated(folder, str(folder / "warm.safetensors"), **options).subjects[0].judged[0]
+    second = evaluated(folder, str(folder / "warm.safetensors"), pairs=path, **options).subjects[0].judged[0]
+    assert second.effect.mean == pytest.approx(first.effect.mean, abs=1e-6)
+    assert second.effect.low == pytest.approx(first.effect.low, abs=1e-6)
+    assert second.verdict.outcome == first.verdict.outcome
+
+
+def test_prompts_models_and_weak_strengths_are_subjects_too(folder: Path) -> None:
+    found = evaluated(folder, "prompt:Be kind.", str(folder / "model"), control=("negation",))
+    prompt, model = found.subjects
+    assert model.judged[0].effect.mean == pytest.approx(0, abs=1e-6)
+    assert model.outcome == "does not work"
+    assert prompt.plan.controls.keys() == {"base"}
+    assert any("is no vector" in note for note in prompt.plan.notes)
+
+
+def test_under_thirty_items_there_is_no_verdict(folder: Path) -> None:
+    found = evaluated(folder, str(folder / "warm.safetensors"), items=20, control=("random",), max_tokens=0)
+    assert found.subjects[0].outcome == "too few items"
+    assert "can't be judged" in found.subjects[0].sentence
+
+
+def test_items_of_the_extraction_are_refused_and_allowed_items_are_reported(folder: Path) -> None:
+    from vectors.steering import SteeringVector
+
+    vector = SteeringVector.load(folder / "warm.safetensors")
+    used = [Example(word(WARM, 7 * i), f"prompt {i}") for i in range(120)]
+    data = overlap.record(used)
+    SteeringVector(vector.layers, {"apply": [1], "data": data}).save(folder / "used.safetensors")
+    subject = str(folder / "used.safetensors")
+    with pytest.raises(ExampleError, match="of the 64 test items are among the examples that used was extracted from"):
+        evaluated(folder, subject)
+    found = evaluated(folder, subject, allow_overlap=True, control=("negation",), max_tokens=0)
+    assert "overlap" in json.dumps(report(found)["notes"])
+    assert report(found)["overlap"]
+
+
+def test_all_problems_are_named_before_a_model_is_loaded(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "suite.yaml").write_text("itmes: []")
+    with pytest.raises(SteerError) as caught:
+        evaluated(
+            folder, "nothing", suite=tmp_path / "suite.yaml", donor=tmp_path / "absent.safetensors", device="quantum",
+            model="nowhere", prompt=" ", extraction_pos=tmp_path / "absent.jsonl",
+        )  # fmt: skip
+    text = "\n".join(caught.value.problems)
+    for wanted in ("itmes", "'nothing'", "absent.safetensors", "quantum", "--prompt is empty", "--neg is missing"):
+        assert wanted in text
+    with pytest.raises(UsageError, match="--control is 'randm'"):
+        evaluated(folder, str(folder / "warm.safetensors"), control=("randm",))
+    with pytest.raises(TypeError, match="did you mean pairs"):
+        evaluate("warm", pair="x")
+
+
+def test_the_folder_holds_the_record_the_report_and_a_page_and_the_vector_refers_to_it(
+    folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    file = tmp_path / "warm.safetensors"
+    file.write_bytes((folder / "warm.safetensors").read_bytes())
+    found = evaluated(folder, str(file), out=out, prompt="Be <b>kind</b>.", entangled=(_suite(folder),))
+    assert {path.name for path in out.iterdir()} >= {"run.json", "report.json", "report.html"}
+    page = (out / "report.html").read_text()
+    assert "<b>kind</b>" not in page
+    assert "&lt;b&gt;kind&lt;/b&gt;" in page
+    assert "works" in page
+    assert not {"<script", "<img", "<link", "src=", "@import"} & set(page.split())
+    _, record = read_json(out)
+    assert record["command"] == "eval"
+    assert record["outputs"]["report.json"].startswith("sha256:")
+    (reference,) = references_of(file)
+    assert reference["report"] == record["outputs"]["report.json"]
+    assert reference["vector"] == next(iter(found.subjects[0].plan.subject.arm.vectors.values())).digest
+    assert found.subjects[0].entanglement == pytest.approx(abs(found.subjects[0].entangled[0].change.mean))
+
+
+def _suite(folder: Path) -> Path:
+    path = folder / "other.yaml"
+    path.write_text("name: other\nfiles: {pairs: pairs.jsonl}\n")
+    return path
+
+
+def test_the_command_prints_a_verdict_and_the_same_in_json(
+    folder: Path, steer: Callable[..., tuple[int, str, str]]
+) -> None:
+    arguments = [
+        "eval", folder / "warm.safetensors", "--pairs", folder / "pairs.jsonl", "--model", folder / "model",
+        "--control", "negation", "--max-tokens", 3, "--curve", "-1,1",
+    ]  # fmt: skip
+    code, out, err = steer(*arguments)
+    assert code == 0, err
+    assert "works: it moves the margin by +" in out
+    assert "KL p95" in out
+    code, out, _ = steer(*arguments, "--json")
+    value = json.loads(out)
+    assert value["subjects"][0]["outcome"] == "works"
+    assert value["command"].startswith("steer eval ")
+    code, out, err = steer("eval", folder / "warm.safetensors")
+    assert code == 2
+    assert "nothing to evaluate on" in err
