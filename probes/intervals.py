@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -83,30 +81,3 @@ def provable(positive: int, negative: int) -> tuple[float, float]:
     """
     greatest = ((1 - CONFIDENCE) / 2) ** (1 / min(positive, negative))
     return 1 - greatest, greatest
-
-
-def wilson(successes: int, count: int) -> tuple[float, float]:
-    """The 95 % score interval of a rate of `successes` in `count` trials (Wilson 1927); not of zero width at 0 or 1."""
-    z = 1.959963984540054  # the normal quantile at 0.975
-    share, spread = successes / count, z * z / count
-    centre = (share + spread / 2) / (1 + spread)
-    half = z * ((share * (1 - share) + spread / 4) / count) ** 0.5 / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def bootstrap_mean(values: Sequence[float], groups: Sequence[str] = (), seed: int = 0) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval of a mean (Efron 1981).
-
-    With `groups`, an entry for each value, whole groups are drawn: values of one group are not independent.
-    """
-    names = groups or [str(i) for i in range(len(values))]
-    index = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    rows = torch.tensor([index[name] for name in names])
-    sums = torch.zeros(len(index), dtype=torch.float64).index_add_(0, rows, torch.tensor(values, dtype=torch.float64))
-    sizes = torch.bincount(rows, minlength=len(index)).double()
-    generator = torch.Generator().manual_seed(child_seed(seed, "bootstrap of a mean"))
-    drawn = torch.randint(len(index), (RESAMPLES, len(index)), generator=generator)
-    means = sums[drawn].sum(1) / sizes[drawn].sum(1)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return low, high

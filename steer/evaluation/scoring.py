@@ -6,19 +6,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from probes.intervals import bootstrap_mean
+import torch
+
+from probes.statistics import paired
 from steer.evaluation.judging.agreement import Agreement, Labels, agreement
 from steer.evaluation.judging.pairs import Preference
 from steer.evaluation.scorers import ConfiguredScorer, GeneratedText, Rate, Resources, Scored, rate, scorer
 from steer.evaluation.scorers import judge as judge_scorer
-
-
-class Difference(NamedTuple):
-    """The mean of an arm's scores less the base's on the prompts where both have one, with its 95 % interval."""
-
-    mean: float
-    interval: tuple[float, float]
-    pairs: int
 
 
 class Preferred(NamedTuple):
@@ -42,7 +36,7 @@ class ScoredArm(NamedTuple):
 
     scored: list[Scored]
     rate: Rate
-    difference: Difference | None
+    difference: paired.Difference | None
     preferred: Preferred | None
 
     def value(self) -> dict[str, Any]:
@@ -123,7 +117,7 @@ def score_arms(
 
 def difference(
     scored: Sequence[Scored], base: Sequence[Scored], groups: Sequence[str] = (), seed: int = 0
-) -> Difference | None:
+) -> paired.Difference | None:
     """The paired difference of two arms' scores; None where no prompt has a score in both."""
     pairs = [
         (index, one.value - other.value)
@@ -132,9 +126,8 @@ def difference(
     ]
     if not pairs:
         return None
-    values = [value for _, value in pairs]
-    chosen = [groups[index] for index, _ in pairs] if groups else []
-    return Difference(sum(values) / len(values), bootstrap_mean(values, chosen, seed), len(values))
+    chosen = [groups[index] for index, _ in pairs] if groups else None
+    return paired.difference(torch.tensor([value for _, value in pairs]), chosen, seed=seed)
 
 
 def preferred(preferences: Sequence[Preference], groups: Sequence[str] = (), seed: int = 0) -> Preferred:

@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from probes.intervals import bootstrap_mean, wilson
 from steer.evaluation.scorers._protocol import GeneratedText, Resources, Scored, Scorer
 from vectors.documents.schema import excerpt
 from vectors.errors import SteerError, UsageError, guess
@@ -159,17 +158,23 @@ class Rate(NamedTuple):
 
 
 def rate(scored: Sequence[Scored], groups: Sequence[str] = (), seed: int = 0) -> Rate:
-    """The rate of scores that are 0 or 1 (Wilson's interval), or else their mean (bootstrap over texts).
+    """The rate of scores that are 0 or 1, with Wilson's interval, or else their mean, with that of the bootstrap.
 
-    `groups` has an entry for each text, where texts share a template: then groups are resampled, not texts.
+    `groups` has an entry for each text, where texts share a template and so count as fewer.
     """
     present = [i for i, each in enumerate(scored) if each.value is not None]
     values = [float(scored[i].value or 0.0) for i in present]
     missing = dict(Counter(each.reason for each in scored if each.value is None))
     if not values:
         return Rate(None, None, 0, missing)
-    if not groups and set(values) <= {0.0, 1.0}:
-        interval = wilson(sum(map(int, values)), len(values))
+    import torch  # imported here, since the command line lists the scorers
+
+    from probes.statistics.paired import difference
+    from probes.statistics.slopes import proportion
+
+    chosen = [groups[i] for i in present] if groups else None
+    if set(values) <= {0.0, 1.0}:
+        mean, low, high = proportion(torch.tensor(values), chosen)
     else:
-        interval = bootstrap_mean(values, [groups[i] for i in present] if groups else (), seed)
-    return Rate(sum(values) / len(values), interval, len(values), missing)
+        mean, low, high = difference(torch.tensor(values), chosen, seed=seed)[:3]
+    return Rate(mean, (low, high), len(values), missing)

@@ -31,8 +31,8 @@ def test_rates_and_the_paired_difference_from_the_base_are_those_that_were_plant
     assert report.arms["subject"].rate.mean == 0.75
     gain = report.arms["subject"].difference
     assert gain is not None
-    assert (gain.mean, gain.pairs) == (0.5, 20)
-    assert gain.interval[0] < 0.5 < gain.interval[1]
+    assert (gain.mean, gain.items) == (0.5, 20)
+    assert gain.low < 0.5 < gain.high
     assert report.arms["base"].difference is None
     assert report.validity == "regex not validated: no hand labels (--labels FILE)"
     json.dumps(report.value(), allow_nan=False)
@@ -96,7 +96,7 @@ def test_a_difference_is_taken_over_the_prompts_that_have_a_score_in_both_arms(t
         (report,) = score_arms(TEXTS, [settings(server.url, tmp_path)], Resources())
     gain = report.arms["subject"].difference
     assert gain is not None
-    assert gain.pairs == 19
+    assert gain.items == 19
     assert report.arms["subject"].rate.missing == {"the judge gave no rating": 1}
 
 

@@ -1,0 +1,1 @@
+"""Evaluations for other tools: logs that Inspect reads, and steering files of lm-evaluation-harness."""
