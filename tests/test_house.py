@@ -20,7 +20,7 @@ PACKAGES = {"vectors": 0, "probes": 1, "merges": 1, "steer": 2}
 # Within a package: the rooms from the lowest to the highest. A room imports only those before it.
 ROOMS = {
     "vectors": ["documents", "storage", "registry", "formats"],
-    "probes": ["data", "models", "capture", "directions", "readouts"],
+    "probes": ["data", "models", "capture", "directions", "readouts", "internals"],
     "merges": ["engine", "methods", "inputs", "recipes", "outputs"],
     "steer": ["reports", "folding", "training", "evaluation", "experiments", "serving", "doctor", "cli"],
     "steer/serving": ["engine", "http"],

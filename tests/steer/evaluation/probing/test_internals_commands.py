@@ -1,0 +1,84 @@
+"""`steer probe saturation`, `state` and `attribute` on model folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pico
+import pytest
+import torch
+from planted_texts import DISTANCE, direction
+
+from steer.cli import run
+from vectors.steering import SteeringVector
+
+
+def changed(folder: Path, name: str, part: str) -> Path:
+    """A pico model in which the weights whose name holds `part` are zero."""
+    model = pico.build(name)
+    with torch.no_grad():
+        for each, parameter in model.named_parameters():
+            if part in each:
+                parameter.zero_()
+    model.save_pretrained(folder)
+    pico.tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_saturation_before_and_after_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = pico.save(tmp_path / "before")
+    after = changed(tmp_path / "after", "llama", "layers.3.self_attn.q_proj")
+    arguments = ["probe", "saturation", str(before), "--against", str(after), "-t", "some text", "-t", "another one"]
+    assert run(arguments) == 0
+    assert "of 16 heads changed their entropy" in capsys.readouterr().out
+    assert run([*arguments, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert len(report["heads"]) == 16
+    assert all(each["entropy"] == 1.0 for each in report["against"] if each["layer"] == 3)
+    assert {each["layer"] for each in report["changes"]["entropy"][:4]} == {3}
+    other = pico.save(tmp_path / "other", num_hidden_layers=2)
+    assert run(["probe", "saturation", str(before), "--against", str(other), "-t", "some text"]) == 1
+    assert "different layers or heads" in capsys.readouterr().err
+
+
+def test_the_state_of_a_model_that_did_not_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = pico.save(tmp_path / "lfm2", "lfm2")
+    SteeringVector({0: torch.ones(pico.HIDDEN)}).save(tmp_path / "v.safetensors")
+    arguments = ["probe", "state", str(folder), str(folder), "--vector", str(tmp_path / "v.safetensors"), "-p", "Hi"]
+    assert run(arguments) == 1
+    assert "give two contexts or more" in capsys.readouterr().err
+    assert run([*arguments, "-p", "How are you?", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [(each["layer"], each["kind"], each["movement"]) for each in report["states"]] == [(2, "convolution", 0.0)]
+    assert run([*arguments, "-p", "How are you?"]) == 0
+    assert "+0.000 to +0.000" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_blocks_that_add_nothing_carry_nothing_of_an_effect(
+    planted_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformer_lens", reason="the extra `lens` is not installed")
+    SteeringVector({1: DISTANCE * direction()}).save(tmp_path / "v.safetensors")
+    arguments = ["probe", "attribute", str(tmp_path / "v.safetensors"), "-t", "ab warm", "--model", str(planted_model)]
+    assert run([*arguments, "--strength", "0.5", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["total"] == pytest.approx(DISTANCE / 2)
+    first, *others = report["components"]
+    assert (first["name"], first["contribution"]) == ("vector 1", pytest.approx(DISTANCE / 2))
+    assert all(each["contribution"] == 0 for each in others)
+
+
+def test_attribution_without_transformer_lens_says_what_to_install(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "transformer_lens" else find(name)
+    )
+    SteeringVector({1: torch.ones(4)}).save(tmp_path / "v.safetensors")
+    assert run(["probe", "attribute", str(tmp_path / "v.safetensors"), "-t", "a"]) == 2
+    assert "pip install 'steer-workbench[lens]'" in capsys.readouterr().err
