@@ -32,6 +32,9 @@ from merges.recipes.document import draft
 from merges.recipes.plan import plan
 from merges.recipes.recipe import Part, Recipe
 from probes.data.reading import read, read_prompts
+from steer.experiments import document as experiments
+from steer.experiments import feedback
+from steer.experiments.specification import Arm, Experiment, Metric
 from steer.serving import settings
 from vectors.artifact import encode
 from vectors.errors import SteerError
@@ -52,6 +55,17 @@ class Document(NamedTuple):
 
 
 EXAMPLES = int(os.environ.get("STEER_MUTATIONS", 20))  # of each document
+EXPERIMENT = {
+    "name": "tone", "salt": "s", "unit": {"header": "X-Session"}, "coverage": "50%", "ramp": ["1%", 0.05],
+    "arms": {"control": {"weight": 0.5}, "warm": {"system": "Be warm.", "weight": "50%"}}, "store_texts": True,
+    "metric": {"name": "thumbs", "smallest_effect": 0.1}, "secondary": [{"name": "polite", "kind": "number", "low": 0}],
+    "judges": [{"name": "polite", "url": "http://x/v1", "model": "m", "instruction": "?", "sample_rate": 0.1}],
+    "guardrails": {"error_rate": 0.1}, "namespace": {"name": "chat", "range": [0, 0.5]}, "on_breach": "warn",
+}  # fmt: skip
+FEEDBACK = {
+    "response_id": "r", "metric": "thumbs", "value": True, "comment": "good", "idempotency_key": "k",
+    "prompt": [{"role": "user", "content": "x"}], "demonstration": "better",
+}  # fmt: skip
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6)
     | st.sampled_from([10**400, -1, 2**63, 1e308, "\0", "\ud800", "../x", "*", "a" * 300, "[", "nan", "1e999", "-"])
@@ -207,8 +221,19 @@ EXAMPLE_LINES = [
 ]  # fmt: skip
 
 
+def feedback_row(body: Any) -> Any:
+    """The row of the log that feedback becomes, where it is not refused."""
+    metric = Metric("thumbs")
+    if feedback.problems_of(body, {"thumbs": metric}):
+        return None
+    arms = (Arm("control", 1.0),)
+    experiment = Experiment("tone", arms, metric, "salt")
+    return feedback.row_of(body, experiment, conversation=None, version=None, mark="")
+
+
 def _documents(folder: Path) -> dict[str, Document]:
     """All documents, with what belongs to them in the current folder."""
+    received: list[Any] = []
     small = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
     for name, seed in (("base", 0), ("tuned", 1), ("other", 2)):
         model = pico.build("llama", seed=seed, dtype=torch.bfloat16, **(small | {"num_key_value_heads": 1}))
@@ -252,6 +277,9 @@ def _documents(folder: Path) -> dict[str, Document]:
         ),
         "adapter_config.json": _json(Path("lora/adapter_config.json"), ADAPTER, merges("lora", base="base")),
         "settings": _json(Path("s.yaml"), served, lambda: settings.read(Path("s.yaml"))),
+        "experiment": _json(Path("tone.yaml"), EXPERIMENT, lambda: experiments.read(Path("tone.yaml")),
+                            lambda: experiments.address("tone.yaml")),
+        "feedback": Document(FEEDBACK, received.append, (lambda: feedback_row(received[-1]),)),
         "modules.json": _json(
             other / "modules.json", [{"idx": 0, "name": "0", "path": "", "type": "t"}, {"path": "1_Pooling"}],
             lambda: companions(other),
@@ -278,7 +306,8 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 NAMES = (
-    "steering vector", "task vector", "recipe", "mergekit", "record", "adapter_config.json", "settings",
+    "steering vector", "task vector", "recipe", "mergekit", "record", "adapter_config.json", "settings", "experiment",
+    "feedback",
     "modules.json", "examples", "config.json", "model.safetensors.index.json", "tokenizer_config.json",
     "tokenizer.json",
 )  # fmt: skip

@@ -1,6 +1,9 @@
 """An experiment while a server runs it: assignments, exposures, guardrails, stages.
 
-live            the running experiment, as the front end of the server uses it
-conversations   the arms of conversations that have begun        measures     what is computed of an answer's text
-guardrails      whether arms are surely worse than the control, or surely not
+    live            the running experiment, as the front end of the server uses it
+    conversations   the arms of conversations that have begun        measures     what is computed of an answer's text
+    guardrails      whether arms are surely worse than the control, or surely not
+    judges          models that judge sampled answers
+
+Only `live` knows the others.
 """

@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from steer.experiments.assignment import ASSIGNED, Decision, Identity, assign, hashed
 from steer.experiments.running.conversations import Begun, Conversations
 from steer.experiments.running.guardrails import Guard, described
+from steer.experiments.running.judges import Judging
 from steer.experiments.specification import Arm, Experiment
 from steer.experiments.storage import state
 from steer.experiments.storage.database import open_log
@@ -44,6 +45,7 @@ class Live:
         self.version = state.register(engine, experiment)
         recover(engine, folder)
         self.writer = Writer(engine, folder)
+        self.judging = Judging(experiment, self.writer) if experiment.judges else None
         self.conversations = Conversations()
         self.conversations.restore(engine, experiment.name)
         self.lock = threading.Lock()  # of the state and the guard
@@ -103,8 +105,11 @@ class Live:
         self.conversations.put(conversation, kept)
         return decision(arm, reason, reason == ASSIGNED and not ramping)
 
-    def record(self, decision: Decision, measured: Mapping[str, Any]) -> bool:
-        """Record an answer; whether the row is on disk. `measured` are the columns that `decide` does not know."""
+    def record(self, decision: Decision, measured: Mapping[str, Any], texts: tuple[str, str] = ("", "")) -> bool:
+        """Record an answer; whether the row is on disk. `measured` are the columns that `decide` does not know.
+
+        `texts` are the prompt and the answer, for judges.
+        """
         row = {
             "id": uuid.uuid4().hex,
             "experiment": self.experiment.name,
@@ -121,6 +126,8 @@ class Live:
         }
         if row.get("response"):
             self.conversations.answered(row["response"], decision.conversation, decision.version)
+            if self.judging is not None and row["status"] == 200 and decision.reason == ASSIGNED:
+                self.judging.offer(row["response"], decision.version, *texts)
         on_disk = self.writer.add("exposures", row)
         if decision.reason == ASSIGNED:
             with self.lock:
@@ -153,12 +160,14 @@ class Live:
         self.ending.set()
         if self.thread is not None:
             self.thread.join(2 * POLL + 5)
+        if self.judging is not None:
+            self.judging.end()
         self.writer.close()
         self.engine.dispose()
 
     def summary(self) -> dict[str, Any]:
         """The state of the experiment and of its log, as JSON values; no units, and no texts."""
-        log = self.writer.state()
+        log, judging = self.writer.state(), self.judging
         with self.lock:
             answers = {name: arm.answers for name, arm in self.guard.arms.items()}
             now = self.state
@@ -172,6 +181,7 @@ class Live:
             "answers": answers,
             "log": {"waiting": log.waiting, "dropped": log.dropped, "away": log.away or None},
             "weight_version": self.weight_version,
+            "judges": None if judging is None else {"skipped": judging.skipped, "failed": judging.failed},
         }
 
     def _follow(self) -> None:

@@ -187,7 +187,9 @@ class MeasuredAnswer:
         if self.recorded:
             return
         self.recorded = True
-        self.exposed.live.record(self.exposed.decision, self.measured())
+        prompt = json.dumps(self.exposed.prompt, ensure_ascii=False) if self.exposed.live.experiment.judges else ""
+        texts = prompt, "".join(self.texts)[:LONGEST_TEXT]
+        self.exposed.live.record(self.exposed.decision, self.measured(), texts)
         exposure_metrics.recorded(self.exposed)
         annotate(self.exposed, self.scope, self.at)
 

@@ -1,0 +1,121 @@
+"""What the log of an experiment costs: requests per second with it and without it, on one running server, in turns.
+
+    .venv/bin/python tests/bench/ab_logging.py [--rounds 12] [--requests 500] [--tokens 16] [--json FILE]
+
+`steer serve` runs an experiment whose arms all are the control, so that requests to the experiment and to the model do
+the same work but for assignment, measuring, journal and log. A round sends the same prompts to both, 32 at a time, in
+an order drawn anew; the ratio is taken within the round. Printed is the geometric mean of the ratios with a 95 %
+interval (bootstrap over rounds), and the processor time of the API server per request. The model is a pico model, on
+which everything beside the model weighs most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+for folder in ("", "steer/serving/http"):
+    sys.path.insert(0, str(Path(__file__).parent.parent / folder))
+
+from serve_process import Serving  # noqa: E402
+from serving import interval  # noqa: E402
+
+AT_ONCE = 32
+EXPERIMENT = {
+    "name": "tone", "salt": "tone-salt", "unit": "user", "metric": {"name": "thumbs"},
+    "arms": {"control": {"weight": 1.0}, "warm": {"steer": "warm", "weight": 0.0}},
+}  # fmt: skip
+
+
+async def send(port: int, model: str, prompts: list[str], tokens: int, key: str) -> float:
+    """The seconds that all requests take together."""
+    import httpx
+
+    gate = asyncio.Semaphore(AT_ONCE)
+    async with httpx.AsyncClient(timeout=300, headers={"Authorization": f"Bearer {key}"}) as client:
+
+        async def one(number: int, prompt: str) -> None:
+            messages = [{"role": "user", "content": prompt}]
+            body = {
+                "model": model,
+                "messages": messages,
+                "max_tokens": tokens,
+                "user": f"u{number}",
+                "ignore_eos": True,
+            }
+            async with gate:
+                answer = await client.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body)
+                answer.raise_for_status()
+
+        began = time.monotonic()
+        await asyncio.gather(*(one(number, prompt) for number, prompt in enumerate(prompts)))
+        return time.monotonic() - began
+
+
+def processor(server: Serving) -> float:
+    """The processor seconds of the API server so far."""
+    found = subprocess.run(
+        ["ps", "--ppid", str(server.process.pid), "-o", "pid="], capture_output=True, text=True, check=True
+    )
+    fields = Path(f"/proc/{found.stdout.split()[0]}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--requests", type=int, default=500)
+    parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    chosen = random.Random(0)
+    ratios: list[float] = []
+    spent = {"pico": 0.0, "tone": 0.0}
+    seconds: dict[str, list[float]] = {"pico": [], "tone": []}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "tone.yaml").write_text(json.dumps(EXPERIMENT))
+        server = Serving(folder, "--max-num-seqs", str(AT_ONCE), experiments=["tone.yaml"])
+        try:
+            server.wait()
+            for number in range(options.rounds + 1):
+                prompts = [f"{number} {i} {chosen.random()}" for i in range(options.requests)]
+                order = ["pico", "tone"]
+                chosen.shuffle(order)
+                taken = {}
+                for model in order:
+                    before = processor(server)
+                    taken[model] = asyncio.run(send(server.port, model, prompts, options.tokens, "none"))
+                    if number:
+                        spent[model] += processor(server) - before
+                if number:  # the first round warms up
+                    ratios.append(taken["pico"] / taken["tone"])
+                    for model, value in taken.items():
+                        seconds[model].append(value)
+            state: Any = server.call("GET", "/steer/experiments")[2]["experiments"]["tone"]["log"]
+        finally:
+            server.close()
+    mean, low, high = interval(ratios)
+    requests = options.rounds * options.requests
+    report = {
+        "throughput_on_over_off": mean, "low": low, "high": high, "rounds": options.rounds, "ratios": ratios,
+        "requests_per_second": {model: requests / sum(values) for model, values in seconds.items()},
+        "processor_ms_per_request": {model: 1000 * value / requests for model, value in spent.items()},
+        "log": state,
+    }  # fmt: skip
+    print(json.dumps(report, indent=2))
+    if options.json:
+        options.json.write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
