@@ -30,7 +30,7 @@ from probes.models.loading import memory_reported
 from probes.steered import LayerTerm, Steering, block_hook, require_fit, resolved, terms_by_layer
 from vectors.steering import SteeringVector
 
-VALUES = 2**24  # logits at a time, of one kind: 64 MiB in float32
+VALUES = 2**22  # logits at a time, of one kind: 16 MiB in float32, which caches nearly hold
 KEPT = 512 * 2**20  # bytes of residual streams that are kept between calls
 SCOPES = ("prompt", "response", "first", "after")
 
@@ -63,20 +63,28 @@ class Completions:
         self.base: list[Tensor] = []  # of each part, what the head gets of the unsteered model [n, hidden]
 
     def scores(
-        self, compositions: Sequence[Steering | None], vectors: Vectors | None = None, *, any_base: bool = False
+        self,
+        compositions: Sequence[Steering | None],
+        vectors: Vectors | Sequence[Vectors | None] | None = None,
+        *,
+        any_base: bool = False,
     ) -> list[TokenScores]:
         """The scores of each composition, None being the unsteered model; they do not depend on the others.
 
+        `vectors` are those that all compositions name, or a list with those of each.
         Raises as `probes.steered.steered` does, and ModelError when memory runs out.
         """
-        composed = [None if each is None else resolved(each, vectors) for each in compositions]
+        named = vectors if isinstance(vectors, Sequence) else [vectors] * len(compositions)
+        composed = [
+            None if each is None else resolved(each, of_each) for each, of_each in zip(compositions, named, strict=True)
+        ]
         used = {id(v): (name, v) for each in composed if each is not None for name, v in each[1].items()}
         require_fit(self.model, list(used.values()), any_base)
         indices = [index for index, each in enumerate(self.completions) if each.completion_ids]
         with memory_reported(), torch.inference_mode():
             exact = all(_scopes_known(each[0]) for each in composed if each is not None)
             if not indices or not exact or not shares_prefixes(self.model, self.completions):
-                return [self._one_by_one(each, vectors, any_base) for each in compositions]
+                return [self._one_by_one(*each, any_base) for each in zip(compositions, named, strict=True)]
             if self.parts is None:
                 self.parts = [part.to(_device(self.model)) for part in self._laid_out(indices)]
             arms = [_Arm({}) if each is None else _Arm(_by_layer(each)) for each in composed]
@@ -168,7 +176,9 @@ class Completions:
                 base = logits, logits.softmax(-1)
             for arm, arm_states in enumerate(states):
                 logits = head_logits(self.model, arm_states[chunk]).float()
-                logs[arm, inside] = (logits[rows, columns].double() - log_sum(logits)[rows]).cpu()
+                picked = logits[rows, columns].double()
+                totals = log_sum(logits.clone() if base is not None else logits)
+                logs[arm, inside] = (picked - totals[rows]).cpu()
                 if base is not None:
                     divergences[arm, chunk] = divergence_from(*base, logits).cpu()
         bounds = torch.tensor([len(each.ids) for each in part.predicted]).cumsum(0)[:-1]
@@ -190,7 +200,7 @@ class Completions:
             index = scored[position]
             ids = torch.tensor(self.completions[index].completion_ids)
             picked = logits.gather(1, ids[:, None])[:, 0].double()
-            result.log_likelihoods[index] = picked - log_sum(logits)
+            result.log_likelihoods[index] = picked - log_sum(logits.clone())
             if self.divergence:
                 reference = base[position]
                 result.divergences[index] = divergence_from(reference, reference.softmax(-1), logits.clone())
@@ -207,9 +217,9 @@ def shares_prefixes(model: nn.Module, completions: Sequence[Completion]) -> bool
 
 
 def log_sum(logits: Tensor) -> Tensor:
-    """log(sum(exp)) over the vocabulary, float64 [n]; summed in float64, since a vocabulary is long."""
+    """log(sum(exp)) over the vocabulary, float64 [n]; overwrites `logits` (torch sums in pairs, so float32 will do)."""
     greatest = logits.amax(-1, keepdim=True)
-    return (logits - greatest).exp_().sum(-1, dtype=torch.float64).log() + greatest[:, 0].double()
+    return logits.sub_(greatest).exp_().sum(-1).double().log() + greatest[:, 0].double()
 
 
 def divergence_from(base: Tensor, probabilities: Tensor, logits: Tensor) -> Tensor:
@@ -219,10 +229,10 @@ def divergence_from(base: Tensor, probabilities: Tensor, logits: Tensor) -> Tens
     exact. Overwrites `logits`.
     """
     change = logits.sub_(base)
-    total = probabilities.sum(-1, dtype=torch.float64)  # 1 up to rounding, which would outweigh a small divergence
-    mean = (probabilities * change).sum(-1, dtype=torch.float64) / total
+    total = probabilities.sum(-1).double()  # 1 up to rounding, which would outweigh a small divergence
+    mean = (probabilities * change).sum(-1).double() / total
     greatest = change.amax(-1, keepdim=True)
-    grown = (change.sub_(greatest).exp_().mul_(probabilities)).sum(-1, dtype=torch.float64) / total
+    grown = (change.sub_(greatest).exp_().mul_(probabilities)).sum(-1).double() / total
     return (grown.log() + greatest[:, 0].double() - mean).clamp_min(0)
 
 
