@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 STEPS = 6
-AIM = 0.93  # of the budget: what a step aims at
+AIM = 0.92  # of the budget: what a step aims at
 ENOUGH = 0.85  # of the budget: a strength that costs so much ends its search
 FARTHEST = 64.0  # times the strength that a search begins with
 
@@ -18,11 +18,13 @@ FARTHEST = 64.0  # times the strength that a search begins with
 Measure = Callable[[Mapping[int, float]], Mapping[int, float]]
 
 
-def strengths_within(budget: float, first: Sequence[float], measure: Measure) -> list[tuple[float, float]]:
+def strengths_within(
+    budget: float, first: Sequence[float], measure: Measure, *, enough: float = ENOUGH
+) -> list[tuple[float, float]]:
     """For each arm the strength and its cost; 0 and 0 for one that exceeds the budget at every strength tried.
 
-    `first` are positive strengths to begin with. Every strength is rounded to three digits before it is measured, so
-    that what is recorded is what was measured.
+    `first` are positive strengths to begin with; a search ends at a cost of the share `enough` of the budget. Every
+    strength is rounded to three digits before it is measured, so that what is recorded is what was measured.
     """
     points: list[dict[float, float]] = [{} for _ in first]
     following = {index: rounded(strength) for index, strength in enumerate(first)}
@@ -34,7 +36,7 @@ def strengths_within(budget: float, first: Sequence[float], measure: Measure) ->
         following = {
             index: strength
             for index in following
-            if (strength := _next(points[index], budget, first[index])) is not None
+            if (strength := _next(points[index], budget, first[index], enough)) is not None
         }
     return [max(((s, c) for s, c in each.items() if c <= budget), default=(0.0, 0.0)) for each in points]
 
@@ -44,9 +46,9 @@ def rounded(strength: float) -> float:
     return float(f"{strength:.3g}")
 
 
-def _next(points: Mapping[float, float], budget: float, first: float) -> float | None:
+def _next(points: Mapping[float, float], budget: float, first: float, enough: float) -> float | None:
     """The strength to measure next; None when one is near enough to the budget, or nothing new is to be learned."""
-    if any(ENOUGH * budget <= cost <= budget for cost in points.values()):
+    if any(enough * budget <= cost <= budget for cost in points.values()):
         return None
     below = max(((s, c) for s, c in points.items() if c <= budget), default=None)
     above = min(((s, c) for s, c in points.items() if c > budget), default=None)

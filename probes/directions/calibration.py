@@ -28,7 +28,8 @@ from probes.scores.repetition import repetition
 from vectors.events import Event, OnEvent, ignore
 
 PROMPTS, TOKENS = 6, 24  # of the neutral text
-TEXT_TOKENS = 40  # of each text whose repetitions are counted
+ENOUGH = 0.7  # of the budget: where a search may end
+TEXT_TOKENS = 32  # of each text whose repetitions are counted
 MOST_REPETITION = 1.5  # times the unsteered model's share of repeated 4-grams
 SLACK = 0.02  # and this share besides, since a text without a repetition allows no multiple
 STAGE = "calibrating on generated text"
@@ -120,7 +121,8 @@ def _strengths(
 
     if not any(each.completion_ids for each in neutral):  # a model that ends every answer at once
         return {layer: (first[layer], 0.0) for layer in layers}
-    return dict(zip(layers, strengths_within(budget, [first[layer] for layer in layers], costs), strict=True))
+    begin = [first[layer] for layer in layers]
+    return dict(zip(layers, strengths_within(budget, begin, costs, enough=ENOUGH), strict=True))
 
 
 def _effects(

@@ -10,7 +10,7 @@ from probes.directions.calibration import MOST_REPETITION, SLACK, Calibration
 from probes.directions.validation import Validation
 from vectors.registry.layers import spans
 
-CANDIDATES = 4  # layers that are calibrated
+CANDIDATES = 3  # layers that are calibrated
 EARLIEST, LATEST = 0.15, 0.85  # of the depth: words are below, and above it few blocks read what was steered
 
 

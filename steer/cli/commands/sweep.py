@@ -1,0 +1,181 @@
+"""`steer sweep`: the layer, strength and method that steer a behaviour most within a budget."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probes.arms import BUDGET
+from steer.cli import options, output, requests
+from steer.cli.output import out
+from vectors.registry import plugins
+from vectors.registry.options import option
+
+if TYPE_CHECKING:
+    from steer.evaluation.sweeping.record import Result
+
+LAYERS = (
+    "The layers to try: auto (a golden-section search for one), all, or a list of single layers, pairs and bands such "
+    "as 8-20,10+14,8..12."
+)
+STRENGTHS = "A grid of strengths, such as 0.5,1,2; else each candidate is tried at the greatest within the budget."
+EXAMPLES = "The learning curve: the effect of a vector from so many examples of each class, such as 10,25,50."
+
+
+def methods() -> list[str]:
+    """The names of the extraction methods."""
+    return plugins.names("probes.directions.methods", "steer.extraction_methods")
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Numbers separated by commas. Raises UsageError."""
+    from vectors.errors import UsageError
+
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"{text!r} is not a list of numbers", "write 0.5,1,2") from error
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Whole numbers separated by commas. Raises UsageError."""
+    from vectors.errors import UsageError
+
+    values = numbers(text)
+    if any(value != int(value) for value in values):
+        raise UsageError(f"{text!r} is not a list of whole numbers", "write 10,25,50")
+    return tuple(int(value) for value in values)
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names separated by commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(options.AnyBase, options.Devices, options.Seeded):
+    """The arguments and options of `steer sweep`."""
+
+    vector: Path = option(help="The vector, which gets the recommendation.", argument=True, complete="vectors")
+    suite: Path | None = option(None, help="A suite of items (docs/eval.md), instead of --pos and --neg.")
+    pos: Path | None = option(None, help="Examples that show the behaviour, which the vector was not extracted from.")
+    neg: Path | None = option(None, help="Examples that show the opposite behaviour.")
+    pairs: Path | None = option(None, help="One file that holds both classes, instead of --pos and --neg.")
+    neutral: Path | None = option(
+        None, help="Neutral prompts, on whose continuations the cost is measured.", default_text="built-in prompts"
+    )
+    layers: str = option("auto", help=LAYERS)
+    strengths: tuple[float, ...] | None = option(None, help=STRENGTHS, parse=numbers, metavar="LIST")
+    methods: tuple[str, ...] | None = option(
+        None, help="Extraction methods to compare: the files are split three ways, and directions are extracted from "
+        "the first part: {names}.", parse=names, names=methods, metavar="LIST",
+    )  # fmt: skip
+    examples: tuple[int, ...] | None = option(None, help=EXAMPLES, parse=counts, metavar="LIST")
+    budget_kl: float = option(
+        BUDGET, low=0, open_low=True,
+        help="What the point may cost on neutral text: nats, the 95th percentile of the KL divergence per token.",
+    )  # fmt: skip
+    out: Path | None = option(
+        None, help="The .safetensors file to write.", flag=("-o", "--out"), default_text="the vector's own file"
+    )
+    report: Path | None = option(
+        None, help="The folder of the report and of what was measured so far; a sweep that was ended goes on there.",
+        default_text="NAME.sweep beside the vector",
+    )  # fmt: skip
+    model: str | None = option(
+        None, help=options.MODEL, default_text="the model the vector was made from", complete="models"
+    )
+    allow_overlap: bool = option(False, help="Allow items that the vector was extracted from.")
+
+
+@options.command(
+    summary="Find the layer, strength and method that steer most within a budget.",
+    examples="""
+    steer sweep warm.safetensors --pos held-out-warm.jsonl --neg held-out-cold.jsonl
+    steer sweep warm.safetensors --pairs other.jsonl --layers 8-20,10+14 --strengths 0.5,1,2 --budget-kl 0.2
+    steer sweep warm.safetensors --pairs pairs.jsonl --methods diffmean,whitened --examples 10,25,50
+    """,
+)
+@requests.takes(Request)
+def command(**values: Any) -> None:
+    """Find where and how strongly a vector steers a behaviour most, and write it into the vector.
+
+    Each candidate is tried at the greatest strength whose KL divergence on neutral text stays within --budget-kl, so
+    that layers and methods are compared at equal cost. The choice is made on development items, and measured again on
+    test items. Killed at any point and started again, a sweep goes on where it was.
+    """
+    request = requests.build(Request, values)
+    from steer.evaluation.suites.reading import Sources
+    from steer.evaluation.sweeping.api import sweep_vector
+    from steer.evaluation.sweeping.request import Settings
+    from vectors.storage.files import require_writable
+
+    target = request.out or request.vector
+    require_writable(target)
+    folder = request.report or target.with_name(f"{target.stem}.sweep")
+    settings = Settings(
+        layers=request.layers, strengths=request.strengths or (), examples=request.examples or (),
+        budget=request.budget_kl, seed=request.seed, any_base=request.any_base, folder=folder,
+    )  # fmt: skip
+    sources = Sources(
+        suite=request.suite, pos=request.pos, neg=request.neg, pairs=request.pairs, neutral=request.neutral
+    )
+    with out.progress() as on_event:
+        result = sweep_vector(
+            request.vector, sources, settings, model=request.model, methods=request.methods or (),
+            allow_overlap=request.allow_overlap, device=request.device, dtype=request.dtype, on_event=on_event,
+        )  # fmt: skip
+    finish(result, target, folder, request.model or "")
+
+
+def finish(result: Result, target: Path, folder: Path, model: str) -> None:
+    """Write the vector, and print the sweep."""
+    written = ""
+    if result.swept.chosen is not None:
+        out.say(output.replacing(target))
+        written = result.vector.save(target)
+    data = {"vector": str(target), "vector_digest": written, "report": str(folder / "report.html"), **result.report}
+    out.result(data, lambda: show(result, target, folder, written, model))
+
+
+def show(result: Result, target: Path, folder: Path, written: str, model: str) -> None:
+    """Print the points and the choice."""
+    from steer.reports.sweep import COLUMNS, rows
+
+    out.table(list(COLUMNS), rows(result.report["points"]), 1)
+    test, counts = result.swept.test, result.swept.counts
+    if result.swept.chosen is None:
+        out.line(
+            f"\nno point stays within the budget of {result.report['config']['budget']:g} nats; {target} is as it was"
+        )
+        return
+    recommended = result.report["recommended"]
+    steps = ", ".join(
+        f"{margin:.3f} at {multiple:g}" for multiple, margin in zip(test["multiples"], test["margins"], strict=True)
+    )
+    out.line(f"\nrecommended: strength {recommended['strength']:g}: {recommended['reason']}")
+    out.line(f"test margin by multiple of the strength: {steps}")
+    if test["verdict"] == "too few items to say":
+        out.line(f"verdict: {counts['test']} test items are too few to say")
+    else:
+        out.line(f"verdict: the point {test['verdict']} the test items")
+    if result.swept.learning:
+        out.line()
+        out.table(
+            ["examples", "repeats", "effect", "95 % interval"],
+            [
+                [
+                    str(each["examples"]), str(each["repeats"]), f"{each['effect']:+.4f}",
+                    "-" if each["repeats"] < 2 else f"{each['low']:+.4f} to {each['high']:+.4f}",
+                ]
+                for each in result.swept.learning
+            ],
+        )  # fmt: skip
+    out.line(f"wrote {target}  {written}")
+    cells = result.swept.cells
+    out.say(
+        f"\n{cells['measured']} cells measured, {cells['reused']} from before; report: {folder / 'report.html'}\n"
+        f'next: steer try {shlex.quote(str(target))}{output.next_model(model)} -p "…"'
+    )

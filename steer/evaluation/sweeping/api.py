@@ -1,0 +1,159 @@
+"""`steer.sweep`: where, how strongly and by which method a behaviour is steered best within a budget; as a function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from probes.data import overlap
+from probes.data.examples import Example
+from probes.data.reading import Contrast, read
+from probes.directions.methods import method as find_method
+from probes.directions.plan import plan
+from probes.directions.pooled import pooled_examples
+from probes.models.loading import LoadedModel, load, open_model
+from steer.evaluation.suites.items import Pair
+from steer.evaluation.suites.reading import Sources, read_suite
+from steer.evaluation.suites.sides import chosen as chosen_items
+from steer.evaluation.sweeping import record
+from steer.evaluation.sweeping.measured import Candidate
+from steer.evaluation.sweeping.parts import MOST_ITEMS, parts_of
+from steer.evaluation.sweeping.record import Result
+from steer.evaluation.sweeping.request import Settings, Source, sides_of
+from steer.evaluation.sweeping.sweep import subset, sweep
+from vectors import fit
+from vectors.errors import ExampleError
+from vectors.events import Event, OnEvent, ignore
+from vectors.registry.layers import spans
+from vectors.steering import SteeringVector
+
+
+def sweep_vector(
+    vector: str | Path | SteeringVector,
+    sources: Sources,
+    settings: Settings,
+    *,
+    model: str | Path | LoadedModel | None = None,
+    methods: Sequence[str] = (),
+    allow_overlap: bool = False,
+    device: str = "auto",
+    dtype: str = "auto",
+    on_event: OnEvent = ignore,
+) -> Result:
+    """Sweep the layers and strengths of a vector over the items of a suite, and recommend the best point in it.
+
+    With `methods` (or a learning curve) the files of `sources` are split three ways by content, and directions are
+    extracted from the first part; else items that the vector was extracted from are refused, unless `allow_overlap`.
+    Raises SteerError with all problems before a model is loaded.
+    """
+    loaded_vector = vector if isinstance(vector, SteeringVector) else SteeringVector.load(vector)
+    if methods or settings.examples:
+        contrast = read(sources.pos, sources.neg, sources.pairs)
+        names = list(methods) or [str(loaded_vector.metadata.get("method", {}).get("name", "diffmean"))]
+        return sweep_examples(
+            contrast, settings, model=model or _model_of(loaded_vector), methods=names, device=device, dtype=dtype,
+            on_event=on_event,
+        )  # fmt: skip
+    suite = read_suite(sources, settings.seed)
+    items = [item for item in suite.items if isinstance(item, Pair)]
+    known = overlap.recorded_examples(
+        loaded_vector.metadata.get("data", {}),
+        [example for item in items for example in (item.positive, item.negative)],
+    )
+    if known and not allow_overlap:
+        raise ExampleError(
+            f"the vector was extracted from {len(known)} of the examples ({_names(known)})",
+            "give others, or allow it, which the report repeats: --allow-overlap",
+        )
+    dev, test = (chosen_items(suite.of(side), MOST_ITEMS, settings.seed) for side in ("dev", "test"))
+    sides = sides_of(dev, test, [prompt.text for prompt in suite.neutral])
+    ready = _loaded(model or _model_of(loaded_vector), device, dtype, on_event)
+    fit.require_fit(
+        [("vector", loaded_vector)], hidden_size=int(ready.model.config.get_text_config().hidden_size),
+        layers=int(ready.model.config.get_text_config().num_hidden_layers), base=ready.identity,
+        any_base=settings.any_base,
+    )  # fmt: skip
+    name = str(loaded_vector.metadata.get("method", {}).get("name", "vector"))
+    source = Source(
+        [name], sorted(loaded_vector.layers),
+        lambda method, layers: Candidate(method, layers, {i: loaded_vector.layers[i] for i in layers}),
+        {"vector": loaded_vector.digest, "data": dict(suite.digests), "overlap": len(known)},
+    )  # fmt: skip
+    swept = sweep(ready, source, sides, settings, on_event=on_event)
+    return record.result(swept, loaded_vector, source, settings, ready)
+
+
+def sweep_examples(
+    contrast: Contrast,
+    settings: Settings,
+    *,
+    model: str | Path | LoadedModel = "smollm2",
+    methods: Sequence[str] = ("diffmean",),
+    tokens: str = "completion",
+    match: str | None = None,
+    truncate: bool = False,
+    device: str = "auto",
+    dtype: str = "auto",
+    on_event: OnEvent = ignore,
+) -> Result:
+    """Extract by each method from one part of the examples, choose on a second, and test on a third.
+
+    The vector of the result holds the chosen method's directions. Raises SteerError.
+    """
+    for name in methods:
+        find_method(name)
+    parts = parts_of(contrast, settings.seed)
+    ready = model if isinstance(model, LoadedModel) else None
+    opened = open_model(model) if not isinstance(model, LoadedModel) else None
+    config = opened.config if opened is not None else model.model.config  # type: ignore[union-attr]
+    tokenizer = opened.tokenizer if opened is not None else model.tokenizer  # type: ignore[union-attr]
+    planned = plan(parts.extraction, tokenizer, config, which=tokens, truncate=truncate, match=match)
+    if ready is None:
+        on_event(Event("loading the model"))
+        ready = load(opened, device, dtype)  # type: ignore[arg-type]
+    sides = sides_of(parts.dev, parts.test, [])
+    with pooled_examples(ready, parts.extraction, planned, on_event=on_event) as examples:
+
+        def candidate(method: str, layers: tuple[int, ...], chosen: Sequence[int] | None = None) -> Candidate:
+            return Candidate(method, layers, {i: examples.direction(method, i, chosen) for i in layers})
+
+        positives, negatives = len(parts.extraction.positive), len(parts.extraction.negative)
+
+        def few(method: str, layers: tuple[int, ...], size: int, repeat: int) -> Candidate:
+            numbers = subset(size, positives, negatives, contrast.paired, settings.seed, repeat)
+            return candidate(method, layers, numbers)
+
+        source = Source(
+            list(methods), planned.layers, candidate, {"data": dict(contrast.digests)}, few, min(positives, negatives)
+        )
+        swept = sweep(ready, source, sides, settings, on_event=on_event)
+        chosen = swept.chosen.candidate.method if swept.chosen is not None else methods[0]
+        directions = {i: examples.direction(chosen, i) for i in planned.layers}
+    metadata = {
+        "base": ready.identity,
+        "method": {
+            "name": chosen, "parameters": {"tokens": tokens, "layers": spans(planned.layers), "seed": settings.seed},
+        },
+        "data": {
+            "digests": contrast.digests, "examples": {"positive": positives, "negative": negatives},
+            **overlap.record([*parts.extraction.positive, *parts.extraction.negative]),
+        },
+        "parents": [],
+    }  # fmt: skip
+    return record.result(swept, SteeringVector(directions, metadata), source, settings, ready)
+
+
+def _names(examples: Sequence[Example]) -> str:
+    shown = ", ".join(example.origin or example.completion[:40] for example in examples[:3])
+    return shown + (", …" if len(examples) > 3 else "")
+
+
+def _model_of(vector: SteeringVector) -> str:
+    return str(vector.base.get("name") or "smollm2")
+
+
+def _loaded(model: str | Path | LoadedModel, device: str, dtype: str, on_event: OnEvent) -> LoadedModel:
+    if isinstance(model, LoadedModel):
+        return model
+    on_event(Event("loading the model"))
+    return load(open_model(model), device, dtype)

@@ -1,0 +1,84 @@
+"""What a sweep leaves behind: the recommendation in the vector, the run record, and the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from probes.models.loading import LoadedModel
+from steer.evaluation.sweeping.request import Settings, Source
+from steer.evaluation.sweeping.sweep import Swept, digest_of
+from steer.reports import sweep as page
+from vectors.registry.layers import spans
+from vectors.steering import SteeringVector
+from vectors.storage import runs
+from vectors.storage.files import digest_file, finite, write_atomically
+
+REPORT, PAGE = "report.json", "report.html"
+
+
+class Result(NamedTuple):
+    """A sweep, the vector with its recommendation, and the report as JSON values."""
+
+    swept: Swept
+    vector: SteeringVector
+    report: dict[str, Any]
+
+
+def result(swept: Swept, vector: SteeringVector, source: Source, settings: Settings, loaded: LoadedModel) -> Result:
+    """The result of a sweep, written to the folder of the settings, if any. Raises OutputError."""
+    config = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in dataclasses.asdict(settings).items()
+        if key != "folder"
+    } | {"methods": source.methods}
+    inputs = {"model": loaded.identity, **source.inputs}
+    metrics = {
+        "points": [point.value() for point in swept.points],
+        "chosen": None if swept.chosen is None else swept.chosen.value(),
+        "test": swept.test,
+        "learning": swept.learning,
+        "counts": swept.counts,
+    }
+    digest = digest_of(finite(config), finite(inputs), finite(metrics))
+    report = {"digest": digest, "config": config, "inputs": inputs, **metrics}
+    if swept.chosen is not None:
+        recommended = recommendation(swept, settings.budget) | {"run": digest}
+        vector = SteeringVector(
+            vector.layers, dict(vector.metadata) | {"recommended": recommended, "apply": recommended["layers"]}
+        )
+        report["recommended"] = recommended
+    if settings.folder is not None:
+        _write(settings.folder, report, config, inputs, metrics)
+    return Result(swept, vector, report)
+
+
+def recommendation(swept: Swept, budget: float) -> dict[str, Any]:
+    """The chosen point as the entry of a vector's metadata."""
+    point, test = swept.chosen, swept.test
+    assert point is not None
+    layers = list(point.candidate.layers)
+    reason = (
+        f"{point.candidate.method} at layer {spans(layers)} has the largest effect on {swept.counts['dev']} "
+        f"development items ({point.effect:+.3g} nats per token) of {len(swept.points)} points, of those within the "
+        f"budget of {budget:g} nats; on {swept.counts['test']} test items {test['effect']:+.3g} "
+        f"({test['low']:+.3g} to {test['high']:+.3g}), at {test['p95']:.2g} nats on neutral text "
+        "(95th percentile of the KL divergence)"
+    )
+    if not test["steady"]:
+        reason += "; but from -2 to 2 times the strength the test margin does not rise throughout"
+    return {"layers": layers, "strength": point.strength, "reason": reason}
+
+
+def _write(folder: Path, report: dict[str, Any], config: Any, inputs: Any, metrics: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(finite(report), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_atomically(folder / REPORT, (text + "\n").encode())
+    write_atomically(folder / PAGE, page.html(report, REPORT).encode())
+    outputs = {name: digest_file(folder / name) for name in (REPORT, PAGE)}
+    runs.RunRecord(
+        "sweep", config=config, inputs=inputs, metrics=metrics, outputs=outputs, details={"digest": report["digest"]},
+        environment=runs.environment("torch", "transformers"),
+    ).write(folder)  # fmt: skip

@@ -1,0 +1,184 @@
+"""A sweep: points of all candidates on development items, the choice, and what the choice does on the test items."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from probes.arms.equal_divergence import rounded
+from probes.models.loading import LoadedModel
+from probes.statistics.paired import difference
+from steer.evaluation.suites.items import Item, groups_of
+from steer.evaluation.sweeping.cells import Cells
+from steer.evaluation.sweeping.groups import AUTO, parse_groups, problems_of_groups
+from steer.evaluation.sweeping.learning import REPEATS, curve, subset
+from steer.evaluation.sweeping.measured import MULTIPLES, Candidate, Items, NeutralText, ids_of
+from steer.evaluation.sweeping.request import FEWEST, Settings, Sides, Source
+from steer.evaluation.sweeping.search import Point, Search, chosen, golden, safe_strength
+from vectors.errors import UsageError
+from vectors.events import OnEvent, ignore
+from vectors.storage.files import digest_json
+
+__all__ = ["Swept", "subset", "sweep"]
+MARGIN = 0.85  # of the budget: what the search spends, since other neutral text may cost more
+FIRST = 0.05  # of the residual stream's norm: the displacement with which the search for a strength begins
+EARLIEST, LATEST = 0.15, 0.85  # of the depth: the layers that `auto` searches
+LOWERED = 4  # times that a point whose margin does not rise throughout is weakened
+CELLS = 5  # that a candidate takes, about
+
+
+class Swept(NamedTuple):
+    """What a sweep measured: all points, the chosen one with its test figures, and the learning curve, if any."""
+
+    points: list[Point]
+    chosen: Point | None
+    test: dict[str, Any]
+    learning: list[dict[str, Any]]
+    counts: dict[str, int]
+    cells: dict[str, int]
+
+
+def sweep(
+    loaded: LoadedModel, source: Source, sides: Sides, settings: Settings, *, on_event: OnEvent = ignore
+) -> Swept:
+    """Measure the candidates of a source, choose one on the development items, and measure it on the test items.
+
+    Cells that `settings.folder` holds already are not measured again. Raises UsageError for layers without directions,
+    ExampleError for items beyond the context.
+    """
+    groups = parse_groups(settings.layers)
+    problems = [*settings.problems(), *([] if groups is None else problems_of_groups(groups, source.layers))]
+    if settings.examples and source.subset is None:
+        problems.append("a learning curve needs examples to extract from")
+    if problems:
+        raise UsageError(problems, "`steer sweep --help` lists what is allowed")
+    neutral = NeutralText(loaded, sides.neutral, seed=settings.seed, on_event=on_event)
+    dev, test = Items(loaded, sides.dev), Items(loaded, sides.test)
+    context = {
+        "model": loaded.identity, "neutral": ids_of(neutral.completions), "dev": ids_of(dev.completions),
+        "dtype": str(next(loaded.model.parameters()).dtype),
+    }  # fmt: skip
+    cells = Cells(settings.folder, context)
+    searched = [layer for layer in source.layers if _inside(layer, loaded)] or source.layers
+    count = len(searched) if groups is None and settings.layers.strip() != AUTO else len(groups or range(8))
+    expected = CELLS * count * len(source.methods) + (CELLS * REPEATS * len(settings.examples))
+    search = Search(cells, neutral, dev, settings.budget * MARGIN, on_event, expected)
+    norms = _norms(loaded, neutral)
+    for method in source.methods:
+
+        def point(group: tuple[int, ...], method: str = method) -> Point:
+            candidate = source.candidate(method, group)
+            if settings.strengths:
+                return _on_grid(search, candidate, settings.strengths)
+            return search.within_budget(candidate, _first(candidate, norms))
+
+        if groups is None and settings.layers.strip() == AUTO:
+            golden(searched, lambda layer, point=point: point((layer,)))  # type: ignore[misc]
+        else:
+            for group in groups or [(layer,) for layer in source.layers]:
+                point(group)
+    points = list(search.points)
+    best = chosen(points)
+    figures: dict[str, Any] = {}
+    if best is not None:
+        check = NeutralText(loaded, sides.check, seed=settings.seed + 1)
+
+        def cost(strength: float, candidate: Candidate = best.candidate) -> float:
+            return max(each.costs([candidate.at(strength)])[0]["p95"] for each in (check, neutral))
+
+        strength, p95 = safe_strength(settings.budget, best.strength, cost)
+        if strength != best.strength:
+            best = search.at(best.candidate, strength, search.cost(best.candidate, strength))
+        best, weaker = _steady(search, best)
+        p95 = cost(best.strength) if weaker else p95
+        figures = _test(best, test, sides.test, settings.seed) | {"p95": p95}
+    learning: list[dict[str, Any]] = []
+    if settings.examples and best is not None and source.subset is not None:
+        subset_of, at = source.subset, best
+
+        def effect(size: int, repeat: int) -> Point:
+            few = subset_of(at.candidate.method, at.candidate.layers, size, repeat)
+            return search.within_budget(few, at.strength)
+
+        learning = curve([min(size, source.most) for size in settings.examples], source.most, effect)
+    counts = {"dev": len(sides.dev), "test": len(sides.test), "neutral": len(sides.neutral)}
+    return Swept(points, best, figures, learning, counts, {"measured": cells.measured, "reused": cells.reused})
+
+
+def _steady(search: Search, point: Point) -> tuple[Point, bool]:
+    """The point weakened until the margin rises throughout, and whether it was; as it is where that does not help."""
+    weaker = point
+    for _ in range(LOWERED):
+        if weaker.steady:
+            return weaker, weaker is not point
+        strength = rounded(0.7 * weaker.strength)
+        weaker = search.at(point.candidate, strength, search.cost(point.candidate, strength))
+    return point, False
+
+
+def _inside(layer: int, loaded: LoadedModel) -> bool:
+    from probes.models.residual import blocks
+
+    depth = len(blocks(loaded.model))
+    return EARLIEST * depth <= layer <= LATEST * depth
+
+
+def _on_grid(search: Search, candidate: Candidate, strengths: Sequence[float]) -> Point:
+    """The points of a candidate at given strengths; returns the best."""
+    points = [search.at(candidate, strength, search.cost(candidate, strength)) for strength in sorted(strengths)]
+    return chosen(points) or points[0]
+
+
+def _norms(loaded: LoadedModel, neutral: NeutralText) -> dict[int, float]:
+    """The mean norm of the residual stream at each layer, over the tokens of a few neutral texts but the first ones."""
+    from probes.logits import logits_of
+    from probes.models.residual import blocks, output_of
+
+    norms: dict[int, float] = {}
+    handles = []
+    for layer, block in enumerate(blocks(loaded.model)):
+
+        def store(_block: Any, _inputs: Any, output: Any, layer: int = layer) -> None:
+            norms[layer] = float(output_of(output)[0, 1:].float().norm(dim=-1).mean())
+
+        handles.append(block.register_forward_hook(store))
+    try:
+        text = max(neutral.completions, key=lambda each: each.length)
+        logits_of(loaded.model, text)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return norms
+
+
+def _first(candidate: Candidate, norms: dict[int, float]) -> float:
+    """The strength that a search begins with."""
+    shares = [float(candidate.directions[layer].norm()) / norms[layer] for layer in candidate.layers if norms[layer]]
+    return FIRST / sum(shares) if sum(shares) > 0 else 1.0
+
+
+def _test(point: Point, test: Items, items: Sequence[Item], seed: int) -> dict[str, Any]:
+    """The figures of the chosen point on the test items, in nats."""
+    base, *rows = test.figures([None, *(point.candidate.at(point.strength * multiple) for multiple in MULTIPLES)])
+    means = [sum(row) / len(row) for row in [*rows[:2], base, *rows[2:]]]
+    steered = rows[MULTIPLES.index(1.0)]
+    effect = difference(
+        torch.tensor(steered, dtype=torch.float64) - torch.tensor(base, dtype=torch.float64),
+        groups_of(items),
+        seed=seed,
+    )
+    return {
+        "multiples": [*MULTIPLES[:2], 0.0, *MULTIPLES[2:]],
+        "margins": means,
+        "steady": all(a < b for a, b in itertools.pairwise(means)),
+        "effect": effect.mean, "low": effect.low, "high": effect.high,
+        "verdict": "too few items to say" if len(items) < FEWEST else "moves" if effect.low > 0 else "does not move",
+    }  # fmt: skip
+
+
+def digest_of(config: Any, inputs: Any, metrics: Any) -> str:
+    """The digest of a run: of what was asked, read and measured; what it wrote holds this digest."""
+    return digest_json([config, inputs, metrics])

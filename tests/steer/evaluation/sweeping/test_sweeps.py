@@ -1,0 +1,224 @@
+"""Sweeps over a model whose figures are known: the choice, the budget, what a kill leaves, the learning curve."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import planted
+import pytest
+import torch
+
+from probes.arms.neutral import continuations, summary
+from probes.arms.scores import Completions
+from probes.data.examples import Example
+from probes.data.reading import Contrast
+from probes.models.loading import LoadedModel
+from steer.evaluation.suites.items import Pair
+from steer.evaluation.sweeping import cells as cells_module
+from steer.evaluation.sweeping.api import sweep_examples
+from steer.evaluation.sweeping.groups import parse_groups
+from steer.evaluation.sweeping.measured import Candidate
+from steer.evaluation.sweeping.parts import parts_of
+from steer.evaluation.sweeping.request import Settings, Sides, Source
+from steer.evaluation.sweeping.search import golden
+from steer.evaluation.sweeping.sweep import Swept, sweep
+from vectors.errors import ExampleError, UsageError
+
+NEUTRAL = ["How are you?", "What is it?", "Why?", "Tell me more."]
+
+
+def pairs(count: int, prompt: str = "day") -> list[Pair]:
+    return [
+        Pair(Example(" yes the", f"{prompt} {i}?"), Example(" no cold", f"{prompt} {i}?"), id=f"{prompt}{i}")
+        for i in range(count)
+    ]
+
+
+SIDES = Sides(pairs(6), pairs(6, "test"), NEUTRAL, NEUTRAL[::-1])
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedModel:
+    return planted.loaded(planted.transparent_model())
+
+
+@pytest.fixture(scope="module")
+def source(loaded: LoadedModel) -> Source:
+    """A vector that steers towards the positive completions at layer 2, away from them at 1, and at random at 0."""
+    ids = [loaded.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (" yes the", " no cold")]
+    good = planted.towards(loaded.model, *ids).layers[1]
+    directions = {0: torch.randn(len(good), generator=torch.Generator().manual_seed(0)) / 5, 1: -good, 2: good}
+    return Source(
+        ["given"], [0, 1, 2], lambda method, layers: Candidate(method, layers, {i: directions[i] for i in layers}), {}
+    )
+
+
+def settings(**changes: Any) -> Settings:
+    return Settings(**({"layers": "all", "budget": 0.3} | changes))
+
+
+def swept(loaded: LoadedModel, source: Source, **changes: Any) -> Swept:
+    return sweep(loaded, source, SIDES, settings(**changes))
+
+
+def test_the_planted_layer_is_chosen_within_the_budget_and_moves_test_items_throughout(
+    loaded: LoadedModel, source: Source
+) -> None:
+    result = swept(loaded, source)
+    assert result.chosen is not None
+    assert result.chosen.candidate.layers == (2,)
+    assert result.test["steady"]
+    assert result.test["low"] > 0
+    assert result.test["verdict"] == "too few items to say"
+    assert result.test["margins"] == sorted(result.test["margins"])
+    for prompts, seed in ((SIDES.neutral, 0), (SIDES.check, 1)):  # measured again, by hand
+        texts = continuations(loaded, prompts, seed=seed)
+        acting = result.chosen.candidate.at(result.chosen.strength)
+        (again,) = Completions(loaded.model, texts, divergence=True).scores([acting])
+        assert 0 < summary(torch.cat(again.divergences)).p95 <= 0.3
+
+
+def test_test_items_never_influence_the_choice(loaded: LoadedModel, source: Source) -> None:
+    turned = [pair._replace(positive=pair.negative, negative=pair.positive) for pair in SIDES.test]
+    straight, reverse = swept(loaded, source), sweep(loaded, source, SIDES._replace(test=turned), settings())
+    assert [point.value() for point in straight.points] == [point.value() for point in reverse.points]
+    assert straight.test["effect"] == pytest.approx(-reverse.test["effect"])
+
+
+@pytest.mark.parametrize("layers", ["0,1,2", "1+2,2", "0..2,2", "auto"])
+def test_single_layers_pairs_and_bands_are_compared(loaded: LoadedModel, source: Source, layers: str) -> None:
+    result = swept(loaded, source, layers=layers)
+    assert result.chosen is not None
+    assert 2 in result.chosen.candidate.layers
+
+
+def test_on_a_grid_the_largest_effect_within_the_budget_is_chosen(loaded: LoadedModel, source: Source) -> None:
+    result = swept(loaded, source, layers="2", strengths=(0.1, 0.2, 0.4, 50.0))
+    assert [point.strength for point in result.points][:4] == [0.1, 0.2, 0.4, 50.0]
+    assert not result.points[3].within
+    assert result.chosen is not None
+    within = [point for point in result.points if point.within]
+    assert result.chosen.strength == max(point.strength for point in within)
+
+
+@pytest.mark.parametrize("at", [1, 2, 5, 8])
+def test_a_sweep_that_was_killed_goes_on_and_ends_with_the_same_numbers(
+    loaded: LoadedModel, source: Source, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = swept(loaded, source)
+    writing, written = cells_module.write_atomically, 0
+
+    def killed(path: Path, content: bytes) -> None:
+        nonlocal written
+        written += 1
+        if written == at:
+            raise KeyboardInterrupt
+        writing(path, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cells_module, "write_atomically", killed)
+        with pytest.raises(KeyboardInterrupt):
+            swept(loaded, source, folder=tmp_path)
+    assert len(list((tmp_path / "cells").glob("*.json"))) == at - 1
+    after = swept(loaded, source, folder=tmp_path)
+    assert after.cells["reused"] == at - 1
+    assert after[:3] == whole[:3]
+    again = swept(loaded, source, folder=tmp_path)
+    assert again.cells["measured"] == 0
+    assert again[:3] == whole[:3]
+
+
+def test_a_damaged_cell_is_measured_again(loaded: LoadedModel, source: Source, tmp_path: Path) -> None:
+    whole = swept(loaded, source, layers="2", folder=tmp_path)
+    for number, file in enumerate(sorted((tmp_path / "cells").glob("*.json"))):
+        file.write_bytes([b"", b"{", b"[]", json.dumps({"key": {}, "figures": {}}).encode()][number % 4])
+    after = swept(loaded, source, layers="2", folder=tmp_path)
+    assert after.cells["reused"] == 0
+    assert after[:3] == whole[:3]
+
+
+def test_another_model_or_other_texts_use_none_of_the_cells(
+    loaded: LoadedModel, source: Source, tmp_path: Path
+) -> None:
+    swept(loaded, source, layers="2", folder=tmp_path)
+    other = sweep(loaded, source, SIDES._replace(dev=pairs(5)), settings(layers="2", folder=tmp_path))
+    assert other.cells["reused"] == 0
+
+
+def test_where_nothing_stays_within_the_budget_nothing_is_chosen(loaded: LoadedModel, source: Source) -> None:
+    result = swept(loaded, source, strengths=(500.0,), budget=0.001)
+    assert result.chosen is None
+    assert result.test == {}
+
+
+def test_what_is_wrong_is_refused_at_once(loaded: LoadedModel, source: Source) -> None:
+    with pytest.raises(UsageError) as error:
+        swept(loaded, source, layers="2,7", strengths=(-1.0,), examples=(1,), budget=0.0)
+    assert len(error.value.problems) == 5  # with a learning curve of a vector alone
+
+
+def test_groups_of_layers_are_read() -> None:
+    assert parse_groups("3-5, 10+14, 8..10") == [(3,), (4,), (5,), (10, 14), (8, 9, 10)]
+    assert parse_groups("auto") is None
+    with pytest.raises(UsageError) as error:
+        parse_groups("x,3+y")
+    assert len(error.value.problems) == 2
+
+
+@pytest.mark.parametrize("best", range(0, 21, 4))
+def test_the_golden_section_finds_the_best_layer_with_few_of_them(best: int) -> None:
+    tried: list[int] = []
+
+    def point(layer: int) -> Any:
+        tried.append(layer)
+        return type("Point", (), {"effect": -abs(layer - best), "within": True})
+
+    golden(list(range(21)), point)
+    assert best in tried
+    assert len(tried) == len(set(tried)) <= 10
+
+
+def contrast(count: int, *, paired: bool = False) -> Contrast:
+    sides = [[Example(f" {text} {i}", f"q {i}?") for i in range(count)] for text in ("yes the warm", "no and cold")]
+    return Contrast(*sides, paired, {"pos": "sha256:1", "neg": "sha256:2"})
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_parts_follow_from_content_and_share_no_prompt(paired: bool) -> None:
+    data = contrast(60, paired=paired)
+    parts = parts_of(data, 0)
+    prompts = [
+        {example.context for example in parts.extraction.positive},
+        *({pair.positive.context for pair in side} for side in (parts.dev, parts.test)),
+    ]
+    assert sum(map(len, prompts)) == len(set.union(*prompts))
+    again = parts_of(data._replace(positive=data.positive[::-1], negative=data.negative[::-1]), 0)
+    assert {pair.id for pair in again.test} == {pair.id for pair in parts.test}
+    with pytest.raises(ExampleError, match="leave nothing for: dev, test"):
+        parts_of(contrast(1), 0)
+
+
+def test_extraction_and_sweep_in_one_go_recommend_and_leave_a_record(loaded: LoadedModel, tmp_path: Path) -> None:
+    result = sweep_examples(
+        contrast(60), settings(layers="1,2", examples=(4, 100), folder=tmp_path), model=loaded,
+        methods=("diffmean", "whitened"),
+    )  # fmt: skip
+    metadata = result.vector.metadata
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (
+        metadata["recommended"]["run"]
+        == report["digest"]
+        == json.loads((tmp_path / "run.json").read_text())["details"]["digest"]
+    )
+    assert metadata["apply"] == metadata["recommended"]["layers"]
+    assert {point["method"] for point in report["points"]} == {"diffmean", "whitened"}
+    few, most = report["learning"]
+    assert (few["examples"], few["repeats"], most["repeats"]) == (4, 5, 1)
+    assert few["low"] <= few["effect"] <= few["high"]
+    assert most["examples"] < 60
+    result.vector.save(tmp_path / "v.safetensors")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg") == 3
+    assert "http" not in page
