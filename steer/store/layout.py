@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 from vectors.documents import json_text
 from vectors.errors import ArtifactError, OutputError, UsageError
-from vectors.storage.files import canonical_json, write_atomically
 from vectors.storage.locks import Busy, locked
 
 FOLDER = ".steer"
@@ -44,23 +43,6 @@ class Store(NamedTuple):
         return self.root / "blobs" / "sha256"
 
 
-def create(work: Path, branch: str) -> Store:
-    """A new, empty store in the working folder (or at `STEER_HOME`), on a branch.
-
-    Raises OutputError where there is one.
-    """
-    store = Store(_home() or work / FOLDER, work)
-    if os.path.lexists(store.root / "oci-layout"):
-        raise OutputError(f"{store.root} is a store already", "look at it: steer status")
-    for folder in (store.blobs, *(store.root / "refs" / kind for kind in ("heads", "tags", "aliases"))):
-        folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(store.root / "HEAD", f"{branch}\n".encode())
-    write_atomically(store.root / "index.json", canonical_json(index([])).encode())
-    # Last: a folder without this file is no store, so that an interrupted creation can be repeated.
-    write_atomically(store.root / "oci-layout", canonical_json({"imageLayoutVersion": "1.0.0"}).encode())
-    return store
-
-
 def index(manifests: list[dict[str, object]]) -> dict[str, object]:
     """An OCI image index of descriptors."""
     return {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": manifests}
@@ -72,7 +54,7 @@ def find(start: Path | None = None) -> Store | None:
     Raises UsageError for a `STEER_HOME` that is no store, ArtifactError for a folder that only looks like one.
     """
     here = Path(start or Path.cwd()).absolute()
-    home = _home()
+    home = home_of_store()
     if home is not None:
         if not (home / "oci-layout").is_file():
             raise UsageError(f"{HOME}={home} is not a store", f"make it: steer init, or unset {HOME}")
@@ -109,7 +91,8 @@ def changing(store: Store) -> Iterator[None]:
                 ) from busy
 
 
-def _home() -> Path | None:
+def home_of_store() -> Path | None:
+    """The folder that `STEER_HOME` names, if it is set."""
     home = os.environ.get(HOME)
     return Path(home).expanduser().absolute() if home else None
 

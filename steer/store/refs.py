@@ -181,10 +181,7 @@ def problems_of_record(store: Store) -> list[str]:
         latest.update({each.ref: each.new for each in entry.moves})
     if problems:
         return problems
-    here = current(store)
-    if HEAD not in latest and any(ref.kind == "branch" for ref in latest) and branch(here) not in latest:
-        problems.append(f"HEAD names the branch {here}, on which nothing was ever done")
-    for ref in dict.fromkeys([*every(store), *latest]):
+    for ref in dict.fromkeys([HEAD, *every(store), *latest]):
         now, last = target(store, ref), latest.get(ref)
         if now != last:
             problems.append(f"the name {ref} points to {now}, but was moved to {last}")
@@ -194,11 +191,10 @@ def problems_of_record(store: Store) -> list[str]:
 def complete(store: Store, last: Entry | None = None) -> None:
     """Complete the last recorded move, and write `index.json`. Only inside of `layout.changing`."""
     if last is None:
-        recorded = _last(store)
-        if recorded is None or all(target(store, each.ref) == each.new for each in recorded.moves):
-            return
-        last = recorded
-    for each in last.moves:
+        last = _last(store)
+    for each in last.moves if last else ():
+        if target(store, each.ref) == each.new:
+            continue
         path = path_of(store, each.ref)
         if each.new is None:
             path.unlink(missing_ok=True)
@@ -217,7 +213,10 @@ def write_index(store: Store) -> None:
             "application/vnd.oci.image.manifest.v1+json", digest, size, {"org.opencontainers.image.ref.name": str(ref)}
         )
         manifests.append(described.value())
-    write_atomically(store.root / "index.json", canonical_json(layout.index(manifests)).encode())
+    content = canonical_json(layout.index(manifests)).encode()
+    path = store.root / "index.json"
+    if not path.is_file() or path.read_bytes() != content:
+        write_atomically(path, content)
 
 
 def undo(store: Store, command: str) -> Entry:
@@ -230,6 +229,7 @@ def undo(store: Store, command: str) -> Entry:
         recorded = entries(store)
         undone = {entry.undoes for entry in recorded}
         left = [entry for entry in recorded if entry.undoes is None and entry.number not in undone]
+        left = [entry for entry in left if not any(each.ref == HEAD and each.old is None for each in entry.moves)]
         if not left:
             raise UsageError("there is no move to undo", "all of them: steer log --moves")
         back = {each.ref: each.old for each in left[-1].moves}

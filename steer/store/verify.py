@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from steer.store import blobs, refs
+from steer.store import blobs, layout, refs
 from steer.store.layout import Store
 from steer.store.objects.model import COMMIT, COMPOSITION, read_commit, read_composition, read_manifest
 from vectors.documents import json_text
@@ -27,6 +28,8 @@ class Verified(NamedTuple):
 def verify(store: Store, on_event: OnEvent = ignore) -> Verified:
     """Hash every blob again and follow every name. A blob's problem names the blob and what leads to it."""
     problems: list[str] = []
+    with contextlib.suppress(SteerError), layout.changing(store):  # what a killed process began; not on a full disk
+        refs.complete(store)
     digests = sorted(blobs.every(store))
     size = 0
     damaged = set()

@@ -34,13 +34,13 @@ class Request:
 def command(**values: Any) -> None:
     """Make the store .steer/ and the file personality.yaml in the current folder (or the store at STEER_HOME)."""
     request = requests.build(Request, values)
-    from steer.store import layout, refs
+    from steer.store import creation, refs
     from steer.store.working import document
 
     work = Path.cwd()
     name = request.name or re.sub(r"[^a-z0-9]+", "-", work.name.lower()).strip("-") or "main"
     refs.branch(name)
-    store = layout.create(work, name)
+    store = creation.create(work, name)
     new = not store.file.exists()
     if new:
         document.write(store.file, document.NEW.format(base=document.quoted(request.base)))

@@ -24,7 +24,7 @@ def require_clean(store: Store) -> None:
             f"{store.file} can't be read, so it can't be told whether it is committed: {error.problems[0]}",
             "mend it, or move it away",
         ) from error
-    if status.difference or (status.commit is None and status.difference):
+    if status.difference:
         raise OutputError(
             f"{store.file} has changes that are in no commit", "commit them (steer commit), or steer checkout --force"
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from steer.store import layout
+from steer.store import creation
 from steer.store.layout import Store
 from steer.store.working import document, folder
 from vectors.steering import SteeringVector
@@ -29,7 +29,7 @@ def vector(path: Path, seed: int, base: dict | None = None) -> Path:
 def new_store(work: Path, branch: str = "tone") -> Store:
     """An empty store in `work`, with personality.yaml and four vectors beside it."""
     work.mkdir(parents=True, exist_ok=True)
-    store = layout.create(work, branch)
+    store = creation.create(work, branch)
     document.write(store.file, document.NEW.format(base="pico"))
     for seed, name in enumerate(NAMES):
         vector(work / f"{name}.safetensors", seed)
