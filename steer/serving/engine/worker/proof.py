@@ -187,6 +187,9 @@ def problem_of(form: Form, passes: Passes) -> str | None:
     packed = any(step.packed for step in base.steps.values())
     if packed != (form.parts is not None):
         return f"{base.steps[min(base.steps)].name} returns {'a tuple' if packed else 'one tensor'}"
+    for part in form.parts or ():
+        if not any(part in _shaped(step, hidden) for step in base.steps.values()):
+            return f"no block returns a part {part + 1} that is shaped like the stream"
     for layer, step in base.steps.items():
         if not _parts(form, step, hidden):
             return f"{step.name} at layer {layer} returns none of these parts"

@@ -7,7 +7,6 @@ docs/serve.md is made.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +15,9 @@ import pico
 import pytest
 import torch
 from engine_process import Engines, Failed, random_vectors, reference, write_settings
+from parity_record import record
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-RECORD = Path(__file__).parent / "parity.json"
 ALL = os.environ.get("STEER_TEST_EVERY_DECODER") == "1"
 BY_DEFAULT = ("qwen3-moe", "stablelm", "cohere2")
 CLOSE = 5e-4  # nats, in float32
@@ -58,14 +57,17 @@ DELTA = {**LARGE, "head_dim": 64, "linear_key_head_dim": 64, "linear_value_head_
 MAMBA = {"mamba_d_ssm": 256, "mamba_n_heads": 8, "mamba_d_head": 32, "mamba_d_state": 16}
 AXES = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 4, 4]}}
 
+TEXT_ONLY = {"language_model_only": True}  # pico wrappers have no image processor; importing them takes torchvision
+
 SERVED: dict[str, Case] = {
     "qwen3-moe": Case(HEADS),
-    "qwen3-next": Case(DELTA, dtype="bfloat16"),
-    "qwen3.5": Case(DELTA, dtype="bfloat16"),
+    "qwen3-next": Case(DELTA, length=12.0, dtype="bfloat16"),
+    "qwen3.5": Case(DELTA, length=12.0, dtype="bfloat16"),
     "lfm2": Case({**LARGE, "conv_dim": 128, "block_dim": 128}),  # keys of the published models, which vLLM reads
     "lfm2-moe": Case({**LARGE, "conv_dim": 128, "block_dim": 128}),
     "deepseek-v2": Case(MLA, arguments={"block_size": 16}),
-    "deepseek-v3": Case(MLA, arguments={"block_size": 16}),
+    "deepseek-v3": Case({**MLA, "topk_method": "noaux_tc"}, arguments={"block_size": 16}),
+    "deepseek-v3, dense": Case({**MLA, "first_k_dense_replace": 4}, "deepseek-v3", arguments={"block_size": 16}),
     "youtu": Case(MLA, arguments={"block_size": 16}),
     "olmo2": Case(LARGE),
     "olmo3": Case(LARGE),
@@ -83,10 +85,10 @@ SERVED: dict[str, Case] = {
     "seed-oss": Case(HEADS),
     "gemma": Case(HEADS, length=30.0),
     "gemma4": Case({**HEADS, "global_head_dim": 32}, length=30.0),
-    "qwen2.5-vl": Case({**LARGE, **AXES}),
-    "mistral3": Case(HEADS),
-    "qwen3.5-vl": Case(DELTA, dtype="bfloat16"),
-    "gemma3-vl": Case(HEADS, length=30.0),
+    "qwen2.5-vl": Case({**LARGE, **AXES}, arguments=TEXT_ONLY),
+    "mistral3": Case(HEADS, arguments=TEXT_ONLY),
+    "qwen3.5-vl": Case(DELTA, length=12.0, dtype="bfloat16", arguments=TEXT_ONLY),
+    "gemma3-vl": Case(HEADS, length=30.0, arguments=TEXT_ONLY),
     "minicpm3": Case({**MLA, "dim_model_base": 128}),
     "opt": Case({**LARGE, "word_embed_proj_dim": 128}),
     "bloom": Case(LARGE),
@@ -99,15 +101,6 @@ SERVED: dict[str, Case] = {
     # A model for which vLLM has no code of its own runs through transformers' modules.
     "transformers' own llama": Case(LARGE, model="llama", arguments={"model_impl": "transformers"}),
 }
-
-
-def record(name: str, **entry: Any) -> None:
-    """Write the result of an architecture, if that is asked for."""
-    if os.environ.get("STEER_RECORD_PARITY") != "1":
-        return
-    entries = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-    entries[name] = entry
-    RECORD.write_text(json.dumps(dict(sorted(entries.items())), indent=2, ensure_ascii=False) + "\n")
 
 
 def saved(name: str, case: Case, folder: Path) -> Path:
@@ -168,21 +161,28 @@ def test_equals_the_hooked_model_on(name: str, engines: Engines, tmp_path: Path)
     assert all(claims.values()), {claim: reason for claim, reason in claims.items() if not reason}
     blocks = engines.call("state")["worker"]["blocks"]
     if case.dtype == "float32":
-        worst = float(max(each.max() for each in (*steered, *stock)))
-        tolerance, met = CLOSE, worst < CLOSE
-        told_apart = all(float(each.max()) > 10 * CLOSE for each in effects)
+        # Where stock vLLM itself differs from transformers by more, twice that is the tolerance.
+        worst = float(max(each.max() for each in steered))
+        tolerance = max(CLOSE, 2 * float(max(each.max() for each in stock)))
+        met = worst < tolerance
+        told_apart = all(float(each.max()) > 10 * worst for each in effects)
     else:
         tolerance = 2 * float(max(each.mean() for each in (*stock, *rounding)))
         worst = float(max(each.mean() for each in steered))
         met = worst < tolerance
         told_apart = all(float(e.mean()) > 3 * float(s.mean()) for e, s in zip(effects, steered, strict=True))
+    plain_worst = float(max(each.max() if case.dtype == "float32" else each.mean() for each in stock))
+    exact = met and told_apart
+    reason = f"differs from transformers by {worst:.2g} nats, stock vLLM by {plain_worst:.2g}"
     record(
         name,
-        serve="exact" if met else "differs",
+        serve="exact" if exact else "differs",
+        **({} if exact else {"reason": reason}),
         block=", ".join(blocks),
         form=", ".join(dict.fromkeys(blocks.values())),
         dtype=case.dtype,
         difference=float(f"{worst:.2g}"),
+        stock=float(f"{plain_worst:.2g}"),
         tolerance=float(f"{tolerance:.2g}"),
     )
     assert met, [float(each.max()) for each in steered]

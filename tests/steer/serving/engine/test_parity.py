@@ -7,6 +7,7 @@ from pathlib import Path
 import pico
 import pytest
 from engine_process import Engines, difference, random_vectors, reference, save_model, write_settings
+from parity_record import record
 from transformers import AutoModelForCausalLM
 
 CLOSE = 5e-4  # nats, in float32
@@ -45,3 +46,6 @@ def test_equals_the_hooked_model_on(name: str, engines: Engines, tmp_path: Path)
         assert difference(answer, expected) < CLOSE, job["steer"]
         if job["steer"] not in (None, "0*warm"):
             assert difference(answer, unsteered) > 10 * CLOSE, job["steer"]
+    blocks = engines.call("state")["worker"]["blocks"]
+    form = ", ".join(dict.fromkeys(blocks.values()))
+    record(name, serve="exact", block=", ".join(blocks), form=form, dtype="float32", tolerance=CLOSE)
