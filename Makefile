@@ -9,6 +9,8 @@ help:
 	@echo "make hostile    hours of trials: 10,000 requests to a server, signals at random moments, many processes at once;"
 	@echo "                TRIALS=--small for ten minutes, TRIALS='--only files' for one of processes, serving, files"
 	@echo "make vllm-changes  what the newest vLLM has changed about the methods that the plugin wraps (fails after a change)"
+	@echo "make parity     steer every kind of decoder in vLLM beside hooked transformers, and write what comes out into"
+	@echo "                tests/steer/serving/engine/parity.json (about ten minutes)"
 	@echo "make lint       ruff and mypy"
 	@echo "make docs       build the documentation into docs/_build"
 	@echo "make clean      remove everything that the other targets made, .venv too"
@@ -34,6 +36,10 @@ hostile: setup
 vllm-changes: setup
 	.venv/bin/python scripts/vllm_changes.py
 
+parity: setup
+	STEER_TEST_EVERY_DECODER=1 STEER_RECORD_PARITY=1 .venv/bin/python -m pytest \
+	  tests/steer/serving/engine/test_parity.py tests/steer/serving/engine/test_every_decoder.py
+
 lint: setup
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
@@ -46,4 +52,4 @@ clean:
 	rm -rf .venv build demo hostile-failures docs/_build docs/commands.md *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo test test-fast hostile vllm-changes lint docs clean
+.PHONY: help setup demo test test-fast hostile vllm-changes parity lint docs clean

@@ -249,8 +249,11 @@ SERVED: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4-moe": ("glm4_moe", {**_ROUTED, "head_dim": 32}),
     "hunyuan": ("hunyuan_v1_dense", {"head_dim": 32}),
     "phimoe": ("phimoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
-    "mamba": ("mamba", {"state_size": 16, "expand": 2}),
-    "mamba2": ("mamba2", {"num_heads": 8, "head_dim": 32, "state_size": 16, "n_groups": 1, "chunk_size": 8}),
+    "mamba": ("mamba", {"state_size": 16, "expand": 2, "intermediate_size": 256}),
+    "mamba2": (
+        "mamba2",
+        {"num_heads": 8, "head_dim": 32, "state_size": 16, "n_groups": 1, "chunk_size": 8, "intermediate_size": 256},
+    ),
     "bamba": ("bamba", {**_MAMBA_2, "attn_layer_indices": [1]}),
     "granite-hybrid": (
         "granitemoehybrid",
@@ -293,7 +296,7 @@ SERVED: dict[str, tuple[str, dict[str, Any]]] = {
             "mamba_headdim": 32,
             "mamba_ngroups": 1,
             "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
-            "num_mem_blocks": 1,
+            "num_mem_blocks": 2,
             "attention_head_dim": 64,
             "adapter_rank": 8,
             "num_key_value_heads": 4,

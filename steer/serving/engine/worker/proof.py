@@ -24,9 +24,8 @@ from torch import Tensor, nn
 
 from steer.serving.engine.worker.trace import EditInputs, EditOutput, Step, Trace, is_stream, record, shape_of
 
-# How many times larger than the stream's largest value a planted vector is: as large as float16 and products of values
-# allow, in this order of preference.
-PLANTED = (1e3, 30.0, 4.0)
+# How many times the stream's root mean square a planted vector's is: the first at which nothing overflows.
+PLANTED = (1e3, 100.0, 30.0, 10.0)
 LINEAR = 0.1  # how far the median token's planted vector may turn on its way through a block, as a share of its length
 SAME = 1e-2  # how far the median token's stream may change where it should not, as a share of a block's contribution
 
@@ -302,17 +301,21 @@ def _problem_of_planting(form: Form, passes: Passes) -> str | None:
 
 
 def _planted(form: Form, passes: Passes, size: float) -> Trace | None:
-    """A pass with a large vector added to each block's output and the first block's input; None if it overflows."""
+    """A pass with a large vector added to the first block's input, and small ones to each output; None if it overflows.
+
+    The large one reaches every block along the stream, and does not add up with others.
+    """
     hidden, base = passes.hidden, passes.base
-    largest = max(float(stream(form, s, s.returned, hidden).abs().max()) for s in base.steps.values())
-    dtype = base.steps[min(base.steps)].returned[_parts(form, base.steps[min(base.steps)], hidden)[0]].dtype
-    scale = size * max(largest, 1e-6)
-    if scale * len(base.steps) > torch.finfo(dtype).max / 8:
+    streams = [stream(form, step, step.returned, hidden) for step in base.steps.values()]
+    scale = size * max(1e-6, *(float(each.pow(2).mean(1).sqrt().median()) for each in streams))
+    first = base.steps[min(base.steps)]
+    limit = torch.finfo(first.returned[_parts(form, first, hidden)[0]].dtype).max / 8
+    if scale + max(float(each.abs().max()) for each in streams) > limit:
         return None
 
     def edit(layer: int, parts: list[Any]) -> list[Any]:
-        first = _parts(form, base.steps[layer], hidden)[0]
-        parts[first] = parts[first] + passes.noise(parts[first], scale)
+        part = _parts(form, base.steps[layer], hidden)[0]
+        parts[part] = parts[part] + passes.noise(parts[part], scale / 100)
         return parts
 
     def edit_inputs(inputs: dict[str, Tensor]) -> Mapping[str, Tensor]:
@@ -320,8 +323,8 @@ def _planted(form: Form, passes: Passes, size: float) -> Trace | None:
         return {name: inputs[name] + passes.noise(inputs[name], scale)} if name in inputs else {}
 
     trace = passes.trace(edit, edit_inputs)
-    streams = [stream(form, step, step.returned, hidden) for step in trace.steps.values()]
-    return trace if all(bool(s.isfinite().all()) for s in streams) else None
+    planted = [stream(form, step, step.returned, hidden) for step in trace.steps.values()]
+    return trace if all(bool(each.isfinite().all()) for each in planted) else None
 
 
 def _entrance(form: Form, base: Trace, hidden: int) -> str:

@@ -219,6 +219,14 @@ def test_the_form_of_a_models_blocks_is_proved(name: str, dtype: torch.dtype) ->
     assert proved(Decoder([kind] * LAYERS).to(dtype)) == dict.fromkeys(range(LAYERS), form)
 
 
+@pytest.mark.parametrize("name", ["halves", "whole", "post-norm"])
+def test_a_deep_float16_model_whose_stream_has_large_values_is_proved(name: str) -> None:
+    model = Decoder([PROVED[name][0]] * 48)
+    with torch.no_grad():
+        model.embeddings.weight[:, 3] = 2000.0  # as the massive activations of trained models
+    assert set(proved(model.half(), 48).values()) == {PROVED[name][1]}
+
+
 def test_a_model_is_as_it_was_after_the_proof() -> None:
     model = Decoder([Halves] * LAYERS)
     before = model(IDS)
@@ -262,6 +270,7 @@ def test_placeholders_of_a_pipeline_are_passed_over_and_layers_keep_their_number
 REFUSED: dict[str, tuple[list[type[Block]], Callable[..., Any] | None, str]] = {
     "a normalised output": ([Normalised] * LAYERS, None, "Normalised takes at layer 0 is not in what it returns"),
     "a scaled stream": ([Scaled] * LAYERS, None, "Scaled at layer 0 multiplies the stream by 0.5"),
+    "a scaled first block": ([Scaled, Whole, Whole, Whole], None, "Scaled at layer 0 multiplies the stream by 0.5"),
     "one scaled block": ([Whole, Whole, Scaled, Whole], None, "Scaled at layer 2 multiplies the stream by 0.5"),
     "halves that count differently": ([Unequal] * LAYERS, None, "Unequal at layer 1 depends on the parts"),
     "a side channel": ([SideChannel] * LAYERS, None, "SideChannel at layer 1 depends on another part"),
