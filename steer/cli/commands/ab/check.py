@@ -10,6 +10,7 @@ from steer.cli.output import out
 from vectors.registry.options import option
 
 if TYPE_CHECKING:
+    from steer.experiments.planning import Plan
     from steer.experiments.specification import Experiment
 
 
@@ -36,16 +37,18 @@ def command(**values: Any) -> None:
     Another digest is another version: who edits a running experiment begins a new one.
     """
     from steer.experiments import document
+    from steer.experiments.planning import plan
 
     request = requests.build(Request, values)
     experiment = document.read(document.find(request.experiment), model=request.model or None)
-    data = {"digest": experiment.digest, "steps": list(experiment.steps), **experiment.frozen()}
-    out.result(data, lambda: _print(experiment))
+    planned = plan(experiment)
+    data = {"digest": experiment.digest, "steps": list(experiment.steps), "units_needed": planned.units}
+    out.result(data | experiment.frozen(), lambda: _print(experiment, planned))
     served = experiment.model or request.model or "MODEL"
     out.say(f"next: steer serve {served} --experiment {experiment.file}")
 
 
-def _print(experiment: Experiment) -> None:
+def _print(experiment: Experiment, planned: Plan) -> None:
     from steer.experiments.storage.database import shown
 
     facts = {
@@ -54,9 +57,18 @@ def _print(experiment: Experiment) -> None:
         "unit": experiment.unit,
         "coverage": " -> ".join(f"{step:.4g}" for step in experiment.steps),
         "metric": f"{experiment.metric.name} ({experiment.metric.kind}, {experiment.metric.better} is better)",
+        "units": _needed(experiment, planned),
         "log": shown(experiment.log),
     }
     out.line("\n".join(f"{key:12}{value}" for key, value in facts.items()))
     out.line()
     rows = [[arm.name, arm.text(), arm.digest[:19], f"{arm.weight:.4g}"] for arm in experiment.arms]
     out.table(["arm", "what it does", "digest", "weight"], rows, 3)
+
+
+def _needed(experiment: Experiment, planned: Plan) -> str:
+    from steer.experiments.planning import POWER
+
+    if planned.units is None:
+        return f"not known: the file has no {planned.missing}"
+    return f"about {planned.units:,} to see a difference of {experiment.metric.smallest_effect:g} ({POWER:.0%} power)"

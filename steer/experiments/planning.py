@@ -1,0 +1,67 @@
+"""How many units an experiment will need, from the effect that matters and what is expected of the control."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from statistics import NormalDist
+from typing import NamedTuple
+
+from steer.experiments.specification import Experiment
+from steer.experiments.statistics.sequences import FEWEST, half_width
+
+POWER = 0.8
+MOST = 10**12
+
+
+class Plan(NamedTuple):
+    """The units of all arms together at which the difference that matters is seen with probability `POWER`.
+
+    `units` is None where the file does not say enough; `missing` names what is missing.
+    """
+
+    units: int | None
+    missing: str = ""
+
+
+def plan(experiment: Experiment) -> Plan:
+    """The number of units for the arm with the smallest weight against the control.
+
+    A difference of the size of the smallest effect is seen when the confidence sequence excludes zero: its half width
+    at n units, and the standard error times the normal quantile of the power, must together be at most the effect.
+    """
+    metric = experiment.metric
+    if metric.smallest_effect is None:
+        return Plan(None, "metric.smallest_effect")
+    if metric.kind == "bool":
+        share = min(max(0.5 if metric.baseline is None else metric.baseline, 0.01), 0.99)
+        variance = share * (1 - share)
+    elif metric.spread is not None:
+        variance = metric.spread**2
+    else:
+        return Plan(None, "metric.spread, the expected standard deviation")
+    others = [arm.weight for arm in experiment.arms if not arm.plain and arm.weight > 0]
+    both = experiment.control.weight + min(others, default=0.0)
+    if not others or experiment.control.weight <= 0:
+        return Plan(None, "a weight of the control and of another arm")
+    spread = math.sqrt(variance * both * (1 / experiment.control.weight + 1 / min(others)))
+    effect = metric.smallest_effect
+    needed = _first(lambda units: _reach(spread, units) <= effect, 2)
+    needed = max(needed, math.ceil(FEWEST * both / min(experiment.control.weight, *others)))
+    return Plan(math.ceil(needed / both))
+
+
+def _reach(spread: float, units: int) -> float:
+    error = spread / math.sqrt(units)
+    return half_width(error, units) + NormalDist().inv_cdf(POWER) * error
+
+
+def _first(enough: Callable[[int], bool], low: int) -> int:
+    """The smallest whole number from `low` on for which `enough` is true, which it stays."""
+    high = low
+    while not enough(high) and high < MOST:
+        high *= 2
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle + 1, high)
+    return low
