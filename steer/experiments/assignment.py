@@ -33,6 +33,7 @@ class Identity(NamedTuple):
     source: str  # user, header, conversation, or first message
     conversation: str
     begins: bool
+    previous: str = ""  # the id of the response that the request continues, where it says so
 
 
 class Decision(NamedTuple):

@@ -32,6 +32,14 @@ class Begun(NamedTuple):
     at: float
 
 
+class Answered(NamedTuple):
+    """What a response belongs to: the salted hashes of its conversation and unit, and the version."""
+
+    conversation: str
+    unit: str
+    version: int
+
+
 class Conversations:
     """The conversations of one experiment, by their salted hashes; and the conversation of each response, by its id."""
 
@@ -39,7 +47,7 @@ class Conversations:
         self.most = most
         self.lock = threading.Lock()
         self.begun: collections.OrderedDict[str, Begun] = collections.OrderedDict()
-        self.responses: collections.OrderedDict[str, tuple[str, int]] = collections.OrderedDict()
+        self.responses: collections.OrderedDict[str, Answered] = collections.OrderedDict()
 
     def find(self, conversation: str) -> Begun | None:
         """How a conversation began; None for a new one."""
@@ -55,16 +63,16 @@ class Conversations:
             while len(self.begun) > self.most:
                 self.begun.popitem(last=False)
 
-    def answered(self, response: str, conversation: str, version: int) -> None:
-        """Remember which conversation and version a response belongs to."""
+    def answered(self, response: str, answered: Answered) -> None:
+        """Remember what a response belongs to."""
         with self.lock:
-            self.responses[response] = conversation, version
+            self.responses[response] = answered
             self.responses.move_to_end(response)
             while len(self.responses) > self.most:
                 self.responses.popitem(last=False)
 
-    def of_response(self, response: str) -> tuple[str, int] | None:
-        """The conversation and the version of a response; None for one that is not remembered."""
+    def of_response(self, response: str) -> Answered | None:
+        """What a response belongs to; None for one that is not remembered."""
         with self.lock:
             return self.responses.get(response)
 
@@ -79,7 +87,7 @@ class Conversations:
         columns = EXPOSURES.c
         query = (
             select(columns.conversation, columns.arm, columns.digest, columns.reason, columns.version, columns.stage,
-                   columns.at, columns.response)
+                   columns.at, columns.response, columns.unit)
             .where(columns.experiment == experiment, columns.at > time.time() - DAY, columns.reason != "forced")
             .order_by(columns.at.desc()).limit(self.most)
         )  # fmt: skip
@@ -89,7 +97,7 @@ class Conversations:
             for row in reversed(rows):
                 conversation, response = row[0], row[7]
                 if response is not None:
-                    self.responses.setdefault(response, (conversation, row[4]))
+                    self.responses.setdefault(response, Answered(conversation, row[8], row[4]))
                 # A later answer of a conversation says `continued`; how it began is what counts.
                 if conversation not in self.begun or row[3] != "continued":
                     self.begun.setdefault(conversation, Begun(*row[1:7]))

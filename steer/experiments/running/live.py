@@ -18,7 +18,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from steer.experiments.assignment import ASSIGNED, Decision, Identity, assign, hashed
-from steer.experiments.running.conversations import Begun, Conversations
+from steer.experiments.running.conversations import Answered, Begun, Conversations
 from steer.experiments.running.guardrails import Guard, described
 from steer.experiments.running.judges import Judging
 from steer.experiments.specification import Arm, Experiment
@@ -35,6 +35,7 @@ POLL = 0.4  # seconds between two readings of the state
 STEP = 2.0  # seconds between two decisions about the ramp
 RESTORED = 20_000  # answers from which the guardrails of a stage are restored at a start
 FORCED, STOPPED, CONTINUED = "forced", "stopped", "continued"
+SAME = "conversation"  # the source of a unit that is the conversation itself
 
 
 class Live:
@@ -74,6 +75,9 @@ class Live:
         experiment = self.experiment
         unit = hashed(experiment.salt, identity.unit)
         conversation = hashed(experiment.salt, identity.conversation, "conversation")
+        continued = self.conversations.of_response(identity.previous) if identity.previous else None
+        if continued is not None:
+            conversation, unit = continued.conversation, continued.unit if identity.source == SAME else unit
         with self.lock:
             now, coverage, ramping = self.state, self.coverage, self.ramping
 
@@ -125,7 +129,8 @@ class Live:
             **measured,
         }
         if row.get("response"):
-            self.conversations.answered(row["response"], decision.conversation, decision.version)
+            answered = Answered(decision.conversation, decision.unit, decision.version)
+            self.conversations.answered(row["response"], answered)
             if self.judging is not None and row["status"] == 200 and decision.reason == ASSIGNED:
                 self.judging.offer(row["response"], decision.version, *texts)
         on_disk = self.writer.add("exposures", row)
@@ -159,10 +164,10 @@ class Live:
         """End the threads, and write what waits; what can't be written stays in the journal."""
         self.ending.set()
         if self.thread is not None:
-            self.thread.join(2 * POLL + 5)
+            self.thread.join(1.0)  # a daemon, which may be waiting for a database that is away
         if self.judging is not None:
             self.judging.end()
-        self.writer.close()
+        self.writer.close(2.0)
         self.engine.dispose()
 
     def summary(self) -> dict[str, Any]:

@@ -29,7 +29,9 @@ def engine_of(url: str) -> Engine:
     try:
         made = sqlalchemy.engine.make_url(url)
         lite = made.get_backend_name() == "sqlite"
-        arguments: dict[str, Any] = {"timeout": WAIT} if lite else {"connect_timeout": WAIT}
+        # A server that has vanished without a word is noticed: by what it does not acknowledge, and by silence.
+        lost = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
+        arguments: dict[str, Any] = {"timeout": WAIT} if lite else {"connect_timeout": WAIT, **lost}
         engine = sqlalchemy.create_engine(made, connect_args=arguments, pool_pre_ping=not lite)
     except (SQLAlchemyError, ImportError, ValueError) as error:
         raise LogError(f"the log {shown(url)} can't be opened: {error}", "write a file, or postgresql://…") from error

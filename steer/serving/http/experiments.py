@@ -11,7 +11,7 @@ from steer.experiments.assignment import Decision, Identity
 from steer.serving.engine.resolved import EXPRESSION
 from steer.serving.http import bodies
 from steer.serving.http.answers import Message
-from steer.serving.http.fields import ARGUMENTS, misplaced
+from steer.serving.http.fields import ARGUMENTS, is_true, misplaced
 
 if TYPE_CHECKING:
     from steer.experiments.running.live import Live
@@ -62,7 +62,7 @@ def exposed(
         if called != experiment.name:
             return None  # a request for the base model that is steered by itself
         raise Refused(field, f"the experiment {called} decides how its requests are steered; {field!r} is refused")
-    if value.get("background"):
+    if is_true(value.get("background")):
         raise Refused("background", "a response in the background can't take part in an experiment")
     identity = identify(scope, route, value, live)
     try:
@@ -85,7 +85,7 @@ def exposed(
         body = with_system(route, body, decision.arm.system)
     options = value.get("stream_options")
     usage = isinstance(options, dict) and bool(options.get("include_usage"))
-    if value.get("stream") is True and route in ("/v1/chat/completions", "/v1/completions"):
+    if is_true(value.get("stream")) and route in ("/v1/chat/completions", "/v1/completions"):
         body["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
     return Exposed(live, decision, prompt_of(value), body, served, called, usage, trace_of(scope))
 
@@ -96,9 +96,12 @@ def identify(scope: Message, route: str, value: Mapping[str, Any], live: Live) -
     if route == "/v1/messages" and isinstance(value.get("metadata"), dict):
         user = value["metadata"].get("user_id")
     user = user if isinstance(user, str) and user else None
-    conversation, begins = _conversation(scope, value, live), False
-    source = "conversation"
-    if conversation is None:
+    conversation, begins = _conversation(scope, value), False
+    source, previous = "conversation", value.get("previous_response_id")
+    previous = previous if isinstance(previous, str) else ""
+    if conversation is None and previous:
+        conversation = previous
+    elif conversation is None:
         source = "first message"
         first, begins = _first_message(prompt_of(value))
         conversation = json.dumps([user, first], sort_keys=True, separators=(",", ":"))
@@ -107,7 +110,7 @@ def identify(scope: Message, route: str, value: Mapping[str, Any], live: Live) -
         unit = bodies.header(scope, live.experiment.unit.removeprefix("header:").encode()).decode("latin-1") or None
     if unit is not None:
         source = live.experiment.unit.partition(":")[0]
-    return Identity(conversation if unit is None else unit, source, conversation, begins)
+    return Identity(conversation if unit is None else unit, source, conversation, begins, previous)
 
 
 def prompt_of(value: Mapping[str, Any]) -> Any:
@@ -115,7 +118,7 @@ def prompt_of(value: Mapping[str, Any]) -> Any:
     return value.get("messages", value.get("input", value.get("prompt")))
 
 
-def _conversation(scope: Message, value: Mapping[str, Any], live: Live) -> str | None:
+def _conversation(scope: Message, value: Mapping[str, Any]) -> str | None:
     """The id of a conversation, as the client sends it; None where it sends none."""
     header = bodies.header(scope, CONVERSATION_HEADER).decode("latin-1")
     field = value.get("conversation")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
@@ -16,10 +17,14 @@ from steer.experiments.storage.tables import EXPOSURES
 from steer.serving.http import bodies, exposure_metrics
 from vectors.documents import json_text
 
+T = TypeVar("T")
 WAIT = 5.0  # seconds for the database, where the journal can't be written
 FIND = 1.0  # seconds to look for an answer in the database
 VALUES = 10_000  # of the body
 _UNKNOWN, _LATE = "unknown", "late"
+
+# Of our own: a database that does not answer must not take the threads that vLLM needs.
+_THREADS = ThreadPoolExecutor(4, thread_name_prefix="steer-feedback")
 
 Answer = tuple[int, dict[str, Any]]  # status and body
 
@@ -64,10 +69,14 @@ async def receive(receive_message: bodies.Receive, lives: Mapping[str, Live]) ->
         body, live.experiment, version=version, mark=mark,
         conversation=None if conversation is None else hashed(live.experiment.salt, conversation, "conversation"),
     )  # fmt: skip
-    if not live.writer.add("feedback", row) and not await asyncio.to_thread(live.writer.flush, WAIT):
+    if not live.writer.add("feedback", row) and not await _in_thread(live.writer.flush, WAIT):
         return _error(503, "the log can't be written now; send it again, with an idempotency_key")
     exposure_metrics.received(live, row["metric"])
     return 200, {"id": row["id"], "experiment": experiment, "mark": mark or None}
+
+
+async def _in_thread(function: Callable[..., T], *arguments: object) -> T:
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, function, *arguments)
 
 
 async def _find(body: Mapping[str, Any], lives: Mapping[str, Live]) -> tuple[str, int, bool] | None:
@@ -75,14 +84,14 @@ async def _find(body: Mapping[str, Any], lives: Mapping[str, Live]) -> tuple[str
     response = body.get("response_id")
     for name, live in lives.items():
         if response is not None and (known := live.conversations.of_response(response)) is not None:
-            return name, known[1], bool(live.state.stopped)
+            return name, known.version, bool(live.state.stopped)
         if response is None:
             begun = live.conversations.find(hashed(live.experiment.salt, body["conversation_id"], "conversation"))
             if begun is not None:
                 return name, begun.version, bool(live.state.stopped)
     for live in lives.values():
         try:
-            row = await asyncio.wait_for(asyncio.to_thread(_in_log, live, body), FIND)
+            row = await asyncio.wait_for(_in_thread(_in_log, live, body), FIND)
         except (SQLAlchemyError, TimeoutError):
             continue  # the database is away: the feedback is joined to its answer when it is read
         if row is not None:

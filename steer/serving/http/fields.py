@@ -9,6 +9,8 @@ import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pydantic import TypeAdapter, ValidationError
+
 from steer.serving.engine.admission import Admission
 from steer.serving.engine.resolved import EXPRESSION, RESOLVED
 from steer.serving.http.bodies import Limits
@@ -21,6 +23,7 @@ FORM = f'write {{"{ARGUMENTS}": {{"{EXPRESSION}": "0.8*warm"}}}}'
 # The header whose value SageMaker's route puts into the field `model`.
 ADAPTER_HEADER = b"x-amzn-sagemaker-adapter-identifier"
 
+_BOOLEAN: TypeAdapter[bool] = TypeAdapter(bool)
 _WORDS = ("steer", "steers", "steered", "steering", "stearing")
 # Fields in which clients put extra arguments by mistake. Others, such as `metadata` and `messages`, are the client's.
 _CONTAINERS = (
@@ -78,6 +81,14 @@ def parsed(text: str | bytes) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+def is_true(value: Any) -> bool:
+    """Whether vLLM takes a value for true: it reads "false" and "off" as false, and refuses what is no boolean."""
+    try:
+        return _BOOLEAN.validate_python(value)
+    except ValidationError:
+        return False
 
 
 def resembles_steer(key: str) -> bool:

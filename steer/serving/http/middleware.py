@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import parse_qsl
 
-from pydantic import TypeAdapter, ValidationError
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.routing import BaseRoute
@@ -23,14 +22,13 @@ from steer.serving.http import bodies
 from steer.serving.http.answers import Message, Send, SteeredAnswer, send_json
 from steer.serving.http.bodies import Receive, TooLarge
 from steer.serving.http.experiments import ARM_HEADER, Exposed, Refused, exposed
-from steer.serving.http.fields import ADAPTER_HEADER, ARGUMENTS, FORM, Serving, misplaced, parsed, steering_in
+from steer.serving.http.fields import ADAPTER_HEADER, ARGUMENTS, FORM, Serving, is_true, misplaced, parsed, steering_in
 from steer.serving.http.measured import MeasuredAnswer
 from steer.serving.http.routes import WEIGHTS, Kind, bounds_its_bodies, kind_of, route_of
 from vectors.errors import SteerError
 
 LISTED = 10  # most arms that an error lists
 POLICY_VIOLATION, MESSAGE_TOO_BIG = 1008, 1009  # statuses with which a WebSocket is closed
-_BOOLEAN: TypeAdapter[bool] = TypeAdapter(bool)
 
 
 class _Refusal(Exception):
@@ -212,21 +210,13 @@ def _request(value: Any, body: bytes, serving: Serving) -> tuple[bytes, HttpRequ
         body = json.dumps(value).encode()
     if not steered:
         return None
-    if _is_true(value.get("use_beam_search")):
+    if is_true(value.get("use_beam_search")):
         raise _bad("route", "use_beam_search", "beam search can't be steered: vLLM passes it no expression")
     try:
         resolved = admission.resolve(expression)
     except SteerError as error:  # counted by admission
         raise _Refusal(400, "BadRequestError", f"{ARGUMENTS}.{EXPRESSION}", explain(error)) from error
     return body, HttpRequest(arm, str(expression), resolved), names
-
-
-def _is_true(value: Any) -> bool:
-    """Whether vLLM takes a value for true: it reads "false" and "off" as false, and refuses what is no boolean."""
-    try:
-        return _BOOLEAN.validate_python(value)
-    except ValidationError:
-        return False
 
 
 def _of_the_model(body: bytes, serving: Serving) -> bytes:

@@ -427,3 +427,16 @@ def test_a_unit_of_any_text_is_a_hash_in_the_log_and_no_label(served: Served, un
     assert "steer:exposures_total" in exported
     assert unit not in exported
     assert row["unit"] not in exported
+
+
+def test_a_response_that_continues_another_has_its_arm(served: Served) -> None:
+    def turn(previous: str | None, response: str) -> tuple[str, str]:
+        body = {"model": "tone", "input": f"after {previous}", "previous_response_id": previous}
+        value = {"id": response, "model": "model", "output": [], "status": "completed"}
+        served.parts = [json.dumps(value).encode()]
+        headers = served.ask(body, "/v1/responses")[1]
+        return headers["x-steer-arm"], headers["x-steer-unit"]
+
+    arm, _ = turn(None, "turn 0")
+    assert {turn(f"turn {i}", f"turn {i + 1}") for i in range(8)} == {(arm, "conversation; assigned")}
+    assert len({(row["unit"], row["conversation"]) for row in served.rows()}) == 1
