@@ -23,7 +23,7 @@ ROOMS = {
     "probes": ["data", "models", "capture", "directions", "readouts", "internals"],
     "merges": ["engine", "methods", "inputs", "recipes", "outputs"],
     "steer": ["reports", "folding", "training", "evaluation", "experiments", "serving", "doctor", "cli"],
-    "steer/serving": ["engine", "http"],
+    "steer/serving": ["engine", "http", "offline"],
 }
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -16,7 +16,15 @@ import torch
 from steer.serving.engine import bounds, metrics
 from steer.serving.engine.phases import phases
 from steer.serving.engine.residency import Residency
-from steer.serving.engine.resolved import EXPRESSION, RESOLVED, ResolvedRequest, parsed, prompt_length, remembered
+from steer.serving.engine.resolved import (
+    EXPRESSION,
+    GIVEN,
+    RESOLVED,
+    ResolvedRequest,
+    parsed,
+    prompt_length,
+    remembered,
+)
 from steer.serving.settings import Settings, check_name, read_arm
 from vectors import fit
 from vectors.errors import ArtifactError, ExpressionError, SteerError, UsageError
@@ -123,6 +131,9 @@ class Admission:
         # A client can send any JSON value, but never an object of this class.
         if RESOLVED in extra and not isinstance(resolved, ResolvedRequest):
             raise ValueError(f"{RESOLVED} can't be set by a client; use {EXPRESSION}")
+        given, whole = extra.get(GIVEN, 0), len(request.prompt_token_ids or ())
+        if type(given) is not int or not 0 <= given <= max(whole - 1, 0):
+            raise ValueError(f"{GIVEN} is {repr(given)[:40]}, not a number of the {whole} tokens given, less one")
         if resolved is None and EXPRESSION not in extra:
             request.cache_salt = unsteered_salt(request.cache_salt)
             return

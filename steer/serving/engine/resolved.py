@@ -18,6 +18,8 @@ from vectors.storage.files import canonical_json, digest_bytes
 
 EXPRESSION = "steer"  # key in a request's extra arguments: the expression as the client wrote it
 RESOLVED = "steer_resolved"  # key beside it: the resolved request, set by admission
+# Key beside it: how many of the last tokens given are a response that is only scored. Scopes take them as a response.
+GIVEN = "steer_given_response"
 
 MOST_PARSED = 256
 _PARSED: OrderedDict[str, Composition] = OrderedDict()  # those used last, by their canonical text
@@ -79,6 +81,7 @@ def resolved_of(request: Any) -> ResolvedRequest | None:
 
 
 def prompt_length(request: Any) -> int:
-    """The number of tokens in the prompt of a request (any of vLLM's request types)."""
-    ids = request.prompt_token_ids
-    return len(ids) if ids is not None else len(request.prompt_embeds)
+    """The number of tokens in the prompt of a request (any of vLLM's request types), without a given response."""
+    ids, parameters = request.prompt_token_ids, request.sampling_params
+    given = ((parameters.extra_args if parameters is not None else None) or {}).get(GIVEN, 0)
+    return (len(ids) if ids is not None else len(request.prompt_embeds)) - given

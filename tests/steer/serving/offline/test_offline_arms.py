@@ -1,0 +1,89 @@
+"""Arms through vLLM: the same effects and divergences as through hooks in transformers."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import engine_process
+import pytest
+import torch
+
+from probes.data.examples import Example
+from probes.generation import generate
+from probes.models.loading import load
+from steer.evaluation.arms.arm import Arm
+from steer.evaluation.measuring import divergences, figures
+from steer.evaluation.suites.items import Choice, Pair
+from vectors.errors import ModelError
+from vectors.expression import parse
+from vectors.steering import SteeringVector
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
+
+ITEMS = [
+    Pair(Example("How lovely to hear from you!", "I am back."), Example("Noted.", "I am back."), id="a"),
+    Pair(Example("I would be so glad to help you.", "Can you help?"), Example("What is it?", "Can you help?"), id="b"),
+    Choice("Are you glad?", ("yes", "no"), 0, letters=False, id="c"),
+]
+NEUTRAL = ["What is an algorithm?", "Name a river."]
+
+
+def arms_of(vectors: dict[str, SteeringVector]) -> list[Arm]:
+    expressions = ("1.5*v", "-1.5*v", "0.5*v - 1.2*w", "2*v@response", "ablate(w) + v@prompt", "2*v@first:4")
+    steered = [Arm(text, composition=parse(text), vectors=vectors) for text in expressions]
+    other = Arm("donor", composition=parse("v"), vectors={"v": vectors["w"]})  # the same name, another vector
+    return [Arm("base"), *steered, other, Arm("prompt", system="Answer warmly.")]
+
+
+def difference(model: Path, vectors: dict[str, SteeringVector], tokens: int) -> tuple[float, float]:
+    """The greatest differences of figures and of divergences between the two engines, in nats."""
+    from steer.serving.offline import arms as through_vllm
+    from steer.serving.offline.engine import offline_engine
+
+    loaded = load(model, "cpu", "float32")
+    arms = arms_of(vectors)
+    expected = figures.measure_arms(loaded, ITEMS, arms)
+    neutral = divergences.neutral_text(loaded, NEUTRAL, tokens=tokens)
+    expected_kl = divergences.measure_divergences(loaded, neutral, arms)
+    with offline_engine(Path(loaded.source.path), max_tokens=250) as engine:
+        found = through_vllm.measure_arms(engine, loaded.tokenizer, ITEMS, arms, context_length=250)
+        kl = through_vllm.measure_divergences(engine, loaded.tokenizer, neutral, arms)
+        written = through_vllm.generate(engine, loaded.tokenizer, NEUTRAL, arms[:2], tokens=6)
+        for arm, completions in zip(arms, written, strict=False):
+            assert completions == generate(
+                loaded.model, loaded.tokenizer, [each.prompt_ids for each in completions],
+                figures.intervention(loaded, arm), max_tokens=6,
+            )  # fmt: skip
+        with pytest.raises(ModelError, match="vLLM can't measure"):
+            engine.likelihoods([through_vllm.Request(list(range(5, 300)), 1)])  # longer than the context
+        assert engine.likelihoods([through_vllm.Request([5, 6, 7], 1)])  # and the engine goes on
+    assert len({round(float(row.sum()), 3) for row in expected}) == len(arms)  # every arm differs
+    assert [len(each) for each in kl] == [len(each) for each in expected_kl]
+    return float((found - expected).abs().max()), float((torch.stack(kl) - torch.stack(expected_kl)).abs().max())
+
+
+def test_all_arms_in_one_batch_have_the_figures_of_transformers_on_a_pico_model(tmp_path: Path) -> None:
+    folder = engine_process.save_model(tmp_path, "llama")
+    generator = torch.Generator().manual_seed(5)
+    vectors = {
+        name: SteeringVector({1: 3 * torch.nn.functional.normalize(torch.randn(128, generator=generator), dim=0)})
+        for name in ("v", "w")
+    }
+    effect, kl = difference(folder, vectors, tokens=8)
+    assert effect < 1e-3
+    assert kl < 1e-3
+
+
+def test_effects_and_divergences_on_smollm2_agree_within_a_thousandth() -> None:
+    generator = torch.Generator().manual_seed(6)
+    vectors = {
+        name: SteeringVector({12: 25 * torch.nn.functional.normalize(torch.randn(576, generator=generator), dim=0)})
+        for name in ("v", "w")
+    }
+    effect, kl = difference(Path("smollm2"), vectors, tokens=6)
+    assert effect < 1e-3
+    assert kl < 1e-3
