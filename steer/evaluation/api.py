@@ -8,6 +8,7 @@ from typing import Any
 
 from steer.evaluation import evaluation as core
 from steer.evaluation.evaluation import Evaluation
+from steer.evaluation.export_files import write_exports
 from steer.evaluation.report import record, report
 from steer.evaluation.request import Request
 from steer.reports import evaluation as page
@@ -34,7 +35,7 @@ def evaluate(*subjects: str, on_event: OnEvent = ignore, **options: Any) -> Eval
     if unknown:
         raise TypeError(f"evaluate() has no option {unknown[0]!r}{guess(unknown[0], known)}")
     paths = ("suite", "pos", "neg", "pairs", "choices", "prompt_file", "neutral", "donor", "out", "extraction_pos",
-             "extraction_neg", "extraction_pairs")  # fmt: skip
+             "extraction_neg", "extraction_pairs", "labels", "judge_key_file")  # fmt: skip
     for name in paths:
         if isinstance(options.get(name), str):
             options[name] = Path(options[name])
@@ -67,6 +68,7 @@ def write(evaluation: Evaluation, out: Path) -> dict[str, str]:
     with new_folder(out) as folder:
         for name, content in files.items():
             write_atomically(folder / name, content)
+        digests |= write_exports(evaluation, folder)
         record(evaluation, value, digests).write(folder)
     for result in evaluation.subjects:
         subject = result.plan.subject

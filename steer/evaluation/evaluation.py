@@ -16,6 +16,7 @@ from probes.statistics.paired import Difference, difference
 from steer.evaluation.arms.arm import BASE, Arm
 from steer.evaluation.arms.controls import acting_layers
 from steer.evaluation.arms.weights import loaded_arm, reference_of
+from steer.evaluation.harness.tasks import TaskFigure, measure_tasks
 from steer.evaluation.inputs import Inputs, open_fitting, read_inputs
 from steer.evaluation.judgement import Judged, judged, metrics_of, outcome_of, sentence
 from steer.evaluation.measuring.divergences import Divergence, Neutral, measure_divergences, neutral_text, summary
@@ -23,7 +24,9 @@ from steer.evaluation.measuring.figures import measure_arms
 from steer.evaluation.measuring.generations import Generation, TextFigures, generate_arms, text_figures
 from steer.evaluation.planning import Plan, Wanted, plan_of
 from steer.evaluation.request import Request
+from steer.evaluation.scoring import ScorerReport
 from steer.evaluation.suites.items import Item, groups_of, is_grouped
+from steer.evaluation.text_scores import score_answers
 from vectors.events import Event, OnEvent, ignore
 
 
@@ -64,6 +67,8 @@ class Evaluation(NamedTuple):
     texts: dict[str, TextFigures]
     answers: dict[str, list[Generation]]
     figures: Tensor  # float64 [arms, test items], in the order of `arms`
+    scores: list[ScorerReport]
+    tasks: dict[str, list[TaskFigure]]  # by arm
 
 
 def run(request: Request, *, on_event: OnEvent = ignore) -> Evaluation:
@@ -92,6 +97,7 @@ def run(request: Request, *, on_event: OnEvent = ignore) -> Evaluation:
     divergences: dict[str, Divergence] = {}
     answers: dict[str, list[Generation]] = {}
     others: dict[str, list[Tensor]] = {}
+    tasks: dict[str, list[TaskFigure]] = {}
     for model, group in _by_model(base, [*arms.values()], request):
         rows = measure_arms(model, inputs.test, group, any_base=request.any_base, on_event=on_event)
         figures.update(zip([arm.name for arm in group], rows, strict=True))
@@ -112,7 +118,17 @@ def run(request: Request, *, on_event: OnEvent = ignore) -> Evaluation:
             rows = measure_arms(model, items, main, any_base=request.any_base, on_event=on_event)
             for arm, row in zip(main, rows, strict=True):
                 others.setdefault(arm.name, []).append(row)
+        if request.task:
+            of_tasks = measure_tasks(
+                model, request.task, main, limit=request.task_limit, seed=request.seed, any_base=request.any_base,
+                on_event=on_event,
+            )  # fmt: skip
+            tasks |= {arm.name: figures_of_arm for arm, figures_of_arm in zip(main, of_tasks, strict=True)}
     texts = text_figures(base, answers)
+    answers = {name: answers[name] for name in arms if name in answers}
+    scores = score_answers(
+        inputs.requested, answers, base, inputs.suite, seed=request.seed, device=request.device, on_event=on_event
+    )
     metrics = metrics_of(inputs.test)
     effects = {
         metric.name: {
@@ -126,7 +142,7 @@ def run(request: Request, *, on_event: OnEvent = ignore) -> Evaluation:
     ]  # fmt: skip
     return Evaluation(
         request, inputs, base, results, arms, families, effects, {name: divergences[name] for name in arms}, texts,
-        {name: answers[name] for name in arms if name in answers}, torch.stack([figures[name] for name in arms]),
+        answers, torch.stack([figures[name] for name in arms]), scores, tasks,
     )  # fmt: skip
 
 

@@ -15,11 +15,13 @@ from probes.models.loading import OpenedModel, choose_device, choose_dtype, open
 from probes.models.residual import text_part
 from steer.evaluation.arms.controls import acting_layers
 from steer.evaluation.arms.subjects import Subject, base_reference, subjects_of
+from steer.evaluation.exports import harness_vector
 from steer.evaluation.planning import contrast_of
 from steer.evaluation.request import CONTROL_NAMES, Request
 from steer.evaluation.suites.items import Choice, Item, Pair, Suite
 from steer.evaluation.suites.reading import Sources, read_suite
 from steer.evaluation.suites.sides import chosen
+from steer.evaluation.text_scores import Requested, read_requested
 from vectors import fit
 from vectors.errors import ArtifactError, ExampleError, SteerError, UsageError, collecting, guess, raise_together
 from vectors.registry.layers import spans
@@ -49,11 +51,15 @@ class Inputs(NamedTuple):
     shuffled_source: str
     entangled: list[tuple[Suite, list[Item]]]
     overlap: list[str]
+    requested: Requested
 
 
 def read_inputs(request: Request) -> Inputs:
     """Read and check everything that a request names. Raises one error with all problems."""
     errors: list[SteerError] = []
+    requested = read_requested(request, errors)
+    if request.export and request.out is None:
+        errors.append(UsageError("--export writes into the folder of --out, and there is none", "--out DIR"))
     suite, donor, extraction, reference = Suite("", ()), None, None, ""
     subjects: list[Subject] = []
     entangled: list[tuple[Suite, list[Item]]] = []
@@ -80,6 +86,10 @@ def read_inputs(request: Request) -> Inputs:
             request.subjects, request.vectors, strength=request.strength, allow_strength=request.allow_strength
         )
         reference = request.model or base_reference(subjects)
+    if "lm-eval" in request.export:
+        reasons = [reason for subject in subjects for reason in harness_vector.problems_of(subject.arm)]
+        if reasons:
+            errors.append(UsageError(reasons, "leave out --export lm-eval, or restrict the expression to one layer"))
     if request.donor is not None:
         with collecting(errors):
             donor = (request.donor.stem, SteeringVector.load(request.donor))
@@ -112,7 +122,7 @@ def read_inputs(request: Request) -> Inputs:
     answered = [prompt.text for prompt in suite.prompts] or neutral[:ANSWERED]
     return Inputs(
         suite, test, dev, subjects, reference, neutral, answered, donor, extraction or contrast_of(suite.of("dev")),
-        source, entangled, found,
+        source, entangled, found, requested,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from steer.evaluation.arms.controls import CONTROLS
 from steer.evaluation.evaluation import Evaluation, SubjectResult
 from steer.evaluation.judgement import value_of
+from steer.evaluation.text_scores import task_values
 from vectors.registry.options import flags_of
 from vectors.storage.files import finite
 from vectors.storage.runs import RunRecord, environment
@@ -35,6 +36,8 @@ def report(evaluation: Evaluation) -> dict[str, Any]:
         "subjects": [_subject(evaluation, each) for each in evaluation.subjects],
         "arms": [_arm(evaluation, name) for name in evaluation.arms],
         "examples": examples(evaluation),
+        "scores": [each.value() for each in evaluation.scores],
+        "tasks": task_values(evaluation.tasks, request.seed),
         "notes": notes(evaluation),
         "overlap": inputs.overlap,
         "command": command(evaluation),
@@ -143,6 +146,7 @@ def record(evaluation: Evaluation, value: Mapping[str, Any], outputs: Mapping[st
     config = {field.name: _plain(getattr(request, field.name)) for field in fields(request) if field.name != "out"}
     inputs = {
         "suite": value["suite"]["digests"],
+        "scorers": evaluation.inputs.requested.digests,
         "base": evaluation.model.identity,
         "vectors": {
             name: digest for subject in value["subjects"] for name, digest in subject["vectors"].items()

@@ -8,9 +8,16 @@ from pathlib import Path
 
 from vectors.documents.numbers import number
 from vectors.errors import UsageError
+from vectors.registry import plugins
 from vectors.registry.options import option
 
 CONTROL_NAMES = ("negation", "shuffled", "random", "random-kl", "orthogonal", "none")
+EXPORTS = ("inspect", "lm-eval")
+
+
+def _scorers() -> list[str]:
+    """The names of the scorers."""
+    return plugins.names("steer.evaluation.scorers", "steer.scorers")
 
 
 def factors(texts: str | tuple[str, ...]) -> tuple[float, ...]:
@@ -81,6 +88,38 @@ class Request:
     extraction_neg: Path | None = option(None, help="The negative ones.", group="Controls")
     extraction_pairs: Path | None = option(None, help="One file that holds both.", group="Controls")
     max_tokens: int = option(48, help="The most tokens of an answer; 0 writes none.", low=0)
+    scorer: tuple[str, ...] = option(
+        (), help="A scorer of the answers: {names}, with its first setting; may be given several times.",
+        names=_scorers, metavar="[NAME=]KIND:VALUE", group="Scores of the answers",
+    )  # fmt: skip
+    judge: str | None = option(
+        None, help="A judge of the answers: the URL of an OpenAI-compatible server, or a YAML file with url and model.",
+        metavar="URL|FILE", group="Scores of the answers",
+    )  # fmt: skip
+    judge_model: str | None = option(None, help="The judge's model, by name.", group="Scores of the answers")
+    judge_key_file: Path | None = option(
+        None, help="A file with the judge's API key.", default_text="the key in STEER_JUDGE_KEY, if set",
+        group="Scores of the answers",
+    )  # fmt: skip
+    concept: str | None = option(
+        None, help='What the judge is asked about, in words: "a warm, friendly tone".', metavar="TEXT",
+        group="Scores of the answers",
+    )  # fmt: skip
+    labels: Path | None = option(
+        None, help="Texts with hand labels, to measure how far the scorers agree with people.",
+        group="Scores of the answers",
+    )  # fmt: skip
+    task: tuple[str, ...] = option(
+        (), help="A task of lm-evaluation-harness, by name or by its YAML file; may be given several times.",
+        flag="--tasks", metavar="TASK", group="Tasks",
+    )  # fmt: skip
+    task_limit: int | None = option(
+        None, help="The most documents of each task.", low=1, default_text="all", group="Tasks"
+    )
+    export: tuple[str, ...] = option(
+        (), help="A further form to write into --out: logs of Inspect, or the subject as the steering file of "
+        "lm-evaluation-harness.", choices=EXPORTS,
+    )  # fmt: skip
     model: str | None = option(
         None, help="The base: a folder, a hub id (org/name@revision), or the bundled smollm2.",
         default_text="the model the vectors were made from", complete="models",

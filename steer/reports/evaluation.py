@@ -6,7 +6,7 @@ import html as markup
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from steer.reports import page
+from steer.reports import page, text_scores
 from steer.reports import pictures as draw
 
 COLOURS = {"works": "#1a7f37", "does not work": "#b42318", "too few items": "#8a6d00"}
@@ -37,6 +37,7 @@ def html(report: Mapping[str, Any], drawn: Mapping[str, str], record: str) -> st
         if name == "arms":
             parts += [_controls(subject) for subject in subjects]
             parts.append(_texts(report))
+    parts.append(text_scores.section(report))
     parts.append(_examples(report))
     items = report["suite"]["items"]
     facts = {

@@ -43,6 +43,7 @@ def command(**values: Any) -> None:
 def _print(evaluation: Evaluation) -> None:
     from steer.evaluation.report import report
     from steer.reports.evaluation import arm_rows, text_rows
+    from steer.reports.text_scores import score_tables, validity
 
     value = report(evaluation)
     header, rows = arm_rows(value)
@@ -51,6 +52,11 @@ def _print(evaluation: Evaluation) -> None:
     if rows:
         out.line()
         out.table(header, rows, 1)
+    for header, rows in score_tables(value):
+        out.line()
+        out.table(header, rows, 2)
+    for sentence in validity(value):
+        out.line(sentence)
     for subject in value["subjects"]:
         out.line(f"\n{subject['sentence']}")
         for metric in subject["metrics"]:
