@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from probes.models.completions import Completion
-from probes.models.tokens import rendered
-from probes.seeds import child_seed
 from probes.strengths import with_system
 from steer.evaluation.arms.arm import Arm
-from steer.evaluation.measuring.divergences import NEUTRAL_TOKENS, Neutral
+from steer.evaluation.measuring.divergences import Neutral
 from steer.evaluation.measuring.figures import figures_of
 from steer.evaluation.measuring.rendering import rendered_items
 from steer.evaluation.suites.items import Item
@@ -60,20 +58,6 @@ def measure_divergences(engine: OfflineEngine, tokenizer: Any, neutral: Neutral,
     ]
     values = iter(engine.divergences(references, requests))
     return [torch.tensor([value for _ in neutral.prompts for value in next(values)], dtype=torch.float64) for _ in arms]
-
-
-def neutral_text(
-    engine: OfflineEngine, tokenizer: Any, prompts: Sequence[str], *, tokens: int = NEUTRAL_TOKENS, seed: int = 0
-) -> Neutral:
-    """What the unsteered model samples at temperature 1 after neutral prompts; without its logits, which stay in vLLM.
-
-    vLLM's random numbers are others than ours, so the continuations are too.
-    """
-    requests = [Request(ids) for ids in rendered(prompts, tokenizer)]
-    seeds = [child_seed(seed, "sample", prompt) % 2**31 for prompt in prompts]
-    texts = engine.generate(requests, tokens, temperature=1.0, seeds=seeds)
-    written = [(prompt, text) for prompt, text in zip(prompts, texts, strict=True) if text]
-    return Neutral([prompt for prompt, _ in written], [text for _, text in written], [])
 
 
 def generate(

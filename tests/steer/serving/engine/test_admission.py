@@ -14,7 +14,7 @@ from hypothesis import given
 
 from steer.serving.engine import admission as admission_module
 from steer.serving.engine.admission import Admission
-from steer.serving.engine.resolved import RESOLVED, ResolvedRequest
+from steer.serving.engine.resolved import GIVEN, RESOLVED, ResolvedRequest, prompt_length
 from steer.serving.settings import Settings
 from vectors.errors import SteerError, UsageError
 from vectors.expression import parse
@@ -275,3 +275,23 @@ def test_a_strength_far_beyond_the_recommended_one_needs_a_server_that_allows_it
     with pytest.raises(SteerError, match=r"20.5 times the 1 recommended.*--allow-strength"):
         admission(vectors={"warm": warm}).resolve("20.5*warm")
     assert admission(vectors={"warm": warm}, allow_strength=True).resolve("1e9*warm").expression == "1000000000*warm"
+
+
+def test_a_response_that_is_given_to_be_scored_is_no_part_of_the_prompt() -> None:
+    found = admission()
+
+    def salt(ids: list[int], given: int) -> Any:
+        request = fakes.request("a", {"steer": "warm@response", GIVEN: given}, prompt=ids)
+        found.admit(request)
+        assert prompt_length(request) == len(ids) - given
+        return request.cache_salt
+
+    assert salt([1, 2, 3, 4, 5], 2) == salt([1, 2, 3], 0)  # the same tokens are steered in the same way
+    assert salt([1, 2, 3, 4, 5], 2) != salt([1, 2, 3, 4, 5], 0)
+
+
+@pytest.mark.parametrize("given", [-1, 3, 9, 1.0, True, "2", None, [1]])
+def test_a_given_response_is_some_of_the_tokens(given: Any) -> None:
+    for steered in ({}, {"steer": "warm"}):
+        with pytest.raises(ValueError, match=GIVEN):
+            admission().admit(fakes.request("a", {**steered, GIVEN: given}, prompt=[1, 2, 3]))

@@ -32,20 +32,20 @@ ITEMS = [
 NEUTRAL = ["What is an algorithm?", "Name a river."]
 
 
-def arms_of(vectors: dict[str, SteeringVector]) -> list[Arm]:
-    expressions = ("1.5*v", "-1.5*v", "0.5*v - 1.2*w", "2*v@response", "ablate(w) + v@prompt", "2*v@first:4")
-    steered = [Arm(text, composition=parse(text), vectors=vectors) for text in expressions]
+def arms_of(vectors: dict[str, SteeringVector], count: int) -> list[Arm]:
+    expressions = ("1.5*v", "-1.5*v", "ablate(w) + v@prompt", "2*v@first:4", "2*v@response", "0.5*v - 1.2*w")
+    steered = [Arm(text, composition=parse(text), vectors=vectors) for text in expressions[-count:]]
     other = Arm("donor", composition=parse("v"), vectors={"v": vectors["w"]})  # the same name, another vector
     return [Arm("base"), *steered, other, Arm("prompt", system="Answer warmly.")]
 
 
-def difference(model: Path, vectors: dict[str, SteeringVector], tokens: int) -> tuple[float, float]:
+def difference(model: Path, vectors: dict[str, SteeringVector], tokens: int, count: int = 6) -> tuple[float, float]:
     """The greatest differences of figures and of divergences between the two engines, in nats."""
     from steer.serving.offline import arms as through_vllm
     from steer.serving.offline.engine import offline_engine
 
     loaded = load(model, "cpu", "float32")
-    arms = arms_of(vectors)
+    arms = arms_of(vectors, count)
     expected = figures.measure_arms(loaded, ITEMS, arms)
     neutral = divergences.neutral_text(loaded, NEUTRAL, tokens=tokens)
     expected_kl = divergences.measure_divergences(loaded, neutral, arms)
@@ -84,6 +84,6 @@ def test_effects_and_divergences_on_smollm2_agree_within_a_thousandth() -> None:
         name: SteeringVector({12: 25 * torch.nn.functional.normalize(torch.randn(576, generator=generator), dim=0)})
         for name in ("v", "w")
     }
-    effect, kl = difference(Path("smollm2"), vectors, tokens=6)
+    effect, kl = difference(Path("smollm2"), vectors, tokens=6, count=2)
     assert effect < 1e-3
     assert kl < 1e-3
