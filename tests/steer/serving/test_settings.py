@@ -95,3 +95,42 @@ def test_a_file_that_holds_no_settings_is_refused(content: str, folder: Path) ->
 def test_json_is_yaml(folder: Path) -> None:
     (folder / "s.json").write_text(json.dumps({"rows": 3}))
     assert settings.read(folder / "s.json").rows == 3
+
+
+def written(folder: Path, name: str = "tone", **changes: Any) -> str:
+    """The file of an experiment whose arm names the vector `warm`."""
+    arms = {"control": {}, "friendly": {"steer": "1.2*warm"}}
+    values = {"name": name, "salt": name, "arms": arms, "metric": {"name": "thumbs"}}
+    values["vectors"] = {"warm": "vectors/warm.safetensors"}
+    (folder / f"{name}.yaml").write_text(json.dumps({**values, **changes}))
+    return f"{name}.yaml"
+
+
+def test_the_vectors_of_an_experiment_are_loaded_with_it(folder: Path) -> None:
+    found = settings.check({"experiments": {written(folder): None}}, folder)
+    assert [experiment.name for experiment in found.experiments] == ["tone"]
+    assert list(found.vectors) == ["warm"]
+    assert not found.arms  # its arms are not called MODEL:ARM
+
+
+def test_an_experiment_that_has_changed_since_it_was_checked_is_refused(folder: Path) -> None:
+    digest = settings.check({"experiments": {written(folder): None}}, folder).experiments[0].digest
+    assert settings.check({"experiments": {"tone.yaml": digest}}, folder).experiments[0].digest == digest
+    written(folder, coverage=0.5)
+    with pytest.raises(UsageError, match="tone has changed"):
+        settings.check({"experiments": {"tone.yaml": digest}}, folder)
+
+
+def test_what_experiments_can_t_share_is_named_at_once(folder: Path) -> None:
+    fakes.vectors()["calm"].save(folder / "calm.safetensors")
+    one = written(folder, "one", clients_call="model")
+    two = written(folder, "two", clients_call="model", vectors={"warm": "calm.safetensors"})
+    with pytest.raises(UsageError) as raised:
+        settings.check({"experiments": {one: None, two: None, "missing.yaml": None}}, folder)
+    text = str(raised.value)
+    for part in (
+        "has another vector warm",
+        "one, two all take the requests for the model",
+        "missing.yaml can't be read",
+    ):
+        assert part in text
