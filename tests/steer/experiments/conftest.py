@@ -21,4 +21,4 @@ def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path_factory.mktemp('log')}/log.db"
     server: postgres.Server = request.getfixturevalue("postgresql")
-    return server.new_database()
+    return server.new_log()

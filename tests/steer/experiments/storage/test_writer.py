@@ -90,7 +90,7 @@ def test_what_a_killed_server_left_is_taken_once(url: str, tmp_path: Path) -> No
 
 def test_a_postgresql_that_is_killed_and_comes_back_loses_and_doubles_nothing(tmp_path: Path) -> None:
     with postgres.running() as server:
-        engine = open_log(server.new_database())
+        engine = open_log(server.new_log())
         writer = Writer(engine, tmp_path)
         for i in range(600):
             writer.add("events", event(i))
