@@ -32,6 +32,7 @@ from vectors.steering import SteeringVector
 
 VALUES = 2**22  # logits at a time, of one kind: 16 MiB in float32, which caches nearly hold
 KEPT = 512 * 2**20  # bytes of residual streams that are kept between calls
+KEPT_LOGITS = 256 * 2**20  # bytes of the unsteered model's logits that are kept between calls
 SCOPES = ("prompt", "response", "first", "after")
 
 Vectors = Mapping[str, str | Path | SteeringVector | Mapping[int, Tensor]]
@@ -60,6 +61,7 @@ class Completions:
         self.model, self.completions, self.divergence = model, list(completions), divergence
         self.parts: list[Part] | None = None
         self.streams: dict[int, list[Tensor]] = {}  # by layer: the unsteered stream of each part
+        self.base_logits: dict[tuple[int, int], Tensor] = {}  # by part and first position
         self.base: list[Tensor] = []  # of each part, what the head gets of the unsteered model [n, hidden]
 
     def scores(
@@ -172,7 +174,7 @@ class Completions:
             rows, columns = (slots[inside] - chunk.start).to(states[0].device), tokens[inside].to(states[0].device)
             base: tuple[Tensor, Tensor] | None = None
             if self.divergence:
-                logits = head_logits(self.model, self.base[number][chunk]).float()
+                logits = self._base_logits(number, chunk)
                 base = logits, logits.softmax(-1)
             for arm, arm_states in enumerate(states):
                 logits = head_logits(self.model, arm_states[chunk]).float()
@@ -186,6 +188,16 @@ class Completions:
             for each, values in zip(part.predicted, logs[arm].tensor_split(bounds), strict=True):
                 result.log_likelihoods[each.item] = values.clone()
                 result.divergences[each.item] = divergences[arm][each.slots]
+
+    def _base_logits(self, number: int, chunk: slice) -> Tensor:
+        """The unsteered model's logits at some positions, float32 [n, vocabulary]; kept while there is room."""
+        known = self.base_logits.get((number, chunk.start))
+        if known is not None:
+            return known
+        logits = head_logits(self.model, self.base[number][chunk]).float()
+        if sum(4 * each.numel() for each in (logits, *self.base_logits.values())) <= KEPT_LOGITS:
+            self.base_logits[number, chunk.start] = logits
+        return logits
 
     def _one_by_one(self, composition: Steering | None, vectors: Vectors | None, any_base: bool) -> TokenScores:
         """The scores through hooks alone, which every architecture and every scope allows."""

@@ -61,7 +61,7 @@ def html(report: Mapping[str, Any], record: str) -> str:
                 "The cost is the 95th percentile of KL(unsteered || steered) over the tokens of what the unsteered "
                 f"model wrote after {counts['neutral']} neutral prompts. The search spends a little less than the "
                 f"budget of {budget:g} nats, since other text may cost more.",
-                "Steady: the mean figure rises from -2 through 0 to 2 times the strength.",
+                "Steady: at minus the strength the mean figure is less than without steering, at the strength greater.",
             ]
         ),
         page.facts({"digest of the run": report["digest"]}),

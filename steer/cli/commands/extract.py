@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probes.arms import QUICK_BUDGET
+from probes.arms import BUDGET, QUICK_BUDGET
 from steer.cli import options, output, requests
 from steer.cli.output import out
 from vectors.registry import plugins
@@ -50,9 +50,14 @@ class Request(options.Force, options.Devices, options.Seeded):
         None, help="Make classes of different length alike: average over as many tokens in both classes, or over the "
         "same positions.", choices=("length", "position"),
     )  # fmt: skip
-    budget_kl: float = option(
-        QUICK_BUDGET, low=0, help="What the recommended strength may cost on neutral text: nats, the 95th percentile "
-        "of the KL divergence per token; 0 recommends without a calibration.",
+    budget_kl: float | None = option(
+        None, low=0, help="What the recommended strength may cost on neutral text: nats, the 95th percentile of the KL "
+        "divergence per token; 0 recommends without a calibration.", default_text=f"{QUICK_BUDGET:g}, with --sweep "
+        f"{BUDGET:g}",
+    )  # fmt: skip
+    sweep: bool = option(
+        False, help="Choose layer and strength by a sweep: extract from six tenths of the examples, choose on two, and "
+        "test the choice on two (docs/sweep.md).",
     )  # fmt: skip
     truncate: bool = option(False, help="Cut examples that exceed the model's context, instead of refusing them.")
 
@@ -86,7 +91,12 @@ def command(**values: Any) -> None:
         output.require_absent(request.out, request.force)
         replacing = output.replacing(request.out)
     output.say_preparing(request.model)
-    arguments = {name: value for name, value in vars(request).items() if name != "force"}
+    if request.sweep:
+        _sweep(request, replacing)
+        return
+    arguments = {name: value for name, value in vars(request).items() if name not in ("force", "sweep")}
+    if request.budget_kl is None:
+        arguments["budget_kl"] = QUICK_BUDGET
     with out.progress() as on_event:
         extraction = extract(**arguments, on_event=on_event)
     out.say(replacing)
@@ -103,6 +113,40 @@ def command(**values: Any) -> None:
     }
     file = request.out
     out.result({**data, **extraction.report()}, lambda: _print(extraction, file, request.model))
+
+
+def _sweep(request: Request, replacing: str) -> None:
+    """Extract and sweep in one go."""
+    from probes.data.reading import read
+    from steer.cli.sweeping import finish
+    from steer.evaluation.sweeping.api import sweep_examples
+    from steer.evaluation.sweeping.request import Settings
+    from steer.extraction import require_output
+    from vectors.errors import SteerError, UsageError, collecting, raise_together
+
+    assert request.out is not None
+    folder = request.out.with_name(f"{request.out.stem}.sweep")
+    errors: list[SteerError] = []
+    with collecting(errors):
+        require_output(request.out, {"--pos": request.pos, "--neg": request.neg, "--pairs": request.pairs})
+    with collecting(errors):
+        contrast = read(request.pos, request.neg, request.pairs)
+    with collecting(errors):
+        if request.budget_kl == 0:
+            raise UsageError("a sweep needs a budget above 0", f"use --budget-kl {BUDGET:g}")
+    raise_together(errors)
+    settings = Settings(
+        layers="auto" if request.layers == "all" else request.layers, budget=request.budget_kl or BUDGET,
+        seed=request.seed, folder=folder,
+    )  # fmt: skip
+    with out.progress() as on_event:
+        result = sweep_examples(
+            contrast, settings, model=request.model, methods=(request.method,), tokens=request.tokens,
+            match=request.match, truncate=request.truncate, device=request.device, dtype=request.dtype,
+            on_event=on_event,
+        )  # fmt: skip
+    out.say(replacing)
+    finish(result, request.out, folder, request.model, always=True)
 
 
 def _print(extraction: Extraction, file: Path, model: str) -> None:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from probes.arms import BUDGET
 from steer.cli import options, output, requests
 from steer.cli.output import out
+from steer.cli.sweeping import finish
 from vectors.registry import plugins
 from vectors.registry.options import option
-
-if TYPE_CHECKING:
-    from steer.evaluation.sweeping.record import Result
 
 LAYERS = (
     "The layers to try: auto (a golden-section search for one), all, or a list of single layers, pairs and bands such "
@@ -127,55 +124,5 @@ def command(**values: Any) -> None:
             request.vector, sources, settings, model=request.model, methods=request.methods or (),
             allow_overlap=request.allow_overlap, device=request.device, dtype=request.dtype, on_event=on_event,
         )  # fmt: skip
+    out.say(output.replacing(target))
     finish(result, target, folder, request.model or "")
-
-
-def finish(result: Result, target: Path, folder: Path, model: str) -> None:
-    """Write the vector, and print the sweep."""
-    written = ""
-    if result.swept.chosen is not None:
-        out.say(output.replacing(target))
-        written = result.vector.save(target)
-    data = {"vector": str(target), "vector_digest": written, "report": str(folder / "report.html"), **result.report}
-    out.result(data, lambda: show(result, target, folder, written, model))
-
-
-def show(result: Result, target: Path, folder: Path, written: str, model: str) -> None:
-    """Print the points and the choice."""
-    from steer.reports.sweep import COLUMNS, rows
-
-    out.table(list(COLUMNS), rows(result.report["points"]), 1)
-    test, counts = result.swept.test, result.swept.counts
-    if result.swept.chosen is None:
-        out.line(
-            f"\nno point stays within the budget of {result.report['config']['budget']:g} nats; {target} is as it was"
-        )
-        return
-    recommended = result.report["recommended"]
-    steps = ", ".join(
-        f"{margin:.3f} at {multiple:g}" for multiple, margin in zip(test["multiples"], test["margins"], strict=True)
-    )
-    out.line(f"\nrecommended: strength {recommended['strength']:g}: {recommended['reason']}")
-    out.line(f"test margin by multiple of the strength: {steps}")
-    if test["verdict"] == "too few items to say":
-        out.line(f"verdict: {counts['test']} test items are too few to say")
-    else:
-        out.line(f"verdict: the point {test['verdict']} the test items")
-    if result.swept.learning:
-        out.line()
-        out.table(
-            ["examples", "repeats", "effect", "95 % interval"],
-            [
-                [
-                    str(each["examples"]), str(each["repeats"]), f"{each['effect']:+.4f}",
-                    "-" if each["repeats"] < 2 else f"{each['low']:+.4f} to {each['high']:+.4f}",
-                ]
-                for each in result.swept.learning
-            ],
-        )  # fmt: skip
-    out.line(f"wrote {target}  {written}")
-    cells = result.swept.cells
-    out.say(
-        f"\n{cells['measured']} cells measured, {cells['reused']} from before; report: {folder / 'report.html'}\n"
-        f'next: steer try {shlex.quote(str(target))}{output.next_model(model)} -p "…"'
-    )

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from probes.arms.neutral import TOKENS as NEUTRAL_TOKENS
+from probes.arms.neutral import Divergence, continuations, summary
 from probes.arms.scores import Completions
-from probes.generation import generate
 from probes.logits import completion_logits
 from probes.models.completions import Completion
 from probes.models.loading import LoadedModel, memory_reported
-from probes.models.tokens import rendered
 from probes.scores.divergence import divergence
 from probes.strengths import with_system
 from steer.evaluation.arms.arm import Arm
@@ -21,8 +21,8 @@ from steer.evaluation.measuring.figures import TOGETHER, intervention, scores_of
 from vectors.events import Event, OnEvent, ignore
 
 STAGE = "measuring the divergence on neutral text"
-NEUTRAL_TOKENS = 32
-PERCENTILE = 0.95
+
+__all__ = ["Divergence", "Neutral", "measure_divergences", "neutral_text", "summary"]
 
 
 class Neutral(NamedTuple):
@@ -34,25 +34,12 @@ class Neutral(NamedTuple):
     shared: Completions  # prompts and continuations on the base, for many compositions
 
 
-class Divergence(NamedTuple):
-    """KL(base || arm) per token on neutral text, in nats: mean, 95th percentile and root mean square over tokens."""
-
-    mean: float
-    p95: float
-    rms: float
-    tokens: int
-
-
 def neutral_text(
     loaded: LoadedModel, prompts: Sequence[str], *, tokens: int = NEUTRAL_TOKENS, seed: int = 0,
     on_event: OnEvent = ignore,
 ) -> Neutral:  # fmt: skip
     """What the base, which is `loaded`, samples at temperature 1 after neutral prompts, and its predictions there."""
-    ids = rendered(prompts, loaded.tokenizer)
-    completions = generate(
-        loaded.model, loaded.tokenizer, ids, max_tokens=tokens, temperature=1.0, seed=seed, names=list(prompts),
-        stage="continuing the neutral prompts", on_event=on_event,
-    )  # fmt: skip
+    completions = continuations(loaded, prompts, tokens=tokens, seed=seed, on_event=on_event)
     written = [(prompt, each) for prompt, each in zip(prompts, completions, strict=True) if each.completion_ids]
     with memory_reported():
         logits = dict(completion_logits(loaded.model, [each for _, each in written]))
@@ -96,13 +83,6 @@ def _compared(loaded: LoadedModel, neutral: Neutral, arm: Arm, any_base: bool) -
         for index, logits in completion_logits(loaded.model, completions, intervention(loaded, arm, any_base)):
             values[index] = divergence(neutral.logits[index], logits)
     return torch.cat([values[index] for index in range(len(values))])
-
-
-def summary(values: Tensor) -> Divergence:
-    """Mean, 95th percentile and root mean square of the divergences [tokens]."""
-    return Divergence(
-        float(values.mean()), float(values.quantile(PERCENTILE)), float(values.square().mean().sqrt()), len(values)
-    )
 
 
 def _completions(neutral: Neutral, system: str | None, tokenizer: Any) -> list[Completion]:

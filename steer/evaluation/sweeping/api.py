@@ -8,6 +8,7 @@ from pathlib import Path
 from probes.data import overlap
 from probes.data.examples import Example
 from probes.data.reading import Contrast, read
+from probes.directions.extraction import extract
 from probes.directions.methods import method as find_method
 from probes.directions.plan import plan
 from probes.directions.pooled import pooled_examples
@@ -24,7 +25,6 @@ from steer.evaluation.sweeping.sweep import subset, sweep
 from vectors import fit
 from vectors.errors import ExampleError
 from vectors.events import Event, OnEvent, ignore
-from vectors.registry.layers import spans
 from vectors.steering import SteeringVector
 
 
@@ -127,20 +127,12 @@ def sweep_examples(
             list(methods), planned.layers, candidate, {"data": dict(contrast.digests)}, few, min(positives, negatives)
         )
         swept = sweep(ready, source, sides, settings, on_event=on_event)
-        chosen = swept.chosen.candidate.method if swept.chosen is not None else methods[0]
-        directions = {i: examples.direction(chosen, i) for i in planned.layers}
-    metadata = {
-        "base": ready.identity,
-        "method": {
-            "name": chosen, "parameters": {"tokens": tokens, "layers": spans(planned.layers), "seed": settings.seed},
-        },
-        "data": {
-            "digests": contrast.digests, "examples": {"positive": positives, "negative": negatives},
-            **overlap.record([*parts.extraction.positive, *parts.extraction.negative]),
-        },
-        "parents": [],
-    }  # fmt: skip
-    return record.result(swept, SteeringVector(directions, metadata), source, settings, ready)
+    chosen = swept.chosen.candidate.method if swept.chosen is not None else methods[0]
+    extraction = extract(
+        ready, parts.extraction, method=chosen, which=tokens, seed=settings.seed, truncate=truncate, match=match,
+        planned=planned, on_event=on_event,
+    )  # fmt: skip
+    return record.result(swept, extraction.vector, source, settings, ready)
 
 
 def _names(examples: Sequence[Example]) -> str:

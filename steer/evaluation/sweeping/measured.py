@@ -19,7 +19,8 @@ from vectors.events import OnEvent, ignore
 from vectors.registry.layers import spans
 from vectors.storage.files import digest_bytes
 
-MULTIPLES = (-2.0, -1.0, 1.0, 2.0)  # of a strength, at which the figures of items are measured, beside strength 0
+NEAR, FAR = (-1.0, 1.0), (-2.0, 2.0)  # multiples of a strength: of every point, and of the chosen one
+MULTIPLES = (-2.0, -1.0, 1.0, 2.0)  # at which the test items are measured, beside strength 0
 
 
 class Candidate(NamedTuple):

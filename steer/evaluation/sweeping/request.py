@@ -13,6 +13,7 @@ from steer.evaluation.suites.items import Item
 from steer.evaluation.sweeping.measured import Candidate
 from vectors.errors import UsageError
 
+NEUTRAL = 16  # built-in prompts that are continued, of each kind
 FEWEST = 30  # items below which figures have no verdict
 
 
@@ -62,7 +63,7 @@ def sides_of(dev: Sequence[Item], test: Sequence[Item], neutral: Sequence[str]) 
     if given:
         half = (len(given) + 1) // 2
         return Sides(list(dev), list(test), given[:half], given[half:] or given)
-    return Sides(list(dev), list(test), everyday.held_out(), everyday.for_training()[:24])
+    return Sides(list(dev), list(test), everyday.held_out()[:NEUTRAL], everyday.for_training()[:NEUTRAL])
 
 
 class Source(NamedTuple):

@@ -6,14 +6,13 @@ neutral text stays within the budget. The choice is made on development items al
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from probes.arms.equal_divergence import rounded, strengths_within
 from steer.evaluation.sweeping.cells import Cells
-from steer.evaluation.sweeping.measured import MULTIPLES, Candidate, Items, NeutralText
+from steer.evaluation.sweeping.measured import FAR, NEAR, Candidate, Items, NeutralText
 from vectors.events import Event, OnEvent
 
 STAGE = "sweeping"
@@ -24,8 +23,8 @@ class Point(NamedTuple):
     """A candidate at a strength.
 
     `effect` is by how much it raises the mean figure of the development items, in nats; `margins` are the mean figures
-    at `MULTIPLES` of the strength. `steady` says whether the means rise from the least to the greatest multiple, with
-    the unsteered model's between. `within` says whether the cost is within the budget.
+    at `NEAR` multiples of the strength. `steady` says whether the means rise from the lesser to the greater, with the
+    unsteered model's between. `within` says whether the cost is within the budget.
     """
 
     candidate: Candidate
@@ -67,7 +66,7 @@ class Search:
         self._progress()
         return p95
 
-    def margins(self, candidate: Candidate, strength: float, multiples: Sequence[float] = MULTIPLES) -> list[float]:
+    def margins(self, candidate: Candidate, strength: float, multiples: Sequence[float] = NEAR) -> list[float]:
         """The mean figures of the items at multiples of the strength."""
 
         def measure() -> dict[str, list[list[float]]]:
@@ -84,13 +83,18 @@ class Search:
     def at(self, candidate: Candidate, strength: float, p95: float) -> Point:
         """The point of a candidate at a strength, whose cost is known."""
         base = sum(self.base) / len(self.base)
-        margins = self.margins(candidate, strength) if strength else [base] * len(MULTIPLES)
-        ordered = [*margins[:2], base, *margins[2:]]
-        steady = all(a < b for a, b in itertools.pairwise(ordered))
-        effect = margins[MULTIPLES.index(1.0)] - base
+        margins = self.margins(candidate, strength) if strength else [base, base]
+        steady = margins[0] < base < margins[1]
+        effect = margins[1] - base
         point = Point(candidate, strength, p95, effect, margins, steady, strength > 0 and p95 <= self.budget)
         self.points.append(point)
         return point
+
+    def throughout(self, point: Point) -> bool:
+        """Whether the mean figure rises from the least of all multiples of the strength to the greatest."""
+        (low, *_), (*_, high) = point.margins, point.margins
+        far = self.margins(point.candidate, point.strength, FAR)
+        return point.steady and far[0] < low and high < far[1]
 
     def within_budget(self, candidate: Candidate, first: float) -> Point:
         """The point of a candidate at the greatest strength within the budget."""

@@ -112,7 +112,7 @@ def _steady(search: Search, point: Point) -> tuple[Point, bool]:
     """The point weakened until the margin rises throughout, and whether it was; as it is where that does not help."""
     weaker = point
     for _ in range(LOWERED):
-        if weaker.steady:
+        if search.throughout(weaker):
             return weaker, weaker is not point
         strength = rounded(0.7 * weaker.strength)
         weaker = search.at(point.candidate, strength, search.cost(point.candidate, strength))
