@@ -33,6 +33,39 @@ def step(title: str, *arguments: str) -> None:
         sys.exit(code)
 
 
+def check_point(vector: str) -> None:
+    """Show what the recommended point writes; it must be within its budget, and its texts as coherent as the base's."""
+    import json
+
+    import steer
+    from probes.strengths import Column, try_columns
+    from vectors.resolve import compose
+
+    print("\n== The recommended point: is it within the budget, and is the text coherent?\n", flush=True)
+    report = json.loads(Path(vector).with_suffix(".sweep").joinpath("report.json").read_text())
+    cost, budget = report["test"]["p95"], report["config"]["budget"]
+    strength = report["recommended"]["strength"]
+    composition, vectors = compose(vector)
+    columns = [Column(0.0), Column(strength)]
+    prompts = [*PROMPTS, "Tell me about your weekend.", "What should I cook tonight?", "My train is late."]
+    answers = try_columns(
+        steer.load_model("smollm2"), composition, vectors, prompts, columns, temperature=0, scored=False
+    )
+    for prompt, row in list(zip(prompts, answers, strict=True))[: len(PROMPTS)]:
+        print(f"> {prompt}\n{output.side_by_side(['base', f'strength {strength:g}'], [each.text for each in row])}\n")
+    base, steered = (sum(row[column].repeated_4grams for row in answers) / len(answers) for column in (0, 1))
+    print(
+        f"p95 KL on neutral text {cost:.3f} nats (budget {budget:g}); repeated 4-grams {steered:.1%} (base {base:.1%})",
+        flush=True,
+    )
+    problems = [f"the recommended point costs {cost:.3f} nats, more than {budget:g}"] if cost > budget else []
+    if steered > 1.5 * max(base, 0.02):  # a base that never repeats itself allows a chance repetition
+        problems.append(f"{steered:.1%} of the 4-grams are repeated, the base's {base:.1%}")
+    if problems:
+        output.fail(problems, "report this: it is a defect")
+        sys.exit(1)
+
+
 def serve(vector: str) -> None:
     """Start a server on the vector, ask the base and the steered arm the same question at once, and end the server."""
     print("\n== The same question to the base and to an arm, at once, over HTTP")
@@ -129,7 +162,9 @@ def main() -> None:
     vector, picture = str(OUT / "warm.safetensors"), str(OUT / "warm.png")
     pos, neg = str(DATA / "warm.jsonl"), str(DATA / "cold.jsonl")
     step("The bundled model", "models", "show", "smollm2")
-    step("A vector from warm and cold answers", "extract", "--pos", pos, "--neg", neg, "--out", vector, "--force")
+    files = ["--pos", pos, "--neg", neg, "--out", vector, "--force"]
+    step("A vector from warm and cold answers, where it steers most within a budget", "extract", *files, "--sweep")
+    check_point(vector)
     asked = [part for prompt in PROMPTS for part in ("-p", prompt)]
     step("The same prompts, colder and warmer", "try", vector, *asked, "--strengths", "-2,0,2")
     step("How well each layer separates the two", "vectors", "plot", vector, "--out", picture, "--force")

@@ -10,6 +10,7 @@ from probes.arms import BUDGET
 from steer.cli import options, output, requests
 from steer.cli.output import out
 from steer.cli.sweeping import finish
+from vectors.errors import SteerError, UsageError, collecting, raise_together
 from vectors.registry import plugins
 from vectors.registry.options import option
 
@@ -28,20 +29,16 @@ def methods() -> list[str]:
 
 def numbers(text: str) -> tuple[float, ...]:
     """Numbers separated by commas. Raises UsageError."""
-    from vectors.errors import UsageError
-
     try:
-        return tuple(float(part) for part in text.split(","))
+        return tuple(float(part) for part in names(text))
     except ValueError as error:
         raise UsageError(f"{text!r} is not a list of numbers", "write 0.5,1,2") from error
 
 
 def counts(text: str) -> tuple[int, ...]:
     """Whole numbers separated by commas. Raises UsageError."""
-    from vectors.errors import UsageError
-
     values = numbers(text)
-    if any(value != int(value) for value in values):
+    if not all(value.is_integer() for value in values):
         raise UsageError(f"{text!r} is not a list of whole numbers", "write 10,25,50")
     return tuple(int(value) for value in values)
 
@@ -64,12 +61,12 @@ class Request(options.AnyBase, options.Devices, options.Seeded):
         None, help="Neutral prompts, on whose continuations the cost is measured.", default_text="built-in prompts"
     )
     layers: str = option("auto", help=LAYERS)
-    strengths: tuple[float, ...] | None = option(None, help=STRENGTHS, parse=numbers, metavar="LIST")
-    methods: tuple[str, ...] | None = option(
+    strengths: str | None = option(None, help=STRENGTHS, metavar="LIST")
+    methods: str | None = option(
         None, help="Extraction methods to compare: the files are split three ways, and directions are extracted from "
-        "the first part: {names}.", parse=names, names=methods, metavar="LIST",
+        "the first part: {names}.", names=methods, metavar="LIST",
     )  # fmt: skip
-    examples: tuple[int, ...] | None = option(None, help=EXAMPLES, parse=counts, metavar="LIST")
+    examples: str | None = option(None, help=EXAMPLES, metavar="LIST")
     budget_kl: float = option(
         BUDGET, low=0, open_low=True,
         help="What the point may cost on neutral text: nats, the 95th percentile of the KL divergence per token.",
@@ -104,16 +101,32 @@ def command(**values: Any) -> None:
     test items. Killed at any point and started again, a sweep goes on where it was.
     """
     request = requests.build(Request, values)
+    from probes.directions.methods import method as find_method
     from steer.evaluation.suites.reading import Sources
     from steer.evaluation.sweeping.api import sweep_vector
+    from steer.evaluation.sweeping.groups import parse_groups
     from steer.evaluation.sweeping.request import Settings
     from vectors.storage.files import require_writable
 
     target = request.out or request.vector
-    require_writable(target)
+    strengths: tuple[float, ...] = ()
+    examples: tuple[int, ...] = ()
+    errors: list[SteerError] = []
+    with collecting(errors):
+        require_writable(target)
+    with collecting(errors):
+        strengths = numbers(request.strengths or "")
+    with collecting(errors):
+        examples = counts(request.examples or "")
+    with collecting(errors):
+        parse_groups(request.layers)
+    for name in names(request.methods or ""):
+        with collecting(errors):
+            find_method(name)
+    raise_together(errors)
     folder = request.report or target.with_name(f"{target.stem}.sweep")
     settings = Settings(
-        layers=request.layers, strengths=request.strengths or (), examples=request.examples or (),
+        layers=request.layers, strengths=strengths, examples=examples,
         budget=request.budget_kl, seed=request.seed, any_base=request.any_base, folder=folder,
     )  # fmt: skip
     sources = Sources(
@@ -121,7 +134,7 @@ def command(**values: Any) -> None:
     )
     with out.progress() as on_event:
         result = sweep_vector(
-            request.vector, sources, settings, model=request.model, methods=request.methods or (),
+            request.vector, sources, settings, model=request.model, methods=names(request.methods or ""),
             allow_overlap=request.allow_overlap, device=request.device, dtype=request.dtype, on_event=on_event,
         )  # fmt: skip
     out.say(output.replacing(target))

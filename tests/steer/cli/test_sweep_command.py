@@ -1,0 +1,82 @@
+"""`steer sweep` and `steer extract --sweep` on a pico model: what they print and write, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from outcomes import Outcome, error_of
+
+from vectors.steering import SteeringVector
+
+
+@pytest.fixture
+def files(data: Path) -> list[str]:
+    """Two files of examples, each with a prompt of its own."""
+    for name, text in (("kind", "the warm sun and yes"), ("rude", "cold no rain")):
+        rows = [{"prompt": f"day {i}?", "completion": f"{text} {i}"} for i in range(40)]
+        Path(f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return ["--pos", "kind.jsonl", "--neg", "rude.jsonl"]
+
+
+def test_a_sweep_writes_its_choice_into_the_vector_and_goes_on_where_it_was(
+    files: list[str], extracted: Path, steer: Callable[..., Outcome], model_folder: Path
+) -> None:
+    arguments = ["sweep", extracted, *files, "--model", model_folder, "--layers", "1,2", "--budget-kl", "0.4"]
+    code, out, err = steer(*arguments, "--out", "swept.safetensors", "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    vector = SteeringVector.load("swept.safetensors")
+    assert vector.digest == report["vector_digest"]
+    assert vector.metadata["recommended"] == report["recommended"]
+    assert report["recommended"]["run"] == report["digest"]
+    assert report["test"]["p95"] <= 0.4
+    assert Path("swept.sweep/report.html").is_file()
+    before = SteeringVector.load(extracted)
+    assert "run" not in before.metadata["recommended"]
+    code, out, err = steer(*arguments, "--out", "swept.safetensors")
+    assert code == 0, err
+    assert "recommended: strength" in out
+    assert "0 cells measured" in err
+    assert SteeringVector.load("swept.safetensors").digest == vector.digest
+
+
+def test_extraction_and_sweep_in_one_go(files: list[str], steer: Callable[..., Outcome], model_folder: Path) -> None:
+    code, out, err = steer(
+        "extract", *files, "--model", model_folder, "--sweep", "--layers", "1,2", "--budget-kl", "0.4", "--json"
+    )
+    assert code == 0, err
+    report = json.loads(out)
+    vector = SteeringVector.load("kind.safetensors")
+    assert list(vector.apply) == report["recommended"]["layers"]
+    assert set(vector.metadata["measured"]) == {"0", "1", "2", "3"}
+    assert vector.metadata["data"]["examples"]["positive"] < 40  # the others chose and tested
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--layers", "x"], "'x' in 'x' is not a layer"),
+        (["--layers", "9"], "there is no direction at layer 9"),
+        (["--strengths", "a"], "'a' is not a list of numbers"),
+        (["--strengths", "-1", "--layers", "1"], "the strength -1 is not positive"),
+        (["--methods", "diffmean,nothing"], "'nothing'"),
+        (["--examples", "2.5"], "'2.5' is not a list of whole numbers"),
+    ],
+)
+def test_what_a_sweep_refuses(
+    more: list[str], words: str, files: list[str], extracted: Path, steer: Callable[..., Outcome], model_folder: Path
+) -> None:
+    outcome = steer("sweep", extracted, *files, "--model", model_folder, *more)
+    assert outcome[0] != 0
+    assert words in outcome[2]
+
+
+def test_items_that_the_vector_was_extracted_from_are_refused(
+    files: list[str], extracted: Path, steer: Callable[..., Outcome], model_folder: Path
+) -> None:
+    files[1::2] = ["warm.jsonl", "cold.jsonl"]
+    outcome = steer("sweep", extracted, *files, "--model", model_folder)
+    assert "the vector was extracted from" in error_of(outcome)
