@@ -32,12 +32,14 @@ from merges.recipes.document import draft
 from merges.recipes.plan import plan
 from merges.recipes.recipe import Part, Recipe
 from probes.data.reading import read, read_prompts
+from steer.evaluation.probing.examples import parameters_of
 from steer.experiments import document as experiments
 from steer.experiments import feedback
 from steer.experiments.specification import Arm, Experiment, Metric
 from steer.serving import settings
 from vectors.artifact import encode
 from vectors.errors import SteerError
+from vectors.probe import Probe, Readout, is_probe
 from vectors.steering import SteeringVector
 from vectors.storage.files import canonical_json, digest_bytes
 from vectors.storage.runs import read_json, report_of
@@ -147,6 +149,29 @@ def _steering(folder: Path) -> Document:
     return Document(
         _metadata(path), write, (lambda: SteeringVector.load(path), lambda: shown("vectors", "show", str(path)))
     )
+
+
+def _probe(folder: Path) -> Document:
+    metadata = {
+        "base": {"digest": "sha256:" + "a" * 64, "name": "m"}, "site": "resid_post", "licence": "mit",
+        "method": {"name": "lda", "parameters": {"tokens": "last", "pool": "mean"}},
+        "measured": {"1": {"auroc": 0.9}, "2": {"brier": None}}, "recommended": {"layer": 2, "reason": "the best"},
+        "thresholds": {"2": 1.5}, "gate": {"layer": 2}, "data": {"example_digests": ["0" * 16]},
+    }  # fmt: skip
+    path = folder / "p.safetensors"
+    Probe({1: Readout(torch.ones(8), 0.5), 2: Readout(torch.arange(8.0), -1.0)}, metadata).save(path)
+    tensors = load_file(path)
+
+    def write(value: Any) -> None:
+        with contextlib.suppress(SteerError, TypeError, ValueError):  # what no writer of ours would write
+            path.write_bytes(encode(tensors, value))
+
+    def read_all() -> None:
+        read = Probe.load(path)
+        _ = (read.layer, read.threshold, read.site, read.digest, parameters_of(read, None, None), read.base.get("x"))
+
+    test = ("probe", "test", str(path), "--pairs", "absent.jsonl")
+    return Document(_metadata(path), write, (read_all, lambda: is_probe(path), lambda: shown(*test)))
 
 
 def _task(folder: Path) -> Document:
@@ -267,6 +292,7 @@ def _documents(folder: Path) -> dict[str, Document]:
     recipe_file, mergekit_file = Path("r.yaml"), Path("m.yaml")
     return {
         "steering vector": _steering(folder),
+        "probe": _probe(folder),
         "task vector": _task(folder),
         "recipe": _json(recipe_file, RECIPE, lambda: plan(draft(recipe_file), threads=1)),
         "mergekit": _json(mergekit_file, MERGEKIT, lambda: plan(draft(mergekit_file), threads=1)),
@@ -306,8 +332,8 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 NAMES = (
-    "steering vector", "task vector", "recipe", "mergekit", "record", "adapter_config.json", "settings", "experiment",
-    "feedback",
+    "steering vector", "probe", "task vector", "recipe", "mergekit", "record", "adapter_config.json", "settings",
+    "experiment", "feedback",
     "modules.json", "examples", "config.json", "model.safetensors.index.json", "tokenizer_config.json",
     "tokenizer.json",
 )  # fmt: skip

@@ -62,6 +62,16 @@ def _shown(file: str) -> Callable[[Path], None]:
     return read
 
 
+def _probe(folder: Path) -> None:
+    from vectors.probe import Probe
+
+    probe = _ours(lambda: Probe.load(folder / "p.safetensors"))
+    _ours(lambda: (probe.layer, probe.threshold, probe.site, probe.digest))
+    (folder / "q.jsonl").write_text("{")
+    with contextlib.suppress(Refused):
+        cli("probe", "gate", str(folder / "p.safetensors"), "--neg", str(folder / "q.jsonl"))
+
+
 def _task(folder: Path) -> None:
     from vectors.task import TaskVector
 
@@ -154,6 +164,7 @@ def build(folder: Path) -> dict[str, Subject]:
 
     from merges.outputs.difference import diff
     from vectors import formats
+    from vectors.probe import Probe, Readout
     from vectors.steering import SteeringVector
 
     base = {
@@ -187,6 +198,13 @@ def build(folder: Path) -> dict[str, Subject]:
         "legacy", "v.pt", "bytes",
         lambda p: torch.save({1: torch.ones(8)}, p, _use_new_zipfile_serialization=False),
     )  # fmt: skip
+
+    (folder / "probe").mkdir()
+    probe_metadata = {key: metadata[key] for key in ("base", "method", "licence", "measured")}
+    probe_metadata |= {"recommended": {"layer": 2, "reason": "x"}, "thresholds": {"2": 0.5}, "site": "resid_post"}
+    readouts = {1: Readout(torch.ones(8), 0.5), 2: Readout(torch.arange(8.0), 0.0)}
+    Probe(readouts, probe_metadata).save(folder / "probe" / "p.safetensors")
+    subjects["probe"] = Subject("p.safetensors", "safetensors", _in_folder(_probe))
 
     models = folder / "models"
     small = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
