@@ -109,7 +109,8 @@ def site_states(bridge: Any, site: str, layers: Sequence[int]) -> States:
 
     def run(texts: Sequence[Tokens], wanted: Sequence[int], receive: Receive, on_event: OnEvent) -> None:
         for index, text in enumerate(texts):
-            with receiving(bridge, [hook_name(site, layer) for layer in wanted]) as seen:
+            last = list(wanted).index(max(wanted))
+            with receiving(bridge, [hook_name(site, layer) for layer in wanted], last) as seen:
                 forward(bridge, text.ids)
             for position, states in enumerate(seen):
                 rows = by_token(states, len(text.ids), hook_name(site, wanted[position]), head_of(site))
@@ -130,18 +131,27 @@ def site_states(bridge: Any, site: str, layers: Sequence[int]) -> States:
 
 def forward(bridge: Any, ids: Sequence[int]) -> None:
     """One forward pass of one sequence; what it computes is taken by hooks."""
-    with torch.inference_mode():
+    with torch.inference_mode(), contextlib.suppress(_LastSiteDone):
         bridge(torch.tensor([list(ids)], device=bridge.cfg.device), return_type=None)
 
 
+class _LastSiteDone(Exception):
+    """Raised by the hook of the last site, to skip the layers above it."""
+
+
 @contextlib.contextmanager
-def receiving(bridge: Any, names: Sequence[str]) -> Iterator[list[Tensor]]:
-    """A context in which a forward pass fills a list with what the hooks `names` see, in this order."""
+def receiving(bridge: Any, names: Sequence[str], last: int | None = None) -> Iterator[list[Tensor]]:
+    """A context in which a forward pass fills a list with what the hooks `names` see, in this order.
+
+    `last` is the position of the hook that runs last, at which the pass ends; None for one that runs to its end.
+    """
     seen: list[Any] = [None] * len(names)
 
     def taking(position: int) -> Any:
         def take(value: Tensor, hook: Any) -> None:
             seen[position] = value.detach()
+            if position == last:
+                raise _LastSiteDone
 
         return take
 

@@ -95,4 +95,4 @@ def _legend(low: float, high: float) -> str:
         f"<span style='padding:0 .6em;background:rgba{(*colour, round(0.75 * strength, 2))}'></span>"
         for colour, strength in colours
     )
-    return f"{low:.3g} {steps} {high:.3g}"
+    return f"<span style='white-space:nowrap'>{low:.3g} {steps} {high:.3g}</span>"
