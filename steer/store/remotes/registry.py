@@ -42,6 +42,7 @@ class Registry:
 
     def names(self) -> dict[str, str]:
         """The names in the index `steer-names`; none where there is none."""
+        self._require_reachable()
         response = self._request("GET", f"manifests/{NAMES}", headers={"Accept": INDEX})
         if response.status_code == 404:
             return {}
@@ -90,6 +91,19 @@ class Registry:
                     listed.add(item.digest)
                     described.append(Descriptor(MANIFEST, item.digest, item.size).value())
         self._put_manifest(NAMES, canonical_json(layout.index(described)).encode(), INDEX)
+
+    def _require_reachable(self) -> None:
+        """Ask the registry once, since the client tries for half a minute. Raises OutputError."""
+        import urllib.error
+        import urllib.request
+
+        try:
+            urllib.request.urlopen(f"{self.scheme}://{self.host}/v2/", timeout=20).close()
+        except urllib.error.HTTPError:  # such as 401: it is there
+            return
+        except (OSError, ValueError) as error:
+            problem = f"{self.host} can't be reached: {getattr(error, 'reason', error)}"
+            raise OutputError(problem, "check the address and the network") from error
 
     def _manifest(self, digest: str) -> bytes:
         response = self._request("GET", f"manifests/{digest}", headers={"Accept": MANIFEST})
