@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from steer.cli.output import out
 
 if TYPE_CHECKING:
+    from steer.evaluation.evaluation import Evaluation
+    from steer.evaluation.request import Request
     from steer.store.history.differences import Difference
     from steer.store.layout import Store
     from steer.store.objects.model import Commit
@@ -137,3 +139,64 @@ def commit_value(commit: Commit, names: Mapping[str, Sequence[str]] | None = Non
     """A commit as JSON."""
     value = asdict(commit) | {"parents": list(commit.parents)}
     return value if names is None else value | {"names": [name.lstrip("*") for name in names.get(commit.digest, [])]}
+
+
+def with_versions(request: Request) -> tuple[Request, dict[str, str]]:
+    """A request of an evaluation with versions of the store as expressions over their files.
+
+    Returns the composition's digest by the expression that stands for it. A subject is a version if it is no file and
+    names a commit of the store; two versions may hold different vectors of one name, so names get the digest behind.
+    """
+    from dataclasses import replace
+    from pathlib import Path
+
+    from steer.store import layout
+    from steer.store.realise import Realised, realise
+    from vectors.errors import SteerError, UsageError
+    from vectors.expression import Composition, parse
+
+    store = layout.find()
+    if store is None:
+        return request, {}
+    subjects, files, digests = [], dict(request.vectors), {}
+    for text in request.subjects:
+        found: Realised | None = None
+        if not Path(text).exists() and not text.startswith("prompt:"):
+            try:
+                found = realise(store, text)
+            except SteerError:
+                found = None
+        if found is None:
+            subjects.append(text)
+            continue
+        if found.expression is None:
+            raise UsageError(
+                f"{text} has no steering vectors", f"write its weights first: steer build {text} -o FOLDER"
+            )
+        digest_of = {part.name: part.digest for part in found.personality.parts}
+        renamed = {name: f"{name}.{digest_of[name][7:13]}" for name in found.files}
+        composition = parse(found.expression)
+        terms = tuple(replace(term, name=renamed[term.name]) for term in composition.terms)
+        subjects.append(str(Composition(terms)))
+        files |= {renamed[name]: path for name, path in found.files.items()}
+        digests[subjects[-1]] = found.composition
+    return replace(request, subjects=tuple(subjects), vectors=files), digests
+
+
+def attach_evaluation(digests: Mapping[str, str], evaluation: Evaluation) -> None:
+    """Attach an evaluation to the versions that it was about, each with what concerns it."""
+    import json
+
+    from steer.evaluation.report import report
+    from steer.store import layout, referrers
+
+    store = layout.find()
+    if store is None:
+        return
+    value = report(evaluation)
+    for subject in value["subjects"]:
+        composition = digests.get(subject["subject"])
+        if composition is not None:
+            content = json.dumps({**value, "subjects": [subject]}, sort_keys=True, ensure_ascii=False).encode()
+            referrers.attach(store, composition, referrers.EVALUATION, {"report.json": content})
+            out.say(f"the evaluation is attached to the composition {composition[:15]}…")

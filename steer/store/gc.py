@@ -6,9 +6,9 @@ import contextlib
 import time
 from typing import Any, NamedTuple
 
-from steer.store import blobs, layout, refs
+from steer.store import blobs, layout, referrers, refs
 from steer.store.layout import Store
-from steer.store.objects.model import COMMIT, COMPOSITION, read_manifest
+from steer.store.objects.model import COMMIT, COMPOSITION
 from steer.store.working import document
 from vectors.errors import SteerError
 
@@ -106,15 +106,10 @@ def _of_working_folder(store: Store) -> set[str]:
 
 
 def _referrers(store: Store, marked: set[str]) -> set[str]:
-    """Manifests that refer to what is marked, such as evaluations and signatures, with what they hold."""
+    """What refers to the compositions that are marked, such as evaluations and signatures, with its files."""
     found: set[str] = set()
-    for digest in set(blobs.every(store)) - marked:
-        with contextlib.suppress(SteerError, OSError):
-            if blobs.path_of(store, digest).stat().st_size > 100_000:
-                continue
-            manifest = read_manifest(store, digest)
-            if manifest.get("artifactType") in (COMMIT, COMPOSITION):
-                continue
-            if (manifest.get("subject") or {}).get("digest") in marked:
-                found.update([digest, manifest["config"]["digest"], *(each["digest"] for each in manifest["layers"])])
+    for composition, digests in referrers.every(store).items():
+        if composition in marked:
+            for digest in digests:
+                found.update([digest, *_led_to(store, digest)])
     return found

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from steer.store import blobs, layout, refs
+from steer.store import blobs, layout, referrers, refs
 from steer.store.layout import Store
 from steer.store.objects.model import COMMIT, COMPOSITION, read_commit, read_composition, read_manifest
 from vectors.documents import json_text
@@ -52,6 +52,7 @@ def verify(store: Store, on_event: OnEvent = ignore) -> Verified:
                 problems.append(f"{entry.path} is no blob: its name is no digest")
     problems += _problems_of_files(store)
     commits = _commits(store, problems, damaged)
+    problems += _problems_of_referrers(store)
     return Verified(len(digests), size, len(commits), tuple(problems))
 
 
@@ -117,3 +118,21 @@ def _commits(store: Store, problems: list[str], damaged: set[str]) -> set[str]:
                     problems.append(problem)
         waiting += [(parent, f"the commit {digest}") for parent in commit.parents]
     return seen
+
+
+def _problems_of_referrers(store: Store) -> Iterator[str]:
+    """Of evaluations, reports and signatures that are attached to compositions."""
+    for composition, digests in referrers.every(store).items():
+        if not blobs.has(store, composition):
+            continue  # collected, with what referred to it
+        for digest in digests:
+            try:
+                value = read_manifest(store, digest)
+            except SteerError as error:
+                yield from (f"{problem} (it is attached to {composition})" for problem in error.problems)
+                continue
+            if (value.get("subject") or {}).get("digest") != composition:
+                yield f"{digest} is listed as attached to {composition}, but does not refer to it"
+            for layer in value["layers"]:
+                if not blobs.has(store, layer["digest"]):
+                    yield f"the blob {layer['digest']} is missing (attached to {composition})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from steer.cli import options, requests
+from steer.cli import options, requests, versions
 from steer.cli.output import out
 from steer.evaluation.request import Request
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     examples="""
     steer eval warm.safetensors --pos warm-test.jsonl --neg cold-test.jsonl
     steer eval warm "0.5*warm" prompt:"Answer warmly." --suite warmth.yaml --out warmth-eval
+    steer eval tone@challenger tone@champion --suite warmth.yaml
     steer eval ./warm-model --suite warmth.yaml --prompt "Answer warmly." --json
     """,
 )
@@ -28,7 +29,7 @@ def command(**values: Any) -> None:
     and never enters the verdict. A subject works if it beats the base, its negation, and vectors from shuffled labels
     and random directions, by intervals of paired differences with Holm's correction; under 30 items there is none.
     """
-    request = requests.build(Request, values)
+    request, of_versions = versions.with_versions(requests.build(Request, values))
     from steer.cli.output import say_preparing
     from steer.evaluation.api import evaluate_request
     from steer.evaluation.report import report
@@ -37,6 +38,7 @@ def command(**values: Any) -> None:
         say_preparing(request.model)
     with out.progress() as on_event:
         evaluation = evaluate_request(request, on_event=on_event)
+    versions.attach_evaluation(of_versions, evaluation)
     out.result(report(evaluation), lambda: _print(evaluation))
 
 

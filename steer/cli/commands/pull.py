@@ -39,8 +39,8 @@ def command(**values: Any) -> None:
     The working folder follows where the pulled branch is the current one and nothing in it is uncommitted.
     """
     request = requests.build(Request, values)
-    from steer.store import layout, refs, transfer
-    from steer.store.remotes import open_remote
+    from steer.store import layout, refs
+    from steer.store.remotes import open_remote, transfer
     from steer.store.working import checkout
 
     store = layout.require()

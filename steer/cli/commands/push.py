@@ -35,8 +35,8 @@ class Request:
 def command(**values: Any) -> None:
     """Send a branch with its tags, aliases and all its versions. An interrupted push changes nothing that is seen."""
     request = requests.build(Request, values)
-    from steer.store import layout, refs, transfer
-    from steer.store.remotes import open_remote
+    from steer.store import layout, refs
+    from steer.store.remotes import open_remote, transfer
 
     store = layout.require()
     name = request.name or refs.current(store)

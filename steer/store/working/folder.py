@@ -14,7 +14,7 @@ from steer.store.layout import Store
 from steer.store.objects.model import Commit, Personality, read_commit, read_composition
 from steer.store.objects.writing import put_commit, put_composition
 from steer.store.working import document
-from steer.store.working.parts import describe, read, realised, require_readable
+from steer.store.working.parts import describe, read, realised, require_readable, require_stored
 from vectors.errors import UsageError
 from vectors.storage.runs import environment
 
@@ -45,10 +45,7 @@ def commit(
     tip = refs.target(store, branch)
     content = document.content_of(store.file) if content is None else content
     personality, found = realised(store, document.parsed(content, str(store.file)))
-    for each in found:
-        if each.file is not None and not blobs.has(store, each.part.digest):
-            require_readable(each.file, each.part.kind)
-            blobs.put_file(store, each.file, each.part.digest)
+    require_stored(store, found)
     composition = put_composition(store, personality)
     if tip is not None and not parents and not allow_empty and read_commit(store, tip).composition == composition:
         raise UsageError(
@@ -104,10 +101,7 @@ def add(store: Store, target: Path, name: str | None, fields: Mapping[str, Any])
 def lock(store: Store) -> list[tuple[str, str]]:
     """Pin every part of the document to its digest; returns names and digests. What was a path becomes a digest."""
     personality, found = read(store)
-    for each in found:
-        if each.file is not None and not blobs.has(store, each.part.digest):
-            require_readable(each.file, each.part.kind)
-            blobs.put_file(store, each.file, each.part.digest)
+    require_stored(store, found)
     for part in personality.parts:
         document.set_part(store.file, part.name, {"digest": part.digest, "path": None, "strength": part.strength})
     return [(part.name, part.digest) for part in personality.parts]

@@ -68,6 +68,14 @@ def require_readable(file: Path, kind: str) -> None:
         SteeringVector.load(file)
 
 
+def require_stored(store: Store, found: list[Found]) -> None:
+    """Store the parts that are not in the store yet, each read whole with all its checks. Raises ArtifactError."""
+    for each in found:
+        if each.file is not None and not blobs.has(store, each.part.digest):
+            require_readable(each.file, each.part.kind)
+            blobs.put_file(store, each.file, each.part.digest)
+
+
 def read(store: Store) -> tuple[Personality, list[Found]]:
     """The composition that the working folder stands for. Raises one error with all its problems."""
     return realised(store, document.read(store.file))

@@ -16,8 +16,8 @@ from hub_stand_in import StandIn
 from personalities import commit, new_store
 from test_survival import killed_at
 
-from steer.store import layout, names, refs, transfer
-from steer.store.remotes import open_remote
+from steer.store import layout, names, refs
+from steer.store.remotes import open_remote, transfer
 from steer.store.verify import verify
 from steer.store.working import checkout
 from vectors.errors import ArtifactError, OutputError, UsageError
