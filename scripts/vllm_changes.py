@@ -38,11 +38,13 @@ BLOCKS = {
     "mixtral": "MixtralDecoderLayer",
     "gpt2": "GPT2Block",
 }
-# Beside the wrapped methods: those of the model runners that are wrapped for each model, and the steered blocks.
+# Beside the wrapped methods: those of the model runners that are wrapped for each model, what the passes of the proof
+# call and replace, and blocks that are often steered.
 METHODS = [
     *JOINED_METHODS,
-    *((V1, "GPUModelRunner", name) for name in ("_prepare_inputs", "execute_model", "sample_tokens")),
-    *((V2, "GPUModelRunner", name) for name in ("prepare_inputs", "execute_model", "sample_tokens")),
+    *((V1, "GPUModelRunner", name) for name in ("_prepare_inputs", "execute_model", "sample_tokens", "_dummy_run")),
+    *((V2, "GPUModelRunner", name) for name in ("prepare_inputs", "execute_model", "sample_tokens", "_dummy_run")),
+    ("vllm.model_executor.layers.attention.attention", "Attention", "forward"),
     *((f"vllm.model_executor.models.{file}", owner, "forward") for file, owner in BLOCKS.items()),
 ]
 Found = dict[str, dict[str, str]]  # by method: its signature and the digest of its body
