@@ -35,7 +35,7 @@ from steer.experiments.specification import (
 )  # fmt: skip
 from vectors.documents import schema, yaml_text
 from vectors.documents.json_text import read_bounded
-from vectors.errors import UsageError, guess
+from vectors.errors import SteerError, UsageError, guess
 from vectors.resolve import Resolver
 from vectors.steering import SteeringVector
 
@@ -87,8 +87,15 @@ _METRIC = known(
     },
 )  # fmt: skip
 _JUDGE = known(
-    {"name": _NAME, "url": schema.text(r"https?://\S{1,2000}", "a URL"), "model": _LINE, "instruction": _LINE},
-    {"sample_rate": share, "key_variable": schema.text(r"[A-Za-z_]\w{0,99}", "the name of an environment variable")},
+    {"name": _NAME},
+    {
+        "url": schema.text(r"https?://\S{1,2000}", "a URL"),
+        "model": _LINE,
+        "instruction": _LINE,
+        "scorer": _LINE,
+        "sample_rate": share,
+        "key_variable": schema.text(r"[A-Za-z_]\w{0,99}", "the name of an environment variable"),
+    },
 )
 _UNIT = schema.either(
     schema.one_of(*UNITS),
@@ -188,9 +195,27 @@ def _problems_between(values: Mapping[str, Any]) -> list[str]:
             problems.append(f"the metric {metric.get('name')} has low {low:g}, not below high {high:g}")
         if metric.get("name") in SERVER_METRICS and metric.get("kind") == "bool" and metric.get("name") != "refusal":
             problems.append(f"the metric {metric['name']}, which the server computes, is a number")
+    problems += [problem for j in _list(values.get("judges")) if isinstance(j, Mapping) for problem in _judge(j)]
     judges = [j.get("name") for j in _list(values.get("judges")) if isinstance(j, Mapping)]
     problems += [f"the judge {name} is no metric: name it in `secondary`" for name in judges if name not in names]
     return problems
+
+
+def _judge(judge: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a judge: it is an endpoint with three fields, or a scorer of texts."""
+    name, texts = judge.get("name"), ("url", "model", "instruction")
+    missing = [key for key in texts if judge.get(key) is None]
+    if judge.get("scorer") is None:
+        return [f"the judge {name} has no {', '.join(missing)}, and no scorer"] if missing else []
+    if len(missing) < len(texts):
+        return [f"the judge {name} is an endpoint or a scorer, not both"]
+    from steer.evaluation import scorers
+
+    try:
+        scorers.parse(str(judge["scorer"]))
+    except SteerError as error:
+        return [f"the judge {name}: {problem}" for problem in error.problems]
+    return []
 
 
 def _list(value: Any) -> list[Any]:

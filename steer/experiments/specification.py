@@ -91,12 +91,17 @@ class Metric:
 
 @dataclass(frozen=True)
 class Judge:
-    """A judge of sampled answers, whose scores are a metric of this name: an OpenAI-compatible endpoint."""
+    """A judge of sampled answers, whose scores are a metric of this name.
+
+    It is an OpenAI-compatible endpoint (`url`, `model`, `instruction`), or a scorer of texts as `steer eval` has them
+    (`scorer`, such as `classifier:org/name`).
+    """
 
     name: str
-    url: str
-    model: str
-    instruction: str
+    url: str = ""
+    model: str = ""
+    instruction: str = ""
+    scorer: str = ""
     sample_rate: float = 0.1
     key_variable: str = ""  # the environment variable with the endpoint's API key
 

@@ -1,4 +1,4 @@
-"""Judges of sampled answers: models behind an OpenAI-compatible endpoint, whose scores are feedback.
+"""Judges of sampled answers: models behind an OpenAI-compatible endpoint, or scorers; their scores are feedback.
 
 Which answers are judged depends on their ids alone, so arms are sampled alike. Judging happens in a thread of its own,
 behind a bounded queue: a slow judge, or none, holds up nothing, and what finds no place is not judged.
@@ -19,6 +19,7 @@ from steer.experiments import feedback
 from steer.experiments.assignment import fraction
 from steer.experiments.specification import Experiment, Judge, Metric
 from steer.experiments.storage.writer import Writer
+from vectors.errors import SteerError
 
 WAITING = 256  # answers that wait for a judge
 TOGETHER = 8  # answers that a judge is sent at once
@@ -77,11 +78,16 @@ class Judging:
 
     def _judge(self, judge: Judge, answers: list[_Answer]) -> None:
         metric = self.experiment.metrics()[judge.name]
+        if judge.scorer:
+            self._record(judge, answers, _scored(judge, answers))
+            return
         key = os.environ.get(judge.key_variable, "") if judge.key_variable else ""
         endpoint = Endpoint(url=judge.url.rstrip("/"), model=judge.model, key=key, attempts=2, timeout=60.0)
         replies = ask(endpoint, [question(judge, metric, answer.prompt, answer.text) for answer in answers])
-        for answer, reply in zip(answers, replies, strict=True):
-            value = None if reply.text is None else score(metric, reply.text)
+        self._record(judge, answers, [None if r.text is None else score(metric, r.text) for r in replies])
+
+    def _record(self, judge: Judge, answers: list[_Answer], values: list[float | None]) -> None:
+        for answer, value in zip(answers, values, strict=True):
             if value is None:
                 self.failed += 1
                 continue
@@ -91,6 +97,17 @@ class Judging:
                 body, self.experiment, conversation=None, version=answer.version, mark="", source="judge"
             )
             self.writer.add("feedback", row)
+
+
+def _scored(judge: Judge, answers: list[_Answer]) -> list[float | None]:
+    """The score of each answer by a scorer of texts; None where it fails."""
+    from steer.evaluation import scorers
+
+    texts = [scorers.GeneratedText(answer.prompt, answer.text) for answer in answers]
+    try:
+        return [scored.value for scored in scorers.parse(judge.scorer).score(texts, scorers.Resources())]
+    except (SteerError, OSError, ValueError, RuntimeError):  # such as a classifier that is not there any more
+        return [None] * len(answers)
 
 
 def sampled(experiment: Experiment, judge: Judge, response: str) -> bool:

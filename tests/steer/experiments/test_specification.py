@@ -80,6 +80,10 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         ({"coverage": "101%"}, "coverage is"),
         ({"judges": [{"name": "kind", "url": "ftp://x", "model": "m", "instruction": "?"}]}, "judges[0].url is"),
         ({"arms": {"control": {}, "a": {"steer": "5*warm@whenever"}}}, "wrong at character"),
+        ({"judges": [{"name": "kind"}]}, "the judge kind has no url, model, instruction, and no scorer"),
+        ({"judges": [{"name": "kind", "scorer": "regex:kind", "model": "m"}]}, "an endpoint or a scorer, not both"),
+        ({"judges": [{"name": "kind", "scorer": "magic:kind"}]}, "the judge kind: "),
+        ({"judges": [{"name": "kind", "scorer": "regex:kind"}]}, "the judge kind is no metric: name it in `secondary`"),
     ],
 )
 def test_a_mistake_is_named(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:

@@ -62,8 +62,17 @@ def test_every_sampled_answer_gets_a_score(tmp_path: Path) -> None:
         experiment.end()
 
 
+def test_a_scorer_of_texts_is_a_judge(tmp_path: Path) -> None:
+    one = {"name": "polite", "scorer": "regex:please", "sample_rate": 1.0}
+    experiment = live.begin(trials.experiment(tmp_path, judges=[one], secondary=[{"name": "polite"}]))
+    answered(experiment, 4)
+    until(lambda: len(scores(experiment)) == 4)
+    assert scores(experiment) == {f"r{i}": float(i % 2) for i in range(4)}
+    experiment.end()
+
+
 def test_what_is_sampled_depends_on_the_answer_alone(tmp_path: Path) -> None:
-    experiment, one = trials.experiment(tmp_path), Judge("polite", "http://x/v1", "m", "?", 0.2)
+    experiment, one = trials.experiment(tmp_path), Judge("polite", "http://x/v1", "m", "?", sample_rate=0.2)
     chosen = [judges.sampled(experiment, one, f"r{i}") for i in range(4000)]
     assert chosen == [judges.sampled(experiment, one, f"r{i}") for i in range(4000)]
     assert 700 < sum(chosen) < 900
