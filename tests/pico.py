@@ -145,6 +145,9 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "seed-oss": ("seed_oss", {"head_dim": 16}),
     "minicpm3": ("minicpm3", {**_LATENT, "scale_depth": 1.4, "scale_emb": 4, "dim_model_base": HIDDEN}),
     "phi": ("phi", {}),
+    "cohere": ("cohere", {"logit_scale": 1.0}),
+    "olmo": ("olmo", {}),
+    "nemotron": ("nemotron", {}),
     "gemma4": (
         "gemma4_text",
         {
@@ -181,11 +184,8 @@ WRAPPERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 # Architectures that no table knows.
 UNKNOWN: dict[str, tuple[str, dict[str, Any]]] = {
     "opt": ("opt", {"ffn_dim": 48, "word_embed_proj_dim": HIDDEN}),
-    "cohere": ("cohere", {}),
     "bloom": ("bloom", {}),
     "falcon": ("falcon", {}),
-    "olmo": ("olmo", {}),
-    "nemotron": ("nemotron", {}),
     "granite-moe": ("granitemoe", {"residual_multiplier": 0.3, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "minimax": (  # with a cache of its own, of which the first layer holds no tokens
         "minimax",
@@ -231,7 +231,7 @@ STREAMS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
-# Architectures that serving alone is tried on, and that no table names.
+# Architectures on which serving is tried with a wider stream; some of them have no row.
 _MAMBA_2 = {"mamba_n_heads": 8, "mamba_d_head": 32, "mamba_n_groups": 1, "mamba_d_state": 16, "mamba_chunk_size": 8}
 SERVED: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-moe": ("qwen2_moe", {**_EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 16}),

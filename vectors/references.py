@@ -157,7 +157,10 @@ def identity(source: ModelSource) -> dict[str, Any]:
         "digest": "sha256:" + state.hexdigest(),
         "architecture": architectures[0],
         "hidden_size": text.get("hidden_size") or text.get("n_embd"),
-        "layers": text.get("num_hidden_layers") or text.get("n_layer"),
+        "layers": text.get("num_hidden_layers")
+        or text.get("n_layer")
+        or len(text.get("layers_block_type") or ())
+        or None,
     }
     optional = {"name": source.name, "revision": source.revision}
     return fields | {key: value for key, value in optional.items() if value}

@@ -223,9 +223,7 @@ def shares_prefixes(model: nn.Module, completions: Sequence[Completion]) -> bool
     """Whether blocks below a steered layer can be left out: whether the architecture is one that was tested, and no
     length of a sequence changes the positions of another."""
     longest = max((each.length for each in completions), default=0)
-    return residual.architecture(model) is not None and not length_changes_positions(
-        residual.text_config(model), longest
-    )
+    return residual.continues(model) and not length_changes_positions(residual.text_config(model), longest)
 
 
 def log_sum(logits: Tensor) -> Tensor:

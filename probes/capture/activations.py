@@ -90,7 +90,7 @@ def activations(
         with torch.inference_mode():
             longest = max(len(e.ids) for e in examples)
             one_per_pass = length_changes_positions(config, longest)
-            share = not one_per_pass and residual.architecture(model) is not None
+            share = not one_per_pass and residual.continues(model)
             job = _Run(model, examples, result, on_event, share=share)
             if pack if pack is not None else packable(model, longest) and not one_per_pass:
                 for pass_packs in passes(packs([e.ids[job.prefix :] for e in examples], PACK), PASS):
@@ -120,7 +120,7 @@ def packable(model: nn.Module, longest: int) -> bool:
         known is not None
         and known.packs
         and attention in ("sdpa", "eager")
-        and all(window is None or longest <= window for window in windows)
+        and all(not window or longest <= window for window in windows)  # 0 is none
     )
 
 

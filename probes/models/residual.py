@@ -22,7 +22,9 @@ def decoder(model: nn.Module) -> nn.Module:
     """The stack of blocks without the language-model head."""
     get_decoder = getattr(model, "get_decoder", None)
     stack = get_decoder() if get_decoder is not None else None
-    return stack if isinstance(stack, nn.Module) else getattr(model, "base_model", model)
+    # ModernBERT's answer is its output layer, which it calls its decoder.
+    holds_blocks = isinstance(stack, nn.Module) and any(isinstance(m, nn.ModuleList) for m in stack.modules())
+    return stack if holds_blocks else getattr(model, "base_model", model)  # type: ignore[return-value]
 
 
 def text_config(model: nn.Module) -> Any:
@@ -44,6 +46,12 @@ def context_length(config: Any) -> int | None:
 def architecture(model: nn.Module) -> Architecture | None:
     """The table's row for this model, or None."""
     return architectures.find(str(getattr(text_config(model), "model_type", "")))
+
+
+def continues(model: nn.Module) -> bool:
+    """Whether a pass over several tokens is known to go on from a cache; some recurrent layers take one at a time."""
+    known = architecture(model)
+    return known is not None and known.continues
 
 
 def hidden_size(model: nn.Module) -> int:
@@ -70,7 +78,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
         return list(lists[0])
     raise ModelError(
         f"the architecture {kind!r} is unknown, and it can't be proved where its residual stream is: {refusal}",
-        "an architecture that returns one stream needs one row in vectors/architectures/table.py",
+        "use a model whose blocks return one residual stream; vectors/architectures/table.py lists those described",
     )
 
 

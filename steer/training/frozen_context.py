@@ -124,6 +124,8 @@ def freeze(model: Any, input_ids: Tensor, attention_mask: Tensor | None = None) 
     unknown = {type(layer).__name__ for layer in cache.layers if type(layer) not in _READ_ONLY}
     if unknown or not cache.layers:
         raise _unfreezable(model, f"its states are {', '.join(sorted(unknown)) or 'unknown'}")
+    if any(isinstance(layer, LinearAttentionLayer) for layer in cache.layers) and not residual.continues(model):
+        raise _unfreezable(model, "it is not known that its recurrent states go on over several tokens at once")
     try:
         with torch.no_grad(), _evaluating(model):
             model(

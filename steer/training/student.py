@@ -52,7 +52,14 @@ def adapted(model: Any, lora: Lora, seed: int) -> Any:
 def _without_adapter(model: Any) -> str | None:
     """A regular expression for modules that get no adapter: those of image towers, and by architecture."""
     known = residual.architecture(model)
-    patterns = [rf".*\.({'|'.join(known.without_lora)})"] if known is not None and known.without_lora else []
+    # Some routers are linear modules whose answer is more than a product, which an adapter would not understand.
+    routers = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and "router" in type(module).__name__.lower()
+    }
+    names = sorted({*routers, *(known.without_lora if known is not None else ())})
+    patterns = [rf".*\.({'|'.join(map(re.escape, names))})"] if names else []
     if residual.text_config(model) is not model.config:
         stack = residual.decoder(model)
         prefix = next(name for name, module in model.named_modules() if module is stack)

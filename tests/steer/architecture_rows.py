@@ -26,35 +26,57 @@ from steer.folding import fold as folding
 from steer.folding import proof
 from steer.training import result, student
 from steer.training.requests import Lora
+from vectors import architectures
 from vectors.errors import SteerError
 from vectors.steering import SteeringVector
 
 CLOSE = 1e-4  # of float32 values, relative to the largest
 PARITY = Path(__file__).parent / "serving" / "engine" / "parity.json"
 # One model of each architecture; those with a short window are others of the same.
-NAMES = tuple(name for name in (*pico.NAMES, *pico.MORE, *pico.WRAPPERS) if not name.endswith("-window"))
-ALL = (*NAMES, *pico.UNKNOWN, *pico.STREAMS)
-WIDE = {"intermediate_size": 96}  # an inserted block needs twice the stream
+ALL = tuple(
+    name
+    for name in (*pico.NAMES, *pico.MORE, *pico.WRAPPERS, *pico.UNKNOWN, *pico.SERVED, *pico.STREAMS)
+    if not name.endswith("-window") and name != "nemotron-h"  # names of its adapters are not those of its checkpoint
+)
 IDS = torch.tensor(pico.sequences(1, 9, 9, seed=5))
 HEADER = "| architecture | model | extract | try | serve | fold | train |\n|---|---|---|---|---|---|---|"
 
 
+def text_type(name: str) -> str:
+    """The model type of the text decoder."""
+    found: str = settings_of(name).get_text_config(decoder=True).model_type
+    return found
+
+
+def changes(name: str, times: int = 1) -> dict[str, int]:
+    """The settings of a pico model: those that are served need a wider stream, an inserted block a feed-forward."""
+    wide = {"hidden_size": 128} if name in pico.SERVED else {}
+    return wide if times == 1 else {**wide, "intermediate_size": times * wide.get("hidden_size", pico.HIDDEN)}
+
+
+def settings_of(name: str) -> Any:
+    """The configuration of the pico model."""
+    return pico.config(name, **changes(name))
+
+
+NAMES = tuple(name for name in ALL if text_type(name) in architectures.ARCHITECTURES)
+
+
 def kind_of(name: str) -> str:
     """The model type of the text decoder, and of the whole around it."""
-    settings = pico.config(name)
-    text = settings.get_text_config(decoder=True).model_type
-    return f"`{text}`" if text == settings.model_type else f"`{settings.model_type}` around `{text}`"
+    text, whole = text_type(name), settings_of(name).model_type
+    return f"`{text}`" if text == whole else f"`{whole}` around `{text}`"
 
 
 @functools.cache
 def model_of(name: str) -> Any:
     """The pico model, built once; nothing here changes it."""
-    return pico.build(name)
+    return pico.build(name, **changes(name))
 
 
-def direction(seed: int = 1) -> Tensor:
+def direction(size: int, seed: int = 1) -> Tensor:
     """A random direction [hidden] of length 3."""
-    drawn = torch.randn(pico.HIDDEN, generator=torch.Generator().manual_seed(seed))
+    drawn = torch.randn(size, generator=torch.Generator().manual_seed(seed))
     return 3 * drawn / drawn.norm()
 
 
@@ -101,7 +123,7 @@ def extract(name: str) -> str:
     except SteerError as error:
         return f"no: {error.problems[0].rpartition(': ')[2]}"
     examples = [Tokens(ids, list(range(1, len(ids)))) for ids in ([7, 30, 99, 12, 5], [7, 30, 99, 12, 8, 9, 200])]
-    means = torch.zeros(pico.LAYERS, len(examples), pico.HIDDEN)
+    means = torch.zeros(pico.LAYERS, len(examples), residual.hidden_size(model))
     for row, example in enumerate(examples):
         taken: dict[int, Tensor] = {}
         with torch.no_grad(), at_takers(model, lambda layer, states: taken.__setitem__(layer, states)):  # noqa: B023
@@ -122,7 +144,7 @@ def extract(name: str) -> str:
 def attempt(name: str) -> str:
     """Whether steering through hooks is exact: "exact", or why it is refused."""
     model = model_of(name)
-    move, last = direction(), pico.LAYERS - 1
+    move, last = direction(residual.hidden_size(model)), pico.LAYERS - 1
     vector = SteeringVector({1: move, last: 2 * move})
     try:
         residual.blocks(model)
@@ -161,8 +183,9 @@ def attempt(name: str) -> str:
 
 def fold(name: str, folder: Path) -> str:
     """What of a composition can be folded into the weights: additions, ablations, both; or why not."""
-    source = pico.save(folder / "model", name, **(WIDE if name in NAMES else {}))
-    vectors = {"warm": SteeringVector({1: direction()}), "calm": SteeringVector({2: direction(2)})}
+    source = pico.save(folder / "model", name, **changes(name, times=3 if name in NAMES else 1))
+    size = settings_of(name).get_text_config(decoder=True).hidden_size
+    vectors = {"warm": SteeringVector({1: direction(size)}), "calm": SteeringVector({2: direction(size, 2)})}
     done, refused = [], {}
     for part, composition in (("additions", "warm[1]"), ("ablations", "ablate(calm)")):
         request = folding.FoldSettings(
@@ -185,16 +208,17 @@ def fold(name: str, folder: Path) -> str:
 
 def train(name: str, folder: Path) -> str:
     """Whether a step of distillation into an adapter is in the weights that are written; or why it is refused."""
-    source = pico.save(folder / "model", name)
+    source = pico.save(folder / "model", name, **changes(name))
     base = folding.open_source(str(source))
     model = loading.load(str(source), "cpu", "float32").model
     plain = logits(model)
     try:
-        with steered(model, {1: direction()}):
+        with steered(model, {1: direction(residual.hidden_size(model))}):
             teacher = logits(model).log_softmax(-1)
         adapted = student.adapted(model, Lora(rank=4, alpha=8, first=1), seed=0)
     except SteerError as error:
-        return f"no: {error.problems[0].rpartition(': ')[2]}"
+        peft = "has none of the modules" in error.problems[0]
+        return "no: PEFT takes none of its modules" if peft else f"no: {error.problems[0].rpartition(': ')[2]}"
     trainable = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trainable, lr=3e-2)
     for _ in range(2):

@@ -76,6 +76,7 @@ class Architecture:
 
     `blocks`: the path of the list of blocks below the decoder in transformers. `packs`: attention is the only thing
     that mixes tokens, and positions come from `position_ids`, so that a tree of sequences can share one forward pass.
+    `continues`: a pass over several tokens may go on from a cache, so that sequences can share a cached prefix.
     `recurrent`: for each of the configuration's layer types whose blocks carry a recurrent state from token to token,
     the name of the module in the block that does. `wrappers`: the model types of vision-language models that have it
     as their text decoder. `without_lora`: linear modules that take no adapter. `checkpoint`: its tensors, or why it is
@@ -84,6 +85,7 @@ class Architecture:
 
     blocks: str = "layers"
     packs: bool = True
+    continues: bool = True
     recurrent: Mapping[str, str] = field(default_factory=dict)
     wrappers: tuple[str, ...] = ()
     without_lora: tuple[str, ...] = ()

@@ -18,7 +18,7 @@ _DOWN_PROJ = (r"mlp\.down_proj\.(weight|bias)",)
 _MLP_BIASES = ("mlp.gate_proj.bias", "mlp.up_proj.bias", "mlp.down_proj.bias")
 _GATE_UP = ("mlp.gate_up_proj", "mlp.gate_up_proj", "mlp.down_proj")
 _GEMMA = Checkpoint(norms=_SANDWICH, plus_one=True, norm_before="pre_feedforward_layernorm")
-_OLMO = Checkpoint(norms=_SANDWICH, norm_before=None)
+_POST_NORMS = Checkpoint(norms=_SANDWICH, norm_before=None)
 
 _ROUTED = Checkpoint(  # experts, shared ones, and dense blocks before them
     writers={
@@ -35,13 +35,39 @@ _ROUTED = Checkpoint(  # experts, shared ones, and dense blocks before them
 _DELTA_MODULES = {"attention": ("self_attn", "linear_attn"), "feed_forward": ("mlp",)}
 _DELTA_WRITERS = (*_O_PROJ, r"linear_attn\.out_proj\.weight")
 
+_MAMBA_MODULES = {"attention": ("self_attn", "mamba"), "feed_forward": ("feed_forward",)}
+
 _CONV_MODULES = {"attention": ("self_attn", "conv"), "feed_forward": ("feed_forward",)}
 _CONV_WRITERS = (r"self_attn\.out_proj\.weight", r"conv\.out_proj\.(weight|bias)")
 
 ARCHITECTURES = {
-    "cohere2": Architecture(checkpoint=Checkpoint(norm_before="input_layernorm")),  # attention beside the feed-forward
+    "arcee": Architecture(
+        checkpoint=Checkpoint(
+            slot="mlp.down_proj.bias",
+            flag="mlp_bias",
+            flag_brings=("mlp.up_proj.bias", "mlp.down_proj.bias"),
+            gated=_UNGATED,
+        )
+    ),
+    "bamba": Architecture(
+        packs=False,
+        continues=False,
+        recurrent={"linear_attention": "mamba"},
+        checkpoint=Checkpoint(
+            writers={
+                "attention": (*_O_PROJ, r"mamba\.out_proj\.(weight|bias)"),
+                "feed_forward": (r"feed_forward\.down_proj\.(weight|bias)",),
+            },
+            modules=_MAMBA_MODULES,
+            gated="its settings name the blocks with attention by their numbers",
+        ),
+    ),
+    "cohere": Architecture(checkpoint=Checkpoint(norm_before="input_layernorm")),  # attention beside the feed-forward
+    "cohere2": Architecture(checkpoint=Checkpoint(norm_before="input_layernorm")),
     "deepseek_v2": Architecture(checkpoint=_ROUTED),
     "deepseek_v3": Architecture(checkpoint=_ROUTED),
+    "ernie4_5": Architecture(),
+    "exaone4": Architecture(checkpoint=_POST_NORMS),
     "falcon_h1": Architecture(
         packs=False,
         recurrent={"hybrid": "mamba"},
@@ -51,7 +77,7 @@ ARCHITECTURES = {
                 "attention": (*_O_PROJ, r"mamba\.out_proj\.(weight|bias)"),
                 "feed_forward": (r"feed_forward\.down_proj\.(weight|bias)",),
             },
-            modules={"attention": ("self_attn", "mamba"), "feed_forward": ("feed_forward",)},
+            modules=_MAMBA_MODULES,
             gated="it multiplies the gate of its feed-forward by a setting",
             norm_before="pre_ff_layernorm",
         ),
@@ -77,12 +103,14 @@ ARCHITECTURES = {
             unless={"enable_moe_block": "two norms follow its feed-forward and its experts"},
         ),
     ),
+    "glm": Architecture(checkpoint=Checkpoint(gated=_GATE_UP)),
     "glm4": Architecture(
         checkpoint=Checkpoint(
             norms={"attention": "post_self_attn_layernorm.weight", "feed_forward": "post_mlp_layernorm.weight"},
             gated=_GATE_UP,
         )
     ),
+    "glm4_moe": Architecture(checkpoint=_ROUTED),
     "gpt2": Architecture(
         blocks="h",
         checkpoint=Checkpoint(
@@ -118,6 +146,22 @@ ARCHITECTURES = {
         )
     ),
     "granite": Architecture(checkpoint=Checkpoint(scale="residual_multiplier")),
+    "helium": Architecture(),
+    "hunyuan_v1_dense": Architecture(),
+    "jamba": Architecture(
+        packs=False,
+        continues=False,
+        recurrent={"linear_attention": "mamba"},
+        without_lora=("dt_proj",),  # whose weights are read without calling the module
+        checkpoint=Checkpoint(
+            writers={
+                "attention": (*_O_PROJ, r"mamba\.out_proj\.(weight|bias)"),
+                "feed_forward": (r"feed_forward\.down_proj\.weight", r"feed_forward\.experts\.\d+\.down_proj\.weight"),
+            },
+            modules=_MAMBA_MODULES,
+            gated=_EXPERTS,
+        ),
+    ),
     "lfm2": Architecture(
         packs=False,
         recurrent={"conv": "conv"},
@@ -153,8 +197,18 @@ ARCHITECTURES = {
             gated=_EXPERTS,
         )
     ),
-    "olmo2": Architecture(checkpoint=_OLMO),
-    "olmo3": Architecture(checkpoint=_OLMO),
+    "nemotron": Architecture(
+        checkpoint=Checkpoint(
+            slot="mlp.down_proj.bias",
+            flag="mlp_bias",
+            flag_brings=("mlp.up_proj.bias", "mlp.down_proj.bias"),
+            gated=_UNGATED,
+        )
+    ),
+    "olmo": Architecture(checkpoint=Checkpoint(norm_before=None)),  # its norms have no weights
+    "olmo2": Architecture(checkpoint=_POST_NORMS),
+    "olmo3": Architecture(checkpoint=_POST_NORMS),
+    "olmoe": Architecture(checkpoint=_ROUTED),
     "phi": Architecture(
         checkpoint=Checkpoint(
             writers={
@@ -168,6 +222,7 @@ ARCHITECTURES = {
     "phi3": Architecture(checkpoint=Checkpoint(gated=_GATE_UP)),
     "qwen2": Architecture(),
     "qwen2_5_vl_text": Architecture(wrappers=("qwen2_5_vl",)),
+    "qwen2_moe": Architecture(checkpoint=_ROUTED),
     "qwen3": Architecture(),
     "qwen3_5_text": Architecture(
         packs=False,
