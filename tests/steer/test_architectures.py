@@ -16,7 +16,9 @@ import torch
 from torch import nn
 
 from probes.models import residual, stream_proof
+from steer.training import frozen_context
 from vectors import architectures
+from vectors.errors import ModelError
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "serve.md"
 STATED = rows.rows_in(DOCUMENT.read_text(encoding="utf-8"))
@@ -105,6 +107,19 @@ def test_the_modules_with_a_recurrent_state_are_known(name: str, module: str, la
     recurrent = residual.recurrent_modules(rows.model_of(name))
     assert list(recurrent) == layers
     assert all(module in type(found).__name__ for found in recurrent.values())
+
+
+@pytest.mark.parametrize("name", ["bamba", "jamba", "granite-hybrid"])
+def test_no_context_is_frozen_where_states_are_not_known_to_go_on_over_several_tokens(name: str) -> None:
+    model = rows.model_of(name)
+    assert not residual.continues(model)
+    with pytest.raises(ModelError, match="it is not known that its recurrent states go on over several tokens"):
+        frozen_context.freeze(model, rows.IDS)
+
+
+def test_what_is_always_served_is_what_the_parity_test_serves() -> None:
+    tested = (rows.PARITY.parent / "test_parity.py").read_text(encoding="utf-8")
+    assert str(list(rows.SERVED_ALWAYS)).replace("'", '"') in tested
 
 
 def test_a_setting_that_the_description_does_not_cover_is_refused() -> None:
