@@ -6,8 +6,9 @@ help:
 	@echo "make setup      make .venv with everything that steer needs (torch for CPUs, the packages of requirements.lock)"
 	@echo "make demo       extract a steering vector, validate it, try it, bake it, merge models, compare all results"
 	@echo "make test       run all tests; make test-fast leaves out the slow ones"
+	@echo "make test-v2    the tests of engines on vLLM's V2 runner, all of them: without a GPU some take minutes"
 	@echo "make hostile    hours of trials: 10,000 requests to a server, signals at random moments, many processes at once;"
-	@echo "                TRIALS=--small for ten minutes, TRIALS='--only files' for one of processes, serving, files"
+	@echo "                TRIALS=--small for ten minutes, TRIALS='--only files' for one of processes, serving, serving-v2, files"
 	@echo "make vllm-changes  what the newest vLLM has changed about the methods that the plugin wraps (fails after a change)"
 	@echo "make parity     steer every kind of decoder in vLLM beside hooked transformers, and write what comes out into"
 	@echo "                tests/steer/serving/engine/parity.json (about ten minutes)"
@@ -24,13 +25,20 @@ demo: setup
 # One worker a core, which takes a group of tests (tests/groups.py) or one at a time, so that none waits behind slow ones.
 PYTEST = .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
-test: setup
+# The tests of vLLM's V2 runner need it where there is no GPU.
+triton: setup
+	@$(PYTHON) scripts/setup.py --triton
+
+test: setup triton
 	$(PYTEST)
+
+test-v2: setup triton
+	STEER_TEST_V2=all .venv/bin/python -m pytest tests/steer/serving/engine tests/steer/folding/test_fold_in_vllm.py -m v2
 
 test-fast: setup
 	$(PYTEST) -m "not slow"
 
-hostile: setup
+hostile: setup triton
 	.venv/bin/python tests/hostile/all_trials.py $(TRIALS)
 
 vllm-changes: setup
@@ -38,7 +46,7 @@ vllm-changes: setup
 
 parity: setup
 	STEER_TEST_EVERY_DECODER=1 STEER_RECORD_PARITY=1 .venv/bin/python -m pytest \
-	  tests/steer/serving/engine/test_parity.py tests/steer/serving/engine/test_every_decoder.py
+	  -m "not v2" tests/steer/serving/engine/test_parity.py tests/steer/serving/engine/test_every_decoder.py
 
 lint: setup
 	.venv/bin/python -m ruff check .
@@ -52,4 +60,4 @@ clean:
 	rm -rf .venv build demo hostile-failures docs/_build docs/commands.md *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo test test-fast hostile vllm-changes parity lint docs clean
+.PHONY: help setup triton demo test test-fast test-v2 hostile vllm-changes parity lint docs clean

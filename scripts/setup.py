@@ -1,6 +1,8 @@
 """Makes .venv with all that steer needs: the CPU torch, the packages of requirements.lock, steer itself (editable).
 
 Everything is installed by its SHA-256: that of torch's wheels is in torch.sha256, of all others in requirements.lock.
+With `--triton` it installs Triton alone, by triton.sha256, in a folder of .venv that only tests of vLLM's V2 runner put
+on their path (`make triton`).
 
 `make setup` runs it; it needs nothing but Python. A stamp in .venv, written last, says for which files it was made:
 while they are the same nothing is done; without it, what is missing or half-installed is put right.
@@ -25,6 +27,8 @@ TORCH_WHEELS = ROOT / "scripts" / "torch.sha256"  # as sha256sum writes it
 MADE_FROM = ["requirements.lock", "pyproject.toml", "scripts/setup.py", "scripts/torch.sha256"]
 GROUP = 40  # packages installed together, behind a line of progress
 TORCH = "2.13.0"
+TRITON = "3.6.0"  # one that works with torch's CPU build
+TRITON_WHEELS = ROOT / "scripts" / "triton.sha256"
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # the CPU builds are not on every index
 EXACTLY = ("--no-deps", "--require-hashes", "--only-binary", ":all:")  # nothing is resolved, nothing compiled
 IMPORTS = "import steer, torch; from transformers import AutoModelForCausalLM, AutoTokenizer"
@@ -45,6 +49,9 @@ def main():
         except BlockingIOError:
             say("another set-up is running: waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
+        if "--triton" in sys.argv[1:]:
+            install_triton()
+            return
         if STAMP.is_file() and STAMP.read_text(errors="replace") == digest() and os.access(PYTHON, os.X_OK):
             say(".venv is up to date")
             return
@@ -101,13 +108,21 @@ def this_platform():
     return (python, "macosx", "arm64") if sys.platform == "darwin" else (python, "manylinux", machine)
 
 
-def torch_requirement(python, system, machine):
-    """The line of a requirements file that installs torch's wheel for a platform, and no other file."""
-    for line in TORCH_WHEELS.read_text().splitlines():
+def pinned(wheels, python, system, machine):
+    """The line of a requirements file that installs the wheel for a platform, and no other file; None without one."""
+    for line in wheels.read_text().splitlines():
         digest, wheel = line.split()
-        _, version, abi, _, tag = wheel.removesuffix(".whl").split("-")
+        name, version, abi, _, tag = wheel.removesuffix(".whl").split("-")
         if abi == python and tag.startswith(system) and tag.endswith(machine):
-            return f"torch=={version} --hash=sha256:{digest}\n"
+            return f"{name}=={version} --hash=sha256:{digest}\n"
+    return None
+
+
+def torch_requirement(python, system, machine):
+    """The line of a requirements file that installs torch's wheel for a platform."""
+    line = pinned(TORCH_WHEELS, python, system, machine)
+    if line:
+        return line
     fail(
         f"no wheel of torch {TORCH} is pinned for {python} on {system} {machine}",
         f"take Python 3.11 to 3.14 on x86_64 or arm64, or install torch {TORCH} into .venv yourself: it is left alone",
@@ -138,6 +153,24 @@ def install():
     say("installing steer")
     need("installing steer", "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--editable", ".")
     need("importing what was installed", "-c", IMPORTS, hint="rm -rf .venv, then make setup")
+
+
+def install_triton():
+    """Triton in a folder that appears when it is whole; nothing on a platform for which it has no wheel."""
+    folder, partial = VENV / f"triton-{TRITON}", VENV / "triton.partial"
+    if folder.is_dir():
+        return
+    line = pinned(TRITON_WHEELS, *this_platform())
+    if line is None:
+        say(f"no wheel of triton {TRITON} for this platform: the tests of vLLM's V2 runner will be skipped")
+        return
+    say(f"installing triton {TRITON} for the tests of vLLM's V2 runner (200 MB)")
+    shutil.rmtree(partial, ignore_errors=True)
+    requirement = VENV / "triton.txt"
+    requirement.write_text(line)
+    need("installing triton", "-m", "pip", "install", *EXACTLY, "--target", str(partial), "-r", str(requirement))
+    requirement.unlink()
+    partial.rename(folder)
 
 
 def packages():

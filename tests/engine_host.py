@@ -76,7 +76,10 @@ def stop() -> dict[str, Any]:
 
 
 def generate(jobs: list[dict[str, Any]], together: bool = True) -> list[Any]:
-    """Each job: `ids`, and optionally `steer`, `tokens`, `n`, `stop`, `extra`, `lora`."""
+    """Each job: `ids`, and optionally `steer`, `tokens`, `n`, `stop`, `extra`, `lora`, `top` and `structured`.
+
+    `top` is how many of the likeliest tokens of the prompt are scored too, `structured` what the answer must be.
+    """
     outputs: list[Any] = []
     engine = ENGINE.llm_engine
     for group in [jobs] if together else [[job] for job in jobs]:
@@ -199,10 +202,26 @@ def drain(answers: dict[str, Any], steps: int = 100_000) -> None:
         steps -= 1
 
 
+def stream(jobs: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The outputs of each job, one a step, with the tokens that are new in it, and the receipt where it has one."""
+    engine = ENGINE.llm_engine
+    events: list[list[dict[str, Any]]] = [[] for _ in jobs]
+    for i, job in enumerate(jobs):
+        engine.add_request(str(i), prompt(job), parameters({**job, "streamed": True}))
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            first = output.outputs[0]
+            receipt = getattr(first, "steer", None)
+            event = {"ids": list(first.token_ids), "finished": output.finished, "receipt": receipt}
+            events[int(output.request_id)].append(event)
+    return events
+
+
 def script(steps: list[dict[str, Any]]) -> dict[str, Any]:
     """Interleave by hand: add {job, id}, abort {id}, step {count}, unload {digest} behind the engine's back.
 
-    `break` {rank} lets this worker fail when it next writes a slot. At the end everything runs out.
+    `preempt` sends all running requests back to the queue and empties the prefix cache. `break` {rank} lets this worker
+    fail when it next writes a slot. At the end everything runs out.
     """
     answers: dict[str, Any] = {}
     engine = ENGINE.llm_engine
@@ -214,6 +233,8 @@ def script(steps: list[dict[str, Any]]) -> dict[str, Any]:
             engine.abort_request([step["abort"]])
         elif "unload" in step:
             ENGINE.collective_rpc("steer_unload", args=(step["unload"],))
+        elif "preempt" in step:
+            ENGINE.reset_prefix_cache(reset_running_requests=True)
         elif "break" in step:
             ENGINE.collective_rpc(broken, args=(step["break"],))
         elif "vectors" in step:
@@ -248,18 +269,20 @@ def adapter(job: dict[str, Any]) -> Any:
 
 def parameters(job: dict[str, Any]) -> Any:
     from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     extra = dict(job.get("extra") or {})
     if job.get("steer") is not None:
         extra["steer"] = job["steer"]
-    scored = {} if job.get("unscored") else {"prompt_logprobs": 0}
+    scored = {} if job.get("unscored") else {"prompt_logprobs": job.get("top", 0)}
+    structured = StructuredOutputsParams(**job["structured"]) if "structured" in job else None
     return SamplingParams(
         temperature=job.get("temperature", 0.0),
         seed=job.get("seed"),
         n=job.get("n", 1),
         max_tokens=job.get("tokens", 8),
-        ignore_eos=True,
+        ignore_eos=structured is None,
+        structured_outputs=structured,
         logprobs=None if job.get("streamed") else 0,
         stop=job.get("stop"),
         extra_args=extra or None,
@@ -278,11 +301,18 @@ def answer(output: Any) -> dict[str, Any]:
         "cached": output.num_cached_tokens,
         "receipt": getattr(first, "steer", None),
         "all": [list(one.token_ids) for one in output.outputs],
+        "all_scores": [
+            [entry[token].logprob for token, entry in zip(one.token_ids, one.logprobs or [], strict=bool(one.logprobs))]
+            for one in output.outputs
+        ],
         "receipts": [getattr(one, "steer", None) for one in output.outputs],
     }
     if output.prompt_logprobs is not None:
         pairs = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
         found["prompt_scores"] = [entry[token].logprob for token, entry in pairs]
+        found["prompt_top"] = [
+            {token: value.logprob for token, value in entry.items()} for entry in output.prompt_logprobs[1:]
+        ]
     return found
 
 
@@ -362,7 +392,7 @@ def count_preemptions() -> None:
 def main() -> None:
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whoever prints, prints elsewhere
-    calls = {f.__name__: f for f in (start, stop, generate, measure, traffic, beside, script, state, claims)}
+    calls = {f.__name__: f for f in (start, stop, generate, measure, traffic, beside, stream, script, state, claims)}
     counting = False
     for line in sys.stdin:
         request = json.loads(line)

@@ -17,6 +17,8 @@ from probes.steered import steered
 from vectors.steering import SteeringVector
 
 HOST = Path(__file__).parent / "engine_host.py"
+RUNNERS = ("v1", "v2")  # vLLM's model runners
+NO_V2 = "vLLM's V2 runner needs a GPU, or Triton, whose interpreter runs it on a CPU: make triton"
 SIZE = {"hidden_size": 128, "head_dim": 32}  # heads as large as vLLM's CPU attention wants them
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -29,6 +31,22 @@ ENVIRONMENT = {
 }
 
 
+def environment_of(runner: str) -> dict[str, str] | None:
+    """The environment in which vLLM takes this model runner; None where it can't run.
+
+    V2 is written in Triton. Without a GPU, Triton's interpreter runs its kernels. The Triton of `make triton` lies in a
+    folder of its own, so that no other process finds it.
+    """
+    chosen = {"VLLM_USE_V2_MODEL_RUNNER": str(RUNNERS.index(runner))}
+    if runner == "v1" or torch.cuda.is_available():
+        return chosen
+    triton = os.environ.get("STEER_TRITON") or next(Path(sys.prefix).glob("triton-*"), None)
+    if triton is None:
+        return None
+    paths = [str(HOST.with_name("triton_on_cpu")), str(triton), os.environ.get("PYTHONPATH", "")]
+    return chosen | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
 class Failed(Exception):
     """What the engine's process raised."""
 
@@ -36,13 +54,15 @@ class Failed(Exception):
 class Engines:
     """The process; `call` sends one request and returns its answer."""
 
-    def __init__(self, plugin: bool, log: Path, **environment: str) -> None:
+    def __init__(self, plugin: bool, log: Path, **environment: str | None) -> None:
+        """Start the process; a variable of the environment that is None is not set."""
         self.log, self.plugin, self.environment = log, plugin, environment
         self.running: tuple[Path, Path | None, dict[str, Any]] | None = None  # model, settings, arguments
         self.process = self._process()
 
     def _process(self) -> subprocess.Popen[str]:
         plugins = {"VLLM_PLUGINS": "steer"} if self.plugin else {"VLLM_PLUGINS": ""}
+        whole = {**os.environ, **ENVIRONMENT, **plugins, **self.environment}
         with self.log.open("a") as stderr:
             return subprocess.Popen(
                 # -P: the tests' own folder holds a folder `steer`, which must not stand before the package.
@@ -50,7 +70,7 @@ class Engines:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env={**os.environ, **ENVIRONMENT, **plugins, **self.environment},
+                env={name: value for name, value in whole.items() if value is not None},
                 text=True,
             )
 

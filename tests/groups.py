@@ -6,7 +6,11 @@ before all other tests.
 
 from __future__ import annotations
 
-ENGINES = ("applied", "compiled", "engine", "every_decoder", "parity", "together")
+import re
+
+ENGINES = (
+    "answers", "applied", "compiled", "engine", "every_decoder", "interruptions", "parity", "together",
+)  # fmt: skip
 GROUPS = {
     "engines": [*(f"steer/serving/engine/test_{name}.py" for name in ENGINES), "steer/folding/test_fold_in_vllm.py"],
     "server": [f"steer/serving/http/test_{name}.py" for name in ("server", "server_live", "server_stops")],
@@ -16,6 +20,10 @@ GROUPS = {
 
 
 def group_of(nodeid: str) -> str:
-    """The group of a test, which is the test itself unless its file stands in GROUPS."""
-    file = nodeid.partition("::")[0].removeprefix("tests/")
-    return next((group for group, files in GROUPS.items() if file in files), nodeid)
+    """The group of a test, which is the test itself unless its file stands in GROUPS.
+
+    Engines with vLLM's V2 runner are processes of their own, and so are a group of their own.
+    """
+    file, _, test = nodeid.removeprefix("tests/").partition("::")
+    group = next((group for group, files in GROUPS.items() if file in files), nodeid)
+    return f"{group} on v2" if group == "engines" and re.search(r"[\[-]v2[-\]]", test) else group

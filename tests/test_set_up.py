@@ -38,8 +38,17 @@ def test_the_wheel_of_torch_is_pinned(setup: ModuleType, python: str, system: st
     assert re.fullmatch(expected, setup.torch_requirement(python, system, machine))
 
 
-def test_no_two_platforms_share_a_wheel(setup: ModuleType) -> None:
-    lines = setup.TORCH_WHEELS.read_text().splitlines()
+@pytest.mark.parametrize("python", ["cp311", "cp312", "cp313", "cp314"])
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_wheel_of_triton_is_pinned_where_vllm_runs(setup: ModuleType, python: str, machine: str) -> None:
+    expected = rf"triton=={re.escape(setup.TRITON)} --hash=sha256:[0-9a-f]{{64}}\n"
+    assert re.fullmatch(expected, setup.pinned(setup.TRITON_WHEELS, python, "manylinux", machine))
+    assert setup.pinned(setup.TRITON_WHEELS, python, "macosx", "arm64") is None
+
+
+@pytest.mark.parametrize("wheels", ["TORCH_WHEELS", "TRITON_WHEELS"])
+def test_no_two_platforms_share_a_wheel(setup: ModuleType, wheels: str) -> None:
+    lines = getattr(setup, wheels).read_text().splitlines()
     assert len({line.split()[0] for line in lines}) == len({line.split()[1] for line in lines}) == len(lines)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import socket
 import sys
 import tempfile
@@ -21,7 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pico
 import torch
+from engine_process import NO_V2, RUNNERS, SIZE, environment_of
 from http_checks import Trial, content
 from http_client import Client
 from http_traffic import PROMPTS, completion
@@ -158,20 +159,29 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=64, help="requests at once")
     parser.add_argument("--minutes", type=float, default=60.0, help="most minutes of load for each runner")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--norm", type=float, default=30.0, help="length of the random vectors")
-    parser.add_argument("--runner", choices=("v1", "v2", "both"), default="v1")
-    parser.add_argument("--triton", type=Path, help="a folder with triton 3.6.0, with which V2 runs on a CPU")
+    parser.add_argument("--model", default="smollm2", help="a model, or `pico`: a Llama of 4 blocks, 320 tokens")
+    parser.add_argument("--norm", type=float, help="length of the random vectors (30, or 3 for pico)")
+    parser.add_argument("--runner", choices=(*RUNNERS, "both"), default="v1")
     arguments = parser.parse_args()
-    source = references.resolve(arguments.model)
+    with tempfile.TemporaryDirectory(prefix="steer-hostile-pico-") as temporary:
+        small = arguments.model == "pico"
+        model = str(pico.save(Path(temporary) / "pico", "llama", **SIZE)) if small else arguments.model
+        arguments.norm = arguments.norm or (3.0 if small else 30.0)
+        wrong = trials(arguments, model)
+    print("\n".join(f"WRONG {fault[:600]}" for fault in wrong[:40]) or "nothing was wrong")
+    sys.exit(bool(wrong))
+
+
+def trials(arguments: argparse.Namespace, model: str) -> list[str]:
+    """The trial of a model on one runner or on both; returns what was wrong."""
+    source = references.resolve(model)
     identity = references.identity(source)
     wrong = []
-    for runner in ("v1", "v2") if arguments.runner == "both" else (arguments.runner,):
-        environment = {"VLLM_USE_V2_MODEL_RUNNER": str(int(runner == "v2"))}
-        if runner == "v2" and arguments.triton is not None:
-            shim = Path(__file__).parent / "v2"
-            paths = [str(shim), str(arguments.triton.absolute()), os.environ.get("PYTHONPATH", "")]
-            environment |= {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    for runner in RUNNERS if arguments.runner == "both" else (arguments.runner,):
+        environment = environment_of(runner)
+        if environment is None:
+            wrong.append(f"{runner} was not run: {NO_V2}")
+            continue
         with tempfile.TemporaryDirectory(prefix="steer-hostile-") as temporary:
             folder = Path(temporary)
             (folder / "more").mkdir()
@@ -188,8 +198,7 @@ def main() -> None:
                     saved.write_bytes(running.log.read_bytes())
                     print(f"the server's log is {saved}")
             wrong += [f"{runner}: {fault}" for fault in found]
-    print("\n".join(f"WRONG {fault[:600]}" for fault in wrong[:40]) or "nothing was wrong")
-    sys.exit(bool(wrong))
+    return wrong
 
 
 async def _stock(client: Client) -> dict[tuple[str, str], Any]:

@@ -8,44 +8,10 @@ from typing import Any
 
 import pico
 import pytest
-from engine_process import Engines, Failed, difference, random_vectors, reference, save_model, write_settings
+from engine_process import Engines, Failed, difference, reference, write_settings
 from test_parity import CLOSE, COMPOSITIONS
-from transformers import AutoModelForCausalLM
 
 from vectors.steering import SteeringVector
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("serving")
-
-
-@pytest.fixture(scope="module")
-def model_path(folder: Path) -> Path:
-    return save_model(folder, "llama")
-
-
-@pytest.fixture(scope="module")
-def vectors(folder: Path) -> dict[str, Path]:
-    return random_vectors(folder)
-
-
-@pytest.fixture(scope="module")
-def settings(folder: Path, vectors: dict[str, Path]) -> Path:
-    return write_settings(folder, vectors)
-
-
-@pytest.fixture(scope="module")
-def model(model_path: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(model_path).eval()
-
-
-@pytest.fixture
-def engine(engines: Engines, model_path: Path, settings: Path) -> Engines:
-    """An engine as every test but those with settings of their own uses it: the one that runs, if it is such a one."""
-    if engines.running != (model_path, settings, {}):
-        engines.start(model_path, settings)
-    return engines
 
 
 def distinct(count: int) -> list[str | None]:
@@ -82,6 +48,7 @@ def test_a_mixed_batch_equals_its_requests_one_by_one_and_plain_ones_equal_stock
             assert a["receipt"]["expression"]
 
 
+@pytest.mark.on_v2
 def test_one_hundred_scores_of_an_unsteered_batch_are_those_of_stock_vllm_to_the_bit(
     engine: Engines, stock: Engines, model_path: Path
 ) -> None:
@@ -92,6 +59,7 @@ def test_one_hundred_scores_of_an_unsteered_batch_are_those_of_stock_vllm_to_the
         assert found["prompt_scores"] == expected["prompt_scores"]
 
 
+@pytest.mark.on_v2
 @pytest.mark.parametrize(
     "order", [("plain", "warm", "scoped"), ("warm", "plain", "scoped"), ("scoped", "warm", "plain")]
 )
@@ -111,6 +79,7 @@ def test_equal_prompts_with_unequal_steering_never_share_keys_and_values(
         assert again["receipt"] is None or again["receipt"]["cached_tokens"] == again["cached"]
 
 
+@pytest.mark.on_v2
 def test_a_prompt_that_repeats_an_earlier_response_is_computed_anew_under_a_scope(
     engine: Engines, model: Any, vectors: dict[str, Path]
 ) -> None:
@@ -142,6 +111,7 @@ def test_chunked_prefill_changes_nothing(
         assert difference(answer, reference(model, job["ids"], answer["ids"], job["steer"], vectors)) < CLOSE
 
 
+@pytest.mark.on_v2
 def test_preemption_changes_nothing_and_counts_no_token_twice(
     engines: Engines, model_path: Path, settings: Path, model: Any, vectors: dict[str, Path]
 ) -> None:
@@ -165,6 +135,7 @@ def test_preemption_changes_nothing_and_counts_no_token_twice(
     assert [receipts[i]["terms"][0]["prompt_tokens"] for i in (0, 1)] == [len(jobs[0]["ids"]), 0]
 
 
+@pytest.mark.on_v2
 def test_aborted_requests_give_their_rows_back(
     engines: Engines, model_path: Path, tmp_path: Path, vectors: dict[str, Path], model: Any
 ) -> None:
@@ -263,6 +234,7 @@ def one_fails(engine: Engines, vectors: dict[str, Path], model: Any) -> None:
     assert engine.generate([jobs["warm"]])[0]["ids"] == answers["warm"]["ids"], "the engine lives"
 
 
+@pytest.mark.on_v2
 def test_a_request_that_the_worker_can_not_steer_fails_alone(
     engine: Engines, model: Any, vectors: dict[str, Path]
 ) -> None:

@@ -1,8 +1,8 @@
 """What only a GPU shows: the half-precision dtypes that are served there, under the CUDA graphs that vLLM starts with.
 
-The other tests of engines run there too. To repeat them under CUDA graphs and on either runner:
+The other tests of engines run there too, all on both runners (`-m v2` for one). To repeat them under CUDA graphs:
 
-    STEER_TEST_GRAPHS=FULL_AND_PIECEWISE VLLM_USE_V2_MODEL_RUNNER=1 pytest tests/steer/serving/engine
+    STEER_TEST_GRAPHS=FULL_AND_PIECEWISE pytest tests/steer/serving/engine
 """
 
 from __future__ import annotations
