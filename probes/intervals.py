@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -33,9 +35,21 @@ def cohens_d(positive: Tensor, negative: Tensor) -> float:
     return float(difference / pooled)
 
 
-def draw_resamples(labels: Tensor, seed: int) -> Tensor:
-    """Bootstrap counts, int16 [RESAMPLES, n]: how often each example is drawn; each class is resampled by itself."""
+def draw_resamples(labels: Tensor, seed: int, groups: Sequence[str] = ()) -> Tensor:
+    """Bootstrap counts, int16 [RESAMPLES, n]: how often each example is drawn; each class is resampled by itself.
+
+    If some examples have a group, whole groups are drawn, of both classes, and examples without one are groups of their
+    own; a draw that lacks a class is left out, so there may be fewer rows.
+    """
     generator = torch.Generator().manual_seed(child_seed(seed, "bootstrap"))
+    if any(groups):
+        numbers: dict[str | int, int] = {}
+        cluster = torch.tensor([numbers.setdefault(g or i, len(numbers)) for i, g in enumerate(groups)])
+        drawn = torch.randint(len(numbers), (RESAMPLES, len(numbers)), generator=generator)
+        times = torch.zeros(RESAMPLES, len(numbers), dtype=torch.int16)
+        times.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.int16))
+        counts = times[:, cluster]
+        return counts[(counts[:, labels].sum(1) > 0) & (counts[:, ~labels].sum(1) > 0)]
     counts = torch.zeros(RESAMPLES, len(labels), dtype=torch.int16)
     for which in (labels, ~labels):
         indices = which.nonzero()[:, 0]
@@ -63,8 +77,9 @@ def interval(scores: Tensor, labels: Tensor, counts: Tensor) -> tuple[float, flo
         below = torch.zeros(len(part), len(negative) + 1, dtype=torch.float64)
         torch.cumsum(part.index_select(1, negative[order]), 1, dtype=torch.float64, out=below[:, 1:])
         twice = below.index_select(1, first) + below.index_select(1, last)
-        values.append((twice * part.index_select(1, positive)).sum(1) / 2)
-    every = torch.cat(values) / len(positive) / len(negative)  # a resample keeps the classes' sizes
+        drawn = [part.index_select(1, side).sum(1) for side in (positive, negative)]
+        values.append((twice * part.index_select(1, positive)).sum(1) / 2 / drawn[0] / drawn[1])
+    every = torch.cat(values)
     tail = (1 - CONFIDENCE) / 2
     low, high = torch.quantile(every, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return low, high

@@ -18,7 +18,8 @@ class Example(NamedTuple):
     `context` is what comes before it: None for a plain text, a string for a prompt, messages for a conversation.
     `role` is the role of the completion's turn in a conversation. `label` is the class (True: positive) where the line
     itself states it, and `stated` the label as it is written there, which may say neither class. Two examples with an
-    equal `pair` are a pair. `origin` is FILE:LINE, for messages.
+    equal `pair` are a pair. `origin` is FILE:LINE, for messages. Examples with an equal `group`, such as those of one
+    template or concept, are never on both sides of a split.
     """
 
     completion: str
@@ -28,6 +29,7 @@ class Example(NamedTuple):
     pair: str | None = None
     origin: str = ""
     stated: str = ""
+    group: str = ""
 
     @property
     def content(self) -> tuple[object, ...]:

@@ -267,4 +267,10 @@ def _parse(record: Any, origin: str) -> tuple[list[Example], str]:
     if not matching:
         raise ValueError(f"no known form has the keys {', '.join(sorted(record)) or '(none)'}")
     name = max(matching)[1]
-    return formats.available()[name].parse(record, origin), name
+    parsed = formats.available()[name].parse(record, origin)
+    group = record.get("group")
+    if group is None or group == "":
+        return parsed, name
+    if not isinstance(group, str | int):
+        raise ValueError(f"the group {json.dumps(group)[:40]} is neither text nor a whole number")
+    return [example._replace(group=str(group)) for example in parsed], name

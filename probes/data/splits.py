@@ -21,8 +21,9 @@ def folds(
     """The fold of each example, int64 [n] and [m], counted from 0 and balanced within each class.
 
     Examples with the same context (or, without one, the same text) are never on both sides of a split, as long as there
-    are as many contexts as folds; nor, where they are `paired`, are the two of a pair. A fold follows from an example's
-    content, not from its place in the file.
+    are as many contexts as folds; nor, where they are `paired`, are the two of a pair. Nor are those of a `group`,
+    where there are some: then there may be fewer folds. A fold follows from an example's content, not from its place in
+    the file.
     """
     count = min(FOLDS, len(positive), len(negative))
     both, half = (*positive, *negative), len(positive)
@@ -30,6 +31,12 @@ def folds(
     texts = [(_stripped(e.context), e.completion.strip()) for e in both]
     attempts: list[Sequence[object]] = [contexts] if None not in contexts and len(set(contexts)) >= count else []
     attempts.append(texts)  # a few large groups: better a split by example than a fold of one class
+    if any(e.group for e in both):
+        numbers = _groups(_joined(texts, [e.group for e in both]), half, seed, paired)
+        for fewer in range(count, 1, -1):
+            folds = _balanced(numbers, half, fewer)
+            if folds is not None:
+                return folds
     for keys in attempts:
         folds = _balanced(_groups(keys, half, seed, paired), half, count)
         if folds is not None:
@@ -48,6 +55,18 @@ def _stripped(context: str | tuple[Message, ...] | None) -> object:
     if isinstance(context, str):
         return context.strip()
     return context and tuple(message._replace(content=message.content.strip()) for message in context)
+
+
+def _joined(keys: Sequence[object], groups: Sequence[str]) -> list[object]:
+    """A key for each example, which is the same for all that share a key or a group, directly or through others."""
+    parts: dict[object, set[object]] = {}
+    for key, group in zip(keys, groups, strict=True):
+        names: list[object] = [("key", key), *([("group", group)] if group else [])]
+        union = set[object]().union(*(parts.get(name, {name}) for name in names))
+        for name in union:
+            parts[name] = union
+    names_of = {id(union): tuple(sorted(map(repr, union))) for union in parts.values()}
+    return [names_of[id(parts[("key", key)])] for key in keys]
 
 
 def _groups(keys: Sequence[object], half: int, seed: int, paired: bool) -> list[int]:

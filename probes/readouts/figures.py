@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -64,13 +65,15 @@ def figures(scores: Tensor, labels: Tensor, threshold: float, resamples: Tensor)
     )
 
 
-def of_classes(positive: Tensor, negative: Tensor, threshold: float, seed: int) -> tuple[Figures, Tensor, Tensor]:
-    """The figures of two classes' scores, and both as scores and labels."""
+def of_classes(
+    positive: Tensor, negative: Tensor, threshold: float, seed: int, groups: Sequence[str] = ()
+) -> tuple[Figures, Tensor, Tensor]:
+    """The figures of two classes' scores, and both as scores and labels; `groups` are those of all examples."""
     import torch
 
     scores = torch.cat([positive, negative]).double()
     labels = torch.arange(len(scores)) < len(positive)
-    return figures(scores, labels, threshold, draw_resamples(labels, seed)), scores, labels
+    return figures(scores, labels, threshold, draw_resamples(labels, seed, groups)), scores, labels
 
 
 def confusion(scores: Tensor, labels: Tensor, threshold: float) -> Confusion:

@@ -111,6 +111,6 @@ def gate(
 
 
 def sides(examples: Sequence[Example], seed: int) -> list[bool]:
-    """Whether each example belongs to the part that chooses: by its prompt, or by its text where it has none."""
-    digests = [prompt_digest(example) or example_digest(example) for example in examples]
+    """Whether each example belongs to the part that chooses: by its group, else its prompt, else its text."""
+    digests = [e.group or prompt_digest(e) or example_digest(e) for e in examples]
     return [child_seed(seed, "gate", digest) % 2 == 0 for digest in digests]

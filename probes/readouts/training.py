@@ -95,7 +95,7 @@ def train(
     both = [*contrast.positive, *contrast.negative]
     labels = torch.arange(len(both)) < len(contrast.positive)
     fold = torch.cat(folds(contrast.positive, contrast.negative, settings.seed, contrast.paired))
-    resamples = draw_resamples(labels, settings.seed)
+    resamples = draw_resamples(labels, settings.seed, [example.group for example in both])
     readouts: dict[int, Readout] = {}
     found: dict[int, Figures] = {}
     scores: dict[int, Tensor] = {}

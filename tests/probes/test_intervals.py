@@ -125,3 +125,19 @@ def test_cohens_d_has_no_unit(factor: float, offset: float) -> None:
 def test_cohens_d_without_any_spread_is_no_number_out_of_bounds() -> None:
     assert cohens_d(torch.ones(3), torch.ones(2)) == 0.0
     assert math.isfinite(cohens_d(torch.ones(1), torch.zeros(1)))
+
+
+def test_the_examples_of_a_group_are_drawn_together_and_widen_the_interval() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(120) < 60
+    groups = [f"g{i % 12}" for i in range(120)]
+    of_groups = torch.randn(12, generator=generator).double()[torch.arange(120) % 12]
+    scores = of_groups * torch.where(labels, 1.0, -1.0) + labels + 0.1 * torch.randn(120, generator=generator)
+    clustered, plain = draw_resamples(labels, 0, groups), draw_resamples(labels, 0)
+    for i in range(12):
+        assert bool((clustered[:, i::12] == clustered[:, i : i + 1]).all())
+    (low, high), (least, greatest) = interval(scores, labels, clustered), interval(scores, labels, plain)
+    assert high - low > 1.5 * (greatest - least)
+    assert torch.equal(draw_resamples(labels, 0, [""] * 120), plain)
+    alone = draw_resamples(torch.tensor([True, False]), 0, ["a", "b"])
+    assert bool((alone > 0).all())  # a draw without a class is left out

@@ -124,7 +124,8 @@ def measure(
     for name, contrast in sets.items():
         scores = text_scores(states, texts[name], readout, pool=pooling, on_event=on_event)[:, 0]
         half = len(contrast.positive)
-        found, every, labels = of_classes(scores[:half], scores[half:], limit, seed)
+        groups = [example.group for example in (*contrast.positive, *contrast.negative)]
+        found, every, labels = of_classes(scores[:half], scores[half:], limit, seed, groups)
         counts = {"positive": half, "negative": len(contrast.negative)}
         results[name] = MeasuredSet(found, curve(every, labels), counts)
     return Measurement(number, limit, results, which, pooling, tuple(warnings))

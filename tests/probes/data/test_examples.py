@@ -470,3 +470,14 @@ def test_a_preference_whose_prompt_stands_elsewhere_is_refused_not_read_without_
     file.write_text(json.dumps({key: "Write a poem", "chosen": "Roses are", "rejected": "No way"}))
     with pytest.raises(ExampleError, match=f"beside {key}, not beside prompt"):
         read(pairs=file)
+
+
+def test_a_group_is_read_beside_any_form_and_must_be_text_or_a_number() -> None:
+    lines = [{"text": "a", "group": "x"}, {"prompt": "p", "completion": "b"}, {"text": "c", "group": 3}]
+    contrast = read([lines[0], lines[2]], [{"text": "d"}, {"text": "e", "group": "x"}])
+    assert [each.group for each in contrast.positive] == ["x", "3"]
+    assert [each.group for each in contrast.negative] == ["", "x"]
+    pairs = read(pairs=[{"prompt": "p", "positive": "a", "negative": "b", "group": "t"}] * 2)
+    assert {each.group for each in (*pairs.positive, *pairs.negative)} == {"t"}
+    with pytest.raises(ExampleError, match=r"the group .* is neither text nor a whole number"):
+        read([{"text": "a", "group": ["x"]}], ["b"])

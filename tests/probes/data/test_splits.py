@@ -126,3 +126,32 @@ def test_a_share_is_held_out_by_digest_whatever_the_order(count: int, held_out: 
     assert sorted([*train, *held]) == list(range(count))
     _, other = held_out_split(digests[::-1])
     assert {digests[i] for i in held} == {digests[::-1][i] for i in other}
+
+
+@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_examples_of_a_group_and_copies_are_never_on_both_sides(seed: int, paired: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    groups, others = torch.randint(12, (2, 60), generator=generator).tolist()
+    # Some have no group, and every twentieth text is a copy of the one before it, in another group.
+    yes, no = (
+        [
+            Example(f"{side} {i - (i % 20 == 1)}", "the prompt" if paired else None, group=f"g{g}" if g else "")
+            for i, g in enumerate(each)
+        ]
+        for side, each in (("yes", groups), ("no", groups if paired else others))
+    )
+    seen = defaultdict(set)
+    for example, fold in zip([*yes, *no], torch.cat(folds(yes, no, 0, paired)).tolist(), strict=True):
+        seen[example.completion].add(fold)
+        seen[example.group or example.completion].add(fold)
+    assert all(len(found) == 1 for found in seen.values())
+
+
+def test_groups_that_are_too_few_for_five_folds_make_fewer() -> None:
+    yes = [Example(f"yes {i}", group=f"g{i % 3}") for i in range(12)]
+    no = [Example(f"no {i}", group=f"g{i % 3}") for i in range(12)]
+    positive, negative = folds(yes, no, 0)
+    assert set(positive.tolist()) == {0, 1, 2}
+    for g in range(3):
+        assert len({*positive[g::3].tolist(), *negative[g::3].tolist()}) == 1
