@@ -7,7 +7,8 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from steer.cli.output import out
 
@@ -141,45 +142,74 @@ def commit_value(commit: Commit, names: Mapping[str, Sequence[str]] | None = Non
     return value if names is None else value | {"names": [name.lstrip("*") for name in names.get(commit.digest, [])]}
 
 
+class Version(NamedTuple):
+    """A version as an expression over files; `label` is its alias, tag or branch."""
+
+    label: str
+    base: str
+    expression: str
+    files: dict[str, Path]
+    commit: str
+    composition: str
+
+
+def is_version(text: str) -> bool:
+    """Whether a text is no file and names a version of the store."""
+    from steer.store import layout, names
+    from vectors.errors import SteerError
+
+    store = layout.find()
+    if store is None or Path(text).exists() or text.startswith("prompt:"):
+        return False
+    try:
+        names.resolve(store, text)
+    except SteerError:
+        return False
+    return True
+
+
+def as_expression(text: str) -> Version:
+    """A version as an expression over files in the store. Raises UsageError for one without steering vectors.
+
+    Two versions may hold different vectors of one name, so the names get the beginning of their digest behind.
+    """
+    from dataclasses import replace
+
+    from steer.store import layout, names
+    from steer.store.realise import realise
+    from vectors.errors import UsageError
+    from vectors.expression import Composition, parse
+
+    store = layout.require()
+    found = realise(store, text)
+    if found.expression is None:
+        hint = f"write its weights first, and use their folder: steer build {text} -o FOLDER"
+        raise UsageError(f"{text} has no steering vectors", hint)
+    digest_of = {part.name: part.digest for part in found.personality.parts}
+    renamed = {name: f"{name}.{digest_of[name][7:13]}" for name in found.files}
+    terms = tuple(replace(term, name=renamed[term.name]) for term in parse(found.expression).terms)
+    files = {renamed[name]: path for name, path in found.files.items()}
+    ref = names.ref_of(store, text)
+    label = (ref.label or ref.name) if ref is not None else names.short(found.commit)
+    return Version(label, found.personality.base, str(Composition(terms)), files, found.commit, found.composition)
+
+
 def with_versions(request: Request) -> tuple[Request, dict[str, str]]:
     """A request of an evaluation with versions of the store as expressions over their files.
 
-    Returns the composition's digest by the expression that stands for it. A subject is a version if it is no file and
-    names a commit of the store; two versions may hold different vectors of one name, so names get the digest behind.
+    Returns the composition's digest by the expression that stands for it.
     """
     from dataclasses import replace
-    from pathlib import Path
 
-    from steer.store import layout
-    from steer.store.realise import Realised, realise
-    from vectors.errors import SteerError, UsageError
-    from vectors.expression import Composition, parse
-
-    store = layout.find()
-    if store is None:
-        return request, {}
     subjects, files, digests = [], dict(request.vectors), {}
     for text in request.subjects:
-        found: Realised | None = None
-        if not Path(text).exists() and not text.startswith("prompt:"):
-            try:
-                found = realise(store, text)
-            except SteerError:
-                found = None
-        if found is None:
+        if is_version(text):
+            version = as_expression(text)
+            subjects.append(version.expression)
+            files |= version.files
+            digests[version.expression] = version.composition
+        else:
             subjects.append(text)
-            continue
-        if found.expression is None:
-            raise UsageError(
-                f"{text} has no steering vectors", f"write its weights first: steer build {text} -o FOLDER"
-            )
-        digest_of = {part.name: part.digest for part in found.personality.parts}
-        renamed = {name: f"{name}.{digest_of[name][7:13]}" for name in found.files}
-        composition = parse(found.expression)
-        terms = tuple(replace(term, name=renamed[term.name]) for term in composition.terms)
-        subjects.append(str(Composition(terms)))
-        files |= {renamed[name]: path for name, path in found.files.items()}
-        digests[subjects[-1]] = found.composition
     return replace(request, subjects=tuple(subjects), vectors=files), digests
 
 

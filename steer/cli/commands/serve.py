@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 class Request(options.Bindings, options.AnyBase, options.AllowStrength):
     """The arguments and options of `steer serve`."""
 
-    model: str = option(help="The model to serve: " + options.A_MODEL, argument=True, complete="models")
+    model: str = option(
+        help="The model to serve: " + options.A_MODEL + " Or a version of a personality, with its base.", argument=True,
+        complete="models",
+    )  # fmt: skip
+    challenger: tuple[str, ...] = option(
+        (), help="Another version of a personality, as an arm beside it; may be given several times.", metavar="VERSION"
+    )
     arms: Mapping[str, str] = option(
         {},
         help="An arm: requests for the model MODEL:NAME are steered by EXPRESSION.",
@@ -81,6 +87,7 @@ class Request(options.Bindings, options.AnyBase, options.AllowStrength):
     steer serve smollm2 --vector warm=warm.safetensors
     steer serve smollm2 --vector warm=w.safetensors --vector formal=f.safetensors --arm friendly='1.2*warm - 0.4*formal'
     steer serve smollm2 --experiment tone.yaml
+    steer serve tone@champion --challenger tone@challenger
     steer serve org/name --vector warm=warm.safetensors --port 8001 --api-key-file key.txt -- --max-model-len 4096
     """,
 )
@@ -93,7 +100,7 @@ def command(flags: tuple[str, ...], **values: Any) -> None:
     Everything after -- is passed to `vllm serve` unchanged. A name in an arm is given by --vector, or stands for
     NAME.safetensors in the current folder.
     """
-    request = requests.build(Request, values)
+    request = _with_versions(requests.build(Request, values))
     model = request.model
     vectors = {**_in_this_folder(request), **request.vectors}
     settings: dict[str, Any] = {
@@ -155,6 +162,35 @@ def command(flags: tuple[str, ...], **values: Any) -> None:
         except SystemExit as ended:  # SIGTERM also ends the server, and is no error
             raise SystemExit(ended.code) from None
     out.say("the server has ended")
+
+
+def _with_versions(request: Request) -> Request:
+    """A request with the versions that it names as arms, over the vectors in the store.
+
+    The arm of a version is called as its alias, tag or branch: `tone@champion` is the arm champion. Raises UsageError
+    for a challenger that is no version, for versions of different bases, and for two arms of one name.
+    """
+    from dataclasses import replace
+
+    from steer.cli import versions
+
+    named = [text for text in (request.model,) if versions.is_version(text)] + list(request.challenger)
+    if not named:
+        return request
+    if len(named) == len(request.challenger):
+        raise UsageError(f"--challenger needs a version as the model, not {request.model}", "steer serve tone@champion")
+    found = {text: versions.as_expression(text) for text in named}
+    bases = {each.base for each in found.values()}
+    if len(bases) > 1:
+        raise UsageError(f"the versions have different bases: {', '.join(sorted(bases))}", "serve one base")
+    arms, vectors = dict(request.arms), dict(request.vectors)
+    for text, each in found.items():
+        if each.label in arms:
+            raise UsageError(f"two arms are called {each.label}", "leave out one, or give one of them a tag")
+        arms[each.label] = each.expression
+        vectors |= each.files
+        out.say(f"{text} is the version {each.commit[7:15]}, as the arm {each.label}")
+    return replace(request, model=bases.pop(), arms=arms, vectors=vectors, challenger=())
 
 
 def _in_this_folder(request: Request) -> dict[str, Path]:

@@ -175,7 +175,9 @@ def _part(store: Store, entry: Entry, pinned: Mapping[str, str], digests: Digest
     source = file or blobs.path_of(store, digest)
     described = describe(source)
     kind = described.kind
-    strength = entry.strength if entry.strength is not None else described.strength
+    # A recommended strength is one of an addition; an ablation of 1 removes the whole component.
+    recommended = 1.0 if entry.operation == "ablate" else described.strength
+    strength = entry.strength if entry.strength is not None else recommended
     size = source.stat().st_size
     part = Part(entry.name, digest, size, kind, strength, entry.operation, entry.layers, entry.scope, entry.condition)
     if kind == TASK and (entry.operation != "add" or entry.layers or entry.scope or entry.condition):

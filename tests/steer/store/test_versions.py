@@ -96,7 +96,7 @@ def test_the_expression_says_what_the_parts_do(store):
     folder.add(store, store.work / "formal.safetensors", None, {"strength": -0.4, "scope": "response", "layers": "1-2"})
     folder.add(store, store.work / "calm.safetensors", "very-calm", {"operation": "ablate"})
     commit(store, "All")
-    assert expression(store) == "1.2*warm - 0.4*formal[1-2]@response + ablate('very-calm', 1.5)"
+    assert expression(store) == "1.2*warm - 0.4*formal[1-2]@response + ablate('very-calm')"
 
 
 def test_a_part_without_a_strength_has_the_recommended_one(store):
