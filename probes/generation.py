@@ -108,6 +108,20 @@ def generate_batch(
     return completions
 
 
+def answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    intervention: Intervention = no_intervention,
+    *,
+    max_tokens: int,
+) -> list[str]:
+    """The greedy completion of each prompt (ids) as text."""
+    completions = generate(model, tokenizer, prompts, intervention, max_tokens=max_tokens)
+    texts = tokenizer.batch_decode([list(each.completion_ids) for each in completions], skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     """The ids at which a completion ends: those of the model's generation settings, and the tokenizer's own."""
     configured = getattr(model.generation_config, "eos_token_id", None)

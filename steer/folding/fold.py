@@ -20,6 +20,7 @@ from steer.folding.effects import Effects, effects_of
 from steer.folding.injections import Injection
 from steer.folding.model_folder import size_of, write_model, write_report
 from steer.folding.pending import PendingModel, pending_from
+from steer.reports import page
 from vectors import fit, references
 from vectors.architectures import Checkpoint
 from vectors.errors import ModelError, UsageError
@@ -84,6 +85,7 @@ def fold(settings: FoldSettings, *, on_event: OnEvent = ignore) -> dict[str, Any
                 on_event=on_event,
             )
             proved["extraction_prompts"] = _of_the_extraction(evaluated, vectors)
+            answered = proved.pop("answers")
             report = {
                 "schema": 1,
                 "mode": "fold",
@@ -93,6 +95,7 @@ def fold(settings: FoldSettings, *, on_event: OnEvent = ignore) -> dict[str, Any
                 "via": explained,
                 "outputs": outputs,
                 "proof": proved,
+                "examples": page.examples_of(evaluated[: proof.ANSWERED], answered),
             }
             summary = f"`{composition}` folded into the weights: {'; '.join(explained.values())}."
             write_report(folder, report, source, summary)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from probes.generation import generate
+from probes.generation import answers, generate
 from probes.interventions import steering
 from probes.logits import log_likelihoods, logits_of
 from probes.models import residual
@@ -33,6 +33,7 @@ from vectors.expression import Composition
 from vectors.steering import SteeringVector
 
 TOKENS = 12  # of each response
+ANSWERED, ANSWER_TOKENS = 10, 32  # prompts whose answers the report shows, and the tokens of each
 PROMPTS = 12
 LOGIT = 2e-3  # tolerance: greatest difference of float32 logits, and of log-probabilities (nats) in vLLM
 CLEAR = 4  # the unsteered model must differ at least this many times more, else the comparison proves nothing
@@ -107,6 +108,12 @@ def prove(
         }
         if effects.ablates:
             proof["composition"] = divergence.difference(served, logits)._asdict()
+        asked = ids[:ANSWERED]
+        proof["answers"] = {
+            "base": answers(original.model, original.tokenizer, asked, max_tokens=ANSWER_TOKENS),
+            "composition": answers(original.model, original.tokenizer, asked, within, max_tokens=ANSWER_TOKENS),
+            "folded": answers(folded.model, original.tokenizer, asked, max_tokens=ANSWER_TOKENS),
+        }
         equal = _is_equal(against, unsteered, rounded)
         if scores is None:
             proof["vllm"] = {"skipped": "left out by --skip-vllm" if vllm is False else "vLLM is not installed"}

@@ -47,4 +47,4 @@ def html(report: Mapping[str, Any], record: str) -> str:
         **report["outputs"],
     }
     table = page.table(["", *COLUMNS.values()], rows(proof))
-    return page.page(f"Fold: {report['composition']}", table + page.facts(facts), record)
+    return page.page(f"Fold: {report['composition']}", table + page.example_answers(report) + page.facts(facts), record)

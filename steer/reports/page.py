@@ -39,6 +39,20 @@ def notes(lines: Sequence[str]) -> str:
     return f"<ul class='note'>{''.join(f'<li>{html.escape(line)}</li>' for line in lines)}</ul>"
 
 
+def examples_of(prompts: Sequence[str], answers: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """Answers by name as the entry `examples` of a report: for each prompt the answer of each name."""
+    return [
+        {"prompt": prompt, "answers": {name: texts[index] for name, texts in answers.items()}}
+        for index, prompt in enumerate(prompts)
+    ]
+
+
+def example_answers(report: Mapping[str, Any]) -> str:
+    """The entry `examples` of a report as HTML, under a heading; nothing where there is none."""
+    listed = [(each["prompt"], each["answers"]) for each in report.get("examples", ())]
+    return f"<h2>Example answers</h2>{side_by_side(listed)}" if listed else ""
+
+
 def side_by_side(examples: Sequence[tuple[str, Mapping[str, str]]]) -> str:
     """Texts that answer the same prompts, as HTML: a row for each prompt, a column for each name."""
     names = list(dict.fromkeys(name for _, answers in examples for name in answers))

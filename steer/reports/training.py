@@ -53,7 +53,8 @@ def html(report: Mapping[str, Any], curve: str, record: str) -> str:
     if "retention_without_mix" in report:
         facts["retention without replay data"] = f"{report['retention_without_mix']:.4f}"
     notes = page.notes([f"{name}: {note}" for key, (name, note) in COLUMNS.items() if key in measured])
-    body = f"{page.table(*rows(report['models'], report.get('measured_on')))}{notes}{curve}{page.facts(facts)}"
+    table, examples = page.table(*rows(report["models"], report.get("measured_on"))), page.example_answers(report)
+    body = f"{table}{notes}{curve}{examples}{page.facts(facts)}"
     return page.page(f"{report['mode']}: {report['behaviour']}", body, record)
 
 

@@ -11,14 +11,18 @@ from typing import Any, NamedTuple
 
 from merges.inputs.sources import Source, open_source
 from probes import evaluation_set
+from probes.data import prompts
 from probes.data.examples import Example
 from probes.data.overlap import problems_of_overlap
 from probes.data.reading import read
 from probes.evaluation_set import Behaviour, Contrast, EvaluationSet, contrast_of, evaluate
-from probes.interventions import no_intervention
+from probes.generation import answers
+from probes.interventions import Intervention, no_intervention
 from probes.models.loading import LoadedModel, load, open_model
+from probes.models.tokens import rendered
 from steer.folding import model_folder
 from steer.folding.fold import identity_of
+from steer.reports import page
 from steer.reports import training as training_report
 from steer.training import loop, result, student, work
 from steer.training.data import files, samples
@@ -35,6 +39,8 @@ from vectors.storage.files import canonical_json, write_atomically
 from vectors.storage.folders import new_folder
 
 TRAIN, HELD_OUT, COUNTS = "train.safetensors", "held_out.safetensors", "counts.json"  # in the work folder
+
+ANSWERED, ANSWER_TOKENS = 10, 32  # held-out prompts whose answers the report shows, and the tokens of each
 
 Figures = dict[str, float]  # measurements of one model, by name
 
@@ -58,10 +64,11 @@ class Prepared(NamedTuple):
 
 
 class References(NamedTuple):
-    """The evaluation set, and the figures of the base and of the teacher on it."""
+    """The evaluation set, the figures of the base and of the teacher on it, and their answers to held-out prompts."""
 
     evaluation_set: EvaluationSet
     figures: dict[str, Figures]
+    answers: dict[str, list[str]]
 
     @property
     def base(self) -> Figures:
@@ -75,10 +82,11 @@ class References(NamedTuple):
 
 
 class Written(NamedTuple):
-    """The output's files by digest, and the figures of the model that they hold."""
+    """The output's files by digest, and the figures and answers of the model that they hold."""
 
     outputs: dict[str, str]
     figures: Figures
+    answers: list[str]
 
 
 def bake(request: TrainingRequest, mode: Mode, *, on_event: OnEvent = ignore) -> dict[str, Any]:
@@ -105,7 +113,7 @@ def bake(request: TrainingRequest, mode: Mode, *, on_event: OnEvent = ignore) ->
         trained.model.eval()
         saved = result.save_trained(trained.model, folder, job.source, full=request.adapter.full)
         model = None if request.as_ == "model" else trained.model
-        facts = _facts(job, prepared.samples, trained, retention)
+        facts, tokenizer = _facts(job, prepared.samples, trained, retention), prepared.loaded.tokenizer
         del (
             loaded,
             teacher,
@@ -113,7 +121,7 @@ def bake(request: TrainingRequest, mode: Mode, *, on_event: OnEvent = ignore) ->
             trained,
         )  # the written model is loaded for evaluation: one copy in memory at a time
         with _output(job) as target:
-            written = write_and_evaluate(job, saved, target, model, references, on_event)
+            written = write_and_evaluate(job, saved, target, model, tokenizer, references, on_event)
             report = report_of(facts, references, written)
             _write_report(job, report, target)
     return {**report, "seconds": {"training": facts["seconds"], "all": time.monotonic() - started}}
@@ -204,7 +212,19 @@ def evaluate_references(job: Job, prepared: Prepared, examples: Examples, on_eve
         figures["steered"] = evaluate(loaded.model, evaluated, teacher.intervention)
     elif examples.prompted is not None and examples.prompted.positive:
         figures["prompted"] = {"kl_teacher": 0.0, "margin": evaluation_set.margin(loaded.model, examples.prompted)}
-    return References(evaluated, figures)
+    asked = prompts.held_out()[:ANSWERED]
+    answered = {"base": _answers(loaded.model, loaded.tokenizer, rendered(asked, loaded.tokenizer))}
+    if teacher is not None:
+        ids = teacher.prompt_ids(asked, loaded.tokenizer)
+        name = "prompted" if _is_prompted(teacher) else "steered"
+        answered[name] = _answers(loaded.model, loaded.tokenizer, ids, teacher.intervention)
+    return References(evaluated, figures, answered)
+
+
+def _answers(
+    model: Any, tokenizer: Any, ids: Sequence[Sequence[int]], intervention: Intervention = no_intervention
+) -> list[str]:
+    return answers(model, tokenizer, ids, intervention, max_tokens=ANSWER_TOKENS)
 
 
 def train(job: Job, prepared: Prepared, references: References, folder: Path, on_event: OnEvent) -> Student:
@@ -215,7 +235,7 @@ def train(job: Job, prepared: Prepared, references: References, folder: Path, on
 
 
 def write_and_evaluate(
-    job: Job, saved: Path, target: Path, model: Any, references: References, on_event: OnEvent
+    job: Job, saved: Path, target: Path, model: Any, tokenizer: Any, references: References, on_event: OnEvent
 ) -> Written:
     """Write the output at `target` from what was saved; evaluate the written model, or `model` if there is none."""
     on_event(Event("writing"))
@@ -223,7 +243,8 @@ def write_and_evaluate(
     outputs = result.write(request.as_, saved, job.source, target, threads=request.threads, on_event=on_event)
     on_event(Event("evaluating the result"))
     evaluated = load(target, request.device, request.dtype).model if model is None else model
-    return Written(outputs, evaluate(evaluated, references.evaluation_set))
+    asked = rendered(prompts.held_out()[:ANSWERED], tokenizer)
+    return Written(outputs, evaluate(evaluated, references.evaluation_set), _answers(evaluated, tokenizer, asked))
 
 
 def report_of(facts: Mapping[str, Any], references: References, written: Written) -> dict[str, Any]:
@@ -234,6 +255,7 @@ def report_of(facts: Mapping[str, Any], references: References, written: Written
         "measured_on": evaluation_set.counts(references.evaluation_set),
         "dose": evaluation_set.dose(references.base, references.teacher, written.figures),
         "retention": evaluation_set.retention(references.base, written.figures),
+        "examples": page.examples_of(prompts.held_out()[:ANSWERED], {**references.answers, "baked": written.answers}),
         "outputs": written.outputs,
     }
 

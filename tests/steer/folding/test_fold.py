@@ -97,6 +97,8 @@ def test_an_ablation_leaves_nothing_along_its_direction(name: str, tied: bool, t
     assert report["proof"]["verdict"] == "equal"
     assert report["proof"]["transformers"]["max_logit"] < 5e-4
     assert report["proof"]["base"]["max_logit"] > 0.01
+    answers = report["examples"][0]["answers"]
+    assert answers["folded"] == answers["composition"] != answers["base"]
     baked = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     with torch.no_grad():
         ids = torch.tensor(pico.sequences(1, 20, 20))

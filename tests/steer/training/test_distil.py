@@ -36,7 +36,10 @@ def test_a_student_learns_what_the_steered_teacher_predicts(
     written = report_of(json.loads((tmp_path / "out" / "run.json").read_text()))
     assert written["models"] == models
     assert written["samples"]["training"] == written["samples"]["behaviour"] + written["samples"]["general"]
-    assert "<svg" in (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<svg" in page
+    assert {"base", "steered", "baked"} == set(report["examples"][0]["answers"])
+    assert "Example answers" in page
     assert not list(tmp_path.glob(".out*"))
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
 
