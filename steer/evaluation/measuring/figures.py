@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,8 +15,6 @@ from steer.evaluation.arms.arm import Arm
 from steer.evaluation.measuring.rendering import Rendered, rendered_items
 from steer.evaluation.suites.items import Item
 from vectors.events import Event, OnEvent, ignore
-from vectors.expression import Composition
-from vectors.steering import SteeringVector
 
 STAGE = "measuring the items"
 TOGETHER = 8  # arms of one call, between which progress is reported
@@ -52,17 +49,8 @@ def measure_arms(
 
 
 def scores_of(shared: Completions, arms: Sequence[Arm], any_base: bool = False) -> list[TokenScores]:
-    """The scores of completions under the compositions of several arms, whose vectors may share names."""
-    compositions: list[Composition | None] = []
-    vectors: dict[str, SteeringVector] = {}
-    for index, arm in enumerate(arms):
-        if arm.composition is None:
-            compositions.append(None)
-            continue
-        terms = tuple(replace(term, name=f"{index} {term.name}") for term in arm.composition.terms)
-        compositions.append(Composition(terms))
-        vectors |= {f"{index} {name}": arm.vectors[name] for name in arm.composition.names}
-    return shared.scores(compositions, vectors, any_base=any_base)
+    """The scores of completions under the compositions of several arms, each with its own vectors."""
+    return shared.scores([arm.composition for arm in arms], [arm.vectors for arm in arms], any_base=any_base)
 
 
 def figures_of(rendered: Sequence[Rendered], sums: Sequence[float]) -> list[float]:

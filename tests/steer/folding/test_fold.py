@@ -67,6 +67,8 @@ def test_an_addition_is_in_the_weights(name: str, via: str, tmp_path: Path) -> N
     folder = pico.save(tmp_path / "model", name, **(WIDE if via == "layer" else {}))
     report = fold(folder, "1.5*warm - 0.5*calm[0]", tmp_path / "out", via=via)
     assert report["proof"]["verdict"] == "equal"
+    answers = report["examples"][0]["answers"]
+    assert answers["folded"] == answers["composition"]
     original = AutoModelForCausalLM.from_pretrained(folder).eval()
     baked = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     ids = pico.sequences(1, 20, 20, seed=9)[0]
@@ -97,8 +99,6 @@ def test_an_ablation_leaves_nothing_along_its_direction(name: str, tied: bool, t
     assert report["proof"]["verdict"] == "equal"
     assert report["proof"]["transformers"]["max_logit"] < 5e-4
     assert report["proof"]["base"]["max_logit"] > 0.01
-    answers = report["examples"][0]["answers"]
-    assert answers["folded"] == answers["composition"] != answers["base"]
     baked = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     with torch.no_grad():
         ids = torch.tensor(pico.sequences(1, 20, 20))
