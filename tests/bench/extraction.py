@@ -3,10 +3,10 @@
     .venv/bin/python tests/bench/extraction.py --peers PEERS/bin/python [--rounds 5] [--pairs 128] [--dtype float32]
     .venv/bin/python tests/bench/extraction.py --memory        peak memory from 256 to 4,096 examples
 
-The peers need an environment of their own: see `peers.py`. Each round runs every contestant once, in turn, so a
-drift of the machine meets them all; where others share the machine, `--processor --threads 1` counts the seconds that
-each had a processor. An example is one text. Ours is the whole call of `steer.extract`: reading,
-tokenising, activations at every layer, the held-out judgement with its negative controls. The bare pass computes as
+The peers need an environment of their own: see `peers.py`. Each round runs every contestant once, in turn, so a drift
+of the machine meets them all; where others share the machine, `--processor --threads 1` counts the seconds that each
+had a processor. An example is one text. Ours is the whole call of `steer.extract`: reading, tokenising, activations
+at every layer, the held-out judgement with its negative controls, without the calibration. The bare pass computes as
 many tokens as ours must (each distinct token of the prefix tree once), in dense unpadded batches as wide as the
 examples are long, of the size that is fastest, without head and cache; "activations" is our pass alone, without
 tokenising and judgement.
@@ -124,9 +124,9 @@ def compare(arguments: argparse.Namespace) -> None:
         return float(json.loads(peers.stdout.readline())["processor_seconds" if arguments.processor else "seconds"])
 
     def ours() -> float:
-        return timed(lambda: steer.extract(pos, neg, model=loaded), arguments.processor)
+        return timed(lambda: steer.extract(pos, neg, model=loaded, budget_kl=0), arguments.processor)
 
-    tokens = steer.extract(pos, neg, model=loaded).tokens["computed"]  # also the warm-up
+    tokens = steer.extract(pos, neg, model=loaded, budget_kl=0).tokens["computed"]  # also the warm-up
     texts = [*rendered(loaded, pos), *rendered(loaded, neg)]
     length = round(sum(len(ids) for ids in loaded.tokenizer(texts)["input_ids"]) / len(texts))
     contrast = read(pos, neg)
@@ -186,7 +186,7 @@ def memory_of(pairs: int) -> None:
     words = sorted({w for row in itertools.chain(*examples(140)) for w in row["completion"].split()})
     draw = random.Random(0)
     pos, neg = ([{"text": " ".join(draw.choices(words[side::2], k=8))} for _ in range(pairs)] for side in (0, 1))
-    found = steer.extract(pos, neg)
+    found = steer.extract(pos, neg, budget_kl=0)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{2 * pairs:5} examples  peak {peak:.0f} MiB  {2 * pairs / found.seconds:.1f} examples/s")
 

@@ -16,6 +16,7 @@ from steer.evaluation.sweeping.measured import FAR, NEAR, Candidate, Items, Neut
 from vectors.events import Event, OnEvent
 
 STAGE = "sweeping"
+MARGIN = 0.85  # of the budget: what a search for a strength spends, since other neutral text may cost more
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -102,7 +103,7 @@ class Search:
         def costs(strengths: Mapping[int, float]) -> dict[int, float]:
             return {index: self.cost(candidate, strength) for index, strength in strengths.items()}
 
-        ((strength, p95),) = strengths_within(self.budget, [first], costs)
+        ((strength, p95),) = strengths_within(MARGIN * self.budget, [first], costs)
         return self.at(candidate, strength, p95)
 
     def _progress(self) -> None:

@@ -23,7 +23,6 @@ from vectors.events import OnEvent, ignore
 from vectors.storage.files import digest_json
 
 __all__ = ["Swept", "subset", "sweep"]
-MARGIN = 0.85  # of the budget: what the search spends, since other neutral text may cost more
 FIRST = 0.05  # of the residual stream's norm: the displacement with which the search for a strength begins
 EARLIEST, LATEST = 0.15, 0.85  # of the depth: the layers that `auto` searches
 LOWERED = 4  # times that a point whose margin does not rise throughout is weakened
@@ -65,7 +64,7 @@ def sweep(
     searched = [layer for layer in source.layers if _inside(layer, loaded)] or source.layers
     count = len(searched) if groups is None and settings.layers.strip() != AUTO else len(groups or range(8))
     expected = CELLS * count * len(source.methods) + (CELLS * REPEATS * len(settings.examples))
-    search = Search(cells, neutral, dev, settings.budget * MARGIN, on_event, expected)
+    search = Search(cells, neutral, dev, settings.budget, on_event, expected)
     norms = _norms(loaded, neutral)
     for method in source.methods:
 
@@ -95,6 +94,8 @@ def sweep(
         best, weaker = _steady(search, best)
         p95 = cost(best.strength) if weaker else p95
         figures = _test(best, test, sides.test, settings.seed) | {"p95": p95}
+        if all(best is not each for each in points):
+            points.append(best)
     learning: list[dict[str, Any]] = []
     if settings.examples and best is not None and source.subset is not None:
         subset_of, at = source.subset, best
