@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -97,3 +98,25 @@ def test_all_problems_of_scorers_are_reported_with_those_of_other_inputs(steer: 
     for part in ("not a regular expression", "no scorer 'regx'", "needs a concept", "nothing.jsonl can't be read",
                  "--export writes into", "none.safetensors"):  # fmt: skip
         assert part in errors
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs the extra eval")
+def test_a_task_stands_in_the_report_with_the_paired_difference_from_the_base(
+    steer: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "data.jsonl").write_text("".join(f'{{"question": "q{i}", "answer": {i % 2}}}\n' for i in range(6)))
+    (tmp_path / "task.yaml").write_text(
+        f"task: planted\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/data.jsonl}}}}\n"
+        'test_split: test\noutput_type: multiple_choice\ndoc_to_text: "{{question}}"\ndoc_to_choice: ["k", "b"]\n'
+        'doc_to_target: "{{answer}}"\nmetric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n'
+    )
+    code, printed, errors = steer(
+        *arguments(folder, "--json", "--tasks", str(tmp_path / "task.yaml"), "--max-tokens", "0")
+    )
+    assert code == 0, errors
+    base, subject = json.loads(printed)["tasks"]
+    assert (base["task"], base["metric"], base["documents"]) == ("planted", "acc", 6)
+    assert base["difference"] is None
+    assert subject["difference"]["mean"] == pytest.approx(subject["value"] - base["value"])
+    assert subject["value"] == 0.5  # the vector prefers k everywhere
