@@ -8,9 +8,11 @@ from pathlib import Path
 import pico
 import pytest
 import torch
-from planted_texts import DISTANCE, direction
+from planted_texts import DISTANCE, direction, lines
 
+import steer
 from steer.cli import run
+from vectors.probe import Probe
 from vectors.steering import SteeringVector
 
 
@@ -82,3 +84,28 @@ def test_attribution_without_transformer_lens_says_what_to_install(
     SteeringVector({1: torch.ones(4)}).save(tmp_path / "v.safetensors")
     assert run(["probe", "attribute", str(tmp_path / "v.safetensors"), "-t", "a"]) == 2
     assert "pip install 'steer-workbench[lens]'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_probe_of_another_site_is_trained_tested_and_applied_there(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformer_lens", reason="the extra `lens` is not installed")
+    monkeypatch.chdir(tmp_path)
+    files = [lines(tmp_path / f"{n}.jsonl", word, 16, n) for n, word in enumerate((" warm", " cold") * 2)]
+    model = ("--model", str(model_folder))
+    train = ["probe", "train", "--pos", str(files[0]), "--neg", str(files[1]), "--site", "mlp_out", "--layers", "1,2"]
+    train += ["--tokens", "last"]
+    assert run([*train, "-o", "p.safetensors", *model]) == 0
+    assert Probe.load("p.safetensors").site == "mlp_out"
+    capsys.readouterr()
+    assert (
+        run(["probe", "test", "p.safetensors", "--pos", str(files[2]), "--neg", str(files[3]), "--json", *model]) == 0
+    )
+    assert json.loads(capsys.readouterr().out)["sets"]["in distribution"]["auroc"] > 0.8
+    loaded = steer.load_model(model_folder)
+    (found,) = steer.activations("ab warm", [1], ["mlp_out", "head"], model=loaded)
+    assert found.sites["head"][1].shape == (4, pico.HIDDEN)
+    probe = Probe.load("p.safetensors")
+    scores = steer.project("ab warm", probe, layers=[1], model=loaded).values[:, 0]
+    torch.testing.assert_close(scores, probe.at(1).scores(found.sites["mlp_out"][1]), rtol=1e-4, atol=1e-4)
