@@ -52,7 +52,7 @@ def test_entropy_is_that_of_the_definition() -> None:
     assert of_weights(weights)[0].tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_layer_whose_queries_are_zero_attends_uniformly(architecture: str) -> None:
+def test_every_architecture_gives_the_figures_of_its_heads(architecture: str) -> None:
     model = pico.build(architecture)
     found = heads(model, TEXTS)
     assert model.config._attn_implementation == "sdpa"
