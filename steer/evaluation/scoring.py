@@ -64,6 +64,8 @@ class ScorerReport(NamedTuple):
         if self.agreement is None:
             return f"{name} not validated: no hand labels (--labels FILE)"
         compared = self.agreement.labels - self.agreement.missing
+        if not compared:
+            return f"{name} not validated: none of the {self.agreement.labels} labelled texts has a score"
         if self.agreement.kappa is None:
             return f"{name}: kappa is not defined on {compared} labels, since all are of one category"
         kappa, interval = self.agreement.kappa, self.agreement.interval

@@ -13,7 +13,8 @@ from typing import NamedTuple
 ASPECTS = ("concept", "instruction", "fluency")
 HIGHEST = 2
 
-_RATING = re.compile(r"rating\W{0,5}\[\[\s*([^\]\n]{0,20}?)\s*\]\]", re.IGNORECASE)
+# Small models leave the brackets out, which is as clear.
+_RATING = re.compile(r"rating\W{0,8}?(-?\d{1,9}(?:\.\d{1,9})?)(?!\w)", re.IGNORECASE)
 # Up to the last closing tag: some templates write the opening one into the prompt.
 _REASONING = re.compile(r"^.*</(?:think|thinking|reasoning)>", re.DOTALL | re.IGNORECASE)
 
