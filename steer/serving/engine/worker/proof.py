@@ -309,7 +309,7 @@ def _planted(form: Form, passes: Passes, size: float) -> Trace | None:
     streams = [stream(form, step, step.returned, hidden) for step in base.steps.values()]
     scale = size * max(1e-6, *(float(each.pow(2).mean(1).sqrt().median()) for each in streams))
     first = base.steps[min(base.steps)]
-    limit = torch.finfo(first.returned[_parts(form, first, hidden)[0]].dtype).max / 8
+    limit = torch.finfo(first.returned[_parts(form, first, hidden)[0]].dtype).max / 2
     if scale + max(float(each.abs().max()) for each in streams) > limit:
         return None
 
