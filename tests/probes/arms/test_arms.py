@@ -14,7 +14,7 @@ from probes.scores.divergence import divergence
 from vectors.errors import ArtifactError
 from vectors.steering import SteeringVector
 
-NAMES = sorted(set(pico.NAMES) | {"stablelm"})
+NAMES = sorted(set(pico.NAMES) | {"opt"})
 
 
 def completions(pairs: int = 4) -> list[Completion]:

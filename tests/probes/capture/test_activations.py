@@ -138,7 +138,7 @@ def test_only_where_attention_alone_mixes_tokens_do_sequences_share_a_pass(model
 
 
 def test_an_unknown_architecture_is_run_in_padded_batches(pico_model: Callable[..., Any]) -> None:
-    model = pico_model("stablelm")
+    model = pico_model("opt")
     examples = FAMILIES["a prefix in common"]
     assert not capture.packable(model, 8)
     assert distance(pooled(model, examples), one_by_one(model, examples)) < CLOSE
