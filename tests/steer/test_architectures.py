@@ -118,6 +118,23 @@ def test_no_context_is_frozen_where_states_are_not_known_to_go_on_over_several_t
         frozen_context.freeze(model, rows.IDS)
 
 
+@pytest.mark.parametrize(
+    ("kind", "prefix", "head"),
+    [
+        ("llama", "model.", "lm_head.weight"),
+        ("gpt2", "", "lm_head.weight"),
+        ("gpt2", "transformer.", "lm_head.weight"),
+        ("gpt_neox", "gpt_neox.", "embed_out.weight"),
+        ("mistral", "language_model.model.", "language_model.lm_head.weight"),
+        ("qwen3_5_text", "model.language_model.", "lm_head.weight"),
+    ],
+)
+def test_the_output_head_has_its_name_wherever_the_decoder_lies(kind: str, prefix: str, head: str) -> None:
+    described = architectures.ARCHITECTURES[kind].checkpoint
+    assert isinstance(described, architectures.Checkpoint)
+    assert described.below(prefix).head == head
+
+
 def test_a_setting_that_the_description_does_not_cover_is_refused() -> None:
     """Gemma 4 with experts has two norms in a row, through which no direction can be removed."""
     from steer.folding.architectures import checkpoint

@@ -62,8 +62,10 @@ class Checkpoint:
 
     def below(self, prefix: str) -> Checkpoint:
         """The same with whole names, for a checkpoint whose decoder's tensors begin with `prefix`."""
-        # "model." stands for the decoder; what is before it, for the text model around decoder and head.
-        outside = prefix.removesuffix("language_model.").removesuffix("model.")
+        # The last part of the prefix is the decoder ("model.", "transformer."); what is before it lies around the head
+        # too, as in "language_model.model.", except in "model.language_model.".
+        outer = prefix.removesuffix(".").rpartition(".")[0]
+        outside = f"{outer}." if outer not in ("", "model") else ""
         return replace(
             self, block=prefix + self.block, embeddings=tuple(prefix + e for e in self.embeddings),
             head=outside + self.head,
