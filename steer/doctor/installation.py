@@ -26,6 +26,7 @@ PURPOSES = {
     "scale": "many machines, through Ray",
     "ab": "A/B tests: their databases and statistics",
     "sign": "signatures of what is shipped",
+    "oci": "steer push and pull with an OCI registry",
     "plots": "pictures: steer vectors plot",
 }
 NOT_FOR_USERS = {"dev"}

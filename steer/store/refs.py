@@ -193,8 +193,8 @@ def complete(store: Store, last: Entry | None = None) -> None:
     if last is None:
         last = _last(store)
     for each in last.moves if last else ():
-        if target(store, each.ref) == each.new:
-            continue
+        if target(store, each.ref) != each.old:
+            continue  # done already; or damaged, which steer verify names
         path = path_of(store, each.ref)
         if each.new is None:
             path.unlink(missing_ok=True)

@@ -130,7 +130,7 @@ def test_a_file_in_the_place_of_a_folder_is_refused(folder: Path) -> None:
         "a/b/c",
         "./none",
         "/none/at/all",
-        "../x",
+        "../no-such-file",
         "~/none",
         "~nobodyatall/x",
         "org/",
