@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from steer.store import blobs, layout, referrers, refs
+from steer.store.history.walk import walk
 from steer.store.layout import Store
-from steer.store.objects.model import COMMIT, COMPOSITION
+from steer.store.objects.model import read_manifest
 from steer.store.working import document
 from vectors.errors import SteerError
 
@@ -57,44 +58,23 @@ def collect(store: Store, *, days: float = REMEMBERED, fresh: float = FRESH) -> 
 
 
 def marks(store: Store, *, days: float = REMEMBERED) -> set[str]:
-    """Every digest that something leads to."""
+    """Every digest that something leads to. Raises ArtifactError where that can't be told: a version is damaged."""
     since = time.time() - days * 86400
-    tips = set(refs.every(store).values())
-    tips.update(refs.pointed_at([entry for entry in refs.entries(store) if entry.time >= since]))
+    recent = [entry for entry in refs.entries(store) if entry.time >= since]
+    # A name may have pointed to what has been collected since; what a name points to now must be there.
+    remembered = [digest for digest in refs.pointed_at(recent) if blobs.has(store, digest)]
     marked: set[str] = set()
-    waiting = [tip for tip in tips if blobs.has(store, tip)]
-    while waiting:
-        digest = waiting.pop()
-        if digest in marked:
-            continue
-        marked.add(digest)
-        waiting += _led_to(store, digest)
+    for commit in walk(store, [*refs.every(store).values(), *remembered]):
+        marked.update(_with_files(store, commit.digest))
+        marked.update(_with_files(store, commit.composition))
     marked.update(_of_working_folder(store))
     return marked | _referrers(store, marked)
 
 
-def _led_to(store: Store, digest: str) -> list[str]:
-    """What a manifest leads to: its config, layers and subject; of a commit, the commits before it."""
-    if not blobs.has(store, digest) or blobs.path_of(store, digest).stat().st_size > blobs.LARGEST_DOCUMENT:
-        return []
-    try:
-        value = blobs.read_json(store, digest)
-    except SteerError:
-        return []  # a layer, such as a vector
-    if value.get("artifactType") not in (COMMIT, COMPOSITION) and "layers" not in value:
-        return [each for each in _parents(value) if blobs.has(store, each)]
-    described = [value.get("config"), value.get("subject"), *(value.get("layers") or [])]
-    return [
-        each["digest"]
-        for each in described
-        if isinstance(each, dict) and blobs.DIGEST.fullmatch(str(each.get("digest")))
-    ]
-
-
-def _parents(value: dict[str, Any]) -> list[str]:
-    """The commits before, in a commit's config."""
-    named = [*(value.get("parents") or []), value.get("composition")] if "parents" in value else []
-    return [each for each in named if isinstance(each, str) and blobs.DIGEST.fullmatch(each)]
+def _with_files(store: Store, digest: str) -> list[str]:
+    """A manifest, its config and its layers. Raises ArtifactError."""
+    value = read_manifest(store, digest)
+    return [digest, value["config"]["digest"], *(layer["digest"] for layer in value["layers"])]
 
 
 def _of_working_folder(store: Store) -> set[str]:
@@ -111,5 +91,5 @@ def _referrers(store: Store, marked: set[str]) -> set[str]:
     for composition, digests in referrers.every(store).items():
         if composition in marked:
             for digest in digests:
-                found.update([digest, *_led_to(store, digest)])
+                found.update(_with_files(store, digest))
     return found

@@ -186,6 +186,20 @@ def test_gc_removes_only_what_nothing_leads_to(tmp_path):
     assert not blobs.has(store, lost)
 
 
+def test_gc_removes_nothing_where_a_damaged_version_hides_what_it_leads_to(tmp_path):
+    store = new_store(tmp_path / "tone")
+    commit(store, "Warm", warm=1.2)
+    tip = commit(store, "Less", warm=0.8)
+    path = blobs.path_of(store, tip)
+    content = path.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(content.replace(b"layers", b"lavers"))
+    there = set(blobs.every(store))
+    with pytest.raises(ArtifactError, match="damaged"):
+        gc.collect(store, days=0, fresh=-1)
+    assert set(blobs.every(store)) == there
+
+
 def test_a_full_disk_refuses_cleanly(tmp_path):
     store = new_store(tmp_path / "tone")
     first = commit(store, "Warm", warm=1.2)
