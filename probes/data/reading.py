@@ -85,7 +85,7 @@ def read_prompts(path: Path) -> tuple[list[str], str]:
 
     Raises ExampleError with every bad line.
     """
-    content = _content(path)
+    content = read_bytes(path)
     text = layouts.decoded(path, content)
     prompts: list[str] = []
     problems: list[str] = []
@@ -202,7 +202,7 @@ def _examples(source: Source, flag: str) -> _Read:
     """Read a source. Raises ExampleError with every bad line."""
     path = _name(source, flag)
     if isinstance(source, str | Path):
-        text = layouts.decoded(Path(path), _content(Path(path)))
+        text = layouts.decoded(Path(path), read_bytes(Path(path)))
         records = layouts.records(path, text)
     else:
         text = _lines(source, flag)
@@ -234,7 +234,7 @@ def _examples(source: Source, flag: str) -> _Read:
     return _Read(path, examples, digest_bytes(text.encode()), next(iter(first_of_kind)))
 
 
-def _content(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
     """The bytes of a file. Raises ExampleError."""
     try:
         return path.read_bytes()

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from steer.cli.output import out
 
 if TYPE_CHECKING:
-    from steer.evaluation.evaluation import Evaluation
     from steer.evaluation.request import Request
     from steer.store.history.differences import Difference
     from steer.store.layout import Store
@@ -213,17 +212,15 @@ def with_versions(request: Request) -> tuple[Request, dict[str, str]]:
     return replace(request, subjects=tuple(subjects), vectors=files), digests
 
 
-def attach_evaluation(digests: Mapping[str, str], evaluation: Evaluation) -> None:
-    """Attach an evaluation to the versions that it was about, each with what concerns it."""
+def attach_evaluation(digests: Mapping[str, str], value: Mapping[str, Any]) -> None:
+    """Attach the report of an evaluation to the versions that it was about, each with what concerns it."""
     import json
 
-    from steer.evaluation.report import report
     from steer.store import layout, referrers
 
-    store = layout.find()
-    if store is None:
+    if not digests:
         return
-    value = report(evaluation)
+    store = layout.require()
     for subject in value["subjects"]:
         composition = digests.get(subject["subject"])
         if composition is not None:

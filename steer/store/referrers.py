@@ -12,9 +12,10 @@ from typing import NamedTuple
 from steer.store import blobs
 from steer.store.blobs import Descriptor
 from steer.store.layout import Store
-from steer.store.objects.model import COMPOSITION, FILEPATH, MANIFEST, TITLE, manifest, read_manifest
+from steer.store.objects.model import COMPOSITION, MANIFEST, TITLE, manifest, named, read_manifest
 from vectors.documents import json_text
 from vectors.errors import ArtifactError, SteerError
+from vectors.storage.files import append_line
 
 EVALUATION = "application/vnd.steer.evaluation.v1+json"
 EXPERIMENT = "application/vnd.steer.experiment.v1+json"
@@ -37,7 +38,7 @@ def attach(store: Store, composition: str, kind: str, files: Mapping[str, bytes]
     media_type, content = EMPTY
     config = Descriptor(media_type, blobs.put_bytes(store, content), len(content))
     layers = [
-        Descriptor(_media_type(name), blobs.put_bytes(store, data), len(data), {TITLE: name, FILEPATH: name})
+        Descriptor(_media_type(name), blobs.put_bytes(store, data), len(data), named(name))
         for name, data in sorted(files.items())
     ]
     subject = Descriptor(MANIFEST, composition, blobs.path_of(store, composition).stat().st_size)
@@ -83,8 +84,6 @@ def every(store: Store) -> dict[str, list[str]]:
 
 def _remember(store: Store, composition: str, digest: str) -> None:
     """An index by subject, as the referrers API of a registry has it; without it every blob would be searched."""
-    from vectors.storage.files import append_line
-
     if digest not in _remembered(store, composition):
         path = store.root / "referrers" / composition.removeprefix("sha256:")
         path.parent.mkdir(exist_ok=True)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from steer.cli import options, requests, versions
 from steer.cli.output import out
 from steer.evaluation.request import Request
-
-if TYPE_CHECKING:
-    from steer.evaluation.evaluation import Evaluation
 
 
 @options.command(
@@ -38,16 +36,15 @@ def command(**values: Any) -> None:
         say_preparing(request.model)
     with out.progress() as on_event:
         evaluation = evaluate_request(request, on_event=on_event)
-    versions.attach_evaluation(of_versions, evaluation)
-    out.result(report(evaluation), lambda: _print(evaluation))
+    value = report(evaluation)
+    versions.attach_evaluation(of_versions, value)
+    out.result(value, lambda: _print(value, request.out))
 
 
-def _print(evaluation: Evaluation) -> None:
-    from steer.evaluation.report import report
+def _print(value: dict[str, Any], folder: Path | None) -> None:
     from steer.reports.evaluation import arm_rows, text_rows
     from steer.reports.text_scores import score_tables, validity
 
-    value = report(evaluation)
     header, rows = arm_rows(value)
     out.table(header, rows, 1)
     header, rows = text_rows(value)
@@ -72,5 +69,5 @@ def _print(evaluation: Evaluation) -> None:
         out.warn(sentence)
     for note in value["notes"]:
         out.say(note)
-    if evaluation.request.out is not None:
-        out.line(f"wrote {evaluation.request.out}/report.html")
+    if folder is not None:
+        out.line(f"wrote {folder}/report.html")

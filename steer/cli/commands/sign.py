@@ -39,8 +39,8 @@ class Request(options.Force):
 def command(**values: Any) -> None:
     """Sign every file of a version or a folder, offline, with a key of your own.
 
-    The signature of a version is attached to its composition and travels with push and pull. A bundle verifies with
-    `steer verify` and with the command `model_signing`.
+    The signature of a version is attached to its composition, in this store: push and pull send versions alone. A
+    bundle verifies with `steer verify` and with the command `model_signing`.
     """
     request = requests.build(Request, values)
     from steer.store import layout, names, signing

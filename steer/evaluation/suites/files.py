@@ -10,7 +10,7 @@ from typing import Any
 from probes.data import layouts
 from probes.data.examples import Example
 from probes.data.fields import text
-from probes.data.reading import SHOWN, Contrast, Source
+from probes.data.reading import SHOWN, Contrast, Source, read_bytes
 from probes.data.reading import read as read_contrast
 from probes.seeds import child_seed
 from steer.evaluation.suites.items import Choice, Item, Pair, Prompt, Side
@@ -131,13 +131,3 @@ def prompts_of(texts: Sequence[str], group: str = "") -> tuple[Prompt, ...]:
     return tuple(
         Prompt(text, group, digest_json(text.strip()).removeprefix("sha256:")[:12]) for text in dict.fromkeys(texts)
     )
-
-
-def read_bytes(path: Path) -> bytes:
-    """The bytes of a file. Raises ExampleError."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise ExampleError(f"there is no file {path}", "check the path") from error
-    except OSError as error:
-        raise ExampleError(f"{path} can't be read: {error.strerror}", "check the path") from error

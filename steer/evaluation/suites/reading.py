@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from probes.data.examples import Example
-from probes.data.reading import Source, read_prompts
-from steer.evaluation.suites.files import choices_of, pairs_of, prompts_of, read_bytes
+from probes.data.reading import Source, read_bytes, read_prompts
+from steer.evaluation.suites.files import choices_of, pairs_of, prompts_of
 from steer.evaluation.suites.items import Choice, Item, Pair, Prompt, Suite
 from steer.evaluation.suites.sides import identifier, with_sides
 from vectors.documents import yaml_text

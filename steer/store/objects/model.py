@@ -161,6 +161,11 @@ _MANIFEST = record(
 )
 
 
+def named(name: str) -> dict[str, str]:
+    """The annotations of a layer that is a file of this name: those of OCI and of ModelPack."""
+    return {TITLE: name, FILEPATH: name}
+
+
 def manifest(
     artifact_type: str, config: Descriptor, layers: list[Descriptor], subject: Descriptor | None = None
 ) -> dict[str, Any]:

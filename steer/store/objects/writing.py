@@ -12,16 +12,15 @@ from steer.store.objects.model import (
     COMMIT,
     COMPOSITION,
     DOC,
-    FILEPATH,
     MANIFEST,
     SCHEMA,
-    TITLE,
     WEIGHT,
     WEIGHT_CONFIG,
     Commit,
     Personality,
     descriptor_of,
     manifest,
+    named,
     read_manifest,
 )  # fmt: skip
 
@@ -34,10 +33,10 @@ def put_composition(store: Store, personality: Personality) -> str:
         "README.md": (DOC, card(personality).encode()),
     }
     layers = [
-        Descriptor(WEIGHT, part.digest, part.size, _named(f"{part.name}.safetensors")) for part in personality.parts
+        Descriptor(WEIGHT, part.digest, part.size, named(f"{part.name}.safetensors")) for part in personality.parts
     ]
     layers += [
-        Descriptor(media_type, blobs.put_bytes(store, content), len(content), _named(name))
+        Descriptor(media_type, blobs.put_bytes(store, content), len(content), named(name))
         for name, (media_type, content) in files.items()
     ]
     return blobs.put_json(store, manifest(COMPOSITION, Descriptor(COMPOSITION, config, config_size), layers))[0]
@@ -55,10 +54,6 @@ def put_commit(store: Store, commit: Commit, written: str = "") -> str:
     layers = [descriptor_of(layer) for layer in composition["layers"]]
     if written:
         content = written.encode()
-        document = Descriptor(WEIGHT_CONFIG, blobs.put_bytes(store, content), len(content), _named(FILE))
+        document = Descriptor(WEIGHT_CONFIG, blobs.put_bytes(store, content), len(content), named(FILE))
         layers = [document if layer.media_type == WEIGHT_CONFIG else layer for layer in layers]
     return blobs.put_json(store, manifest(COMMIT, Descriptor(COMMIT, config, size), layers, subject))[0]
-
-
-def _named(name: str) -> dict[str, str]:
-    return {TITLE: name, FILEPATH: name}

@@ -89,15 +89,14 @@ def pull(
 def _fetch(store: Store, remote: Remote, tips: Sequence[str], on_event: OnEvent) -> tuple[int, int]:
     """Fetch everything that commits lead to; a manifest is stored only after all that it needs. Returns counts."""
     count = size = 0
-    waiting = [(digest, False) for digest in tips]
+    received: dict[str, bytes] = {}  # manifests, until all that they need is stored
+    waiting = list(tips)
     while waiting:
-        digest, needs_are_here = waiting.pop()
+        digest = waiting.pop()
         if blobs.has(store, digest):
             continue
-        item = Object(digest, 0, MANIFEST, True)
-        content = _received(store, remote, item)
-        value = blobs.read_json(store, digest) if content is None else content
-        if not needs_are_here:
+        if digest not in received:
+            received[digest], value = _manifest(store, remote, Object(digest, 0, MANIFEST, True))
             for part in (value["config"], *value["layers"]):
                 described = Object(part["digest"], part["size"], part["mediaType"], False)
                 if not blobs.has(store, described.digest):
@@ -109,15 +108,16 @@ def _fetch(store: Store, remote: Remote, tips: Sequence[str], on_event: OnEvent)
             subject = (value.get("subject") or {}).get("digest")
             needed = [each for each in [*before, subject] if each and not blobs.has(store, each)]
             if needed:
-                waiting += [(digest, True), *((each, False) for each in needed)]
+                waiting += [digest, *needed]
                 continue
-        _store_manifest(store, remote, item)
+        blobs.put_bytes(store, received.pop(digest))
+        read_manifest(store, digest)
         count += 1
     return count, size
 
 
-def _received(store: Store, remote: Remote, item: Object) -> dict[str, Any] | None:
-    """A manifest of the remote, checked, without storing it."""
+def _manifest(store: Store, remote: Remote, item: Object) -> tuple[bytes, dict[str, Any]]:
+    """A manifest of the remote, checked and not stored: its bytes and its value."""
     from vectors.documents import json_text
 
     with temporary_folder(store.root / "incoming") as folder:
@@ -125,8 +125,9 @@ def _received(store: Store, remote: Remote, item: Object) -> dict[str, Any] | No
         remote.get(item, target)
         if target.stat().st_size > blobs.LARGEST_DOCUMENT or digest_file(target) != item.digest:
             raise _damaged(item)
+        content = target.read_bytes()
         try:
-            value = json_text.parse(target.read_bytes(), unique=True)
+            value = json_text.parse(content, unique=True)
         except ValueError as error:
             raise ArtifactError(
                 f"the manifest {item.digest} of the remote is damaged: {error}", "push again"
@@ -137,12 +138,7 @@ def _received(store: Store, remote: Remote, item: Object) -> dict[str, Any] | No
             problems.append("it names what is no digest")
     if problems:
         raise ArtifactError(f"the manifest {item.digest} of the remote is damaged: {problems[0]}", "push again")
-    return value
-
-
-def _store_manifest(store: Store, remote: Remote, item: Object) -> None:
-    _store_blob(store, remote, item)
-    read_manifest(store, item.digest)
+    return content, value
 
 
 def _store_blob(store: Store, remote: Remote, item: Object) -> None:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from steer.store.blobs import DIGEST
 from vectors.documents import json_text, yaml_text
 from vectors.documents.schema import (
-    Check,
     anything,
     boolean,
     either,
@@ -22,7 +21,7 @@ from vectors.documents.schema import (
     one_of,
     optional,
     problems_of,
-    record,
+    strict,
     text,
 )  # fmt: skip
 from vectors.errors import ArtifactError, SteerError, UsageError, guess
@@ -31,8 +30,6 @@ from vectors.registry.layers import parse_layers
 from vectors.storage.files import write_atomically
 
 LARGEST = 1_000_000  # bytes
-KEYS = ("base", "base_digest", "parts", "merge", "serve", "evals")
-PART_KEYS = ("name", "digest", "path", "strength", "layers", "scope", "condition", "operation")
 NEW = """\
 # A personality: a base model and what is added to it. Commands edit this file (steer add, set, rm), and so may you.
 # An entry of parts:
@@ -74,24 +71,6 @@ class Document(NamedTuple):
     evals: tuple[Mapping[str, Any], ...]
 
 
-def _known(keys: tuple[str, ...]) -> Check:
-    def check(value: Any, name: str) -> Iterator[str]:
-        for key in value if isinstance(value, Mapping) else ():
-            if key not in keys:
-                where = f"{name} has" if name else "there is"
-                yield f"{where} an unknown key {excerpt(key)}{guess(str(key), keys)}"
-
-    return check
-
-
-def _all(*checks: Check) -> Check:
-    def check(value: Any, name: str) -> Iterator[str]:
-        for each in checks:
-            yield from each(value, name)
-
-    return check
-
-
 def _layers(value: Any, name: str) -> Iterator[str]:
     try:
         _parsed_layers(value)
@@ -108,40 +87,31 @@ def _scope(value: Any, name: str) -> Iterator[str]:
         yield f"{name} is {excerpt(value)}, not a scope such as response or first:8"
 
 
-_PART = _all(
-    _known(PART_KEYS),
-    record(
-        {"name": text(r"[^\x00-\x1f\x7f/\\'\"]{1,100}", "a name")},
-        {
-            "digest": optional(text(DIGEST.pattern, "a digest")),
-            "path": optional(text(r"[^\x00]{1,4096}", "a path")),
-            "strength": optional(number),
-            "layers": optional(_layers),
-            "scope": optional(_scope),
-            "condition": optional(text(longest=1000)),
-            "operation": optional(one_of("add", *OPERATIONS)),
-        },
-    ),
+_PART = strict(
+    {"name": text(r"[^\x00-\x1f\x7f/\\'\"]{1,100}", "a name")},
+    {
+        "digest": optional(text(DIGEST.pattern, "a digest")),
+        "path": optional(text(r"[^\x00]{1,4096}", "a path")),
+        "strength": optional(number),
+        "layers": optional(_layers),
+        "scope": optional(_scope),
+        "condition": optional(text(longest=1000)),
+        "operation": optional(one_of("add", *OPERATIONS)),
+    },
 )
-_EVAL = _all(
-    _known(("suite", "minimum", "metric")),
-    record({"suite": text(r"[\s\S]{1,4096}", "a path")}, {"minimum": number, "metric": text(longest=200)}),
-)
+_EVAL = strict({"suite": text(r"[\s\S]{1,4096}", "a path")}, {"minimum": number, "metric": text(longest=200)})
 _PLAIN = mapping_of(
     either(number, boolean, text(longest=10_000), list_of(anything, 1000), optional(number), wanted="a plain value")
 )
-_DOCUMENT = _all(
-    _known(KEYS),
-    record(
-        {"base": text(r"[\s\S]{1,1000}", "a model")},
-        {
-            "base_digest": optional(text(DIGEST.pattern, "a digest")),
-            "parts": optional(list_of(_PART, 1000)),
-            "merge": optional(_PLAIN),
-            "serve": optional(_PLAIN),
-            "evals": optional(list_of(_EVAL, 1000)),
-        },
-    ),
+_DOCUMENT = strict(
+    {"base": text(r"[\s\S]{1,1000}", "a model")},
+    {
+        "base_digest": optional(text(DIGEST.pattern, "a digest")),
+        "parts": optional(list_of(_PART, 1000)),
+        "merge": optional(_PLAIN),
+        "serve": optional(_PLAIN),
+        "evals": optional(list_of(_EVAL, 1000)),
+    },
 )
 
 

@@ -117,6 +117,21 @@ def test_what_is_pushed_comes_back_the_same(store, url, tmp_path):
     assert pull(other, url).names["tone"] == third
 
 
+def test_a_pull_fetches_every_object_a_single_time(store, tmp_path):
+    url = str(tmp_path / "remote")
+    push(store, url)
+    remote = open_remote(url, "tone")
+    fetched, get = [], remote.get
+
+    def counted(item, target):
+        fetched.append(item.digest)
+        get(item, target)
+
+    remote.get = counted
+    transfer.pull(new_store(tmp_path / "other", "mine"), remote, "tone", "pull")
+    assert len(fetched) == len(set(fetched)) > 10
+
+
 def test_versions_that_only_the_other_side_has_are_not_lost(store, url, tmp_path):
     push(store, url)
     other = new_store(tmp_path / "other", "mine")
