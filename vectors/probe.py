@@ -21,6 +21,7 @@ from vectors.documents.artifacts import HIGHEST_LAYER, PROBE, RESIDUAL
 from vectors.documents.schema import MOST, excerpt, problems_of
 from vectors.errors import ArtifactError, shortened
 from vectors.registry.layers import spans
+from vectors.steering import SteeringVector
 from vectors.storage.files import digest_bytes, require_writable, write_atomically
 from vectors.weights import Entry
 
@@ -150,6 +151,24 @@ class Probe:
     def __repr__(self) -> str:
         name = self.metadata.get("method", {}).get("name", "unknown method")
         return f"Probe({name}, layers {spans(self.layers)} at {self.site}, hidden size {self.hidden_size})"
+
+
+def reading_of(source: Probe | SteeringVector) -> tuple[int, Readout]:
+    """What a condition of an expression compares with its threshold: the layer that it reads, and the readout there.
+
+    Of a probe, its default layer and score. Of a vector v, the projection of h in units of strength, <h, v> / |v|^2, at
+    the recommended layer, else the only one, else the middle one; the readout of a zero vector is zero. The state that
+    is read is the block's output after what the composition does there, in float32.
+    """
+    if isinstance(source, Probe):
+        return source.layer, source.at()
+    recommended = source.metadata.get("recommended")
+    layer: int | None = recommended.get("layer") if isinstance(recommended, Mapping) else None
+    if layer is None or layer not in source.layers:
+        layer = list(source.layers)[len(source.layers) // 2]
+    direction = source.layers[layer].double()
+    square = float(direction @ direction)
+    return layer, Readout((direction / square if square > 0 else direction).float(), 0.0)
 
 
 def is_probe(path: Path) -> bool:

@@ -10,7 +10,7 @@ import torch
 
 from vectors import artifact, fit
 from vectors.errors import ArtifactError
-from vectors.probe import Probe, Readout, is_probe
+from vectors.probe import Probe, Readout, is_probe, reading_of
 from vectors.steering import SteeringVector
 
 BASE = {"digest": "sha256:" + "a" * 64, "architecture": "LlamaForCausalLM", "name": "m"}
@@ -139,3 +139,17 @@ def test_a_probe_of_another_model_is_refused_with_every_reason() -> None:
     ]
     assert fit.problems_of_probe("p", probe(), hidden_size=4, layers=6, base=other, any_base=True) == []
     assert fit.problems_of_probe("p", probe(site="attn_out"), hidden_size=9, layers=6, base=BASE) == []
+
+
+def test_a_condition_reads_a_probe_at_its_default_layer_and_a_vector_in_units_of_strength() -> None:
+    probe = Probe({2: Readout(torch.ones(4), -1.0), 3: Readout(torch.zeros(4), 0.0)}, {"recommended": {"layer": 2}})
+    assert reading_of(probe)[0] == 2
+    assert float(reading_of(probe)[1].scores(torch.ones(4))) == 3.0
+    directions = {1: torch.tensor([3.0, 4.0]), 2: torch.tensor([0.0, 2.0]), 3: torch.zeros(2)}
+    for recommended, layer in (({}, 2), ({"recommended": {"layer": 1}}, 1), ({"recommended": {"strength": 2.0}}, 2)):
+        vector = SteeringVector(directions, recommended)
+        read, readout = reading_of(vector)
+        assert read == layer
+        for strength in (-1.5, 0.0, 2.0):
+            assert float(readout.scores(strength * directions[layer])) == pytest.approx(strength)
+    assert not reading_of(SteeringVector({3: torch.zeros(2)}))[1].weight.any()
