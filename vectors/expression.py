@@ -1,10 +1,11 @@
 """The expression language, in which commands, requests and files write a composition of vectors.
 
     expression  = [ "+" | "-" ] term { ( "+" | "-" ) term }
-    term        = ( [ number "*" ] vector | operation ) [ "@" scope ]
+    term        = ( [ number "*" ] vector | operation ) { "@" ( scope | condition ) }
     operation   = ( "ablate" | "clamp" ) "(" vector [ "," number ] ")"
     vector      = name [ "[" layer [ "-" layer ] { "," layer [ "-" layer ] } "]" ]
     scope       = "prompt" | "response" | "first:" count | "after:" count
+    condition   = ( "when:" | "while:" ) name [ "[" layer "]" ] ( ">" | "<" | ">=" | "<=" ) [ "-" ] number
 
 A name is letters, digits, `_` and `.`, beginning with a letter or `_`; any other is quoted: `'warm-v2'`.
 
@@ -15,7 +16,10 @@ Every operation reads the residual stream h as it was before the composition, an
     clamp(name, x)    h + (x |v| - <h, u>) u      x in units of strength
 
 Scopes count tokens from the request's true prompt: `@first:N` is the first N tokens of the response, `@after:N`
-those of the response that follow them.
+those of the response that follow them. A term has at most one scope, and any number of conditions, all of which must
+hold. A condition compares what a probe reads, or the projection on a vector in units of strength, with a threshold:
+`@when:` once, at the last token of the prompt; `@while:` at every token of the response, by the state of that token. A
+term with a condition acts on the response only, and what is read lies below every layer that the term steers.
 """
 
 from __future__ import annotations
@@ -28,67 +32,20 @@ from typing import NoReturn
 
 from vectors.documents.artifacts import HIGHEST_LAYER
 from vectors.errors import ExpressionError
-from vectors.registry.layers import spans
+from vectors.language.terms import COMPARISONS, KINDS, number_text
+from vectors.language.terms import OPERATIONS as OPERATIONS
+from vectors.language.terms import Condition as Condition
+from vectors.language.terms import Scope as Scope
+from vectors.language.terms import Term as Term
 from vectors.storage.files import digest_bytes
 
 LONGEST = 4096  # characters of an expression
 MOST_LAYERS = 8192  # layers that the terms of an expression name in all; a range of a few characters names a thousand
-OPERATIONS = ("ablate", "clamp")
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<name>[^\W\d][\w.]*)"
-    r"|'(?P<single>[^']*)'|\"(?P<double>[^\"]*)\"|(?P<symbol>[-+*()\[\],@:]))"
+    r"|'(?P<single>[^']*)'|\"(?P<double>[^\"]*)\"|(?P<symbol>[<>]=|[-+*()\[\],@:<>]))"
 )
-_PLAIN_NAME = re.compile(r"[^\W\d][\w.]*")
-
-
-@dataclass(frozen=True)
-class Scope:
-    """The tokens a term acts on: `kind` is prompt, response, first or after, the latter two with a `count`."""
-
-    kind: str
-    count: int = 0
-
-    def __str__(self) -> str:
-        return f"@{self.kind}:{self.count}" if self.kind in ("first", "after") else f"@{self.kind}"
-
-    @property
-    def responds(self) -> bool:
-        """Whether the scope covers only tokens of the response."""
-        return self.kind != "prompt"
-
-    def span(self, prompt_length: int) -> tuple[int, float]:
-        """The positions [start, stop) of a sequence that the scope covers, given the prompt's length in tokens."""
-        return {
-            "prompt": (0, prompt_length),
-            "response": (prompt_length, math.inf),
-            "first": (prompt_length, prompt_length + self.count),
-            "after": (prompt_length + self.count, math.inf),
-        }[self.kind]
-
-
-@dataclass(frozen=True)
-class Term:
-    """One operation with one vector. `value` is the strength of `add` and `ablate`, the level of `clamp`."""
-
-    operation: str  # "add", "ablate" or "clamp"
-    name: str
-    value: float = 1.0
-    layers: tuple[int, ...] | None = None  # None: the layers at which the vector acts by default
-    scope: Scope | None = None  # None: everywhere
-
-    def __str__(self) -> str:
-        vector = self.name if _PLAIN_NAME.fullmatch(self.name) else _quoted(self.name)
-        if self.layers is not None:
-            vector += f"[{spans(self.layers)}]"
-        number = _number(self.value)
-        if self.operation == "add":
-            text = vector if self.value == 1 else f"{number}*{vector}"
-        elif self.operation == "ablate" and self.value == 1:
-            text = f"ablate({vector})"
-        else:
-            text = f"{self.operation}({vector}, {number})"
-        return text + (str(self.scope) if self.scope else "")
 
 
 @dataclass(frozen=True)
@@ -121,6 +78,16 @@ class Composition:
         """The names of the vectors, each once, in order of occurrence."""
         return tuple(dict.fromkeys(term.name for term in self.terms))
 
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """The conditions of all terms, each once, in order of occurrence."""
+        return tuple(dict.fromkeys(condition for term in self.terms for condition in term.conditions))
+
+    @property
+    def probes(self) -> tuple[str, ...]:
+        """The names in the conditions, of probes or of vectors, each once, in order of occurrence."""
+        return tuple(dict.fromkeys(condition.name for condition in self.conditions))
+
     def scaled(self, factor: float) -> Composition:
         """The composition with every strength multiplied by `factor`.
 
@@ -128,7 +95,7 @@ class Composition:
         """
         if any(term.operation == "clamp" for term in self.terms):
             raise ExpressionError(
-                f"{self} can't be scaled by {_number(factor)}: clamp sets a level, not a strength",
+                f"{self} can't be scaled by {number_text(factor)}: clamp sets a level, not a strength",
                 "write one expression for each level",
             )
         terms = tuple(replace(term, value=term.value * factor) for term in self.terms)
@@ -151,9 +118,10 @@ def terms_in(text: str) -> int:
     count, inside, before = 1, 0, ""
     for match in _TOKEN.finditer(text[:LONGEST]):
         symbol = match["symbol"] or ""
-        # Signs in lists of layers, or after a comma in an operation, or before the first term, begin no term.
+        # Signs in lists of layers, or after a comma in an operation, or of a threshold, or before the first term, begin
+        # no term.
         inside += (symbol in ("(", "[")) - (symbol in (")", "]"))
-        count += symbol in ("+", "-") and not inside and before != "" and before not in ("+", "-")
+        count += symbol in ("+", "-") and not inside and before not in ("", "+", "-", *COMPARISONS)
         before = symbol or "a word"
     return count
 
@@ -161,15 +129,6 @@ def terms_in(text: str) -> int:
 def _require_length(text: str) -> None:
     if len(text) > LONGEST:
         raise ExpressionError(f"the expression has {len(text)} characters; the limit is {LONGEST}", "shorten it")
-
-
-def _quoted(name: str) -> str:
-    return f'"{name}"' if "'" in name else f"'{name}'"
-
-
-def _number(value: float) -> str:
-    """The shortest text that is read as the same number."""
-    return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
 
 
 class _Parser:
@@ -204,7 +163,7 @@ class _Parser:
             self.peeked = self.position, _TOKEN.match(self.text, self.position)
         match = self.peeked[1]
         if match is None:
-            self.fail("a number, a name or one of + - * ( ) [ ] , @ :")
+            self.fail("a number, a name or one of + - * ( ) [ ] , @ : < >")
         return match
 
     def take(self, symbol: str) -> bool:
@@ -252,7 +211,7 @@ class _Parser:
         else:
             name, layers = self.vector()
             term = Term("add", name, sign, layers)
-        return replace(term, scope=self.scope()) if self.take("@") else term
+        return self.restricted(term)
 
     def is_operation(self) -> bool:
         match = self.peek()
@@ -269,12 +228,14 @@ class _Parser:
         name, layers = self.vector()
         value = 1.0
         if self.take(","):
-            negative = self.take("-")
-            value = self.number() * (-1 if negative else 1)
+            value = self.signed()
         elif operation == "clamp":
             self.fail("`,` and the value to clamp to, in units of strength")
         self.need(")")
         return Term(operation, name, value, layers)
+
+    def signed(self) -> float:
+        return -self.number() if self.take("-") else self.number()
 
     def number(self) -> float:
         match = self.peek()
@@ -287,12 +248,16 @@ class _Parser:
         return value
 
     def vector(self) -> tuple[str, tuple[int, ...] | None]:
+        name = self.name("the name of a vector")
+        return name, self.layers() if self.take("[") else None
+
+    def name(self, what: str) -> str:
         match = self.peek()
         name = "" if match is None else match["name"] or match["single"] or match["double"] or ""
         if match is None or not name:
-            self.fail("the name of a vector")
+            self.fail(what)
         self.position = match.end()
-        return name, self.layers() if self.take("[") else None
+        return name
 
     def layers(self) -> tuple[int, ...]:
         layers: set[int] = set()
@@ -321,13 +286,49 @@ class _Parser:
         self.position = match.end()
         return int(match["number"])
 
+    def restricted(self, term: Term) -> Term:
+        """The term with the scope and the conditions that follow it."""
+        scope: Scope | None = None
+        conditions: list[Condition] = []
+        while True:
+            at = self.position
+            if not self.take("@"):
+                break
+            match = self.peek()
+            kind = match["name"] if match else None
+            if kind in KINDS:
+                conditions.append(self.condition())
+            elif scope is None:
+                scope = self.scope()
+            else:
+                self.fail("`+`, `-` or a condition (a term has one scope)", at)
+        return replace(term, scope=scope, conditions=tuple(conditions))
+
     def scope(self) -> Scope:
         match = self.peek()
         kind = match["name"] if match else None
         if match is None or kind not in ("prompt", "response", "first", "after"):
-            self.fail("prompt, response, first:N or after:N")
+            self.fail("prompt, response, first:N, after:N, when:PROBE>X or while:PROBE>X")
         self.position = match.end()
         if kind in ("prompt", "response"):
             return Scope(kind)
         self.need(":")
         return Scope(kind, self.whole("a count of tokens", 10**9))
+
+    def condition(self) -> Condition:
+        match = self.peek()
+        assert match is not None
+        kind = match["name"]
+        self.position = match.end()
+        self.need(":")
+        name = self.name("the name of a probe or a vector")
+        layer: int | None = None
+        if self.take("["):
+            layer = self.whole("a layer", HIGHEST_LAYER)
+            self.need("]")
+        match = self.peek()
+        comparison = match["symbol"] if match else None
+        if match is None or comparison not in COMPARISONS:
+            self.fail("one of > < >= <=")
+        self.position = match.end()
+        return Condition(kind, name, comparison, self.signed(), layer)

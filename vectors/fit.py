@@ -9,7 +9,7 @@ from typing import Any
 from vectors.documents.artifacts import RESIDUAL
 from vectors.errors import ArtifactError
 from vectors.expression import Composition
-from vectors.probe import Probe
+from vectors.probe import Probe, reading_of
 from vectors.registry.layers import spans
 from vectors.steering import FIRST_ROW_HINT, SteeringVector
 
@@ -82,6 +82,45 @@ def problems_of_probe(
             f"not on {base.get('name', base['digest'])}"
         )
     return reasons
+
+
+def problems_of_conditions(
+    composition: Composition,
+    vectors: Mapping[str, SteeringVector],
+    probes: Mapping[str, Probe | SteeringVector],
+) -> list[str]:
+    """Every condition that can't be read before its term acts; names that the mappings lack are left out.
+
+    A condition reads the residual stream at a layer (`probe.reading_of`) below every layer that its term steers.
+    """
+    reasons = []
+    for term in composition.terms:
+        for condition in term.conditions:
+            source = probes.get(condition.name)
+            if source is None:
+                continue
+            if isinstance(source, Probe) and source.site != RESIDUAL:
+                reasons.append(f"the probe {condition.name} reads {source.site}; a condition reads {RESIDUAL}")
+                continue
+            if condition.layer is not None and condition.layer not in source.layers:
+                reasons.append(f"{condition.name} holds no layer {condition.layer}; it holds {spans(source.layers)}")
+                continue
+            layer, readout = reading_of(source, condition.layer)
+            vector = vectors.get(term.name)
+            if vector is not None and vector.hidden_size != source.hidden_size:
+                reasons.append(
+                    f"{condition.name} has hidden size {source.hidden_size}, the vector {term.name} "
+                    f"{vector.hidden_size}"
+                )
+            if isinstance(source, SteeringVector) and not bool(readout.weight.any()):
+                reasons.append(f"the vector {condition.name} is zero at layer {layer}, so there is nothing to read")
+            lowest = min(vector.acting(term.layers)) if vector is not None else None
+            if lowest is not None and layer >= lowest:
+                reasons.append(
+                    f"{condition} reads layer {layer}, and {term} steers from layer {lowest}: "
+                    "what is read must lie below"
+                )
+    return list(dict.fromkeys(reasons))
 
 
 def require_fit(vectors: Iterable[tuple[str, SteeringVector]], **model: Any) -> None:

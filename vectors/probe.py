@@ -153,19 +153,23 @@ class Probe:
         return f"Probe({name}, layers {spans(self.layers)} at {self.site}, hidden size {self.hidden_size})"
 
 
-def reading_of(source: Probe | SteeringVector) -> tuple[int, Readout]:
+def reading_of(source: Probe | SteeringVector, layer: int | None = None) -> tuple[int, Readout]:
     """What a condition of an expression compares with its threshold: the layer that it reads, and the readout there.
 
-    Of a probe, its default layer and score. Of a vector v, the projection of h in units of strength, <h, v> / |v|^2, at
-    the recommended layer, else the only one, else the middle one; the readout of a zero vector is zero. The state that
-    is read is the block's output after what the composition does there, in float32.
+    Of a probe, its score, by default at its default layer. Of a vector v, the projection of h in units of strength,
+    <h, v> / |v|^2, by default at the recommended layer, else the only one, else the middle one; the readout of a zero
+    vector is zero. The state that is read is the block's output after what the composition does there, in float32.
+    Raises ArtifactError for a layer that it lacks.
     """
     if isinstance(source, Probe):
-        return source.layer, source.at()
-    recommended = source.metadata.get("recommended")
-    layer: int | None = recommended.get("layer") if isinstance(recommended, Mapping) else None
-    if layer is None or layer not in source.layers:
-        layer = list(source.layers)[len(source.layers) // 2]
+        return (source.layer if layer is None else layer), source.at(layer)
+    if layer is None:
+        recommended = source.metadata.get("recommended")
+        layer = recommended.get("layer") if isinstance(recommended, Mapping) else None
+        if layer is None or layer not in source.layers:
+            layer = list(source.layers)[len(source.layers) // 2]
+    elif layer not in source.layers:
+        raise ArtifactError(f"the vector holds no layer {layer}", f"it holds {spans(source.layers)}")
     direction = source.layers[layer].double()
     square = float(direction @ direction)
     return layer, Readout((direction / square if square > 0 else direction).float(), 0.0)

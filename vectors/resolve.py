@@ -1,4 +1,5 @@
-"""Looking up the vectors that an expression names, in a list of resolvers; the first that knows a name is used.
+"""Looking up the vectors and probes that an expression names, in a list of resolvers; the first that knows a name is
+used.
 
 By default the resolvers are the `--vector NAME=FILE` bindings, then `NAME.safetensors` in the current folder.
 """
@@ -13,30 +14,69 @@ from typing import NamedTuple
 from vectors import fit
 from vectors.errors import ExpressionError, SteerError, guess
 from vectors.expression import Composition, Term, parse
+from vectors.language.terms import name_text
+from vectors.probe import Probe, is_probe
 from vectors.registry.layers import spans
 from vectors.steering import SteeringVector
 
+Bindings = Mapping[str, str | Path | SteeringVector | Probe]
+
 
 class Resolver(NamedTuple):
-    """A source of vectors by name.
+    """A source of vectors and probes by name.
 
-    `find` returns None for a name that it does not know, and raises ArtifactError for a vector that can't be read.
+    `find` returns None for a name that it does not know, and raises ArtifactError for a file that can't be read.
     `names` lists the names that it knows, for suggestions.
     """
 
-    find: Callable[[str], SteeringVector | None]
+    find: Callable[[str], SteeringVector | Probe | None]
     names: Callable[[], list[str]]
+
+
+class Composed(NamedTuple):
+    """A composition, the vectors of its terms by name, and what its conditions read by name."""
+
+    composition: Composition
+    vectors: dict[str, SteeringVector]
+    probes: dict[str, Probe | SteeringVector]
 
 
 def compose(
     text: str,
-    bindings: Mapping[str, str | Path | SteeringVector] | None = None,
+    bindings: Bindings | None = None,
     strength: float = 1.0,
     *,
     resolvers: Sequence[Resolver] | None = None,
     allow_strength: bool = False,
 ) -> tuple[Composition, dict[str, SteeringVector]]:
-    """Parse an expression, or take the path of one vector, and load every vector that it names.
+    """`compose_gated` for what can't apply conditions, which are refused. Raises ExpressionError."""
+    composed = compose_gated(text, bindings, strength, resolvers=resolvers, allow_strength=allow_strength)
+    if composed.probes:
+        raise ExpressionError(problems_of_gates(composed.composition), UNGATED)
+    return composed.composition, composed.vectors
+
+
+UNGATED = "conditions are applied by steer try, steer eval and probes.steered; leave them out here"
+
+
+def problems_of_gates(composition: Composition) -> list[str]:
+    """A problem for every term with a condition, for what can't apply conditions."""
+    return [
+        f"{term} depends on {term.conditions[0]}, which is known only while the model runs"
+        for term in composition.terms
+        if term.conditions
+    ]
+
+
+def compose_gated(
+    text: str,
+    bindings: Bindings | None = None,
+    strength: float = 1.0,
+    *,
+    resolvers: Sequence[Resolver] | None = None,
+    allow_strength: bool = False,
+) -> Composed:
+    """Parse an expression, or take the path of one vector, and load every vector and probe that it names.
 
     Names are looked up in `bindings`, then in `resolvers` in order, by default in the current folder. `strength` scales
     the composition, which is refused where it is far beyond a recommended one (`fit.problems_of_strength`), unless
@@ -61,14 +101,23 @@ def compose(
             raise
     all_resolvers = [bindings_resolver(bindings), *([folder_resolver()] if resolvers is None else resolvers)]
     vectors: dict[str, SteeringVector] = {}
+    probes: dict[str, Probe | SteeringVector] = {}
     problems: list[str] = []
     hints: list[str] = []
-    for name in composition.names:
+    for name in dict.fromkeys((*composition.names, *composition.probes)):
         try:
-            vectors[name] = _find(name, all_resolvers)
+            source = _find(name, all_resolvers)
         except SteerError as error:
             problems += error.problems
             hints.append(error.hint)
+            continue
+        if name in composition.probes:
+            probes[name] = source
+        if isinstance(source, SteeringVector):
+            vectors |= {name: source} if name in composition.names else {}
+        elif name in composition.names:
+            problems.append(f"{name} is a probe, which reads the model; a term needs a vector")
+            hints.append(f"a probe stands in a condition: warm@when:{name_text(name)}>0.5")
     if problems and text not in bindings and os.path.isdir(path):  # such as my-model, which reads as a difference
         raise _is_folder(text)
     if problems:
@@ -81,6 +130,10 @@ def compose(
             if missing:
                 problems.append(f"the vector {term.name} holds no layer {spans(missing)}")
                 hints.append(f"it holds {spans(vectors[term.name].layers)}")
+    unreadable = fit.problems_of_conditions(composition, vectors, probes)
+    if unreadable:
+        problems += unreadable
+        hints.append("a probe reads a layer below every layer that its term steers, such as anger[10]")
     composition = composition if strength == 1 else composition.scaled(strength)
     excessive = [] if allow_strength else fit.problems_of_strength(composition, vectors)
     if excessive:
@@ -88,7 +141,7 @@ def compose(
         hints.append("use a smaller strength, or allow this one: --allow-strength")
     if problems:
         raise ExpressionError(problems, "; ".join(dict.fromkeys(hints)))
-    return composition, vectors
+    return Composed(composition, vectors, probes)
 
 
 def _is_folder(text: str) -> ExpressionError:
@@ -97,12 +150,12 @@ def _is_folder(text: str) -> ExpressionError:
     )
 
 
-def bindings_resolver(bindings: Mapping[str, str | Path | SteeringVector]) -> Resolver:
-    """A resolver for the names of `--vector NAME=FILE`; a name is bound to a vector or to the path of its file."""
+def bindings_resolver(bindings: Bindings) -> Resolver:
+    """A resolver for the names of `--vector NAME=FILE`; a name is bound to a vector, a probe, or the path of a file."""
 
-    def find(name: str) -> SteeringVector | None:
+    def find(name: str) -> SteeringVector | Probe | None:
         bound = bindings.get(name)
-        return bound if bound is None or isinstance(bound, SteeringVector) else SteeringVector.load(bound)
+        return bound if bound is None or isinstance(bound, SteeringVector | Probe) else load(bound)
 
     return Resolver(find, lambda: list(bindings))
 
@@ -110,11 +163,16 @@ def bindings_resolver(bindings: Mapping[str, str | Path | SteeringVector]) -> Re
 def folder_resolver(folder: Path = Path()) -> Resolver:
     """A resolver for `NAME.safetensors` in a folder; names with path separators are not looked up."""
 
-    def find(name: str) -> SteeringVector | None:
+    def find(name: str) -> SteeringVector | Probe | None:
         file = file_of(name, folder)
-        return None if file is None else SteeringVector.load(file)
+        return None if file is None else load(file)
 
     return Resolver(find, lambda: [file.stem for file in folder.glob("*.safetensors")])
+
+
+def load(path: str | Path) -> SteeringVector | Probe:
+    """The vector or the probe in a file. Raises ArtifactError."""
+    return Probe.load(path) if is_probe(Path(path)) else SteeringVector.load(path)
 
 
 def file_of(name: str, folder: Path = Path()) -> Path | None:
@@ -123,12 +181,12 @@ def file_of(name: str, folder: Path = Path()) -> Path | None:
     return folder / file if file.name == str(file) and os.path.isfile(folder / file) else None
 
 
-def _find(name: str, resolvers: Sequence[Resolver]) -> SteeringVector:
-    """The vector that the first resolver knows by this name. Raises ExpressionError, ArtifactError."""
+def _find(name: str, resolvers: Sequence[Resolver]) -> SteeringVector | Probe:
+    """The vector or probe that the first resolver knows by this name. Raises ExpressionError, ArtifactError."""
     for resolver in resolvers:
-        vector = resolver.find(name)
-        if vector is not None:
-            return vector
+        source = resolver.find(name)
+        if source is not None:
+            return source
     suggestions = [known for resolver in resolvers for known in resolver.names()]
     raise ExpressionError(
         f"the name {name!r} is not bound, and there is no file {name}.safetensors here{guess(name, suggestions)}",

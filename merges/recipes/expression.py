@@ -17,7 +17,7 @@ SUFFIXES = (".safetensors", ".gguf", ".pt")  # of vector files
 def from_expression(composition: Composition, files: Mapping[str, str], base: str | None) -> Recipe:
     """An expression such as `v1 + 0.6*v2 - 0.5*toxic` as task arithmetic; `files` are the vectors by name.
 
-    Raises ExpressionError for operations, layers and scopes, which only steering vectors have.
+    Raises ExpressionError for operations, layers, scopes and conditions, which only steering vectors have.
     """
     problems = [
         f"{term} is not possible: task vectors can only be added, subtracted and scaled"
@@ -25,7 +25,7 @@ def from_expression(composition: Composition, files: Mapping[str, str], base: st
         if term.operation != "add"
     ]
     problems += [
-        f"{term} has layers or a scope, which task vectors do not have"
+        f"{term} has layers, a scope or a condition, which task vectors do not have"
         for term in composition.terms
         if term.layers or term.scope
     ]

@@ -186,7 +186,14 @@ def as_expression(text: str) -> Version:
         raise UsageError(f"{text} has no steering vectors", hint)
     digest_of = {part.name: part.digest for part in found.personality.parts}
     renamed = {name: f"{name}.{digest_of[name][7:13]}" for name in found.files}
-    terms = tuple(replace(term, name=renamed[term.name]) for term in parse(found.expression).terms)
+    terms = tuple(
+        replace(
+            term,
+            name=renamed[term.name],
+            conditions=tuple(replace(each, name=renamed.get(each.name, each.name)) for each in term.conditions),
+        )
+        for term in parse(found.expression).terms
+    )
     files = {renamed[name]: path for name, path in found.files.items()}
     ref = names.ref_of(store, text)
     label = (ref.label or ref.name) if ref is not None else names.short(found.commit)

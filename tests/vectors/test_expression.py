@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vectors.documents.artifacts import HIGHEST_LAYER
 from vectors.errors import ExpressionError
-from vectors.expression import LONGEST, Composition, Scope, Term, parse
+from vectors.expression import LONGEST, Composition, Condition, Scope, Term, parse, terms_in
 
 steady = settings(database=None, derandomize=True, deadline=None, max_examples=100)
 
@@ -31,7 +31,22 @@ scopes = st.one_of(
     st.sampled_from([Scope("prompt"), Scope("response")]),
     st.builds(Scope, st.sampled_from(["first", "after"]), st.integers(0, 10**9)),
 )
-terms = st.builds(Term, st.sampled_from(["add", "ablate", "clamp"]), names, finite, layers, scopes)
+conditions = st.lists(
+    st.builds(
+        Condition,
+        st.sampled_from(["when", "while"]),
+        names,
+        st.sampled_from([">", "<", ">=", "<="]),
+        finite,
+        st.none() | st.integers(0, HIGHEST_LAYER),
+    ),
+    max_size=3,
+).map(tuple)
+operations = st.sampled_from(["add", "ablate", "clamp"])
+terms = st.one_of(
+    st.builds(Term, operations, names, finite, layers, scopes),
+    st.builds(Term, operations, names, finite, layers, scopes.filter(lambda s: s != Scope("prompt")), conditions),
+)
 compositions = st.lists(terms, min_size=1, max_size=6).map(lambda terms: Composition(tuple(terms)))
 
 
@@ -81,6 +96,21 @@ def test_the_expression_of_the_design_is_read_term_by_term() -> None:
         ("clamp(warm,3)@first:8", Term("clamp", "warm", 3.0, None, Scope("first", 8))),
         ("warm@after:16", Term("add", "warm", 1.0, None, Scope("after", 16))),
         ("warm @ first : 0", Term("add", "warm", 1.0, None, Scope("first", 0))),
+        (
+            "warm@when:anger>0.5",
+            Term("add", "warm", 1.0, None, Scope("response"), (Condition("when", "anger", ">", 0.5),)),
+        ),
+        (
+            "clamp(warm, 1)@while : 'q-1' [ 3 ] <= -2.05 @first:8 @ when:b>=1",
+            Term(
+                "clamp",
+                "warm",
+                1.0,
+                None,
+                Scope("first", 8),
+                (Condition("while", "q-1", "<=", -2.05, 3), Condition("when", "b", ">=", 1.0)),
+            ),
+        ),
         ("ablate", Term("add", "ablate", 1.0)),  # the name of an operation is a name without its parenthesis
         ("\twarm\n", Term("add", "warm", 1.0)),
     ],
@@ -109,6 +139,9 @@ def test_a_name_that_occurs_twice_is_named_once_and_keeps_its_two_terms() -> Non
         ('"it\'s"', '"it\'s"'),
         ("1e22*a", "1e+22*a"),
         ("1e3*a", "1000*a"),
+        ("a@response@when:p>.50", "a@when:p>0.5"),
+        ("a @ while:'p' < - 3 @ first:2", "a@first:2@while:p<-3"),
+        ("a@when:'p-2'[07]>=1@while:p<=2", "a@when:'p-2'[7]>=1@while:p<=2"),
     ],
 )
 def test_different_spellings_have_one_canonical_text(text: str, canonical: str) -> None:
@@ -160,11 +193,21 @@ def test_the_order_of_terms_is_part_of_a_composition() -> None:
         ("warm[1.5]", 6, "a whole number"),
         ("warm[10001]", 6, "a whole number"),
         ("warm[-1]", 6, "a whole number"),
-        ("warm@later", 6, "prompt, response, first:N or after:N expected"),
+        ("warm@later", 6, "prompt, response, first:N, after:N, when:PROBE>X or while:PROBE>X expected"),
         ("warm@first", 11, "`:` expected"),
         ("warm@first:x", 12, "a count of tokens"),
         ("warm@first:1.5", 12, "a count of tokens"),
-        ("warm@prompt@response", 12, "expected"),
+        ("warm@prompt@response", 12, "a condition (a term has one scope) expected"),
+        ("warm@when", 10, "`:` expected"),
+        ("warm@when:", 11, "the name of a probe or a vector expected"),
+        ("warm@while:p", 13, "one of > < >= <= expected, the end found"),
+        ("warm@when:p=1", 12, "'=1' found"),
+        ("warm@when:p>", 13, "a number expected"),
+        ("warm@when:p>>1", 13, "a number expected"),
+        ("warm@when:p>+1", 13, "a number expected"),
+        ("warm@when:p>1e999", 13, "a finite number"),
+        ("warm@when:p[1-2]>3", 14, "`]` expected"),
+        ("warm > 1", 6, "`+`, `-` or `@` expected"),
         ("rotate(warm)", 1, "ablate or clamp expected"),
         ("a - ablate(b)", 5, "an operation can't be subtracted"),
         ("2*ablate(b)", 3, "an operation takes its strength inside"),
@@ -181,6 +224,33 @@ def test_the_order_of_terms_is_part_of_a_composition() -> None:
 def test_an_error_names_the_character_and_what_was_expected_there(text: str, character: int, expected: str) -> None:
     assert position(text) == character
     assert expected in refusal(text)
+
+
+def test_a_condition_is_listed_once_and_names_what_it_reads_beside_the_vectors() -> None:
+    composition = parse("a@when:p>0 - b@first:8@when:p>0@while:q<-1 + c@when:p<0")
+    assert composition.names == ("a", "b", "c")
+    assert composition.probes == ("p", "q")
+    assert [str(condition) for condition in composition.conditions] == ["@when:p>0", "@while:q<-1", "@when:p<0"]
+    assert terms_in(str(composition)) == 3
+
+
+@pytest.mark.parametrize("text", ["a@prompt@when:p>0", "a@while:p>0@prompt"])
+def test_a_condition_on_the_prompt_is_refused(text: str) -> None:
+    assert "a term with a condition can only act on the response" in refusal(text)
+
+
+@pytest.mark.parametrize(
+    ("comparison", "expected"),
+    [
+        (">", [False, False, True]),
+        ("<", [True, False, False]),
+        (">=", [False, True, True]),
+        ("<=", [True, True, False]),
+    ],
+)
+def test_a_condition_compares_a_value_with_its_threshold(comparison: str, expected: list[bool]) -> None:
+    condition = parse(f"a@when:p{comparison}-2.05").terms[0].conditions[0]
+    assert [condition.holds(value) for value in (-3.0, -2.05, 1.0)] == expected
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t "])
@@ -251,7 +321,7 @@ def test_hostile_text_is_read_or_refused_and_nothing_else(text: str) -> None:
 def test_ten_thousand_strings_of_the_languages_own_pieces_are_read_or_refused() -> None:
     words = (
         "warm cold 'q-1' \"it's\" ablate( clamp( ( ) [ ] , @ : + - * 1 2.5 .5 1e9 1e999 007 first: after: "
-        "prompt response @first:3 [1-3] [5,7] 12-15 \ud800 é \0 \u202e ² ? \\ ' \" ;"
+        "prompt response @first:3 @when:p>1 while: > <= [1-3] [5,7] 12-15 \ud800 é \0 \u202e ² ? \\ ' \" ;"
     )
     pieces = [*words.split(), " ", "\n", "\t"]
     chance = random.Random(0)
@@ -262,7 +332,7 @@ def test_ten_thousand_strings_of_the_languages_own_pieces_are_read_or_refused() 
 
 
 def test_valid_expressions_with_one_character_changed_are_read_or_refused() -> None:
-    valid = "1.2*warm[3,5-9] - 0.4*'a b'@first:8 + ablate(refusal, -0.5)@prompt + clamp(calm, 2)"
+    valid = "1.2*warm[3,5-9] - 0.4*'a b'@first:8 + ablate(refusal, -0.5)@prompt + clamp(calm, 2)@when:p[3]>=-1.5"
     chance = random.Random(1)
     for _ in range(2000):
         text = list(valid)

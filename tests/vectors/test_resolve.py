@@ -10,7 +10,8 @@ import torch
 
 from vectors.errors import ArtifactError, ExpressionError
 from vectors.expression import LONGEST, Term
-from vectors.resolve import Resolver, compose, folder_resolver
+from vectors.probe import Probe, Readout
+from vectors.resolve import Resolver, compose, compose_gated, folder_resolver
 from vectors.steering import SteeringVector
 
 BASE = {"base": {"digest": "sha256:ab", "name": "tiny"}}
@@ -204,3 +205,48 @@ def test_a_store_plugs_in_as_a_resolver_before_or_behind_the_current_folder(
 def test_a_folder_that_is_not_the_current_one_can_be_searched(save: Callable[[str, float], Path]) -> None:
     save("../elsewhere/cold.safetensors", 5)
     assert value(compose("cold", resolvers=[folder_resolver(Path("../elsewhere"))])[1]["cold"]) == 5
+
+
+def probe(*layers: int, hidden: int = 4, site: str = "resid_post") -> Probe:
+    return Probe({i: Readout(torch.ones(hidden), 0.0) for i in layers}, {"site": site})
+
+
+def test_the_names_of_conditions_stand_for_probes_or_vectors_through_the_same_resolvers(
+    save: Callable[[str, float], Path],
+) -> None:
+    save("warm.safetensors", 1)
+    probe(0).save("anger.safetensors")
+    composed = compose_gated("warm@when:anger>0.5 + warm[2]@while:warm[1]<-1@when:other>0", {"other": probe(0, 1)})
+    assert list(composed.vectors) == ["warm"]
+    assert {name: type(source) for name, source in composed.probes.items()} == {
+        "anger": Probe, "warm": SteeringVector, "other": Probe,
+    }  # fmt: skip
+
+
+def test_a_condition_is_refused_by_everything_that_does_not_apply_it() -> None:
+    with pytest.raises(ExpressionError, match=r"warm@when:p>0 depends on @when:p>0, which is known only while"):
+        compose("warm@when:p>0", {"warm": build(1), "p": probe(0)})
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("warm@when:nothing>0", "'nothing' is not bound"),
+        ("low + warm@when:low>0", "low is a probe, which reads the model; a term needs a vector"),
+        ("warm@when:high>0", "@when:high>0 reads layer 1, and warm@when:high>0 steers from layer 1"),
+        ("warm[2]@while:both[2]>0", "reads layer 2, and warm"),
+        ("warm@when:both[7]>0", "both holds no layer 7; it holds 0-2"),
+        ("warm@when:warm>0", "@when:warm>0 reads layer 2, and warm@when:warm>0 steers from layer 1"),
+        ("warm@when:wide>0", "wide has hidden size 8, the vector warm 4"),
+        ("warm@when:inner>0", "the probe inner reads attn_out; a condition reads resid_post"),
+        ("warm@when:zero[0]>0", "the vector zero is zero at layer 0, so there is nothing to read"),
+    ],
+)
+def test_a_condition_that_can_not_be_read_below_its_term_is_refused_with_the_reason(text: str, reason: str) -> None:
+    bindings = {
+        "warm": build(1), "low": probe(0), "high": probe(1), "both": probe(0, 1, 2), "wide": probe(0, hidden=8),
+        "inner": probe(0, site="attn_out"), "zero": build(0, (0,)),
+    }  # fmt: skip
+    with pytest.raises(ExpressionError) as caught:
+        compose_gated(text, bindings)
+    assert reason in str(caught.value)

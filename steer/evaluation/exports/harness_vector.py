@@ -30,6 +30,8 @@ def problems_of(arm: Arm) -> list[str]:
         problems.append(f"{arm.name} {' and '.join(others)}s, and the harness can only add at one layer")
     if any(term.scope is not None for term in arm.composition.terms):
         problems.append(f"{arm.name} has scopes, and the harness steers every token")
+    if arm.composition.conditions:
+        problems.append(f"{arm.name} has conditions, and the harness steers whatever the model reads")
     layers = sorted(_sums(arm)) if not others else []
     if len(layers) > 1:
         problems.append(f"{arm.name} acts at layers {spans(layers)}, and only one hook point is safe there")

@@ -30,6 +30,7 @@ from vectors import fit
 from vectors.errors import ArtifactError, ExpressionError, SteerError, UsageError
 from vectors.expression import Composition, parse
 from vectors.registry.layers import spans
+from vectors.resolve import problems_of_gates
 from vectors.steering import SteeringVector
 from vectors.storage.files import digest_json
 
@@ -83,7 +84,7 @@ class Admission:
 
     def problems(self, composition: Composition, vectors: Mapping[str, SteeringVector]) -> list[str]:
         """The reasons why this server can't apply a composition; empty when it can."""
-        reasons = []
+        reasons = problems_of_gates(composition)
         unknown = [name for name in composition.names if name not in vectors]
         if unknown:
             loaded = _listed(sorted(vectors)) or "none"

@@ -95,6 +95,8 @@ def _described(part: Part) -> str:
         words.append(f"layers {spans(part.layers)}")
     if part.scope:
         words.append(f"@{part.scope}")
+    if part.condition:
+        words.append(f"@{part.condition}")
     if part.kind != STEERING:
         words.append(f"({part.kind})")
     return " ".join(words)

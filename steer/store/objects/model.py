@@ -7,7 +7,7 @@ pull the files of a personality by its name, and refers to the composition as it
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from steer.store import blobs
@@ -27,7 +27,7 @@ from vectors.documents.schema import (
     whole,
 )  # fmt: skip
 from vectors.errors import ArtifactError
-from vectors.expression import Composition, Scope, Term, parse
+from vectors.expression import Composition, Term, parse
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 COMPOSITION = "application/vnd.steer.composition.v1+json"
@@ -61,10 +61,9 @@ class Part:
 
     def term(self) -> Term:
         """The part as a term of an expression. Raises ExpressionError."""
-        scope: Scope | None = None
-        if self.scope is not None:
-            scope = parse(f"x@{self.scope}").terms[0].scope
-        return Term(self.operation, self.name, self.strength, self.layers, scope)
+        written = (f"@{each}" for each in (self.scope, self.condition) if each is not None)
+        restricted = parse("x" + "".join(written)).terms[0]
+        return replace(restricted, operation=self.operation, name=self.name, value=self.strength, layers=self.layers)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from vectors.documents.schema import (
 )  # fmt: skip
 from vectors.errors import ArtifactError, SteerError, UsageError, guess
 from vectors.expression import OPERATIONS, parse
+from vectors.language.terms import RESPONSE
 from vectors.registry.layers import parse_layers
 from vectors.storage.files import write_atomically
 
@@ -80,11 +81,19 @@ def _layers(value: Any, name: str) -> Iterator[str]:
 
 def _scope(value: Any, name: str) -> Iterator[str]:
     try:
-        if not isinstance(value, str):
+        if not isinstance(value, str) or parse(f"x@{value}").conditions:
             raise ValueError
-        parse(f"x@{value}")
     except (SteerError, ValueError):
         yield f"{name} is {excerpt(value)}, not a scope such as response or first:8"
+
+
+def _condition(value: Any, name: str) -> Iterator[str]:
+    try:
+        term = parse(f"x@{value}").terms[0] if isinstance(value, str) else None
+        if term is None or not term.conditions or term.scope != RESPONSE:
+            raise ValueError
+    except (SteerError, ValueError):
+        yield f"{name} is {excerpt(value)}, not a condition such as when:anger>0.5"
 
 
 _PART = strict(
@@ -95,7 +104,7 @@ _PART = strict(
         "strength": optional(number),
         "layers": optional(_layers),
         "scope": optional(_scope),
-        "condition": optional(text(longest=1000)),
+        "condition": optional(_condition),
         "operation": optional(one_of("add", *OPERATIONS)),
     },
 )

@@ -97,6 +97,12 @@ def test_the_expression_says_what_the_parts_do(store):
     folder.add(store, store.work / "calm.safetensors", "very-calm", {"operation": "ablate"})
     commit(store, "All")
     assert expression(store) == "1.2*warm - 0.4*formal[1-2]@response + ablate('very-calm')"
+    settings.apply(store, ["warm.condition=when:formal>0.5@while:very<-1", "warm.scope=first:8"])
+    commit(store, "Conditional")
+    assert expression(store).startswith("1.2*warm@first:8@when:formal>0.5@while:very<-1 - 0.4*formal[1-2]@response")
+    for condition in ("anger>0.5", "response", "when:anger", "first:8@when:a>1"):
+        with pytest.raises(ArtifactError, match="not a condition such as when:anger"):
+            settings.apply(store, [f"warm.condition={condition}"])
 
 
 def test_a_part_without_a_strength_has_the_recommended_one(store):

@@ -95,6 +95,7 @@ def test_terms_at_one_layer_become_one_hook_point(tmp_path: Path) -> None:
         ("v[1] + w", "acts at layers 1,3"),
         ("ablate(w)", "can only add"),
         ("v[1]@response", "has scopes"),
+        ("v[1]@when:w>1", "has conditions"),
     ],
 )
 def test_what_one_hook_point_can_not_hold_is_refused_with_the_reason(tmp_path: Path, text: str, problem: str) -> None:

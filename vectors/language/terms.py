@@ -1,0 +1,128 @@
+"""The terms of an expression: an operation with a vector, the tokens it acts on, and the conditions it depends on."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vectors.errors import ExpressionError
+from vectors.registry.layers import spans
+
+OPERATIONS = ("ablate", "clamp")
+KINDS = ("when", "while")  # of conditions
+COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
+    ">": operator.gt,
+    "<": operator.lt,
+    ">=": operator.ge,
+    "<=": operator.le,
+}
+_PLAIN_NAME = re.compile(r"[^\W\d][\w.]*")
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The tokens a term acts on: `kind` is prompt, response, first or after, the latter two with a `count`."""
+
+    kind: str
+    count: int = 0
+
+    def __str__(self) -> str:
+        return f"@{self.kind}:{self.count}" if self.kind in ("first", "after") else f"@{self.kind}"
+
+    @property
+    def responds(self) -> bool:
+        """Whether the scope covers only tokens of the response."""
+        return self.kind != "prompt"
+
+    def span(self, prompt_length: int) -> tuple[int, float]:
+        """The positions [start, stop) of a sequence that the scope covers, given the prompt's length in tokens."""
+        return {
+            "prompt": (0, prompt_length),
+            "response": (prompt_length, math.inf),
+            "first": (prompt_length, prompt_length + self.count),
+            "after": (prompt_length + self.count, math.inf),
+        }[self.kind]
+
+
+RESPONSE = Scope("response")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A comparison of what a probe, or a vector, reads with a threshold (`vectors.probe.reading_of`).
+
+    `kind` is "when": decided once, at the last token of the prompt, for the whole response; or "while": decided at
+    every token of the response, from the state of that token. `layer` None is the layer that is read by default.
+    """
+
+    kind: str
+    name: str
+    comparison: str  # one of COMPARISONS
+    threshold: float
+    layer: int | None = None
+
+    def __str__(self) -> str:
+        layer = "" if self.layer is None else f"[{self.layer}]"
+        return f"@{self.kind}:{name_text(self.name)}{layer}{self.comparison}{number_text(self.threshold)}"
+
+    def holds(self, value: Any) -> Any:
+        """Whether a value fulfils it; of a tensor of values, a bool tensor."""
+        return COMPARISONS[self.comparison](value, self.threshold)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One operation with one vector. `value` is the strength of `add` and `ablate`, the level of `clamp`.
+
+    It acts where its scope covers the token and all its conditions hold. A term with conditions acts on the response
+    only: without a scope its scope is that of the response. Raises ExpressionError for one that acts on the prompt.
+    """
+
+    operation: str  # "add", "ablate" or "clamp"
+    name: str
+    value: float = 1.0
+    layers: tuple[int, ...] | None = None  # None: the layers at which the vector acts by default
+    scope: Scope | None = None  # None: everywhere
+    conditions: tuple[Condition, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.conditions:
+            return
+        if self.scope is None:
+            object.__setattr__(self, "scope", RESPONSE)
+        elif not self.scope.responds:
+            raise ExpressionError(
+                f"{self} acts on the prompt, and a term with a condition can only act on the response",
+                f"leave out {self.scope}, or the condition",
+            )
+
+    def __str__(self) -> str:
+        vector = name_text(self.name)
+        if self.layers is not None:
+            vector += f"[{spans(self.layers)}]"
+        number = number_text(self.value)
+        if self.operation == "add":
+            text = vector if self.value == 1 else f"{number}*{vector}"
+        elif self.operation == "ablate" and self.value == 1:
+            text = f"ablate({vector})"
+        else:
+            text = f"{self.operation}({vector}, {number})"
+        if self.scope is not None and not (self.conditions and self.scope == RESPONSE):
+            text += str(self.scope)
+        return text + "".join(map(str, self.conditions))
+
+
+def name_text(name: str) -> str:
+    """A name as an expression has it, in quotes where it needs them."""
+    if _PLAIN_NAME.fullmatch(name):
+        return name
+    return f'"{name}"' if "'" in name else f"'{name}'"
+
+
+def number_text(value: float) -> str:
+    """The shortest text that is read as the same number."""
+    return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
