@@ -1,20 +1,22 @@
 """The decoder blocks of the served model, steered at their outputs.
 
-A block's class is replaced by a subclass whose forward adds, for every token, what the token's slot holds. It is plain
-tensor code on buffers at fixed addresses, so torch.compile traces through it and CUDA graphs replay it. The projection
-directions are a loop instead of one gather, so that no temporary is larger than the residual stream. Where the output
-holds the residual stream has been proved on the loaded model (`proof.prove`).
+A block's class is replaced by a subclass whose forward adds, for every token, what the token's slot holds. On a CPU it
+is plain tensor code, through which torch.compile traces; on a GPU one kernel (`kernel.steered`), which to torch.compile
+is an operator. All of it works on buffers at fixed addresses, so CUDA graphs replay it. The projection directions are a
+loop instead of one gather, so that no temporary is larger than the residual stream. Where the output holds the residual
+stream has been proved on the loaded model (`proof.prove`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from steer.serving.engine.bounds import LONGEST
+from steer.serving.engine.worker import kernel
 from steer.serving.engine.worker.proof import Form, Proved
 from steer.serving.engine.worker.slots import SlotTable
 
@@ -24,74 +26,85 @@ HALF = 32_000.0
 
 def install(blocks: Mapping[int, Proved], table: SlotTable, slots: Tensor) -> None:
     """Make the blocks of a loaded model read the slot table; `slots` [tokens] is the slot of every token of a step."""
+    add = _add_in_one_kernel if slots.is_cuda else _add
+    if slots.is_cuda:
+        kernel.register()
     for i, layer in enumerate(table.layers):
         block, form = blocks[layer]
         block.register_buffer("steer_slots", slots, persistent=False)
         block.register_buffer("steer_added", table.added[i], persistent=False)
         block.register_buffer("steer_units", table.units[i], persistent=False)
         block.register_buffer("steer_factors", table.factors[i], persistent=False)
-        block.__class__ = steered_class(type(block), form)
+        block.__class__ = steered_class(type(block), form, add)
 
 
-_CLASSES: dict[tuple[type[nn.Module], Form], type[nn.Module]] = {}
+# Adds the change to the first tensor, which is the residual stream, or of which the second is the other half.
+Add = Callable[[Any, Tensor, Tensor | None], Tensor]
+
+_CLASSES: dict[tuple[type[nn.Module], Form, Add], type[nn.Module]] = {}
 
 
-def steered_class(plain: type[nn.Module], form: Form) -> type[nn.Module]:
-    """The subclass of a block's class that steers the block's output; one per class and form."""
-    if (plain, form) not in _CLASSES:
+def steered_class(plain: type[nn.Module], form: Form, add: Add) -> type[nn.Module]:
+    """The subclass of a block's class that steers the block's output; one per class, form and way to add."""
+    key = plain, form, add
+    if key not in _CLASSES:
         # Several functions rather than one with branches, because torch.compile caches by code object.
         if form.parts is None:
-            forward = _forward_batched(plain) if form.batched else _forward_whole(plain)
+            forward = _forward_batched(plain, add) if form.batched else _forward_whole(plain, add)
         else:
             first, *others = form.parts
-            forward = _forward_sum(plain, first, others[0]) if others else _forward_part(plain, first)
-        _CLASSES[plain, form] = type(f"Steered{plain.__name__}", (plain,), {"forward": forward})
-    return _CLASSES[plain, form]
+            forward = _forward_sum(plain, first, others[0], add) if others else _forward_part(plain, first, add)
+        _CLASSES[key] = type(f"Steered{plain.__name__}", (plain,), {"forward": forward})
+    return _CLASSES[key]
 
 
-def _forward_whole(plain: type[nn.Module]) -> Any:
+def _forward_whole(plain: type[nn.Module], add: Add) -> Any:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
-        stream = plain.forward(self, *args, **kwargs)
-        change = change_of(stream, self.steer_slots, self.steer_added, self.steer_units, self.steer_factors)
-        return (stream + change).to(stream.dtype)
+        return add(self, plain.forward(self, *args, **kwargs), None)
 
     return forward
 
 
-def _forward_batched(plain: type[nn.Module]) -> Any:
+def _forward_batched(plain: type[nn.Module], add: Add) -> Any:
     """The stream is [1, tokens, hidden]."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
-        stream = plain.forward(self, *args, **kwargs)
-        change = change_of(stream[0], self.steer_slots, self.steer_added, self.steer_units, self.steer_factors)
-        return (stream + change).to(stream.dtype)
+        return add(self, plain.forward(self, *args, **kwargs)[0], None)[None]
 
     return forward
 
 
-def _forward_part(plain: type[nn.Module], part: int) -> Any:
+def _forward_part(plain: type[nn.Module], part: int, add: Add) -> Any:
     """The stream is one part of the tuple."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         output = plain.forward(self, *args, **kwargs)
-        stream = output[part]
-        change = change_of(stream, self.steer_slots, self.steer_added, self.steer_units, self.steer_factors)
-        return (*output[:part], (stream + change).to(stream.dtype), *output[part + 1 :])
+        return (*output[:part], add(self, output[part], None), *output[part + 1 :])
 
     return forward
 
 
-def _forward_sum(plain: type[nn.Module], first: int, second: int) -> Any:
+def _forward_sum(plain: type[nn.Module], first: int, second: int, add: Add) -> Any:
     """The stream is the sum of two parts of the tuple; the change is added to the first, which is the smaller one."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         output = plain.forward(self, *args, **kwargs)
-        half = output[first]
-        stream = half + output[second]
-        change = change_of(stream, self.steer_slots, self.steer_added, self.steer_units, self.steer_factors)
-        return (*output[:first], (half + change).to(half.dtype), *output[first + 1 :])
+        return (*output[:first], add(self, output[first], output[second]), *output[first + 1 :])
 
     return forward
+
+
+def _add(block: Any, half: Tensor, other: Tensor | None) -> Tensor:
+    stream = half if other is None else half + other
+    change = change_of(stream, block.steer_slots, block.steer_added, block.steer_units, block.steer_factors)
+    return (half + change).to(half.dtype)
+
+
+def _add_in_one_kernel(block: Any, half: Tensor, other: Tensor | None) -> Tensor:
+    limit = HALF if half.dtype == torch.float16 else 0.0
+    tables = block.steer_slots, block.steer_added, block.steer_units, block.steer_factors
+    result: Tensor = torch.ops.steer.steered(half, other, *tables, limit)
+    return result
 
 
 def change_of(stream: Tensor, slots: Tensor, added: Tensor, units: Tensor, factors: Tensor) -> Tensor:

@@ -81,8 +81,8 @@ def rows_of(
     projecting = [each for each in active if each.term.operation != "add"]
     if not projecting:
         return Rows(added, None, None)
-    units, factors = _projections(projecting, stacks, sources, len(sets), layers, hidden, directions)
-    return Rows(added, units.to(device, non_blocking=True), _to_device(factors, device))
+    units, factors = _projections(projecting, stacks, sources, len(sets), layers, hidden, directions, device)
+    return Rows(added, units, _to_device(factors, device))
 
 
 def _active_terms(
@@ -159,8 +159,9 @@ def _projections(
     layers: Sequence[int],
     hidden: int,
     directions: int,
+    device: torch.device,
 ) -> tuple[Tensor, np.ndarray]:
-    """`units` of Rows, on the CPU, and `factors` as an array.
+    """`units` of Rows, and `factors` as an array.
 
     Terms along the same direction share it, in all slots. At each layer the directions are numbered by first use.
     """
@@ -182,11 +183,15 @@ def _projections(
         factors[(*index, 1)] -= term.value if term.operation == "ablate" else 1.0
         if term.operation == "clamp":
             factors[(*index, 0)] += term.value * lengths[:, None]
-    units = torch.zeros(len(layers), directions, hidden)
+    units = torch.zeros(len(layers), directions, hidden, device=device)
     for name, number in numbers.items():
         projected = np.nonzero(number >= 0)[0]
-        copied = stacks[name].units[torch.from_numpy(sources[name][projected])]
-        units[torch.from_numpy(projected), torch.from_numpy(number[projected])] = copied
+        copied = stacks[name].units.to(device, non_blocking=True)
+        if len(projected) == len(layers) == len(copied) and (number == number[0]).all():
+            units[:, number[0]] = copied  # both ascend, so they are the same layers
+        else:
+            places = _to_device(projected, device), _to_device(number[projected], device)
+            units[places] = copied[_to_device(sources[name][projected], device)]
     return units, factors.astype(np.float32)
 
 

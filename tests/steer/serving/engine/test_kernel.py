@@ -1,0 +1,75 @@
+"""The kernel for GPUs computes what the plain tensor code computes; without a GPU, in Triton's interpreter."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from engine_process import NO_V2, environment_of
+
+from steer.serving.engine.worker import blocks, kernel
+
+SLOTS, TOKENS = 7, 13
+
+
+def compare(device: str) -> int:
+    """Compare all cases, in the process that has Triton; return their number."""
+    cases = 0
+    generator = torch.Generator().manual_seed(0)
+    # Triton's interpreter cuts bfloat16 off where a GPU rounds.
+    rounding = {torch.float32: 1e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+    for dtype, tolerance in rounding.items():
+        for hidden, directions in ((48, 0), (40, 4), (576, 2)):
+            for is_sum in (False, True):
+                half, other = (torch.randn(TOKENS, hidden, generator=generator).to(dtype) for _ in range(2))
+                slots = torch.randint(0, SLOTS, (40,), generator=generator, dtype=torch.int32)
+                slots[:4] = torch.arange(4)
+                added = torch.randn(SLOTS, hidden, generator=generator)
+                units = torch.randn(directions, SLOTS, hidden, generator=generator)
+                units = torch.nn.functional.normalize(units, dim=-1)
+                factors = torch.randn(directions, SLOTS, 2, generator=generator)
+                added[0], factors[:, 0] = 0, 0
+                factors[:, 1] = 0  # no direction acts here
+                added[2], added[3] = added[2] * 1e5, added[3] * 1e13  # beyond float16, and beyond any model
+                tables = [tensor.to(device) for tensor in (slots, added, units, factors)]
+                half, second = half.to(device), other.to(device) if is_sum else None
+                stream = half if second is None else half + second
+                expected = (half + blocks.change_of(stream, *tables)).to(dtype)
+                limit = blocks.HALF if dtype == torch.float16 else 0.0
+                found = kernel.steered(half, second, *tables, limit)
+                plain = tables[0][:TOKENS] == 0
+                assert torch.equal(found[plain], half[plain])
+                torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+                cases += 1
+    strided = torch.stack([half, half], 1)[:, 0]
+    assert torch.equal(kernel.steered(strided, second, *tables, limit), found)
+    return cases
+
+
+@pytest.mark.slow
+def test_the_kernel_equals_the_tensor_code_and_leaves_slot_0_as_it_is() -> None:
+    if torch.cuda.is_available():
+        assert compare("cuda") == 18
+        return
+    environment = environment_of("v2")
+    if environment is None:
+        pytest.skip(NO_V2)
+    path = os.pathsep.join([environment["PYTHONPATH"], *sys.path, str(Path(__file__).parent)])
+    child = subprocess.run(
+        [sys.executable, "-c", "import test_kernel; print(test_kernel.compare('cpu'))"],
+        env={**os.environ, **environment, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.stdout.strip() == "18", child.stderr[-2000:]
+
+
+def test_no_token_needs_no_launch() -> None:
+    half, table = torch.zeros(0, 8), torch.zeros(1, 8)
+    result = kernel.steered(half, None, torch.zeros(4, dtype=torch.int32), table, table[None], table[None, :, :2], 0.0)
+    assert result.shape == (0, 8)
