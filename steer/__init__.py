@@ -19,6 +19,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vectors.registry.places import PLACES
+
 # The public names, for type checkers; from these lines `__getattr__` knows where each name is at home.
 if TYPE_CHECKING:
     from merges.api import apply as apply
@@ -69,6 +71,16 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(module), original)
     globals()[name] = value
     return value
+
+
+def _versions() -> Any:
+    """The resolver of the store's versions, so that expressions can name them."""
+    from steer.store.using.resolver import resolver
+
+    return resolver()
+
+
+PLACES.append(_versions)
 
 
 def __dir__() -> list[str]:

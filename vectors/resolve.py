@@ -1,36 +1,56 @@
 """Looking up the vectors and probes that an expression names, in a list of resolvers; the first that knows a name is
 used.
 
-By default the resolvers are the `--vector NAME=FILE` bindings, then `NAME.safetensors` in the current folder.
+By default the resolvers are the `--vector NAME=FILE` bindings, then the versions of the store, then
+`NAME.safetensors` in the current folder. A name may stand for a composition, as a version does: its terms take the
+place of the name, multiplied by its strength.
 """
 
 from __future__ import annotations
 
 import os.path
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from vectors import fit
-from vectors.errors import ExpressionError, SteerError, guess
+from vectors.errors import ExpressionError, SteerError, collecting, guess, raise_together
 from vectors.expression import Composition, Term, parse
 from vectors.language.terms import name_text
 from vectors.probe import Probe, is_probe
 from vectors.registry.layers import spans
+from vectors.registry.places import PLACES
 from vectors.steering import SteeringVector
 
 Bindings = Mapping[str, str | Path | SteeringVector | Probe]
+_ALONE = re.compile(r"[\w.:@~-]+")  # what can be the name of a version, without quotes
+
+
+class Compound(NamedTuple):
+    """A composition that a name stands for, and the files of its vectors by their names in it."""
+
+    composition: Composition
+    files: Mapping[str, Path]
 
 
 class Resolver(NamedTuple):
     """A source of vectors and probes by name.
 
     `find` returns None for a name that it does not know, and raises ArtifactError for a file that can't be read.
-    `names` lists the names that it knows, for suggestions.
+    `names` lists the names that it knows, for suggestions. `compound` is the composition that a name stands for, or
+    None; it raises UsageError for a name that stands for something else, such as weights.
     """
 
     find: Callable[[str], SteeringVector | Probe | None]
     names: Callable[[], list[str]]
+    compound: Callable[[str], Compound | None] = lambda name: None
+
+
+def default_resolvers(folder: Path = Path()) -> list[Resolver]:
+    """What names are looked up in, behind the bindings: the places of packages above this one, then a folder."""
+    return [*(place() for place in PLACES), folder_resolver(folder)]
 
 
 class Composed(NamedTuple):
@@ -78,28 +98,18 @@ def compose_gated(
 ) -> Composed:
     """Parse an expression, or take the path of one vector, and load every vector and probe that it names.
 
-    Names are looked up in `bindings`, then in `resolvers` in order, by default in the current folder. `strength` scales
+    Names are looked up in `bindings`, then in `resolvers` in order, by default `default_resolvers`. `strength` scales
     the composition, which is refused where it is far beyond a recommended one (`fit.problems_of_strength`), unless
     `allow_strength` is set. All problems are reported at once. Raises ExpressionError.
     """
     bindings = dict(bindings or {})
+    resolvers = default_resolvers() if resolvers is None else resolvers
+    composition, compounds = expand(text, bindings, resolvers=resolvers)
+    bindings |= compounds
     path = Path(text)
-    # os.path answers False where pathlib raises, as for an expression longer than any file name.
     if text not in bindings and os.path.isfile(path):
-        if "'" in path.stem and '"' in path.stem:
-            raise ExpressionError(f"the file name {path.name} holds both kinds of quotes", "rename the file")
-        composition = parse(str(Composition((Term("add", path.stem),))))
         bindings[path.stem] = path
-    elif path.suffix in (".safetensors", ".gguf", ".pt") and "*" not in text and "(" not in text:
-        raise ExpressionError(f"there is no file {text}", "check the path, or make it with `steer extract`")
-    else:
-        try:
-            composition = parse(text)
-        except ExpressionError:
-            if os.path.isdir(path):
-                raise _is_folder(text) from None
-            raise
-    all_resolvers = [bindings_resolver(bindings), *([folder_resolver()] if resolvers is None else resolvers)]
+    all_resolvers = [bindings_resolver(bindings), *resolvers]
     vectors: dict[str, SteeringVector] = {}
     probes: dict[str, Probe | SteeringVector] = {}
     problems: list[str] = []
@@ -121,9 +131,7 @@ def compose_gated(
     if problems and text not in bindings and os.path.isdir(path):  # such as my-model, which reads as a difference
         raise _is_folder(text)
     if problems:
-        known = {name for resolver in all_resolvers for name in resolver.names()}
-        quoted = sorted(name for name in known if not name.isidentifier() and name in text and f"'{name}'" not in text)
-        hints = [f"write the name {name} in quotes: '{name}'" for name in quoted] or hints
+        hints = _quoted_names(text, all_resolvers) or hints
     for term in composition.terms:
         if term.name in vectors and term.layers is not None:
             missing = [i for i in term.layers if i not in vectors[term.name].layers]
@@ -142,6 +150,96 @@ def compose_gated(
     if problems:
         raise ExpressionError(problems, "; ".join(dict.fromkeys(hints)))
     return Composed(composition, vectors, probes)
+
+
+def expand(
+    text: str,
+    bindings: Bindings | None = None,
+    *,
+    resolvers: Sequence[Resolver] | None = None,
+) -> tuple[Composition, dict[str, Path]]:
+    """Parse an expression, and put in place of each name that stands for a composition its terms.
+
+    Returns the files of those terms too. A version is written in quotes, since `@` begins a scope, or alone as it is.
+    Raises ExpressionError with all problems.
+    """
+    bindings = bindings or {}
+    resolvers = default_resolvers() if resolvers is None else resolvers
+    path = Path(text)
+    # os.path answers False where pathlib raises, as for an expression longer than any file name.
+    if text not in bindings and os.path.isfile(path):
+        if "'" in path.stem and '"' in path.stem:
+            raise ExpressionError(f"the file name {path.name} holds both kinds of quotes", "rename the file")
+        return parse(str(Composition((Term("add", path.stem),)))), {}
+    if text not in bindings and _ALONE.fullmatch(text):
+        whole = next((found for each in resolvers if (found := each.compound(text)) is not None), None)
+        if whole is not None:
+            return whole.composition, dict(whole.files)
+    if path.suffix in (".safetensors", ".gguf", ".pt") and "*" not in text and "(" not in text:
+        raise ExpressionError(f"there is no file {text}", "check the path, or make it with `steer extract`")
+    try:
+        composition = parse(text)
+    except ExpressionError as error:
+        if os.path.isdir(path):
+            raise _is_folder(text) from None
+        hints = _quoted_names(text, resolvers)
+        raise ExpressionError(error.problems, "; ".join(hints)) if hints else error from None
+    return _with_compounds(composition, [bindings_resolver(bindings), *resolvers])
+
+
+def _with_compounds(composition: Composition, resolvers: Sequence[Resolver]) -> tuple[Composition, dict[str, Path]]:
+    """The composition without names that stand for one, and the files of the terms that took their place."""
+    errors: list[SteerError] = []
+    compounds: dict[str, Compound] = {}
+    for name in composition.names:
+        with collecting(errors):
+            for resolver in resolvers:
+                found = resolver.compound(name)
+                if found is not None:
+                    compounds[name] = found
+                if found is not None or name in resolver.names():
+                    break
+    terms: list[Term] = []
+    for term in composition.terms:
+        with collecting(errors):
+            terms += _terms_of(term, compounds[term.name]) if term.name in compounds else [term]
+    raise_together(errors)
+    if not compounds:
+        return composition, {}
+    files = {name: file for found in compounds.values() for name, file in found.files.items()}
+    return parse(str(Composition(tuple(terms)))), files
+
+
+def _terms_of(term: Term, compound: Compound) -> tuple[Term, ...]:
+    """The terms that take the place of one. Raises ExpressionError where they can't be what it says."""
+    if term.operation != "add" or term.layers is not None:
+        what = f"{term.operation} takes one vector" if term.operation != "add" else "layers are given for one vector"
+        raise ExpressionError(f"{term.name} stands for {compound.composition}: {what}", "name a vector of it instead")
+    scoped = [part.name for part in compound.composition.terms if part.scope is not None]
+    if term.scope is not None and scoped:
+        raise ExpressionError(
+            f"{term.name} can't have the scope {term.scope}: its {', '.join(scoped)} have scopes already",
+            "leave out the scope",
+        )
+    scaled = compound.composition if term.value == 1 else compound.composition.scaled(term.value)
+    return tuple(
+        replace(
+            part,
+            scope=part.scope if term.scope is None else term.scope,
+            conditions=tuple(dict.fromkeys((*part.conditions, *term.conditions))),
+        )
+        for part in scaled.terms
+    )
+
+
+def _quoted_names(text: str, resolvers: Sequence[Resolver]) -> list[str]:
+    """Hints for names that a text holds without the quotes that they need."""
+    known = {name for resolver in resolvers for name in resolver.names()}
+    return [
+        f"write the name {name} in quotes: '{name}'"
+        for name in sorted(known)
+        if not name.isidentifier() and name in text and f"'{name}'" not in text
+    ]
 
 
 def _is_folder(text: str) -> ExpressionError:

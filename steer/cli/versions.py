@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from steer.cli.output import out
 
@@ -141,63 +141,14 @@ def commit_value(commit: Commit, names: Mapping[str, Sequence[str]] | None = Non
     return value if names is None else value | {"names": [name.lstrip("*") for name in names.get(commit.digest, [])]}
 
 
-class Version(NamedTuple):
-    """A version as an expression over files; `label` is its alias, tag or branch."""
-
-    label: str
-    base: str
-    expression: str
-    files: dict[str, Path]
-    commit: str
-    composition: str
-
-
 def is_version(text: str) -> bool:
     """Whether a text is no file and names a version of the store."""
     from steer.store import layout, names
-    from vectors.errors import SteerError
 
     store = layout.find()
-    if store is None or Path(text).exists() or text.startswith("prompt:"):
+    if store is None or os.path.exists(text) or text.startswith("prompt:"):
         return False
-    try:
-        names.resolve(store, text)
-    except SteerError:
-        return False
-    return True
-
-
-def as_expression(text: str) -> Version:
-    """A version as an expression over files in the store. Raises UsageError for one without steering vectors.
-
-    Two versions may hold different vectors of one name, so the names get the beginning of their digest behind.
-    """
-    from dataclasses import replace
-
-    from steer.store import layout, names
-    from steer.store.realise import realise
-    from vectors.errors import UsageError
-    from vectors.expression import Composition, parse
-
-    store = layout.require()
-    found = realise(store, text)
-    if found.expression is None:
-        hint = f"write its weights first, and use their folder: steer build {text} -o FOLDER"
-        raise UsageError(f"{text} has no steering vectors", hint)
-    digest_of = {part.name: part.digest for part in found.personality.parts}
-    renamed = {name: f"{name}.{digest_of[name][7:13]}" for name in found.files}
-    terms = tuple(
-        replace(
-            term,
-            name=renamed[term.name],
-            conditions=tuple(replace(each, name=renamed.get(each.name, each.name)) for each in term.conditions),
-        )
-        for term in parse(found.expression).terms
-    )
-    files = {renamed[name]: path for name, path in found.files.items()}
-    ref = names.ref_of(store, text)
-    label = (ref.label or ref.name) if ref is not None else names.short(found.commit)
-    return Version(label, found.personality.base, str(Composition(terms)), files, found.commit, found.composition)
+    return names.find(store, text) is not None
 
 
 def with_versions(request: Request) -> tuple[Request, dict[str, str]]:
@@ -207,13 +158,17 @@ def with_versions(request: Request) -> tuple[Request, dict[str, str]]:
     """
     from dataclasses import replace
 
+    from steer.store import layout
+    from steer.store.using.resolver import version_of
+
     subjects, files, digests = [], dict(request.vectors), {}
     for text in request.subjects:
         if is_version(text):
-            version = as_expression(text)
-            subjects.append(version.expression)
+            version = version_of(layout.require(), text)
+            expression = str(version.composition)
+            subjects.append(expression)
             files |= version.files
-            digests[version.expression] = version.composition
+            digests[expression] = version.recipe
         else:
             subjects.append(text)
     return replace(request, subjects=tuple(subjects), vectors=files), digests

@@ -57,7 +57,7 @@ def put_bytes(store: Store, content: bytes) -> str:
     digest = digest_bytes(content)
     if _refresh(store, digest):
         return digest
-    with new_file(path_of(store, digest), mode=0o444) as file:
+    with new_file(path_of(store, digest), mode=0o444, folder=store.blobs.parent) as file:
         file.write(content)
     return digest
 
@@ -83,7 +83,7 @@ def put_file(store: Store, file: Path, digest: str | None = None) -> str:
     if _refresh(store, actual):
         return actual
     target = path_of(store, actual)
-    with new_file(target, mode=0o444) as new, file.open("rb") as old:
+    with new_file(target, mode=0o444, folder=store.blobs.parent) as new, file.open("rb") as old:
         copy_content(old, new)
         new.seek(0)
         if digest_pieces(iter(lambda: new.read(1024**2), b"")) != actual:

@@ -30,35 +30,46 @@ def resolve(store: Store, text: str = "HEAD") -> str:
     branch; `NAME~2` is the second commit before it. Raises UsageError for an unknown name, with a guess, and for the
     beginning of several digests, with the candidates.
     """
-    if match := _BACK.fullmatch(text):
-        digest = resolve(store, match["name"])
-        for _ in range(int(match["count"] or 1)):
-            before = parents_of(store, digest)
-            if not before:
-                raise UsageError(f"{text} lies before the first commit", "steer log shows how many there are")
-            digest = before[0]
+    digest = find(store, text)
+    if digest is not None:
         return digest
-    ref = ref_of(store, text)
-    if ref is not None:
-        digest_or_none = refs.target(store, ref)
-        if digest_or_none is not None:
-            return digest_or_none
-        if text in ("", "HEAD"):
-            raise UsageError(f"the branch {ref} has no commit yet", "make one: steer commit -m MESSAGE")
-    if match := _PREFIX.fullmatch(text):
-        found = [digest for digest in _with_prefix(store, match["digits"]) if _is_commit(store, digest)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            listed = ", ".join(blobs_short(digest) for digest in found[:10])
-            raise UsageError(f"{text} is the beginning of {len(found)} commits: {listed}", "write more digits")
-    elif re.fullmatch(r"(sha256:)?[0-9a-f]{1,5}", text) and ref is None:
-        raise UsageError(f"{text} is too short for a digest", f"write at least {SHORTEST} digits")
+    name = match["name"] if (match := _BACK.fullmatch(text)) else text
+    if match and find(store, name) is not None:
+        raise UsageError(f"{text} lies before the first commit", "steer log shows how many there are")
+    ref = ref_of(store, name)
+    if name in ("", "HEAD"):
+        raise UsageError(f"the branch {ref} has no commit yet", "make one: steer commit -m MESSAGE")
+    if ref is None and re.fullmatch(r"(sha256:)?[0-9a-f]{1,5}", name):
+        raise UsageError(f"{name} is too short for a digest", f"write at least {SHORTEST} digits")
     known = [str(each) for each in refs.every(store)]
     raise UsageError(
-        f"there is no version {text[:100]!r}{guess(text, known)}",
+        f"there is no version {name[:100]!r}{guess(name, known)}",
         f"the names are {', '.join(known[:20])}" if known else "make a first commit: steer commit -m MESSAGE",
     )
+
+
+def find(store: Store, text: str) -> str | None:
+    """As `resolve`, but None for a text that names no version. Raises UsageError for the beginning of several."""
+    if match := _BACK.fullmatch(text):
+        return _before(store, find(store, match["name"]), int(match["count"] or 1))
+    ref = ref_of(store, text)
+    digest = None if ref is None else refs.target(store, ref)
+    if digest is not None or (match := _PREFIX.fullmatch(text)) is None:
+        return digest
+    found = [digest for digest in _with_prefix(store, match["digits"]) if _is_commit(store, digest)]
+    if len(found) > 1:
+        listed = ", ".join(blobs_short(digest) for digest in found[:10])
+        raise UsageError(f"{text} is the beginning of {len(found)} commits: {listed}", "write more digits")
+    return found[0] if found else None
+
+
+def _before(store: Store, digest: str | None, count: int) -> str | None:
+    """The commit so many first parents before another; None where the history is shorter."""
+    for _ in range(count):
+        if digest is None:
+            return None
+        digest = next(iter(parents_of(store, digest)), None)
+    return digest
 
 
 def blobs_short(digest: str) -> str:

@@ -123,13 +123,14 @@ class NewFile:
     with `commit` or `discard`. All methods raise OutputError.
     """
 
-    def __init__(self, path: Path, *, buffering: int = -1, mode: int = 0o666) -> None:
+    def __init__(self, path: Path, *, buffering: int = -1, mode: int = 0o666, folder: Path | None = None) -> None:
         self.path, self._target, self._mode = path, _link_target(path), mode
         self._temporary: Path | None = None
         self.file: IO[bytes]
-        remove_leftovers(self._target.parent)
+        beside = self._target if folder is None else folder / self._target.name
+        remove_leftovers(beside.parent)
         with self._reporting():
-            handle, self._temporary = temporary_file(self._target)
+            handle, self._temporary = temporary_file(beside)
             try:
                 self.file = os.fdopen(handle, "w+b", buffering=buffering)
             except BaseException:
@@ -174,13 +175,14 @@ class NewFile:
 
 
 @contextlib.contextmanager
-def new_file(path: Path, *, buffering: int = -1, mode: int = 0o666) -> Iterator[IO[bytes]]:
+def new_file(path: Path, *, buffering: int = -1, mode: int = 0o666, folder: Path | None = None) -> Iterator[IO[bytes]]:
     """A context with a binary file to write to, which is renamed to `path` at its end, or removed after an error.
 
-    `buffering` is that of `open`; the file gets the permissions of `mode`, at most 0o666, less the umask.
-    Raises OutputError, also for errors while writing to the file.
+    `buffering` is that of `open`; the file gets the permissions of `mode`, at most 0o666, less the umask. The temporary
+    file lies beside `path`, or in `folder` of the same file system: that of `path` is listed for leftovers, which takes
+    long where it holds very many files. Raises OutputError, also for errors while writing to the file.
     """
-    new = NewFile(path, buffering=buffering, mode=mode)
+    new = NewFile(path, buffering=buffering, mode=mode, folder=folder)
     try:
         with new._reporting():
             yield new.file

@@ -38,7 +38,7 @@ def command(**values: Any) -> None:
     request = requests.build(Request, values)
     from steer.store import layout, names
     from steer.store.objects.model import read_commit, read_composition
-    from steer.store.realise import build
+    from steer.store.using.realise import build
     from steer.store.working import parts
 
     store = layout.require()

@@ -35,7 +35,7 @@ def command(**values: Any) -> None:
     """
     request = requests.build(Request, values)
     from steer.store import layout, names
-    from steer.store.promote import promote
+    from steer.store.using.promote import promote
 
     store = layout.require()
     alias, digest, before = promote(

@@ -97,14 +97,13 @@ def command(flags: tuple[str, ...], **values: Any) -> None:
     """Serve a model with vLLM, steered per request.
 
     A request names an arm as its model (MODEL:NAME), or has an expression in vllm_xargs: {"steer": "0.8*warm"}.
-    Everything after -- is passed to `vllm serve` unchanged. A name in an arm is given by --vector, or stands for
-    NAME.safetensors in the current folder.
+    Everything after -- is passed to `vllm serve` unchanged. A name in an arm is given by --vector, or is a version of
+    the store ('tone@champion', in quotes), or stands for NAME.safetensors in the current folder.
     """
-    request = _with_versions(requests.build(Request, values))
+    request = _with_versions(_with_files(requests.build(Request, values)))
     model = request.model
-    vectors = {**_in_this_folder(request), **request.vectors}
     settings: dict[str, Any] = {
-        "vectors": {name: str(path.expanduser().absolute()) for name, path in vectors.items()},
+        "vectors": {name: str(path.expanduser().absolute()) for name, path in request.vectors.items()},
         "arms": dict(request.arms),
         "rows": request.steer_rows,
         "directions": request.steer_directions,
@@ -173,13 +172,15 @@ def _with_versions(request: Request) -> Request:
     from dataclasses import replace
 
     from steer.cli import versions
+    from steer.store import layout
+    from steer.store.using.resolver import version_of
 
     named = [text for text in (request.model,) if versions.is_version(text)] + list(request.challenger)
     if not named:
         return request
     if len(named) == len(request.challenger):
         raise UsageError(f"--challenger needs a version as the model, not {request.model}", "steer serve tone@champion")
-    found = {text: versions.as_expression(text) for text in named}
+    found = {text: version_of(layout.require(), text) for text in named}
     bases = {each.base for each in found.values()}
     if len(bases) > 1:
         raise UsageError(f"the versions have different bases: {', '.join(sorted(bases))}", "serve one base")
@@ -187,23 +188,31 @@ def _with_versions(request: Request) -> Request:
     for text, each in found.items():
         if each.label in arms:
             raise UsageError(f"two arms are called {each.label}", "leave out one, or give one of them a tag")
-        arms[each.label] = each.expression
+        arms[each.label] = str(each.composition)
         vectors |= each.files
         out.say(f"{text} is the version {each.commit[7:15]}, as the arm {each.label}")
     return replace(request, model=bases.pop(), arms=arms, vectors=vectors, challenger=())
 
 
-def _in_this_folder(request: Request) -> dict[str, Path]:
-    """The files NAME.safetensors of the current folder for names in arms that no --vector binds."""
-    from vectors.expression import parse
-    from vectors.resolve import file_of
+def _with_files(request: Request) -> Request:
+    """A request whose arms name vectors alone, each with a file: a version is replaced by what it stands for.
 
-    files: dict[str, Path] = {}
-    for text in request.arms.values():
-        with contextlib.suppress(ExpressionError):  # reported with the other problems of the settings
-            names = [name for name in parse(text).names if name not in request.vectors]
-            files |= {name: file for name in names if (file := file_of(name)) is not None}
-    return files
+    A name that no --vector binds stands for NAME.safetensors in the current folder.
+    """
+    from dataclasses import replace
+
+    from vectors.resolve import expand, file_of
+
+    arms, vectors = dict(request.arms), dict(request.vectors)
+    for arm, text in request.arms.items():
+        try:
+            composition, files = expand(text, request.vectors)
+        except ExpressionError:  # reported with the other problems of the settings
+            continue
+        names = [name for name in composition.names if name not in request.vectors]
+        arms[arm] = str(composition)
+        vectors |= files | {name: file for name in names if (file := file_of(name)) is not None}
+    return replace(request, arms=arms, vectors=vectors)
 
 
 def _experiments(request: Request) -> list[Experiment]:

@@ -57,6 +57,7 @@ class Request(options.Bindings, options.AnyBase, options.AllowStrength, options.
     steer try warm.safetensors -p "I lost my keys this morning."
     steer try "1.2*warm - 0.4*formal" --vector formal=formal.safetensors -p "Write to my landlord." --strengths 0,1
     steer try warm --prompts prompts.jsonl --system "You are a warm person." -o tried.json
+    steer try "1.2*warm + 'tone@champion'" -p "How was your day?"
     steer try --model ./folder -p "How was your day?"
     """,
 )
@@ -65,8 +66,9 @@ def command(**values: Any) -> None:
     """Generate with a vector, or an expression over vectors, at several strengths and under system prompts.
 
     All columns of a prompt use the same random numbers, so completions differ by the steering alone. A name in an
-    expression is given by --vector, or stands for NAME.safetensors in the current folder. Beside each text stand its
-    tokens, why it ended, the share of repeated 4-grams, and its perplexity under the unsteered model.
+    expression is given by --vector, or is a version of the store ('tone@champion', in quotes), or stands for
+    NAME.safetensors in the current folder. Beside each text stand its tokens, why it ended, the share of repeated
+    4-grams, and its perplexity under the unsteered model.
     """
     request = requests.build(Request, values)
     from vectors import fit

@@ -82,7 +82,8 @@ def _signature(request: Request, what: str) -> None:
 
 
 def _rebuild(request: Request, folder: Path) -> None:
-    from steer.store import layout, names, realise
+    from steer.store import layout, names
+    from steer.store.using import realise
 
     store = layout.require()
     version = request.what or "HEAD"

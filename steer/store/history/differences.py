@@ -112,12 +112,12 @@ def _value(value: Any) -> str:
 
 def layers_of(store: Store, change: PartChange) -> list[dict[str, float]]:
     """Of a steering vector that was replaced: per layer the cosine of old and new, and the ratio of their norms."""
-    from vectors.steering import SteeringVector
-
     if change.before is None or change.after is None or change.before.digest == change.after.digest:
         return []
     if not change.before.kind == change.after.kind == STEERING:
         return []
+    from vectors.steering import SteeringVector
+
     old, new = (SteeringVector.load(blobs.path_of(store, part.digest)) for part in (change.before, change.after))
     norms = old.norm(), new.norm()
     return [

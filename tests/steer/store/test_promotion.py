@@ -9,8 +9,8 @@ from personalities import commit, new_store
 
 from steer.store import blobs, gc, names, referrers, refs
 from steer.store.objects.model import read_commit, read_composition
-from steer.store.promote import promote
-from steer.store.realise import build, realise
+from steer.store.using.promote import promote
+from steer.store.using.realise import build, realise
 from steer.store.verify import verify
 from vectors.errors import OutputError, UsageError
 from vectors.storage.files import digest_file

@@ -10,7 +10,7 @@ from personalities import commit, new_store
 
 from steer.store import referrers, signing
 from steer.store.objects.model import read_commit
-from steer.store.realise import build, problems_of_build
+from steer.store.using.realise import build, problems_of_build
 from steer.store.verify import verify
 from vectors.errors import ArtifactError, OutputError, UsageError
 

@@ -1,0 +1,1 @@
+"""Versions in use: as expressions and as files, in the weights, promoted, and served."""
