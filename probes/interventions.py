@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from probes.steered import Steering, steered
+from vectors.probe import Probe
 from vectors.steering import SteeringVector
 
 # From the prompt lengths of a batch's rows (tokens, without padding) to the context in which its passes run.
-Intervention = Callable[[Sequence[int]], AbstractContextManager[None]]
+Intervention = Callable[[Sequence[int]], AbstractContextManager[object]]
 
 
-def no_intervention(_prompt_lengths: Sequence[int]) -> AbstractContextManager[None]:
+def no_intervention(_prompt_lengths: Sequence[int]) -> AbstractContextManager[object]:
     """Leave the model unchanged."""
     return nullcontext()
 
@@ -24,11 +25,14 @@ def steering(
     composition: Steering,
     vectors: Mapping[str, str | Path | SteeringVector] | None = None,
     *,
+    probes: Mapping[str, Probe | SteeringVector] | None = None,
     any_base: bool = False,
 ) -> Intervention:
     """An intervention that steers every row by one composition; the arguments are those of `probes.steered.steered`."""
 
-    def intervention(prompt_lengths: Sequence[int]) -> AbstractContextManager[None]:
-        return steered(model, composition, vectors=vectors, prompt_length=prompt_lengths, any_base=any_base)
+    def intervention(prompt_lengths: Sequence[int]) -> AbstractContextManager[object]:
+        return steered(
+            model, composition, vectors=vectors, probes=probes, prompt_length=prompt_lengths, any_base=any_base
+        )
 
     return intervention

@@ -15,26 +15,32 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from probes.gates import Decisions
 from probes.models import loading as models
 from probes.models import residual
 from vectors import fit
 from vectors.errors import UsageError
-from vectors.expression import Composition, Scope, Term
-from vectors.resolve import compose
+from vectors.expression import Composition, Condition, Scope, Term
+from vectors.probe import Probe
+from vectors.resolve import Composed, compose_gated
 from vectors.steering import SteeringVector
 
 Steering = str | Path | Composition | SteeringVector | Mapping[int, Tensor]
+Sources = Mapping[str, str | Path | SteeringVector | Probe | Mapping[int, Tensor]]
 FORMS = "an expression or a file's path, a Composition, a SteeringVector, or a mapping from layers to tensors [hidden]"
 
 
 class LayerTerm(NamedTuple):
-    """One term at one layer: its direction [hidden], the rows of the batch it acts on (None: all), and its scope."""
+    """One term at one layer: its direction [hidden], the rows of the batch it acts on (None: all), its scope, and the
+    conditions that must hold.
+    """
 
     operation: str
     value: float
     direction: Tensor
     rows: Tensor | None
     scope: Scope | None
+    conditions: tuple[Condition, ...] = ()
 
 
 @contextlib.contextmanager
@@ -42,22 +48,24 @@ def steered(
     model: nn.Module,
     composition: Steering | Sequence[Steering],
     *,
-    vectors: Mapping[str, str | Path | SteeringVector | Mapping[int, Tensor]] | None = None,
+    vectors: Sources | None = None,
+    probes: Mapping[str, Probe | SteeringVector] | None = None,
     prompt_length: int | Sequence[int] | None = None,
     any_base: bool = False,
-) -> Iterator[None]:
+) -> Iterator[Decisions]:
     """A context in which the model is steered by a composition, or each row of a batch by its own.
 
     `composition` is an expression, a file, a vector, a mapping from layers to tensors [hidden], or a list of these with
-    one for each row. Names are looked up in `vectors`, whose values may be files, vectors and such mappings, then as
-    `NAME.safetensors` in the current folder. Scopes count from the prompt: `prompt_length` (without
+    one for each row. Names are looked up in `vectors`, whose values may be files, vectors, probes and such mappings,
+    then as `NAME.safetensors` in the current folder; those in conditions before that in `probes`. It gives what the
+    conditions decide. Scopes and conditions count from the prompt: `prompt_length` (without
     padding; one for all rows or one for each), or else the tokens of the first pass of a generation, padding left out
     by the attention mask. `any_base` allows vectors of other models of the same size. The hooks are removed whatever
     happens.
 
     Raises TypeError, ExpressionError, ArtifactError, ModelError before anything is hooked; while the model runs,
-    UsageError for a batch of another size, and for a scope where nothing says where the prompt ends: no cache and no
-    `prompt_length`.
+    UsageError for a batch of another size, for a scope where nothing says where the prompt ends (no cache and no
+    `prompt_length`), and for a condition on a prompt whose last token is part of no pass.
     Warns at the end when every term has a scope of the response, and no token of a response came.
     """
     per_row = isinstance(composition, Sequence) and not isinstance(composition, str)
@@ -65,28 +73,34 @@ def steered(
     if not compositions:
         raise UsageError("there is no composition", "give at least one")
     by_layer: dict[int, list[LayerTerm]] = {}
-    used: dict[int, tuple[str, SteeringVector]] = {}  # by id(); the reference keeps each id from being reused
+    used: dict[int, tuple[str, SteeringVector | Probe]] = {}  # by id(); the reference keeps each id from being reused
+    read: dict[Condition, Probe | SteeringVector] = {}
     for row, item in enumerate(compositions):
-        composed, resolved_vectors = resolved(item, vectors)
-        used.update({id(vector): (name, vector) for name, vector in resolved_vectors.items()})
-        for layer, layer_term in terms_by_layer(composed, resolved_vectors, torch.tensor([row]) if per_row else None):
+        composed = resolved(item, vectors, probes)
+        used |= {id(source): (name, source) for name, source in (*composed.vectors.items(), *composed.probes.items())}
+        read |= {condition: composed.probes[condition.name] for condition in composed.composition.conditions}
+        rows = torch.tensor([row]) if per_row else None
+        for layer, layer_term in terms_by_layer(composed.composition, composed.vectors, rows):
             by_layer.setdefault(layer, []).append(layer_term)
     require_fit(model, list(used.values()), any_base)
-    rows = len(compositions) if per_row else None
+    decisions = Decisions(read)
     with contextlib.ExitStack() as handles:
-        if by_layer:
+        if by_layer or read:
             stack_blocks = residual.blocks(model)
             scopes = {layer_term.scope for planned in by_layer.values() for layer_term in planned}
-            scoped = scopes != {None}
+            scoped = bool(scopes - {None}) or bool(read)
             caches = bool(getattr(residual.text_config(model), "use_cache", True))
-            positions = _Positions(prompt_length, rows, scoped, caches)
+            positions = _Positions(prompt_length, len(compositions) if per_row else None, scoped, caches)
             stack = residual.decoder(model)
             handles.callback(stack.register_forward_pre_hook(positions.update, with_kwargs=True).remove)
             for layer, planned in by_layer.items():
                 # First of the block's hooks, so that other hooks and `output_hidden_states` see the steered output.
-                hook = block_hook(planned, positions)
+                hook = block_hook(planned, positions, decisions)
                 handles.callback(stack_blocks[layer].register_forward_hook(hook, prepend=True).remove)
-        yield
+            for layer in decisions.readouts:
+                hook = decisions.hook(layer, positions)
+                handles.callback(stack_blocks[layer].register_forward_hook(hook).remove)
+        yield decisions
         if (
             by_layer
             and positions.current is not None
@@ -101,8 +115,8 @@ def steered(
             )
 
 
-def require_fit(model: nn.Module, vectors: Sequence[tuple[str, SteeringVector]], any_base: bool) -> None:
-    """Check that vectors fit the model and were made for it. Raises ArtifactError, ModelError."""
+def require_fit(model: nn.Module, vectors: Sequence[tuple[str, SteeringVector | Probe]], any_base: bool) -> None:
+    """Check that vectors and probes fit the model and were made for it. Raises ArtifactError, ModelError."""
     size, count = residual.hidden_size(model), len(residual.blocks(model))
     bound = [name for name, vector in vectors if vector.base.get("digest") and not any_base]
     base = (getattr(model, "steer_base", None) or models.base_of(model)) if bound else None
@@ -113,9 +127,9 @@ def require_fit(model: nn.Module, vectors: Sequence[tuple[str, SteeringVector]],
 
 
 def resolved(
-    item: Steering, vectors: Mapping[str, str | Path | SteeringVector | Mapping[int, Tensor]] | None = None
-) -> tuple[Composition, dict[str, SteeringVector]]:
-    """The composition that an expression, a file, a vector or a mapping stands for, and its vectors by name.
+    item: Steering, vectors: Sources | None = None, probes: Mapping[str, Probe | SteeringVector] | None = None
+) -> Composed:
+    """The composition that an expression, a file, a vector or a mapping stands for, its vectors and probes by name.
 
     Raises TypeError for anything else; ExpressionError, ArtifactError.
     """
@@ -125,10 +139,12 @@ def resolved(
     if isinstance(item, Mapping):
         item = as_vector(item)
     if isinstance(item, SteeringVector):
-        return Composition((Term("add", "vector"),)), {"vector": item}
+        return Composed(Composition((Term("add", "vector"),)), {"vector": item}, {})
     if not isinstance(item, str | Path | Composition):
         raise TypeError(f"a {type(item).__name__} is no composition: give {FORMS}")
-    return compose(str(item), bindings, allow_strength=True)
+    composed = compose_gated(str(item), {**(probes or {}), **bindings}, allow_strength=True)
+    # What a condition reads stays the same where a control replaces the vector of that name.
+    return composed._replace(probes={name: (probes or {}).get(name, each) for name, each in composed.probes.items()})
 
 
 def as_vector(layers: Mapping[int, Tensor]) -> SteeringVector:
@@ -152,7 +168,7 @@ def terms_by_layer(
             continue
         vector = vectors[term.name]
         for layer in vector.acting(term.layers):
-            yield layer, LayerTerm(term.operation, term.value, vector.layers[layer], rows, term.scope)
+            yield layer, LayerTerm(term.operation, term.value, vector.layers[layer], rows, term.scope, term.conditions)
 
 
 class Coverage(Protocol):
@@ -170,6 +186,7 @@ class _Positions:
         self.prompt_lengths: Tensor | None = None  # int64 [batch]: as given, or from the first pass
         self.current: Tensor | None = None  # int64 [batch, tokens]; -1 for padding
         self.previous_inputs: Tensor | None = None  # the inputs of the last pass without a cache
+        self.sequences = 0  # how many times a pass has begun new sequences
         self.reached_response = False  # whether a token came after its prompt; only with scopes
 
     def update(self, _stack: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -205,6 +222,7 @@ class _Positions:
                     "give one length for all, or one for each row",
                 )
             self.prompt_lengths = lengths.expand(batch)
+            self.sequences += 1
         self.current = current
         self.reached_response = self.reached_response or (
             self.scoped and bool((current >= self.prompt_lengths[:, None]).any())
@@ -248,8 +266,10 @@ def _length(cache: Any) -> int:
     return max(int(count()) for count in (cache.get_seq_length, *counts))
 
 
-def block_hook(planned: Sequence[LayerTerm], positions: Coverage) -> Callable[..., Any]:
-    """The forward hook of one block."""
+def block_hook(
+    planned: Sequence[LayerTerm], positions: Coverage, decisions: Decisions | None = None
+) -> Callable[..., Any]:
+    """The forward hook of one block; without `decisions` no term has conditions."""
 
     def call(_block: nn.Module, _inputs: Any, output: Any) -> Any:
         states = residual.output_of(output)  # [batch, tokens, hidden]
@@ -259,8 +279,11 @@ def block_hook(planned: Sequence[LayerTerm], positions: Coverage) -> Callable[..
             rows = slice(None) if layer_term.rows is None else layer_term.rows.to(stream.device)
             direction = layer_term.direction.to(stream)
             # If a model is spread over several devices, the positions are on the device of its inputs.
-            covered = positions.covered(layer_term.scope).to(stream.device)[rows, :, None]
-            change[rows] += _change(layer_term, direction, stream[rows]) * covered
+            covered = positions.covered(layer_term.scope)
+            for condition in layer_term.conditions:
+                assert decisions is not None
+                covered = covered & decisions.holds(condition, covered).to(covered.device)
+            change[rows] += _change(layer_term, direction, stream[rows]) * covered.to(stream.device)[rows, :, None]
         # Adding 0.0 leaves a row that nothing acts on unchanged bit for bit, in every dtype.
         steered_states = (stream + change).to(states.dtype)
         return steered_states if isinstance(output, Tensor) else (steered_states, *output[1:])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from probes.data.examples import Message
+from probes.gates import Decided, Decisions
 from probes.generation import end_tokens, generate_batch
 from probes.interventions import no_intervention
 from probes.logits import completion_logits
@@ -24,6 +25,7 @@ from vectors import fit
 from vectors.errors import SteerError, UsageError, collecting, raise_together
 from vectors.events import Event, OnEvent, ignore
 from vectors.expression import Composition
+from vectors.probe import Probe
 from vectors.steering import SteeringVector
 
 ROWS = 64  # most rows of a batch
@@ -44,18 +46,21 @@ class Answer(NamedTuple):
     finish: str  # "stop" at an end token, else "length"
     repeated_4grams: float  # the share of its 4-grams that occurred before
     perplexity: float  # under the unsteered model without a system prompt; NaN if empty or not scored
+    decisions: tuple[Decided, ...] = ()  # what the conditions of the composition decided
 
 
 def require_fitting(
     opened: OpenedModel,
     vectors: Mapping[str, SteeringVector],
+    probes: Mapping[str, Probe | SteeringVector],
     prompts: Sequence[str],
     columns: Sequence[Column] = (Column(),),
     *,
     max_tokens: int,
     any_base: bool = False,
 ) -> None:
-    """Refuse, before a model's weights are loaded, vectors that do not fit it and prompts beyond its context.
+    """Refuse, before a model's weights are loaded, vectors and probes that do not fit it, and prompts beyond its
+    context.
 
     Raises one error with all problems: ArtifactError, UsageError or ExampleError.
     """
@@ -63,7 +68,7 @@ def require_fitting(
     errors: list[SteerError] = []
     with collecting(errors):
         fit.require_fit(
-            vectors.items(),
+            [*vectors.items(), *probes.items()],
             hidden_size=int(text.hidden_size),
             layers=int(text.num_hidden_layers),
             base=opened.identity,
@@ -107,6 +112,7 @@ def try_columns(
     prompts: Sequence[str],
     columns: Sequence[Column],
     *,
+    probes: Mapping[str, Probe | SteeringVector] | None = None,
     max_tokens: int = 60,
     temperature: float = 0.0,
     seed: int = 0,
@@ -116,7 +122,8 @@ def try_columns(
 ) -> list[list[Answer]]:
     """The answer to each prompt (rows) in each column; without a composition nothing is steered.
 
-    All columns of a prompt draw from the same random numbers. `scored` measures perplexities. Raises as `try_strengths`
+    All columns of a prompt draw from the same random numbers. `probes` are what conditions read, where `vectors` has
+    it not. Columns at strength 0 read them too. `scored` measures perplexities. Raises as `try_strengths`
     does.
     """
     model, tokenizer, width = loaded.model, loaded.tokenizer, len(columns)
@@ -124,19 +131,33 @@ def try_columns(
     plain = rendered(prompts, tokenizer)
     by_column = [composition.scaled(column.strength) for column in columns] if composition is not None else None
     completions: list[Completion] = []
+    decisions: list[tuple[Decided, ...]] = []
     per_batch = max(1, ROWS // width)
     for start in range(0, len(prompts), per_batch):
         on_event(Event("generating", start, len(prompts), "prompts"))
         part = range(start, min(start + per_batch, len(prompts)))
 
-        def in_each_column(_lengths: Sequence[int], rows: int = len(part)) -> AbstractContextManager[None]:
-            return steered(model, (by_column or []) * rows, vectors=vectors, any_base=any_base)
+        decided: list[Decisions] = []
 
-        completions += generate_batch(
+        @contextmanager
+        def in_each_column(
+            _lengths: Sequence[int], rows: int = len(part), decided: list[Decisions] = decided
+        ) -> Iterator[None]:
+            within = steered(model, (by_column or []) * rows, vectors=vectors, probes=probes, any_base=any_base)
+            with within as each:
+                decided.append(each)
+                yield
+
+        batch = generate_batch(
             model, tokenizer, [ids[i][column] for i in part for column in range(width)],
             no_intervention if by_column is None else in_each_column, max_tokens=max_tokens, temperature=temperature,
             seed=seed, names=[prompts[i] for i in part for _ in range(width)],
         )  # fmt: skip
+        completions += batch
+        # A row's conditions are those of its column, which are those of the whole composition.
+        decisions += [
+            tuple(decided[0].of_row(row, len(each.completion_ids))) if decided else () for row, each in enumerate(batch)
+        ]
     perplexities = [math.nan] * len(completions)
     if scored:
         nonempty = [i for i, completion in enumerate(completions) if completion.completion_ids]
@@ -153,8 +174,11 @@ def try_columns(
             "stop" if completion.completion_ids and completion.completion_ids[-1] in ends else "length",
             repetition(completion.completion_ids),
             perplexity,
+            decided_of_row,
         )
-        for text, completion, perplexity in zip(texts, completions, perplexities, strict=True)
+        for text, completion, perplexity, decided_of_row in zip(
+            texts, completions, perplexities, decisions, strict=True
+        )
     ]
     return [answers[i : i + width] for i in range(0, len(answers), width)]
 

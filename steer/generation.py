@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from probes.models.loading import LoadedModel, load
-from probes.steered import Steering, resolved
+from probes.steered import Sources, Steering, resolved
 from probes.strengths import Column, try_columns
-from vectors.steering import SteeringVector
 
 
 def generate(
@@ -19,7 +16,7 @@ def generate(
     composition: Steering | None = None,
     *,
     model: str | Path | LoadedModel = "smollm2",
-    vectors: Mapping[str, str | Path | SteeringVector | Mapping[int, Tensor]] | None = None,
+    vectors: Sources | None = None,
     system: str | None = None,
     max_tokens: int = 60,
     temperature: float = 0.0,
@@ -36,11 +33,11 @@ def generate(
     Raises TypeError, ExpressionError, ArtifactError, ModelError, UsageError, ExampleError.
     """
     loaded = model if isinstance(model, LoadedModel) else load(model)
-    parsed, found = (None, {}) if composition is None else resolved(composition, vectors)
+    parsed, found, probes = (None, {}, {}) if composition is None else resolved(composition, vectors)
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     column = Column(0.0 if parsed is None else 1.0, system)
     answers = try_columns(
-        loaded, parsed, found, texts, [column], max_tokens=max_tokens, temperature=temperature, seed=seed,
-        any_base=any_base, scored=False,
+        loaded, parsed, found, texts, [column], probes=probes, max_tokens=max_tokens, temperature=temperature,
+        seed=seed, any_base=any_base, scored=False,
     )  # fmt: skip
     return answers[0][0].text if isinstance(prompts, str) else [row[0].text for row in answers]

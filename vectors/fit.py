@@ -123,12 +123,21 @@ def problems_of_conditions(
     return list(dict.fromkeys(reasons))
 
 
-def require_fit(vectors: Iterable[tuple[str, SteeringVector]], **model: Any) -> None:
-    """Refuse vectors that can't steer a model; `model` are the keyword arguments of `problems_of`.
+def require_fit(vectors: Iterable[tuple[str, SteeringVector | Probe]], **model: Any) -> None:
+    """Refuse vectors that can't steer a model, and probes that can't read it; `model` are the keyword arguments of
+    `problems_of`.
 
-    Raises ArtifactError with the problems of all vectors.
+    Raises ArtifactError with the problems of all of them.
     """
-    reasons = [problem for name, vector in vectors for problem in problems_of(name, vector, **model)]
+    reasons = [
+        problem
+        for name, source in vectors
+        for problem in (
+            problems_of_probe(name, source, **model)
+            if isinstance(source, Probe)
+            else problems_of(name, source, **model)
+        )
+    ]
     if reasons:
         raise ArtifactError(
             list(dict.fromkeys(reasons)),

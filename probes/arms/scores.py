@@ -28,6 +28,9 @@ from probes.models import residual
 from probes.models.completions import Completion
 from probes.models.loading import memory_reported
 from probes.steered import LayerTerm, Steering, block_hook, require_fit, resolved, terms_by_layer
+from vectors.expression import Composition
+from vectors.probe import Probe
+from vectors.resolve import Composed
 from vectors.steering import SteeringVector
 
 VALUES = 2**22  # logits at a time, of one kind: 16 MiB in float32, which caches nearly hold
@@ -69,34 +72,48 @@ class Completions:
         compositions: Sequence[Steering | None],
         vectors: Vectors | Sequence[Vectors | None] | None = None,
         *,
+        probes: Sequence[Mapping[str, Probe | SteeringVector] | None] | None = None,
         any_base: bool = False,
     ) -> list[TokenScores]:
         """The scores of each composition, None being the unsteered model; they do not depend on the others.
 
-        `vectors` are those that all compositions name, or a list with those of each.
+        `vectors` are those that all compositions name, or a list with those of each; `probes` of each what its
+        conditions read, where that is not in `vectors`. One with conditions is computed for itself.
         Raises as `probes.steered.steered` does, and ModelError when memory runs out.
         """
+        read = [None] * len(compositions) if probes is None else probes
         named = vectors if isinstance(vectors, Sequence) else [vectors] * len(compositions)
         composed = [
-            None if each is None else resolved(each, of_each) for each, of_each in zip(compositions, named, strict=True)
+            None if each is None else resolved(each, of_each, of_conditions)
+            for each, of_each, of_conditions in zip(compositions, named, read, strict=True)
         ]
-        used = {id(v): (name, v) for each in composed if each is not None for name, v in each[1].items()}
+        used = {id(v): (name, v) for each in composed if each is not None for name, v in each.vectors.items()}
         require_fit(self.model, list(used.values()), any_base)
         indices = [index for index, each in enumerate(self.completions) if each.completion_ids]
         with memory_reported(), torch.inference_mode():
-            exact = all(_scopes_known(each[0]) for each in composed if each is not None)
-            if not indices or not exact or not shares_prefixes(self.model, self.completions):
-                return [self._one_by_one(*each, any_base) for each in zip(compositions, named, strict=True)]
+            shared = shares_prefixes(self.model, self.completions)
+            alone = {
+                index: self._one_by_one(compositions[index], named[index], read[index], any_base)
+                for index, each in enumerate(composed)
+                if not indices or not shared or (each is not None and not _can_be_shared(each.composition))
+            }
+            if len(alone) == len(composed):
+                return list(alone.values())
             if self.parts is None:
                 self.parts = [part.to(_device(self.model)) for part in self._laid_out(indices)]
-            arms = [_Arm({}) if each is None else _Arm(_by_layer(each)) for each in composed]
+            planned = [
+                _Arm({}) if each is None else _Arm(_by_layer(each))
+                for index, each in enumerate(composed)
+                if index not in alone
+            ]
             results = [
                 TokenScores(*([torch.empty(0, dtype=torch.float64)] * len(self.completions) for _ in range(2)))
-                for _ in arms
+                for _ in planned
             ]
-            for number, states in self._states(arms):
+            for number, states in self._states(planned):
                 self._score(number, states, results)
-        return results if self.divergence else [each._replace(divergences=[]) for each in results]
+        computed = iter(results if self.divergence else [each._replace(divergences=[]) for each in results])
+        return [alone[index] if index in alone else next(computed) for index in range(len(composed))]
 
     def _laid_out(self, indices: Sequence[int]) -> Iterator[Part]:
         longest = max(self.completions[index].length for index in indices)
@@ -199,10 +216,18 @@ class Completions:
             self.base_logits[number, chunk.start] = logits
         return logits
 
-    def _one_by_one(self, composition: Steering | None, vectors: Vectors | None, any_base: bool) -> TokenScores:
+    def _one_by_one(
+        self,
+        composition: Steering | None,
+        vectors: Vectors | None,
+        probes: Mapping[str, Probe | SteeringVector] | None,
+        any_base: bool,
+    ) -> TokenScores:
         """The scores through hooks alone, which every architecture and every scope allows."""
         intervention = (
-            no_intervention if composition is None else steering(self.model, composition, vectors, any_base=any_base)  # type: ignore[arg-type]
+            no_intervention
+            if composition is None
+            else steering(self.model, composition, vectors, probes=probes, any_base=any_base)  # type: ignore[arg-type]
         )
         scored = [index for index, each in enumerate(self.completions) if each.completion_ids]
         completions = [self.completions[index] for index in scored]
@@ -246,15 +271,18 @@ def divergence_from(base: Tensor, probabilities: Tensor, logits: Tensor) -> Tens
     return (grown.log() + greatest[:, 0].double() - mean).clamp_min(0)
 
 
-def _by_layer(composed: tuple[Any, Mapping[str, SteeringVector]]) -> dict[int, list[LayerTerm]]:
+def _by_layer(composed: Composed) -> dict[int, list[LayerTerm]]:
     by_layer: dict[int, list[LayerTerm]] = {}
-    for layer, term in terms_by_layer(*composed, None):
+    for layer, term in terms_by_layer(composed.composition, composed.vectors, None):
         by_layer.setdefault(layer, []).append(term)
     return by_layer
 
 
-def _scopes_known(composition: Any) -> bool:
-    return all(term.scope is None or term.scope.kind in SCOPES for term in composition.terms)
+def _can_be_shared(composition: Composition) -> bool:
+    """Whether what a composition does to a token follows from the token's position and the tokens before it, at every
+    layer for itself: which scopes allow and conditions do not."""
+    known = all(term.scope is None or term.scope.kind in SCOPES for term in composition.terms)
+    return known and not composition.conditions
 
 
 def _device(model: nn.Module) -> torch.device:

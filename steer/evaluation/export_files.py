@@ -57,6 +57,7 @@ def _log(evaluation: Evaluation, name: str, position: int) -> dict[str, Any]:
         "arm": name,
         "expression": None if arm.composition is None else str(arm.composition),
         "vectors": {vector: arm.vectors[vector].digest for vector in arm.vectors},
+        "probes": {probe: arm.probes[probe].digest for probe in arm.probes},
         "system": arm.system,
         "seed": request.seed,
         "max_tokens": request.max_tokens,

@@ -24,6 +24,7 @@ from steer.evaluation.suites.sides import chosen
 from steer.evaluation.text_scores import Requested, read_requested
 from vectors import fit
 from vectors.errors import ArtifactError, ExampleError, SteerError, UsageError, collecting, guess, raise_together
+from vectors.probe import Probe
 from vectors.registry.layers import spans
 from vectors.steering import SteeringVector
 from vectors.storage.folders import require_free_output
@@ -130,7 +131,9 @@ def open_fitting(inputs: Inputs, any_base: bool) -> OpenedModel:
     """The base without its weights, which every vector fits. Raises ModelError, ArtifactError with all problems."""
     opened = open_model(inputs.reference)
     text = text_part(opened.config)
-    vectors = [pair for subject in inputs.subjects for pair in subject.arm.vectors.items()]
+    vectors: list[tuple[str, SteeringVector | Probe]] = [
+        pair for each in inputs.subjects for pair in (*each.arm.vectors.items(), *each.arm.probes.items())
+    ]
     if inputs.donor is not None:
         vectors.append(inputs.donor)
     fit.require_fit(

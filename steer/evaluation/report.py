@@ -61,6 +61,7 @@ def _subject(evaluation: Evaluation, result: SubjectResult) -> dict[str, Any]:
             "kl": evaluation.divergences[subject.arm.name]._asdict(),
         },
         "vectors": {name: vector.digest for name, vector in subject.arm.vectors.items()},
+        "probes": {name: probe.digest for name, probe in subject.arm.probes.items()},
         "metrics": [value_of(each) for each in result.judged],
         "entangled": [{"suite": each.suite, **each.change._asdict()} for each in result.entangled],
         "entanglement": result.entanglement,

@@ -89,7 +89,7 @@ def prove(
         expected = served
         if effects.ablates:
 
-            def at_every_write(_prompts: Sequence[int]) -> contextlib.AbstractContextManager[None]:
+            def at_every_write(_prompts: Sequence[int]) -> contextlib.AbstractContextManager[object]:
                 return reference(original.model, effects, described)
 
             expected = [logits_of(original.model, row, at_every_write) for row in rows]

@@ -17,6 +17,7 @@ from vectors.events import Event
 from vectors.registry.options import option
 
 if TYPE_CHECKING:
+    from probes.gates import Decided
     from probes.strengths import Answer, Column
     from vectors.expression import Composition
     from vectors.steering import SteeringVector
@@ -56,6 +57,7 @@ class Request(options.Bindings, options.AnyBase, options.AllowStrength, options.
     examples="""
     steer try warm.safetensors -p "I lost my keys this morning."
     steer try "1.2*warm - 0.4*formal" --vector formal=formal.safetensors -p "Write to my landlord." --strengths 0,1
+    steer try "2*calm@when:anger>0.5" -p "Where is my parcel?!"
     steer try warm --prompts prompts.jsonl --system "You are a warm person." -o tried.json
     steer try "1.2*warm + 'tone@champion'" -p "How was your day?"
     steer try --model ./folder -p "How was your day?"
@@ -68,18 +70,18 @@ def command(**values: Any) -> None:
     All columns of a prompt use the same random numbers, so completions differ by the steering alone. A name in an
     expression is given by --vector, or is a version of the store ('tone@champion', in quotes), or stands for
     NAME.safetensors in the current folder. Beside each text stand its tokens, why it ended, the share of repeated
-    4-grams, and its perplexity under the unsteered model.
+    4-grams, its perplexity under the unsteered model, and what the conditions of the expression read and decided.
     """
     request = requests.build(Request, values)
     from vectors import fit
-    from vectors.resolve import compose
+    from vectors.resolve import compose_gated
 
     expression, model = request.expression, request.model
     if expression is not None and model is None and _is_model(expression):
         expression, model = None, expression
     errors: list[SteerError] = []
     strengths: list[float] | None = None
-    composition, vectors = None, dict[str, Any]()
+    composition, vectors, probes = None, dict[str, Any](), dict[str, Any]()
     if request.strengths is not None:
         with collecting(errors):
             strengths = parse_strengths(request.strengths)
@@ -93,7 +95,7 @@ def command(**values: Any) -> None:
             require_writable_output(request.out)
     if expression is not None:
         with collecting(errors):
-            composition, vectors = compose(expression, request.vectors, allow_strength=True)
+            composition, vectors, probes = compose_gated(expression, request.vectors, allow_strength=True)
     raise_together(errors)
     if strengths is None:
         strengths = default_strengths(composition, vectors)
@@ -112,19 +114,20 @@ def command(**values: Any) -> None:
 
     output.say_preparing(reference)
     ready = open_model(reference)
-    require_fitting(ready, vectors, prompts, columns, max_tokens=request.max_tokens, any_base=request.any_base)
+    require_fitting(ready, vectors, probes, prompts, columns, max_tokens=request.max_tokens, any_base=request.any_base)
     with out.progress() as on_event:
         on_event(Event("loading the model"))
         loaded = load(ready, request.device, request.dtype)
         out.say(f"model {loaded.source}, on {loaded.choice}")
         answers = try_columns(
-            loaded, composition, vectors, prompts, columns, temperature=request.temperature, seed=request.seed,
-            max_tokens=request.max_tokens, any_base=request.any_base, on_event=on_event,
+            loaded, composition, vectors, prompts, columns, probes=probes, temperature=request.temperature,
+            seed=request.seed, max_tokens=request.max_tokens, any_base=request.any_base, on_event=on_event,
         )  # fmt: skip
     data = {
         "expression": None if composition is None else str(composition),
         "digest": None if composition is None else composition.digest,
         "vectors": {name: vector.digest for name, vector in vectors.items()},
+        "probes": {name: probe.digest for name, probe in probes.items()},
         "model": reference,
         "model_path": str(loaded.source.path),
         "seed": request.seed,
@@ -156,7 +159,8 @@ def _is_model(text: str) -> bool:
 
 def _value(column: Column, answer: Answer) -> dict[str, Any]:
     """A completion as JSON values."""
-    return {"strength": column.strength, "system": column.system, **answer._asdict()}
+    decisions = [each._asdict() for each in answer.decisions]
+    return {"strength": column.strength, "system": column.system, **answer._asdict(), "decisions": decisions}
 
 
 def _title(column: Column) -> str:
@@ -169,7 +173,15 @@ def _figures(answer: Answer) -> str:
     """What is measured of a text, in a few words."""
     end = "ended" if answer.finish == "stop" else "cut"
     perplexity = "" if math.isnan(answer.perplexity) else f", perplexity {answer.perplexity:.3g}"
-    return f"[{answer.tokens} tokens, {end}, {answer.repeated_4grams:.0%} repeated{perplexity}]"
+    decided = "".join(f" [{_decided(each)}]" for each in answer.decisions)
+    return f"[{answer.tokens} tokens, {end}, {answer.repeated_4grams:.0%} repeated{perplexity}]{decided}"
+
+
+def _decided(decided: Decided) -> str:
+    """What a condition decided, in a few words."""
+    if decided.condition.startswith("@when"):
+        return f"{decided.condition}: {decided.value:.3g}, {'holds' if decided.held else 'does not hold'}"
+    return f"{decided.condition}: {decided.value:.3g} on average, holds on {decided.held} of {decided.read} tokens"
 
 
 def read_all_prompts(texts: Sequence[str], file: Path | None) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from vectors.expression import Composition
+from vectors.probe import Probe
 from vectors.steering import SteeringVector
 
 BASE = "base"  # the name of the unsteered model's arm
@@ -17,7 +18,8 @@ class Arm:
 
     `model` is a model reference, an adapter's folder or a task vector's file; None is the base of the evaluation.
     `weight` is the factor of what an adapter or a task vector adds.
-    `vectors` are those that the composition names; its strengths are final.
+    `vectors` are those that the composition names, `probes` what its conditions read, which controls do not replace;
+    its strengths are final.
     """
 
     name: str
@@ -26,6 +28,7 @@ class Arm:
     vectors: Mapping[str, SteeringVector] = field(default_factory=dict)
     system: str | None = None
     weight: float = 1.0
+    probes: Mapping[str, Probe | SteeringVector] = field(default_factory=dict)
 
     def scaled(self, factor: float, name: str = "") -> Arm:
         """The arm with its composition scaled. Raises ExpressionError for one that can't be."""

@@ -16,7 +16,7 @@ from steer.evaluation.arms.arm import Arm
 from vectors.errors import ArtifactError, SteerError, UsageError, collecting, raise_together
 from vectors.fit import recommended_strength
 from vectors.references import DEFAULT
-from vectors.resolve import Resolver, compose
+from vectors.resolve import Resolver, compose_gated
 from vectors.steering import SteeringVector
 from vectors.task import TaskVector
 
@@ -103,7 +103,7 @@ def _subject(
         return Subject(text, "model", Arm(text, model=text), "the weights as they are")
     if os.path.isfile(path) and path.suffix == ".safetensors" and _is_task_vector(path):
         return Subject(text, "task-vector", Arm(text, model=text), "the task vector at weight 1")
-    composition, bound = compose(text, vectors, allow_strength=True, resolvers=resolvers)
+    composition, bound, probes = compose_gated(text, vectors, allow_strength=True, resolvers=resolvers)
     point = "the strengths of the expression"
     terms = composition.terms
     if strength is not None:
@@ -114,11 +114,11 @@ def _subject(
             composition, point = composition.scaled(recommended), "layers and strength that the vector recommends"
         else:
             point = "strength 1, since the vector recommends none"
-    compose(str(composition), bound, allow_strength=allow_strength)  # refuses a strength beyond all bounds
+    compose_gated(str(composition), {**probes, **bound}, allow_strength=allow_strength)  # refuses excessive strengths
     files = {name: Path(value) for name, value in vectors.items() if name in bound and isinstance(value, str | Path)}
     if os.path.isfile(path):
         files[path.stem] = path
-    return Subject(text, "composition", Arm(text, composition=composition, vectors=bound), point, files)
+    return Subject(text, "composition", Arm(text, composition=composition, vectors=bound, probes=probes), point, files)
 
 
 def _is_task_vector(path: Path) -> bool:

@@ -50,7 +50,10 @@ def measure_arms(
 
 def scores_of(shared: Completions, arms: Sequence[Arm], any_base: bool = False) -> list[TokenScores]:
     """The scores of completions under the compositions of several arms, each with its own vectors."""
-    return shared.scores([arm.composition for arm in arms], [arm.vectors for arm in arms], any_base=any_base)
+    return shared.scores(
+        [arm.composition for arm in arms], [arm.vectors for arm in arms], probes=[arm.probes for arm in arms],
+        any_base=any_base,
+    )  # fmt: skip
 
 
 def figures_of(rendered: Sequence[Rendered], sums: Sequence[float]) -> list[float]:
@@ -66,4 +69,4 @@ def intervention(loaded: LoadedModel, arm: Arm, any_base: bool = False) -> Inter
     """What an arm does to the model while it runs."""
     if arm.composition is None:
         return no_intervention
-    return steering(loaded.model, arm.composition, arm.vectors, any_base=any_base)
+    return steering(loaded.model, arm.composition, arm.vectors, probes=arm.probes, any_base=any_base)

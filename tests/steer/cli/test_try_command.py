@@ -43,6 +43,21 @@ def test_try_takes_expressions_over_names_and_files(
     assert json.loads(out)["expression"] == "0.5*warm - other[1-2]@response"
 
 
+def test_try_says_what_the_conditions_of_an_expression_read_and_decided(
+    extracted: Path, steer: Callable[..., Outcome], model_folder: Path
+) -> None:
+    expression = "warm[2]@when:warm[0]>-1e9 + warm[3]@first:3@while:warm[1]>1e9"
+    arguments = ["try", expression, "-p", "hello", "--model", model_folder, "--max-tokens", 5, "--strengths", "0,1"]
+    code, out, err = steer(*arguments)
+    assert code == 0, err
+    assert out.count("@when:warm[0]>-1000000000: ") == out.count(", holds]") == 2
+    assert out.count("holds on 0 of 4 tokens]") == 2
+    report = json.loads(steer(*arguments, "--json")[1])
+    assert list(report["probes"]) == ["warm"]
+    decisions = report["results"][0]["completions"][1]["decisions"]
+    assert [(each["held"], each["read"]) for each in decisions] == [(1, 1), (0, 4)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -53,6 +68,8 @@ def test_try_takes_expressions_over_names_and_files(
         (["warm", "-p", "  "], 2, "a prompt is empty"),
         (["clamp(warm, 1)", "-p", "a"], 1, "can't be scaled"),
         (["warm[9]", "-p", "a"], 1, "holds no layer 9"),
+        (["warm@when:other>0", "-p", "a"], 1, "'other' is not bound"),
+        (["warm@when:warm[3]>0", "-p", "a"], 1, "what is read must lie below"),
         (["warm", "-p", "a", "--vector", "x"], 2, "is not NAME=FILE"),
         (["warm"], 2, "there is no prompt"),
         (["warm", "--prompts", "none.jsonl"], 1, "there is no file none.jsonl"),

@@ -11,11 +11,13 @@ import torch
 from probes.data.examples import Example
 from probes.models.loading import LoadedModel
 from steer.evaluation.arms.arm import Arm
+from steer.evaluation.arms.subjects import subjects_of
 from steer.evaluation.measuring.divergences import measure_divergences, neutral_text, summary
 from steer.evaluation.measuring.figures import measure_arms
 from steer.evaluation.measuring.rendering import answers_of, rendered_items
 from steer.evaluation.suites.items import Choice, Item, Pair
 from vectors.expression import parse
+from vectors.probe import Probe, Readout
 from vectors.steering import SteeringVector
 
 
@@ -130,3 +132,17 @@ def test_the_divergence_on_neutral_text_is_that_of_the_distributions(
     assert of_two.mean == pytest.approx(float(torch.cat(expected).mean()), rel=1e-3)
     assert of_two.rms >= of_two.mean > 0
     assert len(divergences[4]) == len(divergences[0])
+
+
+def test_a_condition_that_always_holds_is_the_response_and_one_that_never_holds_the_base(
+    loaded: LoadedModel, vector: SteeringVector
+) -> None:
+    vectors = {"v": vector, "on": Probe({0: Readout(torch.zeros(vector.hidden_size), 1.0)})}
+    subjects = subjects_of(["v@response", "v@when:on>0", "v@when:on<0"], vectors)
+    arms = [Arm("base"), *(subject.arm for subject in subjects)]
+    assert list(arms[2].probes) == ["on"]
+    base, everywhere, always, never = measure_arms(loaded, ITEMS, arms)
+    assert torch.allclose(always, everywhere, rtol=0, atol=1e-5)
+    assert torch.allclose(never, base, rtol=0, atol=1e-5)
+    assert float((always - never).abs().min()) > 1e-3
+    assert torch.equal(everywhere, measure_arms(loaded, ITEMS, arms[:2])[1])  # whatever is measured beside it

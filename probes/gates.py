@@ -1,0 +1,108 @@
+"""What the conditions of a composition read and decide while a model runs: the reference for faster implementations.
+
+A condition reads the output of its block, after what the composition does there, in float32 (`probe.reading_of`).
+`@when` is decided by the state of the last token of the prompt, and holds for the whole response; `@while` by the state
+of each token of the response, for that token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from probes.models import residual
+from vectors.errors import UsageError
+from vectors.expression import Condition
+from vectors.probe import Probe, Readout, reading_of
+from vectors.steering import SteeringVector
+
+
+class Positions(Protocol):
+    """What is read of the running pass."""
+
+    current: Tensor | None  # int64 [batch, tokens]; -1 for padding
+    prompt_lengths: Tensor | None  # int64 [batch]
+    sequences: int  # how many times a pass has begun new sequences
+
+
+class Decided(NamedTuple):
+    """What a condition decided in one row: of `read` values (their mean is `value`), it held for `held`.
+
+    Of `@when` one value is read, at the last token of the prompt; of `@while` one at every token of the response that
+    went through the model, which the last one never does.
+    """
+
+    condition: str
+    value: float
+    held: int
+    read: int
+
+
+class Decisions:
+    """The values that conditions read, and what follows from them; it lives across the passes of a generation."""
+
+    def __init__(self, sources: Mapping[Condition, Probe | SteeringVector]) -> None:
+        self.readouts: dict[int, dict[Condition, Readout]] = {}
+        for condition, source in sources.items():
+            layer, readout = reading_of(source, condition.layer)
+            self.readouts.setdefault(layer, {})[condition] = readout
+        self.sequences = 0
+        self.prompts: dict[Condition, Tensor] = {}  # of @when: float32 [batch], NaN before it is read
+        self.tokens: dict[Condition, list[tuple[Tensor, Tensor]]] = {}  # of @while: each pass, (in response, values)
+
+    def hook(self, layer: int, positions: Positions) -> Callable[..., None]:
+        """The forward hook of a block that is read. It changes nothing."""
+
+        def call(_block: nn.Module, _inputs: Any, output: Any) -> None:
+            states = residual.output_of(output)
+            assert positions.current is not None
+            assert positions.prompt_lengths is not None
+            if positions.sequences != self.sequences:
+                self.sequences = positions.sequences
+                self.prompts, self.tokens = {}, {}
+            current = positions.current.to(states.device)
+            lengths = positions.prompt_lengths.to(states.device)[:, None]
+            for condition, readout in self.readouts[layer].items():
+                values = readout.scores(states.float())  # [batch, tokens]
+                if condition.kind == "when":
+                    known = self.prompts.get(condition, values.new_full((len(values),), math.nan))
+                    last = current == lengths - 1
+                    self.prompts[condition] = torch.where(last.any(1), values.masked_fill(~last, 0.0).sum(1), known)
+                else:
+                    self.tokens.setdefault(condition, []).append((current >= lengths, values))
+
+        return call
+
+    def holds(self, condition: Condition, covered: Tensor) -> Tensor:
+        """Whether a condition holds, bool [batch, 1] or [batch, tokens] of the running pass.
+
+        `covered`, bool [batch, tokens], is where it matters. Raises UsageError where a prompt's last token was never
+        part of a pass.
+        """
+        if condition.kind == "while":
+            return torch.as_tensor(condition.holds(self.tokens[condition][-1][1]))
+        values = self.prompts[condition][:, None]
+        if bool((values.isnan() & covered.to(values.device)).any()):
+            raise UsageError(
+                f"{condition} is decided at the last token of the prompt, which is part of no pass",
+                "run the prompt, or its last token at least, inside the context",
+            )
+        return torch.as_tensor(condition.holds(values))
+
+    def of_row(self, row: int, tokens: int | None = None) -> list[Decided]:
+        """What each condition decided in one row of the batch, for the first `tokens` tokens of its response."""
+        decided = []
+        for condition in (condition for layer in self.readouts.values() for condition in layer):
+            values = torch.empty(0)
+            if condition in self.prompts:
+                values = self.prompts[condition][row : row + 1]
+            elif condition in self.tokens:
+                values = torch.cat([values[row][inside[row]] for inside, values in self.tokens[condition]])
+                values = values[: max(0, tokens - 1)] if tokens is not None else values
+            mean = float(values.double().mean()) if len(values) else math.nan
+            decided.append(Decided(str(condition), mean, int(condition.holds(values).sum()), len(values)))
+        return decided
