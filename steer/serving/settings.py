@@ -3,10 +3,12 @@
 `steer serve` writes these settings to a file and sets STEER_CONFIG to its path; in an existing deployment you write the
 file yourself:
 
-    vectors: {warm: warm.safetensors, formal: vectors/formal.safetensors}   # relative to this file
+    vectors: {warm: warm.safetensors, anger: anger-probe.safetensors}   # or probes; relative to this file
     arms: {friendly: 1.2*warm - 0.4*formal}
     rows: 256          # slots: how many compositions can be in use at once; one with scopes takes a slot per phase
     directions: 4      # most projections (ablate, clamp) of one composition at one layer
+    gates: 2           # most conditions of one composition; 0 (no conditions) unless a probe or a condition is given
+    gate_layers: [12]  # where conditions can read; by default where the given probes, and conditions of arms, read
     phases: 8          # most phases of one composition; in all of them together, it may have 16 times as many terms
     max_body: 1048576  # most bytes of the body of a request to vLLM's routes; by default what the model's context needs
     experiments: {tone.yaml: null}  # files of experiments, each with the digest that it must have (null: any)
@@ -18,7 +20,7 @@ file yourself:
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,23 +31,29 @@ from vectors.documents import yaml_text
 from vectors.documents.json_text import read_bounded
 from vectors.errors import SteerError, UsageError
 from vectors.expression import Composition, parse
+from vectors.probe import Probe, is_probe, reading_of
 from vectors.steering import SteeringVector
 
 NAME = "steer"  # the plugin's name, in VLLM_PLUGINS and in vLLM's configuration
 CONFIG = "STEER_CONFIG"
 ROWS, DIRECTIONS, PHASES = 256, 4, 8
 MOST_PHASES = 512
+GATES, MOST_GATES = 2, 4
 _SIZES = {
     "rows": (ROWS, 1, 65_535),
     "directions": (DIRECTIONS, 0, 65_535),
     "phases": (PHASES, 1, MOST_PHASES),
+    "gates": (None, 0, MOST_GATES),
     "max_body": (None, 1, 2**40),
 }
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Validated settings: the vectors of all files, and the parsed expression of every arm."""
+    """Validated settings: the vectors and probes of all files, and the parsed expression of every arm.
+
+    `gate_layers` None is every layer.
+    """
 
     vectors: Mapping[str, SteeringVector] = field(default_factory=dict)
     arms: Mapping[str, Composition] = field(default_factory=dict)
@@ -57,10 +65,16 @@ class Settings:
     folders: tuple[Path, ...] = ()
     any_base: bool = False
     allow_strength: bool = False
+    probes: Mapping[str, Probe] = field(default_factory=dict)
+    gates: int = 0
+    gate_layers: tuple[int, ...] | None = None
 
-    def graph(self) -> dict[str, int]:
+    def graph(self) -> dict[str, Any]:
         """The settings that the compiled graph depends on, for vLLM's cache key."""
-        return {"rows": self.rows, "directions": self.directions}
+        graph: dict[str, Any] = {"rows": self.rows, "directions": self.directions}
+        if self.gates:
+            graph |= {"gates": self.gates, "gate_layers": self.gate_layers and list(self.gate_layers)}
+        return graph
 
 
 def from_environment() -> Settings:
@@ -86,11 +100,11 @@ def check(values: Mapping[str, Any], folder: Path) -> Settings:
     problems: list[str] = []
     hints: list[str] = []
     switches = ("any_base", "allow_strength")
-    known = ("vectors", "arms", *_SIZES, "experiments", "folders", *switches)
+    known = ("vectors", "arms", *_SIZES, "gate_layers", "experiments", "folders", *switches)
     problems += [f"the settings have no {key!r}" for key in values if key not in known]
-    vectors = _vectors(values.get("vectors") or {}, folder, problems, hints)
+    vectors, probes = _vectors(values.get("vectors") or {}, folder, problems, hints)
     experiments = _experiments(values.get("experiments") or {}, folder, vectors, problems, hints)
-    arms = _arms(values.get("arms") or {}, vectors, values.get("vectors") or {}, problems, hints)
+    arms = _arms(values.get("arms") or {}, {**vectors, **probes}, values.get("vectors") or {}, problems, hints)
     sizes = {name: values.get(name, default) for name, (default, _, _) in _SIZES.items()}
     for name, (default, low, high) in _SIZES.items():
         size = sizes[name]
@@ -98,6 +112,11 @@ def check(values: Mapping[str, Any], folder: Path) -> Settings:
             continue
         if not isinstance(size, int) or isinstance(size, bool) or not low <= size <= high:
             problems.append(f"{name} is {size!r}, not a whole number from {low} to {high}")
+    gate_layers = values.get("gate_layers")
+    if gate_layers is not None and not (
+        isinstance(gate_layers, list) and gate_layers and all(type(i) is int and i >= 0 for i in gate_layers)
+    ):
+        problems.append(f"gate_layers is {gate_layers!r}, not a list of layers")
     folders = values.get("folders") or []
     if not isinstance(folders, list) or not all(isinstance(name, str) for name in folders):
         problems.append(f"folders is {folders!r}, not a list of paths")
@@ -114,9 +133,15 @@ def check(values: Mapping[str, Any], folder: Path) -> Settings:
     ]
     if problems:
         raise UsageError(problems, "; ".join(dict.fromkeys(hints)) or f"the settings are {', '.join(known)}")
+    if sizes["gates"] is None:
+        sizes["gates"] = GATES if probes or any(arm.conditions for arm in arms.values()) else 0
+    if gate_layers is None:
+        gate_layers = _layers_read({**vectors, **probes}, probes, arms.values()) or None
     return Settings(
         vectors,
         arms,
+        probes=probes,
+        gate_layers=gate_layers and tuple(sorted(set(gate_layers))),
         **sizes,
         experiments=experiments,
         folders=tuple(paths),
@@ -124,21 +149,29 @@ def check(values: Mapping[str, Any], folder: Path) -> Settings:
     )
 
 
-def _vectors(values: Any, folder: Path, problems: list[str], hints: list[str]) -> dict[str, SteeringVector]:
+def _vectors(
+    values: Any, folder: Path, problems: list[str], hints: list[str]
+) -> tuple[dict[str, SteeringVector], dict[str, Probe]]:
+    """The vectors and the probes by name."""
+    vectors: dict[str, SteeringVector] = {}
+    probes: dict[str, Probe] = {}
     if not isinstance(values, dict):
         problems.append(f"vectors is {values!r}, not a mapping from names to files")
-        return {}
-    vectors = {}
+        return vectors, probes
     for name, file in values.items():
         try:
             if not isinstance(name, str) or not isinstance(file, str):
                 raise UsageError(f"the vector {name!r}: {file!r} is not a name and a file", "write warm: FILE")
             check_name(name)
-            vectors[name] = SteeringVector.load(folder / os.path.expanduser(file))
+            path = folder / os.path.expanduser(file)
+            if is_probe(path):
+                probes[name] = Probe.load(path)
+            else:
+                vectors[name] = SteeringVector.load(path)
         except SteerError as error:
             problems += error.problems
             hints.append(error.hint)
-    return vectors
+    return vectors, probes
 
 
 def _experiments(
@@ -175,7 +208,7 @@ def _experiments(
 
 
 def _arms(
-    values: Any, vectors: Mapping[str, SteeringVector], named: Any, problems: list[str], hints: list[str]
+    values: Any, vectors: Mapping[str, SteeringVector | Probe], named: Any, problems: list[str], hints: list[str]
 ) -> dict[str, Composition]:
     if not isinstance(values, dict):
         problems.append(f"arms is {values!r}, not a mapping from names to expressions")
@@ -192,13 +225,25 @@ def _arms(
             problems += [f"arm {name!r}: {problem}" for problem in error.problems]
             hints.append(error.hint)
             continue
-        missing = [vector for vector in arms[name].names if vector not in vectors]
+        missing = [each for each in (*arms[name].names, *arms[name].probes) if each not in vectors]
         # A vector whose file could not be read has been reported already.
         missing = [vector for vector in missing if not isinstance(named, dict) or vector not in named]
         if missing:
             problems.append(f"arm {name!r} uses {', '.join(missing)}, but no vector has that name")
             hints.append(f"give it: --vector {missing[0]}=FILE")
     return arms
+
+
+def _layers_read(
+    sources: Mapping[str, SteeringVector | Probe], probes: Iterable[str], arms: Iterable[Composition]
+) -> list[int]:
+    """The layers that the probes read by default, and those that the conditions of arms read."""
+    layers = [reading_of(sources[name])[0] for name in probes]
+    for condition in (condition for arm in arms for condition in arm.conditions):
+        source = sources[condition.name]
+        if condition.layer is None or condition.layer in source.layers:  # else the arm is refused with the others
+            layers.append(reading_of(source, condition.layer)[0])
+    return layers
 
 
 def adapter_name(experiment: str, arm: str) -> str:

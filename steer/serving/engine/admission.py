@@ -21,6 +21,7 @@ from steer.serving.engine.resolved import (
     GIVEN,
     RESOLVED,
     ResolvedRequest,
+    names_of,
     parsed,
     prompt_length,
     remembered,
@@ -29,8 +30,8 @@ from steer.serving.settings import Settings, check_name, read_arm
 from vectors import fit
 from vectors.errors import ArtifactError, ExpressionError, SteerError, UsageError
 from vectors.expression import Composition, parse
+from vectors.probe import Probe
 from vectors.registry.layers import spans
-from vectors.resolve import problems_of_gates
 from vectors.steering import SteeringVector
 from vectors.storage.files import digest_json
 
@@ -60,40 +61,55 @@ class Admission:
         self.residency = Residency()
         self.lock = threading.Lock()
         self.vectors: dict[str, SteeringVector] = {}
-        self.digests: dict[str, str] = {}  # by name
+        self.probes: dict[str, Probe] = {}
+        self.digests: dict[str, str] = {}  # by name, of vectors and probes
         self.arms: dict[str, Composition] = {}
         problems = []
-        for name, vector in settings.vectors.items():
-            problems += self.unfit(name, vector)
+        sources: dict[str, SteeringVector | Probe] = {**settings.vectors, **settings.probes}
+        for name, each in sources.items():
+            problems += self.unfit(name, each)
         other = "use vectors of this model, or allow vectors of other models of the same size: --any-base"
         hint = other if problems else "change the arms"
         for name, composition in settings.arms.items():
-            problems += [f"arm {name!r}: {problem}" for problem in self.problems(composition, settings.vectors)]
+            problems += [f"arm {name!r}: {problem}" for problem in self.problems(composition, sources)]
         if problems:
             raise UsageError(problems, hint)
         for name, vector in settings.vectors.items():
             self.vectors[name], self.digests[name] = vector, vector.digest
             bounds.measure(vector)
+        for name, probe in settings.probes.items():
+            self.probes[name], self.digests[name] = probe, probe.digest
         self.arms.update(settings.arms)
 
-    def unfit(self, name: str, vector: SteeringVector) -> list[str]:
-        """The reasons why a vector can't steer the served model; empty when it can."""
-        return fit.problems_of(
-            name, vector, hidden_size=self.hidden, layers=self.layers, base=self.base, any_base=self.settings.any_base
-        )
+    @property
+    def sources(self) -> dict[str, SteeringVector | Probe]:
+        """The vectors and probes by name."""
+        return {**self.vectors, **self.probes}
 
-    def problems(self, composition: Composition, vectors: Mapping[str, SteeringVector]) -> list[str]:
-        """The reasons why this server can't apply a composition; empty when it can."""
-        reasons = problems_of_gates(composition)
-        unknown = [name for name in composition.names if name not in vectors]
+    def unfit(self, name: str, vector: SteeringVector | Probe) -> list[str]:
+        """The reasons why a vector can't steer the served model, or a probe not read it; empty when it can."""
+        model: dict[str, Any] = {"hidden_size": self.hidden, "layers": self.layers, "base": self.base}
+        if isinstance(vector, Probe):
+            return fit.problems_of_probe(name, vector, **model, any_base=self.settings.any_base)
+        return fit.problems_of(name, vector, **model, any_base=self.settings.any_base)
+
+    def problems(self, composition: Composition, sources: Mapping[str, SteeringVector | Probe]) -> list[str]:
+        """The reasons why this server can't apply a composition, given vectors and probes; empty when it can."""
+        vectors = {name: each for name, each in sources.items() if isinstance(each, SteeringVector)}
+        reasons = []
+        unknown = [name for name in names_of(composition) if name not in sources]
         if unknown:
-            loaded = _listed(sorted(vectors)) or "none"
+            loaded = _listed(sorted(sources)) or "none"
             reasons.append(f"no vector is called {_listed(map(repr, unknown))}; loaded: {loaded}")
+        added = [name for name in composition.names if name in sources and name not in vectors]
+        reasons += [f"{name} is a probe, which can be read (@when:{name}>0) but not added" for name in added]
         for name, layers in dict.fromkeys((term.name, term.layers) for term in composition.terms):
             vector = vectors.get(name)
             missing = [i for i in layers or () if vector is not None and i not in vector.layers]
             if vector is not None and missing:
                 reasons.append(f"{name} holds no layer {spans(missing)[:80]}; it holds {spans(vector.layers)}")
+        if not reasons:
+            reasons = bounds.problems_of_gates(composition, sources, self.settings)
         if not reasons and not self.settings.allow_strength:
             excessive = fit.problems_of_strength(composition, vectors)
             reasons += [f"{reason}; a server that is started with --allow-strength takes it" for reason in excessive]
@@ -110,11 +126,11 @@ class Admission:
                 raise ExpressionError(too_many, "write fewer terms")
             composition = parse(text)
             with self.lock:
-                problems = self.problems(composition, self.vectors)
+                problems = self.problems(composition, self.sources)
                 if not problems:
-                    digests = {name: self.digests[name] for name in composition.names}
+                    digests = {name: self.digests[name] for name in names_of(composition)}
                     return ResolvedRequest(str(remembered(composition)), digests)
-            unknown = any(name not in self.vectors for name in composition.names)
+            unknown = any(name not in self.digests for name in names_of(composition))
             raise ExpressionError(problems, "GET /steer lists the vectors" if unknown else "")
         except ExpressionError:
             metrics.refused("expression")
@@ -151,8 +167,8 @@ class Admission:
         scoped = prompt_length(request) if len(phases(parsed(resolved.expression))) > 1 else None
         request.cache_salt = SALT + digest_json([resolved.key, scoped, request.cache_salt])
 
-    def require_bindable(self, name: str, vector: SteeringVector, digest: str) -> None:
-        """Refuse a name that is invalid or taken, and a vector of another model. Raises SteerError."""
+    def require_bindable(self, name: str, vector: SteeringVector | Probe, digest: str) -> None:
+        """Refuse a name that is invalid or taken, and a vector or probe of another model. Raises SteerError."""
         check_name(name)
         problems = self.unfit(name, vector)
         if problems:
@@ -164,25 +180,30 @@ class Admission:
                 f"this server holds {len(self.digests)} vectors already", "DELETE those that are no longer needed"
             )
 
-    def bind(self, name: str, vector: SteeringVector, digest: str) -> bool:
-        """Bind a name to a vector for later requests; return whether the name is new. Raises SteerError."""
+    def bind(self, name: str, vector: SteeringVector | Probe, digest: str) -> bool:
+        """Bind a name to a vector or probe for later requests; return whether the name is new. Raises SteerError."""
         with self.lock:
             self.require_bindable(name, vector, digest)
-            new = name not in self.vectors
-            self.vectors[name], self.digests[name] = vector, digest
+            new = name not in self.digests
+            if isinstance(vector, Probe):
+                self.probes[name] = vector
+            else:
+                self.vectors[name] = vector
+            self.digests[name] = digest
         return new
 
     def unbind(self, name: str) -> str:
         """Unbind a name for later requests; return the vector's digest. Raises UsageError."""
         with self.lock:
-            if name not in self.vectors:
+            if name not in self.digests:
                 raise UsageError(f"no vector is called {name!r}", "GET /steer/vectors lists them")
-            arms = [arm for arm, composition in self.arms.items() if name in composition.names]
+            arms = [arm for arm, composition in self.arms.items() if name in names_of(composition)]
             if arms:
                 raise UsageError(
                     f"{name!r} is part of the arm {', '.join(arms)}", f"DELETE /steer/arms/{arms[0]} first"
                 )
-            del self.vectors[name]
+            self.vectors.pop(name, None)
+            self.probes.pop(name, None)
             return self.digests.pop(name)
 
     def add_arm(self, name: str, text: str) -> ResolvedRequest:
@@ -197,17 +218,17 @@ class Admission:
                 )
             if name not in self.arms and len(self.arms) >= ARMS:
                 raise UsageError(f"this server has {ARMS} arms, the most it keeps", "DELETE /steer/arms/NAME first")
-            problems = self.problems(composition, self.vectors)
+            problems = self.problems(composition, self.sources)
             if problems:
                 raise UsageError([f"arm {name!r}: {problem}" for problem in problems], "GET /steer lists the vectors")
             self.arms[name] = composition
-            return ResolvedRequest(str(composition), {name: self.digests[name] for name in composition.names})
+            return ResolvedRequest(str(composition), {name: self.digests[name] for name in names_of(composition)})
 
     def resolved_arms(self) -> dict[str, ResolvedRequest]:
         """What every arm stands for now, by name. Arms are not checked again: their vectors can't be unbound."""
         with self.lock:
             return {
-                name: ResolvedRequest(str(arm), {vector: self.digests[vector] for vector in arm.names})
+                name: ResolvedRequest(str(arm), {vector: self.digests[vector] for vector in names_of(arm)})
                 for name, arm in self.arms.items()
             }
 

@@ -12,12 +12,16 @@ from typing import NamedTuple
 
 import torch
 
-from steer.serving.engine.phases import acting, size
-from steer.serving.settings import MOST_PHASES, Settings
+from steer.serving.engine.phases import acting, gated_sets, size
+from steer.serving.settings import MOST_GATES, MOST_PHASES, Settings
+from vectors import fit
 from vectors.expression import Composition, terms_in
+from vectors.probe import Probe, reading_of
+from vectors.registry.layers import spans
 from vectors.steering import SteeringVector
 
 TERMS = 16  # for each phase that the settings allow: the terms of a composition, counted in every phase they act in
+GATED_PHASES = 8  # most phases of one composition in which a gate makes a difference; their tokens are counted apart
 LARGEST = 3e38  # about the largest finite float32
 # The most that steering adds to a value of the residual stream at one layer, and over all layers in length. Squares of
 # sums of it are far below the largest float32, so every norm of the model stays finite, and so do keys and values.
@@ -61,6 +65,41 @@ def problems_of(
             f"{excerpt} projects along {directions} directions at one layer; the server was started with "
             f"{settings.directions}: --steer-directions {directions}"
         )
+    return reasons
+
+
+def problems_of_gates(
+    composition: Composition, sources: Mapping[str, SteeringVector | Probe], settings: Settings
+) -> list[str]:
+    """Why a server with these settings can't decide the conditions of a composition; empty when it can.
+
+    `sources` are the vectors and probes by name. It comes before whatever looks at each set of open gates.
+    """
+    conditions = composition.conditions
+    if not conditions:
+        return []
+    if settings.gates == 0:
+        return [f"the expression has the condition {conditions[0]}; the server was started without: --steer-gates 1"]
+    if len(conditions) > settings.gates:
+        needed = len(conditions)
+        most = f"--steer-gates {needed}" if needed <= MOST_GATES else f"at most --steer-gates {MOST_GATES}"
+        return [f"the expression has {needed} conditions; the server was started with {settings.gates} gates: {most}"]
+    vectors = {name: each for name, each in sources.items() if isinstance(each, SteeringVector)}
+    reasons = fit.problems_of_conditions(composition, vectors, sources)
+    phases = len(gated_sets(composition))
+    if phases > GATED_PHASES:
+        reasons.append(f"the terms with conditions act in {phases} phases, at most {GATED_PHASES} are possible")
+    allowed = settings.gate_layers
+    if reasons or allowed is None:
+        return reasons
+    for condition in conditions:
+        layer = reading_of(sources[condition.name], condition.layer)[0]
+        if layer not in allowed:
+            more = spans(sorted({*allowed, layer}))
+            reasons.append(
+                f"{condition} reads layer {layer}; the server was started to read {spans(allowed)}: "
+                f"--steer-gate-layers {more}"
+            )
     return reasons
 
 

@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from steer.serving.engine.phases import counts, size, slots_needed
+from steer.serving.engine.bounds import GATED_PHASES
+from steer.serving.engine.phases import counts, gated_counts, gates, opens, size, slots_needed
 from steer.serving.engine.resolved import ResolvedRequest, parsed, resolved_of
 from vectors.expression import Composition
 
@@ -30,7 +31,7 @@ def cost(composition: Composition) -> int:
 class _Progress:
     """How far a steered request has come: positions [cached, end) went through the model under its composition."""
 
-    __slots__ = ("cached", "composition", "end", "prompt_length", "resolved", "terms")
+    __slots__ = ("cached", "composition", "end", "gates", "prompt_length", "read", "resolved", "terms")
 
     def __init__(self, resolved: ResolvedRequest, prompt_length: int) -> None:
         self.resolved, self.prompt_length = resolved, prompt_length
@@ -42,6 +43,8 @@ class _Progress:
             {"term": str(term), "vector": term.name, "vector_digest": resolved.vectors[term.name]}
             for term in self.composition.terms
         ]
+        self.gates = gates(self.composition)
+        self.read: tuple[Any, Any] | None = None  # of the gates: the values, and the numbers of tokens by open gates
 
 
 class Capacity:
@@ -130,6 +133,8 @@ class Capacity:
         failed: dict[str, str] = dict((report or {}).get("failed", {}))
         steered = [request for request in scheduled if request in self.progress and request not in failed]
         applied = _by_request(report) if report is not None and steered else {}
+        read = (report or {}).get("gates")
+        rows = dict(zip(report["requests"], read["rows"], strict=True)) if report and read else {}
         for request in steered:
             progress = self.progress[request]
             key, start = applied.get(request, (None, 0))
@@ -139,6 +144,8 @@ class Capacity:
             if progress.cached is None:
                 progress.cached = int(start)
             progress.end = max(progress.end, int(start) + scheduled[request])
+            if progress.gates and read:
+                progress.read = read["values"][:, rows[request]], read["counts"][rows[request]]
         return failed
 
     def receipt(self, progress: _Progress) -> dict[str, Any]:
@@ -147,7 +154,7 @@ class Capacity:
         A token counts when its position went through the model. The last token of a response never does.
         """
         applied = counts(progress.composition, progress.prompt_length, progress.end)
-        return {
+        receipt: dict[str, Any] = {
             "digest": progress.resolved.key,
             "expression": progress.resolved.expression,
             "prompt_tokens": min(progress.end, progress.prompt_length),
@@ -158,6 +165,9 @@ class Capacity:
                 for term, (prompt, response) in zip(progress.terms, applied, strict=True)
             ],
         }
+        if progress.gates:
+            _add_gates(receipt, progress)
+        return receipt
 
     def state(self) -> dict[str, int]:
         """The numbers of slots and of waiting requests, for the metrics."""
@@ -188,3 +198,33 @@ def _by_request(report: Mapping[str, Any]) -> dict[str, tuple[str | None, int]]:
     """A worker's report by request id: the key it ran under (None: unsteered), and the first position of the step."""
     steps = zip(report["keys"], report["starts"], strict=True)
     return dict(zip(report["requests"], steps, strict=True))
+
+
+def _add_gates(receipt: dict[str, Any], progress: _Progress) -> None:
+    """Add to a receipt what its gates read and decided, and set the numbers of tokens that gated terms acted on.
+
+    A gate that is decided once has the probe's value and the decision; one that each token decides has the mean of the
+    values, the number of tokens, and on how many of them it was open.
+    """
+    by_phase: list[list[int]] = [[]]
+    values = [0.0] * len(progress.gates)
+    if progress.read is not None:
+        values = progress.read[0].tolist()
+        by_phase = progress.read[1].reshape(GATED_PHASES, -1).tolist()
+    for t, tokens in gated_counts(progress.composition, by_phase).items():
+        receipt["terms"][t]["response_tokens"] = tokens
+    tokens = sum(map(sum, by_phase))
+    decided = progress.read is not None and progress.end >= progress.prompt_length
+    receipt["gates"] = []
+    for k, gate in enumerate(progress.gates):
+        entry: dict[str, Any] = {
+            "condition": str(gate),
+            "probe": gate.name,
+            "digest": progress.resolved.vectors[gate.name],
+        }
+        if gate.kind == "when":
+            entry |= {"value": values[k] if decided else None, "open": decided and opens(gate, values[k])}
+        else:
+            acted = sum(number for phase in by_phase for s, number in enumerate(phase) if s >> k & 1)
+            entry |= {"mean": values[k] / tokens if tokens else None, "tokens": tokens, "open_tokens": acted}
+        receipt["gates"].append(entry)

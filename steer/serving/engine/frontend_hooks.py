@@ -15,6 +15,7 @@ from steer.serving.engine.scheduler_hooks import RECEIPT
 from steer.serving.settings import Settings, from_environment
 from vectors import references
 from vectors.errors import ModelError, SteerError
+from vectors.probe import Probe
 from vectors.steering import SteeringVector
 from vectors.storage.files import digest_bytes
 
@@ -63,7 +64,7 @@ def _invalid(message: str) -> Exception:
 def start(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
     """Offline use: send the vectors to the workers as soon as the engine exists."""
     original(self, *args, **kwargs)
-    for vector in admission_of(self.input_processor).vectors.values():
+    for vector in admission_of(self.input_processor).sources.values():
         self.collective_rpc("steer_load", args=(vector.encode(),))
 
 
@@ -101,8 +102,8 @@ async def enter(
         raise _invalid(explain(error)) from error
 
 
-async def bind(engine: Any, name: str, vector: SteeringVector) -> str:
-    """Send a vector to the workers and bind it to a name; return its digest. Raises SteerError."""
+async def bind(engine: Any, name: str, vector: SteeringVector | Probe) -> str:
+    """Send a vector or a probe to the workers and bind it to a name; return its digest. Raises SteerError."""
     admission = admission_of(engine.input_processor)
     content, digest = await background.run(_prepared, vector)
     admission.require_bindable(name, vector, digest)  # before it is sent; `bind` checks again under the lock
@@ -112,10 +113,11 @@ async def bind(engine: Any, name: str, vector: SteeringVector) -> str:
     return digest
 
 
-def _prepared(vector: SteeringVector) -> tuple[bytes, str]:
-    """The artifact file of a vector and its digest; what admission needs of the vector is computed too."""
+def _prepared(vector: SteeringVector | Probe) -> tuple[bytes, str]:
+    """The artifact file of a vector or probe and its digest; what admission needs of the vector is computed too."""
     content = vector.encode()
-    bounds.measure(vector)
+    if isinstance(vector, SteeringVector):
+        bounds.measure(vector)
     return content, digest_bytes(content)
 
 
@@ -132,7 +134,7 @@ async def begin_serving(engine: Any, *, shared: bool = False) -> None:
     admission = admission_of(engine.input_processor)
     engine.steer_serves_http = True
     admission.residency.connect(engine.collective_rpc, shared=shared)
-    for name, vector in list(admission.vectors.items()):
+    for name, vector in list(admission.sources.items()):
         async with admission.residency.delivered(admission.digests[name], vector.encode()):
             admission.residency.hold([admission.digests[name]])
 

@@ -18,6 +18,7 @@ class _Metrics(NamedTuple):
     rows_held: Any
     waiting: Any
     vectors: Any
+    gates: Any
 
 
 _METRICS: list[_Metrics] = []
@@ -43,6 +44,11 @@ def get() -> _Metrics:
                 Gauge("steer:rows_held", "Slots that running requests hold.", **last),
                 Gauge("steer:requests_waiting_for_rows", "Requests that wait for a free slot.", **last),
                 Gauge("steer:vectors", "Vectors that have a name.", **last),
+                Counter(
+                    "steer:gate",
+                    "Decisions of gates, by probe: one for a request (@when), or one for each token (@while).",
+                    ["probe", "decision"],
+                ),
             )
         )
     return _METRICS[0]
@@ -61,6 +67,14 @@ def ended(request: HttpRequest | None, receipt: dict[str, Any] | None) -> None:
     for part in ("prompt", "response") if receipt is not None else ():
         assert receipt is not None
         metrics.tokens.labels(arm, part).inc(receipt[f"{part}_tokens"])
+    for gate in (receipt or {}).get("gates", ()):
+        # Names of probes are those of vectors, of which a server has a bounded number at a time, not in all.
+        probe = _label(gate["probe"])
+        if "tokens" in gate:
+            metrics.gates.labels(probe, "open").inc(gate["open_tokens"])
+            metrics.gates.labels(probe, "closed").inc(gate["tokens"] - gate["open_tokens"])
+        elif gate["value"] is not None:
+            metrics.gates.labels(probe, "open" if gate["open"] else "closed").inc()
 
 
 def refused(reason: str) -> None:
@@ -81,7 +95,11 @@ def arm_of(request: HttpRequest | None) -> str:
 
     Arms can be added without end while a server runs; behind the first `ARMS` names, others share the label `other`.
     """
-    arm = (request.arm if request is not None else None) or "expression"
-    if arm not in _LABELS and len(_LABELS) < ARMS:
-        _LABELS.add(arm)
-    return arm if arm in _LABELS else "other"
+    return _label((request.arm if request is not None else None) or "expression")
+
+
+def _label(name: str) -> str:
+    """A label for a name; behind the first `ARMS` names, others share one."""
+    if name not in _LABELS and len(_LABELS) < ARMS:
+        _LABELS.add(name)
+    return name if name in _LABELS else "other"

@@ -113,6 +113,8 @@ def _configure(original: Callable[..., Any], self: Any, *args: Any, **kwargs: An
     problems = unsupported(config)
     if problems:
         raise ValueError(f"steer can't serve with {'; nor with '.join(problems)}. Turn that off, or unset VLLM_PLUGINS")
+    if settings.gates and config.parallel_config.pipeline_parallel_size > 1:
+        raise ValueError("steer: with pipeline parallelism there are no gates; start with --steer-gates 0")
     frontend_hooks.check(settings, config.model_config)
     config.additional_config = {**config.additional_config, NAME: {"version": __version__, **settings.graph()}}
     return config
@@ -155,7 +157,8 @@ def _load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: A
     hidden = self.vllm_config.model_config.get_hidden_size()
     second = bool(self.use_v2_model_runner)
     decoder = proved_blocks(self.model_runner, self.vllm_config, second=second)
-    self.steer = SteeringWorker(decoder, settings, tokens, hidden)
+    requests = int(self.vllm_config.scheduler_config.max_num_seqs)
+    self.steer = SteeringWorker(decoder, settings, tokens, hidden, requests)
     attach(self.model_runner, self.steer, second=second)
     return result
 

@@ -46,6 +46,8 @@ class HttpRequest:
             {**term, **{key: sum(r["terms"][i][key] for r in receipts) for key in ("prompt_tokens", "response_tokens")}}
             for i, term in enumerate(receipts[0]["terms"])
         ]
+        if "gates" in receipts[0]:  # one entry for each answer, since each may be decided otherwise
+            result["gates"] = [gate for receipt in receipts for gate in receipt["gates"]]
         return {"arm": self.arm, **result, "answers": len(receipts)}
 
 

@@ -44,9 +44,14 @@ def remembered(composition: Composition) -> Composition:
     return composition
 
 
+def names_of(composition: Composition) -> tuple[str, ...]:
+    """The names of a composition's vectors, and of the probes that its conditions read, each once."""
+    return tuple(dict.fromkeys((*composition.names, *composition.probes)))
+
+
 @dataclass(frozen=True)
 class ResolvedRequest:
-    """An expression as canonical text, and the digest of each vector by its name in the expression."""
+    """An expression as canonical text, and the digest of each vector and probe by its name in the expression."""
 
     expression: str
     vectors: dict[str, str]

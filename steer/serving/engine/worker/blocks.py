@@ -4,11 +4,13 @@ A block's class is replaced by a subclass whose forward adds, for every token, w
 is plain tensor code, through which torch.compile traces; on a GPU one kernel (`kernel.steered`), which to torch.compile
 is an operator. All of it works on buffers at fixed addresses, so CUDA graphs replay it. The projection directions are a
 loop instead of one gather, so that no temporary is larger than the residual stream. Where the output holds the residual
-stream has been proved on the loaded model (`proof.prove`).
+stream has been proved on the loaded model (`proof.prove`). A block that gates read gives its steered stream to them
+(`gates`), which may change what slots the blocks above it see.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from steer.serving.engine.bounds import LONGEST
 from steer.serving.engine.worker import kernel
+from steer.serving.engine.worker.gates import GateTable, read
 from steer.serving.engine.worker.proof import Form, Proved
 from steer.serving.engine.worker.slots import SlotTable
 
@@ -24,8 +27,11 @@ from steer.serving.engine.worker.slots import SlotTable
 HALF = 32_000.0
 
 
-def install(blocks: Mapping[int, Proved], table: SlotTable, slots: Tensor) -> None:
-    """Make the blocks of a loaded model read the slot table; `slots` [tokens] is the slot of every token of a step."""
+def install(blocks: Mapping[int, Proved], table: SlotTable, slots: Tensor, gates: GateTable | None = None) -> None:
+    """Make the blocks of a loaded model read the slot table; `slots` [tokens] is the slot of every token of a step.
+
+    The blocks at the layers of `gates` are read by them.
+    """
     add = _add_in_one_kernel if slots.is_cuda else _add
     if slots.is_cuda:
         kernel.register()
@@ -35,7 +41,11 @@ def install(blocks: Mapping[int, Proved], table: SlotTable, slots: Tensor) -> No
         block.register_buffer("steer_added", table.added[i], persistent=False)
         block.register_buffer("steer_units", table.units[i], persistent=False)
         block.register_buffer("steer_factors", table.factors[i], persistent=False)
-        block.__class__ = steered_class(type(block), form, add)
+        if gates is not None and layer in gates.layers:
+            gates.join(block, layer)
+            block.__class__ = steered_class(type(block), form, _and_read(add))
+        else:
+            block.__class__ = steered_class(type(block), form, add)
 
 
 # Adds the change to the first tensor, which is the residual stream, or of which the second is the other half.
@@ -105,6 +115,18 @@ def _add_in_one_kernel(block: Any, half: Tensor, other: Tensor | None) -> Tensor
     tables = block.steer_slots, block.steer_added, block.steer_units, block.steer_factors
     result: Tensor = torch.ops.steer.steered(half, other, *tables, limit)
     return result
+
+
+@functools.cache
+def _and_read(add: Add) -> Add:
+    """The same for a block that gates read: they read the stream as it is afterwards, in the model's dtype."""
+
+    def add_and_read(block: Any, half: Tensor, other: Tensor | None) -> Tensor:
+        result = add(block, half, other)
+        read(block, result if other is None else result + other, block.steer_slots)
+        return result
+
+    return add_and_read
 
 
 def change_of(stream: Tensor, slots: Tensor, added: Tensor, units: Tensor, factors: Tensor) -> Tensor:

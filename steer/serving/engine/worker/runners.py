@@ -41,7 +41,9 @@ def attach(runner: Any, state: SteeringWorker, *, second: bool) -> None:
                     logger.exception("steer: request %s can't be steered in this worker, which ends", new.req_id)
                     raise SystemExit(1) from error
                 state.fail(new.req_id, str(error))
-        return _report(execute(scheduled, *args, **kwargs), state)
+        output = execute(scheduled, *args, **kwargs)
+        state.launched()
+        return _report(output, state)
 
     def sample_tokens(*args: Any, **kwargs: Any) -> Any:
         return _report(sample(*args, **kwargs), state)

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from steer.serving.engine.phases import Phase
+from steer.serving.engine.phases import Phase, variants
 from steer.serving.engine.worker.rows import Rows, Stack, rows_of
 from vectors.expression import Composition
 
@@ -43,7 +43,10 @@ class SlotTable:
         self.factors = torch.zeros(len(self.layers), directions, slots + 1, 2, device=device)
         self.free = list(range(slots, 0, -1))
         self.projecting: set[int] = set()  # slots that have directions
-        self.held: dict[str, list[int]] = {}  # by key: the slot of each phase, 0 where nothing acts
+        self.held: dict[
+            str, list[int]
+        ] = {}  # by key: the slot of each phase while its gates are closed, 0: nothing acts
+        self.choices: dict[str, list[tuple[int, ...]]] = {}  # by key: the slots of each phase, by set of open gates
         self.users: dict[str, int] = {}  # by key: the number of running requests
         self.idle: OrderedDict[str, None] = OrderedDict()  # keys without running requests, the longest idle first
         self.spare = 0  # number of slots of the idle compositions
@@ -51,13 +54,14 @@ class SlotTable:
     def take(
         self, key: str, composition: Composition, phases: Sequence[Phase], stacks: Mapping[str, Stack]
     ) -> list[int]:
-        """The slot of each phase, for one more request with a composition.
+        """The slot of each phase while its gates are closed, for one more request with a composition.
 
-        `key` is the digest of the composition and its vectors, so requests with equal keys share their slots. Raises
-        Unsteerable when no slot is left; then nothing has changed.
+        All slots of each phase are in `choices`. `key` is the digest of the composition and its vectors, so requests
+        with equal keys share their slots. Raises Unsteerable when no slot is left; then nothing has changed.
         """
         if key not in self.held:
-            self.held[key] = self._write(composition, phases, stacks)
+            self.choices[key] = self._write(composition, phases, stacks)
+            self.held[key] = [choices[0] for choices in self.choices[key]]
             self.users[key] = 0
         if key in self.idle:
             del self.idle[key]
@@ -70,16 +74,23 @@ class SlotTable:
         self.users[key] -= 1
         if self.users[key] > 0:
             return
-        if any(self.held[key]):
+        if self.slots_of(key):
             self.idle[key] = None
             self.spare += self._count(key)
         else:  # it never acts (0*warm) and has no slots, so it would never be evicted
-            del self.held[key], self.users[key]
+            del self.held[key], self.choices[key], self.users[key]
 
-    def _write(self, composition: Composition, phases: Sequence[Phase], stacks: Mapping[str, Stack]) -> list[int]:
-        sets = list(dict.fromkeys(phase.terms for phase in phases if phase.terms))
+    def slots_of(self, key: str) -> set[int]:
+        """All slots of a composition."""
+        return {slot for choices in self.choices[key] for slot in choices} - {0}
+
+    def _write(
+        self, composition: Composition, phases: Sequence[Phase], stacks: Mapping[str, Stack]
+    ) -> list[tuple[int, ...]]:
+        by_phase = [variants(composition, phase.terms) for phase in phases]
+        sets = list(dict.fromkeys(terms for each in by_phase for terms in each if terms))
         if not sets:
-            return [0] * len(phases)
+            return [(0,) * len(each) for each in by_phase]
         slots = self._free_slots(len(sets))
         try:
             device = self.added.device
@@ -89,7 +100,7 @@ class SlotTable:
             self.free += slots  # their content is overwritten at the next use
             raise
         slot = dict(zip(sets, slots, strict=True))
-        return [slot.get(phase.terms, 0) for phase in phases]
+        return [tuple(slot.get(terms, 0) for terms in each) for each in by_phase]
 
     def _free_slots(self, count: int) -> list[int]:
         """Take free slots, evicting the compositions that are idle the longest. Raises Unsteerable."""
@@ -98,14 +109,14 @@ class SlotTable:
         while len(self.free) < count:
             oldest, _ = self.idle.popitem(last=False)
             self.spare -= self._count(oldest)
-            self.free += sorted(set(self.held.pop(oldest)) - {0})
-            del self.users[oldest]
+            self.free += sorted(self.slots_of(oldest))
+            del self.held[oldest], self.choices[oldest], self.users[oldest]
         taken, self.free = self.free[-count:][::-1], self.free[:-count]
         return taken
 
     def _count(self, key: str) -> int:
         """The number of slots that a composition has."""
-        return len(set(self.held[key]) - {0})
+        return len(self.slots_of(key))
 
     def _copy(self, rows: Rows, slots: list[int]) -> None:
         """Write the slots: one copy for each tensor of the table."""

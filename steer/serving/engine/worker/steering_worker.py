@@ -15,22 +15,34 @@ import numpy as np
 import torch
 
 from steer.serving.engine import bounds
-from steer.serving.engine.phases import Phase, edges, phases
+from steer.serving.engine.phases import Phase, edges, gated_sets, gates, phases
 from steer.serving.engine.resolved import ResolvedRequest, parsed
 from steer.serving.engine.worker import blocks
+from steer.serving.engine.worker.gates import ACTS, COUNTS, DECIDES, GatedRequest, GateTable
 from steer.serving.engine.worker.proof import Proved
 from steer.serving.engine.worker.rows import Stack
 from steer.serving.engine.worker.slots import SlotTable, Unsteerable
 from vectors.errors import ExpressionError
+from vectors.expression import Composition
+from vectors.probe import KIND as PROBE
+from vectors.probe import Probe, reading_of
 from vectors.steering import SteeringVector
 
 
 class _Live(NamedTuple):
-    """A running steered request: its composition's key, and the first position (`edges`) and slot of each phase."""
+    """A running steered request: its composition's key, and the first position (`edges`) and slot of each phase.
+
+    Of one with gates also the plan of each phase (0: no gate acts in it) and of its last prompt token (0: nothing is
+    decided there).
+    """
 
     key: str
     edges: list[int]
     slots: list[int]
+    prompt_length: int = 0
+    plans: Sequence[int] = ()
+    deciding: int = 0
+    gated: GatedRequest | None = None
 
 
 class SteeringWorker:
@@ -39,16 +51,27 @@ class SteeringWorker:
     `token_slots`, int32 [tokens] on the model's device, is the buffer that the blocks read.
     """
 
-    def __init__(self, decoder: Mapping[int, Proved], settings: Mapping[str, Any], tokens: int, hidden: int) -> None:
-        """`decoder` has the decoder blocks in this process; `settings` the rows and directions of the slot table."""
+    def __init__(
+        self, decoder: Mapping[int, Proved], settings: Mapping[str, Any], tokens: int, hidden: int, requests: int = 256
+    ) -> None:
+        """`decoder` has the decoder blocks in this process; `settings` the rows and directions of the slot table.
+
+        A step has at most so many `tokens`, and at most so many `requests` run at once.
+        """
         device = next(parameter.device for block, _ in decoder.values() for parameter in block.parameters())
         self.table = SlotTable(sorted(decoder), settings["rows"], hidden, settings["directions"], device)
         self.token_slots = torch.zeros(tokens, dtype=torch.int32, device=device)
         self.blocks = {type(block).__name__: form.name for block, form in decoder.values()}  # for reports
-        blocks.install(decoder, self.table, self.token_slots)
-        self.stacks: dict[str, Stack] = {}  # the loaded vectors, by digest
+        self.gates: GateTable | None = None
+        if settings.get("gates"):
+            layers = [i for i in sorted(decoder) if settings["gate_layers"] is None or i in settings["gate_layers"]]
+            # Preempted requests hold their rows too.
+            rows = max(4 * requests, 1024)
+            self.gates = GateTable(layers, settings["gates"], settings["rows"], rows, tokens, hidden, device)
+        blocks.install(decoder, self.table, self.token_slots, self.gates)
+        self.stacks: dict[str, Stack | Probe] = {}  # the loaded vectors and probes, by digest
         self.reader = ThreadPoolExecutor(1, "steer-load")
-        self.loading: dict[str, Future[tuple[str, Stack]]] = {}  # by digest, until `use`
+        self.loading: dict[str, Future[tuple[str, Stack | Probe]]] = {}  # by digest, until `use`
         self.live: dict[str, _Live] = {}
         self.failed: dict[str, str] = {}  # the reason, by id of a request that can't be steered, until it ends
         self.filled = 0  # number of tokens of the last step; the rest of the buffer is 0
@@ -90,10 +113,12 @@ class SteeringWorker:
         self.stacks.pop(digest, None)
         self.loading.pop(digest, None)
 
-    def _read(self, content: bytes) -> tuple[str, Stack]:
+    def _read(self, content: bytes) -> tuple[str, Stack | Probe]:
         from vectors import artifact
 
         file = artifact.decode(content, "the vector")
+        if (file.metadata or {}).get("kind") == PROBE:
+            return file.digest, Probe.decode(content)
         layers = {int(name.removeprefix("layer.")): tensor for name, tensor in file.tensors.items()}
         vector = SteeringVector(layers, file.metadata or {})
         bounds.measure(vector)  # here, so that no step waits for it when a request begins
@@ -101,12 +126,13 @@ class SteeringWorker:
 
     def state(self) -> dict[str, Any]:
         """What the worker holds, as JSON values."""
-        held = sum(len(set(slots) - {0}) for key, slots in self.table.held.items() if self.table.users[key])
+        held = sum(len(self.table.slots_of(key)) for key, users in self.table.users.items() if users)
         return {
             "vectors": sorted(self.stacks),
             "rows": self.table.slots,
             "rows_held": held,
             "requests": len(self.live),
+            "gated": len(self.gates.requests) if self.gates is not None else 0,
             "blocks": self.blocks,
         }
 
@@ -119,20 +145,44 @@ class SteeringWorker:
             resolved = ResolvedRequest.of(extra)
             if resolved is None:
                 return
-            self.end([request])  # with vLLM's V2 runner, a preempted request begins again
+            self._release(request)  # with vLLM's V2 runner, a preempted request begins again
             composition = parsed(resolved.expression)
             missing = [name for name, digest in resolved.vectors.items() if digest not in self.stacks]
             if missing:
                 raise Unsteerable(f"this worker has not loaded {', '.join(missing)}, which request {request} needs")
-            stacks = {name: self.stacks[resolved.vectors[name]] for name in composition.names}
+            used = {name: self.stacks[digest] for name, digest in resolved.vectors.items()}
+            stacks = {name: each for name, each in used.items() if isinstance(each, Stack)}
             vectors = {name: stack.vector for name, stack in stacks.items()}
             bounds.require_applicable(composition, vectors, self.table.directions)
+            conditions = gates(composition)
+            gated = self._gated(request, composition) if conditions else None
         except (RuntimeError, ValueError, LookupError, TypeError, ExpressionError) as error:
             raise Unsteerable(f"steer: {error}") from error
         ordered: Sequence[Phase] = phases(composition)
+        new = resolved.key not in self.table.held
         slots = self.table.take(resolved.key, composition, ordered, stacks)
-        self.live[request] = _Live(resolved.key, edges(ordered, prompt_length), slots)
+        begins = edges(ordered, prompt_length)
+        if gated is None or self.gates is None:
+            self.live[request] = _Live(resolved.key, begins, slots)
+        else:
+            by_phase = self.table.choices[resolved.key]
+            sets = gated_sets(composition)
+            choices = {phase.terms: each for phase, each in zip(ordered, by_phase, strict=True) if phase.terms in sets}
+            if new:
+                sources = {n: each.vector if isinstance(each, Stack) else each for n, each in used.items()}
+                readings = [reading_of(sources[gate.name], gate.layer) for gate in conditions]
+                self.gates.write(composition, choices, readings)
+            plans = [each[-1] if phase.terms in sets else 0 for phase, each in zip(ordered, by_phase, strict=True)]
+            once = any(gate.kind == "when" for gate in conditions)
+            deciding = next(plan for plan in plans if plan) if once else 0
+            self.live[request] = _Live(resolved.key, begins, slots, prompt_length, plans, deciding, gated)
         self.steady = None
+
+    def _gated(self, request: str, composition: Composition) -> GatedRequest:
+        """The row of a request with gates. Raises ValueError, LookupError."""
+        if self.gates is None or len(gates(composition)) > self.gates.count:
+            raise ValueError(f"the composition has {len(gates(composition))} gates, more than this worker")
+        return self.gates.begin(request)
 
     def fail(self, request: str, reason: str) -> None:
         """Mark a request that can't be steered: the next steps report it, and the engine core ends it."""
@@ -144,10 +194,15 @@ class SteeringWorker:
         for request in requests:
             if self.failed.pop(request, None) is not None:
                 self.steady = None
-            live = self.live.pop(request, None)
-            if live is not None:
-                self.table.release(live.key)
-                self.steady = None
+            self._release(request)
+            if self.gates is not None:
+                self.gates.end(request)
+
+    def _release(self, request: str) -> None:
+        live = self.live.pop(request, None)
+        if live is not None:
+            self.table.release(live.key)
+            self.steady = None
 
     def point(self, requests: list[str], starts: np.ndarray, counts: np.ndarray) -> None:
         """Set the slot of every token of the next step.
@@ -160,12 +215,14 @@ class SteeringWorker:
         if not self.live and not self.failed:
             if self.steady is not None or self.report is not None:
                 self.token_slots[: self.filled].zero_()
+                self._fill_gates(None)
             self.filled, self.steady, self.report = 0, None, None
             return
         if self.report is not None and self._unchanged(requests, starts, total):
             self.report = {**self.report, "starts": starts.copy()}
             return
         filled = np.zeros(max(total, self.filled), dtype=np.int32)
+        gated = np.zeros((total, 3), dtype=np.int32) if self.gates is not None and self.gates.requests else None
         keys: list[str | None] = []
         last = np.zeros(len(requests), dtype=np.int64)
         offset = 0
@@ -181,19 +238,55 @@ class SteeringWorker:
                     if begin >= count:
                         break
                     filled[offset + begin : offset + count] = live.slots[phase]
+                    if live.gated is not None and gated is not None:
+                        gated[offset + begin : offset + count, 0] = live.plans[phase]
+                if live.gated is not None and gated is not None:
+                    last[i] = max(last[i], live.gated.counted)
+                    _mark(gated[offset : offset + count], live, start)
             offset += count
         self.token_slots[: len(filled)].copy_(_on(self.token_slots.device, filled), non_blocking=True)
         self.filled = total
+        self._fill_gates(gated)
         # The buffer stays right for the next steps only if every request has one token and is in its last phase.
         settled = total == len(requests) and bool((starts >= last).all())
         self.steady = (list(requests), last) if settled else None
         self.report = {"requests": list(requests), "keys": keys, "starts": starts.copy(), "failed": dict(self.failed)}
 
+    def _fill_gates(self, tokens: np.ndarray | None) -> None:
+        if self.gates is not None and (tokens is not None or self.gates.filled):
+            self.gates.fill(tokens)
+
+    def launched(self) -> None:
+        """Add to the report what the gates hold after the step that has been launched, without waiting for it."""
+        if self.gates is not None and self.report is not None and self.gates.filled:
+            rows = [self.gates.requests[r].row if r in self.gates.requests else 0 for r in self.report["requests"]]
+            self.report = {**self.report, "gates": {"rows": rows, **self.gates.snapshot()}}
+
     def _unchanged(self, requests: list[str], starts: np.ndarray, total: int) -> bool:
         """Whether each request has one token, in its last phase, as in the last step: the buffer stays as it is."""
         if self.steady is None or total != len(requests) or self.steady[0] != requests:
             return False
-        return bool((starts >= self.steady[1]).all())
+        if not bool((starts >= self.steady[1]).all()):
+            return False
+        if self.gates is not None and self.gates.filled:
+            for request, start in zip(requests, starts.tolist(), strict=True):
+                if request in self.gates.requests:
+                    self.gates.requests[request].counted = start + 1
+        return True
+
+
+def _mark(tokens: np.ndarray, live: _Live, start: int) -> None:
+    """Set the row, and what they do, of the tokens of a request with gates: [tokens, 3], the first at `start`."""
+    gated, prompt, end = live.gated, live.prompt_length, start + len(tokens)
+    assert gated is not None
+    tokens[:, 1] = gated.row
+    tokens[max(prompt - start, 0) :, 2] = ACTS
+    tokens[max(prompt - start, gated.counted - start, 0) :, 2] = ACTS | COUNTS
+    if live.deciding and not gated.decided and start <= prompt - 1 < end:
+        # A preempted request, whose prompt may be computed once more, stays as it has been decided.
+        tokens[prompt - 1 - start] = live.deciding, gated.row, DECIDES
+        gated.decided = True
+    gated.counted = max(gated.counted, end)
 
 
 def _on(device: torch.device, values: np.ndarray) -> torch.Tensor:

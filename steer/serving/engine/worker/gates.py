@@ -1,0 +1,233 @@
+"""Gates in the compiled graph: a reading of the stream chooses the slot that a token reads at the layers above it.
+
+At each layer that a probe may read, one operation computes the score of every token whose composition has a gate there,
+and writes the slot of the token: that of the gated terms, or that without them. It runs on the device alone, on buffers
+at fixed addresses, and declares what it changes, so torch.compile keeps its order and CUDA graphs replay it.
+
+A gate that is decided once is decided by the last token of the prompt, whose score is stored in the row of its request;
+the tokens of the response read it there, in the same step or in later ones. The other gates are decided by each token
+of the response for itself. Slots that differ in a gate are equal up to the layer that the gate reads, so it does not
+matter what a token's slot is there before the gate has been decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from steer.serving.engine.bounds import GATED_PHASES
+from steer.serving.engine.phases import gated_sets, gates
+from vectors.expression import Composition
+from vectors.probe import Readout
+
+Reading = tuple[int, Readout]  # a layer, and what is read there
+
+ACTS, DECIDES, COUNTS = (
+    1,
+    2,
+    4,
+)  # what a token does: gates choose its slot, it decides, it is computed for the first time
+# A gate is decided once; it is open below the threshold, not above; it is open at the threshold too.
+ONCE, BELOW, EQUAL = 1, 2, 4
+_MODES = {">": 0, ">=": EQUAL, "<": BELOW, "<=": BELOW | EQUAL}
+
+
+@dataclass
+class GatedRequest:
+    """What the worker keeps of a request from its first step until it has ended, whatever preempts it in between."""
+
+    row: int
+    decided: bool = False  # whether its last prompt token has gone through the model
+    counted: int = 0  # the positions before this one went through the model
+
+
+class GateTable:
+    """The gates of the compositions in use, by slot; of the tokens of a step; and of the requests, by row.
+
+    `count` is how many gates one composition may have, `layers` where they may read. A composition's gates are written
+    at the slots that its phases have while all gates are open: the `plan` of a token names this slot, 0 none. Row 0 of
+    the requests belongs to none.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[int],
+        count: int,
+        slots: int,
+        requests: int,
+        tokens: int,
+        hidden: int,
+        device: torch.device,
+    ) -> None:
+        self.layers, self.count = tuple(layers), count
+        self.weights = torch.zeros(count, slots + 1, hidden, device=device)
+        self.limits = torch.zeros(count, slots + 1, 2, device=device)  # bias, threshold
+        self.modes = torch.full((count, slots + 1, 2), -1, dtype=torch.int32, device=device)  # layer, mode
+        self.ends = torch.full((slots + 1, 2), -1, dtype=torch.int32, device=device)  # the highest layer, the bin
+        self.choices = torch.zeros(
+            slots + 1, 1 << count, dtype=torch.int32, device=device
+        )  # slot, by set of open gates
+        self.tokens = torch.zeros(tokens, 3, dtype=torch.int32, device=device)  # plan, row, what it does
+        self.open = torch.zeros(tokens, dtype=torch.int32, device=device)  # the set of open gates
+        self.values = torch.zeros(count, requests + 1, device=device)  # the score, or the sum of the tokens' scores
+        self.counts = torch.zeros(requests + 1, GATED_PHASES << count, dtype=torch.int32, device=device)
+        self.requests: dict[str, GatedRequest] = {}
+        self.free = list(range(requests, 0, -1))
+        self.filled = 0  # the tokens that are not zero lie before this one
+
+    def write(
+        self,
+        composition: Composition,
+        choices: Mapping[tuple[int, ...], Sequence[int]],
+        readings: Sequence[Reading],
+    ) -> None:
+        """Write the gates of a composition; `choices` are its slots by set of terms and by set of open gates.
+
+        `readings` are what its gates read, in order.
+        """
+        conditions = gates(composition)
+        last = max(layer for layer, _ in readings)
+        for number, terms in enumerate(gated_sets(composition)):
+            slots = choices[terms]
+            plan = slots[-1]
+            for k, gate in enumerate(conditions):
+                layer, readout = readings[k]
+                mode = _MODES[gate.comparison] | (ONCE if gate.kind == "when" else 0)
+                self.weights[k, plan].copy_(self._here(readout.weight), non_blocking=True)
+                self.limits[k, plan].copy_(self._here(torch.tensor([readout.bias, gate.threshold])), non_blocking=True)
+                self.modes[k, plan].copy_(self._here(torch.tensor([layer, mode], dtype=torch.int32)), non_blocking=True)
+            for k in range(len(conditions), self.count):
+                self.modes[k, plan].fill_(-1)
+            self.ends[plan].copy_(self._here(torch.tensor([last, number], dtype=torch.int32)), non_blocking=True)
+            # A composition with fewer gates ignores the bits of the others.
+            every = [slots[each % len(slots)] for each in range(1 << self.count)]
+            self.choices[plan].copy_(self._here(torch.tensor(every, dtype=torch.int32)), non_blocking=True)
+
+    def _here(self, tensor: Tensor) -> Tensor:
+        return tensor.pin_memory() if self.tokens.device.type == "cuda" else tensor
+
+    def join(self, block: nn.Module, layer: int) -> None:
+        """Let `read` find the tensors of this table at a block."""
+        block.__dict__["steer_layer"] = layer
+        for name in ("weights", "limits", "modes", "ends", "choices", "tokens", "open", "values", "counts"):
+            block.register_buffer(f"steer_gate_{name}", getattr(self, name), persistent=False)
+
+    def begin(self, request: str) -> GatedRequest:
+        """The row of a request; the one that it has, where it was preempted. Raises LookupError when none is free."""
+        if request not in self.requests:
+            if not self.free:
+                raise LookupError(f"all {len(self.requests)} rows of gated requests are held")
+            gated = self.requests[request] = GatedRequest(self.free.pop())
+            self.values[:, gated.row].zero_()
+            self.counts[gated.row].zero_()
+        return self.requests[request]
+
+    def end(self, request: str) -> None:
+        """Free the row of a request that has ended."""
+        gated = self.requests.pop(request, None)
+        if gated is not None:
+            self.free.append(gated.row)
+
+    def fill(self, tokens: np.ndarray | None) -> None:
+        """Set what the tokens of the next step do: int32 [tokens, 3]; None for a step without gated requests."""
+        length = 0 if tokens is None else len(tokens)
+        if tokens is not None:
+            self.tokens[:length].copy_(self._here(torch.from_numpy(tokens)), non_blocking=True)
+        if self.filled > length:
+            self.tokens[length : self.filled].zero_()
+        self.filled = length
+
+    def snapshot(self) -> dict[str, Any]:
+        """What the rows hold after the step that has been launched: on a GPU, once its tokens have arrived."""
+        rows = 1 + max((gated.row for gated in self.requests.values()), default=0)
+        return {"values": _copy(self.values[:, :rows]), "counts": _copy(self.counts[:rows])}
+
+
+def _copy(tensor: Tensor) -> np.ndarray:
+    if tensor.device.type != "cuda":
+        return tensor.clone().numpy()
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return copy.copy_(tensor, non_blocking=True).numpy()
+
+
+def read(block: Any, stream: Tensor, slots: Tensor) -> None:
+    """Let the gates of a block that has joined a table read the stream [tokens, hidden], and change the `slots`."""
+    torch.ops.steer.gate(
+        stream.to(torch.float32),
+        block.steer_layer,
+        block.steer_gate_weights,
+        block.steer_gate_limits,
+        block.steer_gate_modes,
+        block.steer_gate_ends,
+        block.steer_gate_choices,
+        block.steer_gate_tokens,
+        block.steer_gate_open,
+        block.steer_gate_values,
+        block.steer_gate_counts,
+        slots,
+    )
+
+
+def _gate(
+    stream: Tensor,
+    layer: int,
+    weights: Tensor,
+    limits: Tensor,
+    modes: Tensor,
+    ends: Tensor,
+    choices: Tensor,
+    tokens: Tensor,
+    open_gates: Tensor,
+    values: Tensor,
+    counts: Tensor,
+    slots: Tensor,
+) -> None:
+    """Read the stream [tokens, hidden], float32, at a layer; the tensors are those of GateTable, and the tokens' slots.
+
+    It changes the last four.
+    """
+    count = stream.shape[0]
+    plan, row, does = tokens[:count].unbind(1)
+    if stream.device.type == "cpu" and not bool(plan.any()):
+        return  # which would make the host wait for a GPU
+    acts, counted = (does & ACTS) != 0, (does & COUNTS) != 0
+    nobody = torch.zeros_like(row)
+    bits = open_gates[:count].clone()
+    touched = torch.zeros_like(acts)
+    for k in range(weights.shape[0]):
+        where, mode = modes[k].index_select(0, plan).unbind(1)
+        bias, threshold = limits[k].index_select(0, plan).unbind(1)
+        here, once = where == layer, (mode & ONCE) != 0
+        score = (stream * weights[k].index_select(0, plan)).sum(-1) + bias
+        # Others write to row 0, which nothing reads.
+        deciding = torch.where(here & once & ((does & DECIDES) != 0), row, nobody)
+        values[k].index_copy_(0, deciding.long(), score)
+        values[k].index_add_(0, torch.where(here & ~once & counted, row, nobody), score)
+        value = torch.where(once, values[k].index_select(0, row), score)
+        beyond = torch.where((mode & BELOW) != 0, value < threshold, value > threshold)
+        opened = beyond | (((mode & EQUAL) != 0) & (value == threshold))
+        changes = here & acts
+        bits = torch.where(changes, (bits & ~(1 << k)) | (opened.int() << k), bits)
+        touched |= changes
+    open_gates[:count].copy_(bits)
+    sets = choices.shape[1]
+    chosen = choices.view(-1).index_select(0, plan * sets + bits)
+    slots[:count].copy_(torch.where(touched, chosen, slots[:count]))
+    last, number = ends.index_select(0, plan).unbind(1)
+    final = touched & counted & (last == layer)
+    places = torch.where(final, row * counts.shape[1] + number * sets + bits, nobody)
+    counts.view(-1).index_add_(0, places, torch.ones_like(places))
+
+
+_LIBRARY = torch.library.Library("steer", "FRAGMENT")
+_LIBRARY.define(
+    "gate(Tensor stream, int layer, Tensor weights, Tensor limits, Tensor modes, Tensor ends, Tensor choices, "
+    "Tensor tokens, Tensor(a!) open_gates, Tensor(b!) values, Tensor(c!) counts, Tensor(d!) slots) -> ()"
+)
+_LIBRARY.impl("gate", _gate, "CompositeExplicitAutograd")
+torch.library.register_fake("steer::gate", lambda *_: None, lib=_LIBRARY)
