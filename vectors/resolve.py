@@ -76,7 +76,7 @@ def compose(
     return composed.composition, composed.vectors
 
 
-UNGATED = "conditions are applied by steer try, steer eval and probes.steered; leave them out here"
+UNGATED = "conditions are applied by steer try, steer eval, steer serve and probes.steered; leave them out here"
 
 
 def problems_of_gates(composition: Composition) -> list[str]:

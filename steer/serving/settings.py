@@ -8,7 +8,7 @@ file yourself:
     rows: 256          # slots: how many compositions can be in use at once; one with scopes takes a slot per phase
     directions: 4      # most projections (ablate, clamp) of one composition at one layer
     gates: 2           # most conditions of one composition; 0 (no conditions) unless a probe or a condition is given
-    gate_layers: [12]  # where conditions can read; by default where the given probes, and conditions of arms, read
+    gate_layers: [12]  # where conditions can read, or all; by default where given probes and conditions of arms read
     phases: 8          # most phases of one composition; in all of them together, it may have 16 times as many terms
     max_body: 1048576  # most bytes of the body of a request to vLLM's routes; by default what the model's context needs
     experiments: {tone.yaml: null}  # files of experiments, each with the digest that it must have (null: any)
@@ -52,7 +52,7 @@ _SIZES = {
 class Settings:
     """Validated settings: the vectors and probes of all files, and the parsed expression of every arm.
 
-    `gate_layers` None is every layer.
+    `gate_layers` None is all layers.
     """
 
     vectors: Mapping[str, SteeringVector] = field(default_factory=dict)
@@ -113,10 +113,10 @@ def check(values: Mapping[str, Any], folder: Path) -> Settings:
         if not isinstance(size, int) or isinstance(size, bool) or not low <= size <= high:
             problems.append(f"{name} is {size!r}, not a whole number from {low} to {high}")
     gate_layers = values.get("gate_layers")
-    if gate_layers is not None and not (
+    if gate_layers not in (None, "all") and not (
         isinstance(gate_layers, list) and gate_layers and all(type(i) is int and i >= 0 for i in gate_layers)
     ):
-        problems.append(f"gate_layers is {gate_layers!r}, not a list of layers")
+        problems.append(f"gate_layers is {gate_layers!r}, not all or a list of layers")
     folders = values.get("folders") or []
     if not isinstance(folders, list) or not all(isinstance(name, str) for name in folders):
         problems.append(f"folders is {folders!r}, not a list of paths")
@@ -136,12 +136,12 @@ def check(values: Mapping[str, Any], folder: Path) -> Settings:
     if sizes["gates"] is None:
         sizes["gates"] = GATES if probes or any(arm.conditions for arm in arms.values()) else 0
     if gate_layers is None:
-        gate_layers = _layers_read({**vectors, **probes}, probes, arms.values()) or None
+        gate_layers = _layers_read({**vectors, **probes}, probes, arms.values())
     return Settings(
         vectors,
         arms,
         probes=probes,
-        gate_layers=gate_layers and tuple(sorted(set(gate_layers))),
+        gate_layers=tuple(sorted(set(gate_layers))) if isinstance(gate_layers, list) and gate_layers else None,
         **sizes,
         experiments=experiments,
         folders=tuple(paths),

@@ -14,6 +14,7 @@ import click
 from steer.cli import options, output, requests
 from steer.cli.output import out
 from vectors.errors import ArtifactError, ExpressionError, SteerError, UsageError, collecting, raise_together
+from vectors.registry.layers import parse_layers
 from vectors.registry.options import option
 
 if TYPE_CHECKING:
@@ -54,6 +55,18 @@ class Request(options.Bindings, options.AnyBase, options.AllowStrength):
         help="The most phases of one composition; in all phases together, it may have 16 times as many terms.",
         low=1,
         high=512,
+    )
+    steer_gates: int | None = option(
+        None,
+        help="The most conditions (@when:, @while:) of one composition; 0 allows none, and costs nothing.",
+        low=0,
+        high=4,
+        default_text="2 where a probe or an arm with a condition is given, else 0",
+    )
+    steer_gate_layers: str | None = option(
+        None,
+        help="The layers that conditions can read: all, or a list such as 12,15.",
+        default_text="those that the given probes and the conditions of arms read; without these, all",
     )
     max_body: int | None = option(
         None,
@@ -109,6 +122,12 @@ def command(flags: tuple[str, ...], **values: Any) -> None:
         "directions": request.steer_directions,
         "phases": request.steer_phases,
         **({} if request.max_body is None else {"max_body": request.max_body}),
+        **({} if request.steer_gates is None else {"gates": request.steer_gates}),
+        **(
+            {}
+            if request.steer_gate_layers is None
+            else {"gate_layers": parse_layers(request.steer_gate_layers) or "all"}
+        ),
         "folders": [str(folder.expanduser().absolute()) for folder in request.folders],
         "experiments": {},
         "any_base": request.any_base,
@@ -209,7 +228,7 @@ def _with_files(request: Request) -> Request:
             composition, files = expand(text, request.vectors)
         except ExpressionError:  # reported with the other problems of the settings
             continue
-        names = [name for name in composition.names if name not in request.vectors]
+        names = [n for n in (*composition.names, *composition.probes) if n not in request.vectors]
         arms[arm] = str(composition)
         vectors |= files | {name: file for name in names if (file := file_of(name)) is not None}
     return replace(request, arms=arms, vectors=vectors)

@@ -109,7 +109,7 @@ class Admission:
             if vector is not None and missing:
                 reasons.append(f"{name} holds no layer {spans(missing)[:80]}; it holds {spans(vector.layers)}")
         if not reasons:
-            reasons = bounds.problems_of_gates(composition, sources, self.settings)
+            reasons = bounds.problems_of_conditions(composition, sources, self.settings)
         if not reasons and not self.settings.allow_strength:
             excessive = fit.problems_of_strength(composition, vectors)
             reasons += [f"{reason}; a server that is started with --allow-strength takes it" for reason in excessive]

@@ -68,7 +68,7 @@ def problems_of(
     return reasons
 
 
-def problems_of_gates(
+def problems_of_conditions(
     composition: Composition, sources: Mapping[str, SteeringVector | Probe], settings: Settings
 ) -> list[str]:
     """Why a server with these settings can't decide the conditions of a composition; empty when it can.

@@ -201,13 +201,13 @@ def _by_request(report: Mapping[str, Any]) -> dict[str, tuple[str | None, int]]:
 
 
 def _add_gates(receipt: dict[str, Any], progress: _Progress) -> None:
-    """Add to a receipt what its gates read and decided, and set the numbers of tokens that gated terms acted on.
+    """Add to a receipt what its conditions read and decided, and set the numbers of tokens that their terms acted on.
 
-    A gate that is decided once has the probe's value and the decision; one that each token decides has the mean of the
-    values, the number of tokens, and on how many of them it was open.
+    Of a condition that is decided once (@when), `value` was read, and it held (1) or not (0); of one that each token
+    decides (@while), `value` is the mean of what was `read`, and it `held` for so many tokens.
     """
-    by_phase: list[list[int]] = [[]]
     values = [0.0] * len(progress.gates)
+    by_phase: list[list[int]] = [[]]
     if progress.read is not None:
         values = progress.read[0].tolist()
         by_phase = progress.read[1].reshape(GATED_PHASES, -1).tolist()
@@ -217,14 +217,11 @@ def _add_gates(receipt: dict[str, Any], progress: _Progress) -> None:
     decided = progress.read is not None and progress.end >= progress.prompt_length
     receipt["gates"] = []
     for k, gate in enumerate(progress.gates):
-        entry: dict[str, Any] = {
-            "condition": str(gate),
-            "probe": gate.name,
-            "digest": progress.resolved.vectors[gate.name],
-        }
         if gate.kind == "when":
-            entry |= {"value": values[k] if decided else None, "open": decided and opens(gate, values[k])}
+            value = values[k] if decided else None
+            held, read = int(value is not None and opens(gate, value)), int(decided)
         else:
-            acted = sum(number for phase in by_phase for s, number in enumerate(phase) if s >> k & 1)
-            entry |= {"mean": values[k] / tokens if tokens else None, "tokens": tokens, "open_tokens": acted}
-        receipt["gates"].append(entry)
+            value = values[k] / tokens if tokens else None
+            held, read = sum(number for phase in by_phase for s, number in enumerate(phase) if s >> k & 1), tokens
+        names = {"condition": str(gate), "probe": gate.name, "digest": progress.resolved.vectors[gate.name]}
+        receipt["gates"].append({**names, "value": value, "held": held, "read": read})

@@ -70,11 +70,8 @@ def ended(request: HttpRequest | None, receipt: dict[str, Any] | None) -> None:
     for gate in (receipt or {}).get("gates", ()):
         # Names of probes are those of vectors, of which a server has a bounded number at a time, not in all.
         probe = _label(gate["probe"])
-        if "tokens" in gate:
-            metrics.gates.labels(probe, "open").inc(gate["open_tokens"])
-            metrics.gates.labels(probe, "closed").inc(gate["tokens"] - gate["open_tokens"])
-        elif gate["value"] is not None:
-            metrics.gates.labels(probe, "open" if gate["open"] else "closed").inc()
+        metrics.gates.labels(probe, "open").inc(gate["held"])
+        metrics.gates.labels(probe, "closed").inc(gate["read"] - gate["held"])
 
 
 def refused(reason: str) -> None:

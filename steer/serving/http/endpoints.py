@@ -87,7 +87,7 @@ class Endpoints:
                 return Response(status_code=499)  # the client has disconnected
             except (SteerError, ValueError) as error:
                 return _error(400, explain(error) if isinstance(error, SteerError) else str(error))
-            metrics.get().vectors.set(len(self.admission.vectors))
+            metrics.get().vectors.set(len(self.admission.digests))
             return {"name": name, "digest": digest}
 
         @guarded.delete("/vectors/{name}")
@@ -97,8 +97,8 @@ class Endpoints:
                 self._require_unused(name)
                 digest = frontend_hooks.unbind(self.engine, name)
             except SteerError as error:
-                return _error(404 if name not in self.admission.vectors else 409, explain(error))
-            metrics.get().vectors.set(len(self.admission.vectors))
+                return _error(404 if name not in self.admission.digests else 409, explain(error))
+            metrics.get().vectors.set(len(self.admission.digests))
             return {"name": name, "digest": digest}
 
         @guarded.get("/arms")
@@ -138,7 +138,7 @@ class Endpoints:
         media = bool(model.is_multimodal_model)
         self.limits = bodies.limits(self.admission.settings.max_body, model.max_model_len, media=media)
         await frontend_hooks.begin_serving(engine_client, shared=self.servers > 1)
-        metrics.get().vectors.set(len(self.admission.vectors))
+        metrics.get().vectors.set(len(self.admission.digests))
         await self._begin_experiments()
 
     @property
@@ -154,9 +154,11 @@ class Endpoints:
         return {
             "version": __version__,
             "arms": self.arms(),
-            "vectors": self.vectors()["vectors"],
+            **self.vectors(),
             "rows": admission.settings.rows,
             "directions": admission.settings.directions,
+            "gates": admission.settings.gates,
+            "gate_layers": admission.settings.gate_layers,
             "max_body": self.limits.size,
             "workers": await self.engine.collective_rpc("steer_state"),
             "base": dict(admission.base) if admission.base else None,
@@ -168,7 +170,7 @@ class Endpoints:
         return {name: {"expression": arm.expression, "digest": arm.key} for name, arm in resolved.items()}
 
     def vectors(self) -> dict[str, Any]:
-        """The answer to GET /steer/vectors: digest and layers of each vector, by name."""
+        """The answer to GET /steer/vectors: digest and layers of each vector and probe, by name."""
         admission = self.admission
         with admission.lock:
             return {
@@ -179,7 +181,11 @@ class Endpoints:
                         "apply": list(vector.apply),
                     }
                     for name, vector in admission.vectors.items()
-                }
+                },
+                "probes": {
+                    name: {"digest": admission.digests[name], "layers": list(probe.layers), "layer": probe.layer}
+                    for name, probe in admission.probes.items()
+                },
             }
 
     def _require_one_server(self) -> None:

@@ -1,4 +1,6 @@
-"""A vector that a client uploads, or names by path: its size is checked before it is read, its header before decoding.
+"""A vector or probe that a client uploads, or names by path.
+
+Its size is checked before it is read, its header before decoding.
 
 Reading files and decoding run in one thread, so that the event loop goes on serving other requests.
 """
@@ -16,6 +18,7 @@ from steer.serving.engine import background
 from steer.serving.engine.admission import Admission
 from vectors.errors import ArtifactError, UsageError
 from vectors.formats import native
+from vectors.probe import Probe
 from vectors.steering import SteeringVector
 
 # Parsing JSON holds the interpreter's lock, in a thread too, so that these limits keep it short.
@@ -30,8 +33,11 @@ def largest(admission: Admission) -> int:
     return HEADER + admission.layers * admission.hidden * max(WIDEST.values())
 
 
-async def received(admission: Admission, request: Any) -> tuple[str, SteeringVector]:
-    """The name and vector of a POST: JSON with name and path, or the file itself with ?name=. Raises SteerError."""
+async def received(admission: Admission, request: Any) -> tuple[str, SteeringVector | Probe]:
+    """The name and the vector or probe of a POST: JSON with name and path, or the file itself with ?name=.
+
+    Raises SteerError.
+    """
     if "json" in request.headers.get("content-type", ""):
         parts = await collected(request.stream(), request.headers, REQUEST, "the request")
         name, path = _texts(parts, ("name", "path"), 'send {"name": "warm", "path": "warm.safetensors"}')
@@ -93,7 +99,7 @@ def _texts(parts: list[bytes], keys: tuple[str, ...], form: str) -> list[str]:
     return [value[key] for key in keys]
 
 
-def _from_path(admission: Admission, text: str) -> SteeringVector:
+def _from_path(admission: Admission, text: str) -> SteeringVector | Probe:
     path, limit = admission.path(text), largest(admission)
     try:
         with path.open("rb") as file:
@@ -114,20 +120,21 @@ def _too_large(name: str, limit: int) -> ArtifactError:
     return ArtifactError(f"{name} is larger than {limit} bytes", "name a steering vector of the served model")
 
 
-def _from_parts(admission: Admission, parts: list[bytes]) -> SteeringVector:
+def _from_parts(admission: Admission, parts: list[bytes]) -> SteeringVector | Probe:
     return _decoded(admission, b"".join(parts), "the file")
 
 
-def _decoded(admission: Admission, content: bytes, name: str) -> SteeringVector:
-    require_header(content, len(content), name, admission.layers, admission.hidden)
+def _decoded(admission: Admission, content: bytes, name: str) -> SteeringVector | Probe:
+    if require_header(content, len(content), name, admission.layers, admission.hidden):
+        return Probe.decode(content, name)
     return native.decode(content, Path(name))
 
 
-def require_header(start: bytes, size: int, name: str, layers: int, hidden: int) -> None:
-    """Refuse, by its header alone, a file that is not a vector of this size. Raises ArtifactError.
+def require_header(start: bytes, size: int, name: str, layers: int, hidden: int) -> bool:
+    """Refuse, by its header alone, a file that is not a vector of this size, nor a probe of it. Raises ArtifactError.
 
-    `start` holds at least the header of the file, which has `size` bytes; `layers` and `hidden` are those of the served
-    model. Other problems are reported when the file is decoded.
+    Return whether it is a probe. `start` holds at least the header of the file, which has `size` bytes; `layers` and
+    `hidden` are those of the served model. Other problems are reported when the file is decoded.
     """
     hint = "send a steering vector of the served model"
     try:
@@ -137,26 +144,39 @@ def require_header(start: bytes, size: int, name: str, layers: int, hidden: int)
         text = start[8 : 8 + length]
         if sum(text.count(sign) for sign in (b"[", b"{", b",")) > VALUES:
             raise ValueError(f"its header holds more than {VALUES} values")
-        # Counted first: a header full of tiny tensors is not worth parsing. A key of the metadata may count as one.
-        if (count := text.count(b'"data_offsets"')) > layers + 1:
+        # Counted first: a header full of tiny tensors is not worth parsing. A key of the metadata may count as one. A
+        # probe has two tensors for each layer.
+        if (count := text.count(b'"data_offsets"')) > 2 * layers + 1:
             raise ArtifactError(f"{name} holds {count} tensors; the model has {layers} layers", hint)
         header = json.loads(text)
         tensors = {key: (entry["dtype"], entry["shape"]) for key, entry in header.items() if key != "__metadata__"}
     except (struct.error, ValueError, RecursionError, AttributeError, TypeError, LookupError) as error:
         raise ArtifactError(f"{name} is truncated or no safetensors file: {str(error)[:200]}", hint) from error
-    if len(tensors) > layers:
+    is_probe = any(key.endswith((".weight", ".bias")) for key in tensors)
+    if len(tensors) > (2 * layers if is_probe else layers):
         raise ArtifactError(f"{name} holds {len(tensors)} tensors; the model has {layers} layers", hint)
     unexpected = [
         f"{key[:60]!r}, {str(dtype)[:20]} of shape {shape!r}"[:140]
         for key, (dtype, shape) in tensors.items()
-        if not _is_layer(key, layers) or dtype not in [*WIDEST] or shape not in ([hidden], [1, hidden])
+        if not (_is_readout if is_probe else _is_direction)(key, dtype, shape, layers, hidden)
     ]
     if unexpected:
         raise ArtifactError(
-            f"{name} holds {'; '.join(unexpected[:3])}; a vector of the model has layer.0 to layer.{layers - 1}, "
-            f"floats of shape [{hidden}]",
+            f"{name} holds {'; '.join(unexpected[:3])}; a {'probe' if is_probe else 'vector'} of the model has "
+            f"layer.0 to layer.{layers - 1}, "
+            + (f"each with .weight [{hidden}] and .bias [1], F32" if is_probe else f"floats of shape [{hidden}]"),
             hint,
         )
+    return is_probe
+
+
+def _is_direction(key: str, dtype: Any, shape: Any, layers: int, hidden: int) -> bool:
+    return _is_layer(key, layers) and dtype in [*WIDEST] and shape in ([hidden], [1, hidden])
+
+
+def _is_readout(key: str, dtype: Any, shape: Any, layers: int, hidden: int) -> bool:
+    layer, _, part = key.rpartition(".")
+    return _is_layer(layer, layers) and dtype == "F32" and {"weight": [hidden], "bias": [1]}.get(part) == shape
 
 
 def _is_layer(key: str, layers: int) -> bool:

@@ -66,7 +66,7 @@ class SteeringWorker:
         if settings.get("gates"):
             layers = [i for i in sorted(decoder) if settings["gate_layers"] is None or i in settings["gate_layers"]]
             # Preempted requests hold their rows too.
-            rows = max(4 * requests, 1024)
+            rows = 4 * max(requests, 16)
             self.gates = GateTable(layers, settings["gates"], settings["rows"], rows, tokens, hidden, device)
         blocks.install(decoder, self.table, self.token_slots, self.gates)
         self.stacks: dict[str, Stack | Probe] = {}  # the loaded vectors and probes, by digest

@@ -49,7 +49,7 @@ def admitted(found: Admission, expression: Any, **more: Any) -> Any:
         (["warm"], "not an expression"),
         ("ablate(warm) + ablate(calm) + clamp(formal, 1)", "--steer-directions 3"),
         ("warm@prompt + calm@response + formal@first:3", "--steer-rows 3"),
-        ("warm@when:calm>0.5", "depends on @when:calm>0.5"),
+        ("warm@when:calm>0.5", "has the condition @when:calm>0.5; the server was started without: --steer-gates 1"),
     ],
 )
 def test_what_cannot_be_applied_is_refused_with_its_reason(expression: Any, reason: str) -> None:

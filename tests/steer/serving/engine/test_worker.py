@@ -138,6 +138,7 @@ def test_a_request_that_enters_twice_holds_its_rows_once() -> None:
         "rows": 1,
         "rows_held": 1,
         "requests": 1,
+        "gated": 0,
         "blocks": {"Linear": "whole"},
     }
 
