@@ -1,7 +1,7 @@
 """Steering through forward hooks: the reference that faster implementations are tested against; `steer try` uses it.
 
-Every operation reads the residual stream h at the output of the block, and the changes are summed
-(`vectors.expression`).
+Every operation reads the residual stream h at the output of the block, and the changes are summed; a rotation turns
+what the terms before it have made (`vectors.expression`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from probes.gates import Decisions
 from probes.models import loading as models
 from probes.models import residual
+from probes.operations import change_of
 from vectors import fit
 from vectors.errors import UsageError
 from vectors.expression import Composition, Condition, Scope, Term
@@ -31,8 +32,8 @@ FORMS = "an expression or a file's path, a Composition, a SteeringVector, or a m
 
 
 class LayerTerm(NamedTuple):
-    """One term at one layer: its direction [hidden], the rows of the batch it acts on (None: all), its scope, and the
-    conditions that must hold.
+    """One term at one layer: its direction [hidden], the rows of the batch it acts on (None: all), its scope, the
+    conditions that must hold, and the mean projection on the direction, in units of strength.
     """
 
     operation: str
@@ -41,6 +42,7 @@ class LayerTerm(NamedTuple):
     rows: Tensor | None
     scope: Scope | None
     conditions: tuple[Condition, ...] = ()
+    mean: float = 0.0
 
 
 @contextlib.contextmanager
@@ -168,7 +170,9 @@ def terms_by_layer(
             continue
         vector = vectors[term.name]
         for layer in vector.acting(term.layers):
-            yield layer, LayerTerm(term.operation, term.value, vector.layers[layer], rows, term.scope, term.conditions)
+            mean = (vector.mean_at(layer) or 0.0) if term.operation == "mean_ablate" else 0.0
+            direction = vector.layers[layer]
+            yield layer, LayerTerm(term.operation, term.value, direction, rows, term.scope, term.conditions, mean)
 
 
 class Coverage(Protocol):
@@ -274,6 +278,7 @@ def block_hook(
     def call(_block: nn.Module, _inputs: Any, output: Any) -> Any:
         states = residual.output_of(output)  # [batch, tokens, hidden]
         stream = states.to(torch.promote_types(states.dtype, torch.float32))
+        read = stream  # what operations read: the stream, or what the last rotation has made of it
         change = torch.zeros_like(stream)
         for layer_term in planned:
             rows = slice(None) if layer_term.rows is None else layer_term.rows.to(stream.device)
@@ -283,7 +288,14 @@ def block_hook(
             for condition in layer_term.conditions:
                 assert decisions is not None
                 covered = covered & decisions.holds(condition, covered).to(covered.device)
-            change[rows] += _change(layer_term, direction, stream[rows]) * covered.to(stream.device)[rows, :, None]
+            acts = covered.to(stream.device)[rows, :, None]
+            turns = layer_term.operation == "rotate"
+            if turns:
+                read = _moved(read, stream, change, rows, acts)
+            operation, value, mean = layer_term.operation, layer_term.value, layer_term.mean
+            change[rows] += change_of(operation, value, direction, read[rows], mean) * acts
+            if turns:
+                read = _moved(read, stream, change, rows, acts)
         # Adding 0.0 leaves a row that nothing acts on unchanged bit for bit, in every dtype.
         steered_states = (stream + change).to(states.dtype)
         return steered_states if isinstance(output, Tensor) else (steered_states, *output[1:])
@@ -291,15 +303,8 @@ def block_hook(
     return call
 
 
-def _change(layer_term: LayerTerm, direction: Tensor, stream: Tensor) -> Tensor:
-    """What a term adds to the stream [rows, tokens, hidden], in its dtype; it broadcasts to that shape."""
-    if layer_term.operation == "add":
-        return layer_term.value * direction
-    length = direction.norm()
-    if float(length) == 0.0:
-        return torch.zeros_like(direction)  # a zero vector has no direction
-    unit = direction / length
-    component = (stream @ unit)[..., None]
-    if layer_term.operation == "ablate":
-        return -layer_term.value * component * unit
-    return (layer_term.value * length - component) * unit  # clamp
+def _moved(read: Tensor, stream: Tensor, change: Tensor, rows: Any, acts: Tensor) -> Tensor:
+    """What operations read from here on: where a rotation acts, the stream as it has been changed so far."""
+    moved = read.clone()
+    moved[rows] = torch.where(acts, stream[rows] + change[rows], read[rows])
+    return moved

@@ -1,19 +1,30 @@
 """The expression language, in which commands, requests and files write a composition of vectors.
 
     expression  = [ "+" | "-" ] term { ( "+" | "-" ) term }
-    term        = ( [ number "*" ] vector | operation ) { "@" ( scope | condition ) }
-    operation   = ( "ablate" | "clamp" ) "(" vector [ "," number ] ")"
+    term        = ( [ number "*" ] vector | vector "%" [ "-" ] number | operation ) { "@" ( scope | condition ) }
+    operation   = "ablate" "(" vector [ "," number ] [ "," "to" "=" "mean" ] ")"
+                | ( "clamp" | "rotate" ) "(" vector "," [ "-" ] number ")"
     vector      = name [ "[" layer [ "-" layer ] { "," layer [ "-" layer ] } "]" ]
     scope       = "prompt" | "response" | "first:" count | "after:" count
     condition   = ( "when:" | "while:" ) name [ "[" layer "]" ] ( ">" | "<" | ">=" | "<=" ) [ "-" ] number
 
 A name is letters, digits, `_` and `.`, beginning with a letter or `_`; any other is quoted: `'warm-v2'`.
 
-Every operation reads the residual stream h as it was before the composition, and the changes are summed:
+What each operation makes of the residual stream h:
 
-    s*name            h + s v                     v the direction; strength 1 is one mean displacement
-    ablate(name, s)   h - s <h, u> u              u = v / |v|; s defaults to 1
-    clamp(name, x)    h + (x |v| - <h, u>) u      x in units of strength
+    s*name                     h + s v                         v the direction; strength 1 is one mean displacement
+    name%p                     h + p/100 |h| u                 u = v / |v|; a share of the token's own norm
+    ablate(name, s)            h - s <h, u> u                  s defaults to 1
+    ablate(name, s, to=mean)   h - s (<h, u> - m) u            m the mean of <h, u> that the extraction measured
+    clamp(name, x)             h + (x |v| - <h, u>) u          x in units of strength
+    rotate(name, d)            |h| (cos(a - d) u + sin(a - d) w)
+
+A rotation turns h by d degrees in the plane that it and u span, and keeps its norm: a is the angle between h and u, w
+the unit vector of what h is beyond u. It stops at the direction, and with negative degrees at its opposite.
+
+Terms read the stream as it was before the composition, and their changes are summed, so that their order does not
+matter. A rotation is a step of its own: it turns what the terms before it have made of the stream, and the terms behind
+it read what it has made, up to the next rotation.
 
 Scopes count tokens from the request's true prompt: `@first:N` is the first N tokens of the response, `@after:N`
 those of the response that follow them. A term has at most one scope, and any number of conditions, all of which must
@@ -32,7 +43,7 @@ from typing import NoReturn
 
 from vectors.documents.artifacts import HIGHEST_LAYER
 from vectors.errors import ExpressionError
-from vectors.language.terms import COMPARISONS, KINDS, number_text
+from vectors.language.terms import COMPARISONS, FUNCTIONS, HALF_TURN, KINDS, number_text
 from vectors.language.terms import OPERATIONS as OPERATIONS
 from vectors.language.terms import Condition as Condition
 from vectors.language.terms import Scope as Scope
@@ -44,7 +55,7 @@ MOST_LAYERS = 8192  # layers that the terms of an expression name in all; a rang
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<name>[^\W\d][\w.]*)"
-    r"|'(?P<single>[^']*)'|\"(?P<double>[^\"]*)\"|(?P<symbol>[<>]=|[-+*()\[\],@:<>]))"
+    r"|'(?P<single>[^']*)'|\"(?P<double>[^\"]*)\"|(?P<symbol>[<>]=|[-+*%=()\[\],@:<>]))"
 )
 
 
@@ -61,7 +72,7 @@ class Composition:
     def _text(self) -> str:
         text = ""
         for term in self.terms:
-            if term.operation == "add" and term.value < 0:
+            if term.operation in ("add", "share") and term.value < 0:
                 body = str(replace(term, value=-term.value))
                 text += f" - {body}" if text else f"-{body}"
             else:
@@ -91,7 +102,8 @@ class Composition:
     def scaled(self, factor: float) -> Composition:
         """The composition with every strength multiplied by `factor`.
 
-        Raises ExpressionError for a clamp, which sets a level, and for strengths that are not finite.
+        Raises ExpressionError for a clamp, which sets a level, for strengths that are not finite, and for a rotation
+        beyond a half turn.
         """
         if any(term.operation == "clamp" for term in self.terms):
             raise ExpressionError(
@@ -118,10 +130,10 @@ def terms_in(text: str) -> int:
     count, inside, before = 1, 0, ""
     for match in _TOKEN.finditer(text[:LONGEST]):
         symbol = match["symbol"] or ""
-        # Signs in lists of layers, or after a comma in an operation, or of a threshold, or before the first term, begin
-        # no term.
+        # Signs in lists of layers, or after a comma in an operation, or of a threshold or a share, or before the first
+        # term, begin no term.
         inside += (symbol in ("(", "[")) - (symbol in (")", "]"))
-        count += symbol in ("+", "-") and not inside and before not in ("", "+", "-", *COMPARISONS)
+        count += symbol in ("+", "-") and not inside and before not in ("", "+", "-", "%", *COMPARISONS)
         before = symbol or "a word"
     return count
 
@@ -163,7 +175,7 @@ class _Parser:
             self.peeked = self.position, _TOKEN.match(self.text, self.position)
         match = self.peeked[1]
         if match is None:
-            self.fail("a number, a name or one of + - * ( ) [ ] , @ : < >")
+            self.fail("a number, a name or one of + - * % ( ) [ ] , @ : < > =")
         return match
 
     def take(self, symbol: str) -> bool:
@@ -210,7 +222,8 @@ class _Parser:
             term = self.operation()
         else:
             name, layers = self.vector()
-            term = Term("add", name, sign, layers)
+            share = self.take("%")
+            term = Term("share" if share else "add", name, sign * (self.signed() if share else 1.0), layers)
         return self.restricted(term)
 
     def is_operation(self) -> bool:
@@ -220,19 +233,41 @@ class _Parser:
     def operation(self) -> Term:
         match = self.peek()
         assert match is not None
-        operation = match["name"]
-        if operation not in OPERATIONS:
-            self.fail(f"{' or '.join(OPERATIONS)}")
+        operation, start = match["name"], self.position
+        if operation not in FUNCTIONS:
+            self.fail(" or ".join(FUNCTIONS))
         self.position = match.end()
         self.need("(")
         name, layers = self.vector()
         value = 1.0
-        if self.take(","):
-            value = self.signed()
-        elif operation == "clamp":
+        if operation == "clamp" and not self.take(","):
             self.fail("`,` and the value to clamp to, in units of strength")
+        if operation == "rotate" and not self.take(","):
+            self.fail("`,` and the degrees to turn by")
+        if operation != "ablate":
+            value = self.signed()
+        elif self.take(","):
+            if not (to_mean := self.to_mean()):
+                value = self.signed()
+                if self.take(",") and not (to_mean := self.to_mean()):
+                    self.fail("`to=mean`")
+            operation = "mean_ablate" if to_mean else "ablate"
         self.need(")")
+        if operation == "rotate" and abs(value) > HALF_TURN:
+            self.fail(f"degrees from -{HALF_TURN:g} to {HALF_TURN:g}", start)
         return Term(operation, name, value, layers)
+
+    def to_mean(self) -> bool:
+        match = self.peek()
+        if match is None or match["name"] != "to":
+            return False
+        self.position = match.end()
+        self.need("=")
+        match = self.peek()
+        if match is None or match["name"] != "mean":
+            self.fail("`mean`")
+        self.position = match.end()
+        return True
 
     def signed(self) -> float:
         return -self.number() if self.take("-") else self.number()

@@ -84,6 +84,22 @@ def problems_of_probe(
     return reasons
 
 
+def problems_of_means(composition: Composition, vectors: Mapping[str, SteeringVector]) -> list[str]:
+    """Every ablation to the mean of a vector that does not record its mean where the term acts."""
+    reasons = []
+    for term in composition.terms:
+        vector = vectors.get(term.name)
+        if term.operation != "mean_ablate" or vector is None:
+            continue
+        layers = [i for i in vector.acting(term.layers) if i in vector.layers and vector.mean_at(i) is None]
+        if layers:
+            reasons.append(
+                f"the vector {term.name} records no mean projection at layer {spans(layers)}, which {term} needs; "
+                "extract it again (files from before have none, nor have sums of vectors)"
+            )
+    return list(dict.fromkeys(reasons))
+
+
 def problems_of_conditions(
     composition: Composition,
     vectors: Mapping[str, SteeringVector],
@@ -149,7 +165,8 @@ def problems_of_strength(composition: Composition, vectors: Mapping[str, Steerin
     """Every vector that a composition uses more than `BEYOND` times as strongly as the vector's file recommends.
 
     The strengths of terms of one vector are added by magnitude, also where their scopes differ; a `clamp` counts with
-    its level, an `ablate` against strength 1, which removes all. A vector without a recommendation has no limit.
+    its level, an `ablate` against strength 1, which removes all; shares and rotations are no strengths. A vector
+    without a recommendation has no limit.
     """
     reasons = []
     for name in composition.names:
@@ -157,8 +174,8 @@ def problems_of_strength(composition: Composition, vectors: Mapping[str, Steerin
         if recommended is None:
             continue
         terms = [term for term in composition.terms if term.name == name]
-        strength = sum(abs(term.value) for term in terms if term.operation != "ablate")
-        ablated = sum(abs(term.value) for term in terms if term.operation == "ablate")
+        strength = sum(abs(term.value) for term in terms if term.operation in ("add", "clamp"))
+        ablated = sum(abs(term.value) for term in terms if term.operation in ("ablate", "mean_ablate"))
         if strength > BEYOND * recommended:
             reasons.append(
                 f"{name} has strength {strength:g}, {strength / recommended:.3g} times the {recommended:g} recommended"

@@ -165,7 +165,8 @@ def reading_of(source: Probe | SteeringVector, layer: int | None = None) -> tupl
         return (source.layer if layer is None else layer), source.at(layer)
     if layer is None:
         recommended = source.metadata.get("recommended")
-        layer = recommended.get("layer") if isinstance(recommended, Mapping) else None
+        known = recommended if isinstance(recommended, Mapping) else {}
+        layer = known.get("layer", next(iter(known.get("layers") or ()), None))
         if layer is None or layer not in source.layers:
             layer = list(source.layers)[len(source.layers) // 2]
     elif layer not in source.layers:

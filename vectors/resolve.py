@@ -138,6 +138,9 @@ def compose_gated(
             if missing:
                 problems.append(f"the vector {term.name} holds no layer {spans(missing)}")
                 hints.append(f"it holds {spans(vectors[term.name].layers)}")
+    if meanless := fit.problems_of_means(composition, vectors):
+        problems += meanless
+        hints.append("extract again with `steer extract`, or ablate to zero: ablate(name)")
     unreadable = fit.problems_of_conditions(composition, vectors, probes)
     if unreadable:
         problems += unreadable

@@ -72,6 +72,14 @@ class SteeringVector:
         """The layers at which a term of an expression acts: `layers`, those that it names, or else `apply`."""
         return self.apply if layers is None else tuple(layers)
 
+    def mean_at(self, layer: int) -> float | None:
+        """The mean projection on the direction at a layer in units of strength, <h, v> / |v|^2, over the examples of
+        the extraction; None where the file does not record it.
+        """
+        measured = (self.metadata.get("measured") or {}).get(str(layer))
+        mean = measured.get("projection") if isinstance(measured, Mapping) else None
+        return float(mean) if isinstance(mean, int | float) and not isinstance(mean, bool) else None
+
     @property
     def rows(self) -> int | None:
         """The number of rows of a `.pt` stack that did not say whether its first row is the embeddings; else None.

@@ -16,7 +16,7 @@ from probes.data import overlap
 from probes.data.reading import Contrast
 from probes.data.splits import folds
 from probes.directions.calibration import Calibration, Contrasted, calibrate
-from probes.directions.evidence import evidence_of, evidence_of_others
+from probes.directions.evidence import Evidence, evidence_of, evidence_of_others
 from probes.directions.methods import method as find_method
 from probes.directions.methods import scaled
 from probes.directions.plan import Plan, plan
@@ -111,12 +111,13 @@ def extract(
         pooled = activations(model, tokenised, wanted, on_event=on_event)
         with pooled.spill:
             draws = draw(labels, fold, seed)
-            directions, validated = {}, {}
+            directions, validated, projections = {}, {}, {}
             for position, layer in enumerate(wanted):
                 on_event(Event("validating directions on held-out folds", position, len(wanted), "layers"))
                 rows = pooled.spill.layer(position)
                 evidence = evidence_of(chosen.NEEDS, rows, labels, contrast.paired)
                 directions[layer] = scaled(chosen.direction(evidence), evidence).float()
+                projections[layer] = _projection(directions[layer], evidence)
                 validated[layer] = validate(chosen, rows, labels, fold, draws, paired=paired)
             calibrated = candidates(validated, len(blocks(model))) if budget is not None else []
             without_first: dict[int, torch.Tensor] = {}
@@ -170,7 +171,7 @@ def extract(
             "tokens": token_counts,
             **overlap.record([*contrast.positive, *contrast.negative]),
         },
-        "measured": {str(i): _measured(validated[i]) for i in wanted},
+        "measured": {str(i): {**_measured(validated[i]), "projection": projections[i]} for i in wanted},
         "recommended": recommended._asdict(),
         "apply": recommended.layers,
         "parents": [],
@@ -190,6 +191,13 @@ def extract(
         (*contrast.notes, *([note] if note else [])),
         (*contrast.warnings, *warnings, *_warnings(counts, pooled)),
     )
+
+
+def _projection(direction: torch.Tensor, evidence: Evidence) -> float:
+    """The mean projection of both classes, each of the same weight, on a direction in units of strength; rounded."""
+    square = float(direction.double() @ direction.double())
+    mean = (evidence.positive.mean + evidence.negative.mean) / 2
+    return round(float(mean @ direction.double()) / square, 4) if square > 0 else 0.0
 
 
 def _contrasted(loaded: LoadedModel, contrast: Contrast, positive: torch.Tensor, negative: torch.Tensor) -> Contrasted:

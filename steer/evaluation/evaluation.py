@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -182,15 +183,23 @@ def _states(base: LoadedModel, neutral: Neutral, layers: Sequence[int]) -> dict[
 
 
 def dose_of(arm: Arm, states: Mapping[int, Tensor]) -> float:
-    """|strength| x |direction| / |residual stream| of an arm: terms of a layer are added, the largest layer counts."""
+    """|strength| x |direction| / |residual stream| of an arm: terms of a layer are added, the largest layer counts.
+
+    Of a share it is the share, of a rotation the length of the chord.
+    """
     if arm.composition is None:
         return float("nan")
     by_layer: dict[int, float] = {}
     for term in arm.composition.terms:
         vector = arm.vectors[term.name]
         for layer in vector.acting(term.layers):
-            share = float(vector.layers[layer].norm() / states[layer].norm(dim=1).mean())
-            by_layer[layer] = by_layer.get(layer, 0.0) + abs(term.value) * share
+            if term.operation == "share":
+                dose = abs(term.value) / 100
+            elif term.operation == "rotate":
+                dose = 2 * math.sin(math.radians(abs(term.value)) / 2)
+            else:
+                dose = abs(term.value) * float(vector.layers[layer].norm() / states[layer].norm(dim=1).mean())
+            by_layer[layer] = by_layer.get(layer, 0.0) + dose
     return max(by_layer.values())
 
 

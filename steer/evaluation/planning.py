@@ -105,7 +105,7 @@ def _add_vector_controls(
     if wanted.has("shuffled") and wanted.shuffled_from is not None:
         method = next((str(v.metadata.get("method", {}).get("name", "")) for v in arm.vectors.values()), "")
         directions = _shuffled(loaded, wanted, controls.acting_layers(arm), method, on_event)
-        families["shuffled"] = controls.shuffled_arms(arm, directions)
+        families["shuffled"] = controls.shuffled_arms(arm, directions, states)
     drawn = controls.random_arms(arm, states, wanted.draws, wanted.seed)
     if wanted.has("random"):
         families["random"] = drawn
@@ -122,7 +122,7 @@ def _add_vector_controls(
         families["orthogonal"] = controls.orthogonal_arms(arm, states, wanted.draws, wanted.seed)
     if wanted.donor is not None:
         name, donor = wanted.donor
-        families["donor"] = [controls.donor_arm(arm, donor, name)]
+        families["donor"] = [controls.donor_arm(arm, donor, name, states)]
 
 
 def _shuffled(

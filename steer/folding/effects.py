@@ -1,7 +1,9 @@
 """The effects of a composition on the residual stream that weights can express: constants, and linear maps.
 
 A fold is possible for additions and ablations on every token. It is not for scopes, which depend on the token's
-position, nor for clamps, which set the stream to a level.
+position, nor for clamps, which set the stream to a level, nor for shares of a norm and rotations, which are not linear.
+An ablation to the mean is one to zero, and the addition of the mean: at one layer, since at several the next one would
+ablate what the one before has added.
 """
 
 from __future__ import annotations
@@ -17,6 +19,12 @@ from vectors.expression import Composition
 from vectors.registry.layers import spans
 from vectors.steering import SteeringVector
 
+# The operations that no linear map and no constant express, with what they do.
+UNFOLDED = {
+    "clamp": "sets the stream to a level",
+    "share": "adds a share of the token's norm",
+    "rotate": "turns the stream by an angle that keeps its norm",
+}
 SAME = 1e-6  # directions with 1 - |cosine| up to this count as equal
 
 
@@ -54,8 +62,8 @@ def effects_of(composition: Composition, vectors: Mapping[str, SteeringVector]) 
     for term in composition.terms:
         if term.scope is not None:
             problems.append(f"{term} acts on some tokens only, but weights act on all")
-        elif term.operation == "clamp":
-            problems.append(f"{term} sets the stream to a level, which the weights of a block can't do")
+        elif term.operation in UNFOLDED:
+            problems.append(f"{term} {UNFOLDED[term.operation]}, which the weights of a block can't do")
     if problems:
         raise UsageError(problems, "train it in: --mode distil; or serve it: steer serve")
     added: dict[int, Tensor] = {}
@@ -66,7 +74,15 @@ def effects_of(composition: Composition, vectors: Mapping[str, SteeringVector]) 
             for layer in layers:
                 addition = term.value * vectors[term.name].layers[layer].double()
                 added[layer] = added.get(layer, torch.zeros_like(addition)) + addition
-        elif term.operation == "ablate" and term.value != 0:
+        elif term.operation in ("ablate", "mean_ablate") and term.value != 0:
+            if term.operation == "mean_ablate" and len(layers) > 1:
+                problems.append(f"{term} sets the mean at layers {spans(layers)} in turn, but weights act once")
+            elif term.operation == "mean_ablate":
+                (layer,) = layers
+                mean = (
+                    (vectors[term.name].mean_at(layer) or 0.0) * term.value * vectors[term.name].layers[layer].double()
+                )
+                added[layer] = added.get(layer, torch.zeros_like(mean)) + mean
             earlier = ablations.get(term.name, (0.0, tuple(layers)))
             if earlier[1] != tuple(layers):
                 problems.append(f"{term.name} is ablated at different layers in two terms")

@@ -42,11 +42,17 @@ conditions = st.lists(
     ),
     max_size=3,
 ).map(tuple)
-operations = st.sampled_from(["add", "ablate", "clamp"])
-terms = st.one_of(
-    st.builds(Term, operations, names, finite, layers, scopes),
-    st.builds(Term, operations, names, finite, layers, scopes.filter(lambda s: s != Scope("prompt")), conditions),
+operations = st.one_of(
+    st.tuples(st.sampled_from(["add", "share", "ablate", "mean_ablate", "clamp"]), finite),
+    st.tuples(st.just("rotate"), st.floats(-180, 180)),
 )
+terms = st.one_of(
+    st.builds(lambda o, *rest: Term(o[0], rest[0], o[1], *rest[1:]), operations, names, layers, scopes),
+    st.builds(
+        lambda o, *rest: Term(o[0], rest[0], o[1], *rest[1:]), operations, names, layers,
+        scopes.filter(lambda s: s != Scope("prompt")), conditions,
+    ),
+)  # fmt: skip
 compositions = st.lists(terms, min_size=1, max_size=6).map(lambda terms: Composition(tuple(terms)))
 
 
@@ -94,6 +100,13 @@ def test_the_expression_of_the_design_is_read_term_by_term() -> None:
         ("ablate( warm[1-2] , 0.5 )@prompt", Term("ablate", "warm", 0.5, (1, 2), Scope("prompt"))),
         ("clamp(warm, -2)", Term("clamp", "warm", -2.0)),
         ("clamp(warm,3)@first:8", Term("clamp", "warm", 3.0, None, Scope("first", 8))),
+        ("warm%2.5", Term("share", "warm", 2.5)),
+        ("-'q-1'[3] % .5@prompt", Term("share", "q-1", -0.5, (3,), Scope("prompt"))),
+        ("warm%-3", Term("share", "warm", -3.0)),
+        ("rotate(warm[2], -22.5)", Term("rotate", "warm", -22.5, (2,))),
+        ("ablate(warm, to=mean)", Term("mean_ablate", "warm", 1.0)),
+        ("ablate(warm[2], 0.5, to = mean)@first:3", Term("mean_ablate", "warm", 0.5, (2,), Scope("first", 3))),
+        ("ablate(to)", Term("ablate", "to", 1.0)),
         ("warm@after:16", Term("add", "warm", 1.0, None, Scope("after", 16))),
         ("warm @ first : 0", Term("add", "warm", 1.0, None, Scope("first", 0))),
         (
@@ -134,6 +147,8 @@ def test_a_name_that_occurs_twice_is_named_once_and_keeps_its_two_terms() -> Non
         ("a[3,1,2,7]", "a[1-3,7]"),
         ("ablate(a,1)", "ablate(a)"),
         ("ablate('a',.50)", "ablate(a, 0.5)"),
+        ("ablate('a', 1 ,to=mean) + rotate(a, -7.50)", "ablate(a, to=mean) + rotate(a, -7.5)"),
+        ("a%-2 - b%-.5 - c%1", "-a%2 + b%0.5 - c%1"),
         ("clamp(a,1)", "clamp(a, 1)"),
         ('"warm-v2"@first:08', "'warm-v2'@first:8"),
         ('"it\'s"', '"it\'s"'),
@@ -208,7 +223,16 @@ def test_the_order_of_terms_is_part_of_a_composition() -> None:
         ("warm@when:p>1e999", 13, "a finite number"),
         ("warm@when:p[1-2]>3", 14, "`]` expected"),
         ("warm > 1", 6, "`+`, `-` or `@` expected"),
-        ("rotate(warm)", 1, "ablate or clamp expected"),
+        ("turn(warm)", 1, "ablate or clamp or rotate expected"),
+        ("rotate(warm)", 12, "`,` and the degrees to turn by"),
+        ("rotate(warm, 180.5)", 1, "degrees from -180 to 180"),
+        ("- rotate(warm, 1)", 3, "an operation can't be subtracted"),
+        ("ablate(b, to=zero)", 14, "`mean` expected"),
+        ("ablate(b, to mean)", 14, "`=` expected"),
+        ("ablate(b, 1, 2)", 14, "`to=mean` expected"),
+        ("clamp(b, 1, to=mean)", 11, "`)` expected"),
+        ("warm%", 6, "a number expected"),
+        ("2*warm%3", 7, "`+`, `-` or `@` expected"),
         ("a - ablate(b)", 5, "an operation can't be subtracted"),
         ("2*ablate(b)", 3, "an operation takes its strength inside"),
         ("ablate(2*b)", 8, "the name of a vector"),
@@ -320,7 +344,8 @@ def test_hostile_text_is_read_or_refused_and_nothing_else(text: str) -> None:
 
 def test_ten_thousand_strings_of_the_languages_own_pieces_are_read_or_refused() -> None:
     words = (
-        "warm cold 'q-1' \"it's\" ablate( clamp( ( ) [ ] , @ : + - * 1 2.5 .5 1e9 1e999 007 first: after: "
+        "warm cold 'q-1' \"it's\" ablate( clamp( rotate( , to=mean) %2 ( ) [ ] , @ : + - * 1 2.5 .5 1e9 1e999 007 "
+        "first: after: "
         "prompt response @first:3 @when:p>1 while: > <= [1-3] [5,7] 12-15 \ud800 é \0 \u202e ² ? \\ ' \" ;"
     )
     pieces = [*words.split(), " ", "\n", "\t"]
@@ -332,7 +357,10 @@ def test_ten_thousand_strings_of_the_languages_own_pieces_are_read_or_refused() 
 
 
 def test_valid_expressions_with_one_character_changed_are_read_or_refused() -> None:
-    valid = "1.2*warm[3,5-9] - 0.4*'a b'@first:8 + ablate(refusal, -0.5)@prompt + clamp(calm, 2)@when:p[3]>=-1.5"
+    valid = (
+        "1.2*warm[3,5-9] - 0.4*'a b'@first:8 + ablate(refusal, -0.5)@prompt + clamp(calm, 2)@when:p[3]>=-1.5"
+        " + a%2 + rotate(b, 9) + ablate(c, 0.5, to=mean)"
+    )
     chance = random.Random(1)
     for _ in range(2000):
         text = list(valid)
@@ -373,6 +401,14 @@ def test_first_and_after_divide_the_response_between_them() -> None:
 def test_scaling_multiplies_every_strength_and_nothing_else() -> None:
     scaled = parse("warm[3]@prompt - 0.5*cold + ablate(refusal)").scaled(2)
     assert scaled == parse("2*warm[3]@prompt - cold + ablate(refusal, 2)")
+
+
+def test_scaling_turns_further_but_not_beyond_a_half_turn() -> None:
+    assert parse("rotate(a, 30) + b%2 + ablate(c, to=mean)").scaled(-2) == parse(
+        "rotate(a, -60) + b%-4 + ablate(c, -2, to=mean)"
+    )
+    with pytest.raises(ExpressionError, match="more than a half turn"):
+        parse("rotate(a, 100)").scaled(2)
 
 
 def test_scaling_by_one_changes_nothing_and_by_zero_leaves_no_strength() -> None:

@@ -146,7 +146,12 @@ def test_a_condition_reads_a_probe_at_its_default_layer_and_a_vector_in_units_of
     assert reading_of(probe)[0] == 2
     assert float(reading_of(probe)[1].scores(torch.ones(4))) == 3.0
     directions = {1: torch.tensor([3.0, 4.0]), 2: torch.tensor([0.0, 2.0]), 3: torch.zeros(2)}
-    for recommended, layer in (({}, 2), ({"recommended": {"layer": 1}}, 1), ({"recommended": {"strength": 2.0}}, 2)):
+    for recommended, layer in (
+        ({}, 2),
+        ({"recommended": {"layer": 1}}, 1),
+        ({"recommended": {"layers": [1]}}, 1),
+        ({"recommended": {"strength": 2.0}}, 2),
+    ):
         vector = SteeringVector(directions, recommended)
         read, readout = reading_of(vector)
         assert read == layer

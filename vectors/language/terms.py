@@ -12,7 +12,10 @@ from typing import Any
 from vectors.errors import ExpressionError
 from vectors.registry.layers import spans
 
-OPERATIONS = ("ablate", "clamp")
+# Of a term: adding it, adding a share of the token's norm, ablating, ablating to the mean, clamping, rotating.
+OPERATIONS = ("add", "share", "ablate", "mean_ablate", "clamp", "rotate")
+FUNCTIONS = ("ablate", "clamp", "rotate")  # that are written as name(vector, value)
+HALF_TURN = 180.0  # degrees
 KINDS = ("when", "while")  # of conditions
 COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     ">": operator.gt,
@@ -76,13 +79,15 @@ class Condition:
 
 @dataclass(frozen=True)
 class Term:
-    """One operation with one vector. `value` is the strength of `add` and `ablate`, the level of `clamp`.
+    """One operation with one vector.
 
-    It acts where its scope covers the token and all its conditions hold. A term with conditions acts on the response
-    only: without a scope its scope is that of the response. Raises ExpressionError for one that acts on the prompt.
+    `value` is the strength of `add`, `ablate` and `mean_ablate`, the level of `clamp`, the percentage of `share`, and
+    the degrees of `rotate`. A term acts where its scope covers the token and all its conditions hold. One with
+    conditions acts on the response only: without a scope its scope is that of the response. Raises ExpressionError for
+    one that acts on the prompt, and for a rotation beyond a half turn.
     """
 
-    operation: str  # "add", "ablate" or "clamp"
+    operation: str  # one of OPERATIONS
     name: str
     value: float = 1.0
     layers: tuple[int, ...] | None = None  # None: the layers at which the vector acts by default
@@ -90,6 +95,11 @@ class Term:
     conditions: tuple[Condition, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.operation == "rotate" and abs(self.value) > HALF_TURN:
+            raise ExpressionError(
+                f"rotate({name_text(self.name)}) has {number_text(self.value)} degrees, more than a half turn",
+                f"give from -{HALF_TURN:g} to {HALF_TURN:g}",
+            )
         if not self.conditions:
             return
         if self.scope is None:
@@ -107,8 +117,11 @@ class Term:
         number = number_text(self.value)
         if self.operation == "add":
             text = vector if self.value == 1 else f"{number}*{vector}"
-        elif self.operation == "ablate" and self.value == 1:
-            text = f"ablate({vector})"
+        elif self.operation == "share":
+            text = f"{vector}%{number}"
+        elif self.operation in ("ablate", "mean_ablate"):
+            strength = "" if self.value == 1 else f", {number}"
+            text = f"ablate({vector}{strength}{', to=mean' if self.operation == 'mean_ablate' else ''})"
         else:
             text = f"{self.operation}({vector}, {number})"
         if self.scope is not None and not (self.conditions and self.scope == RESPONSE):

@@ -39,19 +39,29 @@ def acting_layers(arm: Arm) -> list[int]:
     return sorted({layer for term in arm.composition.terms for layer in arm.vectors[term.name].acting(term.layers)})
 
 
-def replaced(arm: Arm, name: str, direction: Replacement) -> Arm:
-    """The arm with each of its vectors replaced, at the layers where it acts; a zero vector stays zero."""
+def replaced(arm: Arm, name: str, direction: Replacement, states: Mapping[int, Tensor] | None = None) -> Arm:
+    """The arm with each of its vectors replaced, at the layers where it acts; a zero vector stays zero.
+
+    For an ablation to the mean, the mean is that of `states` [tokens, hidden] by layer.
+    """
     assert arm.composition is not None
     layers: dict[str, set[int]] = {}
     for term in arm.composition.terms:
         layers.setdefault(term.name, set()).update(arm.vectors[term.name].acting(term.layers))
+    operations = {term.operation for term in arm.composition.terms}
     vectors = {}
     for vector_name, wanted in layers.items():
         vector = arm.vectors[vector_name]
         directions = {layer: direction(vector_name, layer, vector.layers[layer]) for layer in sorted(wanted)}
         apply = [layer for layer in vector.apply if layer in directions] or list(directions)
         base = {"base": dict(vector.base)} if vector.base else {}
-        vectors[vector_name] = SteeringVector(directions, {**base, "apply": apply})
+        measured = {
+            str(layer): {"projection": float(states[layer].mean(0) @ each / (each @ each).clamp(min=1e-30))}
+            for layer, each in directions.items()
+            if states is not None and layer in states and "mean_ablate" in operations
+        }
+        metadata = {**base, "apply": apply, **({"measured": measured} if measured else {})}
+        vectors[vector_name] = SteeringVector(directions, metadata)
     return replace(arm, name=name, vectors=vectors)
 
 
@@ -71,7 +81,7 @@ def random_arms(arm: Arm, states: Mapping[int, Tensor], count: int, seed: int) -
             states[layer], float(direction.norm()), child_seed(seed, "random", index, name, layer)
         )
 
-    return [replaced(arm, f"{arm.name}: random {index + 1}", draw(index)) for index in range(count)]
+    return [replaced(arm, f"{arm.name}: random {index + 1}", draw(index), states) for index in range(count)]
 
 
 def orthogonal_arms(arm: Arm, states: Mapping[int, Tensor], count: int, seed: int) -> list[Arm]:
@@ -85,19 +95,21 @@ def orthogonal_arms(arm: Arm, states: Mapping[int, Tensor], count: int, seed: in
 
         return direction
 
-    return [replaced(arm, f"{arm.name}: orthogonal {index + 1}", draw(index)) for index in range(count)]
+    return [replaced(arm, f"{arm.name}: orthogonal {index + 1}", draw(index), states) for index in range(count)]
 
 
-def shuffled_arms(arm: Arm, directions: Sequence[Mapping[int, Tensor]]) -> list[Arm]:
+def shuffled_arms(
+    arm: Arm, directions: Sequence[Mapping[int, Tensor]], states: Mapping[int, Tensor] | None = None
+) -> list[Arm]:
     """Arms with re-extracted directions [hidden] by layer, each at the length of the one that it replaces."""
 
     def draw(extracted: Mapping[int, Tensor]) -> Replacement:
         return lambda _name, layer, direction: _at_length(extracted[layer], float(direction.norm()))
 
-    return [replaced(arm, f"{arm.name}: shuffled {n}", draw(each)) for n, each in enumerate(directions, 1)]
+    return [replaced(arm, f"{arm.name}: shuffled {n}", draw(each), states) for n, each in enumerate(directions, 1)]
 
 
-def donor_arm(arm: Arm, donor: SteeringVector, name: str) -> Arm:
+def donor_arm(arm: Arm, donor: SteeringVector, name: str, states: Mapping[int, Tensor] | None = None) -> Arm:
     """The arm with a donor's directions. Raises ArtifactError where the donor lacks a layer."""
     missing = [layer for layer in acting_layers(arm) if layer not in donor.layers]
     if missing:
@@ -109,6 +121,7 @@ def donor_arm(arm: Arm, donor: SteeringVector, name: str) -> Arm:
         arm,
         f"{arm.name}: donor {name}",
         lambda _name, layer, direction: _at_length(donor.layers[layer], float(direction.norm())),
+        states,
     )
 
 

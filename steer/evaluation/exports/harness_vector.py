@@ -27,7 +27,8 @@ def problems_of(arm: Arm) -> list[str]:
         problems.append(f"{arm.name} is more than its vectors: it has a system prompt or weights of its own")
     others = sorted({term.operation for term in arm.composition.terms} - {"add"})
     if others:
-        problems.append(f"{arm.name} {' and '.join(others)}s, and the harness can only add at one layer")
+        what = ", ".join(each.replace("_", " to the ") for each in others)
+        problems.append(f"{arm.name} does more than add ({what}), and the harness can only add at one layer")
     if any(term.scope is not None for term in arm.composition.terms):
         problems.append(f"{arm.name} has scopes, and the harness steers every token")
     if arm.composition.conditions:

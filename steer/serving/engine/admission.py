@@ -96,7 +96,9 @@ class Admission:
     def problems(self, composition: Composition, sources: Mapping[str, SteeringVector | Probe]) -> list[str]:
         """The reasons why this server can't apply a composition, given vectors and probes; empty when it can."""
         vectors = {name: each for name, each in sources.items() if isinstance(each, SteeringVector)}
-        reasons = []
+        reasons = [
+            f"{t} is not served yet" for t in composition.terms if t.operation in ("share", "mean_ablate", "rotate")
+        ]
         unknown = [name for name in names_of(composition) if name not in sources]
         if unknown:
             loaded = _listed(sorted(sources)) or "none"

@@ -119,7 +119,7 @@ _PART = record(
     },
     {
         "strength": number,
-        "operation": text(r"[a-z]{1,20}", "an operation"),
+        "operation": text(r"[a-z_]{1,20}", "an operation"),
         "layers": optional(list_of(whole(0, 100_000))),
         "scope": optional(text(r"[a-z]+(:[0-9]+)?", "a scope")),
         "condition": optional(text(longest=1000)),

@@ -105,7 +105,7 @@ _PART = strict(
         "layers": optional(_layers),
         "scope": optional(_scope),
         "condition": optional(_condition),
-        "operation": optional(one_of("add", *OPERATIONS)),
+        "operation": optional(one_of(*OPERATIONS)),
     },
 )
 _EVAL = strict({"suite": text(r"[\s\S]{1,4096}", "a path")}, {"minimum": number, "metric": text(longest=200)})

@@ -20,6 +20,8 @@ from vectors.storage.files import canonical_json, digest_file, write_atomically
 from vectors.weights import read_header
 
 KINDS = {"steering-vector": STEERING, "task-vector": TASK}  # by the kind in a file's metadata
+# The operations whose number no vector recommends, with what it is.
+WITHOUT_DEFAULT = {"rotate": "the degrees to turn by", "share": "a percentage of the norm"}
 
 
 class Found(NamedTuple):
@@ -176,7 +178,13 @@ def _part(store: Store, entry: Entry, pinned: Mapping[str, str], digests: Digest
     described = describe(source)
     kind = described.kind
     # A recommended strength is one of an addition; an ablation of 1 removes the whole component.
-    recommended = 1.0 if entry.operation == "ablate" else described.strength
+    recommended = 1.0 if entry.operation in ("ablate", "mean_ablate") else described.strength
+    if entry.strength is None and entry.operation in WITHOUT_DEFAULT:
+        what = WITHOUT_DEFAULT[entry.operation]
+        raise UsageError(
+            f"the part {entry.name} has the operation {entry.operation} and no strength, which is {what}",
+            f"set it: steer set {entry.name}.strength=10",
+        )
     strength = entry.strength if entry.strength is not None else recommended
     size = source.stat().st_size
     part = Part(entry.name, digest, size, kind, strength, entry.operation, entry.layers, entry.scope, entry.condition)

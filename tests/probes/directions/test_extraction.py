@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from probes.capture import spill
+from probes.capture.activations import activations
 from probes.data.overlap import recorded_examples
 from probes.data.reading import Contrast, read
 from probes.directions import extraction
 from probes.directions.extraction import FEW, Extraction, extract
 from probes.directions.methods import methods
-from probes.directions.plan import layers_of
+from probes.directions.plan import layers_of, plan
 from probes.models import loading as loading
 from probes.models import residual
 from probes.models.loading import LoadedModel
@@ -259,6 +260,22 @@ def test_the_metadata_says_what_was_done_to_what(loaded: LoadedModel) -> None:
     assert metadata["apply"] == found.recommended.layers == metadata["recommended"]["layers"]
     assert found.vector.apply == tuple(found.recommended.layers)
     assert [*metadata["measured"]] == ["1", "2", "3"]
+
+
+def test_the_mean_projection_of_both_classes_is_recorded_in_units_of_strength(loaded: LoadedModel) -> None:
+    contrast = contrasting(10, 8)
+    vector = extract(loaded, contrast, layers="1-2").vector
+    for position, layer in enumerate((1, 2)):
+        tokenised = plan(
+            contrast, loaded.tokenizer, loaded.model.config, layers="1-2", which="completion", truncate=False
+        )[1]
+        with activations(loaded.model, tokenised, [1, 2]).spill as spill:
+            rows = spill.layer(position).rows(0, 18).double()
+        mean = (rows[:10].mean(0) + rows[10:].mean(0)) / 2
+        direction = vector.layers[layer].double()
+        assert vector.mean_at(layer) == pytest.approx(float(mean @ direction / (direction @ direction)), abs=1e-3)
+    assert vector.mean_at(0) is None
+    assert (2 * vector).mean_at(1) is None  # what it is computed from records it
 
 
 def test_layers_by_other_words_give_the_same_bytes_and_what_decides_on_them_is_recorded(

@@ -30,7 +30,10 @@ def vectors(hidden: int = pico.HIDDEN, norm: float = 2.0) -> dict[str, SteeringV
 
     def one(apply: list[int]) -> SteeringVector:
         drawn = {i: torch.randn(hidden, generator=generator) for i in range(pico.LAYERS)}
-        return SteeringVector({i: norm * d / d.norm() for i, d in drawn.items()}, {"apply": apply})
+        measured = {str(i): {"projection": 1.5} for i in drawn}
+        return SteeringVector(
+            {i: norm * d / d.norm() for i, d in drawn.items()}, {"apply": apply, "measured": measured}
+        )
 
     return {"warm": one([1, 2]), "calm": one([2])}
 
@@ -212,6 +215,8 @@ def test_the_same_fold_has_the_same_bytes(tmp_path: Path) -> None:
     [
         ("llama", "warm@response", {}, "acts on some tokens only"),
         ("llama", "clamp(warm, 2) + warm@prompt", {}, "(?s)sets the stream to a level.*|acts on some tokens only"),
+        ("llama", "rotate(calm, 20) + calm%3", {}, "(?s)by an angle that keeps its norm.*a share of the token's norm"),
+        ("llama", "ablate(warm, to=mean)", {}, "sets the mean at layers 1-2 in turn, but weights act once"),
         ("llama", "ablate(warm)", {}, "differs in direction between the layers 1-2"),
         ("llama", "ablate(warm[1]) + ablate(calm)", {}, "ablations act at different layers"),
         ("llama", "0*warm", {}, "changes nothing"),
@@ -247,6 +252,18 @@ def test_vectors_of_another_model_and_outputs_that_exist_are_refused(tmp_path: P
     (tmp_path / "out").mkdir()
     with pytest.raises(OutputError, match="exists"):
         fold(folder, "warm", tmp_path / "out")
+
+
+def test_an_ablation_to_the_mean_at_one_layer_is_in_the_weights(tmp_path: Path) -> None:
+    folder = pico.save(tmp_path / "model", "llama")
+    report = fold(folder, "ablate(calm, to=mean)", tmp_path / "out")
+    assert report["proof"]["verdict"] == "equal"
+    baked = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    ids = torch.tensor(pico.sequences(1, 20, 20))
+    with torch.no_grad():
+        states = baked(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states[3]
+    unit = vectors()["calm"].layers[2] / 2.0
+    assert torch.allclose(states @ unit, torch.tensor(1.5 * 2.0), rtol=0, atol=1e-3)
 
 
 def test_what_is_added_before_an_ablation_is_ablated_too() -> None:
