@@ -9,6 +9,7 @@ from typing import Any
 from steer.evaluation import evaluation as core
 from steer.evaluation.evaluation import Evaluation
 from steer.evaluation.export_files import write_exports
+from steer.evaluation.measuring.engine import Through
 from steer.evaluation.report import record, report
 from steer.evaluation.request import Request
 from steer.reports import evaluation as page
@@ -22,7 +23,7 @@ from vectors.storage.folders import new_folder
 REFERENCES = "evaluations.json"  # beside a vector's file, as NAME.evaluations.json
 
 
-def evaluate(*subjects: str, on_event: OnEvent = ignore, **options: Any) -> Evaluation:
+def evaluate(*subjects: str, through: Through | None = None, on_event: OnEvent = ignore, **options: Any) -> Evaluation:
     """Measure whether subjects show a behaviour, against controls, and what that costs elsewhere.
 
     A subject is a vector's file, an expression over `vectors`, "prompt:TEXT", a model's or adapter's folder, or a task
@@ -39,15 +40,20 @@ def evaluate(*subjects: str, on_event: OnEvent = ignore, **options: Any) -> Eval
     for name in paths:
         if isinstance(options.get(name), str):
             options[name] = Path(options[name])
-    return evaluate_request(Request(subjects=tuple(subjects), **options), on_event=on_event)
+    return evaluate_request(Request(subjects=tuple(subjects), **options), through=through, on_event=on_event)
 
 
-def evaluate_request(request: Request, *, on_event: OnEvent = ignore) -> Evaluation:
-    """`evaluate` for a request; with `out` it writes the folder. Raises SteerError."""
+def evaluate_request(request: Request, *, through: Through | None = None, on_event: OnEvent = ignore) -> Evaluation:
+    """`evaluate` for a request; with `out` it writes the folder. Raises SteerError.
+
+    The engine of a request is brought along by the caller: `steer.serving.offline.arms.through_vllm` for vLLM.
+    """
     problems = problems_of(request)
     if problems:
         raise UsageError(problems, "see steer eval --help")
-    evaluation = core.run(request, on_event=on_event)
+    if request.engine == "vllm" and through is None:
+        raise UsageError("no engine was given for engine='vllm'", "pass through=through_vllm, or use the command")
+    evaluation = core.run(request, through=through, on_event=on_event)
     if request.out is not None:
         write(evaluation, request.out)
     return evaluation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -20,9 +21,9 @@ from steer.evaluation.arms.weights import loaded_arm, reference_of
 from steer.evaluation.harness.tasks import TaskFigure, measure_tasks
 from steer.evaluation.inputs import Inputs, open_fitting, read_inputs
 from steer.evaluation.judgement import Judged, judged, metrics_of, outcome_of, sentence
-from steer.evaluation.measuring.divergences import Divergence, Neutral, measure_divergences, neutral_text, summary
-from steer.evaluation.measuring.figures import measure_arms
-from steer.evaluation.measuring.generations import Generation, TextFigures, generate_arms, text_figures
+from steer.evaluation.measuring.divergences import Divergence, Neutral, neutral_text, summary
+from steer.evaluation.measuring.engine import Engine, Hooks, Through
+from steer.evaluation.measuring.generations import Generation, TextFigures, text_figures
 from steer.evaluation.planning import Plan, Wanted, plan_of
 from steer.evaluation.request import Request
 from steer.evaluation.scoring import ScorerReport
@@ -72,19 +73,28 @@ class Evaluation(NamedTuple):
     tasks: dict[str, list[TaskFigure]]  # by arm
 
 
-def run(request: Request, *, on_event: OnEvent = ignore) -> Evaluation:
-    """Evaluate; what is wrong with the inputs is refused before a model is loaded. Raises SteerError."""
+def run(request: Request, *, through: Through | None = None, on_event: OnEvent = ignore) -> Evaluation:
+    """Evaluate; what is wrong with the inputs is refused before a model is loaded. Raises SteerError.
+
+    `through` gives the engine for all arms that share the base's weights; by default they run through hooks.
+    """
     inputs = read_inputs(request)
     opened = open_fitting(inputs, request.any_base)
     on_event(Event("loading the model"))
     base = load(opened, request.device, request.dtype)
     on_event(Event("loading the model", message=f"model {base.source}, on {base.choice}"))
+    with through(base) if through else nullcontext(Hooks(base, request.any_base, on_event)) as engine:
+        return _evaluation(request, inputs, base, engine, on_event)
+
+
+def _evaluation(request: Request, inputs: Inputs, base: LoadedModel, engine: Engine, on_event: OnEvent) -> Evaluation:
+    """Everything that is measured of a base, whose arms run on the engine."""
     neutral = neutral_text(base, inputs.neutral, seed=request.seed, on_event=on_event)
     layers = sorted({layer for subject in inputs.subjects for layer in acting_layers(subject.arm)})
     states = _states(base, neutral, layers)
 
     def measure(arms: Sequence[Arm]) -> list[Tensor]:
-        return measure_divergences(base, neutral, arms, any_base=request.any_base, on_event=on_event)
+        return engine.measure_divergences(neutral, arms)
 
     wanted = Wanted(
         names=request.control, draws=request.draws, prompt=request.prompt, donor=inputs.donor,
@@ -100,23 +110,21 @@ def run(request: Request, *, on_event: OnEvent = ignore) -> Evaluation:
     others: dict[str, list[Tensor]] = {}
     tasks: dict[str, list[TaskFigure]] = {}
     for model, group in _by_model(base, [*arms.values()], request):
-        rows = measure_arms(model, inputs.test, group, any_base=request.any_base, on_event=on_event)
+        on = engine if model is base else Hooks(model, request.any_base, on_event)
+        rows = on.measure_arms(inputs.test, group)
         figures.update(zip([arm.name for arm in group], rows, strict=True))
         of_group = [arm for arm in curves.values() if arm.model is None and arm.name not in divergences]
         compared = [*group, *(of_group if model is base else [])]
-        kl = measure_divergences(model, neutral, compared, any_base=request.any_base, on_event=on_event)
+        kl = on.measure_divergences(neutral, compared)
         divergences |= {arm.name: summary(values) for arm, values in zip(compared, kl, strict=True)}
         if model is base and curves and inputs.dev:
-            dev = measure_arms(base, inputs.dev, list(curves.values()), any_base=request.any_base, on_event=on_event)
+            dev = on.measure_arms(inputs.dev, list(curves.values()))
             on_dev = dict(zip(curves, dev, strict=True))
         main = [arm for arm in group if families[arm.name][1] in MAIN]
         if request.max_tokens:
-            answers |= generate_arms(
-                model, main, inputs.prompts, max_tokens=request.max_tokens, any_base=request.any_base,
-                on_event=on_event,
-            )  # fmt: skip
+            answers |= on.generate_arms(main, inputs.prompts, request.max_tokens)
         for _, items in inputs.entangled:
-            rows = measure_arms(model, items, main, any_base=request.any_base, on_event=on_event)
+            rows = on.measure_arms(items, main)
             for arm, row in zip(main, rows, strict=True):
                 others.setdefault(arm.name, []).append(row)
         if request.task:

@@ -13,6 +13,7 @@ from vectors.registry.options import option
 
 CONTROL_NAMES = ("negation", "shuffled", "random", "random-kl", "orthogonal", "none")
 EXPORTS = ("inspect", "lm-eval")
+ENGINES = ("transformers", "vllm")
 
 
 def _scorers() -> list[str]:
@@ -133,6 +134,10 @@ class Request:
     out: Path | None = option(
         None, help="A folder to write run.json, report.json, report.html and pictures to.", flag=("-o", "--out")
     )
+    engine: str = option(
+        "transformers", help="What runs the arms: hooks in transformers, or vLLM, all arms as one batch of requests "
+        "that are steered differently.", choices=ENGINES, group="Computing",
+    )  # fmt: skip
     device: str = option("auto", help="The device to compute on: auto, cpu, cuda, cuda:N or mps.", group="Computing")
     dtype: str = option("auto", help="The dtype to compute in: auto, float32, bfloat16 or float16.", group="Computing")
     seed: int = option(0, help="The random seed.", group="Computing")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steer.cli import options, requests, versions
 from steer.cli.output import out
 from steer.evaluation.request import Request
+
+if TYPE_CHECKING:
+    from steer.evaluation.measuring.engine import Through
 
 
 @options.command(
@@ -35,10 +38,19 @@ def command(**values: Any) -> None:
     if request.model is not None:
         say_preparing(request.model)
     with out.progress() as on_event:
-        evaluation = evaluate_request(request, on_event=on_event)
+        evaluation = evaluate_request(request, through=_through(request), on_event=on_event)
     value = report(evaluation)
     versions.attach_evaluation(of_versions, value)
     out.result(value, lambda: _print(value, request.out))
+
+
+def _through(request: Request) -> Through | None:
+    """The engine of a request; None for hooks in transformers."""
+    if request.engine == "transformers":
+        return None
+    from steer.serving.offline.arms import through_vllm
+
+    return through_vllm
 
 
 def _print(value: dict[str, Any], folder: Path | None) -> None:

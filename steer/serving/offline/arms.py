@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from probes.generation import end_tokens
 from probes.models.completions import Completion
+from probes.models.loading import LoadedModel
+from probes.models.residual import context_length
 from probes.strengths import with_system
 from steer.evaluation.arms.arm import Arm
 from steer.evaluation.measuring.divergences import Neutral
 from steer.evaluation.measuring.figures import figures_of
+from steer.evaluation.measuring.generations import Generation
 from steer.evaluation.measuring.rendering import rendered_items
 from steer.evaluation.suites.items import Item
-from steer.serving.offline.engine import OfflineEngine, Request
+from steer.serving.offline.engine import OfflineEngine, Request, offline_engine
+
+LONGEST = 2048  # tokens of a text, so that the keys and values of a batch fit into little memory
 
 
 def measure_arms(
@@ -60,17 +68,49 @@ def measure_divergences(engine: OfflineEngine, tokenizer: Any, neutral: Neutral,
     return [torch.tensor([value for _ in neutral.prompts for value in next(values)], dtype=torch.float64) for _ in arms]
 
 
-def generate(
-    engine: OfflineEngine, tokenizer: Any, prompts: Sequence[str], arms: Sequence[Arm], *, tokens: int
-) -> list[list[Completion]]:
-    """The greedy completion of every prompt under every arm, [arms][prompts], from one batch."""
-    by_system = {arm.system: with_system(prompts, arm.system, tokenizer) for arm in arms}
-    requests = [Request(ids, 0, arm.composition, arm.vectors) for arm in arms for ids in by_system[arm.system]]
-    written = iter(engine.generate(requests, tokens))
-    return [[Completion(ids, next(written)) for ids in by_system[arm.system]] for arm in arms]
-
-
 def request_of(completion: Completion, arm: Arm | None = None) -> Request:
     """A prompt with a given completion, under an arm."""
     given = len(completion.completion_ids)
     return Request(completion.ids, given, *((arm.composition, arm.vectors) if arm else ()))
+
+
+class VllmEngine:
+    """`steer.evaluation.measuring.engine.Engine` through vLLM, for the arms of one base."""
+
+    def __init__(self, engine: OfflineEngine, base: LoadedModel, limit: int) -> None:
+        self.engine, self.base, self.limit = engine, base, limit
+
+    def measure_arms(self, items: Sequence[Item], arms: Sequence[Arm]) -> Tensor:
+        """The figure of every item under every arm, float64 [arms, items], in nats."""
+        return measure_arms(self.engine, self.base.tokenizer, items, arms, context_length=self.limit)
+
+    def measure_divergences(self, neutral: Neutral, arms: Sequence[Arm]) -> list[Tensor]:
+        """KL(base || arm) of every token of the neutral continuations, float64 [tokens], for each arm, in nats."""
+        return measure_divergences(self.engine, self.base.tokenizer, neutral, arms)
+
+    def generate_arms(
+        self, arms: Sequence[Arm], prompts: Sequence[str], max_tokens: int
+    ) -> dict[str, list[Generation]]:
+        """The greedy answer of each arm to each prompt, by the name of the arm, from one batch."""
+        tokenizer, ends = self.base.tokenizer, end_tokens(self.base.model, self.base.tokenizer)
+        by_system = {arm.system: with_system(prompts, arm.system, tokenizer) for arm in arms}
+        requests = [Request(ids, 0, arm.composition, arm.vectors) for arm in arms for ids in by_system[arm.system]]
+        written = iter(self.engine.generate(requests, max_tokens))
+        answers = {}
+        for arm in arms:
+            rows = [next(written) for _ in prompts]
+            texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
+            answers[arm.name] = [
+                Generation(prompt, text.strip(), ids, "stop" if ids and ids[-1] in ends else "length")
+                for prompt, text, ids in zip(prompts, texts, rows, strict=True)
+            ]
+        return answers
+
+
+@contextlib.contextmanager
+def through_vllm(base: LoadedModel) -> Iterator[VllmEngine]:
+    """A context with vLLM on the base's folder, in its dtype. Raises UsageError, ModelError."""
+    limit = min(context_length(base.model.config) or LONGEST, LONGEST)
+    dtype = str(base.model.dtype).removeprefix("torch.")
+    with offline_engine(Path(base.source.path), max_tokens=limit - 1, dtype=dtype) as engine:
+        yield VllmEngine(engine, base, limit - 1)

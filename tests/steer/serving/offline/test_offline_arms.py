@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from probes.data.examples import Example
-from probes.generation import generate
 from probes.models.loading import load
 from steer.evaluation.arms.arm import Arm
-from steer.evaluation.measuring import divergences, figures
+from steer.evaluation.measuring import divergences, figures, generations
 from steer.evaluation.suites.items import Choice, Pair
 from vectors.errors import ModelError
 from vectors.expression import parse
@@ -42,24 +41,19 @@ def arms_of(vectors: dict[str, SteeringVector], count: int) -> list[Arm]:
 def difference(model: Path, vectors: dict[str, SteeringVector], tokens: int, count: int = 6) -> tuple[float, float]:
     """The greatest differences of figures and of divergences between the two engines, in nats."""
     from steer.serving.offline import arms as through_vllm
-    from steer.serving.offline.engine import offline_engine
 
     loaded = load(model, "cpu", "float32")
     arms = arms_of(vectors, count)
     expected = figures.measure_arms(loaded, ITEMS, arms)
     neutral = divergences.neutral_text(loaded, NEUTRAL, tokens=tokens)
     expected_kl = divergences.measure_divergences(loaded, neutral, arms)
-    with offline_engine(Path(loaded.source.path), max_tokens=250) as engine:
-        found = through_vllm.measure_arms(engine, loaded.tokenizer, ITEMS, arms, context_length=250)
-        kl = through_vllm.measure_divergences(engine, loaded.tokenizer, neutral, arms)
-        written = through_vllm.generate(engine, loaded.tokenizer, NEUTRAL, arms[:2], tokens=6)
-        for arm, completions in zip(arms, written, strict=False):
-            assert completions == generate(
-                loaded.model, loaded.tokenizer, [each.prompt_ids for each in completions],
-                figures.intervention(loaded, arm), max_tokens=6,
-            )  # fmt: skip
+    with through_vllm.through_vllm(loaded) as vllm:
+        engine = vllm.engine
+        found = vllm.measure_arms(ITEMS, arms)
+        kl = vllm.measure_divergences(neutral, arms)
+        assert vllm.generate_arms(arms, NEUTRAL, 6) == generations.generate_arms(loaded, arms, NEUTRAL, max_tokens=6)
         with pytest.raises(ModelError, match="vLLM can't measure"):
-            engine.likelihoods([through_vllm.Request(list(range(5, 300)), 1)])  # longer than the context
+            engine.likelihoods([through_vllm.Request([5] * 3000, 1)])  # longer than the context
         assert engine.likelihoods([through_vllm.Request([5, 6, 7], 1)])  # and the engine goes on
     assert len({round(float(row.sum()), 3) for row in expected}) == len(arms)  # every arm differs
     assert [len(each) for each in kl] == [len(each) for each in expected_kl]
