@@ -52,7 +52,10 @@ def evaluate_request(request: Request, *, through: Through | None = None, on_eve
     if problems:
         raise UsageError(problems, "see steer eval --help")
     if request.engine == "vllm" and through is None:
-        raise UsageError("no engine was given for engine='vllm'", "pass through=through_vllm, or use the command")
+        raise UsageError(
+            "engine='vllm' needs the engine itself",
+            "from steer.serving.offline.arms import through_vllm; evaluate(…, engine='vllm', through=through_vllm)",
+        )
     evaluation = core.run(request, through=through, on_event=on_event)
     if request.out is not None:
         write(evaluation, request.out)

@@ -83,7 +83,7 @@ def run(request: Request, *, through: Through | None = None, on_event: OnEvent =
     on_event(Event("loading the model"))
     base = load(opened, request.device, request.dtype)
     on_event(Event("loading the model", message=f"model {base.source}, on {base.choice}"))
-    with through(base) if through else nullcontext(Hooks(base, request.any_base, on_event)) as engine:
+    with through(base, on_event) if through else nullcontext(Hooks(base, request.any_base, on_event)) as engine:
         return _evaluation(request, inputs, base, engine, on_event)
 
 

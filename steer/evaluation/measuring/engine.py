@@ -36,8 +36,8 @@ class Engine(Protocol):
         """The greedy answer of each arm to each prompt, by the name of the arm."""
 
 
-# From the base to a context in which an engine runs it.
-Through = Callable[[LoadedModel], AbstractContextManager[Engine]]
+# From the base, and what is called with progress, to a context in which an engine runs it.
+Through = Callable[[LoadedModel, OnEvent], AbstractContextManager[Engine]]
 
 
 class Hooks:

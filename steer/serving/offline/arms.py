@@ -16,12 +16,14 @@ from probes.models.loading import LoadedModel
 from probes.models.residual import context_length
 from probes.strengths import with_system
 from steer.evaluation.arms.arm import Arm
+from steer.evaluation.measuring import divergences, figures
 from steer.evaluation.measuring.divergences import Neutral
 from steer.evaluation.measuring.figures import figures_of
 from steer.evaluation.measuring.generations import Generation
 from steer.evaluation.measuring.rendering import rendered_items
 from steer.evaluation.suites.items import Item
 from steer.serving.offline.engine import OfflineEngine, Request, offline_engine
+from vectors.events import Event, OnEvent, counter, ignore
 
 LONGEST = 2048  # tokens of a text, so that the keys and values of a batch fit into little memory
 
@@ -77,21 +79,24 @@ def request_of(completion: Completion, arm: Arm | None = None) -> Request:
 class VllmEngine:
     """`steer.evaluation.measuring.engine.Engine` through vLLM, for the arms of one base."""
 
-    def __init__(self, engine: OfflineEngine, base: LoadedModel, limit: int) -> None:
-        self.engine, self.base, self.limit = engine, base, limit
+    def __init__(self, engine: OfflineEngine, base: LoadedModel, limit: int, on_event: OnEvent = ignore) -> None:
+        self.engine, self.base, self.limit, self.on_event = engine, base, limit, on_event
 
     def measure_arms(self, items: Sequence[Item], arms: Sequence[Arm]) -> Tensor:
         """The figure of every item under every arm, float64 [arms, items], in nats."""
+        self._stage(figures.STAGE, "texts")
         return measure_arms(self.engine, self.base.tokenizer, items, arms, context_length=self.limit)
 
     def measure_divergences(self, neutral: Neutral, arms: Sequence[Arm]) -> list[Tensor]:
         """KL(base || arm) of every token of the neutral continuations, float64 [tokens], for each arm, in nats."""
+        self._stage(divergences.STAGE, "texts")
         return measure_divergences(self.engine, self.base.tokenizer, neutral, arms)
 
     def generate_arms(
         self, arms: Sequence[Arm], prompts: Sequence[str], max_tokens: int
     ) -> dict[str, list[Generation]]:
         """The greedy answer of each arm to each prompt, by the name of the arm, from one batch."""
+        self._stage("writing answers", "answers")
         tokenizer, ends = self.base.tokenizer, end_tokens(self.base.model, self.base.tokenizer)
         by_system = {arm.system: with_system(prompts, arm.system, tokenizer) for arm in arms}
         requests = [Request(ids, 0, arm.composition, arm.vectors) for arm in arms for ids in by_system[arm.system]]
@@ -106,11 +111,17 @@ class VllmEngine:
             ]
         return answers
 
+    def _stage(self, name: str, unit: str) -> None:
+        """Report the progress of the next call under a name."""
+        self.on_event(Event(name))
+        self.engine.progress = counter(self.on_event, name, unit)
+
 
 @contextlib.contextmanager
-def through_vllm(base: LoadedModel) -> Iterator[VllmEngine]:
+def through_vllm(base: LoadedModel, on_event: OnEvent = ignore) -> Iterator[VllmEngine]:
     """A context with vLLM on the base's folder, in its dtype. Raises UsageError, ModelError."""
+    on_event(Event("starting vLLM"))
     limit = min(context_length(base.model.config) or LONGEST, LONGEST)
     dtype = str(base.model.dtype).removeprefix("torch.")
     with offline_engine(Path(base.source.path), max_tokens=limit - 1, dtype=dtype) as engine:
-        yield VllmEngine(engine, base, limit - 1)
+        yield VllmEngine(engine, base, limit - 1, on_event)

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -48,6 +48,7 @@ class OfflineEngine:
         self.process, self.log = process, log
         self.bound: set[str] = set()
         self.vocabulary = 0
+        self.progress: Callable[[int, int], None] = lambda done, total: None  # of the rows of a call
 
     def likelihoods(self, requests: Sequence[Request]) -> list[list[float]]:
         """The log-likelihood of every given token of each request, in nats. Raises ModelError."""
@@ -98,6 +99,10 @@ class OfflineEngine:
             self.process.stdin.write(json.dumps({"call": function, **arguments}) + "\n")
             self.process.stdin.flush()
             line = self.process.stdout.readline()
+            while line.startswith('{"done"'):
+                counts = json.loads(line)
+                self.progress(counts["done"], counts["total"])
+                line = self.process.stdout.readline()
         answer = json.loads(line) if line else {"failed": self._last_error()}
         if "failed" in answer:
             raise ModelError(f"vLLM can't measure the model: {answer['failed']}", "use --engine transformers")

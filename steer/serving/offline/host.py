@@ -1,7 +1,8 @@
 """The process in which vLLM runs: `python -m steer.serving.offline.host`. A call a line on stdin, its value on stdout.
 
-What libraries print goes to stderr. A row of a call is {"ids": [...], "given": N, "steer": EXPRESSION or null}: the
-last N ids are a response that is only scored, and scopes take them as one.
+Before the value come lines {"done", "total"} that count the finished rows. What libraries print goes to stderr. A row
+of a call is {"ids": [...], "given": N, "steer": EXPRESSION or null}: the last N ids are a response that is only scored,
+and scopes take them as one.
 """
 
 from __future__ import annotations
@@ -10,14 +11,38 @@ import base64
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 BYTES = 2**30  # of log-probabilities over the vocabulary that are in flight at once
 ENGINE: Any = None
+ANSWERS: IO[str] | None = None  # where values and progress go
+EVERY = 0.5  # seconds between two lines of progress
 
 Row = dict[str, Any]
+
+
+class Progress:
+    """The rows of a call that are finished, which `ANSWERS` gets from time to time."""
+
+    def __init__(self, total: int) -> None:
+        self.done, self.total, self.reported = 0, total, time.monotonic()
+
+    def add(self) -> None:
+        """Count one more."""
+        self.done += 1
+        if ANSWERS is not None and time.monotonic() - self.reported > EVERY:
+            self.reported = time.monotonic()
+            send({"done": self.done, "total": self.total})
+
+
+def send(value: dict[str, Any]) -> None:
+    """Write a line to whoever called."""
+    assert ANSWERS is not None
+    ANSWERS.write(json.dumps(value) + "\n")
+    ANSWERS.flush()
 
 
 def start(**arguments: Any) -> dict[str, Any]:
@@ -58,7 +83,9 @@ def bind(name: str, content: str) -> dict[str, Any]:
 def likelihoods(rows: Sequence[Row]) -> list[list[float]]:
     """The log-likelihood of every given token, in nats, of all rows in one batch."""
     values: list[list[float]] = [[] for _ in rows]
+    progress = Progress(len(rows))
     for index, output in _run(rows, prompt_logprobs=0, max_tokens=1):
+        progress.add()
         scores = [piece[1][:, 0] for piece in output.prompt_logprobs]
         values[index] = [float(value) for piece in scores for value in piece][-rows[index]["given"] :]
     return values
@@ -71,6 +98,7 @@ def divergences(references: Sequence[Row], rows: Sequence[Row]) -> list[list[flo
     batch as far as memory allows.
     """
     values: list[list[float]] = [[] for _ in rows]
+    progress = Progress(len(rows))
     for number, reference in enumerate(references):
         chosen = [index for index, row in enumerate(rows) if row["reference"] == number]
         ((_, output),) = _run([reference], prompt_logprobs=-1, max_tokens=1)
@@ -79,6 +107,7 @@ def divergences(references: Sequence[Row], rows: Sequence[Row]) -> list[list[flo
         for first in range(0, len(chosen), room):
             part = chosen[first : first + room]
             for index, output in _run([rows[i] for i in part], prompt_logprobs=-1, max_tokens=1):
+                progress.add()
                 other = _distributions(output, reference["given"])
                 divergence = (base.exp() * (base - other)).sum(-1).clamp_min(0)
                 values[part[index]] = divergence.tolist()
@@ -98,7 +127,9 @@ def _distributions(output: Any, given: int) -> Any:
 def generate(rows: Sequence[Row], tokens: int, temperature: float, seeds: Sequence[int]) -> list[list[int]]:
     """The ids of one completion of each row, its end token included, all in one batch."""
     values: list[list[int]] = [[] for _ in rows]
+    progress = Progress(len(rows))
     for index, output in _run(rows, seeds=seeds, max_tokens=tokens, temperature=temperature):
+        progress.add()
         values[index] = list(output.outputs[0].token_ids)
     return values
 
@@ -135,7 +166,8 @@ def _add(rows: Sequence[Row], seeds: Sequence[int], settings: dict[str, Any]) ->
 
 def main() -> None:
     """Answer calls until stdin ends."""
-    answers = os.fdopen(os.dup(1), "w")
+    global ANSWERS
+    ANSWERS = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     calls: dict[str, Callable[..., Any]] = {
         call.__name__: call for call in (start, bind, likelihoods, divergences, generate)
@@ -149,8 +181,7 @@ def main() -> None:
 
             traceback.print_exc()
             answer = {"failed": f"{type(error).__name__}: {error}"}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+        send(answer)
     os._exit(0)  # vLLM's threads would keep the process alive
 
 

@@ -21,11 +21,19 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+EXTRACTED: dict[Path, dict[str, bytes]] = {}  # by model: what an extraction from the examples of `data` writes
+
+
 @pytest.fixture
 def extracted(data: Path, steer: Callable[..., Outcome], model_folder: Path) -> Path:
-    """`warm.safetensors` in the current folder."""
-    code, _, err = steer("extract", "--pos", "warm.jsonl", "--neg", "cold.jsonl", "--model", model_folder)
-    assert code == 0, err
+    """`warm.safetensors` in the current folder, extracted once for all tests: the files do not depend on the folder."""
+    if model_folder not in EXTRACTED:
+        before = set(data.iterdir())
+        code, _, err = steer("extract", "--pos", "warm.jsonl", "--neg", "cold.jsonl", "--model", model_folder)
+        assert code == 0, err
+        EXTRACTED[model_folder] = {path.name: path.read_bytes() for path in set(data.iterdir()) - before}
+    for name, content in EXTRACTED[model_folder].items():
+        (data / name).write_bytes(content)
     return data / "warm.safetensors"
 
 

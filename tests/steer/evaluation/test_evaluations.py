@@ -117,16 +117,15 @@ def test_the_report_is_json_and_names_what_it_measured(both: Evaluation) -> None
 def test_the_items_of_development_do_not_enter_the_figures_of_the_test(folder: Path) -> None:
     """With the classes of all development items exchanged, the test figures of what no items made are the same."""
     lines = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
-    plain = evaluated(folder, str(folder / "warm.safetensors"), control=("random", "negation"), max_tokens=0)
+    options = {"control": ("random", "negation"), "max_tokens": 0, "items": 40}
+    plain = evaluated(folder, str(folder / "warm.safetensors"), **options)
     dev = {item.positive.context for item in plain.inputs.suite.of("dev")}  # type: ignore[union-attr]
     for line in lines:
         if line["prompt"] in dev:
             line["positive"], line["negative"] = line["negative"], line["positive"]
     path = folder / "exchanged.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    changed = evaluated(
-        folder, str(folder / "warm.safetensors"), control=("random", "negation"), max_tokens=0, pairs=path
-    )
+    changed = evaluated(folder, str(folder / "warm.safetensors"), pairs=path, **options)
     assert torch.equal(plain.figures, changed.figures)
     assert plain.subjects[0].judged[0].verdict == changed.subjects[0].judged[0].verdict
     assert plain.subjects[0].judged[0].curve != changed.subjects[0].judged[0].curve
@@ -135,7 +134,7 @@ def test_the_items_of_development_do_not_enter_the_figures_of_the_test(folder: P
 def test_the_order_of_the_items_changes_nothing(folder: Path) -> None:
     path = folder / "backwards.jsonl"
     path.write_text("\n".join((folder / "pairs.jsonl").read_text().splitlines()[::-1]))
-    options = {"control": ("random",), "max_tokens": 0}
+    options = {"control": ("random",), "max_tokens": 0, "items": 40}
     first = evaluated(folder, str(folder / "warm.safetensors"), **options).subjects[0].judged[0]
     second = evaluated(folder, str(folder / "warm.safetensors"), pairs=path, **options).subjects[0].judged[0]
     assert second.effect.mean == pytest.approx(first.effect.mean, abs=1e-6)
@@ -195,7 +194,8 @@ def test_the_folder_holds_the_record_the_report_and_a_page_and_the_vector_refers
     out = tmp_path / "out"
     file = tmp_path / "warm.safetensors"
     file.write_bytes((folder / "warm.safetensors").read_bytes())
-    found = evaluated(folder, str(file), out=out, prompt="Be <b>kind</b>.", entangled=(_suite(folder),))
+    found = evaluated(folder, str(file), out=out, prompt="Be <b>kind</b>.", entangled=(_suite(folder),),
+                      control=("negation",), max_tokens=2)  # fmt: skip
     assert {path.name for path in out.iterdir()} >= {"run.json", "report.json", "report.html"}
     page = (out / "report.html").read_text()
     assert "<b>kind</b>" not in page
@@ -222,7 +222,7 @@ def test_the_command_prints_a_verdict_and_the_same_in_json(
 ) -> None:
     arguments = [
         "eval", folder / "warm.safetensors", "--pairs", folder / "pairs.jsonl", "--model", folder / "model",
-        "--control", "negation", "--max-tokens", 3, "--curve", "-1,1",
+        "--control", "negation", "--max-tokens", 1, "--curve", "-1,1", "--items", 32,
     ]  # fmt: skip
     code, out, err = steer(*arguments)
     assert code == 0, err

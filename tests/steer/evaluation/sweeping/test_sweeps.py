@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from probes.data.reading import Contrast
 from probes.models.loading import LoadedModel
 from steer.evaluation.suites.items import Pair
 from steer.evaluation.sweeping import cells as cells_module
+from steer.evaluation.sweeping import measured as measured_module
 from steer.evaluation.sweeping.api import sweep_examples
 from steer.evaluation.sweeping.groups import parse_groups
 from steer.evaluation.sweeping.measured import Candidate
@@ -55,6 +57,28 @@ def source(loaded: LoadedModel) -> Source:
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def written_once(loaded: LoadedModel) -> Iterator[None]:
+    """What the unsteered model writes after the same prompts is generated once: half the time of a sweep here."""
+    known: dict[Any, Any] = {}
+
+    def remembered(model: LoadedModel, prompts: Any, *, seed: int, **options: Any) -> Any:
+        key = (id(model), *prompts, seed)
+        if key not in known:
+            known[key] = continuations(model, prompts, seed=seed, **options)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(measured_module, "continuations", remembered)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(loaded: LoadedModel, source: Source) -> Swept:
+    """The sweep over all layers, from beginning to end."""
+    return swept(loaded, source)
+
+
 def settings(**changes: Any) -> Settings:
     return Settings(**({"layers": "all", "budget": 0.3} | changes))
 
@@ -64,9 +88,9 @@ def swept(loaded: LoadedModel, source: Source, **changes: Any) -> Swept:
 
 
 def test_the_planted_layer_is_chosen_within_the_budget_and_moves_test_items_throughout(
-    loaded: LoadedModel, source: Source
+    loaded: LoadedModel, whole: Swept
 ) -> None:
-    result = swept(loaded, source)
+    result = whole
     assert result.chosen is not None
     assert result.chosen.candidate.layers == (2,)
     assert result.test["steady"]
@@ -80,9 +104,9 @@ def test_the_planted_layer_is_chosen_within_the_budget_and_moves_test_items_thro
         assert 0 < summary(torch.cat(again.divergences)).p95 <= 0.3
 
 
-def test_test_items_never_influence_the_choice(loaded: LoadedModel, source: Source) -> None:
+def test_test_items_never_influence_the_choice(loaded: LoadedModel, source: Source, whole: Swept) -> None:
     turned = [pair._replace(positive=pair.negative, negative=pair.positive) for pair in SIDES.test]
-    straight, reverse = swept(loaded, source), sweep(loaded, source, SIDES._replace(test=turned), settings())
+    straight, reverse = whole, sweep(loaded, source, SIDES._replace(test=turned), settings())
     assert [point.value() for point in straight.points] == [point.value() for point in reverse.points]
     assert straight.test["effect"] == pytest.approx(-reverse.test["effect"])
 
@@ -103,11 +127,10 @@ def test_on_a_grid_the_largest_effect_within_the_budget_is_chosen(loaded: Loaded
     assert result.chosen.strength == max(point.strength for point in within)
 
 
-@pytest.mark.parametrize("at", [1, 2, 5, 8])
+@pytest.mark.parametrize("at", [1, 2, 8])
 def test_a_sweep_that_was_killed_goes_on_and_ends_with_the_same_numbers(
-    loaded: LoadedModel, source: Source, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    loaded: LoadedModel, source: Source, whole: Swept, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = swept(loaded, source)
     writing, written = cells_module.write_atomically, 0
 
     def killed(path: Path, content: bytes) -> None:
