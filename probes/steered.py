@@ -144,6 +144,8 @@ def resolved(
         return Composed(Composition((Term("add", "vector"),)), {"vector": item}, {})
     if not isinstance(item, str | Path | Composition):
         raise TypeError(f"a {type(item).__name__} is no composition: give {FORMS}")
+    if isinstance(item, Composition) and not item.terms:
+        return Composed(item, {}, {})  # a row of a batch that is not steered
     composed = compose_gated(str(item), {**(probes or {}), **bindings}, allow_strength=True)
     # What a condition reads stays the same where a control replaces the vector of that name.
     return composed._replace(probes={name: (probes or {}).get(name, each) for name, each in composed.probes.items()})

@@ -13,7 +13,7 @@ import click
 
 from steer.cli import options, output, requests
 from steer.cli.output import out
-from vectors.errors import ArtifactError, ExpressionError, SteerError, UsageError, collecting, raise_together
+from vectors.errors import ExpressionError, SteerError, UsageError, collecting, raise_together
 from vectors.registry.layers import parse_layers
 from vectors.registry.options import option
 
@@ -260,21 +260,18 @@ def _adapters(experiments: list[Experiment], flags: tuple[str, ...]) -> list[str
     import json
 
     from steer.serving.flags import has, taken
+    from steer.serving.lora import lora_rank
     from steer.serving.settings import adapter_name
-    from vectors.documents.json_text import read_object
 
     arms = [(experiment.name, arm) for experiment in experiments for arm in experiment.arms if arm.lora]
     if not arms:
         return []
     if taken(flags, "--lora-modules", "--lora-m")[1]:
         raise UsageError("an experiment has a LoRA arm beside -- --lora-modules", "make all adapters arms, or none")
-    hint = "an adapter is a folder as PEFT saves it"
-    ranks = [read_object(Path(arm.lora) / "adapter_config.json", ArtifactError, hint).get("r") for _, arm in arms]
     modules = [json.dumps({"name": adapter_name(name, arm.name), "path": arm.lora}) for name, arm in arms]
-    rank = max((r for r in ranks if isinstance(r, int)), default=16)
-    allowed = next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), 512)
+    rank = lora_rank([Path(arm.lora) for _, arm in arms])
     enable = [] if has(flags, "--enable-lora", "--enable-lora") else ["--enable-lora"]
-    return [*enable, "--max-lora-rank", str(allowed), "--lora-modules", *modules]
+    return [*enable, "--max-lora-rank", str(rank), "--lora-modules", *modules]
 
 
 def _described(experiment: Experiment) -> str:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from steer.serving.lora import lora_arguments
 from vectors.errors import ModelError, UsageError
 from vectors.expression import Composition
 from vectors.steering import SteeringVector
@@ -33,12 +34,13 @@ SETTINGS = {"any_base": True, "allow_strength": True, "rows": 256, "directions":
 
 
 class Request(NamedTuple):
-    """A text for the engine: its ids, of which the last `given` are only scored, and what steers it."""
+    """A text for the engine: its ids, of which the last `given` are only scored, what steers it, and a LoRA adapter."""
 
     ids: Sequence[int]
     given: int = 0
     composition: Composition | None = None
     vectors: Mapping[str, SteeringVector] = {}
+    adapter: Path | None = None
 
 
 class OfflineEngine:
@@ -78,6 +80,8 @@ class OfflineEngine:
 
     def _row(self, request: Request) -> dict[str, Any]:
         row: dict[str, Any] = {"ids": list(request.ids), "given": request.given, "steer": None}
+        if request.adapter is not None:
+            row["adapter"] = str(request.adapter)
         if request.composition is None or not request.composition.terms:
             return row
         names = {}
@@ -116,11 +120,12 @@ class OfflineEngine:
 
 @contextlib.contextmanager
 def offline_engine(
-    model: Path, *, max_tokens: int, dtype: str = "auto", log: Path | None = None
+    model: Path, *, max_tokens: int, dtype: str = "auto", adapters: Sequence[Path] = ()
 ) -> Iterator[OfflineEngine]:
     """A context with a vLLM engine on a model folder, which ends with it, whatever happens.
 
-    `max_tokens` is the longest text. `dtype` auto is float32 on a CPU, as everywhere here, and the model's own on a
+    `max_tokens` is the longest text, `adapters` are the LoRA adapters of its requests.
+    `dtype` auto is float32 on a CPU, as everywhere here, and the model's own on a
     GPU. Raises UsageError where vLLM is not installed, ModelError for a model that it can't load.
     """
     if importlib.util.find_spec("vllm") is None:
@@ -143,7 +148,7 @@ def offline_engine(
         try:
             engine.vocabulary = engine._call(
                 "start", model=str(model), dtype=chosen, max_model_len=max_tokens + 1, enforce_eager=on_cpu,
-                max_num_seqs=64,
+                max_num_seqs=64, **lora_arguments(adapters),
             )["vocabulary"]  # fmt: skip
             yield engine
         finally:

@@ -1,8 +1,8 @@
 """The process in which vLLM runs: `python -m steer.serving.offline.host`. A call a line on stdin, its value on stdout.
 
 Before the value come lines {"done", "total"} that count the finished rows. What libraries print goes to stderr. A row
-of a call is {"ids": [...], "given": N, "steer": EXPRESSION or null}: the last N ids are a response that is only scored,
-and scopes take them as one.
+of a call is {"ids": [...], "given": N, "steer": EXPRESSION or null, "adapter": FOLDER of a LoRA adapter}: the last N
+ids are a response that is only scored, and scopes take them as one.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ BYTES = 2**30  # of log-probabilities over the vocabulary that are in flight at 
 ENGINE: Any = None
 ANSWERS: IO[str] | None = None  # where values and progress go
 EVERY = 0.5  # seconds between two lines of progress
+ADAPTERS: dict[str, int] = {}  # the id of each LoRA adapter, by its folder
 
 Row = dict[str, Any]
 
@@ -161,7 +162,18 @@ def _add(rows: Sequence[Row], seeds: Sequence[int], settings: dict[str, Any]) ->
             **{"temperature": 0.0, "detokenize": False, **settings},
             extra_args=extra or None, seed=seeds[index] if seeds else None, output_kind=RequestOutputKind.FINAL_ONLY,
         )  # fmt: skip
-        ENGINE.llm_engine.add_request(str(index), {"prompt_token_ids": row["ids"]}, parameters)
+        ENGINE.llm_engine.add_request(
+            str(index), {"prompt_token_ids": row["ids"]}, parameters, lora_request=_adapter(row.get("adapter"))
+        )
+
+
+def _adapter(folder: str | None) -> Any:
+    """vLLM's request for a LoRA adapter, whose id is the same for the same folder."""
+    if folder is None:
+        return None
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest(folder, ADAPTERS.setdefault(folder, len(ADAPTERS) + 1), folder)
 
 
 def main() -> None:

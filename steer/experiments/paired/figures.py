@@ -1,0 +1,156 @@
+"""Measures of answers, their differences from the control prompt by prompt, and what follows for the main metric."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+
+from probes.scores.repetition import repetition
+from probes.statistics.paired import Difference, difference
+from steer.evaluation.judging.client import ask
+from steer.evaluation.judging.endpoint import Endpoint
+from steer.evaluation.scorers import GeneratedText, Resources
+from steer.experiments.paired.answers import Answer, Row
+from steer.experiments.paired.inputs import Inputs
+from steer.experiments.running.measures import refuses
+from steer.experiments.specification import Judge, Metric
+from vectors.events import OnEvent
+
+FEWEST = 30  # prompts below which there is no verdict
+
+SHARE = "share"  # the unit of what lies between 0 and 1
+# What is computed of every answer: its unit.
+MEASURES: Mapping[str, str] = {
+    "response_tokens": "tokens",
+    "characters": "characters",
+    "repetition": f"{SHARE} of repeated 4-grams of tokens",
+    "refusal": f"{SHARE} of answers that refuse",
+    "likelihood": "nats per token under the unsteered model",
+}
+Verdict = Literal["better", "worse", "no difference", "undecided", "too few prompts"]
+Scores = dict[str, list[float | None]]  # by arm, in the order of the rows
+
+
+class Compared(NamedTuple):
+    """An arm under one measure: its mean, and the difference from the control; None for the control itself.
+
+    `missing` counts answers without a score.
+    """
+
+    mean: float | None
+    difference: Difference | None
+    missing: int
+
+
+class Judged(NamedTuple):
+    """What the main metric says of an arm, and a sentence about it."""
+
+    arm: str
+    metric: str
+    verdict: Verdict
+    reason: str
+
+
+def widest(unit: str, max_tokens: int) -> float:
+    """The greatest difference of two answers in this unit."""
+    return 1.0 if unit.startswith(SHARE) else float(max_tokens) if unit == "tokens" else math.inf
+
+
+def measured(answer: Answer) -> dict[str, float | None]:
+    """The measures of an answer."""
+    return {
+        "response_tokens": float(len(answer.ids)),
+        "characters": float(len(answer.text)),
+        "repetition": repetition(answer.ids),
+        "refusal": float(refuses(answer.text)),
+        "likelihood": answer.likelihood,
+    }
+
+
+def scores_of(
+    inputs: Inputs, rows: Sequence[Row], answers: Mapping[str, Sequence[Answer]], seed: int, device: str,
+    on_event: OnEvent,
+) -> dict[str, tuple[str, Scores]]:  # fmt: skip
+    """(unit, scores by arm) of every measure, of the scorers, and of the experiment's judges, by name.
+
+    Scorers and judges see the texts of all arms at once, and do not learn which arm wrote which.
+    """
+    table = {name: [measured(each) for each in listed] for name, listed in answers.items()}
+    found: dict[str, tuple[str, Scores]] = {
+        measure: (unit, {arm: [each[measure] for each in listed] for arm, listed in table.items()})
+        for measure, unit in MEASURES.items()
+    }
+    texts = [
+        GeneratedText(inputs.prompts[row.prompt], each.text)
+        for listed in answers.values()
+        for row, each in zip(rows, listed, strict=True)
+    ]
+
+    def by_arm(values: Sequence[float | None]) -> Scores:
+        return {arm: list(values[i * len(rows) : (i + 1) * len(rows)]) for i, arm in enumerate(answers)}
+
+    for each in inputs.scorers:
+        resources = Resources(device=device, seed=seed, on_event=on_event)
+        found[each.name] = ("score", by_arm([scored.value for scored in each.score(texts, resources)]))
+    for judge in inputs.experiment.judges:
+        if not judge.scorer:
+            metric = inputs.experiment.metrics()[judge.name]
+            found[judge.name] = ("score", by_arm(_judged(judge, metric, texts, on_event)))
+    return found
+
+
+def _judged(judge: Judge, metric: Metric, texts: Sequence[GeneratedText], on_event: OnEvent) -> list[float | None]:
+    """The scores of a judge of the experiment, asked as on live traffic."""
+    from steer.experiments.running.judges import question, score  # needs the extra `ab`
+
+    key = os.environ.get(judge.key_variable, "") if judge.key_variable else ""
+    endpoint = Endpoint(url=judge.url.rstrip("/"), model=judge.model, key=key)
+    replies = ask(endpoint, [question(judge, metric, text.prompt, text.response) for text in texts], on_event)
+    return [None if each.text is None else score(metric, each.text) for each in replies]
+
+
+def compared(
+    scores: Scores, rows: Sequence[Row], control: str, seed: int, confidence: float, widest: float = math.inf
+) -> dict[str, Compared]:
+    """Every arm against the control, by the paired difference over prompts; samples of a prompt are one cluster.
+
+    `widest` is the greatest difference that is possible: where few prompts differ, the bootstrap does not know it.
+    """
+    result = {}
+    for arm, values in scores.items():
+        pairs = [
+            (row.prompt, value - other)
+            for row, value, other in zip(rows, values, scores[control], strict=True)
+            if value is not None and other is not None
+        ]
+        gain = None
+        if arm != control and pairs:
+            differences = torch.tensor([gap for _, gap in pairs], dtype=torch.float64)
+            gain = difference(differences, [str(prompt) for prompt, _ in pairs], seed=seed, confidence=confidence)
+            gain = gain._replace(low=max(gain.low, -widest), high=min(gain.high, widest))
+        present = [value for value in values if value is not None]
+        mean = sum(present) / len(present) if present else None
+        result[arm] = Compared(mean, gain, len(values) - len(present))
+    return result
+
+
+def verdict_of(arm: str, metric: Metric, gain: Difference | None) -> Judged:
+    """What the difference in the main metric says of an arm, by its direction and the smallest effect that matters."""
+    if gain is None or gain.clusters < FEWEST:
+        count = 0 if gain is None else gain.clusters
+        return Judged(arm, metric.name, "too few prompts", f"{count} prompts; a verdict needs {FEWEST}")
+    low, high = (gain.low, gain.high) if metric.better == "higher" else (-gain.high, -gain.low)
+    if low > 0:
+        return Judged(arm, metric.name, "better", "the interval of the difference lies on the better side")
+    if high < 0:
+        return Judged(arm, metric.name, "worse", "the interval of the difference lies on the worse side")
+    effect = metric.smallest_effect
+    if effect is not None and -effect < low and high < effect:
+        return Judged(
+            arm, metric.name, "no difference", f"no difference larger than the smallest effect of interest, {effect:g}"
+        )
+    return Judged(arm, metric.name, "undecided", "the interval of the difference holds zero")

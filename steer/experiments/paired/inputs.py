@@ -1,0 +1,148 @@
+"""What a paired experiment reads and checks before a model is loaded: all problems at once."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from probes.data.reading import read_prompts
+from probes.models.loading import OpenedModel, choose_device, choose_dtype, open_model
+from probes.models.residual import context_length, text_part
+from probes.models.tokens import rendered
+from probes.strengths import with_system
+from steer.evaluation import scorers
+from steer.evaluation.arms.arm import Arm
+from steer.evaluation.judging.endpoint import Endpoint, endpoint
+from steer.evaluation.scorers import ConfiguredScorer
+from steer.experiments import document
+from steer.experiments.paired.request import Request
+from steer.experiments.specification import Experiment
+from vectors import fit, references
+from vectors.errors import ExampleError, SteerError, UsageError, collecting, raise_together
+from vectors.expression import parse
+
+
+class Inputs(NamedTuple):
+    """The experiment, its arms as an evaluation has them (the control first), the prompts, and the opened model.
+
+    `prompt_ids` are the ids of every prompt by the arms' system prompts (None: without one).
+    """
+
+    experiment: Experiment
+    arms: list[Arm]
+    prompts: list[str]
+    prompts_digest: str
+    opened: OpenedModel
+    prompt_ids: dict[str | None, list[list[int]]]
+    scorers: list[ConfiguredScorer]
+    judge: Endpoint | None
+    out: Path
+
+    @property
+    def longest(self) -> int:
+        """The tokens of the longest prompt, with its system prompt."""
+        return max(len(ids) for listed in self.prompt_ids.values() for ids in listed)
+
+
+def read_inputs(request: Request) -> Inputs:
+    """Read and check everything that a request names. Raises one error with all problems."""
+    errors: list[SteerError] = []
+    experiment: Experiment | None = None
+    prompts, digest = [""], ""
+    with collecting(errors):
+        experiment = document.read(document.find(request.experiment), model=request.model)
+    with collecting(errors):
+        prompts, digest = read_prompts(request.prompt_file)
+    with collecting(errors):
+        choose_device(request.device)
+    with collecting(errors):
+        choose_dtype(request.dtype, torch.device("cpu"))
+    configured = _scorers(request, experiment, errors)
+    judge = _judge(request, errors)
+    several = experiment is not None and len(experiment.arms) > 2
+    if several and (judge is not None or request.vote) and importlib.util.find_spec("evalica") is None:
+        errors.append(UsageError("votes between more than two arms need evalica", "pip install 'steer-workbench[ab]'"))
+    raise_together(errors)
+    assert experiment is not None
+    opened = open_model(request.model or experiment.model or base_of(experiment))
+    text = text_part(opened.config)
+    with collecting(errors):
+        fit.require_fit(
+            experiment.vectors.items(), hidden_size=int(text.hidden_size), layers=int(text.num_hidden_layers),
+            base=opened.identity, any_base=request.any_base,
+        )  # fmt: skip
+    arms, ids = arms_of(experiment), dict[str | None, list[list[int]]]()
+    with collecting(errors):
+        ids = {None: rendered(prompts, opened.tokenizer)}
+        ids |= {arm.system: with_system(prompts, arm.system, opened.tokenizer) for arm in arms}
+    raise_together(errors)
+    out = request.out or experiment.file.with_name(f"{experiment.file.stem}.paired")
+    inputs = Inputs(experiment, arms, prompts, digest, opened, ids, configured, judge, out)
+    limit = context_length(opened.config)
+    if limit is not None and inputs.longest + request.max_tokens > limit:
+        raise ExampleError(
+            f"the longest prompt has {inputs.longest} tokens; {request.max_tokens} more exceed the model's context of "
+            f"{limit}",
+            "shorten the prompt, or lower --max-tokens",
+        )
+    return inputs
+
+
+def arms_of(experiment: Experiment) -> list[Arm]:
+    """The arms of an experiment as an evaluation has them, the control first."""
+    ordered = sorted(experiment.arms, key=lambda arm: arm.name != experiment.control.name)
+    return [
+        Arm(
+            arm.name, model=arm.lora or None, composition=parse(arm.steer) if arm.steer else None,
+            vectors={name: experiment.vectors[name] for name in arm.vectors}, system=arm.system or None,
+        )
+        for arm in ordered
+    ]  # fmt: skip
+
+
+def base_of(experiment: Experiment) -> str:
+    """The model that the vectors of an experiment record as their base. Raises UsageError."""
+    bases = [vector.base for vector in experiment.vectors.values() if "name" in vector.base]
+    names = {f"{base['name']}@{base['revision']}" if "revision" in base else str(base["name"]) for base in bases}
+    if len(names) == 1:
+        return names.pop()
+    if experiment.vectors and not names:
+        raise UsageError("the vectors do not record the model they belong to", "give it: --model FOLDER")
+    return references.DEFAULT
+
+
+def _scorers(request: Request, experiment: Experiment | None, errors: list[SteerError]) -> list[ConfiguredScorer]:
+    """The scorers of the request, and those among the judges of the experiment."""
+    found: list[ConfiguredScorer] = []
+    for text in request.scorer:
+        with collecting(errors):
+            found.append(scorers.parse(text))
+    for judge in experiment.judges if experiment is not None else ():
+        if judge.scorer:
+            with collecting(errors):
+                found.append(scorers.parse(judge.scorer)._replace(name=judge.name))
+    taken = [*(each.name for each in found), *(j.name for j in (experiment.judges if experiment else ()) if j.url)]
+    twice = sorted({name for name in taken if taken.count(name) > 1})
+    if twice:
+        errors.append(UsageError(f"several scorers are called {', '.join(twice)}", "name them: --scorer NAME=KIND:…"))
+    return found
+
+
+def _judge(request: Request, errors: list[SteerError]) -> Endpoint | None:
+    """The judge that votes. What is given without one is a problem."""
+    given: dict[str, Any] = {
+        "--judge-model": request.judge_model, "--judge-key-file": request.judge_key_file, "--concept": request.concept,
+    }  # fmt: skip
+    if request.judge is None:
+        words = [word for word, value in given.items() if value is not None]
+        if words:
+            errors.append(UsageError(f"{', '.join(words)}: there is no judge", "name one: --judge URL"))
+        return None
+    if not (request.concept or "").strip():
+        errors.append(UsageError("--judge needs a concept", '--concept "a warm, friendly tone"'))
+    with collecting(errors):
+        return endpoint(request.judge, model=request.judge_model, key_file=request.judge_key_file)
+    return None

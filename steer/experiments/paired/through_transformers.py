@@ -1,0 +1,96 @@
+"""Answers through transformers: the arms of a prompt are rows of one batch, each steered in its own way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+from probes.generation import generate_batch
+from probes.logits import completion_logits
+from probes.models.completions import Completion
+from probes.models.loading import LoadedModel, load, memory_reported
+from probes.scores import Measured, likelihood
+from probes.steered import steered
+from steer.evaluation.arms.arm import Arm
+from steer.evaluation.arms.weights import loaded_arm
+from steer.experiments.paired.answers import Answer, Row, rows_of
+from steer.experiments.paired.inputs import Inputs
+from steer.experiments.paired.request import Request
+from vectors.events import Event, OnEvent
+from vectors.expression import Composition
+
+ROWS = 64  # of a batch
+
+
+def write(inputs: Inputs, request: Request, on_event: OnEvent) -> dict[str, list[Answer]]:
+    """The answers of every arm to every row. Raises ModelError, also when memory runs out."""
+    on_event(Event("loading the model"))
+    base = load(inputs.opened, request.device, request.dtype)
+    on_event(Event("loading the model", message=f"model {base.source}, on {base.choice}"))
+    rows, completions = rows_of(inputs, request), dict[str, list[Completion]]()
+    groups: dict[str, list[Arm]] = {}
+    for arm in inputs.arms:
+        groups.setdefault(arm.model or "", []).append(arm)
+    for folder, arms in groups.items():
+        model = loaded_arm(base, arms[0], request.device, request.dtype) if folder else base
+        completions |= _written(model, arms, inputs, request, rows, on_event)
+    written = {arm.name: completions[arm.name] for arm in inputs.arms}
+    scores = likelihoods(base, inputs, rows, written, on_event)
+    return {
+        name: [
+            Answer(
+                base.tokenizer.decode(list(each.completion_ids), skip_special_tokens=True).strip(),
+                list(each.completion_ids), score,
+            )
+            for each, score in zip(listed, scores[name], strict=True)
+        ]
+        for name, listed in written.items()
+    }  # fmt: skip
+
+
+def _written(
+    loaded: LoadedModel, arms: Sequence[Arm], inputs: Inputs, request: Request, rows: Sequence[Row], on_event: OnEvent
+) -> dict[str, list[Completion]]:
+    """The completions of arms that share a model's weights: every batch holds all of them on the same rows."""
+    completions: dict[str, list[Completion]] = {arm.name: [] for arm in arms}
+    compositions = [arm.composition or Composition(()) for arm in arms]
+    vectors = {name: vector for arm in arms for name, vector in arm.vectors.items()}
+    size = max(1, ROWS // len(arms))
+    for start in range(0, len(rows), size):
+        on_event(Event("writing answers", start * len(arms), len(rows) * len(arms), "answers"))
+        part = rows[start : start + size]
+
+        def steering(_lengths: Sequence[int], count: int = len(part)) -> AbstractContextManager[object]:
+            return steered(loaded.model, compositions * count, vectors=vectors, any_base=request.any_base)
+
+        batch = generate_batch(
+            loaded.model, loaded.tokenizer, [inputs.prompt_ids[arm.system][row.prompt] for row in part for arm in arms],
+            steering, max_tokens=request.max_tokens, temperature=request.temperature, seed=request.seed,
+            names=[row.name for row in part for _ in arms],
+        )  # fmt: skip
+        for index, completion in enumerate(batch):
+            completions[arms[index % len(arms)].name].append(completion)
+    on_event(Event("writing answers", len(rows) * len(arms), len(rows) * len(arms), "answers"))
+    return completions
+
+
+def likelihoods(
+    base: LoadedModel, inputs: Inputs, rows: Sequence[Row], written: dict[str, list[Completion]], on_event: OnEvent
+) -> dict[str, list[float | None]]:
+    """The mean log-likelihood of every answer under the unsteered model without a system prompt; equal ones are one."""
+    plain = {
+        (row.prompt, tuple(each.completion_ids)): Completion(inputs.prompt_ids[None][row.prompt], each.completion_ids)
+        for listed in written.values()
+        for row, each in zip(rows, listed, strict=True)
+        if each.completion_ids
+    }
+    found: dict[tuple[int, tuple[int, ...]], float] = {}
+    keys, texts = list(plain), list(plain.values())
+    with memory_reported():
+        for index, logits in completion_logits(base.model, texts):
+            found[keys[index]] = likelihood.score(Measured(texts[index], logits))
+            on_event(Event("scoring answers", len(found), len(texts), "answers"))
+    return {
+        name: [found.get((row.prompt, tuple(each.completion_ids))) for row, each in zip(rows, listed, strict=True)]
+        for name, listed in written.items()
+    }
