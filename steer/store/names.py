@@ -6,7 +6,7 @@ import os
 import re
 
 from steer.store import blobs, refs
-from steer.store.history.walk import parents_of
+from steer.store.history import graph
 from steer.store.layout import Store
 from steer.store.objects.model import COMMIT, read_manifest
 from steer.store.refs import Ref
@@ -65,10 +65,12 @@ def find(store: Store, text: str) -> str | None:
 
 def _before(store: Store, digest: str | None, count: int) -> str | None:
     """The commit so many first parents before another; None where the history is shorter."""
+    known = graph.load(store)
     for _ in range(count):
         if digest is None:
             return None
-        digest = next(iter(parents_of(store, digest)), None)
+        node = known.get(digest) or graph.node(store, digest)
+        digest = next(iter(node.parents), None)
     return digest
 
 

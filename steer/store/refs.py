@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from steer.store import blobs, layout
+from steer.store.history import graph
 from steer.store.layout import Store
 from vectors.documents import json_text
 from vectors.errors import ArtifactError, OutputError, UsageError
@@ -152,6 +153,7 @@ def point_while_changing(
         tuple(Move(ref, now[ref], new) for ref, new in targets.items() if now[ref] != new), undoes,
     )  # fmt: skip
     if entry.moves or undoes is not None:
+        graph.remember(store, [each.new for each in entry.moves if each.new and each.ref != HEAD])
         value = _value(entry)
         line = value | {"check": _check(last.check if last else "", value)}
         append_line(store.root / "moves.jsonl", canonical_json(line).encode())
@@ -166,6 +168,23 @@ def entries(store: Store) -> list[Entry]:
     except FileNotFoundError:
         return []
     return [_entry(i, line, store) for i, line in enumerate(content.split(b"\n")[:-1], 1)]
+
+
+def newest_entries(store: Store, count: int) -> list[Entry]:
+    """The last entries of the record, newest first, without reading the others. Raises ArtifactError."""
+    try:
+        with (store.root / "moves.jsonl").open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            length = 2**16
+            while True:
+                file.seek(max(0, size - length))
+                lines = file.read().split(b"\n")[:-1]
+                if len(lines) > count or length >= size:
+                    break
+                length *= 2
+    except FileNotFoundError:
+        return []
+    return [_entry(None, line, store) for line in reversed(lines[-count:])]
 
 
 def problems_of_record(store: Store) -> list[str]:
@@ -263,15 +282,7 @@ def _read(path: Path) -> str | None:
 
 
 def _last(store: Store) -> Entry | None:
-    path = store.root / "moves.jsonl"
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 2**20))
-            lines = file.read().split(b"\n")[:-1]
-    except FileNotFoundError:
-        return None
-    return _entry(None, lines[-1], store) if lines else None
+    return next(iter(newest_entries(store, 1)), None)
 
 
 def _value(entry: Entry) -> dict[str, Any]:

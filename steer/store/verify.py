@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from steer.store import blobs, layout, referrers, refs
+from steer.store.history import graph
 from steer.store.layout import Store
 from steer.store.objects.model import COMMIT, COMPOSITION, read_commit, read_composition, read_manifest
 from vectors.documents import json_text
@@ -53,6 +54,7 @@ def verify(store: Store, on_event: OnEvent = ignore) -> Verified:
     problems += _problems_of_files(store)
     commits = _commits(store, problems, damaged)
     problems += _problems_of_referrers(store)
+    problems += graph.problems(store, commits)
     return Verified(len(digests), size, len(commits), tuple(problems))
 
 

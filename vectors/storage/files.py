@@ -202,7 +202,13 @@ def append_line(path: Path, line: bytes) -> None:
 
     Only one process may append at a time. Raises OutputError.
     """
-    if b"\n" in line:
+    append_lines(path, [line])
+
+
+def append_lines(path: Path, lines: Iterable[bytes]) -> None:
+    """As `append_line`, several at once: a kill leaves the first of them, whole."""
+    lines = list(lines)
+    if any(b"\n" in line for line in lines):
         raise ValueError("a line holds no line break")
     try:
         with open(path, "a+b") as file:
@@ -210,7 +216,7 @@ def append_line(path: Path, line: bytes) -> None:
             file.seek(max(0, size - 2**20))
             tail = file.read()
             file.truncate(size - (len(tail) - tail.rfind(b"\n") - 1))
-            file.write(line + b"\n")
+            file.write(b"".join(line + b"\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

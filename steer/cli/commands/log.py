@@ -65,7 +65,7 @@ def _print_moves(store: Any, count: int) -> None:
     from steer.store import refs
     from steer.store.names import short
 
-    entries = list(reversed(refs.entries(store)))[: count or None]
+    entries = refs.newest_entries(store, count) if count else list(reversed(refs.entries(store)))
 
     def shown(value: str | None) -> str:
         return "nothing" if value is None else short(value) if value.startswith("sha256:") else value

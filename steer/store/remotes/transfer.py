@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from steer.store import blobs, refs
-from steer.store.history.walk import walk
+from steer.store.history.walk import ancestors, nodes
 from steer.store.layout import Store
 from steer.store.objects.model import COMMIT, MANIFEST, TITLE, read_manifest
 from steer.store.refs import Ref
@@ -156,7 +156,7 @@ def _damaged(item: Object) -> ArtifactError:
 
 def _manifests(store: Store, tip: str) -> Iterator[Object]:
     """The manifests that a commit leads to, oldest commit first, each behind its composition."""
-    for commit in reversed(list(walk(store, [tip]))):
+    for commit in reversed(list(nodes(store, [tip]))):
         for digest in (commit.composition, commit.digest):
             yield Object(digest, blobs.path_of(store, digest).stat().st_size, MANIFEST, True)
 
@@ -181,7 +181,7 @@ def _require_forward(store: Store, new: dict[Ref, str], old: dict[str, str], for
             continue
         if ref.kind == "tag":
             problems.append(f"the tag {ref} is {before} there, and {digest} here")
-        elif ref.kind == "branch" and not any(commit.digest == before for commit in walk(store, [digest])):
+        elif ref.kind == "branch" and before not in ancestors(store, digest):
             problems.append(f"the branch {ref} has versions that the other side has not ({str(before)[:15]}…)")
     if problems:
         raise OutputError(
