@@ -114,7 +114,7 @@ def main() -> None:
         print(f"{'the start alone':34} {base:.3f} s")
         for words in (
             ["log"], ["log", "tone:v100", "-n", "5"], ["status"], ["show", "tone:v100"], ["show", tip[7:15]],
-            ["show", middle], ["diff", "tone~1", "tone"], ["blame", "part9"], ["log", "--moves"], ["log", "-n", "0"],
+            ["show", middle], ["diff", "tone~1", "tone"], ["blame", "part9"], ["log", "--moves"],
         ):  # fmt: skip
             taken = seconds(work, *words) - base
             print(f"{'steer ' + ' '.join(words):34} {taken:+.3f} s{'' if taken < AIM else f'  over {AIM}'}", flush=True)
