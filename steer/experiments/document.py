@@ -25,6 +25,7 @@ from steer.experiments.specification import (
     GUARDRAILS,
     KINDS,
     ON_BREACH,
+    PER,
     SERVER_METRICS,
     UNITS,
     Arm,
@@ -84,6 +85,7 @@ _METRIC = known(
     {
         "kind": schema.one_of(*KINDS), "better": schema.one_of(*DIRECTIONS), "smallest_effect": _positive,
         "baseline": schema.number, "spread": _positive, "low": schema.number, "high": schema.number,
+        "per": schema.one_of(*PER),
     },
 )  # fmt: skip
 _JUDGE = known(
@@ -227,7 +229,7 @@ def _metric(values: Mapping[str, Any]) -> Metric:
     numbers = values["name"] in SERVER_METRICS and values["name"] != "refusal"
     kind = values.get("kind", "number" if numbers else "bool")
     floats = {k: float(values[k]) for k in ("smallest_effect", "baseline", "spread", "low", "high") if k in values}
-    return Metric(values["name"], kind, values.get("better", "higher"), **floats)
+    return Metric(values["name"], kind, values.get("better", "higher"), per=values.get("per", "unit"), **floats)
 
 
 def _built(

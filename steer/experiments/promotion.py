@@ -7,30 +7,18 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
+from steer.experiments.reporting.report import report
 from steer.experiments.specification import Arm, Experiment
-from steer.experiments.statistics.decision import Decision, decide
-from steer.experiments.statistics.moments import Sums, mean
-from steer.experiments.statistics.sample_ratio import THRESHOLD, mismatch_p
-from steer.experiments.statistics.sequences import difference
-from steer.experiments.storage import figures, state
-
-_NONE = Sums(0, 0.0, 0.0)
+from steer.experiments.statistics.decision import Decision
 
 
 def decision_of(engine: Engine, experiment: Experiment, version: int, arm: Arm) -> Decision:
-    """The decision about an arm against the control on the primary metric. Raises SQLAlchemyError."""
-    metric, units = experiment.metric, figures.units(engine, experiment.name, version)
-    p = mismatch_p(units.by_arm, {one.name: one.weight for one in experiment.arms})
-    sums = figures.sums(engine, experiment.name, version, metric)
-    compared = difference(mean(sums.get(experiment.control.name, _NONE)), mean(sums.get(arm.name, _NONE)))
-    stopped = state.state_of(engine, experiment.name, version).stopped
-    return decide(
-        compared,
-        metric.smallest_effect or 0.0,
-        higher_is_better=metric.better == "higher",
-        unhealthy=(f"the shares of the arms are not those of the file (p = {p:.2g})",) if p < THRESHOLD else (),
-        breached=(stopped,) if f"arm {arm.name} is outside" in stopped else (),
-    )
+    """The report's decision about an arm; about the control, that of its health alone. Raises SQLAlchemyError."""
+    found = report(engine, experiment, version)
+    if arm.name in found["decisions"]:
+        return Decision(**found["decisions"][arm.name])
+    healthy = found["sample_ratio"]["healthy"]
+    return Decision("keep running", "the control") if healthy else Decision("unhealthy", "the shares are wrong")
 
 
 def problem_of(decision: Decision, arm: Arm, experiment: Experiment) -> str | None:

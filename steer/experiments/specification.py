@@ -16,6 +16,7 @@ from vectors.steering import SteeringVector
 from vectors.storage.files import digest_bytes, digest_json
 
 KINDS = ("bool", "number")
+PER = ("unit", "response")
 DIRECTIONS = ("higher", "lower")
 UNITS = ("conversation", "user")
 ON_BREACH = ("stop", "warn")
@@ -72,7 +73,11 @@ class Arm:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric: of feedback, of a judge, or computed by the server (`SERVER_METRICS`). `better` is its direction."""
+    """A metric: of feedback, of a judge, or computed by the server (`SERVER_METRICS`). `better` is its direction.
+
+    With `per` unit it is the mean over units of each unit's mean; with `per` response the mean over all answers (or
+    pieces of feedback), a ratio of two sums over units.
+    """
 
     name: str
     kind: str = "bool"
@@ -82,11 +87,23 @@ class Metric:
     spread: float | None = None  # expected standard deviation of a number
     low: float | None = None  # bounds of a number, where it has some
     high: float | None = None
+    per: str = "unit"
 
     @property
     def source(self) -> str:
         """`server` for a metric that is computed of every answer, else `feedback` (users and judges)."""
         return "server" if self.name in SERVER_METRICS else "feedback"
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The least and the greatest value, where the metric has both."""
+        if self.kind == "bool" or self.name in ("refusal", "repetition"):
+            return 0.0, 1.0
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+    def frozen(self) -> dict[str, Any]:
+        """What the digest covers, as JSON values; `per` is newer than some logs, so its default is left out."""
+        return {key: value for key, value in vars(self).items() if (key, value) != ("per", "unit")}
 
 
 @dataclass(frozen=True)
@@ -173,8 +190,8 @@ class Experiment:
                  "vectors": dict(arm.vectors), "lora": arm.lora_digest, "system": arm.system}
                 for arm in self.arms
             ],
-            "metric": vars(self.metric),
-            "secondary": [vars(metric) for metric in self.secondary],
+            "metric": self.metric.frozen(),
+            "secondary": [metric.frozen() for metric in self.secondary],
             "guardrails": dict(self.guardrails),
             "judges": [vars(judge) for judge in self.judges],
             "ramp": list(self.ramp),

@@ -40,6 +40,7 @@ metric:
   kind: {kind}
   better: higher
   smallest_effect: {effect}   # the difference that would matter, in the metric's unit
+  # per: response     # the mean over all answers; by default over units (conversations), each with its own mean
 # Metrics that are reported beside it, labelled exploratory.
 # secondary: [{{name: response_tokens, better: lower}}]
 

@@ -3,73 +3,23 @@
 from __future__ import annotations
 
 import json
-import time
-import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trials
 from sqlalchemy import select
+from trials import Ab, Log
 
 from probes.data.reading import read
 from steer.cli import run
-from steer.experiments import document
 from steer.experiments.assignment import hashed
 from steer.experiments.specification import Metric
 from steer.experiments.statistics.moments import Sums
-from steer.experiments.storage import figures, state
-from steer.experiments.storage.database import open_log, write
+from steer.experiments.storage import figures
+from steer.experiments.storage.database import write
 from steer.experiments.storage.journal import Journal, journal_of
 from steer.experiments.storage.tables import EXPOSURES, FEEDBACK
-
-Ab = Callable[..., tuple[int, Any, str]]
-
-
-@pytest.fixture
-def ab(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Ab:
-    """Runs `steer ab` in the folder of the experiment; returns status, the JSON object, and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: str) -> tuple[int, Any, str]:
-        status = run(["ab", *words, "--json"])
-        captured = capsys.readouterr()
-        return status, json.loads(captured.out), captured.err
-
-    return call
-
-
-class Log:
-    """A served experiment whose rows a test writes."""
-
-    def __init__(self, folder: Path, url: str, **changes: Any) -> None:
-        trials.written(folder, log=url.replace("+psycopg", ""), **changes)
-        self.experiment = document.read(folder / "tone.yaml")
-        self.engine = open_log(self.experiment.log)
-        self.version = state.register(self.engine, self.experiment)
-
-    def answer(self, arm: str, unit: str, response: str = "", **more: Any) -> dict[str, Any]:
-        return {
-            "id": uuid.uuid4().hex, "experiment": "tone", "version": self.version, "arm": arm, "reason": "assigned",
-            "stage": 0, "counted": True, "at": time.time(), "unit": hashed(self.experiment.salt, unit),
-            "unit_source": "user", "conversation": hashed(self.experiment.salt, unit + "c", "conversation"),
-            "response": response or uuid.uuid4().hex, "digest": "d", "status": 200, "response_tokens": 10, **more,
-        }  # fmt: skip
-
-    def said(self, response: str | None, **more: Any) -> dict[str, Any]:
-        return {
-            "id": uuid.uuid4().hex, "experiment": "tone", "version": 1, "response": response, "metric": "thumbs",
-            "source": "user", "mark": "", "at": time.time(), **more,
-        }  # fmt: skip
-
-    def write(self, table: str, *rows: dict[str, Any]) -> None:
-        write(self.engine, [(table, row) for row in rows])
-
-
-@pytest.fixture
-def log(tmp_path: Path, url: str) -> Log:
-    return Log(tmp_path, url)
 
 
 def test_status_counts_answers_units_and_feedback(log: Log, ab: Ab) -> None:
@@ -168,12 +118,18 @@ def test_sums_are_over_units_that_were_seen_in_one_arm(log: Log) -> None:
         log.said("nothing", value=1.0),
         log.said("r6", comment="no value"),
     )
-    found = figures.units(log.engine, "tone", 1)
-    assert (found.by_arm, found.moved) == ({"control": 2, "friendly": 2}, 1)
-    length = figures.sums(log.engine, "tone", 1, Metric("response_tokens", "number"))
-    assert length == {"control": Sums(2, 45.0, 15.0**2 + 30.0**2), "friendly": Sums(1, 50.0, 2500.0)}
-    thumbs = figures.sums(log.engine, "tone", 1, Metric("thumbs"))
-    assert thumbs == {"control": Sums(2, 1.5, 1.25), "friendly": Sums(1, 1.0, 1.0)}
+    with figures.analysis(log.engine, "tone", 1) as found:
+        assert (found.units.by_arm, found.units.moved) == ({"control": 2, "friendly": 2}, 1)
+        length = found.slices(Metric("response_tokens", "number"))
+        assert {arm: figures.total(each) for arm, each in length.items()} == {
+            "control": Sums(2, 45.0, 15.0**2 + 30.0**2), "friendly": Sums(1, 50.0, 2500.0),
+        }  # fmt: skip
+        by_response = found.slices(Metric("response_tokens", "number", per="response"))
+        assert figures.total(by_response["control"]) == Sums(2, 60.0, 1800.0, 3.0, 5.0, 90.0)
+        thumbs = found.slices(Metric("thumbs"))
+        assert {arm: figures.total(each) for arm, each in thumbs.items()} == {
+            "control": Sums(2, 1.5, 1.25), "friendly": Sums(1, 1.0, 1.0),
+        }  # fmt: skip
 
 
 def test_export_writes_every_answer_with_its_feedback(log: Log, ab: Ab, tmp_path: Path) -> None:

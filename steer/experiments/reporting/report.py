@@ -1,0 +1,203 @@
+"""The report of an experiment as JSON values: health, units, comparisons, guardrails, decisions, the course over time.
+
+Answers during the ramp, forced ones, those of units outside of the coverage, and units that were seen in two arms are
+no part of any comparison. Where the shares of the arms are not those of the file, no comparison is given.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Engine, and_, case, func, select, true
+
+from steer.experiments.overview import overview
+from steer.experiments.reporting.comparing import Comparison, compare, over_time
+from steer.experiments.reporting.texts import conversations
+from steer.experiments.running import guardrails
+from steer.experiments.specification import GUARDRAILS, Experiment, Metric
+from steer.experiments.statistics.bounds import benjamini_hochberg
+from steer.experiments.statistics.decision import Decision, decide
+from steer.experiments.statistics.moments import Sums
+from steer.experiments.statistics.sample_ratio import THRESHOLD, mismatch_p
+from steer.experiments.statistics.sequences import ALPHA, FEWEST, Difference
+from steer.experiments.storage.figures import analysis
+from steer.experiments.storage.tables import EXPOSURES
+from vectors.storage.files import digest_json
+
+FORMAT = "steer.experiment-report/1"
+
+
+def alpha_of(experiment: Experiment) -> float:
+    """The level of one arm's interval: that of the experiment, divided by the arms that are compared (Bonferroni)."""
+    return ALPHA / max(len(_others(experiment)), 1)
+
+
+def report(engine: Engine, experiment: Experiment, version: int) -> dict[str, Any]:
+    """The report of one version as JSON values; None stands for what cannot be said yet. Raises SQLAlchemyError."""
+    state = overview(engine, experiment.name, version)
+    control, others, alpha = experiment.control.name, _others(experiment), alpha_of(experiment)
+    with analysis(engine, experiment.name, version) as found:
+        weights = {arm.name: arm.weight for arm in experiment.arms}
+        p = mismatch_p(found.units.by_arm, weights)
+        unhealthy = [f"the shares of the arms are not those of the file (p = {p:.2g})"] if p < THRESHOLD else []
+        compared = [] if unhealthy else [
+            compare(found, metric, control, others, alpha) for metric in _metrics(experiment)
+        ]  # fmt: skip
+        course = {
+            arm: over_time(compared[0], found, control, arm, alpha) for arm in others if compared
+        }  # fmt: skip
+        began, ended, units = found.began, found.ended, found.units
+    excesses = _excesses(engine, experiment, version)
+    decisions = {
+        arm: _decision(experiment, arm, compared, unhealthy, excesses, state["stopped"], alpha) for arm in others
+    }
+    data = {
+        "format": FORMAT,
+        "experiment": experiment.name, "version": version, "digest": state["digest"],
+        "stopped": state["stopped"], "ramping": state["ramping"], "dropped": state["dropped"],
+        "began": began or None, "ended": ended or None, "unit": experiment.unit,
+        "arms": [{"name": arm.name, "weight": arm.weight, "does": arm.text(), "digest": arm.digest,
+                  "control": arm.plain, **state["arms"].get(arm.name, {}), "units": units.by_arm.get(arm.name, 0)}
+                 for arm in experiment.arms],
+        "left_out": {"units_in_two_arms": units.moved, **_left_out(engine, experiment.name, version)},
+        "sample_ratio": {"p": p, "threshold": THRESHOLD, "healthy": not unhealthy},
+        "level": 1 - alpha, "fewest": FEWEST,
+        "metrics": _shown(experiment, compared, control, others),
+        "guardrails": excesses,
+        "decisions": {arm: decision._asdict() for arm, decision in decisions.items()},
+        "over_time": course,
+        "conversations": conversations(engine, experiment.name, version) if experiment.store_texts else [],
+        "events": state["events"],
+    }  # fmt: skip
+    clean: dict[str, Any] = json.loads(json.dumps(_finite(data)))
+    return {**clean, "report_digest": digest_json(clean)}
+
+
+def decided(report: Mapping[str, Any]) -> bool:
+    """Whether every arm has a decision: none is unhealthy, and none needs more units."""
+    return all(each["state"] not in ("unhealthy", "keep running") for each in report["decisions"].values())
+
+
+def _others(experiment: Experiment) -> list[str]:
+    return [arm.name for arm in experiment.arms if arm.name != experiment.control.name and arm.weight > 0]
+
+
+def _metrics(experiment: Experiment) -> list[Metric]:
+    """The primary metric, the secondary ones, and those of judges that the file does not name besides."""
+    named = dict(experiment.metrics())
+    for judge in experiment.judges:
+        named.setdefault(judge.name, Metric(judge.name, "number"))
+    return list(named.values())
+
+
+def _decision(
+    experiment: Experiment, arm: str, compared: Sequence[Comparison], unhealthy: Sequence[str],
+    excesses: Sequence[Mapping[str, Any]], stopped: str | None, alpha: float,
+) -> Decision:  # fmt: skip
+    outside = [each["guardrail"] for each in excesses if each["arm"] == arm and each["state"] == "outside"]
+    if stopped and f"arm {arm} is outside" in stopped and not outside:
+        outside = [stopped]
+    found = (
+        compared[0].differences[arm] if compared else Difference(math.nan, math.nan, math.nan, math.nan, 0, math.nan)
+    )
+    if compared and min(compared[0].estimates[name].units for name in (experiment.control.name, arm)) < FEWEST:
+        found = found._replace(low=math.nan, high=math.nan, standard_error=math.nan)  # figures, and no verdict
+    return decide(
+        found, experiment.metric.smallest_effect or 0.0,
+        higher_is_better=experiment.metric.better == "higher",
+        unhealthy=tuple(unhealthy), breached=tuple(outside), alpha=alpha,
+    )  # fmt: skip
+
+
+def _shown(
+    experiment: Experiment, compared: Sequence[Comparison], control: str, others: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Every metric as JSON values. Secondary p-values are adjusted together, over metrics and arms."""
+    pairs = [(each.metric.name, arm) for each in compared[1:] for arm in others]
+    p_values = {(each.metric.name, arm): each.differences[arm].p for each in compared[1:] for arm in others}
+    known = [pair for pair in pairs if not math.isnan(p_values[pair])]
+    adjusted = dict(zip(known, benjamini_hochberg([p_values[pair] for pair in known]), strict=True))
+    judges = {judge.name for judge in experiment.judges}
+    shown = []
+    for number, each in enumerate(compared):
+        metric = each.metric
+        shown.append({
+            "name": metric.name, "primary": number == 0, "better": metric.better, "per": metric.per,
+            "source": "judge" if metric.name in judges else metric.source, "variance_removed": each.adjusted,
+            "arms": {arm: {"units": one.units, "mean": one.mean} for arm, one in each.estimates.items()},
+            "differences": {
+                arm: {**_of_difference(each.differences[arm]), "interval": each.intervals[arm],
+                      "adjusted_p": adjusted.get((metric.name, arm)) if number else None}
+                for arm in others
+            },
+        })  # fmt: skip
+    return shown
+
+
+def _of_difference(found: Difference) -> dict[str, float]:
+    return {"estimate": found.estimate, "low": found.low, "high": found.high, "p": found.p}
+
+
+def _excesses(engine: Engine, experiment: Experiment, version: int) -> list[dict[str, Any]]:
+    """How every arm stands against every guardrail, on the answers that count."""
+    arms = {arm.name: guardrails.Arm() for arm in experiment.arms}
+    columns = EXPOSURES.c
+    counted = and_(columns.experiment == experiment.name, columns.version == version, columns.counted == true(),
+                   columns.status != 499)  # fmt: skip
+    good = and_(counted, columns.status < 400)
+    failed = func.sum(case((columns.status >= 400, 1), else_=0))
+    values: list[Any] = []
+    for column in (columns.response_tokens, columns.repetition):
+        served = case((columns.status < 400, column))
+        values += [func.count(served), func.sum(served), func.sum(served * 1.0 * served)]
+    refusals = func.sum(case((and_(columns.status < 400, columns.refusal == true()), 1), else_=0))
+    query = select(columns.arm, func.count(), failed, refusals, *values).where(counted).group_by(columns.arm)
+    with engine.connect() as connection:
+        for name, answers, errors, refused, *sums in connection.execute(query):
+            if name in arms:
+                arm = arms[name]
+                arm.answers, arm.errors, arm.refusals = answers, int(errors), int(refused)
+                arm.tokens, arm.repetition = _sums(sums[:3]), _sums(sums[3:])
+        for name, arm in arms.items():
+            latest = (
+                select(columns.latency).where(good, columns.arm == name, columns.latency.is_not(None))
+                .order_by(columns.at.desc()).limit(guardrails.LATENCIES)
+            )  # fmt: skip
+            arm.latencies.extend(latency for (latency,) in connection.execute(latest))
+    control, shown = arms[experiment.control.name], []
+    for name in _others(experiment):
+        for each in guardrails.excesses(control, arms[name], name, experiment.guardrails):
+            state = "outside" if each.low > 0 else "inside" if each.high < 0 else "undecided"
+            shown.append({"guardrail": each.guardrail, "arm": name, "limit": experiment.guardrails[each.guardrail],
+                          "compares": GUARDRAILS[each.guardrail][1], "excess": each.estimate, "low": each.low,
+                          "high": each.high, "state": state})  # fmt: skip
+    return shown
+
+
+def _sums(row: Sequence[Any]) -> Sums:
+    return Sums(int(row[0]), float(row[1] or 0.0), float(row[2] or 0.0))
+
+
+def _left_out(engine: Engine, name: str, version: int) -> dict[str, int]:
+    """Answers that no comparison counts, by reason; `ramp` are those to assigned units during the ramp."""
+    columns = EXPOSURES.c
+    query = (
+        select(columns.reason, func.count())
+        .where(columns.experiment == name, columns.version == version, columns.counted != true())
+        .group_by(columns.reason)
+    )
+    with engine.connect() as connection:
+        found = {reason: count for reason, count in connection.execute(query)}
+    return {"ramp" if reason == "assigned" else reason: count for reason, count in sorted(found.items())}
+
+
+def _finite(value: Any) -> Any:
+    """JSON values with None for what is no finite number."""
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,147 @@
+"""The page of an experiment's report: decision, arms, metrics with intervals, the course over time, guardrails."""
+
+from __future__ import annotations
+
+import html as escaping
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from steer.reports import page, pictures
+
+
+def interval(found: Mapping[str, Any]) -> str:
+    """A difference with its interval in one cell; what is known of it where there is no interval yet."""
+    if found["estimate"] is None:
+        return "no data"
+    estimate = f"{found['estimate']:+.4g}"
+    return estimate if found["low"] is None else f"{estimate} ({found['low']:+.4g} to {found['high']:+.4g})"
+
+
+def number(value: float | None) -> str:
+    """A figure in a cell; empty for none."""
+    return "" if value is None else f"{value:.4g}"
+
+
+def metric_rows(report: Mapping[str, Any], primary: bool) -> list[list[str]]:
+    """A row for each metric and arm besides the control: means, difference with interval, p-value."""
+    control = next(arm["name"] for arm in report["arms"] if arm["control"])
+    rows = []
+    for metric in report["metrics"]:
+        if metric["primary"] != primary:
+            continue
+        for arm, found in metric["differences"].items():
+            p = found["p"] if primary else found["adjusted_p"]
+            rows.append([
+                metric["name"], arm, number(metric["arms"][control]["mean"]), number(metric["arms"][arm]["mean"]),
+                interval(found), number(p),
+            ])  # fmt: skip
+    return rows
+
+
+METRICS = ("metric", "arm", "control", "arm's mean", "difference", "p")
+
+
+def html(report: Mapping[str, Any], record: str) -> str:
+    """The report as one page; `record` names the file with everything in numbers."""
+    level = f"{100 * report['level']:.4g} %"
+    body = ["<h2>Decision</h2>", page.table(
+        ["arm", "decision", "because", "more units"],
+        [[arm, each["state"], each["reason"], str(each["more_units"] or "")]
+         for arm, each in report["decisions"].items()],
+    )]  # fmt: skip
+    if report["stopped"]:
+        body.append(f"<p>Stopped: {escaping.escape(report['stopped'])}.</p>")
+    body += ["<h2>Arms</h2>", page.table(
+        ["arm", "share", "units", "answers", "failed", "what it does"],
+        [[arm["name"], f"{100 * arm['weight']:.4g} %", str(arm["units"]), str(arm.get("counted", 0)),
+          str(arm.get("failed", 0)), arm["does"]] for arm in report["arms"]],
+    )]  # fmt: skip
+    if report["metrics"]:
+        body += ["<h2>The primary metric</h2>", page.table(METRICS, metric_rows(report, primary=True))]
+        body += [_course(report)]
+        if secondary := metric_rows(report, primary=False):
+            body += ["<h2>Other metrics (exploratory)</h2>", page.table(METRICS, secondary)]
+    else:
+        body.append("<p>Results are not shown: the experiment is unhealthy.</p>")
+    if report["guardrails"]:
+        body += ["<h2>Guardrails</h2>", page.table(
+            ["guardrail", "arm", "limit", "beyond the limit by", "state"],
+            [[each["guardrail"], each["arm"], number(each["limit"]), number(each["excess"]), each["state"]]
+             for each in report["guardrails"]],
+        )]  # fmt: skip
+    if report["conversations"]:
+        body += ["<h2>Sample conversations</h2>", page.table(
+            ["arm", "prompt", "answer"],
+            [[each["arm"], each["prompt"], each["answer"]] for each in report["conversations"]],
+        ).replace("<table>", "<table class='texts'>", 1)]  # fmt: skip
+    body += [page.notes(notes(report, level)), page.facts(facts(report))]
+    return page.page(f"Experiment {report['experiment']}", "".join(body), record)
+
+
+def notes(report: Mapping[str, Any], level: str) -> list[str]:
+    """What a reader needs to read the figures."""
+    left = report["left_out"]
+    others = ", ".join(f"{count} {reason}" for reason, count in left.items() if reason != "units_in_two_arms" and count)
+    lines = [
+        f"Intervals hold at the level of {level} at every interim analysis at once, so the report may be read at any "
+        f"time. Below {report['fewest']} units of an arm there are figures and no verdict.",
+        f"Units seen in two arms are left out: {left['units_in_two_arms']}. "
+        + (f"Answers left out: {others}." if others else "No answer is left out."),
+        f"The shares of the arms are checked by a chi-square test: p = {report['sample_ratio']['p']:.3g} "
+        f"(unhealthy below {report['sample_ratio']['threshold']:g}).",
+    ]
+    if any(not metric["primary"] for metric in report["metrics"]):
+        lines.append("P-values of other metrics are adjusted together (Benjamini and Hochberg).")
+    for metric in report["metrics"]:
+        if metric["variance_removed"]:
+            lines.append(
+                f"{metric['name']}: adjusted by the unit's mean before it entered the experiment (CUPED), which "
+                f"removes {metric['variance_removed']:.0%} of the variance."
+            )
+        if metric["source"] == "judge":
+            lines.append(f"{metric['name']}: scored by a judge that has not been validated here.")
+        few = [arm for arm, each in metric["differences"].items() if each["interval"].startswith("empirical")]
+        if few:
+            lines.append(f"{metric['name']}: for few units, the interval of {', '.join(few)} is an empirical Bernstein "
+                         "confidence sequence, which is not asymptotic.")  # fmt: skip
+    return lines
+
+
+def facts(report: Mapping[str, Any]) -> dict[str, str]:
+    """Where the figures come from, and how to compute them again."""
+    return {
+        "experiment": f"{report['experiment']}, version {report['version']}",
+        "digest of the experiment": report["digest"],
+        "first and last answer": " to ".join(clock(report[key]) for key in ("began", "ended") if report[key]),
+        "digest of the report": report["report_digest"],
+        "again": f"steer ab report {report['experiment']} --version {report['version']}",
+    }
+
+
+def clock(seconds: float) -> str:
+    """A time in UTC."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+
+
+def _course(report: Mapping[str, Any]) -> str:
+    """The difference on the primary metric as units arrived, with its band, as SVG; a note where there is no course."""
+    course: Mapping[str, Sequence[Mapping[str, Any]]] = {
+        arm: points for arm, points in report["over_time"].items() if points
+    }
+    if not course:
+        return "<p class='note'>There are too few units for a course over time.</p>"
+    drawn = pictures.figure(7.6, 3.0)
+    if drawn is None:
+        return pictures.MISSING
+    axes = drawn.subplots()
+    for arm, points in course.items():
+        hours = [(each["at"] - report["began"]) / 3600 for each in points]
+        axes.plot(hours, [each["estimate"] for each in points], label=arm)
+        axes.fill_between(hours, [each["low"] for each in points], [each["high"] for each in points], alpha=0.2)
+    axes.axhline(0, color="#666", linewidth=0.8)
+    axes.set_xlabel("hours since the first answer")
+    metric = next(each["name"] for each in report["metrics"] if each["primary"])
+    axes.set_ylabel(f"{metric}: difference from the control")
+    axes.legend(frameon=False)
+    return f"<h2>Effect over time</h2>{pictures.inline(pictures.svg(drawn))}"

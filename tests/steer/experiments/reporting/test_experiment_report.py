@@ -1,0 +1,196 @@
+"""`steer ab report` on logs with known rows, in both databases."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trials
+from trials import Ab, Log
+
+from steer.experiments.reporting.comparing import compare
+from steer.experiments.reporting.report import alpha_of, report
+from steer.experiments.specification import Metric
+from steer.experiments.statistics import moments
+from steer.experiments.statistics.sequences import difference
+from steer.experiments.storage import figures
+from steer.experiments.storage.database import write
+
+Rows = list[tuple[str, dict[str, Any]]]
+
+
+def rows(log: Log, arm: str, count: int, good: int, **more: Any) -> Rows:
+    """Units of one answer each, of which `good` got a thumb up, one a minute."""
+    made: Rows = []
+    for i in range(count):
+        name = f"{arm}{i}"
+        made.append(("exposures", log.answer(arm, name, name, at=1e9 + 60 * i, **more)))
+        made.append(("feedback", log.said(name, value=float(i % count < good))))
+    return made
+
+
+def mixed(count: int, good: int) -> list[float]:
+    return [1.0] * good + [0.0] * (count - good)
+
+
+def test_the_report_has_the_difference_that_the_statistics_give(log: Log) -> None:
+    write(log.engine, [*rows(log, "control", 300, 120), *rows(log, "friendly", 310, 200)])
+    found = report(log.engine, log.experiment, log.version)
+    expected = difference(
+        moments.mean(moments.sums_of(mixed(300, 120))), moments.mean(moments.sums_of(mixed(310, 200)))
+    )
+    (metric,) = found["metrics"]
+    shown = metric["differences"]["friendly"]
+    assert (shown["estimate"], shown["low"], shown["high"]) == pytest.approx(expected[:3])
+    assert shown["p"] == pytest.approx(expected.p)
+    assert found["decisions"]["friendly"]["state"] == "ship"
+    assert (found["arms"][0]["units"], found["sample_ratio"]["healthy"]) == (300, True)
+
+
+def test_the_course_over_time_ends_at_the_difference_and_its_slices_have_each_unit_once(log: Log) -> None:
+    write(log.engine, [*rows(log, "control", 300, 120), *rows(log, "friendly", 300, 200)])
+    found = report(log.engine, log.experiment, log.version)
+    last, shown = found["over_time"]["friendly"][-1], found["metrics"][0]["differences"]["friendly"]
+    assert (last["units"], last["estimate"], last["low"]) == (600, pytest.approx(shown["estimate"]), shown["low"])
+    counts = [point["units"] for point in found["over_time"]["friendly"]]
+    assert counts == sorted(counts)
+    assert counts[0] < 300
+
+
+def test_wrong_shares_hide_all_results(log: Log) -> None:
+    write(log.engine, [*rows(log, "control", 300, 120), *rows(log, "friendly", 150, 120)])
+    found = report(log.engine, log.experiment, log.version)
+    assert (found["metrics"], found["over_time"], found["sample_ratio"]["healthy"]) == ([], {}, False)
+    assert found["decisions"]["friendly"]["state"] == "unhealthy"
+
+
+def test_what_does_not_count_is_left_out_and_counted(log: Log) -> None:
+    write(log.engine, [*rows(log, "control", 120, 60), *rows(log, "friendly", 120, 60)])
+    before = report(log.engine, log.experiment, log.version)
+    log.write(
+        "exposures",
+        log.answer("control", "moved", "m1"), log.answer("friendly", "moved", "m2"),
+        log.answer("friendly", "tester", "t1", reason="forced", counted=False),
+        log.answer("friendly", "early", "e1", counted=False),
+        log.answer("control", "far", "f1", reason="outside", counted=False),
+    )  # fmt: skip
+    log.write("feedback", *(log.said(name, value=1.0) for name in ("m1", "m2", "t1", "e1", "f1")))
+    after = report(log.engine, log.experiment, log.version)
+    assert after["metrics"] == before["metrics"]
+    assert after["left_out"] == {"units_in_two_arms": 1, "forced": 1, "outside": 1, "ramp": 1}
+
+
+def test_few_units_give_an_interval_of_a_bounded_metric_and_no_verdict(log: Log) -> None:
+    write(log.engine, [*rows(log, "control", 60, 0), *rows(log, "friendly", 60, 60)])
+    found = report(log.engine, log.experiment, log.version)
+    shown = found["metrics"][0]["differences"]["friendly"]
+    assert shown["interval"].startswith("empirical Bernstein")
+    assert 0 < shown["low"] < 1 == shown["estimate"]
+    assert shown["p"] < 0.05
+    assert found["decisions"]["friendly"]["state"] == "keep running"
+
+
+def test_a_metric_per_response_is_the_ratio_of_sums(log: Log) -> None:
+    generator = random.Random(1)
+    made: Rows = []
+    values: dict[str, list[tuple[float, float]]] = {"control": [], "friendly": []}
+    for arm, pairs in values.items():
+        for i in range(150):
+            lengths = [generator.randrange(5, 50) for _ in range(generator.randrange(1, 5))]
+            pairs.append((float(sum(lengths)), float(len(lengths))))
+            made += [("exposures", log.answer(arm, f"{arm}{i}", response_tokens=length)) for length in lengths]
+    write(log.engine, made)
+    metric = Metric("response_tokens", "number", per="response")
+    with figures.analysis(log.engine, "tone", log.version) as analysis:
+        found = compare(analysis, metric, "control", ["friendly"], 0.05)
+    for arm, pairs in values.items():
+        y, x = zip(*pairs, strict=True)
+        expected = moments.ratio(moments.sums_of(y, x))
+        assert found.estimates[arm].mean == pytest.approx(sum(y) / sum(x))
+        assert found.estimates[arm].variance == pytest.approx(expected.variance)
+
+
+def test_answers_before_a_unit_entered_take_variance_away_and_move_nothing(log: Log) -> None:
+    generator = random.Random(2)
+    made: Rows = []
+    for arm, effect in (("control", 0.0), ("friendly", 2.0)):
+        for i in range(200):
+            usual = generator.gauss(100, 30)
+            made.append(("exposures", log.answer("control", f"{arm}{i}", reason="outside", counted=False,
+                                                 latency=usual + generator.gauss(0, 3))))  # fmt: skip
+            made.append(("exposures", log.answer(arm, f"{arm}{i}", latency=usual + effect + generator.gauss(0, 3))))
+    write(log.engine, made)
+    with figures.analysis(log.engine, "tone", log.version) as analysis:
+        found = compare(analysis, Metric("latency", "number"), "control", ["friendly"], 0.05)
+    assert found.adjusted > 0.9
+    shown = found.differences["friendly"]
+    assert 0 < shown.low < 2 < shown.high < 5  # without the covariate the interval is 15 wide
+
+
+def test_secondary_metrics_are_adjusted_together_and_several_arms_share_the_level(tmp_path: Path) -> None:
+    arms = {"control": {}, "a": {"steer": "1.2*warm"}, "b": {"steer": "0.5*warm"}}
+    log = Log(
+        tmp_path,
+        f"sqlite:///{tmp_path}/log.db",
+        arms=arms,
+        secondary=[{"name": "response_tokens"}, {"name": "latency"}],
+    )
+    made: Rows = []
+    for arm, tokens in (("control", 10), ("a", 30), ("b", 10)):
+        for i in range(120):
+            made.append(("exposures", log.answer(arm, f"{arm}{i}", response_tokens=tokens + i % 7, latency=i % 5 / 10)))
+    write(log.engine, made)
+    found = report(log.engine, log.experiment, log.version)
+    assert (found["level"], alpha_of(log.experiment)) == (0.975, 0.025)
+    by_name = {metric["name"]: metric for metric in found["metrics"]}
+    longer = by_name["response_tokens"]["differences"]["a"]
+    assert longer["adjusted_p"] == pytest.approx(4 * longer["p"])
+    assert by_name["latency"]["differences"]["a"]["adjusted_p"] == pytest.approx(1.0)
+    assert by_name["thumbs"]["differences"]["a"]["adjusted_p"] is None
+
+
+def test_a_guardrail_that_is_breached_rolls_the_arm_back(log: Log) -> None:
+    write(log.engine, [*rows(log, "control", 200, 50), *rows(log, "friendly", 200, 190, repetition=0.9)])
+    write(log.engine, [("exposures", log.answer("control", f"c{i}", repetition=0.01)) for i in range(200)])
+    write(log.engine, [("exposures", log.answer("friendly", f"f{i}", repetition=0.95)) for i in range(200)])
+    found = report(log.engine, log.experiment, log.version)
+    states = {each["guardrail"]: each["state"] for each in found["guardrails"]}
+    assert states["repetition"] == "outside"
+    assert found["decisions"]["friendly"]["state"] == "roll back"
+
+
+def test_the_command_writes_a_page_that_escapes_what_users_wrote(ab: Ab, tmp_path: Path) -> None:
+    log = Log(tmp_path, f"sqlite:///{tmp_path}/log.db", store_texts=True)
+    prompt = json.dumps([{"role": "user", "content": "<script>alert(1)</script>"}])
+    write(
+        log.engine,
+        [*rows(log, "control", 120, 30, prompt=prompt, answer="<b>no</b>"), *rows(log, "friendly", 120, 100)],
+    )
+    status, data, _ = ab("report", "tone", "--html")
+    assert status == 0
+    assert json.loads((tmp_path / "tone-report.json").read_text())["report_digest"] == data["report_digest"]
+    page = (tmp_path / "tone-report.html").read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "<script" not in page
+    assert "<b>no" not in page
+    assert "Effect over time" in page
+
+
+def test_exit_code_1_while_nothing_is_decided(ab: Ab, tmp_path: Path) -> None:
+    log = Log(tmp_path, f"sqlite:///{tmp_path}/log.db")
+    status, data, _ = ab("report", "tone")
+    assert (status, data["decisions"]["friendly"]["state"]) == (1, "keep running")
+    write(log.engine, [*rows(log, "control", 150, 75), *rows(log, "friendly", 150, 76)])
+    status, data, _ = ab("report", "tone")
+    assert (status, data["decisions"]["friendly"]["state"]) == (1, "keep running")
+    assert data["decisions"]["friendly"]["more_units"] > 0
+
+
+def test_an_edited_file_is_no_report_of_the_newest_version(ab: Ab, tmp_path: Path) -> None:
+    log = Log(tmp_path, f"sqlite:///{tmp_path}/log.db")
+    trials.written(tmp_path, log=log.experiment.log, coverage=0.3)
+    status, data, _ = ab("report", "tone")
+    assert (status, "as it is now is not served" in data["error"]) == (2, True)
