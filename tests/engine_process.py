@@ -119,7 +119,8 @@ def save_model(folder: Path, name: str, **changes: Any) -> Path:
 def random_vectors(
     folder: Path, hidden: int = 128, layers: int = pico.LAYERS, norm: float = 3.0, *, everywhere: bool = False
 ) -> dict[str, Path]:
-    """Vectors of that length: `warm` acts at all layers, `formal` at layer 1, `calm` at layers 2 and 3.
+    """Vectors of that length: `warm` acts at all layers, `formal` at layer 1, `calm` at layers 2 and 3. Each records a
+    mean projection of 1.5.
 
     With `everywhere` these and `dry` act at all layers.
     """
@@ -133,7 +134,8 @@ def random_vectors(
         directions = {i: torch.randn(hidden, generator=generator) for i in range(layers)}
         directions = {i: norm * direction / direction.norm() for i, direction in directions.items()}
         paths[name] = folder / f"{name}.safetensors"
-        SteeringVector(directions, {"apply": apply}).save(paths[name])
+        measured = {str(i): {"projection": 1.5} for i in directions}
+        SteeringVector(directions, {"apply": apply, "measured": measured}).save(paths[name])
     return paths
 
 

@@ -90,6 +90,15 @@ class Composition:
         return tuple(dict.fromkeys(term.name for term in self.terms))
 
     @property
+    def steps(self) -> tuple[int, ...]:
+        """The terms, by index, that an engine computes one after another: shares, rotations, and all terms behind the
+        first rotation. The changes of all others are one sum over the stream as it was before.
+        """
+        rotations = [i for i, term in enumerate(self.terms) if term.operation == "rotate" and term.value != 0]
+        first = rotations[0] if rotations else len(self.terms)
+        return tuple(i for i, term in enumerate(self.terms) if i >= first or term.operation == "share")
+
+    @property
     def conditions(self) -> tuple[Condition, ...]:
         """The conditions of all terms, each once, in order of occurrence."""
         return tuple(dict.fromkeys(condition for term in self.terms for condition in term.conditions))

@@ -7,6 +7,7 @@ file yourself:
     arms: {friendly: 1.2*warm - 0.4*formal}
     rows: 256          # slots: how many compositions can be in use at once; one with scopes takes a slot per phase
     directions: 4      # most projections (ablate, clamp) of one composition at one layer
+    steps: 2           # most rotations, shares (name%p) and terms behind a rotation; by default what the arms need
     gates: 2           # most conditions of one composition; 0 (no conditions) unless a probe or a condition is given
     gate_layers: [12]  # where conditions can read, or all; by default where given probes and conditions of arms read
     phases: 8          # most phases of one composition; in all of them together, it may have 16 times as many terms
@@ -39,10 +40,12 @@ CONFIG = "STEER_CONFIG"
 ROWS, DIRECTIONS, PHASES = 256, 4, 8
 MOST_PHASES = 512
 GATES, MOST_GATES = 2, 4
+MOST_STEPS = 16
 _SIZES = {
     "rows": (ROWS, 1, 65_535),
     "directions": (DIRECTIONS, 0, 65_535),
     "phases": (PHASES, 1, MOST_PHASES),
+    "steps": (None, 0, MOST_STEPS),
     "gates": (None, 0, MOST_GATES),
     "max_body": (None, 1, 2**40),
 }
@@ -66,12 +69,15 @@ class Settings:
     any_base: bool = False
     allow_strength: bool = False
     probes: Mapping[str, Probe] = field(default_factory=dict)
+    steps: int = 0
     gates: int = 0
     gate_layers: tuple[int, ...] | None = None
 
     def graph(self) -> dict[str, Any]:
         """The settings that the compiled graph depends on, for vLLM's cache key."""
         graph: dict[str, Any] = {"rows": self.rows, "directions": self.directions}
+        if self.steps:
+            graph |= {"steps": self.steps}
         if self.gates:
             graph |= {"gates": self.gates, "gate_layers": self.gate_layers and list(self.gate_layers)}
         return graph
@@ -133,6 +139,8 @@ def check(values: Mapping[str, Any], folder: Path) -> Settings:
     ]
     if problems:
         raise UsageError(problems, "; ".join(dict.fromkeys(hints)) or f"the settings are {', '.join(known)}")
+    if sizes["steps"] is None:
+        sizes["steps"] = min(MOST_STEPS, max((len(arm.steps) for arm in arms.values()), default=0))
     if sizes["gates"] is None:
         sizes["gates"] = GATES if probes or any(arm.conditions for arm in arms.values()) else 0
     if gate_layers is None:

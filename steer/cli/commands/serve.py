@@ -56,6 +56,14 @@ class Request(options.Bindings, options.AnyBase, options.AllowStrength):
         low=1,
         high=512,
     )
+    steer_steps: int | None = option(
+        None,
+        help="The most steps of one composition at one layer: rotations, shares (name%p) and the terms behind a "
+        "rotation; 0 allows none, and costs nothing.",
+        low=0,
+        high=16,
+        default_text="what the given arms need",
+    )
     steer_gates: int | None = option(
         None,
         help="The most conditions (@when:, @while:) of one composition; 0 allows none, and costs nothing.",
@@ -122,6 +130,7 @@ def command(flags: tuple[str, ...], **values: Any) -> None:
         "directions": request.steer_directions,
         "phases": request.steer_phases,
         **({} if request.max_body is None else {"max_body": request.max_body}),
+        **({} if request.steer_steps is None else {"steps": request.steer_steps}),
         **({} if request.steer_gates is None else {"gates": request.steer_gates}),
         **(
             {}

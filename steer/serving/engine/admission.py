@@ -96,9 +96,7 @@ class Admission:
     def problems(self, composition: Composition, sources: Mapping[str, SteeringVector | Probe]) -> list[str]:
         """The reasons why this server can't apply a composition, given vectors and probes; empty when it can."""
         vectors = {name: each for name, each in sources.items() if isinstance(each, SteeringVector)}
-        reasons = [
-            f"{t} is not served yet" for t in composition.terms if t.operation in ("share", "mean_ablate", "rotate")
-        ]
+        reasons = []
         unknown = [name for name in names_of(composition) if name not in sources]
         if unknown:
             loaded = _listed(sorted(sources)) or "none"
@@ -110,6 +108,7 @@ class Admission:
             missing = [i for i in layers or () if vector is not None and i not in vector.layers]
             if vector is not None and missing:
                 reasons.append(f"{name} holds no layer {spans(missing)[:80]}; it holds {spans(vector.layers)}")
+        reasons += fit.problems_of_means(composition, vectors)
         if not reasons:
             reasons = bounds.problems_of_conditions(composition, sources, self.settings)
         if not reasons and not self.settings.allow_strength:

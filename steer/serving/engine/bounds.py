@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from steer.serving.engine.phases import acting, gated_sets, size
-from steer.serving.settings import MOST_GATES, MOST_PHASES, Settings
+from steer.serving.settings import MOST_GATES, MOST_PHASES, MOST_STEPS, Settings
 from vectors import fit
 from vectors.expression import Composition, terms_in
 from vectors.probe import Probe, reading_of
@@ -65,6 +65,14 @@ def problems_of(
             f"{excerpt} projects along {directions} directions at one layer; the server was started with "
             f"{settings.directions}: --steer-directions {directions}"
         )
+    steps = steps_needed(composition, vectors)
+    if steps > settings.steps:
+        what = composition.terms[composition.steps[0]]
+        started = f"with {settings.steps} steps" if settings.steps else "without steps"
+        reasons.append(
+            f"{excerpt} needs {steps} steps at one layer, from {what} on; the server was started {started}: "
+            + (f"--steer-steps {steps}" if steps <= MOST_STEPS else f"at most --steer-steps {MOST_STEPS}")
+        )
     return reasons
 
 
@@ -103,7 +111,9 @@ def problems_of_conditions(
     return reasons
 
 
-def require_applicable(composition: Composition, vectors: Mapping[str, SteeringVector], directions: int) -> None:
+def require_applicable(
+    composition: Composition, vectors: Mapping[str, SteeringVector], directions: int, steps: int = 0
+) -> None:
     """The check that a worker repeats before it writes into the slot table. Raises ValueError.
 
     All layers are checked, also those of other workers, so that every worker refuses the same.
@@ -114,12 +124,27 @@ def require_applicable(composition: Composition, vectors: Mapping[str, SteeringV
     needed = directions_needed(composition, vectors)
     if needed > directions:
         raise ValueError(f"the composition needs {needed} directions at one layer, the table has {directions}")
+    if (needed := steps_needed(composition, vectors)) > steps:
+        raise ValueError(f"the composition needs {needed} steps at one layer, the table has {steps}")
+    if meanless := fit.problems_of_means(composition, vectors):
+        raise ValueError("; ".join(meanless))
+
+
+def steps_needed(composition: Composition, vectors: Mapping[str, SteeringVector]) -> int:
+    """The most steps that any layer needs; an upper bound, since terms may act in different phases."""
+    counts: dict[int, int] = {}
+    for term in (composition.terms[index] for index in composition.steps):
+        for layer in vectors[term.name].acting(term.layers) if acting(term) else ():
+            counts[layer] = counts.get(layer, 0) + 1
+    return max(counts.values(), default=0)
 
 
 def directions_needed(composition: Composition, vectors: Mapping[str, SteeringVector]) -> int:
     """The most directions that any layer needs; an upper bound, since terms may act in different phases."""
     projected: dict[int, set[str]] = {}
-    for name, layers in {(t.name, t.layers) for t in composition.terms if t.operation != "add" and acting(t)}:
+    steps = set(composition.steps)
+    summed = [term for index, term in enumerate(composition.terms) if index not in steps and acting(term)]
+    for name, layers in {(term.name, term.layers) for term in summed if term.operation != "add"}:
         for layer in vectors[name].acting(layers):
             projected.setdefault(layer, set()).add(name)
     return max(map(len, projected.values()), default=0)
@@ -174,13 +199,21 @@ def _size(vector: SteeringVector) -> _Size:
 
 def _largest(composition: Composition, vectors: Mapping[str, SteeringVector]) -> tuple[float, float, float]:
     """Upper bounds on what a composition adds: to a value of the slot table, to a coordinate of the residual stream,
-    and to the stream's length over all layers. An ablation depends on the stream, so it counts with its strength alone.
+    and to the stream's length over all layers. An ablation and a share depend on the stream, so they count with their
+    strength alone, and a rotation, which adds no length, not at all.
     """
     value = coordinate = length = 0.0
     for term in composition.terms:
         strength = abs(term.value)
-        size = _Size(1.0, 0.0, 1.0) if term.operation == "ablate" else _size(vectors[term.name])
-        value += strength * max(1.0, size.longest) if term.operation == "clamp" else strength * size.longest
+        if term.operation == "rotate":
+            continue
+        size = _Size(1.0, 0.0, 1.0) if term.operation in ("ablate", "share") else _size(vectors[term.name])
+        if term.operation == "mean_ablate":
+            means = [vectors[term.name].mean_at(layer) or 0.0 for layer in vectors[term.name].layers]
+            strength *= max(1.0, *map(abs, means))
+        value += (
+            strength * max(1.0, size.longest) if term.operation in ("clamp", "mean_ablate") else strength * size.longest
+        )
         coordinate += strength * size.largest
         length += strength * size.total
     return value, coordinate, length

@@ -23,7 +23,8 @@ MOST_COST = 512
 
 def cost(composition: Composition) -> int:
     """What writing the slots of a composition costs: a unit for each vector added to a slot, or copied into it."""
-    projecting = sum(term.operation != "add" for term in composition.terms)
+    steps = set(composition.steps)
+    projecting = sum(term.operation != "add" or index in steps for index, term in enumerate(composition.terms))
     slots, terms = size(composition)
     return terms + slots * min(projecting, 8)
 

@@ -157,6 +157,7 @@ class Endpoints:
             **self.vectors(),
             "rows": admission.settings.rows,
             "directions": admission.settings.directions,
+            "steps": admission.settings.steps,
             "gates": admission.settings.gates,
             "gate_layers": admission.settings.gate_layers,
             "max_body": self.limits.size,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from steer.serving.engine.bounds import LONGEST
 from steer.serving.engine.worker import kernel
+from steer.serving.engine.worker import steps as stepping
 from steer.serving.engine.worker.gates import GateTable, read
 from steer.serving.engine.worker.proof import Form, Proved
 from steer.serving.engine.worker.slots import SlotTable
@@ -32,8 +33,10 @@ def install(blocks: Mapping[int, Proved], table: SlotTable, slots: Tensor, gates
 
     The blocks at the layers of `gates` are read by them.
     """
-    add = _add_in_one_kernel if slots.is_cuda else _add
-    if slots.is_cuda:
+    # The kernel has no steps; with them, torch.compile fuses the tensor code.
+    in_one_kernel = slots.is_cuda and not table.steps
+    add = _add_in_one_kernel if in_one_kernel else _add
+    if in_one_kernel:
         kernel.register()
     for i, layer in enumerate(table.layers):
         block, form = blocks[layer]
@@ -41,6 +44,8 @@ def install(blocks: Mapping[int, Proved], table: SlotTable, slots: Tensor, gates
         block.register_buffer("steer_added", table.added[i], persistent=False)
         block.register_buffer("steer_units", table.units[i], persistent=False)
         block.register_buffer("steer_factors", table.factors[i], persistent=False)
+        block.register_buffer("steer_step_units", table.step_units[i], persistent=False)
+        block.register_buffer("steer_step_factors", table.step_factors[i], persistent=False)
         if gates is not None and layer in gates.layers:
             gates.join(block, layer)
             block.__class__ = steered_class(type(block), form, _and_read(add))
@@ -106,7 +111,9 @@ def _forward_sum(plain: type[nn.Module], first: int, second: int, add: Add) -> A
 
 def _add(block: Any, half: Tensor, other: Tensor | None) -> Tensor:
     stream = half if other is None else half + other
-    change = change_of(stream, block.steer_slots, block.steer_added, block.steer_units, block.steer_factors)
+    tables = block.steer_added, block.steer_units, block.steer_factors
+    steps = block.steer_step_units, block.steer_step_factors
+    change = change_of(stream, block.steer_slots, *tables, steps)
     return (half + change).to(half.dtype)
 
 
@@ -129,11 +136,19 @@ def _and_read(add: Add) -> Add:
     return add_and_read
 
 
-def change_of(stream: Tensor, slots: Tensor, added: Tensor, units: Tensor, factors: Tensor) -> Tensor:
+def change_of(
+    stream: Tensor,
+    slots: Tensor,
+    added: Tensor,
+    units: Tensor,
+    factors: Tensor,
+    steps: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """What steering adds to the residual stream [tokens, hidden], float32; exactly zero for tokens in slot 0.
 
     `slots` [tokens] is the slot of each token; `added` is [slots, hidden], `units` [K, slots, hidden], `factors`
-    [K, slots, 2]. The change is limited, so that no value of the stream overflows by it.
+    [K, slots, 2]; `steps` are the units [S, slots, hidden] and factors [S, slots, 6] of steps. The change is limited,
+    so that no value of the stream overflows by it.
     """
     is_float16 = stream.dtype == torch.float16
     slots = slots[: stream.shape[0]]
@@ -144,6 +159,8 @@ def change_of(stream: Tensor, slots: Tensor, added: Tensor, units: Tensor, facto
         factor = factors[k].index_select(0, slots)
         component = (stream * unit).sum(-1, keepdim=True)
         change = change + (factor[:, :1] + factor[:, 1:] * component) * unit
+    if steps is not None:
+        change = stepping.change_of(stream, change, slots, *steps)
     # An ablation by more than 2 multiplies what it removes at every layer, and would overflow after some of them.
     if is_float16:
         low, high = (-HALF - stream).clamp(max=0), (HALF - stream).clamp(min=0)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from steer.serving.engine.worker.steps import factors_of, projection_of, units_of
 from vectors.expression import Composition, Term
 from vectors.steering import SteeringVector
 
@@ -35,26 +36,33 @@ class Stack:
         self.directions = directions.pin_memory() if pinned else directions
         self.units = units.pin_memory() if pinned else units
         self.lengths = lengths.numpy()
+        self.means = np.array([vector.mean_at(layer) or 0.0 for layer in vector.layers])  # in units of strength
 
 
 class Rows(NamedTuple):
-    """The rows of P slots in a table of K directions, on its device, float32.
+    """The rows of P slots in a table of K directions and S steps, on its device, float32.
 
     `added` [P, layers, hidden]; `units` [layers, K, hidden], equal for all slots, and `factors` [layers, K, P, 2] with
     (level, gain): None where no term projects. A direction that a slot or layer does not need has factors zero.
+    `step_units` [layers, S, hidden] and `step_factors` [layers, S, P, 6] are None where no term is a step.
     """
 
     added: Tensor
     units: Tensor | None
     factors: Tensor | None
+    step_units: Tensor | None = None
+    step_factors: Tensor | None = None
 
 
 class _ActiveTerm(NamedTuple):
-    """A term, the slots that it acts in (a mask over P), and the layers at which it acts, as rows of the table."""
+    """A term, the slots that it acts in (a mask over P), the layers at which it acts, as rows of the table, and whether
+    it is a step.
+    """
 
     term: Term
     slots: np.ndarray
     layers: np.ndarray
+    is_step: bool
 
 
 def rows_of(
@@ -65,11 +73,12 @@ def rows_of(
     hidden: int,
     directions: int,
     device: torch.device,
+    steps: int = 0,
 ) -> Rows:
-    """The rows for sets of terms that act together, given by index, at the given layers, with `directions` = K.
+    """The rows for sets of terms that act together, given by index, at the given layers; K is `directions`, S `steps`.
 
     With pipeline parallelism, `layers` are those of this worker. Raises ValueError when a layer needs more than K
-    directions. That no sum overflows has been checked before (`bounds.require_applicable`).
+    directions or S steps. That no sum overflows has been checked before (`bounds.require_applicable`).
     """
     active = _active_terms(composition, sets, stacks, layers)
     # By name: the row of the stack for each of the layers, -1 where the vector holds none.
@@ -77,12 +86,16 @@ def rows_of(
         name: np.array([stacks[name].rows.get(layer, -1) for layer in layers], dtype=np.int64)
         for name in {each.term.name for each in active}
     }
-    added = _added(active, stacks, sources, len(sets), len(layers), hidden, device)
-    projecting = [each for each in active if each.term.operation != "add"]
-    if not projecting:
-        return Rows(added, None, None)
-    units, factors = _projections(projecting, stacks, sources, len(sets), layers, hidden, directions, device)
-    return Rows(added, units, _to_device(factors, device))
+    summed, stepped = ([each for each in active if each.is_step == kind] for kind in (False, True))
+    rows = Rows(_added(summed, stacks, sources, len(sets), len(layers), hidden, device), None, None)
+    if projecting := [each for each in summed if each.term.operation != "add"]:
+        units, factors = _projections(projecting, stacks, sources, len(sets), layers, hidden, directions, device)
+        rows = rows._replace(units=units, factors=_to_device(factors, device))
+    if stepped:
+        units, factors = _steps(stepped, stacks, sources, len(sets), len(layers), hidden, steps)
+        units = units.pin_memory() if device.type == "cuda" else units
+        rows = rows._replace(step_units=units.to(device, non_blocking=True), step_factors=_to_device(factors, device))
+    return rows
 
 
 def _active_terms(
@@ -90,6 +103,7 @@ def _active_terms(
 ) -> list[_ActiveTerm]:
     """The terms that act in any slot, in the composition's order."""
     index = {layer: i for i, layer in enumerate(layers)}
+    steps = set(composition.steps)
     member = np.zeros((len(composition.terms), len(sets)), dtype=bool)
     for p, terms in enumerate(sets):
         member[list(terms), p] = True
@@ -102,7 +116,7 @@ def _active_terms(
             acting = stacks[term.name].vector.acting(term.layers)
             layer_rows[key] = np.array([index[layer] for layer in acting if layer in index], dtype=np.int64)
         if len(layer_rows[key]):
-            active.append(_ActiveTerm(term, member[t], layer_rows[key]))
+            active.append(_ActiveTerm(term, member[t], layer_rows[key], t in steps))
     return active
 
 
@@ -124,7 +138,7 @@ def _added(
     if all(len(each.layers) == layers == len(stacks[each.term.name].rows) for each in adding):
         # Vectors that act at all layers, as most do, have one strength for each slot.
         uniform: dict[str, np.ndarray] = {}  # by name: [slots]
-        for term, acting, _ in adding:
+        for term, acting, *_ in adding:
             uniform.setdefault(term.name, np.zeros(slots))[acting] += term.value
         for name, each in uniform.items():
             directions = stacks[name].directions.to(device, non_blocking=True)
@@ -133,7 +147,7 @@ def _added(
                     added[p].add_(directions * strength)
         return added
     strengths: dict[str, np.ndarray] = {}  # by name: [slots, layers]
-    for term, acting, acting_layers in adding:
+    for term, acting, acting_layers, _ in adding:
         strengths.setdefault(term.name, np.zeros((slots, layers)))[np.ix_(acting, acting_layers)] += term.value
     for name, strength in strengths.items():
         steered_layers = np.nonzero(strength.any(axis=0))[0]
@@ -168,10 +182,10 @@ def _projections(
     numbers: dict[str, np.ndarray] = {}  # by name, [layers]: the number of its direction below K, -1 for none
     used = np.zeros(len(layers), dtype=np.int64)  # directions in use at each layer
     factors = np.zeros((len(layers), directions, slots, 2))
-    for term, acting, acting_layers in active:
-        lengths = stacks[term.name].lengths[sources[term.name][acting_layers]]
+    for term, acting, acting_layers, _ in active:
+        stack, source = stacks[term.name], sources[term.name]
         # A zero vector has no direction to project along.
-        projected, lengths = acting_layers[lengths > 0], lengths[lengths > 0]
+        projected = acting_layers[stack.lengths[source[acting_layers]] > 0]
         number = numbers.setdefault(term.name, np.full(len(layers), -1))
         unnumbered = projected[number[projected] < 0]
         number[unnumbered] = used[unnumbered]
@@ -180,9 +194,9 @@ def _projections(
             layer = layers[int(np.nonzero(used > directions)[0][0])]
             raise ValueError(f"layer {layer} needs more than {directions} directions")
         index = projected[:, None], number[projected][:, None], np.nonzero(acting)[0][None]
-        factors[(*index, 1)] -= term.value if term.operation == "ablate" else 1.0
-        if term.operation == "clamp":
-            factors[(*index, 0)] += term.value * lengths[:, None]
+        level, gain = projection_of(term, stack.lengths[source[projected]], stack.means[source[projected]])
+        factors[(*index, 0)] += level[:, None]
+        factors[(*index, 1)] += gain[:, None]
     units = torch.zeros(len(layers), directions, hidden, device=device)
     for name, number in numbers.items():
         projected = np.nonzero(number >= 0)[0]
@@ -193,6 +207,25 @@ def _projections(
             places = _to_device(projected, device), _to_device(number[projected], device)
             units[places] = copied[_to_device(sources[name][projected], device)]
     return units, factors.astype(np.float32)
+
+
+def _steps(
+    active: Sequence[_ActiveTerm],
+    stacks: Mapping[str, Stack],
+    sources: Mapping[str, np.ndarray],
+    slots: int,
+    layers: int,
+    hidden: int,
+    steps: int,
+) -> tuple[Tensor, np.ndarray]:
+    """`step_units` of Rows, on the CPU, and `step_factors` as an array."""
+    terms = []
+    for term, acting, acting_layers, _ in active:
+        rows = sources[term.name][acting_layers]
+        terms.append((term, acting, acting_layers, stacks[term.name].lengths[rows], stacks[term.name].means[rows]))
+    factors, numbers = factors_of(terms, slots, layers, steps)
+    directions = [(stacks[each.term.name].units, sources[each.term.name]) for each in active]
+    return units_of(numbers, directions, layers, steps, hidden), factors
 
 
 def _to_device(values: np.ndarray, device: torch.device) -> Tensor:

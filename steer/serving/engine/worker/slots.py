@@ -5,8 +5,10 @@ with this slot, the residual stream h becomes
 
     h + a + sum_k (c_k + g_k <h, u_k>) u_k
 
-Adding v at strength s is a = s v. Ablating it by s is u = v/|v|, g = -s, c = 0; clamping it to x is g = -1, c = x |v|.
-All terms read h before any change, so terms along the same direction share one u. Slot 0 is zero: unsteered.
+Adding v at strength s is a = s v. Ablating it by s is u = v/|v|, g = -s, c = 0; ablating it to the mean m |v| is
+c = s m |v|; clamping it to x is g = -1, c = x |v|. All these terms read h before any change, so terms along the same
+direction share one u. Shares, rotations, and what stands behind a rotation are steps, which follow (`steps`). Slot 0 is
+zero: unsteered.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import torch
 
 from steer.serving.engine.phases import Phase, variants
 from steer.serving.engine.worker.rows import Rows, Stack, rows_of
+from steer.serving.engine.worker.steps import FACTORS, table_of
 from vectors.expression import Composition
 
 
@@ -31,18 +34,30 @@ class Unsteerable(RuntimeError):
 class SlotTable:
     """The slots of one worker: tensors of a fixed size, and which composition holds which slot.
 
-    `added` is [layers, slots, hidden], `units` [layers, K, slots, hidden], `factors` [layers, K, slots, 2]: float32.
+    `added` is [layers, slots, hidden], `units` [layers, K, slots, hidden], `factors` [layers, K, slots, 2], and of S
+    steps `step_units` [layers, S, slots, hidden] and `step_factors` [layers, S, slots, 6]: float32.
     A composition holds its slots while a request with it runs. Afterwards they keep their content until another
     composition needs them, so that the next request of the same arm has nothing to write.
     """
 
-    def __init__(self, layers: Sequence[int], slots: int, hidden: int, directions: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        layers: Sequence[int],
+        slots: int,
+        hidden: int,
+        directions: int,
+        device: torch.device,
+        steps: int = 0,
+    ) -> None:
         self.layers, self.slots, self.hidden, self.directions = tuple(layers), slots, hidden, directions
+        self.steps = steps
         self.added = torch.zeros(len(self.layers), slots + 1, hidden, device=device)
         self.units = torch.zeros(len(self.layers), directions, slots + 1, hidden, device=device)
         self.factors = torch.zeros(len(self.layers), directions, slots + 1, 2, device=device)
+        self.step_units, self.step_factors = table_of(len(self.layers), steps, slots + 1, hidden, device)
         self.free = list(range(slots, 0, -1))
         self.projecting: set[int] = set()  # slots that have directions
+        self.stepping: set[int] = set()  # slots that have steps
         self.held: dict[
             str, list[int]
         ] = {}  # by key: the slot of each phase while its gates are closed, 0: nothing acts
@@ -94,7 +109,7 @@ class SlotTable:
         slots = self._free_slots(len(sets))
         try:
             device = self.added.device
-            rows = rows_of(composition, sets, stacks, self.layers, self.hidden, self.directions, device)
+            rows = rows_of(composition, sets, stacks, self.layers, self.hidden, self.directions, device, self.steps)
             self._copy(rows, slots)
         except BaseException:
             self.free += slots  # their content is overwritten at the next use
@@ -122,22 +137,36 @@ class SlotTable:
         """Write the slots: one copy for each tensor of the table."""
         index = _indices(slots, self.added.device)
         self.added.index_copy_(1, index, rows.added.transpose(0, 1))
-        if rows.units is None or rows.factors is None:
-            stale = [slot for slot in slots if slot in self.projecting]
-            if stale:
-                self.units.index_fill_(2, _indices(stale, self.added.device), 0)
-                self.factors.index_fill_(2, _indices(stale, self.added.device), 0)
-                self.projecting.difference_update(stale)
-            return
-        self.projecting.update(slots)
-        shape = (*rows.units.shape[:2], len(slots), self.hidden)
-        self.units.index_copy_(2, index, rows.units[:, :, None].expand(shape))
-        self.factors.index_copy_(2, index, rows.factors)
+        _replace(self.units, self.factors, rows.units, rows.factors, slots, self.projecting)
+        _replace(self.step_units, self.step_factors, rows.step_units, rows.step_factors, slots, self.stepping)
 
 
-def table_bytes(layers: int, slots: int, hidden: int, directions: int) -> int:
+def _replace(
+    units: torch.Tensor,
+    factors: torch.Tensor,
+    new_units: torch.Tensor | None,
+    new_factors: torch.Tensor | None,
+    slots: list[int],
+    filled: set[int],
+) -> None:
+    """Write units and factors of slots, None for none, into those of a table; `filled` are the slots that have any."""
+    if new_units is None or new_factors is None:
+        stale = [slot for slot in slots if slot in filled]
+        if stale:
+            units.index_fill_(2, _indices(stale, units.device), 0)
+            factors.index_fill_(2, _indices(stale, units.device), 0)
+            filled.difference_update(stale)
+        return
+    filled.update(slots)
+    index = _indices(slots, units.device)
+    shape = (*new_units.shape[:2], len(slots), new_units.shape[-1])
+    units.index_copy_(2, index, new_units[:, :, None].expand(shape))
+    factors.index_copy_(2, index, new_factors)
+
+
+def table_bytes(layers: int, slots: int, hidden: int, directions: int, steps: int = 0) -> int:
     """The bytes that the tensors of a table take, over all workers."""
-    return 4 * layers * (slots + 1) * (hidden + directions * (hidden + 2))
+    return 4 * layers * (slots + 1) * (hidden + directions * (hidden + 2) + steps * (hidden + FACTORS))
 
 
 def _indices(slots: list[int], device: torch.device) -> torch.Tensor:

@@ -59,7 +59,8 @@ class SteeringWorker:
         A step has at most so many `tokens`, and at most so many `requests` run at once.
         """
         device = next(parameter.device for block, _ in decoder.values() for parameter in block.parameters())
-        self.table = SlotTable(sorted(decoder), settings["rows"], hidden, settings["directions"], device)
+        sizes = settings["rows"], hidden, settings["directions"]
+        self.table = SlotTable(sorted(decoder), *sizes, device, settings.get("steps", 0))
         self.token_slots = torch.zeros(tokens, dtype=torch.int32, device=device)
         self.blocks = {type(block).__name__: form.name for block, form in decoder.values()}  # for reports
         self.gates: GateTable | None = None
@@ -153,7 +154,7 @@ class SteeringWorker:
             used = {name: self.stacks[digest] for name, digest in resolved.vectors.items()}
             stacks = {name: each for name, each in used.items() if isinstance(each, Stack)}
             vectors = {name: stack.vector for name, stack in stacks.items()}
-            bounds.require_applicable(composition, vectors, self.table.directions)
+            bounds.require_applicable(composition, vectors, self.table.directions, self.table.steps)
             conditions = gates(composition)
             gated = self._gated(request, composition) if conditions else None
         except (RuntimeError, ValueError, LookupError, TypeError, ExpressionError) as error:

@@ -9,7 +9,7 @@ from typing import Any
 import pico
 import pytest
 from engine_process import Engines, difference, random_vectors, reference, save_model, write_settings
-from test_parity import CLOSE, COMPOSITIONS
+from test_parity import CLOSE, COMPOSITIONS, STEPPED, STEPS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from vectors import references
@@ -17,8 +17,9 @@ from vectors import references
 
 def check_all(engines: Engines, path: Path, vectors: Mapping[str, Path]) -> None:
     """Every composition in one batch against the hooked model."""
-    prompts = pico.sequences(len(COMPOSITIONS), 5, 40, seed=3)
-    jobs = [{"ids": ids, "steer": c} for ids, c in zip(prompts, COMPOSITIONS, strict=True)]
+    compositions = [*COMPOSITIONS, *STEPPED]
+    prompts = pico.sequences(len(compositions), 5, 40, seed=3)
+    jobs = [{"ids": ids, "steer": c} for ids, c in zip(prompts, compositions, strict=True)]
     answers = engines.generate(jobs)
     model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", dtype="float32").eval()
     for job, answer in zip(jobs, answers, strict=True):
@@ -32,7 +33,7 @@ def check_all(engines: Engines, path: Path, vectors: Mapping[str, Path]) -> None
 @pytest.mark.parametrize("name", ["qwen2", "qwen3", "gemma3"])
 def test_the_compiled_graph_equals_the_hooked_model_on(name: str, engines: Engines, tmp_path: Path) -> None:
     folder, vectors = save_model(tmp_path, name), random_vectors(tmp_path, norm=30.0 if name == "gemma3" else 3.0)
-    engines.start(folder, write_settings(tmp_path, vectors), enforce_eager=False)
+    engines.start(folder, write_settings(tmp_path, vectors, steps=STEPS), enforce_eager=False)
     check_all(engines, folder, vectors)
 
 
@@ -43,7 +44,7 @@ def test_the_compiled_bundled_model_equals_the_hooked_one(engines: Engines, tmp_
     model.save_pretrained(tmp_path / "blocks")
     AutoTokenizer.from_pretrained(path).save_pretrained(tmp_path / "blocks")
     vectors = random_vectors(tmp_path, 576, norm=6.0)
-    engines.start(tmp_path / "blocks", write_settings(tmp_path, vectors), enforce_eager=False)
+    engines.start(tmp_path / "blocks", write_settings(tmp_path, vectors, steps=STEPS), enforce_eager=False)
     check_all(engines, tmp_path / "blocks", vectors)
 
 

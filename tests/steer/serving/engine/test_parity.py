@@ -28,6 +28,13 @@ COMPOSITIONS = [
     "ablate(warm) + clamp(warm, 2) + 0.3*warm",
     "0*warm",
 ]
+STEPPED = [
+    "rotate(warm, 20)",
+    "warm%40 - calm%30@response",
+    "ablate(warm, 0.7, to=mean) + formal",
+    "warm + rotate(calm, -35)@after:1 + ablate(warm) + rotate(formal, 15)@prompt + clamp(calm, 2)@first:4",
+]
+STEPS = 4  # that these need at one layer
 
 
 ON_BOTH = [pytest.param(name, marks=pytest.mark.on_v2) for name in ("llama", "gpt2")]
@@ -38,9 +45,10 @@ def test_equals_the_hooked_model_on(name: str, engines: Engines, tmp_path: Path)
     folder = save_model(tmp_path, name)
     # Gemma scales its embeddings up, so it takes longer vectors to tell a steered answer from a plain one.
     vectors = random_vectors(tmp_path, norm=30.0 if name.startswith("gemma") else 3.0)
-    engines.start(folder, write_settings(tmp_path, vectors))
-    prompts = pico.sequences(len(COMPOSITIONS), 5, 40, seed=3)
-    jobs = [{"ids": ids, "steer": c} for ids, c in zip(prompts, COMPOSITIONS, strict=True)]
+    engines.start(folder, write_settings(tmp_path, vectors, steps=STEPS))
+    compositions = [*COMPOSITIONS, *STEPPED]
+    prompts = pico.sequences(len(compositions), 5, 40, seed=3)
+    jobs = [{"ids": ids, "steer": c} for ids, c in zip(prompts, compositions, strict=True)]
     answers = engines.generate(jobs)
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     plain = [reference(model, ids, a["ids"], None, {}) for ids, a in zip(prompts, answers, strict=True)]
