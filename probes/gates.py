@@ -2,19 +2,20 @@
 
 A condition reads the output of its block, after what the composition does there, in float32 (`probe.reading_of`).
 `@when` is decided by the state of the last token of the prompt, and holds for the whole response; `@while` by the state
-of each token of the response, for that token.
+of each token of the response, for that token. Sections are decided by the tokens (`probes.models.markers`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from probes.models import residual
+from probes.models.markers import Markers, in_section, inside, problems_of_sections
 from vectors.errors import UsageError
 from vectors.expression import Condition
 from vectors.probe import Probe, Readout, reading_of
@@ -27,13 +28,14 @@ class Positions(Protocol):
     current: Tensor | None  # int64 [batch, tokens]; -1 for padding
     prompt_lengths: Tensor | None  # int64 [batch]
     sequences: int  # how many times a pass has begun new sequences
+    ids: Tensor | None  # int64 [batch, tokens]; None for a pass on embeddings
 
 
 class Decided(NamedTuple):
     """What a condition decided in one row: of `read` values (their mean is `value`), it held for `held`.
 
     Of `@when` one value is read, at the last token of the prompt; of `@while` one at every token of the response that
-    went through the model, which the last one never does.
+    went through the model, which the last one never does. Of a section these tokens are counted, and `value` is NaN.
     """
 
     condition: str
@@ -45,14 +47,42 @@ class Decided(NamedTuple):
 class Decisions:
     """The values that conditions read, and what follows from them; it lives across the passes of a generation."""
 
-    def __init__(self, sources: Mapping[Condition, Probe | SteeringVector]) -> None:
+    def __init__(
+        self,
+        sources: Mapping[Condition, Probe | SteeringVector],
+        sections: Sequence[Condition] = (),
+        markers: Markers | None = None,
+    ) -> None:
+        """`sections` are the conditions without a source. Raises UsageError for those without markers."""
+        if problems := problems_of_sections(sections, markers):
+            raise UsageError(problems, "give them: markers=Markers(...), or steer serve --steer-markers")
+        self.sections, self.markers = list(dict.fromkeys(sections)), markers or Markers()
+        self.states: dict[Condition, Tensor] = {}  # of sections: bool [batch], whether the last token lies inside
         self.readouts: dict[int, dict[Condition, Readout]] = {}
         for condition, source in sources.items():
             layer, readout = reading_of(source, condition.layer)
             self.readouts.setdefault(layer, {})[condition] = readout
         self.sequences = 0
         self.prompts: dict[Condition, Tensor] = {}  # of @when: float32 [batch], NaN before it is read
-        self.tokens: dict[Condition, list[tuple[Tensor, Tensor]]] = {}  # of @while: each pass, (in response, values)
+        # Of @while: each pass, (in response, values); of sections (in response, whether they are in it).
+        self.tokens: dict[Condition, list[tuple[Tensor, Tensor]]] = {}
+
+    def begin(self, positions: Positions) -> None:
+        """Begin a pass, whose positions are known. Raises UsageError for sections of a pass without token ids."""
+        assert positions.current is not None
+        assert positions.prompt_lengths is not None
+        if positions.sequences != self.sequences:
+            self.sequences = positions.sequences
+            self.prompts, self.tokens, self.states = {}, {}, {}
+        current, ids = positions.current, positions.ids
+        for section in self.sections:
+            if ids is None:
+                raise UsageError(f"{section} is decided by tokens, and the pass has only embeddings", "pass input_ids")
+            before = self.states.get(section, torch.zeros(len(ids), dtype=torch.bool, device=ids.device))
+            lies_inside = inside(ids, current >= 0, before, self.markers.of(section.kind))
+            self.states[section] = lies_inside[:, -1]
+            passes = self.tokens.setdefault(section, [])
+            passes.append((current >= positions.prompt_lengths[:, None], in_section(section.kind, lies_inside)))
 
     def hook(self, layer: int, positions: Positions) -> Callable[..., None]:
         """The forward hook of a block that is read. It changes nothing."""
@@ -61,9 +91,6 @@ class Decisions:
             states = residual.output_of(output)
             assert positions.current is not None
             assert positions.prompt_lengths is not None
-            if positions.sequences != self.sequences:
-                self.sequences = positions.sequences
-                self.prompts, self.tokens = {}, {}
             current = positions.current.to(states.device)
             lengths = positions.prompt_lengths.to(states.device)[:, None]
             for condition, readout in self.readouts[layer].items():
@@ -83,6 +110,8 @@ class Decisions:
         `covered`, bool [batch, tokens], is where it matters. Raises UsageError where a prompt's last token was never
         part of a pass.
         """
+        if condition.is_section:
+            return self.tokens[condition][-1][1]
         if condition.kind == "while":
             return torch.as_tensor(condition.holds(self.tokens[condition][-1][1]))
         values = self.prompts[condition][:, None]
@@ -96,13 +125,15 @@ class Decisions:
     def of_row(self, row: int, tokens: int | None = None) -> list[Decided]:
         """What each condition decided in one row of the batch, for the first `tokens` tokens of its response."""
         decided = []
-        for condition in (condition for layer in self.readouts.values() for condition in layer):
+        read = [condition for layer in self.readouts.values() for condition in layer]
+        for condition in [*read, *self.sections]:
             values = torch.empty(0)
             if condition in self.prompts:
                 values = self.prompts[condition][row : row + 1]
             elif condition in self.tokens:
                 values = torch.cat([values[row][inside[row]] for inside, values in self.tokens[condition]])
                 values = values[: max(0, tokens - 1)] if tokens is not None else values
-            mean = float(values.double().mean()) if len(values) else math.nan
-            decided.append(Decided(str(condition), mean, int(condition.holds(values).sum()), len(values)))
+            mean = float(values.double().mean()) if len(values) and not condition.is_section else math.nan
+            held = values if condition.is_section else condition.holds(values)
+            decided.append(Decided(str(condition), mean, int(held.sum()), len(values)))
         return decided

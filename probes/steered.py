@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from probes.gates import Decisions
 from probes.models import loading as models
 from probes.models import residual
+from probes.models.markers import Markers
 from probes.operations import change_of
 from vectors import fit
 from vectors.errors import UsageError
@@ -54,16 +55,17 @@ def steered(
     probes: Mapping[str, Probe | SteeringVector] | None = None,
     prompt_length: int | Sequence[int] | None = None,
     any_base: bool = False,
+    markers: Markers | None = None,
 ) -> Iterator[Decisions]:
     """A context in which the model is steered by a composition, or each row of a batch by its own.
 
     `composition` is an expression, a file, a vector, a mapping from layers to tensors [hidden], or a list of these with
     one for each row. Names are looked up in `vectors`, whose values may be files, vectors, probes and such mappings,
     then as `NAME.safetensors` in the current folder; those in conditions before that in `probes`. It gives what the
-    conditions decide. Scopes and conditions count from the prompt: `prompt_length` (without
-    padding; one for all rows or one for each), or else the tokens of the first pass of a generation, padding left out
-    by the attention mask. `any_base` allows vectors of other models of the same size. The hooks are removed whatever
-    happens.
+    conditions decide. Scopes and conditions count from the prompt: `prompt_length` (without padding; one for all rows
+    or one for each), or else the tokens of the first pass of a generation, padding left out by the attention mask.
+    `markers` are those of the model's sections, by default what `load_model` found. `any_base` allows vectors of other
+    models of the same size. The hooks are removed whatever happens.
 
     Raises TypeError, ExpressionError, ArtifactError, ModelError before anything is hooked; while the model runs,
     UsageError for a batch of another size, for a scope where nothing says where the prompt ends (no cache and no
@@ -77,24 +79,30 @@ def steered(
     by_layer: dict[int, list[LayerTerm]] = {}
     used: dict[int, tuple[str, SteeringVector | Probe]] = {}  # by id(); the reference keeps each id from being reused
     read: dict[Condition, Probe | SteeringVector] = {}
+    sections: list[Condition] = []
     for row, item in enumerate(compositions):
         composed = resolved(item, vectors, probes)
         used |= {id(source): (name, source) for name, source in (*composed.vectors.items(), *composed.probes.items())}
-        read |= {condition: composed.probes[condition.name] for condition in composed.composition.conditions}
+        conditions = composed.composition.conditions
+        read |= {each: composed.probes[each.name] for each in conditions if not each.is_section}
+        sections += [each for each in conditions if each.is_section]
         rows = torch.tensor([row]) if per_row else None
         for layer, layer_term in terms_by_layer(composed.composition, composed.vectors, rows):
             by_layer.setdefault(layer, []).append(layer_term)
     require_fit(model, list(used.values()), any_base)
-    decisions = Decisions(read)
+    decisions = Decisions(read, sections, markers or getattr(model, "steer_markers", None))
     with contextlib.ExitStack() as handles:
-        if by_layer or read:
+        if by_layer or read or sections:
             stack_blocks = residual.blocks(model)
             scopes = {layer_term.scope for planned in by_layer.values() for layer_term in planned}
-            scoped = bool(scopes - {None}) or bool(read)
+            scoped = bool(scopes - {None}) or bool(read or sections)
             caches = bool(getattr(residual.text_config(model), "use_cache", True))
             positions = _Positions(prompt_length, len(compositions) if per_row else None, scoped, caches)
             stack = residual.decoder(model)
             handles.callback(stack.register_forward_pre_hook(positions.update, with_kwargs=True).remove)
+            if read or sections:
+                begin = stack.register_forward_pre_hook(lambda _stack, _inputs: decisions.begin(positions))
+                handles.callback(begin.remove)
             for layer, planned in by_layer.items():
                 # First of the block's hooks, so that other hooks and `output_hidden_states` see the steered output.
                 hook = block_hook(planned, positions, decisions)
@@ -192,6 +200,7 @@ class _Positions:
         self.prompt_lengths: Tensor | None = None  # int64 [batch]: as given, or from the first pass
         self.current: Tensor | None = None  # int64 [batch, tokens]; -1 for padding
         self.previous_inputs: Tensor | None = None  # the inputs of the last pass without a cache
+        self.ids: Tensor | None = None  # int64 [batch, tokens], of the running pass
         self.sequences = 0  # how many times a pass has begun new sequences
         self.reached_response = False  # whether a token came after its prompt; only with scopes
 
@@ -200,6 +209,7 @@ class _Positions:
         ids = kwargs.get("input_ids")
         ids = args[0] if ids is None and args else ids
         inputs = kwargs["inputs_embeds"] if ids is None else ids
+        self.ids = ids
         batch, tokens = inputs.shape[:2]
         if self.rows is not None and batch != self.rows:
             raise UsageError(

@@ -1,11 +1,13 @@
 """The expression language, in which commands, requests and files write a composition of vectors.
 
     expression  = [ "+" | "-" ] term { ( "+" | "-" ) term }
-    term        = ( [ number "*" ] vector | vector "%" [ "-" ] number | operation ) { "@" ( scope | condition ) }
+    term        = ( [ number "*" ] vector | vector "%" [ "-" ] number | operation ) { "@" restriction }
     operation   = "ablate" "(" vector [ "," number ] [ "," "to" "=" "mean" ] ")"
                 | ( "clamp" | "rotate" ) "(" vector "," [ "-" ] number ")"
     vector      = name [ "[" layer [ "-" layer ] { "," layer [ "-" layer ] } "]" ]
+    restriction = scope | section | condition
     scope       = "prompt" | "response" | "first:" count | "after:" count
+    section     = "answer" | "thinking" | "outside-tools"
     condition   = ( "when:" | "while:" ) name [ "[" layer "]" ] ( ">" | "<" | ">=" | "<=" ) [ "-" ] number
 
 A name is letters, digits, `_` and `.`, beginning with a letter or `_`; any other is quoted: `'warm-v2'`.
@@ -31,6 +33,10 @@ those of the response that follow them. A term has at most one scope, and any nu
 hold. A condition compares what a probe reads, or the projection on a vector in units of strength, with a threshold:
 `@when:` once, at the last token of the prompt; `@while:` at every token of the response, by the state of that token. A
 term with a condition acts on the response only, and what is read lies below every layer that the term steers.
+
+Sections are conditions on the tokens alone: `@thinking` holds between the model's own markers of thinking, `@answer`
+outside of them, and `@outside-tools` outside of calls of tools. The marker that begins is inside, the one that ends
+outside.
 """
 
 from __future__ import annotations
@@ -106,7 +112,7 @@ class Composition:
     @property
     def probes(self) -> tuple[str, ...]:
         """The names in the conditions, of probes or of vectors, each once, in order of occurrence."""
-        return tuple(dict.fromkeys(condition.name for condition in self.conditions))
+        return tuple(dict.fromkeys(each.name for each in self.conditions if not each.is_section))
 
     def scaled(self, factor: float) -> Composition:
         """The composition with every strength multiplied by `factor`.
@@ -342,6 +348,8 @@ class _Parser:
             kind = match["name"] if match else None
             if kind in KINDS:
                 conditions.append(self.condition())
+            elif kind in ("answer", "thinking", "outside"):
+                conditions.append(self.section())
             elif scope is None:
                 scope = self.scope()
             else:
@@ -352,12 +360,25 @@ class _Parser:
         match = self.peek()
         kind = match["name"] if match else None
         if match is None or kind not in ("prompt", "response", "first", "after"):
-            self.fail("prompt, response, first:N, after:N, when:PROBE>X or while:PROBE>X")
+            self.fail(
+                "prompt, response, first:N, after:N, answer, thinking, outside-tools, when:PROBE>X or while:PROBE>X"
+            )
         self.position = match.end()
         if kind in ("prompt", "response"):
             return Scope(kind)
         self.need(":")
         return Scope(kind, self.whole("a count of tokens", 10**9))
+
+    def section(self) -> Condition:
+        match = self.peek()
+        assert match is not None
+        kind, self.position = match["name"], match.end()
+        if kind == "outside":
+            rest = self.peek() if self.take("-") else None
+            if rest is None or rest["name"] != "tools":
+                self.fail("`outside-tools`")
+            kind, self.position = "outside-tools", rest.end()
+        return Condition(kind)
 
     def condition(self) -> Condition:
         match = self.peek()

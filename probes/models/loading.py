@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from probes.models.markers import markers_of
 from vectors import references
 from vectors.errors import ModelError, UsageError
 from vectors.references import ModelSource
@@ -73,6 +74,7 @@ def load(reference: str | Path | OpenedModel, device: str = "auto", dtype: str =
         if was_enabled:
             enable_progress_bar()
     model.steer_base = identity  # so that `steered` need not read the folder again
+    model.steer_markers = markers_of(tokenizer)
     choice = f"{chosen_device} ({device_reason}), {str(chosen_dtype).removeprefix('torch.')} ({dtype_reason})"
     return LoadedModel(model, tokenizer, source, identity, choice)
 

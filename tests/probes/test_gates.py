@@ -16,6 +16,7 @@ from probes.interventions import steering
 from probes.logits import completion_logits
 from probes.models import residual
 from probes.models.completions import Completion
+from probes.models.markers import Markers, markers_of
 from probes.steered import steered
 from vectors.errors import ArtifactError, UsageError
 from vectors.probe import Probe, Readout
@@ -180,6 +181,92 @@ def test_generation_of_a_padded_batch_decides_as_each_row_alone(llama: Any) -> N
             assert batched[2:] == single[2:]
         assert [each.read for each in decisions.of_row(row, 6)] == [1, 5]
         assert [each.read for each in decisions.of_row(row, 3)] == [1, 2]
+
+
+MARKERS = Markers(thinking=((7, 8), (9,)), tools=((11,), (12,)))
+#           prompt       response
+SECTIONED = [
+    [5, 6, 20, 21, 7, 22, 9, 23, 24],  # begins to think in the response, and ends
+    [5, 8, 20, 21, 22, 9, 23, 11, 24],  # the prompt ends inside; a call of a tool
+    [7, 9, 11, 12, 20, 11, 7, 12, 21],  # all closed in the prompt; both open at once
+    [11, 5, 6, 20, 21, 22, 12, 23, 8],  # the prompt ends in a call
+]
+INSIDE = {
+    "thinking": [[4, 5], [4], [6, 7, 8], [8]],
+    "answer": [[6, 7, 8], [5, 6, 7, 8], [4, 5], [4, 5, 6, 7]],
+    "outside-tools": [[4, 5, 6, 7, 8], [4, 5, 6], [4, 7, 8], [6, 7, 8]],
+}
+
+
+@pytest.mark.parametrize("section", INSIDE)
+@pytest.mark.parametrize("cuts", [[4, 5, 6, 7, 8], [2, 6], []], ids=str)
+def test_a_section_is_a_function_of_the_tokens_so_far(section: str, cuts: list[int], llama: Any) -> None:
+    ids = torch.tensor(SECTIONED)
+    masks = torch.zeros(4, 9)
+    for row, places in enumerate(INSIDE[section]):
+        # The prompt's last token of row 1 is 21, so that the response begins at position 4 in every row.
+        masks[row, places] = 1.0
+
+    def expected() -> Tensor:
+        handles = [residual.blocks(llama)[layer].register_forward_hook(_adding(layer, masks)) for layer in (1, 2)]
+        try:
+            return logits(llama, None, ids)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    parts, cache = [], None
+    with (
+        steered(llama, f"2*warm@{section}", vectors=NAMES, prompt_length=PROMPT, markers=MARKERS) as decisions,
+        torch.inference_mode(),
+    ):
+        for start, stop in zip([0, *cuts], [*cuts, 9], strict=True):
+            output = llama(input_ids=ids[:, start:stop], past_key_values=cache, use_cache=True)
+            parts.append(output.logits)
+            cache = output.past_key_values
+    assert torch.allclose(torch.cat(parts, 1), expected(), rtol=0, atol=CLOSE)
+    for row, places in enumerate(INSIDE[section]):
+        (decided,) = decisions.of_row(row)
+        assert (decided.condition, decided.held, decided.read) == (f"@{section}", len(places), 5)
+
+
+def _adding(layer: int, masks: Tensor) -> Callable[..., Any]:
+    def call(_m: Any, _i: Any, output: Any) -> Any:
+        moved = residual.output_of(output) + 2.0 * masks[:, :, None] * NAMES["warm"].layers[layer]
+        return moved if isinstance(output, Tensor) else (moved, *output[1:])
+
+    return call
+
+
+def test_sections_combine_with_scopes_and_conditions_and_padding_is_in_none(llama: Any) -> None:
+    padded = pico.left_padded([row[: 5 + i] for i, row in enumerate(SECTIONED)])
+    text = "2*warm@first:3@answer@while:anger>-1e9"
+    with steered(llama, text, vectors=NAMES, markers=MARKERS) as decisions, torch.inference_mode():
+        llama.generate(**padded, max_new_tokens=5, do_sample=False)
+    assert [[each.read for each in decisions.of_row(row, 5)] for row in range(4)] == [[4, 4]] * 4
+
+
+def test_a_model_without_the_markers_refuses_the_section_with_those_that_are_known(llama: Any) -> None:
+    for section, what in (("answer", "thinking"), ("outside-tools", "tools")):
+        with (
+            pytest.raises(UsageError, match=f"@{section} needs the model's markers of {what}"),
+            steered(llama, f"warm@{section}", vectors=NAMES),
+        ):
+            pass
+
+
+def test_markers_are_found_among_the_tokens_of_a_tokenizer_or_given() -> None:
+    tokenizer = pico.tokenizer()
+    assert markers_of(tokenizer) == Markers()
+    tokenizer.add_tokens(["<think>", "</think>", "[TOOL_CALLS]", "<|tool_call_start|>"], special_tokens=True)
+    begin, end, call, _half = tokenizer.convert_tokens_to_ids(
+        ["<think>", "</think>", "[TOOL_CALLS]", "<|tool_call_start|>"]
+    )
+    assert markers_of(tokenizer) == Markers(((begin,), (end,)), ((call,), ()))
+    given = markers_of(tokenizer, {"thinking": ["[TOOL_CALLS]", "</think>"]})
+    assert given == Markers(((call,), (end,)), ((call,), ()))
+    with pytest.raises(ValueError, match="'<hmm>' of thinking is not one token"):
+        markers_of(tokenizer, {"thinking": ["<hmm>", "</think>"]})
 
 
 def test_a_prompt_whose_last_token_is_in_no_pass_is_refused(llama: Any) -> None:

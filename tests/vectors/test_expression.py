@@ -42,6 +42,8 @@ conditions = st.lists(
     ),
     max_size=3,
 ).map(tuple)
+sections = st.lists(st.builds(Condition, st.sampled_from(["answer", "thinking", "outside-tools"])), max_size=2)
+conditions = st.tuples(conditions, sections.map(tuple)).map(lambda both: both[0] + both[1])
 operations = st.one_of(
     st.tuples(st.sampled_from(["add", "share", "ablate", "mean_ablate", "clamp"]), finite),
     st.tuples(st.just("rotate"), st.floats(-180, 180)),
@@ -124,6 +126,18 @@ def test_the_expression_of_the_design_is_read_term_by_term() -> None:
                 (Condition("while", "q-1", "<=", -2.05, 3), Condition("when", "b", ">=", 1.0)),
             ),
         ),
+        ("warm@answer", Term("add", "warm", 1.0, None, Scope("response"), (Condition("answer"),))),
+        (
+            "warm@first:8@thinking @ outside - tools@when:p>1",
+            Term(
+                "add",
+                "warm",
+                1.0,
+                None,
+                Scope("first", 8),
+                (Condition("thinking"), Condition("outside-tools"), Condition("when", "p", ">", 1.0)),
+            ),
+        ),
         ("ablate", Term("add", "ablate", 1.0)),  # the name of an operation is a name without its parenthesis
         ("\twarm\n", Term("add", "warm", 1.0)),
     ],
@@ -156,6 +170,7 @@ def test_a_name_that_occurs_twice_is_named_once_and_keeps_its_two_terms() -> Non
         ("1e3*a", "1000*a"),
         ("a@response@when:p>.50", "a@when:p>0.5"),
         ("a @ while:'p' < - 3 @ first:2", "a@first:2@while:p<-3"),
+        ("a@outside-tools@response@answer", "a@outside-tools@answer"),
         ("a@when:'p-2'[07]>=1@while:p<=2", "a@when:'p-2'[7]>=1@while:p<=2"),
     ],
 )
@@ -208,11 +223,13 @@ def test_the_order_of_terms_is_part_of_a_composition() -> None:
         ("warm[1.5]", 6, "a whole number"),
         ("warm[10001]", 6, "a whole number"),
         ("warm[-1]", 6, "a whole number"),
-        ("warm@later", 6, "prompt, response, first:N, after:N, when:PROBE>X or while:PROBE>X expected"),
+        ("warm@later", 6, "first:N, after:N, answer, thinking, outside-tools, when:PROBE>X or while:"),
         ("warm@first", 11, "`:` expected"),
         ("warm@first:x", 12, "a count of tokens"),
         ("warm@first:1.5", 12, "a count of tokens"),
         ("warm@prompt@response", 12, "a condition (a term has one scope) expected"),
+        ("warm@outside", 13, "`outside-tools` expected"),
+        ("warm@outside-tool", 14, "`outside-tools` expected"),
         ("warm@when", 10, "`:` expected"),
         ("warm@when:", 11, "the name of a probe or a vector expected"),
         ("warm@while:p", 13, "one of > < >= <= expected, the end found"),
@@ -254,6 +271,7 @@ def test_a_condition_is_listed_once_and_names_what_it_reads_beside_the_vectors()
     composition = parse("a@when:p>0 - b@first:8@when:p>0@while:q<-1 + c@when:p<0")
     assert composition.names == ("a", "b", "c")
     assert composition.probes == ("p", "q")
+    assert parse("a@answer@when:p>0").probes == ("p",)
     assert [str(condition) for condition in composition.conditions] == ["@when:p>0", "@while:q<-1", "@when:p<0"]
     assert terms_in(str(composition)) == 3
 

@@ -16,7 +16,8 @@ from vectors.registry.layers import spans
 OPERATIONS = ("add", "share", "ablate", "mean_ablate", "clamp", "rotate")
 FUNCTIONS = ("ablate", "clamp", "rotate")  # that are written as name(vector, value)
 HALF_TURN = 180.0  # degrees
-KINDS = ("when", "while")  # of conditions
+KINDS = ("when", "while")  # of conditions that read the model
+SECTIONS = ("answer", "thinking", "outside-tools")  # of a response, which conditions of these kinds name
 COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     ">": operator.gt,
     "<": operator.lt,
@@ -59,16 +60,25 @@ class Condition:
     """A comparison of what a probe, or a vector, reads with a threshold (`vectors.probe.reading_of`).
 
     `kind` is "when": decided once, at the last token of the prompt, for the whole response; or "while": decided at
-    every token of the response, from the state of that token. `layer` None is the layer that is read by default.
+    every token of the response, from the state of that token. `layer` None is the layer that is read by default. A
+    kind of SECTIONS has no more than its kind: it holds where a token of the response lies in that section, which the
+    tokens up to it decide.
     """
 
     kind: str
-    name: str
-    comparison: str  # one of COMPARISONS
-    threshold: float
+    name: str = ""
+    comparison: str = ""  # one of COMPARISONS
+    threshold: float = 0.0
     layer: int | None = None
 
+    @property
+    def is_section(self) -> bool:
+        """Whether it names a section of the response, and reads no layer."""
+        return self.kind in SECTIONS
+
     def __str__(self) -> str:
+        if self.is_section:
+            return f"@{self.kind}"
         layer = "" if self.layer is None else f"[{self.layer}]"
         return f"@{self.kind}:{name_text(self.name)}{layer}{self.comparison}{number_text(self.threshold)}"
 

@@ -179,6 +179,8 @@ def _figures(answer: Answer) -> str:
 
 def _decided(decided: Decided) -> str:
     """What a condition decided, in a few words."""
+    if math.isnan(decided.value):
+        return f"{decided.condition}: holds on {decided.held} of {decided.read} tokens"
     if decided.condition.startswith("@when"):
         return f"{decided.condition}: {decided.value:.3g}, {'holds' if decided.held else 'does not hold'}"
     return f"{decided.condition}: {decided.value:.3g} on average, holds on {decided.held} of {decided.read} tokens"

@@ -86,6 +86,8 @@ def problems_of_conditions(
     conditions = composition.conditions
     if not conditions:
         return []
+    if sections := [condition for condition in conditions if condition.is_section]:
+        return [f"{sections[0]} is not served yet"]
     if settings.gates == 0:
         return [f"the expression has the condition {conditions[0]}; the server was started without: --steer-gates 1"]
     if len(conditions) > settings.gates:
