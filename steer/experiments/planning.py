@@ -8,7 +8,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 from steer.experiments.specification import Experiment
-from steer.experiments.statistics.sequences import FEWEST, half_width
+from steer.experiments.statistics.sequences import ALPHA, FEWEST, half_width
 
 POWER = 0.8
 MOST = 10**12
@@ -22,6 +22,16 @@ class Plan(NamedTuple):
 
     units: int | None
     missing: str = ""
+
+
+def compared_arms(experiment: Experiment) -> list[str]:
+    """The arms that are compared with the control."""
+    return [arm.name for arm in experiment.arms if arm.name != experiment.control.name and arm.weight > 0]
+
+
+def alpha_of(experiment: Experiment) -> float:
+    """The level of one arm's interval: that of the experiment, divided by the arms that are compared (Bonferroni)."""
+    return ALPHA / max(len(compared_arms(experiment)), 1)
 
 
 def plan(experiment: Experiment) -> Plan:
@@ -46,14 +56,15 @@ def plan(experiment: Experiment) -> Plan:
         return Plan(None, "a weight of the control and of another arm")
     spread = math.sqrt(variance * both * (1 / experiment.control.weight + 1 / min(others)))
     effect = metric.smallest_effect
-    needed = _first(lambda units: _reach(spread, units) <= effect, 2)
+    alpha = alpha_of(experiment)
+    needed = _first(lambda units: _reach(spread, units, alpha) <= effect, 2)
     needed = max(needed, math.ceil(FEWEST * both / min(experiment.control.weight, *others)))
     return Plan(math.ceil(needed / both))
 
 
-def _reach(spread: float, units: int) -> float:
+def _reach(spread: float, units: int, alpha: float) -> float:
     error = spread / math.sqrt(units)
-    return half_width(error, units) + NormalDist().inv_cdf(POWER) * error
+    return half_width(error, units, alpha) + NormalDist().inv_cdf(POWER) * error
 
 
 def _first(enough: Callable[[int], bool], low: int) -> int:

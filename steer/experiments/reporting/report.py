@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Engine, and_, case, func, select, true
 
 from steer.experiments.overview import overview
+from steer.experiments.planning import alpha_of, compared_arms
 from steer.experiments.reporting.comparing import Comparison, compare, over_time
 from steer.experiments.reporting.texts import conversations
 from steer.experiments.running import guardrails
@@ -22,7 +23,7 @@ from steer.experiments.statistics.bounds import benjamini_hochberg
 from steer.experiments.statistics.decision import Decision, decide
 from steer.experiments.statistics.moments import Sums
 from steer.experiments.statistics.sample_ratio import THRESHOLD, mismatch_p
-from steer.experiments.statistics.sequences import ALPHA, FEWEST, Difference
+from steer.experiments.statistics.sequences import FEWEST, Difference
 from steer.experiments.storage.figures import analysis
 from steer.experiments.storage.tables import EXPOSURES
 from vectors.storage.files import digest_json
@@ -30,15 +31,10 @@ from vectors.storage.files import digest_json
 FORMAT = "steer.experiment-report/1"
 
 
-def alpha_of(experiment: Experiment) -> float:
-    """The level of one arm's interval: that of the experiment, divided by the arms that are compared (Bonferroni)."""
-    return ALPHA / max(len(_others(experiment)), 1)
-
-
 def report(engine: Engine, experiment: Experiment, version: int) -> dict[str, Any]:
     """The report of one version as JSON values; None stands for what cannot be said yet. Raises SQLAlchemyError."""
     state = overview(engine, experiment.name, version)
-    control, others, alpha = experiment.control.name, _others(experiment), alpha_of(experiment)
+    control, others, alpha = experiment.control.name, compared_arms(experiment), alpha_of(experiment)
     with analysis(engine, experiment.name, version) as found:
         weights = {arm.name: arm.weight for arm in experiment.arms}
         p = mismatch_p(found.units.by_arm, weights)
@@ -79,10 +75,6 @@ def report(engine: Engine, experiment: Experiment, version: int) -> dict[str, An
 def decided(report: Mapping[str, Any]) -> bool:
     """Whether every arm has a decision: none is unhealthy, and none needs more units."""
     return all(each["state"] not in ("unhealthy", "keep running") for each in report["decisions"].values())
-
-
-def _others(experiment: Experiment) -> list[str]:
-    return [arm.name for arm in experiment.arms if arm.name != experiment.control.name and arm.weight > 0]
 
 
 def _metrics(experiment: Experiment) -> list[Metric]:
@@ -168,7 +160,7 @@ def _excesses(engine: Engine, experiment: Experiment, version: int) -> list[dict
             )  # fmt: skip
             arm.latencies.extend(latency for (latency,) in connection.execute(latest))
     control, shown = arms[experiment.control.name], []
-    for name in _others(experiment):
+    for name in compared_arms(experiment):
         for each in guardrails.excesses(control, arms[name], name, experiment.guardrails):
             state = "outside" if each.low > 0 else "inside" if each.high < 0 else "undecided"
             shown.append({"guardrail": each.guardrail, "arm": name, "limit": experiment.guardrails[each.guardrail],

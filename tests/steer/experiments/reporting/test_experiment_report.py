@@ -11,8 +11,9 @@ import pytest
 import trials
 from trials import Ab, Log
 
+from steer.experiments.planning import alpha_of
 from steer.experiments.reporting.comparing import compare
-from steer.experiments.reporting.report import alpha_of, report
+from steer.experiments.reporting.report import report
 from steer.experiments.specification import Metric
 from steer.experiments.statistics import moments
 from steer.experiments.statistics.sequences import difference

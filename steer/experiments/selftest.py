@@ -1,0 +1,54 @@
+"""Simulated experiments with the configuration of a file: how often the statistics err, how soon they see an effect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from steer.experiments.planning import alpha_of, plan
+from steer.experiments.specification import Experiment
+from steer.experiments.statistics.sample_ratio import THRESHOLD
+from steer.experiments.statistics.simulation import Rates, simulate
+from vectors.errors import UsageError
+
+ANALYSES = 40  # interim analyses of each experiment
+EXPERIMENTS = 2_000
+
+
+def selftest(experiment: Experiment, units: int | None = None, seed: int = 0) -> dict[str, Any]:
+    """Simulate experiments without a difference (A/A), and with the smallest effect of interest (A/B), as JSON values.
+
+    The control and the arm with the smallest weight, with the metric's expected baseline or spread; `units` of both
+    arms together, by default as many as the plan asks for. Raises UsageError where the file does not say enough.
+    """
+    planned = plan(experiment)
+    if planned.units is None:
+        raise UsageError(
+            f"the experiment {experiment.name} can't be simulated: it has no {planned.missing}", "add it to the file"
+        )
+    metric, control = experiment.metric, experiment.control
+    other = min((arm for arm in experiment.arms if not arm.plain and arm.weight > 0), key=lambda arm: arm.weight)
+    count = units or max(round(planned.units * (control.weight + other.weight)), 2)
+    rate = (0.5 if metric.baseline is None else metric.baseline) if metric.kind == "bool" else None
+    shared: dict[str, Any] = {
+        "spread": metric.spread or 0.0, "rate": rate, "units": count, "looks": ANALYSES, "experiments": EXPERIMENTS,
+        "alpha": alpha_of(experiment),
+    }  # fmt: skip
+    weights = {control.name: control.weight, other.name: other.weight}
+    effect = metric.smallest_effect or 0.0
+    if metric.better == "lower":
+        effect = -effect
+    same = simulate(weights, effect=0.0, seed=seed, **shared)
+    apart = simulate(weights, effect=effect, seed=seed + 1, **shared)
+    return {
+        "experiment": experiment.name, "digest": experiment.digest, "arms": weights, "units": count,
+        "interim_analyses": ANALYSES, "experiments": EXPERIMENTS, "level": 1 - shared["alpha"], "effect": effect,
+        "same": _rates(same), "apart": _rates(apart), "sample_ratio_threshold": THRESHOLD,
+        "passed": same.low <= shared["alpha"] and same.mismatched <= 5 * THRESHOLD,
+    }  # fmt: skip
+
+
+def _rates(rates: Rates) -> dict[str, Any]:
+    return {
+        "significant": rates.significant, "low": rates.low, "high": rates.high, "covered": rates.covered,
+        "median_units": rates.median_units if rates.significant else None, "mismatched": rates.mismatched,
+    }  # fmt: skip
