@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from steer.evaluation.probing.apply import activations as activations
     from steer.evaluation.probing.apply import project as project
     from steer.evaluation.probing.train import train as train_probe  # noqa: F401
+    from steer.evaluation.sweeping.api import sweep as sweep
     from steer.extraction import extract as extract
     from steer.folding.fold import fold as fold
     from steer.generation import generate as generate

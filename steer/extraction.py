@@ -16,6 +16,7 @@ from probes.directions.methods import method as find_method
 from probes.directions.plan import plan
 from probes.models.loading import LoadedModel, choose_device, choose_dtype, load, open_model
 from probes.models.tokens import choose
+from steer.cluster import cluster, require_cluster
 from vectors.errors import SteerError, UsageError, collecting, raise_together
 from vectors.events import Event, OnEvent, ignore
 from vectors.registry.layers import parse_layers
@@ -40,6 +41,7 @@ def extract(
     budget_kl: float = QUICK_BUDGET,
     device: str = "auto",
     dtype: str = "auto",
+    ray: str | None = None,
     on_event: OnEvent = ignore,
 ) -> Extraction:
     """Extract a steering vector from two sets of examples, and validate it on held-out folds.
@@ -51,6 +53,7 @@ def extract(
     percentile of the KL divergence per token): layer and strength are calibrated on text that the model writes, in
     seconds; 0 leaves that out. With `out` (a name in .safetensors) it is written there. `model` is a
     folder, a hub id, "smollm2", or what `load_model` gave; `device` and `dtype` are for a model that is loaded here.
+    `ray` is the address of a Ray cluster, or "local", over which the examples are spread, with the same numbers.
     `on_event` is called with the progress of each stage, and once with the model and the device that were chosen.
 
     What is wrong with options and files is refused before a model is looked for; what depends on its configuration and
@@ -76,6 +79,8 @@ def extract(
             raise UsageError(
                 f"the budget of {budget_kl} nats is negative or not finite", f"use --budget-kl {QUICK_BUDGET}"
             )
+    with collecting(errors):
+        require_cluster(ray)
     if out is not None:
         with collecting(errors):
             require_output(Path(out), {"--pos": pos, "--neg": neg, "--pairs": pairs})
@@ -87,19 +92,11 @@ def extract(
         on_event(Event(LOADING))
         ready = load(ready, device, dtype)
     on_event(Event(LOADING, message=f"model {ready.source}, on {ready.choice}"))
-    extraction = extract_contrast(
-        ready,
-        contrast,
-        method=method,
-        layers=layers,
-        which=tokens,
-        seed=seed,
-        truncate=truncate,
-        match=match,
-        budget=budget_kl or None,
-        planned=planned,
-        on_event=on_event,
-    )
+    with cluster(ray, ready) as on:
+        extraction = extract_contrast(
+            ready, contrast, method=method, layers=layers, which=tokens, seed=seed, truncate=truncate, match=match,
+            budget=budget_kl or None, planned=planned, spread=None if on is None else on.passes, on_event=on_event,
+        )  # fmt: skip
     if out is not None:
         extraction.vector.save(out)
     return extraction

@@ -8,9 +8,9 @@ in right-padded batches of similar length. The output head and the layers above 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,12 +46,11 @@ class Norms:
         """The mean norm."""
         return self.total / max(self.count, 1)
 
-    def add(self, states: Tensor, times: Tensor) -> None:
-        """Add states [tokens, hidden], each as many times as `times` [tokens] says."""
-        norms = states.norm(dim=-1).masked_fill(times == 0, 0.0)  # tokens that do not count may be non-finite
-        self.count += int(times.sum())
-        self.total += float((norms * times).sum())
-        self.largest = max(self.largest, float(norms.max()))
+    def add(self, count: int, total: float, largest: float) -> None:
+        """Add those of some tokens."""
+        self.count += count
+        self.total += total
+        self.largest = max(self.largest, largest)
 
 
 @dataclass
@@ -66,6 +65,33 @@ class Pooled:
     norms: dict[int, Norms] = field(default_factory=dict)
     computed: int = 0
 
+    def add(self, found: Pass) -> None:
+        """Add what a pass found. Norms are sums, whose last bits depend on the order of the passes."""
+        for position, layer in enumerate(self.layers):
+            self.spill.write(position, found.indices, found.rows[position])
+            for part in found.norms[position]:
+                self.norms[layer].add(*part)
+        self.computed += found.computed
+
+
+class Pass(NamedTuple):
+    """What a forward pass found of the examples at `indices`.
+
+    By position of the layer: `rows` are float32 [examples, hidden], `norms` the arguments of `Norms.add`, part by part.
+    `computed` counts the tokens that went through the model.
+    """
+
+    indices: list[int]
+    rows: list[Tensor]
+    norms: list[list[tuple[int, float, float]]]
+    computed: int
+
+
+# From the number of passes to the number of each and what it found, in any order: passes that run elsewhere.
+Elsewhere = Callable[[int], Iterable[tuple[int, Pass]]]
+# From all examples and the layers to where their passes run.
+Spread = Callable[[Sequence[Tokens], Sequence[int]], Elsewhere]
+
 
 def activations(
     model: nn.Module,
@@ -75,35 +101,39 @@ def activations(
     on_event: OnEvent = ignore,
     spill_above: int | None = None,
     pack: bool | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> Pooled:
     """The mean residual stream over each example's counted tokens, at `layers`; float32 [hidden] each.
 
-    `pack` forces or forbids packing; by default it follows the architecture. The caller closes `Pooled.spill`.
+    `pack` forces or forbids packing; by default it follows the architecture. With `elsewhere` the passes are those that
+    other processes ran by `passes_of`, with the same numbers. The caller closes `Pooled.spill`.
     Raises ModelError for activations that are not finite, naming layer and example.
     """
-    config = residual.text_config(model)
     spill = Spill(len(layers), len(examples), residual.hidden_size(model), spill_above)
     result = Pooled(spill, list(layers), {layer: Norms() for layer in layers})
-    # Models are causal, so tokens after the last one that counts need not be computed.
-    examples = [e._replace(ids=e.ids[: e.counted[-1] + 1]) for e in examples]
     try:
-        with torch.inference_mode():
-            longest = max(len(e.ids) for e in examples)
-            one_per_pass = length_changes_positions(config, longest)
-            share = not one_per_pass and residual.continues(model)
-            job = _Run(model, examples, result, on_event, share=share)
-            if pack if pack is not None else packable(model, longest) and not one_per_pass:
-                for pass_packs in passes(packs([e.ids[job.prefix :] for e in examples], PACK), PASS):
-                    job.packed(pass_packs)
-            else:
-                order = sorted(range(len(examples)), key=lambda i: len(examples[i].ids))
-                rows = 1 if one_per_pass else BATCH
-                for start in range(0, len(order), rows):
-                    job.padded(order[start : start + rows], getattr(config, "pad_token_id", None) or 0)
+        job = _Run(model, examples, layers, pack)
+        count, waiting = len(job.passes), dict[int, Pass]()
+        following = done = 0
+        for number, found in elsewhere(count) if elsewhere is not None else job.run(range(count)):
+            waiting[number] = found
+            done += len(found.indices)
+            on_event(Event("measuring activations", done, len(examples), "examples"))
+            while following in waiting:
+                result.add(waiting.pop(following))
+                following += 1
+        result.computed += job.prefix
     except BaseException:
         spill.close()
         raise
     return result
+
+
+def passes_of(
+    model: nn.Module, examples: Sequence[Tokens], layers: Sequence[int], numbers: Iterable[int]
+) -> list[tuple[int, Pass]]:
+    """Some of the passes of `activations` of all these examples, by their numbers. Raises ModelError."""
+    return list(_Run(model, examples, layers).run(numbers))
 
 
 def packable(model: nn.Module, longest: int) -> bool:
@@ -140,26 +170,42 @@ def length_changes_positions(config: Any, longest: int) -> bool:
 
 
 class _Run:
-    """One pass over the examples; a class because the prefix's cache and the hooks' pooling live across packs."""
+    """The passes over the examples; a class because the prefix's cache and the hooks' pooling live across packs."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        examples: Sequence[Tokens],
-        result: Pooled,
-        on_event: OnEvent,
-        share: bool,
+        self, model: nn.Module, examples: Sequence[Tokens], layers: Sequence[int], pack: bool | None = None
     ) -> None:
-        self.model, self.examples, self.result, self.on_event = model, examples, result, on_event
+        # Models are causal, so tokens after the last one that counts need not be computed.
+        self.examples = examples = [e._replace(ids=e.ids[: e.counted[-1] + 1]) for e in examples]
+        self.model, self.layers = model, list(layers)
         self.stack = residual.decoder(model)
         self.device = next(model.parameters()).device
-        self.done = 0
+        config = residual.text_config(model)
+        longest = max(len(e.ids) for e in examples)
+        one_per_pass = length_changes_positions(config, longest)
+        share = not one_per_pass and residual.continues(model)
         shared = common_prefix([e.ids for e in examples]) if share and len(examples) > 1 else 0
         self.prefix = shared if shared >= SHORTEST_PREFIX else 0
+        self.pad = getattr(config, "pad_token_id", None) or 0
+        self.passes: list[list[Pack]] | list[list[int]]  # of packs, or of the indices of padded rows
+        if pack if pack is not None else packable(model, longest) and not one_per_pass:
+            self.passes = passes(packs([e.ids[self.prefix :] for e in examples], PACK), PASS)
+        else:
+            order = sorted(range(len(examples)), key=lambda i: len(examples[i].ids))
+            rows = 1 if one_per_pass else BATCH
+            self.passes = [order[start : start + rows] for start in range(0, len(order), rows)]
         self.cache: Any = None
         self.prefix_states: dict[int, Tensor] = {}  # [prefix, hidden] by layer, where prefix tokens count
-        if self.prefix:
-            self._compute_prefix()
+
+    def run(self, numbers: Iterable[int]) -> Iterator[tuple[int, Pass]]:
+        """What the passes of these numbers find."""
+        for number in numbers:
+            with torch.inference_mode():
+                if self.prefix and self.cache is None:
+                    self._compute_prefix()
+                part = self.passes[number]
+                found = self.packed(part) if isinstance(part[0], Pack) else self.padded(part, self.pad)
+            yield number, found
 
     def _compute_prefix(self) -> None:
         from transformers import DynamicCache
@@ -172,11 +218,10 @@ class _Run:
             if counts:
                 self.prefix_states[position] = states[0].float()
 
-        with block_outputs(self.model, self.result.layers, store):
+        with block_outputs(self.model, self.layers, store):
             run(self.stack, input_ids=ids, past_key_values=self.cache, use_cache=True)
-        self.result.computed += self.prefix
 
-    def packed(self, pass_packs: Sequence[Pack]) -> None:
+    def packed(self, pass_packs: Sequence[Pack]) -> Pass:
         """Run packs side by side in one row, each attending to the prefix and itself alone, and pool their examples."""
         masks: list[Tensor] = []
         indices: list[int] = []
@@ -199,7 +244,7 @@ class _Run:
             depths += pack.depths
         try:
             with tree_attention(self.model, self.prefix, [mask.to(self.device) for mask in masks]) as attention_mask:
-                self._pool(
+                return self._pool(
                     indices,
                     weights[:, None, :],
                     input_ids=torch.tensor([ids]),
@@ -212,9 +257,8 @@ class _Run:
             for index in indices:
                 self.padded([index], 0)
             raise
-        self.result.computed += len(ids)
 
-    def padded(self, indices: list[int], pad: int) -> None:
+    def padded(self, indices: list[int], pad: int) -> Pass:
         """Run one right-padded batch and pool its examples; causal models are not affected by padding on the right."""
         rows = [self.examples[i].ids[self.prefix :] for i in indices]
         width = max(len(row) for row in rows)
@@ -226,11 +270,12 @@ class _Run:
             mask[row, : self.prefix + len(rows[row])] = 1
             counted = self.examples[index].counted
             weights[row, row, [j - self.prefix for j in counted if j >= self.prefix]] = 1.0 / len(counted)
-        self._pool(indices, weights, input_ids=ids, attention_mask=mask, past_key_values=self._fork(len(rows)))
-        self.result.computed += ids.numel()
+        return self._pool(indices, weights, input_ids=ids, attention_mask=mask, past_key_values=self._fork(len(rows)))
 
-    def _pool(self, indices: list[int], weights: Tensor, **inputs: Any) -> None:
-        """Run the model on `inputs` and store each example's weighted sum; weights are [examples, rows, tokens]."""
+    def _pool(self, indices: list[int], weights: Tensor, **inputs: Any) -> Pass:
+        """Run the model on `inputs` and give each example's weighted sum; weights are [examples, rows, tokens]."""
+        count = len(self.layers)
+        found = Pass(indices, [torch.empty(0)] * count, [[] for _ in range(count)], inputs["input_ids"].numel())
         flat = weights.flatten(1).to(self.device)
         prefix = self._prefix_weights(indices)
         times, prefix_times = (flat > 0).sum(0), (prefix > 0).sum(0)
@@ -244,20 +289,16 @@ class _Run:
                 broken = int((~torch.isfinite(sums)).any(1).nonzero()[0])
                 index = indices[broken]
                 raise ModelError(
-                    f"layer {self.result.layers[position]} is not finite for example "
-                    f"{self.examples[index].origin or index}",
+                    f"layer {self.layers[position]} is not finite for example {self.examples[index].origin or index}",
                     "use --dtype float32, or leave that example out",
                 )
-            self.result.spill.write(position, indices, sums)
-            norms = self.result.norms[self.result.layers[position]]
-            for _, states, counts in parts:
-                norms.add(states, counts)
+            found.rows[position] = sums.float().cpu()
+            found.norms[position] = [_norms(states, counts) for _, states, counts in parts]
 
-        with block_outputs(self.model, self.result.layers, sum_up):
+        with block_outputs(self.model, self.layers, sum_up):
             inputs = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
             run(self.stack, use_cache=self.cache is not None, **inputs)
-        self.done += len(indices)
-        self.on_event(Event("measuring activations", self.done, len(self.examples), "examples"))
+        return found
 
     def _prefix_weights(self, indices: list[int]) -> Tensor:
         weights = torch.zeros(len(indices), self.prefix)
@@ -276,6 +317,12 @@ class _Run:
             # Not `batch_repeat_interleave`, which recurrent layers lack.
             fork.reorder_cache(torch.zeros(rows, dtype=torch.long, device=self.device))
         return fork
+
+
+def _norms(states: Tensor, times: Tensor) -> tuple[int, float, float]:
+    """Number, sum and maximum of the norms of states [tokens, hidden], each as often as `times` [tokens] says."""
+    norms = states.norm(dim=-1).masked_fill(times == 0, 0.0)  # tokens that do not count may be non-finite
+    return int(times.sum()), float((norms * times).sum()), float(norms.max())
 
 
 def _weighted_sums(weights: Tensor, states: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from probes.capture.activations import Pooled, activations
+from probes.capture.activations import Pooled, Spread, activations
 from probes.data import overlap
 from probes.data.reading import Contrast
 from probes.data.splits import folds
@@ -82,6 +82,7 @@ def extract(
     match: str | None = None,
     budget: float | None = None,
     planned: Plan | None = None,
+    spread: Spread | None = None,
     on_event: OnEvent = ignore,
 ) -> Extraction:
     """Extract a steering vector at every layer asked for, validated on held-out folds.
@@ -91,8 +92,8 @@ def extract(
 
     `method` is a name of `probes.directions.methods`. `layers`, `which`, `truncate` and `match` are --layers, --tokens,
     --truncate and --match of the command line. `planned` is what `plan` makes of the same arguments, if it has been
-    made. Directions are float32 [hidden]; strength 1 is one mean displacement. Raises ExampleError, ModelError,
-    UsageError.
+    made; `spread` runs the passes over the examples elsewhere. Directions are float32 [hidden]; strength 1 is one mean
+    displacement. Raises ExampleError, ModelError, UsageError.
     """
     started = time.perf_counter()
     chosen = find_method(method)
@@ -108,7 +109,8 @@ def extract(
     paired = contrast.paired and torch.equal(fold[:half], fold[half:])
 
     with memory_reported():
-        pooled = activations(model, tokenised, wanted, on_event=on_event)
+        elsewhere = None if spread is None else spread(tokenised, wanted)
+        pooled = activations(model, tokenised, wanted, elsewhere=elsewhere, on_event=on_event)
         with pooled.spill:
             draws = draw(labels, fold, seed)
             directions, validated, projections = {}, {}, {}
@@ -172,7 +174,7 @@ def extract(
             **overlap.record([*contrast.positive, *contrast.negative]),
         },
         "measured": {str(i): {**_measured(validated[i]), "projection": projections[i]} for i in wanted},
-        "recommended": recommended._asdict(),
+        "recommended": recommended.value(),
         "apply": recommended.layers,
         "parents": [],
     }

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from probes.capture.activations import Pooled, activations
+from probes.capture.activations import Pooled, Spread, activations
 from probes.capture.spill import Spill
 from probes.data.reading import Contrast
 from probes.directions.evidence import Rows, evidence_of, piece
@@ -45,10 +45,19 @@ class Examples:
 
 @contextlib.contextmanager
 def pooled_examples(
-    loaded: LoadedModel, contrast: Contrast, planned: Plan, *, on_event: OnEvent = ignore
+    loaded: LoadedModel,
+    contrast: Contrast,
+    planned: Plan,
+    *,
+    spread: Spread | None = None,
+    on_event: OnEvent = ignore,
 ) -> Iterator[Examples]:
-    """The examples of a contrast through the model once, at the layers of `planned`, which is its `plan`."""
+    """The examples of a contrast through the model once, at the layers of `planned`, which is its `plan`.
+
+    `spread` runs the passes elsewhere.
+    """
     with memory_reported():
-        pooled = activations(loaded.model, planned.tokens, planned.layers, on_event=on_event)
+        elsewhere = None if spread is None else spread(planned.tokens, planned.layers)
+        pooled = activations(loaded.model, planned.tokens, planned.layers, elsewhere=elsewhere, on_event=on_event)
         with pooled.spill as spill:
             yield Examples(spill, pooled, contrast)

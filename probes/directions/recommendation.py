@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from probes.directions.calibration import MOST_REPETITION, SLACK, Calibration
 from probes.directions.validation import Validation
 from vectors.registry.layers import spans
 
 CANDIDATES = 3  # layers that are calibrated
+UNPROVEN = 1.0  # the greatest strength to begin with where nothing says that the vector steers
 EARLIEST, LATEST = 0.15, 0.85  # of the depth: words are below, and above it few blocks read what was steered
 
 
 class Recommendation(NamedTuple):
-    """The layers that act by default, a strength to begin with, and why."""
+    """The layers that act by default, a strength to begin with, and why.
+
+    `proven` is false where nothing that was measured says that the vector steers; then nothing is recommended, and the
+    strength, at most 1, is only where to begin.
+    """
 
     layers: list[int]
     strength: float
     reason: str
+    proven: bool = True
+
+    def value(self) -> dict[str, Any]:
+        """The entry of a vector's metadata."""
+        return {"layers": self.layers, "strength": self.strength, "reason": self.reason}
 
 
 def candidates(validated: Mapping[int, Validation], depth: int) -> list[int]:
@@ -78,12 +88,17 @@ def recommend(
         run = spans(best_run(validated))
         reason = "is the only layer" if len(validated) == 1 else f"is the middle of the best layers ({run})"
     text = f"layer {chosen} {reason}, with held-out AUROC {validation.auroc:.3f}; {strength_reason}"
+    doubt = ""
     # A low bound alone may only mean few examples.
     if (validation.auroc_low < 0.6 and validation.auroc < 0.9) or validation.auroc < validation.auroc_shuffled + 0.1:
-        text += "; but that is hardly above shuffled labels, so do not expect it to steer"
+        doubt = "that is hardly above shuffled labels, so do not expect it to steer"
     elif calibration is not None and not calibration.chosen.steady:
-        text += "; but the held-out margin does not follow the strength, so do not expect it to steer"
-    return Recommendation([chosen], strength, text)
+        doubt = "the held-out margin does not follow the strength, so do not expect it to steer"
+    if doubt:
+        lowered = min(strength, UNPROVEN)
+        text += f"; but {doubt}" + (f": strength {lowered:g} is only where to begin" if lowered < strength else "")
+        strength = lowered
+    return Recommendation([chosen], strength, text, not doubt)
 
 
 def _by_effect(calibration: Calibration) -> str:

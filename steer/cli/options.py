@@ -84,6 +84,16 @@ class Devices:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Whether the work is spread over a cluster."""
+
+    ray: str | None = option(
+        None, help="Spread the work over a Ray cluster, with the same numbers: its address, or local for one on this "
+        "machine's cores (extra scale).", metavar="ADDRESS|local", group="Computing",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class Seeded:
     """The random seed."""
 

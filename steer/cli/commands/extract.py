@@ -23,7 +23,7 @@ def methods() -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(options.Force, options.Devices, options.Seeded):
+class Request(options.Force, options.Devices, options.Spread, options.Seeded):
     """The options of `steer extract`."""
 
     pos: Path | None = option(None, help="Examples that show the behaviour, one JSON value per line.")
@@ -143,7 +143,7 @@ def _sweep(request: Request, replacing: str) -> None:
         result = sweep_examples(
             contrast, settings, model=request.model, methods=(request.method,), tokens=request.tokens,
             match=request.match, truncate=request.truncate, device=request.device, dtype=request.dtype,
-            on_event=on_event,
+            ray=request.ray, on_event=on_event,
         )  # fmt: skip
     out.say(replacing)
     finish(result, request.out, folder, request.model, always=True)
@@ -153,7 +153,8 @@ def _print(extraction: Extraction, file: Path, model: str) -> None:
     out.table(["", "layer", "norm", "AUROC", "95 % interval", "shuffled", "Cohen's d"], layer_rows(extraction))
     examples, recommended = extraction.examples, extraction.recommended
     out.line(
-        f"\nrecommended: layer {recommended.layers[0]} (marked *), strength {recommended.strength:g}: "
+        f"\n{'recommended' if recommended.proven else 'nothing can be recommended; to begin with'}: layer "
+        f"{recommended.layers[0]} (marked *), strength {recommended.strength:g}: "
         f"{recommended.reason}"
     )
     out.line(f"wrote {file}  {extraction.vector.digest}")

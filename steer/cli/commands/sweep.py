@@ -49,7 +49,7 @@ def names(text: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(options.AnyBase, options.Devices, options.Seeded):
+class Request(options.AnyBase, options.Devices, options.Spread, options.Seeded):
     """The arguments and options of `steer sweep`."""
 
     vector: Path = option(help="The vector, which gets the recommendation.", argument=True, complete="vectors")
@@ -101,11 +101,7 @@ def command(**values: Any) -> None:
     test items. Killed at any point and started again, a sweep goes on where it was.
     """
     request = requests.build(Request, values)
-    from probes.directions.methods import method as find_method
-    from steer.evaluation.suites.reading import Sources
-    from steer.evaluation.sweeping.api import sweep_vector
-    from steer.evaluation.sweeping.groups import parse_groups
-    from steer.evaluation.sweeping.request import Settings
+    from steer.evaluation.sweeping.api import sweep
     from vectors.storage.files import require_writable
 
     target = request.out or request.vector
@@ -118,24 +114,15 @@ def command(**values: Any) -> None:
         strengths = numbers(request.strengths or "")
     with collecting(errors):
         examples = counts(request.examples or "")
-    with collecting(errors):
-        parse_groups(request.layers)
-    for name in names(request.methods or ""):
-        with collecting(errors):
-            find_method(name)
     raise_together(errors)
     folder = request.report or target.with_name(f"{target.stem}.sweep")
-    settings = Settings(
-        layers=request.layers, strengths=strengths, examples=examples,
-        budget=request.budget_kl, seed=request.seed, any_base=request.any_base, folder=folder,
-    )  # fmt: skip
-    sources = Sources(
-        suite=request.suite, pos=request.pos, neg=request.neg, pairs=request.pairs, neutral=request.neutral
-    )
     with out.progress() as on_event:
-        result = sweep_vector(
-            request.vector, sources, settings, model=request.model, methods=names(request.methods or ""),
-            allow_overlap=request.allow_overlap, device=request.device, dtype=request.dtype, on_event=on_event,
+        result = sweep(
+            request.vector, suite=request.suite, pos=request.pos, neg=request.neg, pairs=request.pairs,
+            neutral=request.neutral, layers=request.layers, strengths=strengths, methods=names(request.methods or ""),
+            examples=examples, budget_kl=request.budget_kl, report=folder, model=request.model,
+            allow_overlap=request.allow_overlap, any_base=request.any_base, device=request.device,
+            dtype=request.dtype, ray=request.ray, seed=request.seed, on_event=on_event,
         )  # fmt: skip
     out.say(output.replacing(target))
     finish(result, target, folder, request.model or "")

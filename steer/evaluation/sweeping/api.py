@@ -1,10 +1,11 @@
-"""`steer.sweep`: where, how strongly and by which method a behaviour is steered best within a budget; as a function."""
+"""`steer.sweep`: where, how strongly and by which method a behaviour is steered best within a budget, as a function."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from probes.arms import BUDGET
 from probes.data import overlap
 from probes.data.examples import Example
 from probes.data.reading import Contrast, read
@@ -13,19 +14,84 @@ from probes.directions.methods import method as find_method
 from probes.directions.plan import plan
 from probes.directions.pooled import pooled_examples
 from probes.models.loading import LoadedModel, load, open_model
+from steer.cluster import cluster, require_cluster
 from steer.evaluation.suites.items import Pair
 from steer.evaluation.suites.reading import Sources, read_suite
 from steer.evaluation.suites.sides import chosen as chosen_items
 from steer.evaluation.sweeping import record
+from steer.evaluation.sweeping.groups import parse_groups
 from steer.evaluation.sweeping.measured import Candidate
 from steer.evaluation.sweeping.parts import MOST_ITEMS, parts_of
 from steer.evaluation.sweeping.record import Result
 from steer.evaluation.sweeping.request import Settings, Source, sides_of
-from steer.evaluation.sweeping.sweep import subset, sweep
+from steer.evaluation.sweeping.sweep import subset
+from steer.evaluation.sweeping.sweep import sweep as run
 from vectors import fit
-from vectors.errors import ExampleError
+from vectors.errors import ExampleError, SteerError, collecting, raise_together
 from vectors.events import Event, OnEvent, ignore
 from vectors.steering import SteeringVector
+from vectors.storage.files import require_writable
+
+
+def sweep(
+    vector: str | Path | SteeringVector,
+    *,
+    pos: str | Path | None = None,
+    neg: str | Path | None = None,
+    pairs: str | Path | None = None,
+    suite: str | Path | None = None,
+    neutral: str | Path | None = None,
+    layers: str = "auto",
+    strengths: Sequence[float] = (),
+    methods: Sequence[str] = (),
+    examples: Sequence[int] = (),
+    budget_kl: float = BUDGET,
+    out: str | Path | None = None,
+    report: str | Path | None = None,
+    model: str | Path | LoadedModel | None = None,
+    allow_overlap: bool = False,
+    any_base: bool = False,
+    device: str = "auto",
+    dtype: str = "auto",
+    ray: str | None = None,
+    seed: int = 0,
+    on_event: OnEvent = ignore,
+) -> Result:
+    """Find the layer, strength and method that steer most within a budget: what `steer sweep` does.
+
+    Items come from `suite`, or from files of examples as `steer.extract` takes. `layers` is "auto", "all" or a list
+    such as "8-20,10+14,8..12"; `strengths` a grid, else each candidate is tried at the greatest strength whose KL on
+    neutral text (nats, 95th percentile per token) is within `budget_kl`. `methods` are extraction methods to compare,
+    and `examples` the sizes of a learning curve: both extract anew from a part of the files. The vector of the result
+    holds the recommendation, and is written to `out`. `report` is a folder for the report and for what was measured,
+    from which an ended sweep goes on. `ray` is the address of a Ray cluster, or "local".
+    Raises SteerError with all problems before a model is loaded.
+    """
+    errors: list[SteerError] = []
+    if out is not None:
+        with collecting(errors):
+            require_writable(Path(out))
+    with collecting(errors):
+        require_cluster(ray)
+    with collecting(errors):
+        parse_groups(layers)
+    for name in methods:
+        with collecting(errors):
+            find_method(name)
+    raise_together(errors)
+    settings = Settings(
+        layers=layers, strengths=tuple(strengths), examples=tuple(examples), budget=budget_kl, seed=seed,
+        any_base=any_base, folder=None if report is None else Path(report),
+    )  # fmt: skip
+    paths = [None if each is None else Path(each) for each in (suite, pos, neg, pairs, neutral)]
+    sources = Sources(suite=paths[0], pos=paths[1], neg=paths[2], pairs=paths[3], neutral=paths[4])
+    result = sweep_vector(
+        vector, sources, settings, model=model, methods=methods, allow_overlap=allow_overlap, device=device,
+        dtype=dtype, ray=ray, on_event=on_event,
+    )  # fmt: skip
+    if out is not None and result.swept.chosen is not None:
+        result.vector.save(out)
+    return result
 
 
 def sweep_vector(
@@ -38,21 +104,24 @@ def sweep_vector(
     allow_overlap: bool = False,
     device: str = "auto",
     dtype: str = "auto",
+    ray: str | None = None,
     on_event: OnEvent = ignore,
 ) -> Result:
     """Sweep the layers and strengths of a vector over the items of a suite, and recommend the best point in it.
 
     With `methods` (or a learning curve) the files of `sources` are split three ways by content, and directions are
     extracted from the first part; else items that the vector was extracted from are refused, unless `allow_overlap`.
+    `ray` is the address of a Ray cluster, or "local", over which candidates are spread, with the same numbers.
     Raises SteerError with all problems before a model is loaded.
     """
+    require_cluster(ray)
     loaded_vector = vector if isinstance(vector, SteeringVector) else SteeringVector.load(vector)
     if methods or settings.examples:
         contrast = read(sources.pos, sources.neg, sources.pairs)
         names = list(methods) or [str(loaded_vector.metadata.get("method", {}).get("name", "diffmean"))]
         return sweep_examples(
             contrast, settings, model=model or _model_of(loaded_vector), methods=names, device=device, dtype=dtype,
-            on_event=on_event,
+            ray=ray, on_event=on_event,
         )  # fmt: skip
     suite = read_suite(sources, settings.seed)
     items = [item for item in suite.items if isinstance(item, Pair)]
@@ -79,7 +148,8 @@ def sweep_vector(
         lambda method, layers: Candidate(method, layers, {i: loaded_vector.layers[i] for i in layers}),
         {"vector": loaded_vector.digest, "data": dict(suite.digests), "overlap": len(known)},
     )  # fmt: skip
-    swept = sweep(ready, source, sides, settings, on_event=on_event)
+    with cluster(ray, ready) as on:
+        swept = run(ready, source, sides, settings, on=on, on_event=on_event)
     return record.result(swept, loaded_vector, source, settings, ready)
 
 
@@ -94,12 +164,14 @@ def sweep_examples(
     truncate: bool = False,
     device: str = "auto",
     dtype: str = "auto",
+    ray: str | None = None,
     on_event: OnEvent = ignore,
 ) -> Result:
     """Extract by each method from one part of the examples, choose on a second, and test on a third.
 
-    The vector of the result holds the chosen method's directions. Raises SteerError.
+    The vector of the result holds the chosen method's directions. `ray` is as of `sweep_vector`. Raises SteerError.
     """
+    require_cluster(ray)
     for name in methods:
         find_method(name)
     parts = parts_of(contrast, settings.seed)
@@ -112,7 +184,12 @@ def sweep_examples(
         on_event(Event("loading the model"))
         ready = load(opened, device, dtype)  # type: ignore[arg-type]
     sides = sides_of(parts.dev, parts.test, [])
-    with pooled_examples(ready, parts.extraction, planned, on_event=on_event) as examples:
+    with (
+        cluster(ray, ready) as on,
+        pooled_examples(
+            ready, parts.extraction, planned, spread=None if on is None else on.passes, on_event=on_event
+        ) as examples,
+    ):
 
         def candidate(method: str, layers: tuple[int, ...], chosen: Sequence[int] | None = None) -> Candidate:
             return Candidate(method, layers, {i: examples.direction(method, i, chosen) for i in layers})
@@ -126,7 +203,7 @@ def sweep_examples(
         source = Source(
             list(methods), planned.layers, candidate, {"data": dict(contrast.digests)}, few, min(positives, negatives)
         )
-        swept = sweep(ready, source, sides, settings, on_event=on_event)
+        swept = run(ready, source, sides, settings, on=on, on_event=on_event)
     chosen = swept.chosen.candidate.method if swept.chosen is not None else methods[0]
     extraction = extract(
         ready, parts.extraction, method=chosen, which=tokens, seed=settings.seed, truncate=truncate, match=match,

@@ -24,6 +24,7 @@ class Cells:
         self.context = digest_json(dict(context))
         self.folder = None if folder is None else folder / FOLDER
         self.known: dict[str, Any] = {}
+        self.fresh: dict[str, dict[str, Any]] = {}  # the keys of the cells that were measured and not read
         self.measured = self.reused = 0
 
     def figures(self, key: Mapping[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -32,25 +33,49 @@ class Cells:
         if name not in self.known:
             recorded = self._read(name, key)
             if recorded is None:
-                recorded = measure()
-                self.measured += 1
-                if self.folder is not None:
-                    self.folder.mkdir(parents=True, exist_ok=True)
-                    content = canonical_json({"key": dict(key), "figures": recorded})
-                    write_atomically(self.folder / f"{name}.json", content.encode())
+                self.record(name, dict(key), measure())
             else:
                 self.reused += 1
-            self.known[name] = recorded
+                self.known[name] = recorded
         figures: dict[str, Any] = self.known[name]
         return figures
 
+    def record(self, name: str, key: Mapping[str, Any], figures: dict[str, Any]) -> None:
+        """Record the figures of a cell that was measured here or elsewhere, once. Raises OutputError."""
+        if name in self.known:
+            return
+        self.measured += 1
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            content = canonical_json({"key": dict(key), "figures": figures})
+            write_atomically(self.folder / f"{name}.json", content.encode())
+        self.known[name] = figures
+        self.fresh[name] = dict(key)
+
+    def take(self, cells: Mapping[str, tuple[dict[str, Any], dict[str, Any]]]) -> None:
+        """Record what other processes measured: key and figures of each cell, by name."""
+        for name, (key, figures) in cells.items():
+            self.record(name, key, figures)
+
+    def recorded(self) -> dict[str, dict[str, Any]]:
+        """The figures of every cell that is recorded, by name, for other processes."""
+        found = dict(self.known)
+        for file in sorted(self.folder.glob("*.json")) if self.folder is not None else []:
+            value = self._value(file.stem)
+            if file.stem not in found and isinstance(value, dict) and isinstance(value.get("figures"), dict):
+                found[file.stem] = value["figures"]
+        return found
+
     def _read(self, name: str, key: Mapping[str, Any]) -> dict[str, Any] | None:
         """A recorded cell; None where there is none, or none that can be read."""
+        value = self._value(name)
+        whole = isinstance(value, dict) and value.get("key") == dict(key) and isinstance(value.get("figures"), dict)
+        return value["figures"] if whole else None
+
+    def _value(self, name: str) -> Any:
         if self.folder is None:
             return None
         try:
-            value = json_text.parse((self.folder / f"{name}.json").read_bytes())
+            return json_text.parse((self.folder / f"{name}.json").read_bytes())
         except (OSError, ValueError):
             return None
-        whole = isinstance(value, dict) and value.get("key") == dict(key) and isinstance(value.get("figures"), dict)
-        return value["figures"] if whole else None

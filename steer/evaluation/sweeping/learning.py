@@ -28,6 +28,11 @@ def subset(size: int, positives: int, negatives: int, paired: bool, seed: int, r
     return [*first, *(positives + number for number in second)]
 
 
+def repeats_of(sizes: Sequence[int], most: int, repeats: int = REPEATS) -> list[tuple[int, int]]:
+    """Each size, ascending, and from how many subsets: `most` examples are all, so there is one."""
+    return [(size, 1 if size >= most else repeats) for size in sorted(set(sizes))]
+
+
 def curve(
     sizes: Sequence[int], most: int, effect: Callable[[int, int], Point], repeats: int = REPEATS
 ) -> list[dict[str, Any]]:
@@ -37,8 +42,8 @@ def curve(
     repeat, and no interval.
     """
     rows = []
-    for size in sorted(set(sizes)):
-        points = [effect(size, repeat) for repeat in range(1 if size >= most else repeats)]
+    for size, count in repeats_of(sizes, most, repeats):
+        points = [effect(size, repeat) for repeat in range(count)]
         effects = [point.effect for point in points]
         low, high = math.nan, math.nan
         if len(effects) > 1:

@@ -68,12 +68,10 @@ class Items:
 
 
 class NeutralText:
-    """What the unsteered model wrote after neutral prompts, on which costs are measured."""
+    """What the unsteered model wrote after neutral prompts, on which costs are measured; a class as `Items` is."""
 
-    def __init__(
-        self, loaded: LoadedModel, prompts: Sequence[str], *, seed: int = 0, on_event: OnEvent = ignore
-    ) -> None:
-        self.completions = continuations(loaded, prompts, seed=seed, on_event=on_event)
+    def __init__(self, loaded: LoadedModel, completions: Sequence[Completion]) -> None:
+        self.completions = list(completions)
         self.scored = Completions(loaded.model, self.completions, divergence=True)
 
     def costs(self, compositions: Sequence[Mapping[int, Tensor] | None]) -> list[dict[str, float]]:
@@ -82,6 +80,13 @@ class NeutralText:
             {"mean": each.mean, "p95": each.p95, "rms": each.rms}
             for each in (summary(torch.cat(scores.divergences)) for scores in self.scored.scores(compositions))
         ]
+
+
+def neutral_text(
+    loaded: LoadedModel, prompts: Sequence[str], *, seed: int = 0, on_event: OnEvent = ignore
+) -> NeutralText:
+    """What the unsteered model samples after neutral prompts."""
+    return NeutralText(loaded, continuations(loaded, prompts, seed=seed, on_event=on_event))
 
 
 def ids_of(completions: Sequence[Completion]) -> list[Any]:

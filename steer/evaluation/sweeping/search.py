@@ -44,6 +44,13 @@ class Point(NamedTuple):
         return figures | named
 
 
+class Trial(NamedTuple):
+    """A candidate, and the strength that a search for its strength begins with."""
+
+    candidate: Candidate
+    first: float
+
+
 class Search:
     """Points of candidates; a class because cells, texts and items live across candidates."""
 
@@ -106,6 +113,16 @@ class Search:
         ((strength, p95),) = strengths_within(MARGIN * self.budget, [first], costs)
         return self.at(candidate, strength, p95)
 
+    def on_grid(self, candidate: Candidate, strengths: Sequence[float]) -> Point:
+        """The points of a candidate at given strengths; returns the best."""
+        points = [self.at(candidate, strength, self.cost(candidate, strength)) for strength in sorted(strengths)]
+        return chosen(points) or points[0]
+
+    def point(self, trial: Trial, strengths: Sequence[float] = ()) -> Point:
+        """The point of a trial: the best of given strengths, or that of the greatest strength within the budget."""
+        candidate, first = trial
+        return self.on_grid(candidate, strengths) if strengths else self.within_budget(candidate, first)
+
     def _progress(self) -> None:
         done = self.cells.measured + self.cells.reused
         self.on_event(Event(STAGE, min(done, self.expected), self.expected, "cells"))
@@ -116,20 +133,20 @@ def chosen(points: Sequence[Point]) -> Point | None:
     return max((point for point in points if point.within), key=lambda p: (p.steady, p.effect), default=None)
 
 
-def golden(layers: Sequence[int], point: Callable[[int], Point]) -> None:
-    """Golden-section search for the layer with the largest effect; `point` measures one, and is called once for each.
+def golden(count: int, point: Callable[[int], Point]) -> None:
+    """Golden-section search for the largest effect of `count` candidates in a row; `point` measures each at most once.
 
-    Kiefer 1953. The effect over layers is taken to rise and then to fall.
+    Kiefer 1953. The effect over the candidates is taken to rise and then to fall.
     """
     measured: dict[int, float] = {}
 
     def effect(index: int) -> float:
         if index not in measured:
-            found = point(layers[index])
+            found = point(index)
             measured[index] = found.effect if found.within else -math.inf
         return measured[index]
 
-    low, high = 0, len(layers) - 1
+    low, high = 0, count - 1
     while high - low > 2:
         step = round(GOLDEN * (high - low))
         a, b = high - step, low + step

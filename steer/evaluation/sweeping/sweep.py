@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,13 +12,15 @@ import torch
 from probes.arms.equal_divergence import rounded
 from probes.models.loading import LoadedModel
 from probes.statistics.paired import difference
+from steer.cluster import Cluster
 from steer.evaluation.suites.items import Item, groups_of
 from steer.evaluation.sweeping.cells import Cells
+from steer.evaluation.sweeping.elsewhere import Elsewhere
 from steer.evaluation.sweeping.groups import AUTO, parse_groups, problems_of_groups
-from steer.evaluation.sweeping.learning import REPEATS, curve, subset
-from steer.evaluation.sweeping.measured import MULTIPLES, Candidate, Items, NeutralText, ids_of
+from steer.evaluation.sweeping.learning import REPEATS, curve, repeats_of, subset
+from steer.evaluation.sweeping.measured import MULTIPLES, Candidate, Items, NeutralText, ids_of, neutral_text
 from steer.evaluation.sweeping.request import FEWEST, Settings, Sides, Source
-from steer.evaluation.sweeping.search import Point, Search, chosen, golden, safe_strength
+from steer.evaluation.sweeping.search import Point, Search, Trial, chosen, golden, safe_strength
 from vectors.errors import UsageError
 from vectors.events import OnEvent, ignore
 from vectors.storage.files import digest_json
@@ -41,11 +44,18 @@ class Swept(NamedTuple):
 
 
 def sweep(
-    loaded: LoadedModel, source: Source, sides: Sides, settings: Settings, *, on_event: OnEvent = ignore
+    loaded: LoadedModel,
+    source: Source,
+    sides: Sides,
+    settings: Settings,
+    *,
+    on: Cluster | None = None,
+    on_event: OnEvent = ignore,
 ) -> Swept:
     """Measure the candidates of a source, choose one on the development items, and measure it on the test items.
 
-    Cells that `settings.folder` holds already are not measured again. Raises UsageError for layers without directions,
+    Cells that `settings.folder` holds already are not measured again. `on` measures candidates in the processes of a
+    cluster, with the same numbers. Raises UsageError for layers without directions,
     ExampleError for items beyond the context.
     """
     groups = parse_groups(settings.layers)
@@ -54,7 +64,7 @@ def sweep(
         problems.append("a learning curve needs examples to extract from")
     if problems:
         raise UsageError(problems, "`steer sweep --help` lists what is allowed")
-    neutral = NeutralText(loaded, sides.neutral, seed=settings.seed, on_event=on_event)
+    neutral = neutral_text(loaded, sides.neutral, seed=settings.seed, on_event=on_event)
     dev, test = Items(loaded, sides.dev), Items(loaded, sides.test)
     context = {
         "model": loaded.identity, "neutral": ids_of(neutral.completions), "dev": ids_of(dev.completions),
@@ -66,24 +76,34 @@ def sweep(
     expected = CELLS * count * len(source.methods) + (CELLS * REPEATS * len(settings.examples))
     search = Search(cells, neutral, dev, settings.budget, on_event, expected)
     norms = _norms(loaded, neutral)
+    is_auto = groups is None and settings.layers.strip() == AUTO
+    wanted = [(layer,) for layer in (searched if is_auto else source.layers)] if groups is None else groups
+
+    @functools.cache
+    def trial(method: str, index: int) -> Trial:
+        candidate = source.candidate(method, wanted[index])
+        return Trial(candidate, _first(candidate, norms))
+
+    elsewhere = None
+    if on is not None:
+        elsewhere = Elsewhere(on, cells, sides.dev, neutral.completions, settings, context)
+        by_method = [[trial(method, index) for index in range(len(wanted))] for method in source.methods]
+        elsewhere.measure(by_method if is_auto else [[each] for trials in by_method for each in trials], on_event)
     for method in source.methods:
 
-        def point(group: tuple[int, ...], method: str = method) -> Point:
-            candidate = source.candidate(method, group)
-            if settings.strengths:
-                return _on_grid(search, candidate, settings.strengths)
-            return search.within_budget(candidate, _first(candidate, norms))
+        def point(index: int, method: str = method) -> Point:
+            return search.point(trial(method, index), settings.strengths)
 
-        if groups is None and settings.layers.strip() == AUTO:
-            golden(searched, lambda layer, point=point: point((layer,)))  # type: ignore[misc]
+        if is_auto:
+            golden(len(wanted), point)
         else:
-            for group in groups or [(layer,) for layer in source.layers]:
-                point(group)
+            for index in range(len(wanted)):
+                point(index)
     points = list(search.points)
     best = chosen(points)
     figures: dict[str, Any] = {}
     if best is not None:
-        check = NeutralText(loaded, sides.check, seed=settings.seed + 1)
+        check = neutral_text(loaded, sides.check, seed=settings.seed + 1)
 
         def cost(strength: float, candidate: Candidate = best.candidate) -> float:
             return max(each.costs([candidate.at(strength)])[0]["p95"] for each in (check, neutral))
@@ -100,11 +120,16 @@ def sweep(
     if settings.examples and best is not None and source.subset is not None:
         subset_of, at = source.subset, best
 
-        def effect(size: int, repeat: int) -> Point:
-            few = subset_of(at.candidate.method, at.candidate.layers, size, repeat)
-            return search.within_budget(few, at.strength)
+        def few(size: int, repeat: int) -> Trial:
+            return Trial(subset_of(at.candidate.method, at.candidate.layers, size, repeat), at.strength)
 
-        learning = curve([min(size, source.most) for size in settings.examples], source.most, effect)
+        sizes = [min(size, source.most) for size in settings.examples]
+        if elsewhere is not None:
+            each = [
+                [few(size, repeat)] for size, repeats in repeats_of(sizes, source.most) for repeat in range(repeats)
+            ]
+            elsewhere.measure(each, on_event, strengths=())
+        learning = curve(sizes, source.most, lambda size, repeat: search.point(few(size, repeat)))
     counts = {"dev": len(sides.dev), "test": len(sides.test), "neutral": len(sides.neutral)}
     return Swept(points, best, figures, learning, counts, {"measured": cells.measured, "reused": cells.reused})
 
@@ -125,12 +150,6 @@ def _inside(layer: int, loaded: LoadedModel) -> bool:
 
     depth = len(blocks(loaded.model))
     return EARLIEST * depth <= layer <= LATEST * depth
-
-
-def _on_grid(search: Search, candidate: Candidate, strengths: Sequence[float]) -> Point:
-    """The points of a candidate at given strengths; returns the best."""
-    points = [search.at(candidate, strength, search.cost(candidate, strength)) for strength in sorted(strengths)]
-    return chosen(points) or points[0]
 
 
 def _norms(loaded: LoadedModel, neutral: NeutralText) -> dict[int, float]:

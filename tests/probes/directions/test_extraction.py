@@ -304,7 +304,8 @@ def test_the_report_is_strict_json(loaded: LoadedModel, method: str) -> None:
     keys = {"layer", "norm", "auroc", "auroc_low", "auroc_high", "auroc_shuffled", "cohens_d"}
     assert all(keys <= each.keys() for each in told["layers"])
     assert [each["norm"] for each in told["layers"]] == pytest.approx([*found.vector.norm().values()])
-    assert told["recommended"].keys() == {"layers", "strength", "reason"}
+    assert told["recommended"].keys() == {"layers", "strength", "reason", "proven"}
+    assert found.vector.metadata["recommended"].keys() == {"layers", "strength", "reason"}
     assert told["examples"] == {"positive": 9, "negative": 7}
     counted = (len(loaded.tokenizer(text)["input_ids"]) - 1 for text in texts("abcdeklm", 9, 1))  # all but <|bos|>
     assert told["tokens"]["positive"] == sum(counted)

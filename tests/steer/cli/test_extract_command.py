@@ -20,7 +20,7 @@ def test_extract_prints_a_table_on_stdout_and_everything_else_on_stderr(
     code, out, err = steer("extract", "--pos", "warm.jsonl", "--neg", "cold.jsonl", "--model", model_folder)
     assert code == 0
     assert "AUROC" in out
-    assert "recommended: layer" in out
+    assert "nothing can be recommended; to begin with: layer" in out  # of a random model
     assert "wrote warm.safetensors  sha256:" in out
     assert "float32" in err
     assert "next: steer try warm.safetensors" in err

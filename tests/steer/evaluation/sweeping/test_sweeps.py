@@ -198,7 +198,7 @@ def test_the_golden_section_finds_the_best_layer_with_few_of_them(best: int) -> 
         tried.append(layer)
         return type("Point", (), {"effect": -abs(layer - best), "within": True})
 
-    golden(list(range(21)), point)
+    golden(21, point)
     assert best in tried
     assert len(tried) == len(set(tried)) <= 10
 
