@@ -22,7 +22,7 @@ ROOMS = {
     "vectors": ["documents", "storage", "registry", "formats"],
     "probes": ["data", "models", "capture", "directions", "readouts", "internals"],
     "merges": ["engine", "methods", "inputs", "recipes", "outputs"],
-    "steer": ["reports", "folding", "training", "evaluation", "experiments", "serving", "doctor", "cli"],
+    "steer": ["reports", "folding", "training", "evaluation", "store", "experiments", "serving", "doctor", "cli"],
     "steer/serving": ["engine", "http", "offline"],
 }
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from steer.experiments.specification import Arm
+from steer.store import layout, names
+from steer.store.using.resolver import resolver
 from vectors import fit
 from vectors.errors import SteerError
 from vectors.resolve import Resolver, compose, folder_resolver
@@ -22,7 +24,7 @@ def arms_of(
 ) -> tuple[tuple[Arm, ...], dict[str, SteeringVector], list[str], list[str]]:
     """(arms, vectors by name, problems, hints) of a document whose fields have the right types."""
     bindings = {name: folder / os.path.expanduser(path) for name, path in (values.get("vectors") or {}).items()}
-    searched = [folder_resolver(folder)] if resolvers is None else resolvers
+    searched = [resolver(folder), folder_resolver(folder)] if resolvers is None else resolvers
     arms: list[Arm] = []
     vectors: dict[str, SteeringVector] = {}
     problems: list[str] = []
@@ -32,12 +34,13 @@ def arms_of(
         arm = {key: value for key, value in (arm or {}).items() if value not in (None, "")}
         weight = arm.get("weight", 1 / len(given))
         weight = float(weight.strip(" %")) / 100 if isinstance(weight, str) else float(weight)
-        expression, digests, adapter = "", {}, ""
+        expression, digests, adapter, commit = "", {}, "", ""
         try:
             if "steer" in arm:
                 composition, named = compose(arm["steer"], bindings, resolvers=searched)
                 expression, digests = str(composition), {key: vector.digest for key, vector in named.items()}
                 vectors |= named
+                commit = "" if resolvers is not None else commit_of(arm["steer"], folder, bindings)
         except SteerError as error:
             problems += [f"arm {name}: {problem}" for problem in error.problems]
             hints.append(error.hint)
@@ -48,7 +51,9 @@ def arms_of(
                 problems.append(f"arm {name}: the adapter {arm['lora']} can't be read: {error.strerror}")
                 hints.append(f"an adapter is a folder with {' and '.join(ADAPTER)}")
         lora = str((folder / os.path.expanduser(arm["lora"])).absolute()) if "lora" in arm else ""
-        arms.append(Arm(name, weight, expression, digests, lora, adapter, arm.get("system", "")))
+        arms.append(
+            Arm(name, weight, expression, digests, lora, adapter, arm.get("system", ""), arm.get("steer", ""), commit)
+        )
     if len(given) < 2:
         problems.append(f"an experiment compares at least two arms, and this one has {len(given)}")
     plain = [
@@ -61,6 +66,13 @@ def arms_of(
         )
         hints.append("write control: {}")
     return tuple(arms), vectors, problems, hints
+
+
+def commit_of(text: str, folder: Path, bindings: Mapping[str, Any]) -> str:
+    """The commit of the version of the store that an expression is; empty where it is anything else."""
+    name = text.strip().strip("'\"")
+    store = layout.find(folder)
+    return "" if store is None or name in bindings else names.find(store, name) or ""
 
 
 def adapter_digest(folder: Path) -> str:

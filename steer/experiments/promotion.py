@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from sqlalchemy import Engine
 
 from steer.experiments.reporting.report import report
 from steer.experiments.specification import Arm, Experiment
 from steer.experiments.statistics.decision import Decision
+from steer.store import layout, names, referrers, refs
+from steer.store.history.walk import ancestors
+from steer.store.layout import Store
+from steer.store.objects.model import read_commit
+from steer.store.using import promote as promoting
+from vectors.errors import OutputError
+from vectors.storage.files import canonical_json
+
+
+class Moved(NamedTuple):
+    """An alias of the store, the commit that it points to now, and the one before."""
+
+    alias: str
+    commit: str
+    before: str | None
 
 
 def decision_of(engine: Engine, experiment: Experiment, version: int, arm: Arm) -> Decision:
@@ -28,21 +44,65 @@ def problem_of(decision: Decision, arm: Arm, experiment: Experiment) -> str | No
     return f"the experiment {experiment.name} does not decide for {arm.name}: {decision.state} ({decision.reason})"
 
 
-def lines_of(arm: Arm, experiment: Experiment, model: str) -> list[str]:
-    """The commands that serve the arm for all requests, and that bake it into the weights where that is possible."""
+def lines_of(arm: Arm, experiment: Experiment, model: str, version: str = "") -> list[str]:
+    """The commands that serve the arm for all requests, and that bake it into the weights where that is possible.
+
+    `version` is the name in the store that stands for the arm now, if one does.
+    """
     folder = experiment.file.parent
-    vectors = [f"--vector {shlex.quote(f'{name}={_file(experiment, folder, name)}')}" for name in arm.vectors]
+    files = {name: experiment.files.get(name, folder / f"{name}.safetensors") for name in arm.vectors}
+    # Vectors of the store have no file here: the expression names their version.
+    vectors = [f"--vector {shlex.quote(f'{name}={file}')}" for name, file in files.items() if file.is_file()]
     serve = f"steer serve {shlex.quote(model)}"
     if arm.plain:
         return [serve]
+    if version and not (arm.system or arm.lora):
+        return [f"steer serve {version}", f"steer bake {version} --model {shlex.quote(model)} -o {arm.name}-model/"]
     if arm.system:
         return [f"{serve}    # with this system prompt in every request: {shlex.quote(arm.system)}"]
     if arm.lora:
         return [f"{serve} -- --enable-lora --lora-modules {shlex.quote(f'{arm.name}={arm.lora}')}"]
-    named = " ".join([*vectors, f"--arm {shlex.quote(f'{arm.name}={arm.steer}')}"])
-    bake = f"steer bake {shlex.quote(arm.steer)} --model {shlex.quote(model)} {' '.join(vectors)} -o {arm.name}-model/"
+    named = " ".join([*vectors, f"--arm {shlex.quote(f'{arm.name}={arm.written}')}"])
+    bake = " ".join(
+        [f"steer bake {shlex.quote(arm.written)} --model {shlex.quote(model)}", *vectors, f"-o {arm.name}-model/"]
+    )
     return [f"{serve} {named}", bake]
 
 
-def _file(experiment: Experiment, folder: Path, name: str) -> Path:
-    return experiment.files.get(name, folder / f"{name}.safetensors")
+def move_alias(
+    experiment: Experiment, arm: Arm, label: str, command: str, found: Mapping[str, Any], *, force: bool = False
+) -> Moved | None:
+    """Point an alias to the version of the store that an arm is; None for an arm that is none.
+
+    The alias is one of the personality that the file names, or for a digest of the branch that holds the commit. What
+    `evals:` of the version asks for must be there, unless `force` is set. `found`, what was decided, is attached
+    to the composition. Raises OutputError.
+    """
+    if not arm.commit:
+        return None
+    store = layout.require(experiment.file.parent)
+    text = arm.written.strip().strip("'\"")
+    ref = names.ref_of(store, text)
+    known = ref is not None and refs.target(store, refs.branch(ref.name)) is not None
+    alias = refs.alias(ref.name if known and ref is not None else _branch(store, arm.commit), label)
+    before = refs.target(store, alias)
+    problems = [] if force else promoting.missing(store, arm.commit, False)
+    if problems:
+        raise OutputError(
+            problems, f"evaluate it: steer eval {text} --suite SUITE, or promote it nevertheless: --force"
+        )
+    if before != arm.commit:
+        refs.point(store, {alias: arm.commit}, command)
+    composition = read_commit(store, arm.commit).composition
+    referrers.attach(store, composition, referrers.EXPERIMENT, {"report.json": canonical_json(dict(found)).encode()})
+    return Moved(str(alias), arm.commit, before)
+
+
+def _branch(store: Store, commit: str) -> str:
+    """The branch whose history holds a commit, the current one before others."""
+    here = refs.current(store)
+    branches = {ref.name: digest for ref, digest in refs.every(store).items() if ref.kind == "branch"}
+    for name in sorted(branches, key=lambda each: (each != here, each)):
+        if commit in ancestors(store, branches[name]):
+            return name
+    return here

@@ -49,6 +49,8 @@ class Arm:
     lora: str = ""  # the adapter's folder
     lora_digest: str = ""
     system: str = ""
+    written: str = ""  # the expression as the file has it, which may name versions of the store
+    commit: str = ""  # where the expression is one version of the store: its commit
 
     @property
     def plain(self) -> bool:

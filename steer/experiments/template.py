@@ -17,8 +17,9 @@ _TEMPLATE = """\
 
 name: {name}            # what clients call as their model
 {model}
-# The arms. `steer` is an expression; `lora` the folder of an adapter; `system` a system prompt, the cheapest rival of a
-# vector. Exactly one arm, the control, has none of them. Give every arm a `weight` (they sum to 1), or none of them.
+# The arms. `steer` is an expression, which may name versions of the store: "'tone@champion'"; `lora` the folder of an
+# adapter; `system` a system prompt, the cheapest rival of a vector. Exactly one arm, the control, has none of them.
+# Give every arm a `weight` (they sum to 1), or none of them.
 arms:
 {arms}
 # The vectors that expressions name, as files relative to this one. NAME.safetensors beside this file needs no line.
@@ -74,6 +75,7 @@ class Draft:
     name: str
     file: str
     arms: Mapping[str, str]
+    versions: Mapping[str, str] = field(default_factory=dict)  # what arms that are commits of the store were called
     loras: Mapping[str, str] = field(default_factory=dict)
     systems: Mapping[str, str] = field(default_factory=dict)
     metric: str = "thumbs"
@@ -117,10 +119,16 @@ def written(draft: Draft) -> str:
 
 def _arms(draft: Draft) -> Sequence[str]:
     lines = [
-        f"  {name}: {{steer: {_quoted(text)}}}" if text else f"  {name}: {{}}" for name, text in draft.arms.items()
+        f"  {name}: {{steer: {_quoted(text)}}}{_comment(draft, name)}" if text else f"  {name}: {{}}"
+        for name, text in draft.arms.items()
     ]
     lines += [f"  {name}: {{lora: {_quoted(folder)}}}" for name, folder in draft.loras.items()]
     return [*lines, *(f"  {name}: {{system: {_quoted(text)}}}" for name, text in draft.systems.items())]
+
+
+def _comment(draft: Draft, name: str) -> str:
+    """What a commit was called, behind it."""
+    return f"   # {draft.versions[name]}" if name in draft.versions else ""
 
 
 def _quoted(text: str) -> str:

@@ -84,6 +84,8 @@ def scores_of(
         measure: (unit, {arm: [each[measure] for each in listed] for arm, listed in table.items()})
         for measure, unit in MEASURES.items()
     }
+    if all(value is None for listed in found["likelihood"][1].values() for value in listed):
+        del found["likelihood"]  # it was not asked for
     texts = [
         GeneratedText(inputs.prompts[row.prompt], each.text)
         for listed in answers.values()

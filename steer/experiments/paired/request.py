@@ -29,6 +29,9 @@ class Request:
     samples: int = option(1, help="Answers to each prompt, each with random numbers of its own.", low=1, high=1000)
     max_tokens: int = option(60, help="The most tokens of an answer.", low=1)
     temperature: float = option(0.7, help="The sampling temperature; 0 is greedy decoding.", low=0)
+    likelihood: bool = option(
+        True, help="Measure how likely the answers are under the unsteered model.", group="Scores and votes"
+    )
     scorer: tuple[str, ...] = option(
         (), help="A scorer of the answers: {names}, with its first setting; may be given several times.",
         names=_scorers, metavar="[NAME=]KIND:VALUE", group="Scores and votes",

@@ -63,7 +63,9 @@ def run(
 
 def _identity(inputs: Inputs, request: Request, engine: str) -> dict[str, Any]:
     """Everything that determines the answers."""
-    settings = {name: getattr(request, name) for name in ("samples", "max_tokens", "temperature", "seed", "dtype")}
+    settings = {
+        name: getattr(request, name) for name in ("samples", "max_tokens", "temperature", "likelihood", "seed", "dtype")
+    }
     return {
         "arms": {arm.name: arm.digest for arm in inputs.experiment.arms},
         "prompts": inputs.prompts_digest,

@@ -35,14 +35,14 @@ def write(inputs: Inputs, request: Request, on_event: OnEvent) -> dict[str, list
         model = loaded_arm(base, arms[0], request.device, request.dtype) if folder else base
         completions |= _written(model, arms, inputs, request, rows, on_event)
     written = {arm.name: completions[arm.name] for arm in inputs.arms}
-    scores = likelihoods(base, inputs, rows, written, on_event)
+    scores = likelihoods(base, inputs, rows, written if request.likelihood else {}, on_event)
     return {
         name: [
             Answer(
                 base.tokenizer.decode(list(each.completion_ids), skip_special_tokens=True).strip(),
                 list(each.completion_ids), score,
             )
-            for each, score in zip(listed, scores[name], strict=True)
+            for each, score in zip(listed, scores.get(name, [None] * len(rows)), strict=True)
         ]
         for name, listed in written.items()
     }  # fmt: skip

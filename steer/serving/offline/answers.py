@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from steer.evaluation.arms.arm import Arm
-from steer.experiments.paired.answers import Answer, rows_of, seed_of
+from steer.experiments.paired.answers import Answer, Row, rows_of, seed_of
 from steer.experiments.paired.inputs import Inputs
 from steer.experiments.paired.request import Request
 from steer.serving.offline.engine import OfflineEngine, offline_engine
@@ -26,26 +27,39 @@ def write(inputs: Inputs, request: Request, on_event: OnEvent) -> dict[str, list
 
 def _write(engine: OfflineEngine, inputs: Inputs, request: Request, on_event: OnEvent) -> dict[str, list[Answer]]:
     rows, tokenizer = rows_of(inputs, request), inputs.opened.tokenizer
-    texts = [
-        Text(inputs.prompt_ids[arm.system][row.prompt], 0, arm.composition, arm.vectors, _adapter(arm))
-        for arm in inputs.arms
-        for row in rows
-    ]
-    # The same seed for every arm: vLLM draws a request's tokens from a generator of its own.
-    seeds = [seed_of(row, request.seed) for _ in inputs.arms for row in rows] if request.temperature > 0 else []
+    written: dict[str, list[list[int]]] = {}
     engine.progress = lambda done, total: on_event(Event("writing answers", done, total, "answers"))
-    written = engine.generate(texts, request.max_tokens, temperature=request.temperature, seeds=seeds)
+    # On a CPU, vLLM 0.32 applies an adapter to every request of a batch, so each adapter has a batch of its own.
+    for adapter in dict.fromkeys(arm.model for arm in inputs.arms):
+        arms = [arm for arm in inputs.arms if arm.model == adapter]
+        texts = [_text(arm, inputs.prompt_ids[arm.system][row.prompt]) for arm in arms for row in rows]
+        # The same seed for every arm: vLLM draws a request's tokens from a generator of its own.
+        seeds = [seed_of(row, request.seed) for _ in arms for row in rows] if request.temperature > 0 else []
+        ids = engine.generate(texts, request.max_tokens, temperature=request.temperature, seeds=seeds)
+        written |= {arm.name: ids[i * len(rows) : (i + 1) * len(rows)] for i, arm in enumerate(arms)}
+    scores = _likelihoods(engine, inputs, rows, written, on_event) if request.likelihood else {}
+    return {
+        arm.name: [
+            Answer(tokenizer.decode(ids, skip_special_tokens=True).strip(), ids, scores.get((row.prompt, tuple(ids))))
+            for row, ids in zip(rows, written[arm.name], strict=True)
+        ]
+        for arm in inputs.arms
+    }
+
+
+def _likelihoods(
+    engine: OfflineEngine, inputs: Inputs, rows: Sequence[Row], written: Mapping[str, Sequence[Sequence[int]]],
+    on_event: OnEvent,
+) -> dict[tuple[int, tuple[int, ...]], float]:  # fmt: skip
+    """The mean log-likelihood of every answer under the model as it is, by prompt and answer; equal ones are one."""
     engine.progress = lambda done, total: on_event(Event("scoring answers", done, total, "answers"))
-    prompt_of = [row.prompt for _ in inputs.arms for row in rows]
-    keys = list(dict.fromkeys((prompt, tuple(ids)) for prompt, ids in zip(prompt_of, written, strict=True) if ids))
-    scored = engine.likelihoods([Text([*inputs.prompt_ids[None][prompt], *ids], len(ids)) for prompt, ids in keys])
-    likelihood = {key: sum(values) / len(values) for key, values in zip(keys, scored, strict=True)}
-    answers = [
-        Answer(tokenizer.decode(ids, skip_special_tokens=True).strip(), ids, likelihood.get((prompt, tuple(ids))))
-        for prompt, ids in zip(prompt_of, written, strict=True)
-    ]
-    return {arm.name: answers[i * len(rows) : (i + 1) * len(rows)] for i, arm in enumerate(inputs.arms)}
+    answers = dict.fromkeys(
+        (row.prompt, tuple(ids)) for listed in written.values() for row, ids in zip(rows, listed, strict=True) if ids
+    )
+    texts = [Text([*inputs.prompt_ids[None][prompt], *ids], len(ids)) for prompt, ids in answers]
+    found = engine.likelihoods(texts)
+    return {answer: sum(values) / len(values) for answer, values in zip(answers, found, strict=True)}
 
 
-def _adapter(arm: Arm) -> Path | None:
-    return None if arm.model is None else Path(arm.model)
+def _text(arm: Arm, ids: Sequence[int]) -> Text:
+    return Text(ids, 0, arm.composition, arm.vectors, None if arm.model is None else Path(arm.model))

@@ -55,18 +55,18 @@ def version_of(store: Store, text: str) -> Version:
     return Version(label, found.personality.base, Composition(terms), files, found.commit, found.composition)
 
 
-def resolver() -> Resolver:
-    """The versions of the store of the current folder, of which there may be none."""
+def resolver(folder: Path | None = None) -> Resolver:
+    """The versions of the store of a folder, by default the current one; there may be none."""
 
     def compound(text: str) -> Compound | None:
-        store = layout.find()
+        store = layout.find(folder)
         if store is None or names.find(store, text) is None:
             return None
         version = version_of(store, text)
         return Compound(version.composition, version.files)
 
     def known() -> list[str]:
-        store = layout.find()
+        store = layout.find(folder)
         return [] if store is None else [str(ref) for ref in refs.every(store)]
 
     return Resolver(lambda name: None, known, compound)

@@ -45,11 +45,19 @@ class Request(options.Force):
     model: str = option("", help="The model that is to be served: " + options.A_MODEL, complete="models")
 
 
+def _commit(text: str, folder: Path) -> str:
+    """The commit of the version of the store that an arm's expression is; empty where it is none."""
+    from steer.experiments.arms import commit_of
+
+    return commit_of(text, folder, {}) if text else ""
+
+
 @options.command(
     "init",
     summary="Write a commented experiment file to edit.",
     examples="""
     steer ab init tone.yaml --arm control= --arm friendly='1.2*warm' --metric thumbs
+    steer ab init tone.yaml --arm control= --arm now=tone@champion --arm next=tone
     steer ab init tone.yaml --arm control= --arm warm=warm --system prompt='You are warm.' --metric response_tokens
     """,
 )
@@ -61,9 +69,13 @@ def command(**values: Any) -> None:
 
     request = requests.build(Request, values)
     output.require_absent(request.file, request.force)
+    arms = request.arms or {"control": ""}
+    pinned = {name: digest for name, text in arms.items() if (digest := _commit(text, request.file.parent))}
     draft = template.Draft(
-        name=request.file.stem, file=str(request.file), arms=request.arms or {"control": ""}, loras=request.loras,
-        systems=request.systems, metric=request.metric, model=request.model,
+        name=request.file.stem, file=str(request.file),
+        arms={name: f"'{pinned[name]}'" if name in pinned else text for name, text in arms.items()},
+        versions={name: arms[name] for name in pinned}, loras=request.loras, systems=request.systems,
+        metric=request.metric, model=request.model,
     )  # fmt: skip
     write_atomically(request.file, template.written(draft).encode())
     out.result({"file": str(request.file), "name": draft.name}, lambda: out.line(f"wrote {request.file}"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from steer.cli import options, requests
+from steer.cli import options, requests, versions
 from steer.cli.commands.ab import _log
 from steer.cli.output import out
 from vectors.errors import SteerError, UsageError
@@ -17,6 +17,7 @@ class Request(_log.Named):
     """The arguments and options of `steer ab promote`."""
 
     arm: str = option(help="The arm to promote.", argument=True)
+    to: str = option("champion", help="The alias that moves, where the arm is a version of the store.", metavar="ALIAS")
     force: bool = option(False, help="Promote also where the experiment is unhealthy or undecided.")
     model: str = option("", help="The model that serves it: " + options.A_MODEL, complete="models")
 
@@ -33,7 +34,8 @@ class Request(_log.Named):
 def command(**values: Any) -> None:
     """Promote an arm that has won, and print the command that serves or bakes it.
 
-    Refused where the experiment is unhealthy or has not decided, unless --force is given. The log notes it.
+    Refused where the experiment is unhealthy or has not decided, unless --force is given. The log notes it. Where the
+    arm is a version of the store, its alias moves there (steer undo takes it back), and the decision is attached to it.
     """
     from steer.experiments import document, promotion
     from steer.experiments.storage import state
@@ -57,9 +59,20 @@ def command(**values: Any) -> None:
         if problem is not None and not request.force:
             raise SteerError(problem, "wait for the decision, or promote it nevertheless: --force")
         reason = f"{arm.name}: {decision.state}" + (" (forced)" if problem else "")
+        found = {"experiment": experiment.name, "version": version, "arm": arm.name, "digest": arm.digest}
+        found |= {"decision": decision.state, "reason": decision.reason, "forced": bool(problem)}
+        moved = promotion.move_alias(
+            experiment, arm, request.to, versions.typed(), {**found, "experiment_digest": experiment.digest},
+            force=request.force,
+        )  # fmt: skip
+        if moved is not None:
+            reason += f"; {moved.alias} is {moved.commit[7:15]}"
         write(log.engine, [("events", state.event(experiment.name, version, state.PROMOTED, reason=reason))])
-    lines = promotion.lines_of(arm, experiment, experiment.model or request.model or "MODEL")
-    data = {"experiment": experiment.name, "version": version, "arm": arm.name, "digest": arm.digest}
-    data |= {"decision": decision.state, "reason": decision.reason, "forced": bool(problem), "commands": lines}
+    model = experiment.model or request.model or "MODEL"
+    lines = promotion.lines_of(arm, experiment, model, "" if moved is None else moved.alias)
+    data = {**found, "commands": lines, "alias": None if moved is None else moved._asdict()}
     out.result(data, lambda: out.line("\n".join(lines)))
+    if moved is not None:
+        before = f", before it was {moved.before[7:15]}" if moved.before not in (None, moved.commit) else ""
+        out.say(f"{moved.alias} is {moved.commit[7:15]}{before}")
     out.say(f"promoted {arm.name}: {decision.state} ({decision.reason})")
