@@ -7,6 +7,7 @@ help:
 	@echo "make demo       extract a steering vector, validate it, try it, bake it, merge models, compare all results"
 	@echo "make test       run all tests; make test-fast leaves out the slow ones"
 	@echo "make test-v2    the tests of engines on vLLM's V2 runner, all of them: without a GPU some take minutes"
+	@echo "make load       experiments on a server under load: 500 requests, 32 at once, while databases, disks and servers fail"
 	@echo "make hostile    hours of trials: 10,000 requests to a server, signals at random moments, many processes at once;"
 	@echo "                TRIALS=--small for ten minutes, TRIALS='--only files' for one of processes, serving, serving-v2, files"
 	@echo "make vllm-changes  what the newest vLLM has changed about the methods that the plugin wraps (fails after a change)"
@@ -38,6 +39,9 @@ test-v2: setup triton
 test-fast: setup
 	$(PYTEST) -m "not slow"
 
+load: setup
+	STEER_TEST_LOAD=all .venv/bin/python -m pytest tests/steer/serving/http/test_experiments_live.py
+
 hostile: setup triton
 	.venv/bin/python tests/hostile/all_trials.py $(TRIALS)
 
@@ -60,4 +64,4 @@ clean:
 	rm -rf .venv build demo hostile-failures docs/_build docs/commands.md *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup triton demo test test-fast test-v2 hostile vllm-changes parity lint docs clean
+.PHONY: help setup triton demo test test-fast test-v2 load hostile vllm-changes parity lint docs clean

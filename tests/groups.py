@@ -14,6 +14,7 @@ ENGINES = (
 GROUPS = {
     "engines": [*(f"steer/serving/engine/test_{name}.py" for name in ENGINES), "steer/folding/test_fold_in_vllm.py"],
     "server": [f"steer/serving/http/test_{name}.py" for name in ("server", "server_live", "server_stops")],
+    "experiments under load": ["steer/serving/http/test_experiments_live.py"],
     "processes of training": ["steer/training/test_processes.py", "steer/training/test_resuming.py"],
     "bundled model": ["steer/test_real_model.py"],
 }

@@ -1,0 +1,268 @@
+"""Experiments on a real server under load: nothing is lost or doubled, whatever dies; and a verdict that is right.
+
+Here one engine serves as many requests as a verdict needs; `make load` sends 500, and ends the server in both ways.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import openai
+import postgres
+import pytest
+import sqlalchemy
+from engine_process import save_model
+from safetensors.torch import load_file
+from serve_process import Serving
+
+from steer.cli import run
+from steer.experiments import document, promotion
+from steer.experiments.storage.database import engine_of, open_log
+from steer.experiments.storage.tables import EXPOSURES, FEEDBACK
+from steer.experiments.storage.writer import recover
+from vectors.steering import SteeringVector
+
+pytestmark = pytest.mark.slow
+
+WHOLE = os.environ.get("STEER_TEST_LOAD") == "all"
+REQUESTS = 500 if WHOLE else 360  # of the experiment with a verdict: about 120 for each of three arms
+FEW = 150 if WHOLE else 72
+AT_ONCE = 32
+TOKENS = 8  # and up to two more, so that lengths vary in every run
+
+
+class Trial(NamedTuple):
+    """A running server with three experiments, its folder, and the PostgreSQL of one of them."""
+
+    server: Serving
+    folder: Path
+    database: postgres.Server
+
+
+def write_experiments(folder: Path, url: str) -> None:
+    """tone in PostgreSQL, with an arm that ends its answers at once and one like the control; small in SQLite."""
+    model = save_model(folder, "llama")
+    weights = load_file(next(model.glob("*.safetensors")))
+    end = weights["lm_head.weight"][2].float()  # the row of the token that ends an answer
+    SteeringVector({3: 400 * end / end.norm()}).save(folder / "end.safetensors")
+    generous = {"length_ratio": 100.0, "repetition": 1.0, "latency_p95": 100.0}
+    tone: dict[str, Any] = {
+        "metric": {"name": "response_tokens", "better": "lower", "smallest_effect": 1},
+        "secondary": [{"name": "thumbs"}],
+        "guardrails": generous, "arms": {"control": {}, "brief": {"steer": "end"}, "twin": {"steer": "0*warm"}},
+        "log": url,
+    }  # fmt: skip
+    small = {"metric": {"name": "thumbs"}, "arms": {"control": {}, "warm": {"steer": "warm"}}}
+    for name, values in {"tone": tone, "small": small}.items():
+        text = json.dumps({"name": name, "salt": f"{name}-salt", "unit": "user", **values})
+        (folder / f"{name}.yaml").write_text(text)
+
+
+def started(folder: Path) -> Serving:
+    server = Serving(folder, "--max-num-seqs", str(AT_ONCE), experiments=["tone.yaml", "small.yaml"])
+    server.wait()
+    return server
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
+    folder = tmp_path_factory.mktemp("experiments")
+    mounted = (
+        os.getuid() == 0
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder], capture_output=True
+        ).returncode
+    )
+    with postgres.running() as database:
+        try:
+            write_experiments(folder, database.new_log().replace("+psycopg", ""))
+            server = started(folder)
+            try:
+                yield Trial(server, folder, database)
+            finally:
+                server.close()
+        finally:
+            if mounted:
+                subprocess.run(["umount", "-l", folder], check=True)
+
+
+class Users:
+    """Simulated users of an experiment, through OpenAI's client. `received` are the ids of whole answers."""
+
+    def __init__(self, server: Serving, model: str) -> None:
+        self.server, self.model = server, model
+        self.received: list[str] = []
+        self.failed = 0
+
+    def run(self, count: int, *, first: int = 0, **events: Any) -> None:
+        """`count` requests, `AT_ONCE` at a time; `events` are functions to run after so many answers (`after_10=f`)."""
+        asyncio.run(
+            self._run(range(first, first + count), {int(k.removeprefix("after_")): f for k, f in events.items()})
+        )
+
+    async def _run(self, numbers: range, events: dict[int, Any]) -> None:
+        client = openai.AsyncOpenAI(
+            base_url=f"http://127.0.0.1:{self.server.port}/v1", api_key="none", max_retries=0, timeout=120
+        )
+        gate, done = asyncio.Semaphore(AT_ONCE), 0
+
+        async def one(number: int) -> None:
+            nonlocal done
+            async with gate:
+                try:
+                    self.received.append(await self._ask(client, number))
+                except openai.OpenAIError:
+                    self.failed += 1
+                done += 1
+                if done in events:
+                    await asyncio.to_thread(events[done])
+
+        async with client:
+            await asyncio.gather(*(one(number) for number in numbers))
+
+    async def _ask(self, client: openai.AsyncOpenAI, number: int) -> str:
+        """One request, every third one streamed; the id of the answer once it is whole."""
+        options: Any = {
+            "model": self.model, "max_tokens": TOKENS + number % 3, "user": f"user {number}",
+            "messages": [{"role": "user", "content": f"word {number}"}],
+        }  # fmt: skip
+        if number % 3:
+            return (await client.chat.completions.create(**options)).id
+        found = ""
+        async for chunk in await client.chat.completions.create(stream=True, **options):
+            found = chunk.id or found
+        return found
+
+
+def recorded(folder: Path, name: str) -> Counter[str]:
+    """How often each whole answer stands in the log; one that was cut off may have no id."""
+    engine = engine_of(document.address(str(folder / f"{name}.yaml")).log)
+    with engine.connect() as connection:
+        whole = sqlalchemy.select(EXPOSURES.c.response).where(EXPOSURES.c.response.is_not(None))
+        found = Counter(connection.execute(whole).scalars())
+    engine.dispose()
+    return found
+
+
+def log_of(trial: Trial, name: str) -> dict[str, Any]:
+    """How the log of an experiment is doing."""
+    log: dict[str, Any] = trial.server.call("GET", "/steer/experiments")[2]["experiments"][name]["log"]
+    return log
+
+
+def wait_for(trial: Trial, name: str, seconds: float = 60) -> dict[str, Any]:
+    """The state of an experiment once nothing waits for its log."""
+    end = time.monotonic() + seconds
+    while True:
+        state: dict[str, Any] = trial.server.call("GET", "/steer/experiments")[2]["experiments"][name]
+        if not state["log"]["waiting"]:
+            return state
+        assert time.monotonic() < end, state
+        time.sleep(0.2)
+
+
+def test_nothing_is_lost_or_doubled_when_postgresql_is_killed_in_the_middle(trial: Trial) -> None:
+    users, seen = Users(trial.server, "tone"), list[dict[str, Any]]()
+    users.run(
+        REQUESTS,
+        after_100=trial.database.kill,
+        after_245=lambda: seen.append(log_of(trial, "tone")),
+        after_250=trial.database.start,
+    )
+    assert (len(users.received), users.failed) == (REQUESTS, 0)  # requests never noticed
+    assert seen[0]["waiting"] > 0
+    assert wait_for(trial, "tone")["log"] == {"waiting": 0, "dropped": 0, "away": None}
+    assert recorded(trial.folder, "tone") == Counter(users.received)
+
+
+def test_nothing_is_lost_while_the_disk_is_full(trial: Trial) -> None:
+    free = os.statvfs(trial.folder)
+    if free.f_blocks * free.f_frsize > 64 << 20:
+        pytest.skip("only root may mount a small file system")
+    users, filler = Users(trial.server, "small"), trial.folder / "filler"
+
+    def fill() -> None:
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(b"x" * 4096)
+
+    seen: list[dict[str, Any]] = []
+    users.run(FEW, after_15=fill, after_45=lambda: seen.append(log_of(trial, "small")), after_50=filler.unlink)
+    assert (len(users.received), users.failed) == (FEW, 0)
+    assert seen[0]["waiting"] > 0
+    assert wait_for(trial, "small")["log"]["dropped"] == 0
+    assert recorded(trial.folder, "small") == Counter(users.received)
+
+
+def test_the_verdict_is_ship_for_the_arm_that_is_better_and_no_difference_for_its_twin(trial: Trial) -> None:
+    """On the answers of the first test, whose database was killed meanwhile."""
+    experiment = document.read(trial.folder / "tone.yaml")
+    engine = open_log(experiment.log)
+    found = {arm.name: promotion.decision_of(engine, experiment, 1, arm) for arm in experiment.arms if not arm.plain}
+    engine.dispose()
+    assert {name: decision.state for name, decision in found.items()} == {"brief": "ship", "twin": "no difference"}, (
+        found
+    )
+
+
+def test_a_stop_sends_new_users_to_the_control(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(trial.folder)
+    assert run(["ab", "stop", "small", "--json"]) == 0
+    end = time.monotonic() + 20
+    while not trial.server.call("GET", "/steer/experiments")[2]["experiments"]["small"]["stopped"]:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    body = {"model": "small", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+    for i in range(12):
+        _, headers, _ = trial.server.call("POST", "/v1/chat/completions", {**body, "user": f"new {i}"})
+        assert (headers["x-steer-arm"], headers["x-steer-unit"]) == ("small:control", "user; stopped")
+
+
+def test_what_was_answered_is_in_the_log_after_a_kill(trial: Trial) -> None:
+    """Last: it ends the server, by SIGKILL, and where the whole trial is asked for, started again, by SIGTERM."""
+    server = trial.server
+    for number in (signal.SIGKILL, signal.SIGTERM)[: 1 + WHOLE]:
+        if server.process.poll() is not None:
+            server.close()
+            server = started(trial.folder)
+        before = recorded(trial.folder, "tone")
+        trial.database.kill()  # so that the journal holds what was answered
+        users, acknowledged = Users(server, "tone"), []
+
+        def end(server: Serving = server, users: Users = users, number: int = number, said: Any = acknowledged) -> None:
+            for response in users.received[-5:]:
+                body = {"response_id": response, "metric": "thumbs", "value": True}
+                status, _, answer = server.call("POST", "/v1/feedback", body)
+                assert status == 200
+                said.append(answer["id"])
+            (api,) = _servers(server.process.pid)
+            os.kill(api, number)
+
+        users.run(FEW, first=10_000 * number, after_40=end)
+        server.process.wait(60)
+        trial.database.start()
+        engine = open_log(document.address(str(trial.folder / "tone.yaml")).log)
+        recover(engine, trial.folder / "tone.journal")
+        now = recorded(trial.folder, "tone") - before
+        assert set(users.received) <= set(now)
+        assert set(now.values()) == {1}
+        with engine.connect() as connection:
+            assert set(acknowledged) <= set(connection.execute(sqlalchemy.select(FEEDBACK.c.id)).scalars())
+        engine.dispose()
+    server.close()
+
+
+def _servers(launcher: int) -> list[int]:
+    """The children of `steer serve`: the API server."""
+    found = subprocess.run(["ps", "--ppid", str(launcher), "-o", "pid="], capture_output=True, text=True, check=True)
+    return [int(word) for word in found.stdout.split()]
