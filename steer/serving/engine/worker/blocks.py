@@ -130,7 +130,7 @@ def _and_read(add: Add) -> Add:
 
     def add_and_read(block: Any, half: Tensor, other: Tensor | None) -> Tensor:
         result = add(block, half, other)
-        read(block, result if other is None else result + other, block.steer_slots)
+        read(block, result, other, block.steer_slots)
         return result
 
     return add_and_read

@@ -22,16 +22,14 @@ from torch import Tensor, nn
 
 from steer.serving.engine.bounds import GATED_PHASES
 from steer.serving.engine.phases import gated_sets, gates
+from steer.serving.engine.worker import gate_kernels
 from vectors.expression import Composition
 from vectors.probe import Readout
 
 Reading = tuple[int, Readout]  # a layer, and what is read there
 
-ACTS, DECIDES, COUNTS = (
-    1,
-    2,
-    4,
-)  # what a token does: gates choose its slot, it decides, it is computed for the first time
+# What a token does: gates choose its slot, it decides, it is computed for the first time.
+ACTS, DECIDES, COUNTS = 1, 2, 4
 # A gate is decided once; it is open below the threshold, not above; it is open at the threshold too.
 ONCE, BELOW, EQUAL = 1, 2, 4
 _MODES = {">": 0, ">=": EQUAL, "<": BELOW, "<=": BELOW | EQUAL}
@@ -155,10 +153,14 @@ def _copy(tensor: Tensor) -> np.ndarray:
     return copy.copy_(tensor, non_blocking=True).numpy()
 
 
-def read(block: Any, stream: Tensor, slots: Tensor) -> None:
-    """Let the gates of a block that has joined a table read the stream [tokens, hidden], and change the `slots`."""
+def read(block: Any, half: Tensor, other: Tensor | None, slots: Tensor) -> None:
+    """Let the gates of a block that has joined a table read the stream, and change the `slots`.
+
+    The stream is `half`, or `half + other`, [tokens, hidden] each.
+    """
     torch.ops.steer.gate(
-        stream.to(torch.float32),
+        half,
+        other,
         block.steer_layer,
         block.steer_gate_weights,
         block.steer_gate_limits,
@@ -174,7 +176,8 @@ def read(block: Any, stream: Tensor, slots: Tensor) -> None:
 
 
 def _gate(
-    stream: Tensor,
+    half: Tensor,
+    other: Tensor | None,
     layer: int,
     weights: Tensor,
     limits: Tensor,
@@ -187,14 +190,15 @@ def _gate(
     counts: Tensor,
     slots: Tensor,
 ) -> None:
-    """Read the stream [tokens, hidden], float32, at a layer; the tensors are those of GateTable, and the tokens' slots.
+    """Read the stream at a layer, in the model's dtype; the tensors are those of GateTable, and the tokens' slots.
 
-    It changes the last four.
+    It changes the last four. On a GPU `gate_kernels.gate` does the same.
     """
-    count = stream.shape[0]
+    count = half.shape[0]
     plan, row, does = tokens[:count].unbind(1)
-    if stream.device.type == "cpu" and not bool(plan.any()):
-        return  # which would make the host wait for a GPU
+    if not bool(plan.any()):
+        return
+    stream = (half if other is None else half + other).to(torch.float32)
     acts, counted = (does & ACTS) != 0, (does & COUNTS) != 0
     nobody = torch.zeros_like(row)
     bits = open_gates[:count].clone()
@@ -226,8 +230,10 @@ def _gate(
 
 _LIBRARY = torch.library.Library("steer", "FRAGMENT")
 _LIBRARY.define(
-    "gate(Tensor stream, int layer, Tensor weights, Tensor limits, Tensor modes, Tensor ends, Tensor choices, "
-    "Tensor tokens, Tensor(a!) open_gates, Tensor(b!) values, Tensor(c!) counts, Tensor(d!) slots) -> ()"
+    "gate(Tensor half, Tensor? other, int layer, Tensor weights, Tensor limits, Tensor modes, Tensor ends, "
+    "Tensor choices, Tensor tokens, Tensor(a!) open_gates, Tensor(b!) values, Tensor(c!) counts, Tensor(d!) slots"
+    ") -> ()"
 )
-_LIBRARY.impl("gate", _gate, "CompositeExplicitAutograd")
+_LIBRARY.impl("gate", _gate, "CPU")
+_LIBRARY.impl("gate", gate_kernels.gate, "CUDA")
 torch.library.register_fake("steer::gate", lambda *_: None, lib=_LIBRARY)

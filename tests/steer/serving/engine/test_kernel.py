@@ -1,4 +1,4 @@
-"""The kernel for GPUs computes what the plain tensor code computes; without a GPU, in Triton's interpreter."""
+"""The kernels for GPUs compute what the plain tensor code computes; without a GPU, in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from engine_process import NO_V2, environment_of
 
-from steer.serving.engine.worker import blocks, kernel
+from steer.serving.engine.worker import blocks, gate_kernels, gates, kernel
 
 SLOTS, TOKENS = 7, 13
 
@@ -50,23 +50,67 @@ def compare(device: str) -> int:
     return cases
 
 
+def compare_gates(device: str) -> int:
+    """Compare random gates, plans and tokens, two layers one after the other; return the number of cases."""
+    cases, generator = 0, torch.Generator().manual_seed(1)
+
+    def draw(low: int, high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(low, high, shape, generator=generator, dtype=torch.int32)
+
+    plans, rows, count, hidden = 6, 9, 150, 40  # two programs of the second kernel
+    for number, is_sum in ((1, False), (2, True), (2, False)):
+        table = {
+            "weights": torch.randn(number, plans, hidden, generator=generator),
+            "limits": torch.randn(number, plans, 2, generator=generator),
+            "modes": torch.stack([draw(-1, 2, number, plans), draw(0, 8, number, plans)], -1),
+            "ends": torch.stack([draw(-1, 2, plans), draw(0, 2, plans)], -1),
+            "choices": draw(0, 50, plans, 1 << number),
+            "tokens": torch.stack([draw(0, plans, count), draw(1, rows, count), draw(0, 8, count)], -1),
+            "open": draw(0, 1 << number, count),
+            "values": torch.randn(number, rows, generator=generator),
+            "counts": draw(0, 5, rows, 4 << number),
+            "slots": draw(0, 50, count + 7),
+        }
+        table["modes"][:, 0] = -1  # plan 0 is that of tokens without gates
+        deciding = set()
+        for token in table["tokens"]:  # of each request one token decides at most
+            if int(token[2]) & gates.DECIDES and int(token[1]) in deciding:
+                token[2] &= ~gates.DECIDES
+            deciding.add(int(token[1]))
+        half, other = (torch.randn(count, hidden, generator=generator) for _ in range(2))
+        second = other if is_sum else None
+        expected = {name: each.clone() for name, each in table.items()}
+        found = {name: each.clone().to(device) for name, each in table.items()}
+        for layer in (0, 1):
+            gates._gate(half, second, layer, *expected.values())
+            there = half.to(device), None if second is None else second.to(device)
+            gate_kernels.gate(*there, layer, *found.values())
+        for name in ("open", "slots"):
+            assert torch.equal(found[name].cpu(), expected[name]), name
+        assert torch.equal(found["counts"].cpu()[1:], expected["counts"][1:])  # row 0 is nobody's
+        torch.testing.assert_close(found["values"].cpu()[:, 1:], expected["values"][:, 1:], rtol=1e-5, atol=1e-5)
+        assert not torch.equal(expected["slots"], table["slots"])
+        cases += 1
+    return cases
+
+
 @pytest.mark.slow
-def test_the_kernel_equals_the_tensor_code_and_leaves_slot_0_as_it_is() -> None:
+def test_the_kernels_equal_the_tensor_code_and_leave_slot_0_as_it_is() -> None:
     if torch.cuda.is_available():
-        assert compare("cuda") == 18
+        assert (compare("cuda"), compare_gates("cuda")) == (18, 3)
         return
     environment = environment_of("v2")
     if environment is None:
         pytest.skip(NO_V2)
     path = os.pathsep.join([environment["PYTHONPATH"], *sys.path, str(Path(__file__).parent)])
     child = subprocess.run(
-        [sys.executable, "-c", "import test_kernel; print(test_kernel.compare('cpu'))"],
+        [sys.executable, "-c", "import test_kernel as t; print(t.compare('cpu'), t.compare_gates('cpu'))"],
         env={**os.environ, **environment, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert child.stdout.strip() == "18", child.stderr[-2000:]
+    assert child.stdout.split() == ["18", "3"], child.stderr[-2000:]
 
 
 def test_no_token_needs_no_launch() -> None:
