@@ -36,11 +36,13 @@ def show(result: Result, target: Path, folder: Path, written: str, model: str) -
         f"{margin:.3f} at {multiple:g}" for multiple, margin in zip(test["multiples"], test["margins"], strict=True)
     )
     out.line(f"\nrecommended: strength {recommended['strength']:g}: {recommended['reason']}")
-    out.line(f"test margin by multiple of the strength: {steps}")
+    out.line(f"test {result.swept.metric} by multiple of the strength: {steps}")
     if test["verdict"] == "too few items to say":
         out.line(f"verdict: {counts['test']} test items are too few to say")
     else:
-        out.line(f"verdict: the point {test['verdict']} the test items")
+        out.line(
+            f"verdict: the point {test['verdict']} the test items; `steer eval` says if more than control vectors do"
+        )
     if result.swept.learning:
         out.line()
         out.table(

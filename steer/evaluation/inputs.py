@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 from probes.data import overlap, prompts
-from probes.data.examples import Example
 from probes.data.reading import Contrast, read
 from probes.models.loading import OpenedModel, choose_device, choose_dtype, open_model
 from probes.models.residual import text_part
@@ -18,7 +16,7 @@ from steer.evaluation.arms.subjects import Subject, base_reference, subjects_of
 from steer.evaluation.exports import harness_vector
 from steer.evaluation.planning import contrast_of
 from steer.evaluation.request import CONTROL_NAMES, Request
-from steer.evaluation.suites.items import Choice, Item, Pair, Suite
+from steer.evaluation.suites.items import Choice, Item, Suite, examples_of
 from steer.evaluation.suites.reading import Sources, read_suite
 from steer.evaluation.suites.sides import chosen
 from steer.evaluation.text_scores import Requested, read_requested
@@ -31,7 +29,6 @@ from vectors.storage.folders import require_free_output
 
 NEUTRAL = 12  # built-in neutral prompts that are continued
 ANSWERED = 10  # prompts that are answered where the suite has none
-_QUOTED = re.compile(r'"([\s\S]+)"')
 
 
 class Inputs(NamedTuple):
@@ -148,25 +145,13 @@ def overlaps(subject: Subject, items: Sequence[Item]) -> list[str]:
     sentences = []
     for name, vector in subject.arm.vectors.items():
         data = vector.metadata.get("data")
-        seen = [item for item in items if overlap.recorded_examples(data, _examples(item))]
+        seen = [item for item in items if overlap.recorded_examples(data, examples_of(item))]
         if seen:
             sentences.append(
                 f"{len(seen)} of the {len(items)} test items are among the examples that {name} was extracted from "
                 f"(the first: {_shown(seen[0])!r})"
             )
     return sentences
-
-
-def _examples(item: Item) -> list[Example]:
-    """The examples that an item holds: of a choice also the statement that its question quotes."""
-    if isinstance(item, Pair):
-        return [item.positive, item.negative]
-    quoted = _QUOTED.search(item.question)
-    return [
-        *(Example(option, item.question) for option in item.options),
-        Example(item.question),
-        *([Example(quoted[1])] if quoted else []),
-    ]
 
 
 def _shown(item: Item) -> str:

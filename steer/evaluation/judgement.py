@@ -13,9 +13,7 @@ from probes.statistics.slopes import Slopes, distribution, slopes, spearman
 from probes.statistics.verdict import Outcome, Verdict, verdict
 from steer.evaluation.measuring.divergences import Divergence
 from steer.evaluation.planning import Plan
-from steer.evaluation.suites.items import Item, Pair, groups_of, is_grouped
-
-UNITS = {"margin": "nats per token", "log-odds": "nats"}
+from steer.evaluation.suites.items import UNITS, Item, groups_of, is_grouped, metric_of
 
 
 class Metric(NamedTuple):
@@ -58,10 +56,10 @@ def metrics_of(items: Sequence[Item]) -> list[Metric]:
     """The metrics that these items have: `margin` of pairs, `log-odds` of choices."""
     grouped, groups = is_grouped(items), groups_of(items)
     metrics = []
-    for name, kind in (("margin", True), ("log-odds", False)):
-        columns = [index for index, item in enumerate(items) if isinstance(item, Pair) == kind]
+    for name, unit in UNITS.items():
+        columns = [index for index, item in enumerate(items) if metric_of(item) == name]
         if columns:
-            metrics.append(Metric(name, UNITS[name], columns, [groups[c] for c in columns] if grouped else None))
+            metrics.append(Metric(name, unit, columns, [groups[c] for c in columns] if grouped else None))
     return metrics
 
 

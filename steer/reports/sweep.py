@@ -40,23 +40,23 @@ def html(report: Mapping[str, Any], record: str) -> str:
     else:
         verdict = f"<p>{escaping.escape(report['recommended']['reason'])}.</p>" + page.table(
             ["multiple of the strength", *(f"{each:g}" for each in test["multiples"])],
-            [["test margin (nats per token)", *(f"{each:.4f}" for each in test["margins"])]],
+            [[f"test {report['metric']} ({report['unit']})", *(f"{each:.4f}" for each in test["margins"])]],
         )
     body = [
         verdict,
         "<h2>Effect against cost</h2>",
-        frontier(points, chosen, budget),
+        frontier(points, chosen, budget, report["unit"]),
         "<h2>Effect by layer and strength</h2>",
         heat_map(points, chosen),
     ]
     if report["learning"]:
-        body += ["<h2>How many examples it needs</h2>", learning_curve(report["learning"])]
+        body += ["<h2>How many examples it needs</h2>", learning_curve(report["learning"], report["unit"])]
     body += [
         "<h2>All points</h2>",
         page.table(COLUMNS, rows(points)),
         page.notes(
             [
-                f"The effect is the rise of the mean figure of {counts['dev']} development items, in nats per token; "
+                f"The effect is the rise of the mean figure of {counts['dev']} development items, in {report['unit']}; "
                 f"the test figures are of {counts['test']} other items, measured at the chosen point alone.",
                 "The cost is the 95th percentile of KL(unsteered || steered) over the tokens of what the unsteered "
                 f"model wrote after {counts['neutral']} neutral prompts. The search spends a little less than the "
@@ -69,7 +69,7 @@ def html(report: Mapping[str, Any], record: str) -> str:
     return page.page("Sweep", "".join(body), record)
 
 
-def frontier(points: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any] | None, budget: float) -> str:
+def frontier(points: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any] | None, budget: float, unit: str) -> str:
     """Effect against cost, one dot for each point, as SVG; the budget is the dashed line."""
     drawn = [each for each in points if each["p95"] > 0]
     if not drawn:
@@ -77,7 +77,7 @@ def frontier(points: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any] | No
     right = 1.1 * max(budget, *(each["p95"] for each in drawn))
     low, high = _range([each["effect"] for each in drawn])
     x, y = _scale(0, right, LEFT, WIDTH - 12), _scale(low, high, HEIGHT - BOTTOM, TOP)
-    parts = [_axes(x, y, (0, right), (low, high), "p95 KL on neutral text (nats)", "effect (nats per token)")]
+    parts = [_axes(x, y, (0, right), (low, high), "p95 KL on neutral text (nats)", f"effect ({unit})")]
     parts.append(
         f"<line x1='{x(budget):.1f}' x2='{x(budget):.1f}' y1='{TOP}' y2='{HEIGHT - BOTTOM}' stroke='#c33' "
         "stroke-dasharray='5 4'/>"
@@ -144,14 +144,14 @@ def heat_map(points: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any] | No
     return _svg(parts, "Effect by layer and strength", bottom + 10)
 
 
-def learning_curve(learning: Sequence[Mapping[str, Any]]) -> str:
+def learning_curve(learning: Sequence[Mapping[str, Any]], unit: str) -> str:
     """The effect by the number of examples, with its interval, as SVG."""
     values = [v for each in learning for v in (each["effect"], each["low"], each["high"]) if _finite(v)]
     sizes = [each["examples"] for each in learning]
     low, high = _range([0.0, *values])
     x = _scale(math.log(min(sizes)) - 0.2, math.log(max(sizes)) + 0.2, LEFT, WIDTH - 12)
     y = _scale(low, high, HEIGHT - BOTTOM, TOP)
-    parts = [_axes(x, y, None, (low, high), "examples of each class", "effect (nats per token)")]
+    parts = [_axes(x, y, None, (low, high), "examples of each class", f"effect ({unit})")]
     line = " ".join(f"{x(math.log(each['examples'])):.1f},{y(each['effect']):.1f}" for each in learning)
     parts.append(f"<polyline points='{line}' fill='none' stroke='#27c' stroke-width='2'/>")
     for each in learning:

@@ -57,6 +57,9 @@ class Request(options.AnyBase, options.Devices, options.Spread, options.Seeded):
     pos: Path | None = option(None, help="Examples that show the behaviour, which the vector was not extracted from.")
     neg: Path | None = option(None, help="Examples that show the opposite behaviour.")
     pairs: Path | None = option(None, help="One file that holds both classes, instead of --pos and --neg.")
+    choices: Path | None = option(
+        None, help="Multiple-choice questions in the yes/no persona format or the A/B format of CAA, instead of pairs."
+    )
     neutral: Path | None = option(
         None, help="Neutral prompts, on whose continuations the cost is measured.", default_text="built-in prompts"
     )
@@ -119,10 +122,10 @@ def command(**values: Any) -> None:
     with out.progress() as on_event:
         result = sweep(
             request.vector, suite=request.suite, pos=request.pos, neg=request.neg, pairs=request.pairs,
-            neutral=request.neutral, layers=request.layers, strengths=strengths, methods=names(request.methods or ""),
-            examples=examples, budget_kl=request.budget_kl, report=folder, model=request.model,
-            allow_overlap=request.allow_overlap, any_base=request.any_base, device=request.device,
-            dtype=request.dtype, ray=request.ray, seed=request.seed, on_event=on_event,
+            choices=request.choices, neutral=request.neutral, layers=request.layers, strengths=strengths,
+            methods=names(request.methods or ""), examples=examples, budget_kl=request.budget_kl,
+            report=folder, model=request.model, allow_overlap=request.allow_overlap, any_base=request.any_base,
+            device=request.device, dtype=request.dtype, ray=request.ray, seed=request.seed, on_event=on_event,
         )  # fmt: skip
     out.say(output.replacing(target))
     finish(result, target, folder, request.model or "")

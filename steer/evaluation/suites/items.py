@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -51,6 +52,8 @@ class Prompt(NamedTuple):
 
 
 Item = Pair | Choice
+UNITS = {"margin": "nats per token", "log-odds": "nats"}  # of the figures of pairs and of choices
+_QUOTED = re.compile(r'"([\s\S]+)"')
 
 
 @dataclass(frozen=True)
@@ -80,3 +83,20 @@ def groups_of(items: Sequence[Item]) -> list[str]:
 def is_grouped(items: Sequence[Item]) -> bool:
     """Whether any item carries a group, so that items are resampled in clusters."""
     return any(item.group for item in items)
+
+
+def metric_of(item: Item) -> str:
+    """The name of an item's figure."""
+    return "margin" if isinstance(item, Pair) else "log-odds"
+
+
+def examples_of(item: Item) -> list[Example]:
+    """The examples that an item holds: of a choice also the statement that its question quotes."""
+    if isinstance(item, Pair):
+        return [item.positive, item.negative]
+    quoted = _QUOTED.search(item.question)
+    return [
+        *(Example(option, item.question) for option in item.options),
+        Example(item.question),
+        *([Example(quoted[1])] if quoted else []),
+    ]

@@ -15,7 +15,7 @@ from probes.directions.plan import plan
 from probes.directions.pooled import pooled_examples
 from probes.models.loading import LoadedModel, load, open_model
 from steer.cluster import cluster, require_cluster
-from steer.evaluation.suites.items import Pair
+from steer.evaluation.suites.items import examples_of
 from steer.evaluation.suites.reading import Sources, read_suite
 from steer.evaluation.suites.sides import chosen as chosen_items
 from steer.evaluation.sweeping import record
@@ -39,6 +39,7 @@ def sweep(
     pos: str | Path | None = None,
     neg: str | Path | None = None,
     pairs: str | Path | None = None,
+    choices: str | Path | None = None,
     suite: str | Path | None = None,
     neutral: str | Path | None = None,
     layers: str = "auto",
@@ -59,7 +60,8 @@ def sweep(
 ) -> Result:
     """Find the layer, strength and method that steer most within a budget: what `steer sweep` does.
 
-    Items come from `suite`, or from files of examples as `steer.extract` takes. `layers` is "auto", "all" or a list
+    Items come from `suite`, from files of examples as `steer.extract` takes, or from `choices` (as `steer.evaluate`
+    takes). `layers` is "auto", "all" or a list
     such as "8-20,10+14,8..12"; `strengths` a grid, else each candidate is tried at the greatest strength whose KL on
     neutral text (nats, 95th percentile per token) is within `budget_kl`. `methods` are extraction methods to compare,
     and `examples` the sizes of a learning curve: both extract anew from a part of the files. The vector of the result
@@ -83,8 +85,10 @@ def sweep(
         layers=layers, strengths=tuple(strengths), examples=tuple(examples), budget=budget_kl, seed=seed,
         any_base=any_base, folder=None if report is None else Path(report),
     )  # fmt: skip
-    paths = [None if each is None else Path(each) for each in (suite, pos, neg, pairs, neutral)]
-    sources = Sources(suite=paths[0], pos=paths[1], neg=paths[2], pairs=paths[3], neutral=paths[4])
+    paths = [None if each is None else Path(each) for each in (suite, pos, neg, pairs, choices, neutral)]
+    sources = Sources(
+        suite=paths[0], pos=paths[1], neg=paths[2], pairs=paths[3], choices=paths[4], neutral=paths[5]
+    )  # fmt: skip
     result = sweep_vector(
         vector, sources, settings, model=model, methods=methods, allow_overlap=allow_overlap, device=device,
         dtype=dtype, ray=ray, on_event=on_event,
@@ -124,10 +128,9 @@ def sweep_vector(
             ray=ray, on_event=on_event,
         )  # fmt: skip
     suite = read_suite(sources, settings.seed)
-    items = [item for item in suite.items if isinstance(item, Pair)]
     known = overlap.recorded_examples(
         loaded_vector.metadata.get("data", {}),
-        [example for item in items for example in (item.positive, item.negative)],
+        [example for item in suite.items for example in examples_of(item)],
     )
     if known and not allow_overlap:
         raise ExampleError(

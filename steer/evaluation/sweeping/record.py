@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from probes.models.loading import LoadedModel
+from steer.evaluation.suites.items import UNITS
 from steer.evaluation.sweeping.request import Settings, Source
 from steer.evaluation.sweeping.sweep import Swept, digest_of
 from steer.reports import sweep as page
@@ -41,6 +42,8 @@ def result(swept: Swept, vector: SteeringVector, source: Source, settings: Setti
         "test": swept.test,
         "learning": swept.learning,
         "counts": swept.counts,
+        "metric": swept.metric,
+        "unit": UNITS[swept.metric],
     }
     digest = digest_of(finite(config), finite(inputs), finite(metrics))
     report = {"digest": digest, "config": config, "inputs": inputs, **metrics}
@@ -62,13 +65,13 @@ def recommendation(swept: Swept, budget: float) -> dict[str, Any]:
     layers = list(point.candidate.layers)
     reason = (
         f"{point.candidate.method} at layer {spans(layers)} has the largest effect on {swept.counts['dev']} "
-        f"development items ({point.effect:+.3g} nats per token) of {len(swept.points)} points, of those within the "
-        f"budget of {budget:g} nats; on {swept.counts['test']} test items {test['effect']:+.3g} "
+        f"development items ({point.effect:+.3g} {UNITS[swept.metric]}) of {len(swept.points)} points, of those within "
+        f"the budget of {budget:g} nats; on {swept.counts['test']} test items {test['effect']:+.3g} "
         f"({test['low']:+.3g} to {test['high']:+.3g}), at {test['p95']:.2g} nats on neutral text "
         "(95th percentile of the KL divergence)"
     )
     if not test["steady"]:
-        reason += "; but from -2 to 2 times the strength the test margin does not rise throughout"
+        reason += f"; but from -2 to 2 times the strength the test {swept.metric} does not rise throughout"
     return {"layers": layers, "strength": point.strength, "reason": reason}
 
 

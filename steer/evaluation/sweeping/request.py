@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from probes.arms import BUDGET
 from probes.data import prompts as everyday
-from steer.evaluation.suites.items import Item
+from steer.evaluation.suites.items import Item, metric_of
 from steer.evaluation.sweeping.measured import Candidate
 from vectors.errors import UsageError
 
@@ -53,7 +53,11 @@ class Sides(NamedTuple):
 
 
 def sides_of(dev: Sequence[Item], test: Sequence[Item], neutral: Sequence[str]) -> Sides:
-    """The sides of a sweep. Raises UsageError where one is empty."""
+    """The sides of a sweep. Raises UsageError where one is empty, or where pairs and choices are mixed."""
+    if len({metric_of(item) for item in (*dev, *test)}) > 1:
+        raise UsageError(
+            "the items are pairs and choices, whose figures have different units", "sweep over one kind at a time"
+        )
     empty = [name for name, items in (("development", dev), ("test", test)) if not items]
     if empty:
         raise UsageError(

@@ -13,7 +13,7 @@ from probes.arms.equal_divergence import rounded
 from probes.models.loading import LoadedModel
 from probes.statistics.paired import difference
 from steer.cluster import Cluster
-from steer.evaluation.suites.items import Item, groups_of
+from steer.evaluation.suites.items import Item, groups_of, metric_of
 from steer.evaluation.sweeping.cells import Cells
 from steer.evaluation.sweeping.elsewhere import Elsewhere
 from steer.evaluation.sweeping.groups import AUTO, parse_groups, problems_of_groups
@@ -33,7 +33,10 @@ CELLS = 5  # that a candidate takes, about
 
 
 class Swept(NamedTuple):
-    """What a sweep measured: all points, the chosen one with its test figures, and the learning curve, if any."""
+    """What a sweep measured: all points, the chosen one with its test figures, and the learning curve, if any.
+
+    `metric` is what is measured of the items: "margin" or "log-odds".
+    """
 
     points: list[Point]
     chosen: Point | None
@@ -41,6 +44,7 @@ class Swept(NamedTuple):
     learning: list[dict[str, Any]]
     counts: dict[str, int]
     cells: dict[str, int]
+    metric: str
 
 
 def sweep(
@@ -131,7 +135,8 @@ def sweep(
             elsewhere.measure(each, on_event, strengths=())
         learning = curve(sizes, source.most, lambda size, repeat: search.point(few(size, repeat)))
     counts = {"dev": len(sides.dev), "test": len(sides.test), "neutral": len(sides.neutral)}
-    return Swept(points, best, figures, learning, counts, {"measured": cells.measured, "reused": cells.reused})
+    measured = {"measured": cells.measured, "reused": cells.reused}
+    return Swept(points, best, figures, learning, counts, measured, metric_of(sides.dev[0]))
 
 
 def _steady(search: Search, point: Point) -> tuple[Point, bool]:

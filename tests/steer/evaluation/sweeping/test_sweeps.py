@@ -16,14 +16,14 @@ from probes.arms.scores import Completions
 from probes.data.examples import Example
 from probes.data.reading import Contrast
 from probes.models.loading import LoadedModel
-from steer.evaluation.suites.items import Pair
+from steer.evaluation.suites.items import Choice, Pair
 from steer.evaluation.sweeping import cells as cells_module
 from steer.evaluation.sweeping import measured as measured_module
 from steer.evaluation.sweeping.api import sweep_examples
 from steer.evaluation.sweeping.groups import parse_groups
-from steer.evaluation.sweeping.measured import Candidate
+from steer.evaluation.sweeping.measured import Candidate, Items
 from steer.evaluation.sweeping.parts import parts_of
-from steer.evaluation.sweeping.request import Settings, Sides, Source
+from steer.evaluation.sweeping.request import Settings, Sides, Source, sides_of
 from steer.evaluation.sweeping.search import golden
 from steer.evaluation.sweeping.sweep import Swept, sweep
 from vectors.errors import ExampleError, UsageError
@@ -116,6 +116,20 @@ def test_single_layers_pairs_and_bands_are_compared(loaded: LoadedModel, source:
     result = swept(loaded, source, layers=layers)
     assert result.chosen is not None
     assert 2 in result.chosen.candidate.layers
+
+
+def test_choices_are_swept_by_their_log_odds_and_not_mixed_with_pairs(loaded: LoadedModel, source: Source) -> None:
+    choices = [
+        Choice(f"{side} {i}?", ("yes", "no"), i % 2, letters=False, id=f"{side}{i}") for side in "ab" for i in range(5)
+    ]
+    sides = sides_of(choices[:5], choices[5:], NEUTRAL)
+    result = sweep(loaded, source, sides, settings(layers="2", strengths=(0.2,)))
+    assert result.metric == "log-odds"
+    item = Items(loaded, choices[5:])
+    base, steered = item.figures([None, source.candidate("given", (2,)).at(0.2)])
+    assert result.test["effect"] == pytest.approx(sum(steered) / 5 - sum(base) / 5)
+    with pytest.raises(UsageError, match="pairs and choices"):
+        sides_of(choices, pairs(3), NEUTRAL)
 
 
 def test_on_a_grid_the_largest_effect_within_the_budget_is_chosen(loaded: LoadedModel, source: Source) -> None:
