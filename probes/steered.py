@@ -29,6 +29,7 @@ from vectors.steering import SteeringVector
 
 Steering = str | Path | Composition | SteeringVector | Mapping[int, Tensor]
 Sources = Mapping[str, str | Path | SteeringVector | Probe | Mapping[int, Tensor]]
+CACHES = ("past_key_values", "cache_params")  # the second is what Mamba calls its own
 FORMS = "an expression or a file's path, a Composition, a SteeringVector, or a mapping from layers to tensors [hidden]"
 
 
@@ -215,7 +216,7 @@ class _Positions:
             raise UsageError(
                 f"the batch has {batch} rows but {self.rows} compositions were given", "give one for each row"
             )
-        cache = kwargs.get("past_key_values")
+        cache = next((kwargs[name] for name in CACHES if kwargs.get(name) is not None), None)
         past = _length(cache)
         if self.scoped and self.prompt_length is None and cache is None:
             self._check_prompt_is_known(inputs, kwargs.get("use_cache"))
@@ -224,6 +225,15 @@ class _Positions:
             past = max(past, mask.shape[1] - tokens)
             positions = mask.long().cumsum(1) - 1
             current = positions.masked_fill(mask == 0, -1)[:, -tokens:]
+        elif past == 0 and _holds_state(cache) and (self.scoped or self.current is not None):
+            # Recurrent layers alone don't count their tokens, so they go on from those of the pass before.
+            if self.current is None:
+                raise UsageError(
+                    "nothing says how many tokens the recurrent state holds, which scopes need",
+                    "compute the prompt within the steered passes too",
+                )
+            current = self.current.max(1, keepdim=True).values + 1 + torch.arange(tokens, device=inputs.device)
+            past = int(current.max())
         else:
             current = (past + torch.arange(tokens, device=inputs.device)).expand(batch, tokens)
         if past == 0 or self.prompt_lengths is None:
@@ -274,11 +284,20 @@ class _Positions:
         return real & (self.current >= limits[0]) & (self.current < limits[1])
 
 
+def _holds_state(cache: Any) -> bool:
+    """Whether a cache has recurrent states of earlier tokens."""
+    states = (getattr(layer, "has_previous_state", {}) for layer in getattr(cache, "layers", ()))
+    return any(any(held.values()) for held in states if isinstance(held, dict))
+
+
 def _length(cache: Any) -> int:
     """How many tokens a cache holds: the maximum over layers, since recurrent layers report none."""
     if cache is None:
         return 0
-    counts = [layer.get_seq_length for layer in getattr(cache, "layers", ()) if hasattr(layer, "get_seq_length")]
+    layers = getattr(cache, "layers", ())
+    counts = [layer.get_seq_length for layer in layers if hasattr(layer, "get_seq_length")]
+    if layers and not counts:
+        return 0
     return max(int(count()) for count in (cache.get_seq_length, *counts))
 
 

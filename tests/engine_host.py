@@ -6,18 +6,29 @@ An engine inside one process starts in seconds, so the tests can afford many. Wh
 from __future__ import annotations
 
 import gc
+import importlib.machinery
+import importlib.util
 import json
 import os
 import sys
 import time
+import types
 from typing import Any
 
 ENGINE: Any = None
+ADDED: list[str] = []  # to the environment, for the present engine
 
 
-def start(settings: str | None, plugin: bool, **arguments: Any) -> dict[str, Any]:
+def start(
+    settings: str | None, plugin: bool, environment: dict[str, str] | None = None, **arguments: Any
+) -> dict[str, Any]:
+    """Start an engine in the place of the one that runs; `environment` is for this one alone."""
     global ENGINE
     stop()
+    for name in ADDED:
+        os.environ.pop(name, None)
+    ADDED[:] = ["VLLM_MLA_DISABLE", *(environment or {})]  # the first is set by vLLM itself
+    os.environ.update(environment or {})
     if plugin:
         from steer.serving import settings as module
 
@@ -28,6 +39,7 @@ def start(settings: str | None, plugin: bool, **arguments: Any) -> dict[str, Any
     from vllm.model_executor.models import registry
 
     registry._run_in_subprocess = lambda function: function()  # which takes half a minute for each architecture
+    stand_in_for_torchvision()
 
     given = {
         "dtype": "float32",
@@ -42,6 +54,24 @@ def start(settings: str | None, plugin: bool, **arguments: Any) -> dict[str, Any
     }
     ENGINE = LLM(**given)
     return {}
+
+
+def stand_in_for_torchvision() -> None:
+    """What vLLM imports for Qwen3.5 and for vision-language models, and does not call for text."""
+    if importlib.util.find_spec("torchvision") is not None:
+        return
+    for part in ("", ".transforms", ".transforms.v2", ".transforms.v2.functional"):
+        module: Any = types.ModuleType(f"torchvision{part}")
+        module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None, is_package=True)
+        module.__path__, module.__version__, module.__getattr__ = [], "0", anything
+        sys.modules[module.__name__] = module
+
+
+def anything(name: str) -> type:
+    """A class of this name, as an attribute of a module that is not there."""
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return type(name, (), {})
 
 
 def on_this_device() -> dict[str, Any]:

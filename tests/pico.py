@@ -84,7 +84,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 NAMES = tuple(ARCHITECTURES)
-NO_SDPA = ("gpt-oss", "deepseek-v4", "bloom", "gpt-j", "mamba", "mamba2")
+NO_SDPA = ("gpt-oss", "deepseek-v4", "bloom", "gpt-j", "mamba", "mamba2", "falcon-mamba", "rwkv")
 
 _GATED_DELTA_NET = {
     "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"],
@@ -250,6 +250,8 @@ SERVED: dict[str, tuple[str, dict[str, Any]]] = {
     "hunyuan": ("hunyuan_v1_dense", {"head_dim": 32}),
     "phimoe": ("phimoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "mamba": ("mamba", {"state_size": 16, "expand": 2, "intermediate_size": 256}),
+    "falcon-mamba": ("falcon_mamba", {"state_size": 16, "expand": 2, "intermediate_size": 256}),
+    "rwkv": ("rwkv", {"attention_hidden_size": 128, "context_length": 256}),
     "mamba2": (
         "mamba2",
         {"num_heads": 8, "head_dim": 32, "state_size": 16, "n_groups": 1, "chunk_size": 8, "intermediate_size": 256},

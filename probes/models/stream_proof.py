@@ -21,14 +21,17 @@ IDS = ((1, 2, 3, 4), (1, 2, 3, 5))  # they differ in the last token, to show whe
 def refusal(stack: nn.Module, blocks: Sequence[nn.Module], size: int) -> str | None:
     """Why the outputs of `blocks` are not the residual stream [batch, tokens, `size`] of the decoder `stack`, or None.
 
-    It takes two passes over eight tokens. Nothing is raised for a model that can't be run in this way.
+    It takes three passes over eight tokens. Nothing is raised for a model that can't be run in this way.
     """
     try:
         plain, planted = _run(stack, blocks, size, plant=False), _run(stack, blocks, size, plant=True)
+        padding = _reads_padding(stack)
     except Exception as error:  # a model that can't be called this way may raise anything; it stays unproved
         reason = str(error).strip().splitlines()
         return f"it could not be run on token ids ({type(error).__name__}{': ' + reason[0] if reason else ''})"
-    return _shapes(plain, len(blocks), size) or _reads(plain, planted) or _reports(plain) or _looks_ahead(plain)
+    return (
+        _shapes(plain, len(blocks), size) or _reads(plain, planted) or _reports(plain) or _looks_ahead(plain) or padding
+    )
 
 
 def output_of(output: Any) -> Tensor:
@@ -45,6 +48,7 @@ class _Record:
         self.outputs: list[Tensor] = []
         self.after: Tensor | None = None  # what the first module after the last block takes, or the decoder returns
         self.states: Sequence[Tensor] | None = None
+        self.another: str | None = None  # the class of a block that is none of the claimed ones, and ran too
 
 
 def _run(stack: nn.Module, blocks: Sequence[nn.Module], size: int, *, plant: bool) -> _Record:
@@ -68,12 +72,14 @@ def _run(stack: nn.Module, blocks: Sequence[nn.Module], size: int, *, plant: boo
         record.outputs.append(states.clone())
         return output
 
-    def outside(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def outside(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if type(module) in kinds:
+            record.another = type(module).__name__
         if record.after is None and len(record.outputs) == len(blocks):
             tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
             record.after = next((t.clone() for t in tensors if t.shape == record.outputs[-1].shape), None)
 
-    inside = {module for block in blocks for module in block.modules()}
+    inside, kinds = {module for block in blocks for module in block.modules()}, set(map(type, blocks))
     with contextlib.ExitStack() as handles:
         for block in blocks:
             handles.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
@@ -110,6 +116,8 @@ def _shapes(plain: _Record, count: int, size: int) -> str | None:
     expected = (len(IDS), len(IDS[0]), size)
     if len(plain.outputs) != count:
         return f"its {count} blocks ran {len(plain.outputs)} times in a pass"
+    if plain.another is not None:
+        return f"another {plain.another} runs beside its {count} blocks"
     for i, output in enumerate(plain.outputs):
         if tuple(output.shape) != expected:
             return f"block {i} returns {list(output.shape)}, not one stream {list(expected)}"
@@ -135,7 +143,7 @@ def _relation(returned: Tensor, taken: Tensor) -> str:
     """How one tensor follows from another, as far as it can be seen."""
     wide, other = returned.double().flatten(), taken.double().flatten()
     factor = float(wide @ other / (wide @ wide))
-    if torch.allclose(other, factor * wide, rtol=1e-3, atol=1e-3 * float(wide.abs().max())):
+    if torch.allclose(other, factor * wide, rtol=1e-3, atol=1e-3 * float(other.abs().max())):
         return f"{factor:.3g} times"
     rms = taken.double().pow(2).mean(-1)
     if torch.allclose(rms, rms.flatten()[0].expand_as(rms), rtol=1e-2):
@@ -149,10 +157,29 @@ def _reports(plain: _Record) -> str | None:
         return None
     if len(plain.states) != len(plain.outputs) + 1:
         return f"it reports {len(plain.states)} hidden states for {len(plain.outputs)} blocks"
+    if all(map(torch.equal, plain.states, plain.outputs)):
+        return None  # Mamba's begin behind the first block, not with the embeddings
     for i, (state, output) in enumerate(zip(plain.states[1:-1], plain.outputs[:-1], strict=True)):
         if not torch.equal(state, output):
             return f"its hidden state {i + 1} is not what block {i} returned"
     return None
+
+
+def _reads_padding(stack: nn.Module) -> str | None:
+    """Whether tokens see what stands in the padding on their left: they must not, since batches are padded."""
+    ids = torch.tensor(IDS, device=next(stack.parameters()).device)
+    ids[1, 0] = 7
+    ids[1, 1:] = ids[0, 1:]
+    mask = torch.ones_like(ids)
+    mask[:, 0] = 0
+    with torch.inference_mode(), _evaluating(stack):
+        returned = stack(input_ids=ids, attention_mask=mask, use_cache=False)
+    states = getattr(returned, "last_hidden_state", None)
+    if not isinstance(states, Tensor):
+        return None
+    tolerance = torch.finfo(states.dtype).eps ** 0.5 * float(states[:, 1:].abs().max())
+    equal = torch.allclose(states[0, 1:], states[1, 1:], rtol=0, atol=tolerance)
+    return None if equal else "tokens see the padding before them"
 
 
 def _looks_ahead(plain: _Record) -> str | None:

@@ -48,6 +48,7 @@ STAGES = {
 
 # The prefix of a line in vLLM's log, and the beginning of the line that names an exception.
 _PREFIX = re.compile(r"^(\([\w ]+ pid=\d+\) )?((ERROR|CRITICAL) \S+ \S+ \[[^\]]*\] )?")
+_MISSING = re.compile(r"ModuleNotFoundError: No module named '(\w+)")
 _EXCEPTION = re.compile(r"[\w.]*(Error|Exception): |\S+: error: ")
 
 
@@ -163,7 +164,7 @@ def _with_saved_log(error: ServerError, folder: Path) -> ServerError:
     handle, saved = tempfile.mkstemp(prefix="steer-serve-", suffix=".log")
     os.close(handle)
     shutil.move(log, saved)
-    return ServerError(error.problems, f"the whole log is {saved}")
+    return ServerError(error.problems, error.hint.replace(str(log), saved))
 
 
 class Server:
@@ -196,9 +197,12 @@ class Server:
     def death(self, what: str) -> ServerError:
         """The error for a server that has ended: its exit status, and the reason from its log."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return ServerError(
-            [f"the server {what}, with status {self.process.poll()}", *_reason(lines)], f"the whole log is {self.log}"
-        )
+        problem, log = f"the server {what}, with status {self.process.poll()}", f"the whole log is {self.log}"
+        missing = _missing_package(lines)
+        if missing is None:
+            return ServerError([problem, *_reason(lines)], log)
+        reason = f"vLLM's code for this model imports {missing}, which is not installed"
+        return ServerError([problem, reason], f"{_installation(missing)}; {log}")
 
     def end(self) -> None:
         """End the server and all its children: SIGINT, then SIGTERM, then SIGKILL. Ctrl-C does not interrupt this."""
@@ -235,6 +239,20 @@ def _reason(lines: Sequence[str]) -> list[str]:
             details = itertools.takewhile(lambda line: line.startswith("  "), plain[i + 1 : i + 4])
             return [plain[i].strip(), *(line.strip() for line in details)]
     return [line.strip() for line in plain[-LINES:] if line.strip()]
+
+
+def _missing_package(lines: Sequence[str]) -> str | None:
+    """The package that vLLM lacked when it imported a model's code, if it could not."""
+    if not any("failed to be inspected" in line for line in lines):
+        return None
+    names = [match[1] for line in lines if (match := _MISSING.match(_PREFIX.sub("", line)))]
+    return names[-1] if names else None
+
+
+def _installation(package: str) -> str:
+    """How to install a package that vLLM lacks; torchvision comes from where torch comes from."""
+    index = " --index-url https://download.pytorch.org/whl/cpu" if package == "torchvision" and _cpu_build() else ""
+    return f"pip install {package}{index}"
 
 
 def _environment(settings: Path) -> dict[str, str]:

@@ -319,6 +319,24 @@ def test_generation_with_a_cache_of_the_models_own_knows_its_prompt(scope: str) 
     assert not torch.allclose(generated(model, "0*warm", 5, **pico.left_padded([PROMPTS[0]]))[1][0], expected)
 
 
+def test_states_that_do_not_count_their_tokens_go_on_from_the_pass_before() -> None:
+    """Mamba's cache knows no length, and its later passes have no mask of the padding."""
+    model = pico.build("mamba", intermediate_size=2 * pico.HIDDEN)
+    prompts = [PROMPTS[0], next(prompt for prompt in PROMPTS if len(prompt) != len(PROMPTS[0]))]
+    for scope in ("@response", "@after:1", "@first:2"):
+        tokens, scores = generated(model, f"3*warm{scope}", 5, **pico.left_padded(prompts))
+        for i, prompt in enumerate(prompts):
+            alone, expected = step_by_step(model, prompt, f"3*warm{scope}", 5)
+            assert torch.allclose(scores[i], expected, rtol=0, atol=CLOSE)
+            assert tokens[i] == alone
+    cache = model(input_ids=torch.tensor([PROMPTS[0]]), use_cache=True).cache_params
+    with (
+        steered(model, "3*warm@after:1", vectors=VECTORS),
+        pytest.raises(UsageError, match="how many tokens the recurrent state holds"),
+    ):
+        model(input_ids=torch.tensor([[7]]), cache_params=cache, use_cache=True)
+
+
 def test_one_context_serves_several_generations(llama: Any) -> None:
     """The prompt of each is its own: a longer one after a shorter one."""
     expected = [step_by_step(llama, prompt, EVERYTHING, 4)[0] for prompt in PROMPTS]

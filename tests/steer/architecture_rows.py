@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from probes.capture.activations import activations, packable
 from probes.models import loading, residual
 from probes.models.tokens import Tokens
-from probes.steered import steered
+from probes.steered import CACHES, steered
 from steer.folding import fold as folding
 from steer.folding import proof
 from steer.training import result, student
@@ -131,7 +131,9 @@ def extract(name: str) -> str:
             states = model(input_ids=torch.tensor([example.ids]), output_hidden_states=True, use_cache=False)
         for layer in range(pico.LAYERS):
             means[layer, row] = taken[layer][0, 1:].mean(0)
-        for layer, reported in enumerate(states.hidden_states[1:-1]):
+        # Mamba's begin behind the first block, not with the embeddings.
+        first = 0 if torch.equal(states.hidden_states[0], taken[0]) else 1
+        for layer, reported in enumerate(states.hidden_states[first:-1]):
             assert close(reported, taken[layer]), f"{name}: hidden state {layer + 1}"
     pooled = activations(model, examples, list(range(pico.LAYERS)))
     with contextlib.closing(pooled.spill):
@@ -169,16 +171,17 @@ def attempt(name: str) -> str:
         computed = run(IDS, use_cache=False).logits
     assert close(computed, expected), f"{name}: {float((computed - expected).abs().max())}"
     assert not close(computed, run(IDS, use_cache=False).logits), f"{name}: nothing was steered"
-    first, expected = run(IDS[:, :6], use_cache=True), []
-    with at_takers(model, lambda layer, states: states + move if layer == 1 else None):
-        for token in IDS[0, 6:]:
-            expected.append(run(token[None, None], past_key_values=first.past_key_values, use_cache=True).logits)
-    computed = []
+
+    def in_steps() -> Tensor:
+        output = run(IDS[:, :6], use_cache=True)
+        cache = {key: output[key] for key in CACHES if key in output}
+        return torch.cat([run(token[None, None], **cache, use_cache=True).logits for token in IDS[0, 6:]])
+
+    with at_takers(model, lambda layer, states: states + move if layer == 1 and states.shape[1] == 1 else None):
+        expected = in_steps()
     with steered(model, "warm[1]@response", vectors={"warm": vector}, any_base=True):
-        first = run(IDS[:, :6], use_cache=True)
-        for token in IDS[0, 6:]:
-            computed.append(run(token[None, None], past_key_values=first.past_key_values, use_cache=True).logits)
-    assert close(torch.cat(computed), torch.cat(expected)), f"{name}: with a cache"
+        computed = in_steps()
+    assert close(computed, expected), f"{name}: with a cache"
     return "exact"
 
 

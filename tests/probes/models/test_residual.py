@@ -96,7 +96,7 @@ class Stack(nn.Module):
 
     def __init__(
         self, *, adds: bool = True, reports: str = "stream", between: str = "nothing", looks_ahead: bool = False,
-        extra: int = 0, size: int = 8,
+        reads_padding: bool = False, extra: int = 0, size: int = 8,
     ) -> None:  # fmt: skip
         super().__init__()
         self.config = SimpleNamespace(model_type="made-up", num_hidden_layers=3, hidden_size=size)
@@ -105,9 +105,16 @@ class Stack(nn.Module):
         self.more = nn.ModuleList(nn.Linear(8, 8) for _ in range(extra))
         self.norm = nn.RMSNorm(8)
         self.reports, self.between, self.looks_ahead = reports, between, looks_ahead
+        self.reads_padding = reads_padding
 
-    def forward(self, input_ids: Tensor, output_hidden_states: bool = False, use_cache: bool = False) -> Any:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, output_hidden_states: bool = False,
+        use_cache: bool = False,
+    ) -> Any:  # fmt: skip
         stream = self.embed(input_ids)
+        if attention_mask is not None and not self.reads_padding:
+            stream = stream * attention_mask[..., None]
+        stream = stream + 0.1 * stream.cumsum(1)
         if self.looks_ahead:
             stream = stream + stream.mean(1, keepdim=True)
         states = [stream]
@@ -119,13 +126,15 @@ class Stack(nn.Module):
             else:
                 output = block(stream)
                 stream = output if block.adds else stream + output
-            states.append({"stream": stream, "outputs": output}.get(self.reports, 2 * stream))
+            states.append({"others": 2 * stream, "outputs": output}.get(self.reports, stream))
             if self.between == "scaled":
                 stream = 0.5 * stream
             elif self.between == "normalised":
                 stream = stream / stream.pow(2).mean(-1, keepdim=True).sqrt()
         last = self.norm(2 * stream if self.between == "scaled at the end" else stream)
         hidden = None if self.reports == "nothing" else tuple(states)
+        if self.reports == "from the first block on":
+            hidden = (*states[1:], last)
         return SimpleNamespace(hidden_states=hidden, last_hidden_state=last)
 
 
@@ -136,7 +145,7 @@ def seeded() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("reports", ["stream", "nothing"])
+@pytest.mark.parametrize("reports", ["stream", "nothing", "from the first block on"])
 def test_a_stack_whose_blocks_return_the_stream_is_taken(reports: str) -> None:
     stack = Stack(reports=reports)
     assert residual.blocks(stack) == list(stack.blocks)
@@ -155,6 +164,7 @@ def test_a_stack_whose_blocks_return_the_stream_is_taken(reports: str) -> None:
         ({"reports": "others"}, "its hidden state 1 is not what block 0 returned"),
         ({"size": 9}, r"block 0 returns \[2, 4, 8\], not one stream \[2, 4, 9\]"),
         ({"looks_ahead": True}, "tokens see what follows them"),
+        ({"reads_padding": True}, "tokens see the padding before them"),
         ({"extra": 3}, "it has 2 lists of 3 modules"),
     ],
 )

@@ -389,3 +389,26 @@ ENGINE = """(EngineCore pid=7) ERROR 11-25 13:57:35 [core.py:9] EngineCore faile
 )
 def test_the_reason_is_read_from_the_log(log: str, reason: list[str]) -> None:
     assert launch._reason(log.splitlines()) == reason
+
+
+def test_a_package_that_the_models_code_lacks_is_named_with_the_way_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log.txt"
+    imported = """WARNING [activation.py:1] CUDA-fused xIELU not available (No module named 'xielu')
+(APIServer pid=6) ERROR 11-27 12:16:32 [registry.py:1120] ModuleNotFoundError: No module named 'torchvision.transforms'
+"""
+    inspected = "  Value error, Model architectures ['Qwen3_5ForCausalLM'] failed to be inspected.\n"
+    failed = "(APIServer pid=6) pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n"
+    log.write_text(imported + failed + f"(APIServer pid=6) {inspected}")
+    ended = subprocess.Popen(["false"])
+    ended.wait()
+    server = launch.Server.__new__(launch.Server)
+    server.log, server.process = log, ended
+    monkeypatch.setattr(launch, "_cpu_build", lambda: True)
+    error = server.death("has ended")
+    assert error.problems[-1] == "vLLM's code for this model imports torchvision, which is not installed"
+    command = "pip install torchvision --index-url https://download.pytorch.org/whl/cpu"
+    assert error.hint == f"{command}; the whole log is {log}"
+    log.write_text(imported + LOG)
+    assert "torchvision" not in str(server.death("has ended"))

@@ -41,7 +41,7 @@ ON_BOTH = [pytest.param(name, marks=pytest.mark.on_v2) for name in ("llama", "gp
 
 
 @pytest.mark.parametrize("name", [*ON_BOTH, "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "mixtral"])
-def test_equals_the_hooked_model_on(name: str, engines: Engines, tmp_path: Path) -> None:
+def test_equals_the_hooked_model_on(name: str, engines: Engines, runner: str, tmp_path: Path) -> None:
     folder = save_model(tmp_path, name)
     # Gemma scales its embeddings up, so it takes longer vectors to tell a steered answer from a plain one.
     vectors = random_vectors(tmp_path, norm=30.0 if name.startswith("gemma") else 3.0)
@@ -59,4 +59,4 @@ def test_equals_the_hooked_model_on(name: str, engines: Engines, tmp_path: Path)
             assert difference(answer, unsteered) > 10 * CLOSE, job["steer"]
     blocks = engines.call("state")["worker"]["blocks"]
     form = ", ".join(dict.fromkeys(blocks.values()))
-    record(name, serve="exact", block=", ".join(blocks), form=form, dtype="float32", tolerance=CLOSE)
+    record(name, runner, serve="exact", block=", ".join(blocks), form=form, dtype="float32", tolerance=CLOSE)
