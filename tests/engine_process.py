@@ -14,6 +14,7 @@ import pico
 import torch
 
 from probes.steered import steered
+from vectors.probe import Probe, Readout
 from vectors.steering import SteeringVector
 
 HOST = Path(__file__).parent / "engine_host.py"
@@ -136,6 +137,18 @@ def random_vectors(
         paths[name] = folder / f"{name}.safetensors"
         measured = {str(i): {"projection": 1.5} for i in directions}
         SteeringVector(directions, {"apply": apply, "measured": measured}).save(paths[name])
+    return paths
+
+
+PROBES = {"anger": 1, "joy": 0}  # the layers that probes read
+
+
+def random_probes(folder: Path, hidden: int = 128, layers: Mapping[str, int] = PROBES) -> dict[str, Path]:
+    """Probes that read these layers, whose scores are above 0 about half the time."""
+    generator, paths = torch.Generator().manual_seed(3), {}
+    for name, layer in layers.items():
+        paths[name] = folder / f"{name}.safetensors"
+        Probe({layer: Readout(torch.randn(hidden, generator=generator), 0.0)}).save(paths[name])
     return paths
 
 

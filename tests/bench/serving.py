@@ -1,6 +1,6 @@
 """Steering in vLLM side by side with stock vLLM, which has no plugin, interleaved in one run.
 
-    .venv/bin/python tests/bench/serving.py [--rounds 10] [--only batch,distinct,first,admission,stall] [--json FILE]
+    .venv/bin/python tests/bench/serving.py [--gates] [--rounds 10] [--only batch,distinct,first,…] [--json FILE]
 
 Two processes hold an engine each on `smollm2`, compiled: stock vLLM, and vLLM with the plugin and 4 directions. A round
 runs every contestant once, in an order drawn anew, so that a drift of the machine meets them all; only one process
@@ -19,6 +19,10 @@ Engines run inside their process, so the plugin's share of the front end is meas
                8 phases with four clamps each and of 128 terms; all at all layers
     stall      16 requests, 16 tokens of prompt and 48 of response, beside one client that sends requests one after
                the other: none, plain ones, and the worst compositions that are allowed, each of them new
+
+With `--gates` the engine with the plugin is started with gates at layer 12, "nothing steered" measures them unused,
+and `batch` and `first` have requests with a gate each: three vectors at the layers from 16 on, under a condition
+that half of the random tokens fulfil, decided once (@when) or by every token (@while).
 
 `--lock FILE` holds the file's lock while something is timed, and only then.
 """
@@ -42,7 +46,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # in this order: tests/ has a folder named steer too
 
-from engine_process import Engines, random_vectors, write_settings  # noqa: E402
+from engine_process import Engines, random_probes, random_vectors, write_settings  # noqa: E402
 from figures import machine  # noqa: E402
 
 VOCABULARY, HIDDEN, LAYERS = 49_152, 576, 30  # of smollm2
@@ -72,6 +76,16 @@ def four() -> str:
     """One with four directions."""
     n = next(NUMBERS)
     return f"ablate(warm, {n * 1e-4:.4f}) + ablate(formal, 0.5) + clamp(calm, 0.1) + clamp(dry, -0.2)"
+
+
+READ, ABOVE = 12, "16-29"  # the layer that a gate reads, and those that its terms steer
+
+
+def gated(kind: str, above: str = ABOVE) -> str:
+    """The three vectors under one condition, at the layers `above` those that are read; `kind` is when or while."""
+    n = next(NUMBERS)
+    terms = f"{1 + n * 1e-4:.4f}*warm[{above}]", f"- 0.4*formal[{above}]", f"+ 0.3*calm[{above}]"
+    return " ".join(f"{term}@{kind}:anger>0" for term in terms)
 
 
 def phased() -> str:
@@ -152,13 +166,16 @@ def locked(file: Path | None) -> Iterator[None]:
         yield
 
 
-def start(folder: Path, cache: Path, threads: int, *, stock: bool, eager: bool) -> tuple[Engines, Engines]:
+def start(
+    folder: Path, cache: Path, threads: int, *, stock: bool, eager: bool, gates: bool = False
+) -> tuple[Engines, Engines]:
     """Stock vLLM (started only if some part needs it) and vLLM with the plugin, ready."""
     from vectors import references
 
     model = references.resolve("smollm2").path
     vectors = random_vectors(folder, HIDDEN, LAYERS, everywhere=True)
-    settings = write_settings(folder, vectors)
+    probes = random_probes(folder, HIDDEN, {"anger": READ}) if gates else {}
+    settings = write_settings(folder, {**vectors, **probes})
     environment = {
         "VLLM_CACHE_ROOT": str(cache),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -190,6 +207,7 @@ def main() -> None:
     parser.add_argument("--only", default="batch,distinct,first,admission,stall")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--eager", action="store_true", help="start without compiling, in a minute")
+    parser.add_argument("--gates", action="store_true", help="with gates in the graph, and requests that use them")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cache", type=Path, help="vLLM's compile cache, kept for the next run")
     parser.add_argument("--lock", type=Path, help="hold this file's lock while something is timed")
@@ -204,9 +222,14 @@ def main() -> None:
             arguments.threads,
             stock=bool({"batch", "first"} & set(parts_wanted)),
             eager=arguments.eager,
+            gates=arguments.gates,
         )
         how = "eager" if arguments.eager else "compiled"
-        print(f"{machine()}; smollm2, float32, {how}; threads: {arguments.threads}; 256 rows, 4 directions", flush=True)
+        print(
+            f"{machine()}; smollm2, float32, {how}; threads: {arguments.threads}; 256 rows, 4 directions"
+            + (f", 2 gates at layer {READ}" if arguments.gates else ""),
+            flush=True,
+        )
 
         def run(engine: Engines, ids: list[list[int]], tokens: int, steer: Sequence[str] | None = None) -> Seconds:
             found: dict[str, Any] = engine.call("measure", jobs=jobs(ids, tokens, steer))
@@ -214,9 +237,9 @@ def main() -> None:
             return found["seconds"], found["processor"], min(found["steps"])
 
         parts: dict[str, Callable[[], Any]] = {
-            "batch": lambda: batch(stock, plugin, run, arguments.rounds, chosen),
+            "batch": lambda: batch(stock, plugin, run, arguments.rounds, chosen, gates=arguments.gates),
             "distinct": lambda: distinct(plugin, run, arguments.rounds, chosen),
-            "first": lambda: first(stock, plugin, run, arguments.rounds, chosen),
+            "first": lambda: first(stock, plugin, run, arguments.rounds, chosen, gates=arguments.gates),
             "admission": lambda: admission(plugin, chosen),
             "stall": lambda: stall(plugin, arguments.rounds, chosen),
         }
@@ -234,15 +257,18 @@ def main() -> None:
             engine.close()
 
 
-def batch(stock: Engines, plugin: Engines, run: Any, rounds: int, chosen: random.Random) -> Any:
+def batch(stock: Engines, plugin: Engines, run: Any, rounds: int, chosen: random.Random, *, gates: bool = False) -> Any:
     """32 requests, 16 tokens each of prompt and 32 of response."""
-    contestants = {
+    contestants: dict[str, Callable[[list[list[int]]], Seconds]] = {
         "stock": lambda ids: run(stock, ids, 32),
         "stock again": lambda ids: run(stock, ids, 32),
         "nothing steered": lambda ids: run(plugin, ids, 32),
         "32 compositions of 3 vectors": lambda ids: run(plugin, ids, 32, [three() for _ in ids]),
         "32 compositions of 4 projections": lambda ids: run(plugin, ids, 32, [four() for _ in ids]),
     }
+    if gates:
+        contestants["a gate in every request, @when"] = lambda ids: run(plugin, ids, 32, [gated("when") for _ in ids])
+        contestants["a gate in every request, @while"] = lambda ids: run(plugin, ids, 32, [gated("while") for _ in ids])
     seconds = interleaved(contestants, rounds, lambda: prompts(32, 16, chosen), chosen)
     pairs = [(name, "stock") for name in contestants if name != "stock"]
     return report("batch of 32, 16 tokens of prompt, 32 of response", seconds, pairs, 32 * 32)
@@ -261,10 +287,10 @@ def distinct(plugin: Engines, run: Any, rounds: int, chosen: random.Random) -> A
     )
 
 
-def first(stock: Engines, plugin: Engines, run: Any, rounds: int, chosen: random.Random) -> Any:
+def first(stock: Engines, plugin: Engines, run: Any, rounds: int, chosen: random.Random, *, gates: bool = False) -> Any:
     """The first token of one request with 256 tokens of prompt."""
-    known = three()
-    contestants = {
+    known, conditional = three(), gated("when")
+    contestants: dict[str, Callable[[list[list[int]]], Seconds]] = {
         "stock": lambda ids: run(stock, ids, 1),
         "stock again": lambda ids: run(stock, ids, 1),
         "nothing steered": lambda ids: run(plugin, ids, 1),
@@ -272,6 +298,9 @@ def first(stock: Engines, plugin: Engines, run: Any, rounds: int, chosen: random
         "steered by a new composition": lambda ids: run(plugin, ids, 1, [three()]),
         "steered by 4 new projections": lambda ids: run(plugin, ids, 1, [four()]),
     }
+    if gates:
+        contestants["with a gate"] = lambda ids: run(plugin, ids, 1, [conditional])
+        contestants["with a new gate"] = lambda ids: run(plugin, ids, 1, [gated("when")])
     seconds = interleaved(contestants, 4 * rounds, lambda: prompts(1, 256, chosen), chosen)
     pairs = [(name, "stock") for name in contestants if name != "stock"]
     return report("time to first token, 256 tokens of prompt (a ratio below 1 is slower)", seconds, pairs, 1)

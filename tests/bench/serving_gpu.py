@@ -1,6 +1,6 @@
 """Steering in vLLM on a GPU beside stock vLLM, on a model of 8 B parameters with random weights, in one run.
 
-    python tests/bench/serving_gpu.py [--rounds 8] [--runner v2] [--json FILE]
+    python tests/bench/serving_gpu.py [--gates] [--rounds 8] [--runner v2] [--json FILE]
 
 Two processes hold an engine each on the one GPU: stock vLLM, and vLLM with the plugin, 256 slots and 4 directions; both
 as vLLM starts by default (compiled, CUDA graphs, the engine core in a process of its own), without the prefix cache. A
@@ -9,6 +9,9 @@ requests of a round arrive at once, with random tokens, new in every round and e
 within its round; what is printed is the geometric mean of the ratios with a 95 % interval (bootstrap over rounds). Of
 throughput the ratio is that of speeds, of times (to the first token, between tokens; the median over requests) that of
 stock's time to the contestant's: below 1 is slower everywhere.
+
+With `--gates` the engine with the plugin has gates at layer 12 in its graphs: "nothing steered" measures them unused,
+and further contestants have a condition in every request, decided once (@when) or by every token (@while).
 """
 
 from __future__ import annotations
@@ -26,8 +29,8 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # in this order: tests/ has a folder named steer too
 
-from engine_process import Engines, random_vectors, write_settings  # noqa: E402
-from serving import four, interval, three  # noqa: E402
+from engine_process import Engines, random_probes, random_vectors, write_settings  # noqa: E402
+from serving import READ, four, gated, interval, three  # noqa: E402
 
 SHAPE = {  # of Llama 3.1 8B
     "hidden_size": 4096,
@@ -67,6 +70,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--runner", choices=("v1", "v2"), default="v2")
     parser.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"])
+    parser.add_argument("--gates", action="store_true", help="with gates in the graphs, and requests that use them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -83,9 +87,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = save_shape(folder / "model")
-        settings = write_settings(
-            folder, random_vectors(folder, SHAPE["hidden_size"], arguments.layers, 1.0, everywhere=True)
-        )
+        vectors = random_vectors(folder, SHAPE["hidden_size"], arguments.layers, 1.0, everywhere=True)
+        read = min(READ, arguments.layers // 2)
+        probes = random_probes(folder, SHAPE["hidden_size"], {"anger": read}) if arguments.gates else {}
+        settings = write_settings(folder, {**vectors, **probes})
         stock, plugin = (
             Engines(
                 is_steered,
@@ -138,6 +143,14 @@ def main() -> None:
                 },
             ),
         ]
+        if arguments.gates:
+            above = f"{read + 1}-{arguments.layers - 1}"
+            for count, _, _, contestants in parts:
+                for kind in ("when", "while"):
+                    # 64 compositions at most: with a gate, each takes two of the 256 slots.
+                    contestants[f"a gate in every request, @{kind}"] = lambda times=count // 64, kind=kind: (
+                        [gated(kind, above) for _ in range(64)] * times
+                    )
         record = []
         for count, length, tokens, contestants in parts:
             measured: dict[str, list[list[float]]] = {"stock": [], **{contestant: [] for contestant in contestants}}

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
+import torch
+from engine_process import random_probes
 
 from bench import serving
 from steer.serving.engine.bounds import TERMS
 from steer.serving.engine.phases import size
 from steer.serving.settings import Settings
 from vectors.expression import parse
+from vectors.fit import problems_of_conditions
+from vectors.probe import Probe
+from vectors.steering import SteeringVector
 
 
 def test_a_ratio_that_never_varies_has_no_spread() -> None:
@@ -48,6 +54,17 @@ def test_compositions_are_all_different_and_what_they_should_be() -> None:
     assert len({composition.digest for composition in [*threes, *fours]}) == 100
     assert {len(composition.names) for composition in threes} == {3}
     assert all(sum(term.operation != "add" for term in composition.terms) == 4 for composition in fours)
+
+
+def test_gated_compositions_are_all_different_and_can_be_decided(tmp_path: Path) -> None:
+    compositions = [parse(serving.gated(kind)) for kind in ("when", "while") for _ in range(20)]
+    assert len({composition.digest for composition in compositions}) == 40
+    probe = Probe.load(random_probes(tmp_path, serving.HIDDEN, {"anger": serving.READ})["anger"])
+    vectors = {name: SteeringVector({i: torch.ones(serving.HIDDEN) for i in range(30)}) for name in serving.NAMES}
+    for composition in compositions:
+        assert problems_of_conditions(composition, vectors, {"anger": probe}) == []
+        assert len(composition.conditions) == 1
+        assert all(term.conditions for term in composition.terms)
 
 
 def test_the_worst_compositions_are_as_large_as_a_server_allows_and_always_new() -> None:

@@ -19,6 +19,7 @@ from steer.serving.engine.residency import Residency
 from steer.serving.engine.resolved import (
     EXPRESSION,
     GIVEN,
+    PROMPT_SALT,
     RESOLVED,
     ResolvedRequest,
     names_of,
@@ -162,11 +163,21 @@ class Admission:
                 resolved = self.resolve(extra[EXPRESSION])
             except SteerError as error:
                 raise ValueError(explain(error)) from error
-        parameters.extra_args = {**extra, RESOLVED: resolved.values()}
-        # Under a scope, a token is steered differently in a prompt and in a response. A prompt that repeats an earlier
-        # response must not reuse the keys and values of that response, so the salt contains the prompt's length.
-        scoped = prompt_length(request) if len(phases(parsed(resolved.expression))) > 1 else None
-        request.cache_salt = SALT + digest_json([resolved.key, scoped, request.cache_salt])
+        composition, salt = parsed(resolved.expression), request.cache_salt
+        if len(phases(composition)) == 1:
+            parameters.extra_args = {**extra, RESOLVED: resolved.values()}
+            request.cache_salt = SALT + digest_json([resolved.key, None, salt])
+            return
+        # Under a scope or a condition, a token is steered differently in a prompt and in a response. A prompt that
+        # repeats an earlier response must not reuse the keys and values of that response, so the salt contains the
+        # prompt's length. The prompt alone is reused wherever prompts are steered equally.
+        request.cache_salt = SALT + digest_json([resolved.key, prompt_length(request), salt])
+        prompt_key = resolved.prompt_key
+        shared = unsteered_salt(salt) if prompt_key is None else SALT + digest_json([prompt_key, None, salt])
+        parameters.extra_args = {**extra, RESOLVED: {**resolved.values(), PROMPT_SALT: shared}}
+        if given and composition.conditions:
+            # Its last prompt token, which decides, lies before the end of what is given, and must be computed.
+            parameters.skip_reading_prefix_cache = True
 
     def require_bindable(self, name: str, vector: SteeringVector | Probe, digest: str) -> None:
         """Refuse a name that is invalid or taken, and a vector or probe of another model. Raises SteerError."""
@@ -174,6 +185,10 @@ class Admission:
         problems = self.unfit(name, vector)
         if problems:
             raise ArtifactError(problems, "use a vector of the served model")
+        if isinstance(vector, Probe) and not self.settings.gates:
+            raise UsageError(
+                "this server was started without gates, which read probes", "start it with --steer-gates 1"
+            )
         if self.digests.get(name, digest) != digest:
             raise UsageError(f"a vector is called {name!r} already", f"DELETE /steer/vectors/{name} first")
         if name not in self.digests and len(self.digests) >= MOST_VECTORS:

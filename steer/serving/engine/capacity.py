@@ -116,11 +116,20 @@ class Capacity:
     def fail(self, failed: Mapping[str, str]) -> dict[str, str]:
         """All requests that must end in an error, with the reason, given those that a worker failed to steer in a step.
 
-        Running requests with the same composition are among them: they may have reused the unsteered keys and values
-        of the failed request from the prefix cache.
+        Running requests with the same composition, or the same one on the prompt, are among them: they may have reused
+        the unsteered keys and values of the failed request from the prefix cache.
         """
-        keys = {self.progress[name].resolved.key: why for name, why in failed.items() if name in self.progress}
-        shared = {name: keys[p.resolved.key] for name, p in self.progress.items() if p.resolved.key in keys}
+        keys: dict[str | None, str] = {}
+        for name, why in failed.items():
+            if name in self.progress:
+                resolved = self.progress[name].resolved
+                keys |= {resolved.key: why, resolved.prompt_key: why}
+        keys.pop(None, None)
+        shared = {
+            name: keys.get(p.resolved.key) or keys[p.resolved.prompt_key]
+            for name, p in self.progress.items()
+            if keys and not keys.keys().isdisjoint((p.resolved.key, p.resolved.prompt_key))
+        }
         result = {**self.failed, **failed, **shared}
         self.failed = {}
         return result

@@ -29,6 +29,7 @@ JOINED_METHODS = {
     ("vllm.v1.core.sched.scheduler", "Scheduler", "finish_requests"): "scheduler_hooks.finish_requests",
     ("vllm.v1.core.sched.scheduler", "Scheduler", "update_from_output"): "scheduler_hooks.update_from_output",
     ("vllm.v1.core.sched.scheduler", "Scheduler", "get_request_counts"): "scheduler_hooks.get_request_counts",
+    ("vllm.v1.request", "Request", "update_block_hashes"): "scheduler_hooks.update_block_hashes",
     ("vllm.v1.engine.input_processor", "InputProcessor", "process_inputs"): "frontend_hooks.process_inputs",
     ("vllm.v1.engine.llm_engine", "LLMEngine", "__init__"): "frontend_hooks.start",
     ("vllm.v1.engine.async_llm", "AsyncLLM", "add_request"): "frontend_hooks.enter",

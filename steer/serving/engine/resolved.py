@@ -10,9 +10,10 @@ import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from steer.serving.engine.phases import phases
 from vectors.expression import Composition, parse
 from vectors.storage.files import canonical_json, digest_bytes
 
@@ -20,6 +21,7 @@ EXPRESSION = "steer"  # key in a request's extra arguments: the expression as th
 RESOLVED = "steer_resolved"  # key beside it: the resolved request, set by admission
 # Key beside it: how many of the last tokens given are a response that is only scored. Scopes take them as a response.
 GIVEN = "steer_given_response"
+PROMPT_SALT = "prompt_salt"  # key in the values of a resolved request: the cache salt of its prompt, set by admission
 
 MOST_PARSED = 256
 _PARSED: OrderedDict[str, Composition] = OrderedDict()  # those used last, by their canonical text
@@ -60,6 +62,14 @@ class ResolvedRequest:
     def key(self) -> str:
         """The digest of the text and the vectors' digests: equal keys are equal steering. The receipt shows it."""
         return digest_bytes(canonical_json({"expression": self.expression, "vectors": self.vectors}).encode())
+
+    @functools.cached_property
+    def prompt_key(self) -> str | None:
+        """The key of what acts on the prompt: equal keys steer a prompt equally. None where nothing acts on it."""
+        composition = parsed(self.expression)
+        terms = tuple(replace(composition.terms[i], scope=None) for i in phases(composition)[0].terms)
+        vectors = {term.name: self.vectors[term.name] for term in terms}
+        return ResolvedRequest(str(Composition(terms)), vectors).key if terms else None
 
     @staticmethod
     def of(extra: Mapping[str, Any] | None) -> ResolvedRequest | None:

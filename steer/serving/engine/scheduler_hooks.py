@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from steer.serving.engine.capacity import Capacity
+from steer.serving.engine.resolved import PROMPT_SALT, RESOLVED, prompt_length
 from steer.serving.settings import NAME
 
 logger = logging.getLogger("vllm.steer")  # a child of vLLM's logger, so that vLLM's log shows it
@@ -78,6 +81,45 @@ def update_from_output(original: Callable[..., Any], self: Any, scheduled: Any, 
                 receipt = {**capacity.receipt(capacity.progress[step.request_id]), "capacity": capacity.state()}
                 step.kv_transfer_params = {**(step.kv_transfer_params or {}), RECEIPT: receipt}
     return outputs
+
+
+def update_block_hashes(original: Callable[..., Any], self: Any) -> None:
+    """Hash the blocks of a prompt so that they are shared with all prompts that are steered equally.
+
+    vLLM's hash of a block covers the one before it, and the first covers the request's salt. The salt of a composition
+    that acts on responses otherwise than on prompts is that of its responses (`admission`). Here the blocks that lie
+    whole in the prompt get the salt of the prompt, and the first block behind them follows a hash with the other salt.
+    """
+    if "steer_prompt" not in self.__dict__:
+        self.steer_prompt = _blocks_of_prompt(self)
+    if self.steer_prompt is None:
+        original(self)
+        return
+    blocks, salt = self.steer_prompt
+    hashes = self.block_hashes
+    if len(hashes) < blocks:
+        own, self.cache_salt = self.cache_salt, salt
+        original(self)
+        self.cache_salt = own
+        del hashes[blocks:]
+    if len(hashes) == blocks:
+        last, hashes[-1] = hashes[-1], hashlib.sha256(hashes[-1] + self.cache_salt.encode()).digest()
+        original(self)
+        hashes[blocks - 1] = last
+    elif len(hashes) > blocks:
+        original(self)
+
+
+def _blocks_of_prompt(request: Any) -> tuple[int, str | None] | None:
+    """The number of blocks that lie whole in a request's prompt, and their salt; None where its own salt is theirs."""
+    parameters = request.sampling_params
+    values = ((parameters.extra_args if parameters is not None else None) or {}).get(RESOLVED)
+    if not isinstance(values, dict) or PROMPT_SALT not in values or request._block_hasher is None:
+        return None
+    # Blocks are hashed by a function of vLLM's that knows their size; where it is not seen, nothing is shared.
+    size = inspect.getclosurevars(request._block_hasher).nonlocals.get("hash_block_size")
+    blocks = prompt_length(request) // size if isinstance(size, int) and size > 0 else 0
+    return (blocks, values[PROMPT_SALT]) if blocks else None
 
 
 def get_request_counts(original: Callable[..., Any], self: Any) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from steer.serving.engine.resolved import RESOLVED, ResolvedRequest
 from vectors.expression import Composition, parse
+from vectors.probe import Probe, Readout
 from vectors.steering import SteeringVector
 
 LAYERS, HIDDEN = 4, 8
@@ -22,6 +23,15 @@ def vectors() -> dict[str, SteeringVector]:
     return {
         name: SteeringVector({i: torch.randn(HIDDEN, generator=generator) for i in range(LAYERS)})
         for name in ("warm", "formal", "calm")
+    }
+
+
+def probes() -> dict[str, Probe]:
+    """Two probes of the same model, which read layers 0 and 1."""
+    generator = torch.Generator().manual_seed(4)
+    return {
+        name: Probe({layer: Readout(torch.randn(HIDDEN, generator=generator), bias)})
+        for name, layer, bias in (("anger", 0, 0.3), ("joy", 1, -0.2))
     }
 
 

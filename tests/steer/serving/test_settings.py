@@ -134,3 +134,27 @@ def test_what_experiments_can_t_share_is_named_at_once(folder: Path) -> None:
         "missing.yaml can't be read",
     ):
         assert part in text
+
+
+def test_probes_turn_gates_on_at_the_layers_that_they_and_the_arms_read(folder: Path) -> None:
+    fakes.probes()["joy"].save(folder / "joy.safetensors")
+    vectors = {"warm": "vectors/warm.safetensors"}
+    found = settings.check({"vectors": vectors}, folder)
+    assert (found.gates, found.gate_layers, found.probes) == (0, None, {})
+    assert "gates" not in found.graph(), "without gates the graph is the same as before there were any"
+    both = {**vectors, "joy": "joy.safetensors"}
+    found = settings.check({"vectors": both}, folder)
+    assert found.probes["joy"].digest == fakes.probes()["joy"].digest
+    assert list(found.vectors) == ["warm"]
+    assert found.graph() == {"rows": 256, "directions": 4, "gates": 2, "gate_layers": [1]}
+    found = settings.check({"vectors": both, "arms": {"a": "warm[3]@while:warm[0]>1"}}, folder)
+    assert (found.gates, found.gate_layers) == (2, (0, 1))
+    assert settings.check({"vectors": both, "gates": 0}, folder).gates == 0
+    assert settings.check({"vectors": both, "gate_layers": [2, 0]}, folder).gate_layers == (0, 2)
+    assert settings.check({"vectors": both, "gate_layers": "all"}, folder).gate_layers is None
+    assert settings.check({"vectors": vectors, "gates": 1}, folder).gate_layers is None
+    for wrong in ({"gates": 5}, {"gates": True}, {"gate_layers": []}, {"gate_layers": [-1]}, {"gate_layers": "some"}):
+        with pytest.raises(UsageError, match="gate"):
+            settings.check({"vectors": both, **wrong}, folder)
+    with pytest.raises(UsageError, match="uses fury, but no vector has that name"):
+        settings.check({"vectors": both, "arms": {"a": "warm[3]@when:fury>1"}}, folder)

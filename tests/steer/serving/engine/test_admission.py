@@ -18,6 +18,7 @@ from steer.serving.engine.resolved import GIVEN, RESOLVED, ResolvedRequest, prom
 from steer.serving.settings import Settings
 from vectors.errors import SteerError, UsageError
 from vectors.expression import parse
+from vectors.probe import Probe, Readout
 from vectors.steering import SteeringVector
 
 VECTORS = fakes.vectors()
@@ -296,3 +297,63 @@ def test_a_given_response_is_some_of_the_tokens(given: Any) -> None:
     for steered in ({}, {"steer": "warm"}):
         with pytest.raises(ValueError, match=GIVEN):
             admission().admit(fakes.request("a", {**steered, GIVEN: given}, prompt=[1, 2, 3]))
+
+
+def with_gates(**settings: Any) -> Admission:
+    return admission(**{"probes": fakes.probes(), "gates": 2, "gate_layers": (0, 1), **settings})
+
+
+@pytest.mark.parametrize(
+    ("expression", "reason"),
+    [
+        ("calm[2]@when:nobody>0", "no vector is called 'nobody'; loaded: anger, calm, formal, joy, warm"),
+        ("calm@when:anger>0", "@when:anger>0 reads layer 0, and calm@when:anger>0 steers from layer 0"),
+        ("calm[1]@when:joy>0", "what is read must lie below"),
+        ("calm[3]@when:warm[2]>0", "reads layer 2; the server was started to read 0-1: --steer-gate-layers 0-2"),
+        ("calm[3]@when:warm[9]>0", "warm holds no layer 9"),
+        ("2*anger", "anger is a probe, which can be read (@when:anger>0) but not added"),
+        ("calm[2]@when:anger>0@when:joy>0 + warm[3]@while:joy>0", "has 3 conditions; the server was started with 2"),
+        ("calm[2]@when:anger>0@when:joy>0 + warm[3]@while:joy>0", "--steer-gates 3"),
+        (" + ".join(f"calm[2]@when:anger>{i}" for i in range(100)), "at most --steer-gates 4"),
+        (" + ".join(f"{i + 1}*calm[2]@after:{i}@when:anger>0" for i in range(9)), "act in 9 phases"),
+        ("calm[2]@prompt@when:anger>0", "can only act on the response"),
+    ],
+)
+def test_a_condition_that_cannot_be_decided_is_refused_with_its_reason(expression: str, reason: str) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        admitted(with_gates(phases=64), expression)
+    assert reason in str(caught.value)
+
+
+def test_a_request_with_conditions_names_its_probes_by_digest_and_shares_the_salt_of_its_prompt() -> None:
+    found = with_gates()
+    request = admitted(found, "calm[2]@when:anger>0")
+    values = request.sampling_params.extra_args[RESOLVED]
+    assert values["vectors"] == {"calm": VECTORS["calm"].digest, "anger": fakes.probes()["anger"].digest}
+    assert values["prompt_salt"] is None, "its prompt is that of a plain request"
+    assert request.cache_salt.startswith("steer:")
+    other = admitted(found, "calm[2]@when:anger>0.1")
+    assert other.cache_salt != request.cache_salt
+    steered, alone = admitted(found, "warm + calm[2]@when:anger>0"), admitted(found, "warm")
+    assert steered.sampling_params.extra_args[RESOLVED]["prompt_salt"] == alone.cache_salt
+    given = fakes.request("a", {"steer": "calm[2]@when:anger>0", GIVEN: 2}, prompt=range(8))
+    found.admit(given)
+    assert given.sampling_params.skip_reading_prefix_cache, "the token that decides must be computed"
+
+
+def test_probes_are_bound_as_vectors_are_and_are_not_unbound_while_an_arm_reads_them() -> None:
+    found, probe = with_gates(probes={}), fakes.probes()["anger"]
+    assert found.bind("anger", probe, probe.digest)
+    found.add_arm("calmer", "calm[2]@when:anger>0")
+    assert found.resolved_arms()["calmer"].vectors["anger"] == probe.digest
+    with pytest.raises(UsageError, match="part of the arm calmer"):
+        found.unbind("anger")
+    found.remove_arm("calmer")
+    assert found.unbind("anger") == probe.digest
+    with pytest.raises(SteerError, match="no vector is called 'anger'"):
+        found.resolve("calm[2]@when:anger>0")
+    with pytest.raises(UsageError, match="started without gates"):
+        admission().bind("anger", probe, probe.digest)
+    large = Probe({0: Readout(torch.zeros(fakes.HIDDEN + 1), 0.0)})
+    with pytest.raises(SteerError, match="the probe anger has hidden size 9, the model 8"):
+        found.bind("anger", large, large.digest)

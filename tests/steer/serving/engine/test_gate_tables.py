@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from steer.serving.engine import metrics
 from steer.serving.engine.capacity import Capacity
 from steer.serving.engine.phases import gated_counts, gated_sets, gates, opens, phases, slots_needed, variants
+from steer.serving.engine.receipts import HttpRequest
 from steer.serving.engine.resolved import RESOLVED, ResolvedRequest, names_of
 from steer.serving.engine.worker.proof import Form, Proved
 from steer.serving.engine.worker.steering_worker import SteeringWorker
@@ -21,11 +23,7 @@ from vectors.probe import Probe, Readout, reading_of
 from vectors.steering import SteeringVector
 
 VECTORS = fakes.vectors()
-GENERATOR = torch.Generator().manual_seed(4)
-PROBES = {
-    "anger": Probe({0: Readout(torch.randn(fakes.HIDDEN, generator=GENERATOR), 0.3)}),
-    "joy": Probe({1: Readout(torch.randn(fakes.HIDDEN, generator=GENERATOR), -0.2)}),
-}
+PROBES = fakes.probes()
 SOURCES: dict[str, SteeringVector | Probe] = {**VECTORS, **PROBES}
 TEXTS = [
     "2*calm[2,3]@when:anger>0",
@@ -255,3 +253,28 @@ def test_a_gate_compares_in_float32(comparison: str, below: int, at: int, above:
             assert bool(served.run({name: stream}, {name: (0, 3)})[name][2].any()) == bool(opened)
     finally:
         del SOURCES["exact"]
+
+
+def test_a_receipt_of_several_answers_lists_the_gates_of_each_and_the_metrics_count_their_decisions() -> None:
+    http = HttpRequest("calmer", TEXTS[0], fakes.resolve("warm", VECTORS))
+    gate = {"condition": "@when:anger>0", "probe": "a probe of this test", "digest": "sha256:1", "value": 0.5}
+    receipt = {"digest": "sha256:2", "expression": "e", "prompt_tokens": 3, "cached_tokens": 0, "response_tokens": 4}
+    term = {"term": "2*calm[2,3]@when:anger>0", "prompt_tokens": 0, "response_tokens": 4}
+    for name, held in (("1", 1), ("2", 0)):
+        each = {**receipt, "terms": [term], "gates": [{**gate, "held": held, "read": 1}]}
+        http.expect(name)
+        http.add(name, each)
+        metrics.began(http)
+        metrics.ended(http, each)
+    many = {**gate, "condition": "@while:anger>0", "held": 3, "read": 7}
+    metrics.began(None)
+    metrics.ended(None, {**receipt, "terms": [], "gates": [many]})
+    total = http.total()
+    assert total is not None
+    assert [each["held"] for each in total["gates"]] == [1, 0]
+    assert total["terms"][0]["response_tokens"] == 8
+    counted = {
+        decision: metrics.get().gates.labels("a probe of this test", decision)._value.get()
+        for decision in ("open", "closed")
+    }
+    assert counted == {"open": 4, "closed": 5}

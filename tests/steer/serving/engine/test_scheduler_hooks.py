@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -10,6 +12,8 @@ import fakes
 import pytest
 
 from steer.serving.engine import scheduler_hooks
+from steer.serving.engine.admission import Admission
+from steer.serving.settings import Settings
 
 VECTORS = fakes.vectors()
 
@@ -128,3 +132,66 @@ def test_a_request_that_did_not_pass_admission_fails_and_not_the_engine() -> Non
     outputs = scheduler.step(None, "a")
     assert [(one.request_id, one.finish_reason) for one in outputs[3].outputs] == [("a", "error")]
     assert scheduler.requests == {}
+
+
+def hasher(hash_block_size: int) -> Callable[[Any], list[bytes]]:
+    """Hashes of the new whole blocks of a request, as vLLM computes them."""
+
+    def block_hasher(request: Any) -> list[bytes]:
+        new: list[bytes] = []
+        for end in range((len(request.block_hashes) + 1) * hash_block_size, len(request.tokens) + 1, hash_block_size):
+            before = (request.block_hashes + new)[-1:]
+            tokens = request.tokens[end - hash_block_size : end]
+            new.append(hashlib.sha256(repr((before or request.cache_salt, tokens)).encode()).digest())
+        return new
+
+    return block_hasher
+
+
+def hashed(steer: str | None, prompt: list[int], response: list[int], salt: str | None = None) -> list[bytes]:
+    """The hashes of blocks of 4 tokens, while the response grows a token at a time, as admission has salted them."""
+    found = Admission(Settings(fakes.vectors()), fakes.HIDDEN, fakes.LAYERS, None)
+    request = fakes.request("a", {"steer": steer} if steer else None, prompt=prompt, block_hashes=[], tokens=[*prompt])
+    request.cache_salt, request._block_hasher = salt, hasher(4)
+    found.admit(request)
+
+    def original(self: Any) -> None:
+        self.block_hashes.extend(self._block_hasher(self))
+
+    for token in (None, *response):
+        request.tokens += [] if token is None else [token]
+        scheduler_hooks.update_block_hashes(original, request)
+    return request.block_hashes
+
+
+@pytest.mark.parametrize("salt", [None, "a client's"])
+@pytest.mark.parametrize("length", range(1, 14))
+def test_the_blocks_of_prompts_are_shared_where_prompts_are_steered_equally_and_those_of_responses_are_not(
+    length: int, salt: str | None
+) -> None:
+    prompt, response = list(range(length)), list(range(50, 70))
+    blocks = length // 4
+    plain, warm = hashed(None, prompt, response, salt), hashed("warm", prompt, response, salt)
+    texts = ["warm@response", "2*warm@response", "calm@after:3"]
+    alone, again, late = (hashed(text, prompt, response, salt) for text in texts)
+    assert [a == b for a, b in zip(plain, alone, strict=True)] == [i < blocks for i in range(len(plain))]
+    assert [a == b for a, b in zip(again, late, strict=True)] == [i < blocks for i in range(len(plain))]
+    both = hashed("warm + calm@response", prompt, response, salt)
+    assert [a == b for a, b in zip(warm, both, strict=True)] == [i < blocks for i in range(len(plain))]
+    assert alone == hashed("warm@response", prompt, response, salt)
+    # The same tokens as a longer prompt: what was a response is none now.
+    longer = hashed("warm@response", [*prompt, *response], [], salt)
+    assert [a == b for a, b in zip(alone, longer, strict=True)] == [i < blocks for i in range(len(plain))]
+    assert longer == plain
+    others = hashed("warm@response", prompt, response, "another's")
+    assert not set(others) & set(alone)
+
+
+def test_where_vllm_does_not_show_the_size_of_a_block_no_prompt_is_shared() -> None:
+    request = fakes.request("a", fakes.resolved("warm@response", fakes.vectors()), prompt=range(8))
+    request.sampling_params.extra_args["steer_resolved"]["prompt_salt"] = None
+    request._block_hasher = lambda _request: [b"1", b"2"]
+    request.cache_salt, request.block_hashes = "own", []
+    scheduler_hooks.update_block_hashes(lambda self: self.block_hashes.extend(self._block_hasher(self)), request)
+    assert request.block_hashes == [b"1", b"2"]
+    assert request.steer_prompt is None

@@ -57,7 +57,8 @@ class Serving:
             *(("--api-key-file", str(folder / "key.txt")) if key else ()),
             *(word for file in experiments for word in ("--experiment", file)),
             *("--arm", "friendly=1.2*warm - 0.4*formal", "--port", str(self.port)),
-            *("--vector-folder", str(folder / "more"), "--log", str(folder / "vllm.log"), "--"),
+            *("--vector-folder", str(folder / "more"), "--steer-gates", "1"),
+            *("--log", str(folder / "vllm.log"), "--"),
             *(
                 "--enforce-eager",
                 "--max-model-len",

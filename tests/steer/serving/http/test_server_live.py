@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from serve_process import KEY, MESSAGES, Serving, chat, children, steer
+
+from vectors.probe import Probe, Readout
 
 
 def test_vectors_load_and_unload_while_it_serves(server: Serving) -> None:
@@ -28,6 +31,32 @@ def test_vectors_load_and_unload_while_it_serves(server: Serving) -> None:
     while loaded["digest"] in server.call("GET", "/steer")[2]["workers"][0]["vectors"]:
         assert time.monotonic() < end
         time.sleep(0.1)
+
+
+def test_a_probe_arrives_and_what_its_gates_decide_is_on_the_receipt_and_in_the_metrics(server: Serving) -> None:
+    assert "no vector is called 'anger'" in str(chat(server, **steer("2*formal@when:anger>0"))[2])
+    probe = Probe({0: Readout(torch.randn(128, generator=torch.Generator().manual_seed(1)), 0.0)})
+    status, _, loaded = server.call("POST", "/steer/vectors?name=anger", raw=probe.encode())
+    assert (status, loaded["digest"]) == (200, probe.digest)
+    listed = server.call("GET", "/steer/vectors")[2]
+    assert listed["probes"]["anger"] == {"digest": probe.digest, "layers": [0], "layer": 0}
+    plain = chat(server)[2]["choices"]
+    for expression, held in (("2*formal@when:anger>1e9", 0), ("2*formal@when:anger>-1e9", 1)):
+        status, _, answer = chat(server, **steer(expression))
+        (gate,), (term,) = answer["steer"]["gates"], answer["steer"]["terms"]
+        assert (gate["held"], gate["read"], gate["digest"]) == (held, 1, probe.digest)
+        assert (term["prompt_tokens"], term["response_tokens"]) == (0, 4 * held)
+        assert held or answer["choices"][0]["message"] == plain[0]["message"]
+    status, _, answer = chat(server, n=2, **steer("2*formal@while:anger>-1e9"))
+    assert [(gate["held"], gate["read"]) for gate in answer["steer"]["gates"]] == [(4, 4)] * 2
+    text = server.call("GET", "/metrics")[2]
+    for decision, count in (("open", 9), ("closed", 1)):
+        line = next(row for row in text.splitlines() if row.startswith("steer:gate_total") and decision in row)
+        assert 'probe="anger"' in line
+        assert float(line.split()[-1]) == count
+    status, _, refused = chat(server, **steer("2*warm@when:anger>0"))
+    assert (status, "what is read must lie below" in refused["error"]["message"]) == (400, True)
+    assert server.call("DELETE", "/steer/vectors/anger")[0] == 200  # other tests read what is loaded
 
 
 def test_a_running_request_keeps_the_vector_that_it_began_with(server: Serving) -> None:

@@ -20,6 +20,7 @@ from steer.serving.engine.admission import Admission
 from steer.serving.http import uploads
 from steer.serving.settings import Settings
 from vectors.errors import SteerError
+from vectors.probe import Probe, Readout
 from vectors.steering import SteeringVector
 
 VECTORS = fakes.vectors()
@@ -44,7 +45,7 @@ def admission(*folders: Path) -> Admission:
     return Admission(Settings(folders=folders), fakes.HIDDEN, fakes.LAYERS, None)
 
 
-def received(request: Request, *folders: Path) -> tuple[str, SteeringVector]:
+def received(request: Request, *folders: Path) -> tuple[str, SteeringVector | Probe]:
     return asyncio.run(uploads.received(admission(*folders), request))
 
 
@@ -225,3 +226,20 @@ def test_an_arm_is_a_name_and_an_expression() -> None:
             arm(body)
     with pytest.raises(SteerError, match="the body has 'vectors', which means nothing here"):
         arm({"name": "a", "expression": "warm", "vectors": {}})
+
+
+def test_a_probe_is_received_as_a_vector_is_and_must_fit_the_model() -> None:
+    probe = fakes.probes()["joy"]
+    name, found = received(Request([probe.encode()], "joy"))
+    assert (name, found.digest) == ("joy", probe.digest)
+    assert isinstance(found, Probe)
+    many = Probe({i: Readout(torch.zeros(fakes.HIDDEN), 0.0) for i in range(fakes.LAYERS)})
+    assert received(Request([many.encode()], "joy"))[1].digest == many.digest
+    for wrong, reason in (
+        (Probe({4: Readout(torch.zeros(fakes.HIDDEN), 0.0)}), "a probe of the model has layer.0 to layer.3"),
+        (Probe({0: Readout(torch.zeros(fakes.HIDDEN + 1), 0.0)}), r"each with .weight \[8\] and .bias \[1\]"),
+    ):
+        with pytest.raises(SteerError, match=reason):
+            received(Request([wrong.encode()], "joy"))
+    with pytest.raises(SteerError, match=r"layer.0.weight.* of shape \[9\]"):
+        received(Request([tensor("layer.0.weight", shape=(9,))], "joy"))
