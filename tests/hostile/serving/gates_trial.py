@@ -31,7 +31,7 @@ from typing import Any
 ROOT = Path(__file__).parents[3]
 DATA = ROOT / "examples" / "data"
 STEER = (sys.executable, "-P", "-c", "from steer.cli import main; main()")
-STOCK = (sys.executable, "-P", "-c", "from vllm.entrypoints.cli.main import main; main()")
+STOCK = (sys.executable, "-P", "-m", "steer.serving.vllm_command")  # which the CPU build needs; without the plugin
 EXPRESSION = "1.4*calm@when:anger>0"
 
 

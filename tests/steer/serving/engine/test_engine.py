@@ -66,7 +66,7 @@ def test_one_hundred_scores_of_an_unsteered_batch_are_those_of_stock_vllm_to_the
 def test_equal_prompts_with_unequal_steering_never_share_keys_and_values(
     order: tuple[str, ...], engine: Engines, model: Any, vectors: dict[str, Path]
 ) -> None:
-    steering = {"plain": None, "warm": "2*warm", "scoped": "2*warm@prompt"}
+    steering = {"plain": None, "warm": "2*warm", "scoped": "2*warm@prompt + formal@prompt"}
     ids = pico.sequences(1, 100, 100, seed=sum(map(len, order)) + order.index("plain"))[0]
     for name in order:
         job = {"ids": ids, "steer": steering[name], "unscored": True}

@@ -13,6 +13,7 @@ import pytest
 
 from steer.serving.engine import scheduler_hooks
 from steer.serving.engine.admission import Admission
+from steer.serving.engine.resolved import GIVEN
 from steer.serving.settings import Settings
 
 VECTORS = fakes.vectors()
@@ -148,10 +149,16 @@ def hasher(hash_block_size: int) -> Callable[[Any], list[bytes]]:
     return block_hasher
 
 
-def hashed(steer: str | None, prompt: list[int], response: list[int], salt: str | None = None) -> list[bytes]:
-    """The hashes of blocks of 4 tokens, while the response grows a token at a time, as admission has salted them."""
+def hashed(
+    steer: str | None, prompt: list[int], response: list[int], salt: str | None = None, given: int = 0
+) -> list[bytes]:
+    """The hashes of blocks of 4 tokens, while the response grows a token at a time, as admission has salted them.
+
+    The last `given` tokens of the prompt are a response that is only scored.
+    """
     found = Admission(Settings(fakes.vectors()), fakes.HIDDEN, fakes.LAYERS, None)
-    request = fakes.request("a", {"steer": steer} if steer else None, prompt=prompt, block_hashes=[], tokens=[*prompt])
+    extra = {**({"steer": steer} if steer else {}), **({GIVEN: given} if given else {})}
+    request = fakes.request("a", extra or None, prompt=prompt, block_hashes=[], tokens=[*prompt])
     request.cache_salt, request._block_hasher = salt, hasher(4)
     found.admit(request)
 
@@ -183,6 +190,7 @@ def test_the_blocks_of_prompts_are_shared_where_prompts_are_steered_equally_and_
     longer = hashed("warm@response", [*prompt, *response], [], salt)
     assert [a == b for a, b in zip(alone, longer, strict=True)] == [i < blocks for i in range(len(plain))]
     assert longer == plain
+    assert hashed("warm@response", [*prompt, *response], [], salt, given=len(response)) == alone
     others = hashed("warm@response", prompt, response, "another's")
     assert not set(others) & set(alone)
 

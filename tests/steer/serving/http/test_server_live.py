@@ -47,7 +47,7 @@ def test_a_probe_arrives_and_what_its_gates_decide_is_on_the_receipt_and_in_the_
         assert (gate["held"], gate["read"], gate["digest"]) == (held, 1, probe.digest)
         assert (term["prompt_tokens"], term["response_tokens"]) == (0, 4 * held)
         assert held or answer["choices"][0]["message"] == plain[0]["message"]
-    status, _, answer = chat(server, n=2, **steer("2*formal@while:anger>-1e9"))
+    status, _, answer = chat(server, n=2, temperature=1.0, **steer("2*formal@while:anger>-1e9"))
     assert [(gate["held"], gate["read"]) for gate in answer["steer"]["gates"]] == [(4, 4)] * 2
     text = server.call("GET", "/metrics")[2]
     for decision, count in (("open", 9), ("closed", 1)):
