@@ -45,7 +45,7 @@ class _Progress:
             for term in self.composition.terms
         ]
         self.gates = gates(self.composition)
-        self.read: tuple[Any, Any] | None = None  # of the gates: the values, and the numbers of tokens by open gates
+        self.read: tuple[Any, int] | None = None  # what the gates hold after the last step, and its row
 
 
 class Capacity:
@@ -155,7 +155,7 @@ class Capacity:
                 progress.cached = int(start)
             progress.end = max(progress.end, int(start) + scheduled[request])
             if progress.gates and read:
-                progress.read = read["values"][:, rows[request]], read["counts"][rows[request]]
+                progress.read = read, rows[request]
         return failed
 
     def receipt(self, progress: _Progress) -> dict[str, Any]:
@@ -219,8 +219,9 @@ def _add_gates(receipt: dict[str, Any], progress: _Progress) -> None:
     values = [0.0] * len(progress.gates)
     by_phase: list[list[int]] = [[]]
     if progress.read is not None:
-        values = progress.read[0].tolist()
-        by_phase = progress.read[1].reshape(GATED_PHASES, -1).tolist()
+        held_by_gates, row = progress.read
+        values = held_by_gates["values"][:, row].tolist()
+        by_phase = held_by_gates["counts"][row].reshape(GATED_PHASES, -1).tolist()
     for t, tokens in gated_counts(progress.composition, by_phase).items():
         receipt["terms"][t]["response_tokens"] = tokens
     tokens = sum(map(sum, by_phase))

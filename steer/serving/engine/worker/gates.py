@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from steer.serving.engine.bounds import GATED_PHASES
 from steer.serving.engine.phases import gated_sets, gates
 from steer.serving.engine.worker import gate_kernels
-from vectors.expression import Composition
+from vectors.expression import Composition, Condition
 from vectors.probe import Readout
 
 Reading = tuple[int, Readout]  # a layer, and what is read there
@@ -42,6 +42,20 @@ class GatedRequest:
     row: int
     decided: bool = False  # whether its last prompt token has gone through the model
     counted: int = 0  # the positions before this one went through the model
+
+
+class _Plan(NamedTuple):
+    """The gates of a composition in one of its phases, as GateTable holds them at a slot."""
+
+    weights: list[Tensor]
+    limits: list[list[float]]
+    modes: list[list[int]]
+    end: list[int]
+    choices: list[int]
+
+
+def _mode(gate: Condition) -> int:
+    return _MODES[gate.comparison] | (ONCE if gate.kind == "when" else 0)
 
 
 class GateTable:
@@ -74,6 +88,8 @@ class GateTable:
         self.open = torch.zeros(tokens, dtype=torch.int32, device=device)  # the set of open gates
         self.values = torch.zeros(count, requests + 1, device=device)  # the score, or the sum of the tokens' scores
         self.counts = torch.zeros(requests + 1, GATED_PHASES << count, dtype=torch.int32, device=device)
+        self.unwritten: dict[int, _Plan] = {}  # by slot: the gates that are written before the next step
+        self.fresh: list[int] = []  # rows that are emptied before the next step
         self.requests: dict[str, GatedRequest] = {}
         self.free = list(range(requests, 0, -1))
         self.filled = 0  # the tokens that are not zero lie before this one
@@ -84,27 +100,50 @@ class GateTable:
         choices: Mapping[tuple[int, ...], Sequence[int]],
         readings: Sequence[Reading],
     ) -> None:
-        """Write the gates of a composition; `choices` are its slots by set of terms and by set of open gates.
+        """Write the gates of a composition before the next step.
 
-        `readings` are what its gates read, in order.
+        `choices` are its slots by set of terms and by set of open gates, `readings` what its gates read, in order.
         """
         conditions = gates(composition)
         last = max(layer for layer, _ in readings)
+        unused = self.count - len(conditions)
+        modes = [[layer, _mode(gate)] for gate, (layer, _) in zip(conditions, readings, strict=True)]
+        limits = [[readout.bias, gate.threshold] for gate, (_, readout) in zip(conditions, readings, strict=True)]
         for number, terms in enumerate(gated_sets(composition)):
             slots = choices[terms]
-            plan = slots[-1]
-            for k, gate in enumerate(conditions):
-                layer, readout = readings[k]
-                mode = _MODES[gate.comparison] | (ONCE if gate.kind == "when" else 0)
-                self.weights[k, plan].copy_(self._here(readout.weight), non_blocking=True)
-                self.limits[k, plan].copy_(self._here(torch.tensor([readout.bias, gate.threshold])), non_blocking=True)
-                self.modes[k, plan].copy_(self._here(torch.tensor([layer, mode], dtype=torch.int32)), non_blocking=True)
-            for k in range(len(conditions), self.count):
-                self.modes[k, plan].fill_(-1)
-            self.ends[plan].copy_(self._here(torch.tensor([last, number], dtype=torch.int32)), non_blocking=True)
-            # A composition with fewer gates ignores the bits of the others.
-            every = [slots[each % len(slots)] for each in range(1 << self.count)]
-            self.choices[plan].copy_(self._here(torch.tensor(every, dtype=torch.int32)), non_blocking=True)
+            self.unwritten[slots[-1]] = _Plan(
+                [readout.weight for _, readout in readings] + [torch.zeros(self.weights.shape[-1])] * unused,
+                limits + [[0.0, 0.0]] * unused,
+                modes + [[-1, -1]] * unused,
+                [last, number],
+                # A composition with fewer gates ignores the bits of the others.
+                [slots[each % len(slots)] for each in range(1 << self.count)],
+            )
+
+    def flush(self) -> None:
+        """Write all gates and empty all rows that are new since the last step: one copy for each tensor."""
+        if self.fresh:
+            rows = self._there(torch.tensor(self.fresh))
+            self.values.index_fill_(1, rows, 0)
+            self.counts.index_fill_(0, rows, 0)
+            self.fresh = []
+        if self.unwritten:
+            plans, written = self._there(torch.tensor(list(self.unwritten))), list(self.unwritten.values())
+            weights = torch.stack([torch.stack(plan.weights) for plan in written], dim=1)
+            self.weights.index_copy_(1, plans, self._there(weights))
+            self.limits.index_copy_(1, plans, self._there(torch.tensor([p.limits for p in written]).transpose(0, 1)))
+            integers = (
+                torch.tensor(values, dtype=torch.int32) for values in zip(*(p[2:] for p in written), strict=True)
+            )
+            modes, ends, choices = integers
+            self.modes.index_copy_(1, plans, self._there(modes.transpose(0, 1)))
+            self.ends.index_copy_(0, plans, self._there(ends))
+            self.choices.index_copy_(0, plans, self._there(choices))
+            self.unwritten = {}
+
+    def _there(self, tensor: Tensor) -> Tensor:
+        """A tensor on the device, without waiting for it."""
+        return self._here(tensor.contiguous()).to(self.tokens.device, non_blocking=True)
 
     def _here(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory() if self.tokens.device.type == "cuda" else tensor
@@ -121,8 +160,7 @@ class GateTable:
             if not self.free:
                 raise LookupError(f"all {len(self.requests)} rows of gated requests are held")
             gated = self.requests[request] = GatedRequest(self.free.pop())
-            self.values[:, gated.row].zero_()
-            self.counts[gated.row].zero_()
+            self.fresh.append(gated.row)
         return self.requests[request]
 
     def end(self, request: str) -> None:
@@ -133,6 +171,7 @@ class GateTable:
 
     def fill(self, tokens: np.ndarray | None) -> None:
         """Set what the tokens of the next step do: int32 [tokens, 3]; None for a step without gated requests."""
+        self.flush()
         length = 0 if tokens is None else len(tokens)
         if tokens is not None:
             self.tokens[:length].copy_(self._here(torch.from_numpy(tokens)), non_blocking=True)

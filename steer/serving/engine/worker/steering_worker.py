@@ -260,7 +260,11 @@ class SteeringWorker:
     def launched(self) -> None:
         """Add to the report what the gates hold after the step that has been launched, without waiting for it."""
         if self.gates is not None and self.report is not None and self.gates.filled:
-            rows = [self.gates.requests[r].row if r in self.gates.requests else 0 for r in self.report["requests"]]
+            if "gates" in self.report:  # the requests are those of the step before
+                rows = self.report["gates"]["rows"]
+            else:
+                held = self.gates.requests
+                rows = [held[name].row if name in held else 0 for name in self.report["requests"]]
             self.report = {**self.report, "gates": {"rows": rows, **self.gates.snapshot()}}
 
     def _unchanged(self, requests: list[str], starts: np.ndarray, total: int) -> bool:
