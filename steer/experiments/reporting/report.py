@@ -33,14 +33,15 @@ FORMAT = "steer.experiment-report/1"
 
 def report(engine: Engine, experiment: Experiment, version: int) -> dict[str, Any]:
     """The report of one version as JSON values; None stands for what cannot be said yet. Raises SQLAlchemyError."""
-    state = overview(engine, experiment.name, version)
+    state = overview(engine, experiment.name, version, units=False)
     control, others, alpha = experiment.control.name, compared_arms(experiment), alpha_of(experiment)
-    with analysis(engine, experiment.name, version) as found:
+    metrics = _metrics(experiment)
+    with analysis(engine, experiment.name, version, metrics) as found:
         weights = {arm.name: arm.weight for arm in experiment.arms}
         p = mismatch_p(found.units.by_arm, weights)
         unhealthy = [f"the shares of the arms are not those of the file (p = {p:.2g})"] if p < THRESHOLD else []
         compared = [] if unhealthy else [
-            compare(found, metric, control, others, alpha) for metric in _metrics(experiment)
+            compare(found, metric, control, others, alpha) for metric in metrics
         ]  # fmt: skip
         course = {
             arm: over_time(compared[0], found, control, arm, alpha) for arm in others if compared

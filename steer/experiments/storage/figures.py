@@ -40,12 +40,6 @@ from steer.experiments.storage.tables import EXPOSURES, FEEDBACK
 BUCKETS = 40  # slices of time in which sums over units are taken
 EMPTY = Sums(0, 0.0, 0.0)
 
-# What is left of the answers: one row for each unit. `first` is when its first answer that counts was asked for.
-_UNITS = Table(
-    "steer_units", MetaData(), Column("unit", Text), Column("arm", Text), Column("arms", Integer),
-    Column("first", Double), Column("slice", Integer), prefixes=["TEMPORARY"],
-)  # fmt: skip
-
 
 class Units(NamedTuple):
     """The units of each arm, and how many others were seen in two arms."""
@@ -63,6 +57,7 @@ class Analysis(NamedTuple):
     connection: Connection
     experiment: str
     version: int
+    table: Table  # a row for each unit: unit, arm, arms, first, slice, and y and x of each metric of the server
     units: Units
     began: float
     ended: float
@@ -73,13 +68,12 @@ class Analysis(NamedTuple):
         With `per: unit`, y is the unit's mean; with `per: response`, y its sum and x its number of answers. Of a metric
         per unit x is the covariate, where the unit has one: the unit's mean before it entered the experiment.
         """
-        values = _values(self.experiment, self.version, metric)
-        y, x = (values.c.y, values.c.x) if metric.per == "response" else (values.c.y / values.c.x, cast(0.0, Float))
-        columns = _UNITS.c
+        columns = self.table.c
+        source, of_unit, count = self._values(metric)
+        y, x = (of_unit, count) if metric.per == "response" else (of_unit / count, cast(0.0, Float))
         query = (
             select(columns.arm, columns.slice, func.count(), *(func.sum(each) for each in (y, y * y, x, x * x, x * y)))
-            .join(values, values.c.unit == columns.unit).where(columns.arms == 1, values.c.x > 0)
-            .group_by(columns.arm, columns.slice)
+            .select_from(source).where(columns.arms == 1, count > 0).group_by(columns.arm, columns.slice)
         )  # fmt: skip
         found = {arm: [EMPTY] * BUCKETS for arm in self.units.by_arm}
         for arm, number, count, *sums in self.connection.execute(query):
@@ -95,64 +89,72 @@ class Analysis(NamedTuple):
             .where(columns.experiment == self.experiment, columns.reason == "outside", columns.status == 200)
             .group_by(columns.unit).having(func.count(value) > 0).subquery()
         )  # fmt: skip
-        values = _values(self.experiment, self.version, metric)
-        y, x = values.c.y / values.c.x, earlier.c.x
+        units = self.table.c
+        source, of_unit, count = self._values(metric)
+        y, x = of_unit / count, earlier.c.x
         query = (
-            select(_UNITS.c.arm, func.count(), *(func.sum(each) for each in (y, y * y, x, x * x, x * y)))
-            .join(values, values.c.unit == _UNITS.c.unit).join(earlier, earlier.c.unit == _UNITS.c.unit)
-            .where(_UNITS.c.arms == 1, values.c.x > 0).group_by(_UNITS.c.arm)
+            select(units.arm, func.count(), *(func.sum(each) for each in (y, y * y, x, x * x, x * y)))
+            .select_from(source).join(earlier, earlier.c.unit == units.unit)
+            .where(units.arms == 1, count > 0).group_by(units.arm)
         )  # fmt: skip
         rows = self.connection.execute(query)
         return {arm: Sums(count, *(float(each) for each in sums)) for arm, count, *sums in rows}
 
     def first_values(self, metric: Metric, arm: str, most: int) -> list[float]:
         """The values of the first units of an arm, in the order of their first answers."""
-        values = _values(self.experiment, self.version, metric)
+        columns = self.table.c
+        source, of_unit, count = self._values(metric)
         query = (
-            select(values.c.y / values.c.x)
-            .join(_UNITS, values.c.unit == _UNITS.c.unit)
-            .where(_UNITS.c.arm == arm, _UNITS.c.arms == 1, values.c.x > 0)
-            .order_by(_UNITS.c.first, _UNITS.c.unit).limit(most)
+            select(of_unit / count).select_from(source)
+            .where(columns.arm == arm, columns.arms == 1, count > 0)
+            .order_by(columns.first, columns.unit).limit(most)
         )  # fmt: skip
         return [float(value) for (value,) in self.connection.execute(query)]
 
+    def _values(self, metric: Metric) -> tuple[Any, ColumnElement[float], ColumnElement[float]]:
+        """What to read from, each unit's sum of a metric, and how many answers or pieces of feedback are in it."""
+        if metric.source == "server":
+            return self.table, self.table.c[f"y_{metric.name}"], self.table.c[f"x_{metric.name}"]
+        values = _feedback(self.experiment, self.version, metric.name).subquery()
+        return self.table.join(values, values.c.unit == self.table.c.unit), values.c.y, values.c.x
+
 
 @contextlib.contextmanager
-def analysis(engine: Engine, experiment: str, version: int) -> Iterator[Analysis]:
-    """A context with the units of one version. Raises SQLAlchemyError."""
-    columns = EXPOSURES.c
-    counted = _counted(experiment, version)
+def analysis(engine: Engine, experiment: str, version: int, metrics: Sequence[Metric]) -> Iterator[Analysis]:
+    """A context with the units of one version and the metrics to be read of it. Raises SQLAlchemyError."""
+    columns, counted = EXPOSURES.c, _counted(experiment, version)
     several = case((func.min(columns.arm) != func.max(columns.arm), 2), else_=1)
+    names = [metric.name for metric in metrics if metric.source == "server"]
     with engine.connect() as connection:
         began, ended = connection.execute(select(func.min(columns.at), func.max(columns.at)).where(counted)).one()
         began, ended = float(began or 0.0), float(ended or 0.0)
-        width = max((ended - began) / BUCKETS, 1e-9)
-        number = (func.min(columns.at) - began) / width
+        number = (func.min(columns.at) - began) / max((ended - began) / BUCKETS, 1e-9)
         # SQLite cuts a number off where PostgreSQL rounds it.
-        whole = number if engine.dialect.name == "sqlite" else func.floor(number)
-        each = (
-            select(columns.unit, func.min(columns.arm).label("arm"), several.label("arms"),
-                   func.min(columns.at).label("first"), cast(whole, Integer).label("slice"))
-            .where(counted).group_by(columns.unit).subquery()
-        )  # fmt: skip
-        last = case((each.c.slice > BUCKETS - 1, BUCKETS - 1), else_=each.c.slice)
+        whole = cast(number if engine.dialect.name == "sqlite" else func.floor(number), Integer)
+        values = {"unit": columns.unit, "arm": func.min(columns.arm), "arms": several, "first": func.min(columns.at),
+                  "slice": case((whole > BUCKETS - 1, BUCKETS - 1), else_=whole)}  # fmt: skip
+        for name in names:
+            value = case((columns.status == 200, _number(name)))
+            values |= {f"y_{name}": func.sum(value), f"x_{name}": cast(func.count(value), Float)}
+        kinds: dict[str, Any] = {"unit": Text, "arm": Text, "arms": Integer, "slice": Integer}
+        table = Table("steer_units", MetaData(), *(Column(name, kinds.get(name, Double)) for name in values),
+                      prefixes=["TEMPORARY"])  # fmt: skip
         connection.execute(text("DROP TABLE IF EXISTS steer_units"))
-        _UNITS.create(connection)
-        names = ["unit", "arm", "arms", "first", "slice"]
-        rows = select(each.c.unit, each.c.arm, each.c.arms, each.c.first, last)
-        connection.execute(_UNITS.insert().from_select(names, rows))
-        connection.execute(text("CREATE UNIQUE INDEX steer_units_by_unit ON steer_units (unit)"))
+        table.create(connection)
+        rows = select(*values.values()).where(counted).group_by(columns.unit)
+        connection.execute(table.insert().from_select(list(values), rows))
+        if any(metric.source != "server" for metric in metrics):
+            connection.execute(text("CREATE UNIQUE INDEX steer_units_by_unit ON steer_units (unit)"))
         try:
-            yield Analysis(connection, experiment, version, _units(connection), began, ended)
+            yield Analysis(connection, experiment, version, table, _units(connection, table), began, ended)
         finally:
             connection.rollback()  # with the temporary table
 
 
-def _units(connection: Connection) -> Units:
-    columns = _UNITS.c
+def _units(connection: Connection, table: Table) -> Units:
     by_arm: dict[str, int] = {}
     moved = 0
-    query = select(columns.arm, columns.arms, func.count()).group_by(columns.arm, columns.arms)
+    query = select(table.c.arm, table.c.arms, func.count()).group_by(table.c.arm, table.c.arms)
     for arm, arms, count in connection.execute(query):
         if arms == 1:
             by_arm[arm] = count
@@ -178,22 +180,6 @@ def _number(name: str) -> ColumnElement[float]:
     """A metric of the server as a number."""
     column: Any = EXPOSURES.c[name]
     return case((column == true(), 1.0), (column.is_not(None), 0.0)) if name == "refusal" else cast(column, Float)
-
-
-def _values(experiment: str, version: int, metric: Metric) -> Any:
-    """Each unit's sum of a metric, `y`, and how many answers or pieces of feedback are in it, `x`."""
-    query = _server_values(experiment, version, metric.name) if metric.source == "server" else _feedback(
-        experiment, version, metric.name
-    )  # fmt: skip
-    return query.subquery()
-
-
-def _server_values(experiment: str, version: int, name: str) -> Select[Any]:
-    columns, number = EXPOSURES.c, _number(name)
-    return (
-        select(columns.unit, func.sum(number).label("y"), cast(func.count(number), Float).label("x"))
-        .where(_counted(experiment, version), columns.status == 200).group_by(columns.unit)
-    )  # fmt: skip
 
 
 def _feedback(experiment: str, version: int, name: str) -> Select[Any]:

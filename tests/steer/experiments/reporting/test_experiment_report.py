@@ -105,7 +105,7 @@ def test_a_metric_per_response_is_the_ratio_of_sums(log: Log) -> None:
             made += [("exposures", log.answer(arm, f"{arm}{i}", response_tokens=length)) for length in lengths]
     write(log.engine, made)
     metric = Metric("response_tokens", "number", per="response")
-    with figures.analysis(log.engine, "tone", log.version) as analysis:
+    with figures.analysis(log.engine, "tone", log.version, [metric]) as analysis:
         found = compare(analysis, metric, "control", ["friendly"], 0.05)
     for arm, pairs in values.items():
         y, x = zip(*pairs, strict=True)
@@ -124,8 +124,9 @@ def test_answers_before_a_unit_entered_take_variance_away_and_move_nothing(log: 
                                                  latency=usual + generator.gauss(0, 3))))  # fmt: skip
             made.append(("exposures", log.answer(arm, f"{arm}{i}", latency=usual + effect + generator.gauss(0, 3))))
     write(log.engine, made)
-    with figures.analysis(log.engine, "tone", log.version) as analysis:
-        found = compare(analysis, Metric("latency", "number"), "control", ["friendly"], 0.05)
+    metric = Metric("latency", "number")
+    with figures.analysis(log.engine, "tone", log.version, [metric]) as analysis:
+        found = compare(analysis, metric, "control", ["friendly"], 0.05)
     assert found.adjusted > 0.9
     shown = found.differences["friendly"]
     assert 0 < shown.low < 2 < shown.high < 5  # without the covariate the interval is 15 wide
