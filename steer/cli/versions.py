@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Any
 from steer.cli.output import out
 
 if TYPE_CHECKING:
+    from steer.evaluation.evaluation import Evaluation
     from steer.evaluation.request import Request
     from steer.store.history.differences import Difference
     from steer.store.layout import Store
     from steer.store.objects.model import Commit
+
+
+SHOWN = 12  # parameters of a task vector that are printed
 
 
 def typed() -> str:
@@ -80,7 +84,8 @@ def age(moment: float) -> str:
 
 def print_difference(store: Store, difference: Difference) -> None:
     """Parts and settings that differ, one line each; of replaced vectors the layers that differ most."""
-    from steer.store.history.differences import field_text, layers_of
+    from steer.cli.differences import TENSORS, tensor_rows
+    from steer.store.history.differences import field_text, layers_of, tensors_of
     from steer.store.objects.card import entry_of
 
     def described(part: Any) -> str:
@@ -98,6 +103,11 @@ def print_difference(store: Store, difference: Difference) -> None:
             if layers:
                 rows = [[str(e["layer"]), f"{e['cosine']:.3f}", f"{e['norm_ratio']:.3f}"] for e in layers]
                 out.table(["layer", "cosine", "norm ratio"], rows)
+            tensors = tensors_of(store, change)
+            if tensors:
+                out.table(TENSORS, tensor_rows(tensors, SHOWN), 1)
+            if len(tensors) > SHOWN:
+                out.say(f"{len(tensors) - SHOWN} parameters changed less; all of them: --json")
     if difference.reordered:
         out.line("~ the order of the parts")
     for key, old, new in difference.settings:
@@ -116,7 +126,7 @@ def _short(value: Any) -> str:
 
 def difference_value(store: Store, difference: Difference) -> dict[str, Any]:
     """A difference as JSON."""
-    from steer.store.history.differences import layers_of
+    from steer.store.history.differences import layers_of, tensors_of
 
     return {
         "parts": [
@@ -126,6 +136,7 @@ def difference_value(store: Store, difference: Difference) -> dict[str, Any]:
                 "after": None if change.after is None else asdict(change.after),
                 "fields": [{"field": name, "before": old, "after": new} for name, old, new in change.fields],
                 "layers": layers_of(store, change),
+                "tensors": tensors_of(store, change),
             }
             for change in difference.parts
         ],
@@ -161,7 +172,7 @@ def with_versions(request: Request) -> tuple[Request, dict[str, str]]:
     from steer.store import layout
     from steer.store.using.resolver import version_of
 
-    subjects, files, digests = [], dict(request.vectors), {}
+    subjects, files, digests, bases = [], dict(request.vectors), {}, set()
     for text in request.subjects:
         if is_version(text):
             version = version_of(layout.require(), text)
@@ -169,16 +180,19 @@ def with_versions(request: Request) -> tuple[Request, dict[str, str]]:
             subjects.append(expression)
             files |= version.files
             digests[expression] = version.recipe
+            bases.add(version.base)
         else:
             subjects.append(text)
-    return replace(request, subjects=tuple(subjects), vectors=files), digests
+    model = request.model or (bases.pop() if len(bases) == 1 else None)
+    return replace(request, subjects=tuple(subjects), vectors=files, model=model), digests
 
 
-def attach_evaluation(digests: Mapping[str, str], value: Mapping[str, Any]) -> None:
-    """Attach the report of an evaluation to the versions that it was about, each with what concerns it."""
+def attach_evaluation(digests: Mapping[str, str], evaluation: Evaluation, value: Mapping[str, Any]) -> None:
+    """Attach an evaluation to the versions that it was about, each with what concerns it; `value` is its report."""
     import json
 
     from steer.store import layout, referrers
+    from steer.store.history.behaviour import ITEMS, items_of
 
     if not digests:
         return
@@ -187,5 +201,6 @@ def attach_evaluation(digests: Mapping[str, str], value: Mapping[str, Any]) -> N
         composition = digests.get(subject["subject"])
         if composition is not None:
             content = json.dumps({**value, "subjects": [subject]}, sort_keys=True, ensure_ascii=False).encode()
-            referrers.attach(store, composition, referrers.EVALUATION, {"report.json": content})
+            files = {"report.json": content, ITEMS: items_of(evaluation, subject["subject"])}
+            referrers.attach(store, composition, referrers.EVALUATION, files)
             out.say(f"the evaluation is attached to the composition {composition[:15]}…")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steer.cli import options, output, requests, versions
+from steer.cli import differences, options, output, requests, versions
 from steer.cli.output import out
 from vectors.errors import UsageError
 from vectors.registry.options import option
@@ -37,6 +37,13 @@ class Request(options.Force, options.Threads):
         (), help="A setting of config.json in which the models may differ, such as rope_theta.", metavar="KEY"
     )
     exit_code: bool = option(False, help="End with 1 if the versions differ.")
+    behaviour: bool = option(False, help="Compare the evaluations that are attached to two versions, item by item.")
+    prompts: tuple[str, ...] = option(
+        (),
+        help="A prompt for both versions to answer; may be given several times.",
+        flag=("-p", "--prompt"),
+    )
+    markdown: bool = option(False, help="Print the difference of two versions as Markdown.", flag="--md")
 
 
 @options.command(
@@ -44,6 +51,7 @@ class Request(options.Force, options.Threads):
     examples="""
     steer diff
     steer diff tone:v1 tone@champion
+    steer diff tone~1 tone --behaviour -p "How was your day?"
     steer diff smollm2 ./poet -o poet.safetensors
     steer diff org/base org/poet -o poet.safetensors --storage lowrank:32
     steer diff org/base org/poet -o poet-lora --to-lora 16
@@ -107,6 +115,7 @@ def command(**values: Any) -> None:
 def _compare_versions(request: Request) -> None:
     """Print what differs between two versions, or a version and the working folder."""
     from steer.store import layout, names
+    from steer.store.history import behaviour
     from steer.store.history.differences import compare
     from steer.store.objects.model import read_commit, read_composition
     from steer.store.working import parts
@@ -116,20 +125,36 @@ def _compare_versions(request: Request) -> None:
         raise UsageError("there is no store here to compare versions of", "of two models: steer diff A B -o OUT")
     if request.to_lora is not None or request.storage != "exact" or request.allow_config or request.force:
         raise UsageError("these options are for the difference of two models", "add -o OUT")
-
-    def composition(text: str) -> Any:
-        return read_composition(store, read_commit(store, names.resolve(store, text)).composition)
-
-    before = composition(request.base or "HEAD")
-    after = parts.read(store)[0] if request.finetuned is None else composition(request.finetuned)
+    behaves = request.behaviour or request.prompts
+    # Behaviour is that of two commits: by default of the newest, and of that before it.
+    first = request.base or ("HEAD~1" if behaves and request.finetuned is None else "HEAD")
+    second = request.finetuned or ("HEAD" if behaves else None)
+    digests = [read_commit(store, names.resolve(store, text)).composition for text in (first, second) if text]
+    before = read_composition(store, digests[0])
+    after = parts.read(store)[0] if second is None else read_composition(store, digests[1])
     difference = compare(before, after)
+    compared = behaviour.compare(store, *digests) if request.behaviour else []
+    answers = differences.answers_of(store, (first, str(second)), request.prompts) if request.prompts else []
+    value = versions.difference_value(store, difference)
+    if request.behaviour:
+        value["behaviour"] = [behaviour.value_of(each) for each in compared]
+    if request.prompts:
+        value["answers"] = answers
 
     def human() -> None:
+        if request.markdown:
+            out.line(differences.markdown(value, first, second or "the working folder"))
+            return
         if difference:
             versions.print_difference(store, difference)
         else:
             out.say("no difference")
+        if request.behaviour:
+            differences.print_behaviour(compared, first, str(second))
+        for each in answers:
+            out.line(f"\n> {each['prompt']}\n")
+            out.side_by_side((first, str(second)), each["answers"])
 
-    out.result(versions.difference_value(store, difference), human)
+    out.result(value, human)
     if request.exit_code and difference:
         raise SystemExit(1)

@@ -40,7 +40,7 @@ def command(**values: Any) -> None:
     with out.progress() as on_event:
         evaluation = evaluate_request(request, through=_through(request), on_event=on_event)
     value = report(evaluation)
-    versions.attach_evaluation(of_versions, value)
+    versions.attach_evaluation(of_versions, evaluation, value)
     out.result(value, lambda: _print(value, request.out))
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from steer.store import blobs
 from steer.store.layout import Store
-from steer.store.objects.model import STEERING, Part, Personality
+from steer.store.objects.model import STEERING, TASK, Part, Personality
 from vectors.registry.layers import spans
 
 FIELDS = ("strength", "layers", "scope", "condition", "operation", "kind")
@@ -108,6 +108,37 @@ def _value(value: Any) -> str:
     if isinstance(value, tuple):
         return spans(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def tensors_of(store: Store, change: PartChange) -> list[dict[str, Any]]:
+    """Of a task vector that was replaced: per parameter the cosine of old and new, the ratio of norms, and the greatest
+    change of an element. One parameter is read at a time; one that a side lacks counts as unchanged there."""
+    if change.before is None or change.after is None or change.before.digest == change.after.digest:
+        return []
+    if not change.before.kind == change.after.kind == TASK:
+        return []
+    import numpy as np
+
+    from vectors.task import TaskVector
+
+    old, new = (TaskVector.open(blobs.path_of(store, part.digest)) for part in (change.before, change.after))
+    rows = []
+    for name in sorted({*old.parameters, *new.parameters}):
+        shape = new.parameters.get(name) or old.parameters[name]
+        if old.parameters.get(name, shape) != shape:
+            rows.append({"parameter": name, "cosine": 0.0, "norm_ratio": 0.0, "max_change": float("inf")})
+            continue
+        zero = np.zeros(shape, np.float32)
+        a, b = (
+            each.delta(name).astype(np.float64).ravel() if name in each.parameters else zero.astype(np.float64).ravel()
+            for each in (old, new)
+        )
+        lengths = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+        rows.append({
+            "parameter": name, "cosine": float(a @ b) / (lengths[0] * lengths[1]) if all(lengths) else 0.0,
+            "norm_ratio": lengths[1] / lengths[0] if lengths[0] else 0.0, "max_change": float(np.abs(b - a).max()),
+        })  # fmt: skip
+    return rows
 
 
 def layers_of(store: Store, change: PartChange) -> list[dict[str, float]]:
