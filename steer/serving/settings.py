@@ -13,6 +13,8 @@ file yourself:
     phases: 8          # most phases of one composition; in all of them together, it may have 16 times as many terms
     max_body: 1048576  # most bytes of the body of a request to vLLM's routes; by default what the model's context needs
     experiments: {tone.yaml: null}  # files of experiments, each with the digest that it must have (null: any)
+    versions: {champion: {name: tone@champion, store: /home/ana/tone/.steer, work: /home/ana/tone, base: smollm2,
+               commit: "sha256:…"}}    # arms that follow an alias; `steer serve tone@champion` writes this
     folders: [vectors]     # where POST /steer/vectors may load from; none by default
     any_base: false    # true allows vectors of other models of the same size
     allow_strength: false  # true allows strengths beyond twenty times the recommended one
@@ -30,6 +32,8 @@ from steer.experiments import document
 from steer.experiments.specification import Experiment
 from vectors.documents import yaml_text
 from vectors.documents.json_text import read_bounded
+from vectors.documents.schema import mapping_of, problems_of, strict
+from vectors.documents.schema import text as a_text
 from vectors.errors import SteerError, UsageError
 from vectors.expression import Composition, parse
 from vectors.probe import Probe, is_probe, reading_of
@@ -49,6 +53,7 @@ _SIZES = {
     "gates": (None, 0, MOST_GATES),
     "max_body": (None, 1, 2**40),
 }
+_VERSIONS = mapping_of(strict(dict.fromkeys(("name", "store", "work", "base", "commit"), a_text(longest=4096))))
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class Settings:
     phases: int = PHASES
     max_body: int | None = None  # bytes; None for the default of the served model
     experiments: tuple[Experiment, ...] = ()
+    versions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     folders: tuple[Path, ...] = ()
     any_base: bool = False
     allow_strength: bool = False
@@ -106,7 +112,7 @@ def check(values: Mapping[str, Any], folder: Path) -> Settings:
     problems: list[str] = []
     hints: list[str] = []
     switches = ("any_base", "allow_strength")
-    known = ("vectors", "arms", *_SIZES, "gate_layers", "experiments", "folders", *switches)
+    known = ("vectors", "arms", *_SIZES, "gate_layers", "experiments", "versions", "folders", *switches)
     problems += [f"the settings have no {key!r}" for key in values if key not in known]
     vectors, probes = _vectors(values.get("vectors") or {}, folder, problems, hints)
     experiments = _experiments(values.get("experiments") or {}, folder, vectors, problems, hints)
@@ -137,6 +143,10 @@ def check(values: Mapping[str, Any], folder: Path) -> Settings:
         for name in switches
         if not isinstance(values.get(name, False), bool)
     ]
+    versions = values.get("versions") or {}
+    problems += [f"versions: {problem}" for problem in problems_of(versions, _VERSIONS)]
+    if isinstance(versions, dict):
+        problems += [f"versions names {arm!r}, which is no arm" for arm in versions if arm not in arms]
     if problems:
         raise UsageError(problems, "; ".join(dict.fromkeys(hints)) or f"the settings are {', '.join(known)}")
     if sizes["steps"] is None:
@@ -152,6 +162,7 @@ def check(values: Mapping[str, Any], folder: Path) -> Settings:
         gate_layers=tuple(sorted(set(gate_layers))) if isinstance(gate_layers, list) and gate_layers else None,
         **sizes,
         experiments=experiments,
+        versions=versions,
         folders=tuple(paths),
         **{name: bool(values.get(name)) for name in switches},
     )

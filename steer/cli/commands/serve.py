@@ -121,7 +121,7 @@ def command(flags: tuple[str, ...], **values: Any) -> None:
     Everything after -- is passed to `vllm serve` unchanged. A name in an arm is given by --vector, or is a version of
     the store ('tone@champion', in quotes), or stands for NAME.safetensors in the current folder.
     """
-    request = _with_versions(_with_files(requests.build(Request, values)))
+    request, followed = _with_versions(_with_files(requests.build(Request, values)))
     model = request.model
     settings: dict[str, Any] = {
         "vectors": {name: str(path.expanduser().absolute()) for name, path in request.vectors.items()},
@@ -139,6 +139,7 @@ def command(flags: tuple[str, ...], **values: Any) -> None:
         ),
         "folders": [str(folder.expanduser().absolute()) for folder in request.folders],
         "experiments": {},
+        "versions": followed,
         "any_base": request.any_base,
         "allow_strength": request.allow_strength,
     }
@@ -191,24 +192,26 @@ def command(flags: tuple[str, ...], **values: Any) -> None:
     out.say("the server has ended")
 
 
-def _with_versions(request: Request) -> Request:
-    """A request with the versions that it names as arms, over the vectors in the store.
+def _with_versions(request: Request) -> tuple[Request, dict[str, dict[str, str]]]:
+    """A request with the versions that it names as arms, over the vectors in the store, and the arms that follow one.
 
-    The arm of a version is called as its alias, tag or branch: `tone@champion` is the arm champion. Raises UsageError
-    for a challenger that is no version, for versions of different bases, and for two arms of one name.
+    An arm follows an alias: when the alias moves, new conversations get the version that it moved to. The arm of a
+    version is called as its alias, tag or branch: `tone@champion` is the arm champion. Raises UsageError for a
+    challenger that is no version, for versions of different bases, and for two arms of one name.
     """
     from dataclasses import replace
 
     from steer.cli import versions
-    from steer.store import layout
+    from steer.store import layout, names
     from steer.store.using.resolver import version_of
 
     named = [text for text in (request.model,) if versions.is_version(text)] + list(request.challenger)
     if not named:
-        return request
+        return request, {}
     if len(named) == len(request.challenger):
         raise UsageError(f"--challenger needs a version as the model, not {request.model}", "steer serve tone@champion")
-    found = {text: version_of(layout.require(), text) for text in named}
+    store, followed = layout.require(), dict[str, dict[str, str]]()
+    found = {text: version_of(store, text) for text in named}
     bases = {each.base for each in found.values()}
     if len(bases) > 1:
         raise UsageError(f"the versions have different bases: {', '.join(sorted(bases))}", "serve one base")
@@ -218,8 +221,16 @@ def _with_versions(request: Request) -> Request:
             raise UsageError(f"two arms are called {each.label}", "leave out one, or give one of them a tag")
         arms[each.label] = str(each.composition)
         vectors |= each.files
-        out.say(f"{text} is the version {each.commit[7:15]}, as the arm {each.label}")
-    return replace(request, model=bases.pop(), arms=arms, vectors=vectors, challenger=())
+        ref = names.ref_of(store, text)
+        says = f"{text} is the version {each.commit[7:15]}, as the arm {each.label}"
+        if ref is not None and ref.kind == "alias":
+            followed[each.label] = {
+                "name": str(ref), "store": str(store.root), "work": str(store.work), "base": each.base,
+                "commit": each.commit,
+            }  # fmt: skip
+            says += "; when the alias moves, new conversations get the version that it moved to"
+        out.say(says)
+    return replace(request, model=bases.pop(), arms=arms, vectors=vectors, challenger=()), followed
 
 
 def _with_files(request: Request) -> Request:

@@ -240,6 +240,16 @@ class Admission:
             self.arms[name] = composition
             return ResolvedRequest(str(composition), {name: self.digests[name] for name in names_of(composition)})
 
+    def replace_arm(self, name: str, text: str) -> Composition:
+        """Let an arm stand for another expression for later requests, and return it. Raises SteerError."""
+        composition = read_arm(name, text)
+        with self.lock:
+            problems = bounds.problems_of_text(text, self.settings) or self.problems(composition, self.vectors)
+            if problems:
+                raise UsageError([f"arm {name!r}: {problem}" for problem in problems], "GET /steer lists the vectors")
+            self.arms[name] = composition
+        return composition
+
     def resolved_arms(self) -> dict[str, ResolvedRequest]:
         """What every arm stands for now, by name. Arms are not checked again: their vectors can't be unbound."""
         with self.lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+from collections.abc import Callable
 from typing import Any
 
 from steer.serving.engine.resolved import ResolvedRequest
@@ -16,8 +17,12 @@ class HttpRequest:
     There is one engine request for each prompt and each answer to it (`n`).
     """
 
-    def __init__(self, arm: str | None, expression: str, resolved: ResolvedRequest) -> None:
+    def __init__(
+        self, arm: str | None, expression: str, resolved: ResolvedRequest, version: dict[str, str] | None = None
+    ) -> None:
         self.arm, self.expression, self.resolved = arm, expression, resolved
+        self.version = version  # the name and the commit, of an arm that is a version
+        self.answered: Callable[[str], None] = lambda identity: None  # is called with the id of the answer
         self.expected: set[str] = set()
         self.receipts: dict[str, dict[str, Any]] = {}
 
@@ -48,7 +53,8 @@ class HttpRequest:
         ]
         if "gates" in receipts[0]:  # one entry for each answer, since each may be decided otherwise
             result["gates"] = [gate for receipt in receipts for gate in receipt["gates"]]
-        return {"arm": self.arm, **result, "answers": len(receipts)}
+        version = {} if self.version is None else {"version": self.version}
+        return {"arm": self.arm, **version, **result, "answers": len(receipts)}
 
 
 def current() -> HttpRequest | None:

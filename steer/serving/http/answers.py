@@ -59,6 +59,8 @@ class SteeredAnswer:
         headers.append((b"x-steer-digest", self.request.resolved.key.encode()))
         if self.request.arm is not None:
             headers.append((b"x-steer-arm", self.request.arm.encode("utf-8")))
+        if self.request.version is not None:
+            headers.append((b"x-steer-commit", self.request.version["commit"].encode()))
         self.start = {**message, "headers": headers}
         if kind.startswith(b"application/json"):
             self.kind = "json"
@@ -79,6 +81,7 @@ class SteeredAnswer:
         if self.names is not None and value.get("model") == self.names[0]:
             value["model"] = self.names[1]
         value["steer"] = self.request.total()
+        self.request.answered(str(value.get("id", "")))
         return compact_json(value)
 
     def _events(self, body: bytes, more: bool) -> bytes:
@@ -112,6 +115,7 @@ class SteeredAnswer:
             if self.finished < len(self.request.expected) or not self.request.complete:
                 return event
             value["steer"] = self.request.total()
+            self.request.answered(str((value.get("response") or value).get("id", "")))
             self.done = True
             return head + b"data: " + compact_json(value)
         if event == b"data: [DONE]" and self.request.complete:

@@ -3,6 +3,7 @@
 There is no `from __future__ import annotations` here, because FastAPI reads the annotations of the routes.
 """
 
+import asyncio
 import atexit
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from starlette.requests import ClientDisconnect
 
 from steer.serving.engine import frontend_hooks, metrics
 from steer.serving.engine.admission import Admission, explain
-from steer.serving.http import bodies, uploads
+from steer.serving.http import bodies, followed, uploads
 from steer.serving.http.fields import Serving
 from steer.serving.http.middleware import Middleware
 from steer.serving.http.routes import FEEDBACK
@@ -35,6 +36,8 @@ class Endpoints:
         self.servers = 1
         self.limits = bodies.Limits(0, 0)  # of the body of a request to vLLM's routes
         self.experiments: dict[str, Live] = {}  # those that run, by name
+        self.followed: dict[str, followed.Followed] = {}  # arms that stand for an alias of a store, by name
+        self.following: Any = None  # the task that reads the aliases
         self.adapters: dict[str, dict[str, str]] = {}  # served names of their LoRA arms, by experiment and arm
 
     def attach_router(self, app: Any) -> None:
@@ -140,6 +143,9 @@ class Endpoints:
         await frontend_hooks.begin_serving(engine_client, shared=self.servers > 1)
         metrics.get().vectors.set(len(self.admission.digests))
         await self._begin_experiments()
+        self.followed = followed.begin(self.admission.settings.versions, self.admission)
+        if self.followed and self.servers == 1:  # several front ends share no names, so their arms stay what they are
+            self.following = asyncio.create_task(followed.follow(engine_client, self.followed))
 
     @property
     def admission(self) -> Admission:
@@ -154,6 +160,7 @@ class Endpoints:
         return {
             "version": __version__,
             "arms": self.arms(),
+            "versions": {arm: each.value() for arm, each in self.followed.items()},
             **self.vectors(),
             "rows": admission.settings.rows,
             "directions": admission.settings.directions,
@@ -244,6 +251,7 @@ class Endpoints:
             base=self.models.base_model_paths[0].name,
             experiments=self.experiments,
             adapters=self.adapters,
+            followed=self.followed,
             weights_changed=self._weights_changed if self.experiments else None,
         )
 

@@ -92,25 +92,36 @@ def exposed(
 
 def identify(scope: Message, route: str, value: Mapping[str, Any], live: Live) -> Identity:
     """Who sends a request, by the experiment's unit; without an id, the conversation is found by its first message."""
-    user = value.get("user")
-    if route == "/v1/messages" and isinstance(value.get("metadata"), dict):
-        user = value["metadata"].get("user_id")
-    user = user if isinstance(user, str) and user else None
-    conversation, begins = _conversation(scope, value), False
-    source, previous = "conversation", value.get("previous_response_id")
+    user = user_of(route, value)
+    conversation, source, begins = conversation_of(scope, value, user)
+    previous = value.get("previous_response_id")
     previous = previous if isinstance(previous, str) else ""
-    if conversation is None and previous:
-        conversation = previous
-    elif conversation is None:
-        source = "first message"
-        first, begins = _first_message(prompt_of(value))
-        conversation = json.dumps([user, first], sort_keys=True, separators=(",", ":"))
     unit = user if live.experiment.unit == "user" else None
     if live.experiment.unit.startswith("header:"):
         unit = bodies.header(scope, live.experiment.unit.removeprefix("header:").encode()).decode("latin-1") or None
     if unit is not None:
         source = live.experiment.unit.partition(":")[0]
     return Identity(conversation if unit is None else unit, source, conversation, begins, previous)
+
+
+def conversation_of(scope: Message, value: Mapping[str, Any], user: str | None) -> tuple[str, str, bool]:
+    """What a conversation is known by, what that is (its id, or its first message), and whether it begins.
+
+    The id of the response that a request continues counts as one.
+    """
+    known = _conversation(scope, value) or value.get("previous_response_id")
+    if isinstance(known, str) and known:
+        return known, "conversation", False
+    first, begins = _first_message(prompt_of(value))
+    return json.dumps([user, first], sort_keys=True, separators=(",", ":")), "first message", begins
+
+
+def user_of(route: str, value: Mapping[str, Any]) -> str | None:
+    """The user, as the client names one."""
+    user = value.get("user")
+    if route == "/v1/messages" and isinstance(value.get("metadata"), dict):
+        user = value["metadata"].get("user_id")
+    return user if isinstance(user, str) and user else None
 
 
 def prompt_of(value: Mapping[str, Any]) -> Any:

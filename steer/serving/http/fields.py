@@ -17,6 +17,7 @@ from steer.serving.http.bodies import Limits
 
 if TYPE_CHECKING:
     from steer.experiments.running.live import Live
+    from steer.serving.http.followed import Followed
 
 ARGUMENTS = "vllm_xargs"  # the field of a request that holds its expression
 FORM = f'write {{"{ARGUMENTS}": {{"{EXPRESSION}": "0.8*warm"}}}}'
@@ -37,7 +38,7 @@ class Serving(NamedTuple):
 
     `any_model` is true where vLLM does not check names of models (VLLM_SKIP_MODEL_NAME_VALIDATION). `base` is the
     model's first name, `experiments` are those that run, by name, and `adapters` the served names of their LoRA arms,
-    by experiment and arm.
+    by experiment and arm; `followed` are the arms that stand for an alias of a store, by name.
     """
 
     admission: Admission
@@ -47,6 +48,7 @@ class Serving(NamedTuple):
     base: str = ""
     experiments: Mapping[str, Live] = {}
     adapters: Mapping[str, Mapping[str, str]] = {}
+    followed: Mapping[str, Followed] = {}
     weights_changed: Callable[[], Awaitable[None]] | None = None  # is called behind a route that changes weights
 
     def experiment_of(self, model: Any) -> Live | None:

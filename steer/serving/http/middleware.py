@@ -5,6 +5,7 @@ A request without steering is passed on unchanged. `routes` says what each route
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -21,8 +22,9 @@ from steer.serving.engine.resolved import EXPRESSION, RESOLVED
 from steer.serving.http import bodies
 from steer.serving.http.answers import Message, Send, SteeredAnswer, send_json
 from steer.serving.http.bodies import Receive, TooLarge
-from steer.serving.http.experiments import ARM_HEADER, Exposed, Refused, exposed
+from steer.serving.http.experiments import ARM_HEADER, Exposed, Refused, conversation_of, exposed, user_of
 from steer.serving.http.fields import ADAPTER_HEADER, ARGUMENTS, FORM, Serving, is_true, misplaced, parsed, steering_in
+from steer.serving.http.followed import Followed, Version
 from steer.serving.http.measured import MeasuredAnswer
 from steer.serving.http.routes import WEIGHTS, Kind, bounds_its_bodies, kind_of, route_of
 from vectors.errors import SteerError
@@ -82,7 +84,7 @@ class Middleware:
                         send = measured = MeasuredAnswer(send, part, scope)
                         value, body = part.body, json.dumps(part.body).encode()
                         scope = bodies.with_length(scope, body)
-                request = _request(value, body, serving)
+                request = _request(scope, route[1], value, body, serving)
                 if part is not None and request is not None:
                     _require_the_arm(part, request[1])
             elif kind is Kind.REFUSED:
@@ -174,7 +176,9 @@ def _require_the_arm(part: Exposed, http: HttpRequest) -> None:
         raise _Refusal(503, "ServiceUnavailableError", "model", message)
 
 
-def _request(value: Any, body: bytes, serving: Serving) -> tuple[bytes, HttpRequest, tuple[str, str] | None] | None:
+def _request(
+    scope: Message, route: str, value: Any, body: bytes, serving: Serving
+) -> tuple[bytes, HttpRequest, tuple[str, str] | None] | None:
     """A steered request as (body for vLLM, HttpRequest, names); `names` is (served model, requested model) for an arm.
 
     `value` is the body, parsed. None for a request that is not steered, or that vLLM will refuse. Raises _Refusal.
@@ -182,7 +186,7 @@ def _request(value: Any, body: bytes, serving: Serving) -> tuple[bytes, HttpRequ
     if not isinstance(value, dict):
         return None
     admission = serving.admission
-    extra, arm, names = value.get(ARGUMENTS), None, None
+    extra, arm, names, version = value.get(ARGUMENTS), None, None, None
     expression = extra.get(EXPRESSION) if isinstance(extra, dict) else None
     steered = isinstance(extra, dict) and EXPRESSION in extra
     if isinstance(extra, dict) and RESOLVED in extra:
@@ -206,6 +210,11 @@ def _request(value: Any, body: bytes, serving: Serving) -> tuple[bytes, HttpRequ
                 "field", ARGUMENTS, f"the request names the arm {arm!r} and steer {repr(expression)[:60]}: give one"
             )
         expression, steered, names = str(arms[arm]), True, (base, value["model"])
+        if arm in serving.followed:
+            followed = serving.followed[arm]
+            conversation, _, begins = conversation_of(scope, value, user_of(route, value))
+            version = followed.version_for(conversation, begins)
+            expression = version.expression
         value = {**value, "model": base, ARGUMENTS: {**(extra or {}), EXPRESSION: expression}}
         body = json.dumps(value).encode()
     if not steered:
@@ -216,7 +225,17 @@ def _request(value: Any, body: bytes, serving: Serving) -> tuple[bytes, HttpRequ
         resolved = admission.resolve(expression)
     except SteerError as error:  # counted by admission
         raise _Refusal(400, "BadRequestError", f"{ARGUMENTS}.{EXPRESSION}", explain(error)) from error
-    return body, HttpRequest(arm, str(expression), resolved), names
+    http = HttpRequest(arm, str(expression), resolved)
+    if version is not None:
+        http.version = {"name": serving.followed[str(arm)].name, "commit": version.commit}
+        http.answered = functools.partial(_continued, serving.followed[str(arm)], version)
+    return body, http, names
+
+
+def _continued(followed: Followed, version: Version, answer: str) -> None:
+    """A conversation that continues this answer, by its id, keeps the version."""
+    if answer:
+        followed.remember(answer, version)
 
 
 def _of_the_model(body: bytes, serving: Serving) -> bytes:

@@ -102,12 +102,17 @@ def test_a_promotion_is_gated_and_a_champion_is_an_arm(steer, here):
     steer("set", "warm.strength=0.8")
     steer("commit", "-m", "Less")
     steer("promote", "--to", "challenger")
-    served = _with_versions(Request(model="tone@champion", challenger=("tone@challenger",)))
+    served, followed = _with_versions(Request(model="tone@champion", challenger=("tone@challenger",)))
+    assert {arm: each["name"] for arm, each in followed.items()} == {
+        "champion": "tone@champion",
+        "challenger": "tone@challenger",
+    }
+    assert _with_versions(Request(model="tone"))[1] == {}  # a branch moves with every commit, so it is not followed
     assert served.model == "pico"
     (name,) = served.vectors
     assert served.arms == {"champion": f"1.2*{name}", "challenger": f"0.8*{name}"}
     assert name.startswith("warm.")
-    assert _with_versions(Request(model="pico")) == Request(model="pico")
+    assert _with_versions(Request(model="pico")) == (Request(model="pico"), {})
     request, digests = versions.with_versions(EvaluationRequest(subjects=("tone@champion", "prompt:tone", "warm")))
     assert request.subjects == (f"1.2*{name}", "prompt:tone", "warm")
     assert digests == {f"1.2*{name}": composition}

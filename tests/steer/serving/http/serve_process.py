@@ -17,6 +17,11 @@ from typing import Any
 
 from engine_process import ENVIRONMENT, random_vectors, save_model
 
+from steer.store import creation, refs
+from steer.store.layout import Store
+from steer.store.working import document
+from steer.store.working import folder as versions
+
 KEY = "secret"
 # -P: whatever folder the tests run in, its own folder `steer` must not stand before the package.
 # A shell's background job, as CI may be, begins with SIGINT ignored.
@@ -32,8 +37,25 @@ def free_port() -> int:
         return port
 
 
+def personality(folder: Path, model: Path) -> Store:
+    """A store in the folder whose tone@champion is 0.5*formal on the model."""
+    store = creation.create(folder, "tone")
+    document.write(store.file, f"base: {model}\nparts: []\n")
+    promote(store, formal=0.5)
+    return store
+
+
+def promote(store: Store, **strengths: float) -> str:
+    """Commit these strengths of parts, and let tone@champion be the commit; returns its digest."""
+    for name, strength in strengths.items():
+        document.set_part(store.file, name, {"strength": strength})
+    made = versions.commit(store, str(strengths), "steer commit").digest
+    refs.point(store, {refs.alias("tone", "champion"): made}, "steer promote")
+    return made
+
+
 class Serving:
-    """`steer serve` on a pico model."""
+    """`steer serve` on a pico model: the champion of a personality, and the arm friendly."""
 
     def __init__(
         self,
@@ -48,11 +70,12 @@ class Serving:
         self.folder, self.port = folder, free_port()
         self.model = save_model(folder, "llama")
         self.vectors = random_vectors(folder)
+        self.store = personality(folder, self.model)
         (folder / "more").mkdir(exist_ok=True)
         without = {k: v for k, v in ENVIRONMENT.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"}
         self.err = (folder / "err.txt").open("w")
         command = [
-            *(*STEER, "serve", str(self.model)),
+            *(*STEER, "serve", "tone@champion"),
             *("--vector", f"warm={self.vectors['warm']}"),  # formal.safetensors lies in the current folder
             *(("--api-key-file", str(folder / "key.txt")) if key else ()),
             *(word for file in experiments for word in ("--experiment", file)),

@@ -13,7 +13,7 @@ from serve_process import KEY, MESSAGES, STEER, Serving, chat, steer
 
 def test_the_arms_are_models(server: Serving) -> None:
     _, _, models = server.call("GET", "/v1/models")
-    assert [card["id"] for card in models["data"]] == ["pico", "pico:friendly"]
+    assert [card["id"] for card in models["data"]] == ["pico", "pico:friendly", "pico:champion"]
 
 
 def test_an_arm_is_an_expression_under_a_name_and_a_plain_request_is_stock(server: Serving) -> None:
@@ -83,7 +83,7 @@ def test_the_openai_client_sees_arms_and_receipts(server: Serving) -> None:
 @pytest.mark.parametrize(
     ("more", "status", "reason"),
     [
-        (steer("2*nobody"), 400, "no vector is called 'nobody'; loaded: formal, warm"),
+        (steer("2*nobody"), 400, "no vector is called 'nobody'; loaded: formal"),
         (steer("warm +"), 400, "a term expected"),
         (steer("nan*warm"), 400, "wrong at character"),
         (steer(5), 400, "not an expression"),
