@@ -91,6 +91,11 @@ def put_file(store: Store, file: Path, digest: str | None = None) -> str:
     return actual
 
 
+def adopt(store: Store, file: Path, digest: str) -> None:
+    """Make a file, which has this digest, a blob without a copy where the file system can. Raises OutputError."""
+    linked_copy(file, path_of(store, digest), copied_below=COPIED)
+
+
 def take(store: Store, digest: str, target: Path) -> None:
     """Make `target` a file with the blob's content: blocks or the file shared where possible, else a copy.
 

@@ -43,7 +43,7 @@ def attach(store: Store, composition: str, kind: str, files: Mapping[str, bytes]
     ]
     subject = Descriptor(MANIFEST, composition, blobs.path_of(store, composition).stat().st_size)
     digest, _ = blobs.put_json(store, manifest(kind, config, layers, subject))
-    _remember(store, composition, digest)
+    remember(store, composition, digest)
     return digest
 
 
@@ -82,7 +82,7 @@ def every(store: Store) -> dict[str, list[str]]:
     }
 
 
-def _remember(store: Store, composition: str, digest: str) -> None:
+def remember(store: Store, composition: str, digest: str) -> None:
     """An index by subject, as the referrers API of a registry has it; without it every blob would be searched."""
     if digest not in _remembered(store, composition):
         path = store.root / "referrers" / composition.removeprefix("sha256:")

@@ -29,8 +29,7 @@ class Request:
 )
 @requests.takes(Request)
 def command(**values: Any) -> None:
-    """Attach results to the composition of a version, whose digest stays the same. They stay in this store: push and
-    pull send versions alone."""
+    """Attach results to the composition of a version, whose digest stays the same. Push and pull send them along."""
     request = requests.build(Request, values)
     from steer.store import layout, names, referrers
     from steer.store.objects.model import read_commit

@@ -13,7 +13,7 @@ from typing import Any
 from steer.store import layout
 from steer.store.blobs import DIGEST, Descriptor
 from steer.store.objects.model import MANIFEST
-from steer.store.remotes._protocol import Object
+from steer.store.remotes._protocol import SUBJECT, Object
 from vectors.documents import json_text
 from vectors.errors import ArtifactError, OutputError, UsageError
 from vectors.storage.files import canonical_json
@@ -28,7 +28,7 @@ class Files:
     def __init__(self, url: str) -> None:
         import fsspec
 
-        self.url = url
+        self.url, self.index = url, b""
         try:
             self.system, self.root = fsspec.core.url_to_fs(url)
         except (ValueError, ImportError) as error:
@@ -44,8 +44,12 @@ class Files:
                 return {}
             if self.system.size(path) > LARGEST:
                 raise ArtifactError(f"{self.url}/index.json is larger than {LARGEST:,} bytes", "is it a store?")
-            content = self.system.cat_file(path)
+            content = self.index = self.system.cat_file(path)
         return names_in(content, f"{self.url}/index.json")
+
+    def attached(self) -> dict[str, Descriptor]:
+        """What the index lists as attached to compositions. Raises ArtifactError."""
+        return attached_in(self.index, f"{self.url}/index.json") if self.index else {}
 
     def missing(self, objects: Sequence[Object]) -> list[Object]:
         """Those whose blob is not there with its size."""
@@ -70,13 +74,17 @@ class Files:
         with self._reporting():
             self.system.get_file(source, str(target))
 
-    def point(self, names: Mapping[str, str], tips: Mapping[str, Sequence[Object]], files: Mapping[str, Path]) -> None:
+    def point(
+        self, names: Mapping[str, str], tips: Mapping[str, Sequence[Object]], files: Mapping[str, Path],
+        attached: Mapping[str, Descriptor],
+    ) -> None:  # fmt: skip
         """Replace `index.json`."""
         sizes = {item.digest: item.size for listed in tips.values() for item in listed}
         listed = [
             Descriptor(MANIFEST, digest, sizes.get(digest) or self._size(digest), {REF: name}).value()
             for name, digest in sorted(names.items())
         ]
+        listed += [each.value() for _, each in sorted(attached.items())]
         with self._reporting():
             self.system.makedirs(self.root, exist_ok=True)
             self._write("oci-layout", {"imageLayoutVersion": "1.0.0"})
@@ -130,6 +138,21 @@ def names_in(content: bytes, where: str) -> dict[str, str]:
                 if not DIGEST.fullmatch(each["digest"]):
                     raise ValueError(f"{json.dumps(each['digest'])[:80]} is not a digest")
                 found[name] = each["digest"]
+        return found
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{where} is damaged: {error}", "push to it again") from error
+
+
+def attached_in(content: bytes, where: str) -> dict[str, Descriptor]:
+    """What an OCI index lists as attached to compositions, by digest. Raises ArtifactError."""
+    try:
+        found = {}
+        for each in json_text.parse(content, unique=True)["manifests"]:
+            subject = (each.get("annotations") or {}).get(SUBJECT)
+            if isinstance(subject, str):
+                if not DIGEST.fullmatch(each["digest"]) or not DIGEST.fullmatch(subject):
+                    raise ValueError(f"{json.dumps(each)[:120]} names what is no digest")
+                found[each["digest"]] = Descriptor(MANIFEST, each["digest"], int(each["size"]), {SUBJECT: subject})
         return found
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{where} is damaged: {error}", "push to it again") from error

@@ -14,7 +14,7 @@ from steer.store import layout
 from steer.store.blobs import Descriptor
 from steer.store.objects.model import MANIFEST
 from steer.store.remotes._protocol import Object
-from steer.store.remotes.files import REF, names_in
+from steer.store.remotes.files import REF, attached_in, names_in
 from vectors.errors import ArtifactError, OutputError, UsageError
 from vectors.storage.files import canonical_json, copy_content, new_file
 
@@ -31,6 +31,7 @@ class Hub:
         self.api = HfApi()
         self.revision: str | None = None
         self.operations: list[Any] = []
+        self.index = b""
 
     def names(self) -> dict[str, str]:
         """The names in `index.json`; none where there is no repository or no store in it."""
@@ -42,7 +43,12 @@ class Hub:
                 path = self.api.hf_hub_download(self.repository, "index.json", revision=self.revision)
         except (RepositoryNotFoundError, EntryNotFoundError):
             return {}
-        return names_in(Path(path).read_bytes(), f"hf://{self.repository}/index.json")
+        self.index = Path(path).read_bytes()
+        return names_in(self.index, f"hf://{self.repository}/index.json")
+
+    def attached(self) -> dict[str, Descriptor]:
+        """What the index lists as attached to compositions. Raises ArtifactError."""
+        return attached_in(self.index, f"hf://{self.repository}/index.json") if self.index else {}
 
     def missing(self, objects: Sequence[Object]) -> list[Object]:
         """Those that the repository does not hold with their size."""
@@ -72,7 +78,10 @@ class Hub:
         with new_file(target) as new, Path(path).open("rb") as file:
             copy_content(file, new)
 
-    def point(self, names: Mapping[str, str], tips: Mapping[str, Sequence[Object]], files: Mapping[str, Path]) -> None:
+    def point(
+        self, names: Mapping[str, str], tips: Mapping[str, Sequence[Object]], files: Mapping[str, Path],
+        attached: Mapping[str, Descriptor],
+    ) -> None:  # fmt: skip
         """Commit what was put, the names, and the files of the newest version: README.md is the hub's model card."""
         from huggingface_hub import CommitOperationAdd
 
@@ -81,6 +90,7 @@ class Hub:
             Descriptor(MANIFEST, digest, sizes.get(digest, 0), {REF: name}).value()
             for name, digest in sorted(names.items())
         ]
+        listed += [each.value() for _, each in sorted(attached.items())]
         contents = {"index.json": layout.index(listed), "oci-layout": {"imageLayoutVersion": "1.0.0"}}
         operations = [
             *self.operations,

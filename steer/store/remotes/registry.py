@@ -16,7 +16,7 @@ from steer.store import layout
 from steer.store.blobs import LARGEST_DOCUMENT, Descriptor
 from steer.store.objects.model import MANIFEST
 from steer.store.remotes._protocol import Object
-from steer.store.remotes.files import REF, names_in
+from steer.store.remotes.files import REF, attached_in, names_in
 from vectors.errors import OutputError, UsageError
 from vectors.storage.files import canonical_json, digest_bytes, new_file
 
@@ -36,6 +36,7 @@ class Registry:
         if not host or not path:
             raise UsageError(f"oci://{place} names no repository", "such as oci://registry.example/team")
         self.host, self.repository = host, f"{path}/{name}"
+        self.index = b""
         local = host.partition(":")[0] in ("localhost", "127.0.0.1")
         self.scheme = "http" if local else "https"
         self.client = oras.provider.Registry(hostname=host, insecure=local)
@@ -47,7 +48,12 @@ class Registry:
         if response.status_code == 404:
             return {}
         self._require(response, 200)
-        return names_in(response.content[: LARGEST_DOCUMENT + 1], f"the index {self.repository}:{NAMES}")
+        self.index = response.content[: LARGEST_DOCUMENT + 1]
+        return names_in(self.index, f"the index {self.repository}:{NAMES}")
+
+    def attached(self) -> dict[str, Descriptor]:
+        """What the index lists as attached to compositions. Raises ArtifactError."""
+        return attached_in(self.index, f"the index {self.repository}:{NAMES}") if self.index else {}
 
     def missing(self, objects: Sequence[Object]) -> list[Object]:
         """Those that the repository does not have."""
@@ -74,7 +80,10 @@ class Registry:
             for part in response.iter_content(1024**2):
                 file.write(part)
 
-    def point(self, names: Mapping[str, str], tips: Mapping[str, Sequence[Object]], files: Mapping[str, Path]) -> None:
+    def point(
+        self, names: Mapping[str, str], tips: Mapping[str, Sequence[Object]], files: Mapping[str, Path],
+        attached: Mapping[str, Descriptor],
+    ) -> None:  # fmt: skip
         """Write the tags for other tools, and last the index of all names."""
         described: list[dict[str, Any]] = []
         listed: set[str] = set()
@@ -90,6 +99,7 @@ class Registry:
                 if item.digest not in names.values() and item.digest not in listed:
                     listed.add(item.digest)
                     described.append(Descriptor(MANIFEST, item.digest, item.size).value())
+        described += [each.value() for _, each in sorted(attached.items())]
         self._put_manifest(NAMES, canonical_json(layout.index(described)).encode(), INDEX)
 
     def _require_reachable(self) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from steer.store import blobs, refs
+from steer.store import blobs, referrers, refs
+from steer.store.blobs import Descriptor
 from steer.store.history.walk import ancestors, nodes
 from steer.store.layout import Store
 from steer.store.objects.model import COMMIT, MANIFEST, TITLE, read_manifest
 from steer.store.refs import Ref
-from steer.store.remotes._protocol import Object, Remote
+from steer.store.remotes._protocol import SUBJECT, Object, Remote
 from vectors.errors import ArtifactError, OutputError, UsageError, guess
 from vectors.events import Event, OnEvent, ignore
 from vectors.storage.files import digest_file
@@ -26,7 +27,9 @@ class Transferred(NamedTuple):
 
 
 def push(store: Store, remote: Remote, name: str, *, force: bool = False, on_event: OnEvent = ignore) -> Transferred:
-    """Send a branch with its tags and aliases. Raises OutputError where the remote has versions that are not here.
+    """Send a branch with its tags and aliases, and what is attached to its versions.
+
+    Raises OutputError where the remote has versions that are not here.
 
     Blobs first, then manifests with the oldest first, then the names: an interrupted push changes no name.
     """
@@ -46,19 +49,25 @@ def push(store: Store, remote: Remote, name: str, *, force: bool = False, on_eve
     for listed in manifests.values():
         for item in listed:
             objects.setdefault(item.digest, item)
+    mine_attached = _attached(store, mine.values())
+    for digest, each in mine_attached.items():
+        for part in _blobs_of(store, digest):
+            objects.setdefault(part.digest, part._replace(title=""))
+        objects[digest] = Object(digest, each.size, MANIFEST, True)
+    attached = remote.attached() | mine_attached
     missing = remote.missing(list(objects.values()))
     sent = sum(item.size for item in missing)
     for i, item in enumerate(missing):
         on_event(Event("sending", i, len(missing), "objects"))
         remote.put(item, blobs.path_of(store, item.digest))
     names = theirs | {str(ref): digest for ref, digest in mine.items()}
-    if names != theirs:
+    if names != theirs or attached != remote.attached():
         commits = {
             key: [item for item in listed if _is_commit(store, item.digest)] for key, listed in manifests.items()
         }
         tip = mine[refs.branch(name)]
         files = {part.title: blobs.path_of(store, part.digest) for part in _blobs_of(store, tip) if part.title}
-        remote.point(names, commits, files)
+        remote.point(names, commits, files, attached)
     return Transferred({str(ref): digest for ref, digest in mine.items()}, len(missing), sent)
 
 
@@ -66,7 +75,7 @@ def pull(
     store: Store, remote: Remote, name: str, command: str, *, as_: str | None = None, force: bool = False,
     on_event: OnEvent = ignore,
 ) -> Transferred:  # fmt: skip
-    """Fetch a branch with its tags and aliases, as a branch of this name or another.
+    """Fetch a branch with its tags and aliases, as a branch of this name or another, and what is attached.
 
     Every digest is checked before a name moves. Raises OutputError where the branch here has versions that the remote
     has not, ArtifactError for what is damaged.
@@ -82,6 +91,8 @@ def pull(
     for key, digest in theirs.items():
         targets[_renamed(key, local)] = digest
     _require_forward(store, {ref: str(digest) for ref, digest in targets.items()}, _here(store, targets), force)
+    more = _fetch_attached(store, remote, list(theirs.values()), on_event)
+    fetched = fetched[0] + more[0], fetched[1] + more[1]
     refs.point(store, targets, command, force=force)
     return Transferred({str(ref): str(digest) for ref, digest in targets.items()}, *fetched)
 
@@ -113,6 +124,42 @@ def _fetch(store: Store, remote: Remote, tips: Sequence[str], on_event: OnEvent)
         blobs.put_bytes(store, received.pop(digest))
         read_manifest(store, digest)
         count += 1
+    return count, size
+
+
+def _attached(store: Store, tips: Iterable[str]) -> dict[str, Descriptor]:
+    """What is attached to the versions behind these commits, by digest."""
+    compositions = dict.fromkeys(node.composition for node in nodes(store, list(dict.fromkeys(tips))))
+    return {
+        each.digest: Descriptor(
+            MANIFEST, each.digest, blobs.path_of(store, each.digest).stat().st_size, {SUBJECT: composition}
+        )
+        for composition in compositions
+        for each in referrers.of(store, composition)
+    }
+
+
+def _fetch_attached(store: Store, remote: Remote, tips: Sequence[str], on_event: OnEvent) -> tuple[int, int]:
+    """Fetch what is attached to the versions behind these commits, which are here; each is checked to refer to it."""
+    compositions = {node.composition for node in nodes(store, tips)}
+    count = size = 0
+    for digest, described in remote.attached().items():
+        composition = described.annotations[SUBJECT]
+        if composition not in compositions:
+            continue
+        if not blobs.has(store, digest):
+            content, value = _manifest(store, remote, Object(digest, described.size, MANIFEST, True))
+            for part in (value["config"], *value["layers"]):
+                described_part = Object(part["digest"], part["size"], part["mediaType"], False)
+                if not blobs.has(store, described_part.digest):
+                    on_event(Event("fetching", count, None, "objects"))
+                    _store_blob(store, remote, described_part)
+                    count, size = count + 1, size + described_part.size
+            blobs.put_bytes(store, content)
+            count += 1
+        if (read_manifest(store, digest).get("subject") or {}).get("digest") != composition:
+            raise ArtifactError(f"{digest} of the remote does not refer to {composition}", "push again")
+        referrers.remember(store, composition, digest)
     return count, size
 
 

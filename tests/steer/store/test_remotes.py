@@ -16,7 +16,8 @@ from hub_stand_in import StandIn
 from personalities import commit, new_store
 from test_survival import killed_at
 
-from steer.store import layout, names, refs
+from steer.store import layout, names, referrers, refs
+from steer.store.objects.model import read_commit
 from steer.store.remotes import open_remote, transfer
 from steer.store.verify import verify
 from steer.store.working import checkout
@@ -89,9 +90,15 @@ def store(tmp_path):
     store = new_store(tmp_path / "tone")
     first = commit(store, "Warm", warm=1.2)
     refs.point(store, {refs.tag("tone", "v1"): first}, "tag")
+    attach(store, first, b'{"subjects": []}')
     second = commit(store, "Formal", formal=-0.4)
     refs.point(store, {refs.alias("tone", "champion"): second}, "promote")
     return store
+
+
+def attach(store, commit_digest: str, report: bytes) -> str:
+    composition = read_commit(store, commit_digest).composition
+    return referrers.attach(store, composition, referrers.EVALUATION, {"report.json": report})
 
 
 def push(store, url, **options):
@@ -109,7 +116,13 @@ def test_what_is_pushed_comes_back_the_same(store, url, tmp_path):
     other = new_store(tmp_path / "other", "mine")
     pull(other, url)
     assert {key: refs.target(other, key) for key in refs.every(store)} == refs.every(store)
+    assert referrers.every(other) == referrers.every(store) != {}
     assert not verify(other).problems
+    later = attach(store, names.resolve(store, "tone:v1"), b'{"subjects": [1]}')
+    assert push(store, url).objects == 2  # of what is attached later, the manifest and its file
+    assert pull(other, url).objects == 2
+    assert any(later in each for each in referrers.every(other).values())
+    assert push(other, url).objects == 0
     checkout.checkout(other, names.resolve(other, "tone"), "tone", "", force=True)
     assert digest_file(other.work / "warm.safetensors") == digest_file(store.work / "warm.safetensors")
     third = commit(store, "Calm", calm=0.5)
@@ -220,6 +233,19 @@ def test_a_remote_that_sends_other_bytes_is_noticed_before_a_name_moves(store, t
         blob.write_bytes(content)
 
 
+def test_what_refers_to_another_composition_than_the_remote_says_is_refused(store, tmp_path):
+    url = tmp_path / "remote"
+    push(store, str(url))
+    index = json.loads((url / "index.json").read_text())
+    (attached,) = [each for each in index["manifests"] if "steer.subject" in each["annotations"]]
+    attached["annotations"]["steer.subject"] = read_commit(store, names.resolve(store, "tone")).composition
+    (url / "index.json").write_text(json.dumps(index))
+    fresh = new_store(tmp_path / "fresh", "mine")
+    with pytest.raises(ArtifactError, match="does not refer to"):
+        pull(fresh, str(url))
+    assert refs.every(fresh) == {}
+
+
 NAMED = {"org.opencontainers.image.ref.name": "tone"}
 
 
@@ -251,6 +277,45 @@ def test_other_tools_pull_a_version_from_the_registry(store, registry, tmp_path)
         assert "base_model: pico" in (target / "README.md").read_text()
 
 
+def test_a_baked_model_is_a_modelpack_that_other_tools_pull(steer, registry, tmp_path):
+    import oras.client
+    import pico
+
+    from steer.store import blobs
+    from steer.store.objects.model import read_manifest
+    from steer.store.remotes._protocol import Object
+
+    model = pico.save(tmp_path / "model", "llama")
+    (model / "README.md").write_text("# A model")
+    for name in ("pack", "again"):
+        assert steer("export", model, "--modelpack", "-o", tmp_path / name, "--tag", "v1", "--name", "pico")[0] == 0
+    pack = layout.Store(tmp_path / "pack", tmp_path / "pack")
+    (listed,) = json.loads((pack.root / "index.json").read_text())["manifests"]
+    assert (pack.root / "index.json").read_bytes() == (tmp_path / "again" / "index.json").read_bytes()
+    assert (listed["artifactType"], listed["annotations"]) == (
+        "application/vnd.cncf.model.manifest.v1+json", {"org.opencontainers.image.ref.name": "v1"},
+    )  # fmt: skip
+    value = read_manifest(pack, listed["digest"], listed["artifactType"])
+    config = blobs.read_json(pack, value["config"]["digest"])
+    assert value["config"]["mediaType"] == "application/vnd.cncf.model.config.v1+json"
+    assert config["descriptor"] == {"name": "pico", "family": "llama"}
+    assert config["modelfs"] == {"type": "layers", "diffIds": [layer["digest"] for layer in value["layers"]]}
+    kinds = {layer["annotations"]["org.cncf.model.filepath"]: layer["mediaType"] for layer in value["layers"]}
+    assert kinds["model.safetensors"] == "application/vnd.cncf.model.weight.v1.raw"
+    assert kinds["config.json"] == "application/vnd.cncf.model.weight.config.v1.raw"
+    assert kinds["README.md"] == "application/vnd.cncf.model.doc.v1.raw"
+    remote = open_remote(f"oci://{registry}/packs", "pico")
+    for part in (value["config"], *value["layers"]):
+        remote.put(Object(part["digest"], part["size"], part["mediaType"], False), blobs.path_of(pack, part["digest"]))
+    remote._put_manifest("v1", blobs.read(pack, listed["digest"]), value["mediaType"])
+    client = oras.client.OrasClient(hostname=registry, insecure=True)
+    client.pull(target=f"{registry}/packs/pico:v1", outdir=str(tmp_path / "pulled"))
+    for path in model.iterdir():
+        assert digest_file(tmp_path / "pulled" / path.name) == digest_file(path)
+    assert steer("export", tmp_path / "pulled" / "nothing", "--modelpack", "-o", tmp_path / "none")[0] == 2
+    assert not (tmp_path / "none").exists()
+
+
 def test_the_hub_shows_the_card_and_the_vectors_of_the_newest_version(store, hub):
     push(store, "hf://user/tone")
     files = hub.repositories["user/tone"][-1]
@@ -266,7 +331,7 @@ def test_of_two_pushes_to_the_hub_at_once_one_is_refused(store, hub, tmp_path):
     commit(store, "Calm", calm=0.5)
     push(store, "hf://user/tone")
     with pytest.raises(OutputError, match="can't be used"):
-        late.point({"tone": names.resolve(store, "tone:v1")}, {}, {})
+        late.point({"tone": names.resolve(store, "tone:v1")}, {}, {}, {})
     assert hub.refused == 1
 
 
