@@ -43,7 +43,8 @@ def edit(pending: PendingModel, effects: Effects, described: Checkpoint) -> Pend
         strengths: np.ndarray | None = effects.strengths.numpy()
         if norm is not None:
             directions, strengths = through_norm(directions, pending.read(norm) + float(described.plus_one)), None
-        if len(job.shape) == 1:  # a bias: small, so float32 as for additions, which is exact
+        # A bias, or the biases of experts: small, so float32 as for additions, which may follow on the same tensor.
+        if len(job.shape) == 1 or name.endswith("bias"):
             scale = np.ones(len(directions)) if strengths is None else strengths
             bias = pending.read(name).astype(np.float64)
             jobs[name] = pending.constant(name, bias - ((bias @ directions.T) * scale) @ directions)

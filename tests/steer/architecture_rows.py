@@ -190,26 +190,41 @@ def fold(name: str, folder: Path) -> str:
     source = pico.save(folder / "model", name, **changes(name, times=3 if name in NAMES else 1))
     size = settings_of(name).get_text_config(decoder=True).hidden_size
     vectors = {"warm": SteeringVector({1: direction(size)}), "calm": SteeringVector({2: direction(size, 2)})}
+    parts = {"additions": "warm[1]", "ablations": "ablate(calm)"}
+    try:  # both at once, which takes half the time
+        via = folded(source, " + ".join(parts.values()), vectors, folder / "both")
+        return f"additions ({via}); ablations"
+    except proof.ProofError:
+        raise
+    except SteerError:
+        pass
     done, refused = [], {}
-    for part, composition in (("additions", "warm[1]"), ("ablations", "ablate(calm)")):
-        request = folding.FoldSettings(
-            composition, str(source), folder / part, vectors, prompts=["the warm and"], vllm=False, any_base=True
-        )
+    for part, composition in parts.items():
         try:
-            with pytest.MonkeyPatch.context() as shorter:
-                shorter.setattr(proof, "TOKENS", 3)  # of each response that the proof compares
-                report = folding.fold(request)
+            via = folded(source, composition, vectors, folder / part)
         except proof.ProofError:
             raise
         except SteerError as error:
             refused[part] = error.problems[-1].removeprefix("no --via layer: ").rpartition("can't be folded: ")[2]
             continue
-        assert report["proof"]["verdict"] == "equal", name
-        via = report["via"].get("addition", "").removeprefix("via ").partition(",")[0]
         done.append(f"{part} ({via})" if via else part)
     if len(set(refused.values())) == 1 and not done:
         return f"no: {next(iter(refused.values()))}"
     return "; ".join([*done, *(f"no {part}: {reason}" for part, reason in refused.items())])
+
+
+def folded(source: Path, composition: str, vectors: dict[str, SteeringVector], output: Path) -> str:
+    """Fold a composition, which proves it on what is written; returns the way of its additions. Raises SteerError."""
+    request = folding.FoldSettings(
+        composition, str(source), output, vectors, prompts=["the warm and"], vllm=False, any_base=True
+    )
+    with pytest.MonkeyPatch.context() as shorter:
+        shorter.setattr(proof, "TOKENS", 3)  # of each response that the proof compares
+        shorter.setattr(proof, "ANSWER_TOKENS", 1)  # of those that the report shows
+        report = folding.fold(request)
+    assert report["proof"]["verdict"] == "equal", source
+    via: str = report["via"].get("addition", "").removeprefix("via ").partition(",")[0]
+    return via
 
 
 def train(name: str, folder: Path) -> str:

@@ -72,7 +72,7 @@ REFUSED: dict[str, tuple[Case, str, str | None]] = {
     "gemma3n": (Case(HEADS), "not one residual stream", None),
     "mamba": (Case(LARGE), "a pass through MambaForCausalLM fails", MAMBA_1),
     "falcon-mamba": (Case(LARGE), "a pass through MambaForCausalLM fails", MAMBA_1),
-    "rwkv": (Case(LARGE), ".", None),
+    "rwkv": (Case(LARGE), "are not supported for now", "vLLM has no code for it"),
     "jamba": (Case(LARGE), "a pass through JambaForCausalLM fails", MAMBA_1),
     "bamba": (Case(LARGE), "does not dispatch through the Transformers attention interface", TORCH_ONLY),
     "minimax": (Case(LARGE), "does not dispatch through the Transformers attention interface", TORCH_ONLY),
