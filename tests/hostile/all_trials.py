@@ -42,6 +42,7 @@ TRIALS = {
     "processes": Trial("processes/process_trial.py", (), ("--signals", "15", "--rounds", "1", "--minutes", "5"), 90),
     "serving": Trial("serving/http_trial.py", (), ("--requests", "300", "--minutes", "5"), 120),
     "serving-v2": Trial("serving/http_trial.py", V2, (*V2, "--requests", "100", "--minutes", "5"), 120),
+    "gates": Trial("serving/gates_trial.py", (), (), 30),
     "files": Trial("files/file_trial.py", (), ("--files", "150", "--minutes", "5"), 150),
 }
 

@@ -87,7 +87,7 @@ def test_decisions_and_answers_are_those_of_the_hooked_model_in_batches_of_1_7_a
 ) -> None:
     engines.start(model_path, gated)
     read = []
-    for count in (1, 7, 64) if runner == "v1" else (1, 7):  # Triton's interpreter is slow
+    for count in (1, 7, 64) if runner == "v1" or torch.cuda.is_available() else (7,):  # Triton's interpreter is slow
         jobs = jobs_of(prompts(count))
         read += require_right(engines.generate(jobs), jobs, model, sources)
     once = [gate["held"] for gate in read if gate["condition"].startswith("@when")]
@@ -181,16 +181,17 @@ def test_any_split_of_a_chunked_prompt_decides_alike(small: Engines, model: Any,
 
 @pytest.mark.on_v2
 def test_a_preemption_after_any_step_changes_no_decision_and_counts_no_token_twice(
-    small: Engines, model: Any, sources: dict[str, Path]
+    small: Engines, model: Any, sources: dict[str, Path], runner: str
 ) -> None:
     ids = [*pico.sequences(1, 60, 60, seed=31), *pico.sequences(4, 8, 8, seed=32)]
     jobs = jobs_of(ids, [TEXTS[i] for i in (0, 1, 3, 5, 7)], unscored=True)
     before = small.call("state")["preempted"]
-    for step in range(1, 9):
+    chosen = range(1, 9) if runner == "v1" or torch.cuda.is_available() else (2, 5)
+    for step in chosen:
         steps: list[dict[str, Any]] = [{"add": job, "id": str(i)} for i, job in enumerate(jobs)]
         answers = small.call("script", steps=[*steps, {"step": step}, {"preempt": True}])["answers"]
         require_right([answers[str(i)] for i in range(len(jobs))], jobs, model, sources)
-    assert small.call("state")["preempted"] >= before + 14
+    assert small.call("state")["preempted"] >= before + 2 * len(chosen) - 2
 
 
 def test_a_preempted_request_finds_its_response_cached_and_its_decision_where_it_was(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from steer.serving.engine import plugin
+from steer.serving.settings import Settings
 
 
 class Owner:
@@ -130,6 +131,20 @@ def test_the_table_s_size_and_the_version_are_in_what_vllm_hashes(monkeypatch: p
     }
     with pytest.raises(ValueError, match="must be a JSON object"):
         plugin._configure(lambda self: configuration(additional_config=object()), None)
+
+
+def test_gates_do_not_start_on_a_model_that_is_cut_into_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    from steer.serving.engine import frontend_hooks
+
+    monkeypatch.setattr(plugin, "from_environment", lambda: Settings(gates=1))
+    monkeypatch.setattr(frontend_hooks, "check", lambda settings, model: None)
+    found = configuration(additional_config={}, parallel_config__pipeline_parallel_size=1)
+    plugin._configure(lambda self: found, None)
+    assert (found.additional_config["steer"]["gates"], found.additional_config["steer"]["gate_layers"]) == (1, None)
+    with pytest.raises(ValueError, match="pipeline parallelism there are no gates; start with --steer-gates 0"):
+        plugin._configure(
+            lambda self: configuration(additional_config={}, parallel_config__pipeline_parallel_size=2), None
+        )
 
 
 def test_an_engine_that_was_configured_elsewhere_does_not_start_unsteered() -> None:
