@@ -44,6 +44,7 @@ def names_of(store: Store) -> dict[str, list[str]]:
 
 def log_lines(store: Store, commits: Iterable[Commit], names: Mapping[str, Sequence[str]]) -> Iterator[str]:
     """The history as a graph: for each commit its digest, names, age and author, its message and what changed."""
+    from steer.store.history.behaviour import means
     from steer.store.history.differences import compare, summary
     from steer.store.names import short
     from steer.store.objects.model import Personality, read_commit, read_composition
@@ -69,6 +70,9 @@ def log_lines(store: Store, commits: Iterable[Commit], names: Mapping[str, Seque
         change = summary(compare(before, after))
         if change:
             yield f"{bars}   {change}"
+        parent = read_commit(store, commit.parents[0]).composition if commit.parents else None
+        for sentence in means(store, commit.composition, parent):
+            yield f"{bars}   {sentence}"
         yield bars.rstrip()
 
 

@@ -14,7 +14,7 @@ from steer.store import blobs, referrers
 from steer.store.layout import Store
 from vectors.documents import json_text
 from vectors.documents.schema import list_of, mapping_of, number, optional, problems_of, record, text, whole
-from vectors.errors import ArtifactError
+from vectors.errors import ArtifactError, SteerError
 from vectors.storage.files import digest_json
 
 if TYPE_CHECKING:
@@ -132,6 +132,34 @@ def effect(evaluated: Evaluated, metric: str | None = None, *, seed: int = 0) ->
     metric = metric or next(iter(evaluated.metrics.values()))
     items = [item for item, each in evaluated.metrics.items() if each == metric]
     return _difference(evaluated, items, [evaluated.subject[item] - evaluated.base[item] for item in items], seed)
+
+
+def means(store: Store, composition: str, parent: str | None) -> list[str]:
+    """A line for each suite that a version was evaluated on: its effect, and the change from its parent, as means.
+
+    It needs no torch, so that the history is fast; the intervals are those of `compare`. An evaluation that is damaged
+    gives no line.
+    """
+    try:
+        now = {each.key: each for each in evaluations_of(store, composition)}
+        before = {each.key: each for each in evaluations_of(store, parent)} if now and parent else {}
+    except SteerError:  # steer verify names it
+        return []
+    lines = []
+    for key, each in now.items():
+        for metric in dict.fromkeys(each.metrics.values()):
+            items = [item for item, its in each.metrics.items() if its == metric]
+            text = f"evaluated on {each.suite}: {metric} {_mean(each.subject, each.base, items):+.3f}"
+            other = before.get(key)
+            shared = [item for item in items if other and item in other.subject]
+            if other and shared:
+                text += f", {_mean(each.subject, other.subject, shared):+.3f} from the version before"
+            lines.append(text + (f" ({each.outcome})" if each.outcome else ""))
+    return lines
+
+
+def _mean(after: Mapping[str, float], before: Mapping[str, float], items: Sequence[str]) -> float:
+    return sum(after[item] - before[item] for item in items) / len(items)
 
 
 def _compared(a: Evaluated | None, b: Evaluated | None, either: Evaluated, metric: str, seed: int) -> Compared:

@@ -167,6 +167,9 @@ def test_diff_prints_the_behaviour_and_markdown(store, steer):
     assert "neither is evaluated" in steer("diff", "--behaviour")[2]
     attach(store, "HEAD~1", [1.0] * 40)
     attach(store, "HEAD", [2.0] * 40)
+    log = steer("log")[1]
+    assert "evaluated on warm: margin +2.000, +1.000 from the version before (works)" in log
+    assert "evaluated on warm: margin +1.000 (works)" in log
     text = steer("diff", "HEAD~1", "HEAD", "--behaviour")[1]
     assert "+1.000 (+1.000 to +1.000)" in text
     assert "more of the behaviour" in text
