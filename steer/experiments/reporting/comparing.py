@@ -56,7 +56,7 @@ def compare(analysis: Analysis, metric: Metric, control: str, others: Sequence[s
 
 def over_time(compared: Comparison, analysis: Analysis, control: str, arm: str, alpha: float) -> list[dict[str, Any]]:
     """The difference after each slice of time, of the units that had entered by then; without CUPED."""
-    width = (analysis.ended - analysis.began) / len(compared.slices[control])
+    width = (analysis.entered - analysis.began) / len(compared.slices[control])
     points = []
     both = zip(_growing(compared.slices[control]), _growing(compared.slices[arm]), strict=True)
     for number, (first, second) in enumerate(both, 1):

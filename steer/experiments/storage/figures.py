@@ -51,16 +51,18 @@ class Units(NamedTuple):
 class Analysis(NamedTuple):
     """The units of one version of an experiment, over which an open connection can add up metrics.
 
-    The units are divided by the time of their first answer into `BUCKETS` slices between `began` and `ended`.
+    The units are divided by the time of their first answer into `BUCKETS` slices between `began` and `entered`, when
+    the last of them had its first answer; `ended` is when the last answer was asked for.
     """
 
     connection: Connection
     experiment: str
     version: int
-    table: Table  # a row for each unit: unit, arm, arms, first, slice, and y and x of each metric of the server
+    table: Table  # a row for each unit: unit, arm, arms, first, and y and x of each metric of the server
     units: Units
     began: float
     ended: float
+    entered: float
 
     def slices(self, metric: Metric) -> dict[str, list[Sums]]:
         """For each arm the sums of a metric in each slice of time. Raises SQLAlchemyError.
@@ -70,10 +72,14 @@ class Analysis(NamedTuple):
         """
         columns = self.table.c
         source, of_unit, count = self._values(metric)
+        number = (columns.first - self.began) / max((self.entered - self.began) / BUCKETS, 1e-9)
+        # SQLite cuts a number off where PostgreSQL rounds it.
+        whole = cast(number if self.connection.dialect.name == "sqlite" else func.floor(number), Integer)
+        slices = case((whole > BUCKETS - 1, BUCKETS - 1), (whole < 0, 0), else_=whole).label("slice")
         y, x = (of_unit, count) if metric.per == "response" else (of_unit / count, cast(0.0, Float))
         query = (
-            select(columns.arm, columns.slice, func.count(), *(func.sum(each) for each in (y, y * y, x, x * x, x * y)))
-            .select_from(source).where(columns.arms == 1, count > 0).group_by(columns.arm, columns.slice)
+            select(columns.arm, slices, func.count(), *(func.sum(each) for each in (y, y * y, x, x * x, x * y)))
+            .select_from(source).where(columns.arms == 1, count > 0).group_by(columns.arm, text("slice"))
         )  # fmt: skip
         found = {arm: [EMPTY] * BUCKETS for arm in self.units.by_arm}
         for arm, number, count, *sums in self.connection.execute(query):
@@ -128,15 +134,11 @@ def analysis(engine: Engine, experiment: str, version: int, metrics: Sequence[Me
     with engine.connect() as connection:
         began, ended = connection.execute(select(func.min(columns.at), func.max(columns.at)).where(counted)).one()
         began, ended = float(began or 0.0), float(ended or 0.0)
-        number = (func.min(columns.at) - began) / max((ended - began) / BUCKETS, 1e-9)
-        # SQLite cuts a number off where PostgreSQL rounds it.
-        whole = cast(number if engine.dialect.name == "sqlite" else func.floor(number), Integer)
-        values = {"unit": columns.unit, "arm": func.min(columns.arm), "arms": several, "first": func.min(columns.at),
-                  "slice": case((whole > BUCKETS - 1, BUCKETS - 1), else_=whole)}  # fmt: skip
+        values = {"unit": columns.unit, "arm": func.min(columns.arm), "arms": several, "first": func.min(columns.at)}
         for name in names:
             value = case((columns.status == 200, _number(name)))
             values |= {f"y_{name}": func.sum(value), f"x_{name}": cast(func.count(value), Float)}
-        kinds: dict[str, Any] = {"unit": Text, "arm": Text, "arms": Integer, "slice": Integer}
+        kinds: dict[str, Any] = {"unit": Text, "arm": Text, "arms": Integer}
         table = Table("steer_units", MetaData(), *(Column(name, kinds.get(name, Double)) for name in values),
                       prefixes=["TEMPORARY"])  # fmt: skip
         connection.execute(text("DROP TABLE IF EXISTS steer_units"))
@@ -146,7 +148,10 @@ def analysis(engine: Engine, experiment: str, version: int, metrics: Sequence[Me
         if any(metric.source != "server" for metric in metrics):
             connection.execute(text("CREATE UNIQUE INDEX steer_units_by_unit ON steer_units (unit)"))
         try:
-            yield Analysis(connection, experiment, version, table, _units(connection, table), began, ended)
+            last = select(func.max(table.c.first)).where(table.c.arms == 1)
+            entered = float(connection.execute(last).scalar() or began)
+            units = _units(connection, table)
+            yield Analysis(connection, experiment, version, table, units, began, ended, entered)
         finally:
             connection.rollback()  # with the temporary table
 
@@ -185,15 +190,19 @@ def _number(name: str) -> ColumnElement[float]:
 def _feedback(experiment: str, version: int, name: str) -> Select[Any]:
     """Each unit's feedback about its answers, given by response or by conversation."""
     given, columns = FEEDBACK.c, EXPOSURES.c
+    # An expression keeps SQLite from searching by version, which would read all answers for each piece of feedback.
+    counted = and_(
+        columns.experiment.concat("") == experiment, columns.version + 0 == version, columns.counted == true()
+    )
     about = and_(given.experiment == experiment, given.metric == name, given.value.is_not(None))
     # Only the conversations that feedback names, which an index finds.
     named = select(given.conversation).where(about, given.conversation.is_not(None))
     conversations = (
         select(columns.conversation, func.min(columns.unit).label("unit"))
-        .where(_counted(experiment, version), columns.conversation.in_(named))
+        .where(counted, columns.conversation.in_(named))
         .group_by(columns.conversation).subquery()
     )  # fmt: skip
-    of_response = and_(given.response.is_not(None), columns.response == given.response, _counted(experiment, version))
+    of_response = and_(given.response.is_not(None), columns.response == given.response, counted)
     of_conversation = and_(given.conversation.is_not(None), conversations.c.conversation == given.conversation)
     unit = func.coalesce(columns.unit, conversations.c.unit)
     return (

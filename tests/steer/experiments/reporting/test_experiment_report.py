@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
 import trials
 from trials import Ab, Log
 
@@ -196,3 +197,34 @@ def test_an_edited_file_is_no_report_of_the_newest_version(ab: Ab, tmp_path: Pat
     trials.written(tmp_path, log=log.experiment.log, coverage=0.3)
     status, data, _ = ab("report", "tone")
     assert (status, "as it is now is not served" in data["error"]) == (2, True)
+
+
+def test_one_late_answer_does_not_squeeze_the_course_over_time(log: Log) -> None:
+    write(log.engine, [*rows(log, "control", 300, 120), *rows(log, "friendly", 300, 200)])
+    log.write("exposures", log.answer("friendly", "friendly0", "late", at=2e9))
+    log.write("exposures", log.answer("control", "m", at=3e9), log.answer("friendly", "m", at=3e9))
+    found = report(log.engine, log.experiment, log.version)
+    assert found["ended"] == 3e9
+    assert len({point["units"] for point in found["over_time"]["friendly"]}) > 20
+
+
+def test_feedback_finds_its_answers_by_an_index_and_not_among_all_of_the_version(tmp_path: Path) -> None:
+    log = Log(tmp_path, f"sqlite:///{tmp_path}/log.db")
+    read: list[str] = []
+    sqlalchemy.event.listen(
+        log.engine, "before_cursor_execute",
+        lambda connection, cursor, statement, values, *_: read.append(_plan(connection, statement, values)),
+    )  # fmt: skip
+    report(log.engine, log.experiment, log.version)
+    (plan,) = [each for each in read if "feedback_by_metric" in each and "exposures" in each]
+    assert "exposures_by_response (response=?)" in plan
+    assert "exposures_by_conversation (conversation=?)" in plan
+    assert "exposures_by_version" not in plan
+
+
+def _plan(connection: Any, statement: str, values: Any) -> str:
+    """How SQLite reads what a query asks for."""
+    if not statement.startswith("SELECT"):
+        return ""
+    raw = connection.connection.driver_connection
+    return "\n".join(row[3] for row in raw.execute(f"EXPLAIN QUERY PLAN {statement}", values))
