@@ -111,7 +111,7 @@ def test_chunked_prefill_changes_nothing(
         assert difference(answer, reference(model, job["ids"], answer["ids"], job["steer"], vectors)) < CLOSE
 
 
-@pytest.mark.on_v2
+# On V2, test_interruptions preempts after every step.
 def test_preemption_changes_nothing_and_counts_no_token_twice(
     engines: Engines, model_path: Path, settings: Path, model: Any, vectors: dict[str, Path]
 ) -> None:

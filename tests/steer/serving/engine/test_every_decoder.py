@@ -72,6 +72,11 @@ REFUSED: dict[str, tuple[Case, str, str | None]] = {
     "gemma3n": (Case(HEADS), "not one residual stream", None),
     "mamba": (Case(LARGE), "a pass through MambaForCausalLM fails", MAMBA_1),
     "falcon-mamba": (Case(LARGE), "a pass through MambaForCausalLM fails", MAMBA_1),
+    "gpt-neox": (
+        Case(LARGE),
+        "the engine's process died",
+        "vLLM 0.32's process dies of a memory fault on the CPU, without the plugin too",
+    ),
     "rwkv": (Case(LARGE), "are not supported for now", "vLLM has no code for it"),
     "jamba": (Case(LARGE), "a pass through JambaForCausalLM fails", MAMBA_1),
     "bamba": (Case(LARGE), "does not dispatch through the Transformers attention interface", TORCH_ONLY),
@@ -104,7 +109,6 @@ SERVED: dict[str, Case] = {
     "starcoder2": Case(LARGE),
     "falcon-h1": Case({**HEADS, **MAMBA}),
     "cohere2": Case(HEADS),
-    "gpt-neox": Case(LARGE),
     "seed-oss": Case(HEADS),
     "gemma": Case(HEADS, length=30.0),
     "gemma4": Case({**HEADS, "global_head_dim": 32}, length=30.0),
@@ -233,12 +237,12 @@ def test_what_is_not_served_is_refused_with_the_reason(
         pytest.skip("set STEER_TEST_EVERY_DECODER=1")
     case, seen, reason = REFUSED[name]
     folder = saved(name, case, tmp_path)
-    with pytest.raises(Failed, match=seen) as failed:
+    with pytest.raises((Failed, AssertionError), match=seen) as failed:
         engines.start(folder, write_settings(tmp_path, random_vectors(tmp_path)), **case.arguments)
     record(name, runner, serve="refused", reason=reason or reason_of(failed.value))
 
 
-def reason_of(error: Failed) -> str:
+def reason_of(error: BaseException) -> str:
     """What vLLM says about a model that it can't run, or the plugin about one that it refuses, in one line."""
     text = " ".join(str(error).split())
     if "steer: " in text:
