@@ -6,6 +6,7 @@ Everything it makes lies in demo/.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shlex
@@ -114,6 +115,29 @@ def serve(vector: str) -> None:
     )
 
 
+def versions(vector: str) -> None:
+    """A personality with a history: two versions, evaluated, compared, promoted, and the second taken back."""
+    work, data, formal = OUT / "tone", (ROOT / DATA).absolute(), (OUT / "formal.safetensors").absolute()
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    examples = ["--pos", str(DATA / "formal.jsonl"), "--neg", str(DATA / "casual.jsonl"), "--layers", "14"]
+    step("A second vector, at one layer", "extract", *examples, "--budget-kl", "0", "--out", str(formal), "--force")
+    with contextlib.chdir(work):
+        step("A store of versions, and a first one", "init", "tone")
+        step("The vector at the strength that it recommends", "add", str((ROOT / vector).absolute()))
+        step("A version", "commit", "-m", "Warm")
+        step("A part of another vector", "add", str(formal), "--strength=-0.1")
+        step("Another version", "commit", "-m", "Warm, and a little less formal")
+        Path("neutral.txt").write_text("Explain how tides work.\nList three uses of vinegar.\n")
+        items = ["--pos", str(data / "warm.jsonl"), "--neg", str(data / "cold.jsonl"), "--items", "30"]
+        short = ["--neutral", "neutral.txt", "--control", "none", "--curve", "1", "--max-tokens", "0"]
+        step("Both on the same items", "eval", "tone~1", "tone", *items, *short, "--allow-overlap", "-q")
+        step("What changed, in parts and in behaviour", "diff", "--behaviour")
+        step("The champion is a version that works", "promote", "--require-eval")
+        step("Taken back", "revert", "-m", "Less formal was too chatty")
+        step("The history", "log")
+
+
 def bake(vector: str) -> None:
     """Put the behaviour into weights: folded, and distilled; take the weight change, and merge it with a second one."""
     made = {name: OUT / name for name in ("folded", "distilled", "merged")}
@@ -168,12 +192,14 @@ def main() -> None:
     asked = [part for prompt in PROMPTS for part in ("-p", prompt)]
     step("The same prompts, colder and warmer", "try", vector, *asked, "--strengths", "-2,0,2")
     step("How well each layer separates the two", "vectors", "plot", vector, "--out", picture, "--force")
+    versions(vector)
     serve(vector)
     bake(vector)
     print(
         "\n== Where everything is\n"
         "demo/warm.safetensors   the vector: every layer's direction, what was measured, where it acts\n"
         "demo/warm.png           the separation of the layers, on examples held out\n"
+        "demo/tone               a personality and its versions; in it, steer serve tone@champion serves the champion\n"
         "demo/folded             the model with the behaviour in its weights, exactly; run.json has the proof\n"
         "demo/distilled          the same by training; report.html says how much, and at what cost\n"
         "demo/merged             warm and formal in one; `steer merge --verify demo/merged` computes it again\n"
