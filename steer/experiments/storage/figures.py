@@ -27,7 +27,6 @@ from sqlalchemy import (
     case,
     cast,
     func,
-    or_,
     select,
     text,
     true,
@@ -90,9 +89,12 @@ class Analysis(NamedTuple):
         """The sums over the units that had answers before they entered the experiment: y, and x the mean before."""
         columns = EXPOSURES.c
         value = _number(metric.name)
+        # A conversation that began outside goes on as that, also after its unit has entered with another one.
         earlier = (
             select(columns.unit, func.avg(value).label("x"))
-            .where(columns.experiment == self.experiment, columns.reason == "outside", columns.status == 200)
+            .join(_UNITS, _UNITS.c.unit == columns.unit)
+            .where(columns.experiment == self.experiment, columns.reason == "outside", columns.status == 200,
+                   columns.at < _UNITS.c.first)
             .group_by(columns.unit).having(func.count(value) > 0).subquery()
         )  # fmt: skip
         units = self.table.c
@@ -195,21 +197,24 @@ def _feedback(experiment: str, version: int, name: str) -> Select[Any]:
         columns.experiment.concat("") == experiment, columns.version + 0 == version, columns.counted == true()
     )
     about = and_(given.experiment == experiment, given.metric == name, given.value.is_not(None))
-    # Only the conversations that feedback names, which an index finds.
-    named = select(given.conversation).where(about, given.conversation.is_not(None))
-    conversations = (
-        select(columns.conversation, func.min(columns.unit).label("unit"))
-        .where(counted, columns.conversation.in_(named))
-        .group_by(columns.conversation).subquery()
-    )  # fmt: skip
-    of_response = and_(given.response.is_not(None), columns.response == given.response, counted)
-    of_conversation = and_(given.conversation.is_not(None), conversations.c.conversation == given.conversation)
-    unit = func.coalesce(columns.unit, conversations.c.unit)
+
+    def units_of(exposed: ColumnElement[str], named: ColumnElement[str]) -> Any:
+        """One unit for each conversation or response that feedback names, which an index finds. Clients may choose
+        the ids of both, so several answers can have the same one: feedback counts once."""
+        mentioned = select(named).where(about, named.is_not(None))
+        return (
+            select(exposed.label("id"), func.min(columns.unit).label("unit"))
+            .where(counted, exposed.in_(mentioned)).group_by(exposed).subquery()
+        )  # fmt: skip
+
+    responses = units_of(columns.response, given.response)
+    conversations = units_of(columns.conversation, given.conversation)
+    unit = func.coalesce(responses.c.unit, conversations.c.unit)
     return (
         select(unit.label("unit"), func.sum(given.value).label("y"), cast(func.count(), Float).label("x"))
         .select_from(FEEDBACK)
-        .outerjoin(EXPOSURES, of_response)
-        .outerjoin(conversations, of_conversation)
-        .where(about, or_(columns.unit.is_not(None), conversations.c.unit.is_not(None)))
+        .outerjoin(responses, responses.c.id == given.response)
+        .outerjoin(conversations, conversations.c.id == given.conversation)
+        .where(about, unit.is_not(None))
         .group_by(unit)
     )  # fmt: skip

@@ -121,7 +121,7 @@ def test_answers_before_a_unit_entered_take_variance_away_and_move_nothing(log: 
     for arm, effect in (("control", 0.0), ("friendly", 2.0)):
         for i in range(200):
             usual = generator.gauss(100, 30)
-            made.append(("exposures", log.answer("control", f"{arm}{i}", reason="outside", counted=False,
+            made.append(("exposures", log.answer("control", f"{arm}{i}", at=1.0, reason="outside", counted=False,
                                                  latency=usual + generator.gauss(0, 3))))  # fmt: skip
             made.append(("exposures", log.answer(arm, f"{arm}{i}", latency=usual + effect + generator.gauss(0, 3))))
     write(log.engine, made)
@@ -131,6 +131,32 @@ def test_answers_before_a_unit_entered_take_variance_away_and_move_nothing(log: 
     assert found.adjusted > 0.9
     shown = found.differences["friendly"]
     assert 0 < shown.low < 2 < shown.high < 5  # without the covariate the interval is 15 wide
+
+
+def test_only_answers_from_before_a_unit_entered_are_its_covariate(log: Log) -> None:
+    outside = {"reason": "outside", "counted": False}
+    log.write(
+        "exposures",
+        log.answer("control", "ann", at=1.0, latency=10.0, **outside),
+        log.answer("friendly", "ann", at=2.0, latency=20.0),
+        log.answer("control", "ann", at=3.0, latency=90.0, **outside),  # a conversation that had begun outside
+        log.answer("friendly", "bob", at=2.0, latency=20.0),
+        log.answer("control", "bob", at=3.0, latency=90.0, **outside),
+    )
+    with figures.analysis(log.engine, "tone", log.version) as analysis:
+        sums = analysis.before(Metric("latency", "number"))["friendly"]
+    assert (sums.units, sums.x, sums.y) == (1, 10.0, 20.0)
+
+
+def test_feedback_about_two_answers_of_one_id_counts_once(log: Log) -> None:
+    log.write("exposures", *(log.answer("control", "ann", "chatcmpl-chosen-by-the-client") for _ in range(3)))
+    log.write("exposures", log.answer("control", "ann", "another"))
+    log.write("feedback", log.said("chatcmpl-chosen-by-the-client", value=1.0), log.said("another", value=0.0))
+    with figures.analysis(log.engine, "tone", log.version) as analysis:
+        (mean,) = analysis.first_values(Metric("thumbs"), "control", 10)
+        ratio = figures.total(analysis.slices(Metric("thumbs", per="response"))["control"])
+    assert mean == 0.5
+    assert (ratio.y, ratio.x) == (1.0, 2.0)
 
 
 def test_secondary_metrics_are_adjusted_together_and_several_arms_share_the_level(tmp_path: Path) -> None:
