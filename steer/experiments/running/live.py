@@ -44,8 +44,11 @@ class Live:
     def __init__(self, experiment: Experiment, engine: Engine, folder: Path) -> None:
         self.experiment, self.engine = experiment, engine
         self.version = state.register(engine, experiment)
-        recover(engine, folder)
+        damaged: list[int] = []
+        recover(engine, folder, damaged.append)
         self.writer = Writer(engine, folder)
+        if damaged:
+            self._note(state.DROPPED, count=sum(damaged), reason="lines of a killed server that can't be read")
         self.judging = Judging(experiment, self.writer) if experiment.judges else None
         self.conversations = Conversations()
         self.conversations.restore(engine, experiment.name)
@@ -254,8 +257,9 @@ class Live:
             .order_by(columns.at.desc()).limit(RESTORED)
         )  # fmt: skip
         with self.engine.connect() as connection:
-            for row in connection.execute(query).mappings():
-                self.guard.add(row)
+            latest = connection.execute(query).mappings().all()
+        for row in reversed(latest):  # in order, since the guard keeps the latest latencies
+            self.guard.add(row)
 
 
 def journal_folder(experiment: Experiment) -> Path:

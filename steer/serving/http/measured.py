@@ -15,6 +15,8 @@ from steer.serving.http.answers import Message, Send, compact_json, content_leng
 from steer.serving.http.experiments import Exposed
 from vectors.storage.files import canonical_json
 
+# Events after which a client has everything: it may close the connection before the empty part that follows.
+_ENDS = ("message_stop", "response.completed", "response.incomplete", "response.failed")
 LONGEST_TEXT = 1_000_000  # characters of an answer that are measured, and stored where texts are
 _BAGGAGE = 4096  # bytes of the client's baggage that are sent back
 GONE, FAILED = 499, 500
@@ -35,6 +37,7 @@ class MeasuredAnswer:
         self.start: Message = {}
         self.parts: list[bytes] = []
         self.held = b""
+        self.ended = False  # whether the last event of the stream has come
         self.first: float | None = None  # when the first token arrived
         self.last = 0.0
         self.id: str | None = None
@@ -65,7 +68,7 @@ class MeasuredAnswer:
             return
         if self.kind == "stream":
             message = {**message, "body": self._events(body, more)}
-        if not more:
+        if self.ended or not more:
             self.record()
         await self.send(message)
 
@@ -128,6 +131,8 @@ class MeasuredAnswer:
     def _event(self, event: bytes) -> bytes | None:
         """An event with the model that the client called; None for one that only we asked for."""
         _, found, data = event.partition(b"data: ")
+        if data == b"[DONE]":
+            self.ended = True
         if not found or not data.startswith(b"{"):
             return event
         try:
@@ -141,6 +146,8 @@ class MeasuredAnswer:
             self.first = self.first or self.last
         if value.get("error"):
             self.status = FAILED
+        if value.get("type") in _ENDS:
+            self.ended = True
         if not self.exposed.usage and value.get("choices") == [] and value.get("usage") and "steer" not in value:
             return None
         served, called = (

@@ -12,7 +12,7 @@ import trials
 from sqlalchemy import select
 
 from steer.experiments.assignment import Decision, Identity
-from steer.experiments.running import live
+from steer.experiments.running import guardrails, live
 from steer.experiments.running.live import Live
 from steer.experiments.storage import state
 from steer.experiments.storage.database import write
@@ -226,3 +226,23 @@ def test_clients_that_go_away_say_nothing_about_an_arm(start: Start) -> None:
         answered(running, decision, status=499 if decision.arm.name == "friendly" else 200)
     running.check()
     assert not running.state.stopped
+
+
+def test_a_restart_restores_the_latest_latencies(start: Start) -> None:
+    running, now = start(), time.time()
+    decision = running.decide(conversation("ann"))
+    late = guardrails.LATENCIES
+    for i in range(late + 500):
+        running.record(decision, {**ANSWER, "at": now + i, "latency": float(i)})
+    assert running.writer.flush(10)
+    assert list(start().guard.arms[decision.arm.name].latencies) == [500.0 + i for i in range(late)]
+
+
+def test_damaged_lines_of_a_killed_server_are_noted_in_the_log(start: Start, tmp_path: Path) -> None:
+    folder = live.journal_folder(trials.experiment(tmp_path))
+    folder.mkdir()
+    (folder / "killed.jsonl").write_text('["events", {"id"')
+    running = start()
+    assert running.writer.flush(10)
+    found = state.events_of(running.engine, "tone", 1)
+    assert [event["count"] for event in found if event["kind"] == state.DROPPED] == [1]

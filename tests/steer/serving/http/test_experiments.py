@@ -53,6 +53,7 @@ class Served:
         self.parts: list[bytes] = []
         self.kind, self.status = JSON, 200
         self.raises: BaseException | None = None
+        self.leaves: int | None = None  # the part before which the client goes away
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.body = json.loads((await receive())["body"])
@@ -65,6 +66,8 @@ class Served:
             raise self.raises
         await send({"type": "http.response.start", "status": self.status, "headers": [(b"content-type", self.kind)]})
         for i, part in enumerate(self.parts):
+            if i == self.leaves:
+                raise asyncio.CancelledError
             await send({"type": "http.response.body", "body": part, "more_body": i < len(self.parts) - 1})
 
     def ask(self, body: Any, path: str = CHAT, **headers: str) -> tuple[int, HEADERS, bytes]:
@@ -187,6 +190,16 @@ def test_a_stream_is_measured_and_the_counts_that_only_we_asked_for_are_left_out
         assert row["ttft"] is not None
         assert row["inter_token"] is not None
     assert ours["characters"] == len('a "model":"model" b')
+
+
+@pytest.mark.parametrize("last", [b"data: [DONE]\n\n", b'event: message_stop\ndata: {"type":"message_stop"}\n\n'])
+def test_a_client_that_leaves_after_the_last_event_has_had_its_answer(served: Served, last: bytes) -> None:
+    (chunk,) = events({"id": "chatcmpl-1", "choices": [{"delta": {"content": "Hi"}, "finish_reason": "stop"}]})
+    served.kind, served.parts, served.leaves = STREAM, [chunk, last, b""], 2
+    with contextlib.suppress(asyncio.CancelledError):
+        served.ask(chat(stream=True))
+    (row,) = served.rows()
+    assert (row["status"], row["response"], row["stop"]) == (200, "chatcmpl-1", "stop")
 
 
 def test_a_client_that_asked_for_counts_gets_them(served: Served) -> None:
