@@ -21,8 +21,8 @@ DAY = 86_400.0  # seconds after which a conversation may begin again
 
 
 class Begun(NamedTuple):
-    """How a conversation began: its arm, what the arm did (`Arm.digest`), why, in which version and stage, and when it
-    was seen last."""
+    """How a conversation began: its arm, what the arm did (`Arm.digest`), why, in which version and stage, when it was
+    seen last, and the salted hash of its unit."""
 
     arm: str
     digest: str
@@ -30,6 +30,7 @@ class Begun(NamedTuple):
     version: int
     stage: int
     at: float
+    unit: str
 
 
 class Answered(NamedTuple):
@@ -41,27 +42,34 @@ class Answered(NamedTuple):
 
 
 class Conversations:
-    """The conversations of one experiment, by their salted hashes; and the conversation of each response, by its id."""
+    """The conversations of one experiment, by their salted hashes; and the conversation of each response, by its id.
+
+    Clients choose the ids of conversations, and two users may choose the same one: each has a conversation of its own.
+    """
 
     def __init__(self, most: int = MOST) -> None:
         self.most = most
         self.lock = threading.Lock()
-        self.begun: collections.OrderedDict[str, Begun] = collections.OrderedDict()
+        self.begun: collections.OrderedDict[tuple[str, str], Begun] = collections.OrderedDict()  # with their units
+        self.units: collections.OrderedDict[str, str] = collections.OrderedDict()  # the latest of each conversation
         self.responses: collections.OrderedDict[str, Answered] = collections.OrderedDict()
 
-    def find(self, conversation: str) -> Begun | None:
-        """How a conversation began; None for a new one."""
+    def find(self, conversation: str, unit: str | None = None) -> Begun | None:
+        """How a conversation began, of this unit or of the latest one; None for a new one."""
         with self.lock:
-            begun = self.begun.get(conversation)
+            begun = self.begun.get((conversation, unit or self.units.get(conversation, "")))
             return begun if begun is not None and begun.at > time.time() - DAY else None
 
     def put(self, conversation: str, begun: Begun) -> None:
         """Remember a conversation."""
+        key = conversation, begun.unit
         with self.lock:
-            self.begun[conversation] = begun
-            self.begun.move_to_end(conversation)
-            while len(self.begun) > self.most:
-                self.begun.popitem(last=False)
+            self.begun[key], self.units[conversation] = begun, begun.unit
+            self.begun.move_to_end(key)
+            self.units.move_to_end(conversation)
+            for remembered in (self.begun, self.units):
+                while len(remembered) > self.most:
+                    remembered.popitem(last=False)
 
     def answered(self, response: str, answered: Answered) -> None:
         """Remember what a response belongs to."""
@@ -80,24 +88,29 @@ class Conversations:
         """Forget everything."""
         with self.lock:
             self.begun.clear()
+            self.units.clear()
             self.responses.clear()
 
     def restore(self, engine: Engine, experiment: str) -> None:
-        """Add the conversations of the last day in the log, as they began. Raises SQLAlchemyError."""
+        """Add the conversations of the last day in the log, as they began. Raises SQLAlchemyError.
+
+        Of a conversation that is known, only when it was seen last is news: later answers of it say `continued`.
+        """
         columns = EXPOSURES.c
         query = (
-            select(columns.conversation, columns.arm, columns.digest, columns.reason, columns.version, columns.stage,
-                   columns.at, columns.response, columns.unit)
+            select(columns.conversation, columns.response, columns.arm, columns.digest, columns.reason,
+                   columns.version, columns.stage, columns.at, columns.unit)
             .where(columns.experiment == experiment, columns.at > time.time() - DAY, columns.reason != "forced")
             .order_by(columns.at.desc()).limit(self.most)
         )  # fmt: skip
         with engine.connect() as connection:
             rows = connection.execute(query).all()
         with self.lock:
-            for row in reversed(rows):
-                conversation, response = row[0], row[7]
+            for conversation, response, *values in reversed(rows):
+                began = Begun(*values)
                 if response is not None:
-                    self.responses.setdefault(response, Answered(conversation, row[8], row[4]))
-                # A later answer of a conversation says `continued`; how it began is what counts.
-                if conversation not in self.begun or row[3] != "continued":
-                    self.begun.setdefault(conversation, Begun(*row[1:7]))
+                    self.responses.setdefault(response, Answered(conversation, began.unit, began.version))
+                key = conversation, began.unit
+                known = self.begun.setdefault(key, began)
+                self.begun[key] = known._replace(at=max(known.at, began.at))
+                self.units.setdefault(conversation, began.unit)

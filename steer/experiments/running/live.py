@@ -35,7 +35,7 @@ POLL = 0.4  # seconds between two readings of the state
 STEP = 2.0  # seconds between two decisions about the ramp
 RESTORED = 20_000  # answers from which the guardrails of a stage are restored at a start
 FORCED, STOPPED, CONTINUED = "forced", "stopped", "continued"
-SAME = "conversation"  # the source of a unit that is the conversation itself
+SAME, FIRST = "conversation", "first message"  # sources of a unit that is the conversation itself
 
 
 class Live:
@@ -92,12 +92,19 @@ class Live:
             if arm is None:
                 raise KeyError(forced)
             return decision(arm, FORCED)
-        begun = None if identity.begins else self.conversations.find(conversation)
+        begun = None if identity.begins else self.conversations.find(conversation, unit)
+        if begun is None and not identity.begins:
+            # A request without its unit's id goes on with what the conversation began as, and one that has it now,
+            # with what began without. Neither counts: the arm is not that of the unit.
+            alone = identity.source in (SAME, FIRST)
+            begun = self.conversations.find(
+                conversation, None if alone else hashed(experiment.salt, identity.conversation)
+            )
         if begun is not None:
             arm = experiment.arm(begun.arm)
             if arm is not None and arm.digest == begun.digest:
                 self.conversations.put(conversation, begun._replace(at=time.time()))
-                same = (begun.version, begun.stage) == (self.version, now.stage)
+                same = (begun.version, begun.stage, begun.unit) == (self.version, now.stage, unit)
                 if same and begun.reason == ASSIGNED:
                     return decision(arm, ASSIGNED, not ramping)
                 return decision(arm, begun.reason if same or begun.reason != ASSIGNED else CONTINUED)
@@ -108,7 +115,7 @@ class Live:
             found = experiment.arm(assigned.arm)
             assert found is not None
             arm, reason = found, assigned.reason
-        kept = Begun(arm.name, arm.digest, reason, self.version, now.stage, time.time())
+        kept = Begun(arm.name, arm.digest, reason, self.version, now.stage, time.time(), unit)
         self.conversations.put(conversation, kept)
         return decision(arm, reason, reason == ASSIGNED and not ramping)
 

@@ -92,9 +92,9 @@ class Analysis(NamedTuple):
         # A conversation that began outside goes on as that, also after its unit has entered with another one.
         earlier = (
             select(columns.unit, func.avg(value).label("x"))
-            .join(_UNITS, _UNITS.c.unit == columns.unit)
+            .join(self.table, self.table.c.unit == columns.unit)
             .where(columns.experiment == self.experiment, columns.reason == "outside", columns.status == 200,
-                   columns.at < _UNITS.c.first)
+                   columns.at < self.table.c.first)
             .group_by(columns.unit).having(func.count(value) > 0).subquery()
         )  # fmt: skip
         units = self.table.c

@@ -93,12 +93,12 @@ def exposed(
 def identify(scope: Message, route: str, value: Mapping[str, Any], live: Live) -> Identity:
     """Who sends a request, by the experiment's unit; without an id, the conversation is found by its first message."""
     user = user_of(route, value)
-    conversation, source, begins = conversation_of(scope, value, user)
-    previous = value.get("previous_response_id")
-    previous = previous if isinstance(previous, str) else ""
     unit = user if live.experiment.unit == "user" else None
     if live.experiment.unit.startswith("header:"):
         unit = bodies.header(scope, live.experiment.unit.removeprefix("header:").encode()).decode("latin-1") or None
+    conversation, source, begins = conversation_of(scope, value, unit or user)
+    previous = value.get("previous_response_id")
+    previous = previous if isinstance(previous, str) else ""
     if unit is not None:
         source = live.experiment.unit.partition(":")[0]
     return Identity(conversation if unit is None else unit, source, conversation, begins, previous)

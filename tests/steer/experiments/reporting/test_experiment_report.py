@@ -143,8 +143,9 @@ def test_only_answers_from_before_a_unit_entered_are_its_covariate(log: Log) -> 
         log.answer("friendly", "bob", at=2.0, latency=20.0),
         log.answer("control", "bob", at=3.0, latency=90.0, **outside),
     )
-    with figures.analysis(log.engine, "tone", log.version) as analysis:
-        sums = analysis.before(Metric("latency", "number"))["friendly"]
+    metric = Metric("latency", "number")
+    with figures.analysis(log.engine, "tone", log.version, [metric]) as analysis:
+        sums = analysis.before(metric)["friendly"]
     assert (sums.units, sums.x, sums.y) == (1, 10.0, 20.0)
 
 
@@ -152,7 +153,7 @@ def test_feedback_about_two_answers_of_one_id_counts_once(log: Log) -> None:
     log.write("exposures", *(log.answer("control", "ann", "chatcmpl-chosen-by-the-client") for _ in range(3)))
     log.write("exposures", log.answer("control", "ann", "another"))
     log.write("feedback", log.said("chatcmpl-chosen-by-the-client", value=1.0), log.said("another", value=0.0))
-    with figures.analysis(log.engine, "tone", log.version) as analysis:
+    with figures.analysis(log.engine, "tone", log.version, [Metric("thumbs")]) as analysis:
         (mean,) = analysis.first_values(Metric("thumbs"), "control", 10)
         ratio = figures.total(analysis.slices(Metric("thumbs", per="response"))["control"])
     assert mean == 0.5

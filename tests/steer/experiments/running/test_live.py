@@ -121,6 +121,29 @@ def test_a_conversation_keeps_its_arm_over_restarts_in_an_experiment_that_was_st
     assert arms(again, ["new"]) == {"new": ("control", "stopped")}
 
 
+def test_a_long_conversation_keeps_its_arm_a_day_after_a_restart(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    running, now = start(), time.time()
+    decision = running.decide(conversation("ann"))
+    for hours in (23, 1):
+        running.record(decision, {**ANSWER, "at": now - 3600 * hours})
+    assert running.writer.flush(10)
+    restarted = start()
+    monkeypatch.setattr(time, "time", lambda: now + 2 * 3600)
+    assert restarted.conversations.find(decision.conversation) is not None
+
+
+@pytest.mark.parametrize("known_first", [True, False])
+def test_a_conversation_keeps_its_arm_where_its_user_is_known_only_sometimes(start: Start, known_first: bool) -> None:
+    running, reasons = start(), set()
+    for i in range(20):
+        named, alone = Identity(f"user {i}", "user", f"c{i}", False), conversation(f"c{i}")
+        first, second = (named, alone) if known_first else (alone, named)
+        began, later = running.decide(first), running.decide(second)
+        assert began.arm == later.arm
+        reasons.add((began.reason, later.reason, later.counted))
+    assert reasons == {("assigned", "continued", False)}
+
+
 def test_an_edit_is_a_new_version_in_which_old_conversations_do_not_count(start: Start) -> None:
     first = start()
     decision = first.decide(conversation("ann"))

@@ -265,6 +265,27 @@ def test_a_unit_may_be_a_header(tmp_path: Path) -> None:
     served.live.end()
 
 
+@pytest.mark.parametrize("unit", ["user", {"header": "X-Session"}])
+@pytest.mark.parametrize("headers", [{}, {"x_steer_conversation": "1"}])
+def test_users_who_begin_alike_or_count_their_conversations_alike_keep_arms_of_their_own(
+    tmp_path: Path, unit: Any, headers: HEADERS
+) -> None:
+    served = Served(tmp_path, unit=unit)
+    users, turns = [f"user {i}" for i in range(12)], [{"role": "user", "content": "Hi"}]
+    arms: dict[str, set[str]] = {user: set() for user in users}
+    for _ in range(3):
+        for user in users:
+            body = {"model": "tone", "user": user, "messages": turns}
+            if unit != "user":
+                body.pop("user")
+            arms[user].add(served.ask(body, x_session=user, **headers)[1]["x-steer-arm"])
+        turns = [*turns, {"role": "assistant", "content": "Hello"}, {"role": "user", "content": "More"}]
+    assert {len(each) for each in arms.values()} == {1}
+    assert len(set.union(*arms.values())) == 3
+    assert {(row["reason"], row["counted"]) for row in served.rows()} == {("assigned", 1)}
+    served.live.end()
+
+
 @pytest.mark.parametrize(
     ("body", "headers", "problem"),
     [
