@@ -92,7 +92,7 @@ class Writer:
                 while self._write_batch():
                     pass
                 pause, self.away = INTERVAL, ""
-            except (SQLAlchemyError, OSError) as error:
+            except Exception as error:  # whatever it is, the thread goes on, and the state says why rows wait
                 self.away = reason_of(error)
                 pause = min(pause * 2, LONGEST_PAUSE)
                 with contextlib.suppress(SQLAlchemyError, OSError, SteerError):
@@ -128,7 +128,8 @@ def written(engine: Engine, rows: Sequence[Row]) -> int:
         return unknown
     except (OperationalError, InternalError):
         raise
-    except SQLAlchemyError:  # a value that has no place in its column; or tables that are not there
+    # A value that has no place in its column (SQLite's driver raises OverflowError); or tables that are not there.
+    except (SQLAlchemyError, OverflowError):
         with engine.connect() as connection:
             for name in {name for name, _ in known}:
                 connection.execute(select(ALL[name]).limit(0))

@@ -58,6 +58,26 @@ def test_a_row_that_no_database_takes_is_dropped_alone(url: str, tmp_path: Path)
     writer.close()
 
 
+def test_a_number_that_no_database_takes_ends_nothing(url: str, tmp_path: Path) -> None:
+    engine = open_log(url)
+    writer = Writer(engine, tmp_path)
+    for number in range(3):
+        writer.add("events", event(number, count=2**70 if number == 1 else None))
+    assert writer.flush(10)
+    assert (count(engine), writer.state().dropped) == (2, 1)
+    writer.close()
+
+
+def test_a_failure_of_any_kind_is_shown_and_the_writer_goes_on(tmp_path: Path) -> None:
+    writer = Writer(open_log(f"sqlite:///{tmp_path}/log.db"), tmp_path / "journal")
+    journal, writer.journal = writer.journal, None  # type: ignore[assignment]
+    until(lambda: "NoneType" in writer.away)
+    writer.journal = journal
+    writer.add("events", event(1))
+    assert writer.flush(10)
+    writer.close()
+
+
 @pytest.mark.parametrize("text", ["null \0 byte", "half \ud83d a character", "'; DROP TABLE events; --"])
 def test_any_text_of_a_client_can_be_stored(url: str, tmp_path: Path, text: str) -> None:
     engine = open_log(url)
