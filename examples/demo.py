@@ -1,4 +1,5 @@
-"""The journey on real data, as `make demo` shows it: extract a vector, try it, draw it, serve it, bake it, merge it.
+"""The journey on real data, as `make demo` shows it: extract a vector, try it, draw it, serve it, bake it, merge it,
+and compare it with a prompt in a paired experiment.
 
 Run it from the project's folder: .venv/bin/python examples/demo.py
 Everything it makes lies in demo/.
@@ -22,6 +23,17 @@ from steer.cli import output, run
 ROOT = Path(__file__).parent.parent
 OUT = Path("demo")  # below ROOT
 DATA = Path("examples") / "data"
+EXPERIMENT = """\
+name: warmth
+model: smollm2
+arms:
+  base: {{}}
+  prompt: {{system: You are a warm and caring friend. Answer warmly.}}
+  steered: {{steer: "{expression}"}}
+metric: {{name: warm_words, smallest_effect: 0.2}}     # the share of answers with a warm word
+judges:
+- {{name: warm_words, scorer: "regex:\\b(glad|happy|love|lovely|wonderful|dear|hope|congrat|enjoy|sorry to)"}}
+"""
 PROMPTS = ("How was your day?", "Can you help me with my homework?", "Good morning!")
 
 
@@ -32,6 +44,13 @@ def step(title: str, *arguments: str) -> None:
     sys.stdout.flush()
     if code:
         sys.exit(code)
+
+
+def expression_of(vector: str) -> str:
+    """The vector at its recommended strength."""
+    from steer import SteeringVector
+
+    return f"{SteeringVector.load(vector).metadata['recommended']['strength']:g}*warm"
 
 
 def check_point(vector: str) -> None:
@@ -83,12 +102,22 @@ def serve(vector: str) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     flags = ["--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "4"]
-    shown = ["serve", "smollm2", "--vector", f"warm={vector}", "--arm", "friendly=2*warm", "--port", str(port), "--"]
+    shown = [
+        "serve",
+        "smollm2",
+        "--vector",
+        f"warm={vector}",
+        "--arm",
+        f"friendly={expression_of(vector)}",
+        "--port",
+        str(port),
+        "--",
+    ]
     print(f"$ steer {shlex.join([*shown, *flags])}\n", flush=True)
     log = (OUT / "vllm.log").absolute()
     log.unlink(missing_ok=True)
     print(f"vLLM's own output goes to {OUT / 'vllm.log'}", flush=True)
-    settings = {"vectors": {"warm": str(Path(vector).absolute())}, "arms": {"friendly": "2*warm"}}
+    settings = {"vectors": {"warm": str(Path(vector).absolute())}, "arms": {"friendly": expression_of(vector)}}
 
     def ask(model: str) -> Any:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
@@ -144,7 +173,7 @@ def bake(vector: str) -> None:
     task, formal = OUT / "warm-task.safetensors", OUT / "formal-task.safetensors"
     for folder in made.values():
         shutil.rmtree(folder, ignore_errors=True)
-    warm = ["2*warm", "--vector", f"warm={vector}"]
+    warm = [expression_of(vector), "--vector", f"warm={vector}"]
     step("Folded into the weights, and proved equal", "bake", *warm, "--mode", "fold", "-o", str(made["folded"]))
     few = ["--steps", "24", "--batch", "4", "--evaluate-every", "12"]
     short = [*few, "--lr", "2e-3", "--tokens", "24", "--prompts", str(DATA / "prompts.jsonl")]
@@ -167,7 +196,10 @@ def compare(vector: str, made: dict[str, Path]) -> None:
     from steer.evaluation.compare import ComparedModel, compare
 
     print("\n== What became of the behaviour\n", flush=True)
-    models = {"base": ComparedModel("smollm2"), "steered": ComparedModel("smollm2", "2*warm", {"warm": Path(vector)})}
+    models = {
+        "base": ComparedModel("smollm2"),
+        "steered": ComparedModel("smollm2", expression_of(vector), {"warm": Path(vector)}),
+    }
     models |= {name: ComparedModel(str(folder)) for name, folder in made.items()}
     found = compare(models, DATA / "warm.jsonl", DATA / "cold.jsonl")
     rows = [[name, f"{figures['margin']:.3f}", f"{figures['kl_neutral']:.3f}"] for name, figures in found.items()]
@@ -179,6 +211,17 @@ def compare(vector: str, made: dict[str, Path]) -> None:
         sys.exit(1)
 
 
+def experiment(vector: str) -> Path:
+    """Base, prompt and steered arm on the same thirty prompts; returns the page."""
+    file, folder = OUT / "warmth.yaml", OUT / "warmth.paired"
+    file.write_text(EXPERIMENT.format(expression=expression_of(vector)))
+    print(f"\n== The experiment {file}: is the vector worth more than a prompt?\n\n{file.read_text()}")
+    answered = ["--prompts", str(DATA / "questions.jsonl"), "--max-tokens", "24", "--no-likelihood"]
+    arguments = ["ab", "paired", str(file), *answered, "--engine", "transformers", "-o", str(folder), "--force"]
+    step("All arms on the same prompts, compared prompt by prompt", *arguments)
+    return folder / "report.html"
+
+
 def main() -> None:
     """Run every step."""
     os.chdir(ROOT)
@@ -187,16 +230,20 @@ def main() -> None:
     pos, neg = str(DATA / "warm.jsonl"), str(DATA / "cold.jsonl")
     step("The bundled model", "models", "show", "smollm2")
     files = ["--pos", pos, "--neg", neg, "--out", vector, "--force"]
-    step("A vector from warm and cold answers, where it steers most within a budget", "extract", *files, "--sweep")
+    some = ["--sweep", "--layers", "8,12,16"]  # of 30, so that it takes a minute
+    step("A vector from warm and cold answers, where it steers most within a budget", "extract", *files, *some)
     check_point(vector)
     asked = [part for prompt in PROMPTS for part in ("-p", prompt)]
-    step("The same prompts, colder and warmer", "try", vector, *asked, "--strengths", "-2,0,2")
+    strength = expression_of(vector).removesuffix("*warm")
+    step("The same prompts, colder and warmer", "try", vector, *asked, "--strengths", f"-{strength},0,{strength}")
     step("How well each layer separates the two", "vectors", "plot", vector, "--out", picture, "--force")
     versions(vector)
     serve(vector)
     bake(vector)
+    page = experiment(vector)
     print(
         "\n== Where everything is\n"
+        f"{page}   the experiment: each arm's answers, and the differences with intervals\n"
         "demo/warm.safetensors   the vector: every layer's direction, what was measured, where it acts\n"
         "demo/warm.png           the separation of the layers, on examples held out\n"
         "demo/tone               a personality and its versions; in it, steer serve tone@champion serves the champion\n"
@@ -205,12 +252,13 @@ def main() -> None:
         "demo/merged             warm and formal in one; `steer merge --verify demo/merged` computes it again\n"
         "\n== What to type next\n"
         "source .venv/bin/activate\n"
-        'steer try demo/warm.safetensors -p "Tell me about your weekend." --strengths 0,1,2,3\n'
+        'steer try demo/warm.safetensors -p "Tell me about your weekend." --strengths 0,1\n'
         "steer extract --pos examples/data/formal.jsonl --neg examples/data/casual.jsonl "
         "--out demo/formal.safetensors\n"
-        "steer try '2*warm - formal' --vector warm=demo/warm.safetensors --vector formal=demo/formal.safetensors "
+        f"steer try '{strength}*warm - formal' "
+        "--vector warm=demo/warm.safetensors --vector formal=demo/formal.safetensors "
         '-p "Can you help me move?" --strengths 0,1\n'
-        "steer serve smollm2 --vector warm=demo/warm.safetensors --arm friendly='2*warm'\n"
+        f"steer serve smollm2 --vector warm=demo/warm.safetensors --arm friendly='{strength}*warm'\n"
         "steer --help"
     )
 

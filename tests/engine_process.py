@@ -12,6 +12,7 @@ from typing import Any
 
 import pico
 import torch
+from safetensors.torch import save_file
 
 from probes.steered import steered
 from vectors.probe import Probe, Readout
@@ -20,6 +21,7 @@ from vectors.steering import SteeringVector
 HOST = Path(__file__).parent / "engine_host.py"
 RUNNERS = ("v1", "v2")  # vLLM's model runners
 NO_V2 = "vLLM's V2 runner needs a GPU, or Triton, whose interpreter runs it on a CPU: make triton"
+RANK, ALPHA = 8, 16  # of adapters
 SIZE = {"hidden_size": 128, "head_dim": 32}  # heads as large as vLLM's CPU attention wants them
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -150,6 +152,23 @@ def random_probes(folder: Path, hidden: int = 128, layers: Mapping[str, int] = P
         paths[name] = folder / f"{name}.safetensors"
         Probe({layer: Readout(torch.randn(hidden, generator=generator), 0.0)}).save(paths[name])
     return paths
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """Write a LoRA adapter of every attention and MLP matrix, and add its product to the model's weights."""
+    generator, tensors = torch.Generator().manual_seed(9), {}
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):
+            a = 0.1 * torch.randn(RANK, module.in_features, generator=generator)
+            b = 0.1 * torch.randn(module.out_features, RANK, generator=generator)
+            tensors |= {f"base_model.model.{name}.lora_A.weight": a, f"base_model.model.{name}.lora_B.weight": b}
+            with torch.no_grad():
+                module.weight += ALPHA / RANK * (b @ a)
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    targets = sorted({name.split(".")[-3] for name in tensors})
+    settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "target_modules": targets, "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
 
 
 def write_settings(folder: Path, vectors: Mapping[str, Path], **settings: Any) -> Path:

@@ -251,7 +251,7 @@ def _missing_package(lines: Sequence[str]) -> str | None:
 
 def _installation(package: str) -> str:
     """How to install a package that vLLM lacks; torchvision comes from where torch comes from."""
-    index = " --index-url https://download.pytorch.org/whl/cpu" if package == "torchvision" and _cpu_build() else ""
+    index = " --index-url https://download.pytorch.org/whl/cpu" if package == "torchvision" and cpu_build() else ""
     return f"pip install {package}{index}"
 
 
@@ -259,7 +259,7 @@ def _environment(settings: Path) -> dict[str, str]:
     """The environment of the server: the plugin, beside other plugins; on the CPU, bounded memory and threads."""
     plugins = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name and name != NAME]
     variables = {"VLLM_PLUGINS": ",".join([*plugins, NAME]), CONFIG: str(settings)}
-    if _cpu_build():
+    if cpu_build():
         # OpenMP's threads would spin while they wait, and starve what runs beside them.
         variables["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
         # By default vLLM reserves nearly all memory, and refuses to start when other programs use some of it.
@@ -271,7 +271,8 @@ def _environment(settings: Path) -> dict[str, str]:
     return variables
 
 
-def _cpu_build() -> bool:
+def cpu_build() -> bool:
+    """Whether the installed vLLM is that for CPUs."""
     from importlib import metadata
 
     with contextlib.suppress(metadata.PackageNotFoundError):

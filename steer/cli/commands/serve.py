@@ -143,7 +143,7 @@ def command(flags: tuple[str, ...], **values: Any) -> None:
         "any_base": request.any_base,
         "allow_strength": request.allow_strength,
     }
-    from steer.serving import keys, launch
+    from steer.serving import keys, launch, lora
     from steer.serving.engine import admission
     from steer.serving.flags import served_name
     from steer.serving.settings import check
@@ -162,7 +162,7 @@ def command(flags: tuple[str, ...], **values: Any) -> None:
     experiments = _experiments(request)
     settings["experiments"] = {str(e.file.absolute()): e.digest for e in experiments}
     checked = check(settings, Path.cwd())
-    flags = (*flags, *_adapters(experiments, flags))
+    flags = (*flags, *lora.lora_flags(experiments, flags, on_cpu=launch.cpu_build()))
     admission.Admission(checked, identity["hidden_size"], identity["layers"], identity)
     name = served_name(flags) or source.name or model
     out.say(f"model {source}")
@@ -273,25 +273,6 @@ def _experiments(request: Request) -> list[Experiment]:
             open_log(experiments[-1].log).dispose()
     raise_together(errors)
     return experiments
-
-
-def _adapters(experiments: list[Experiment], flags: tuple[str, ...]) -> list[str]:
-    """The flags for vLLM that load the LoRA adapters of arms. Raises UsageError."""
-    import json
-
-    from steer.serving.flags import has, taken
-    from steer.serving.lora import lora_rank
-    from steer.serving.settings import adapter_name
-
-    arms = [(experiment.name, arm) for experiment in experiments for arm in experiment.arms if arm.lora]
-    if not arms:
-        return []
-    if taken(flags, "--lora-modules", "--lora-m")[1]:
-        raise UsageError("an experiment has a LoRA arm beside -- --lora-modules", "make all adapters arms, or none")
-    modules = [json.dumps({"name": adapter_name(name, arm.name), "path": arm.lora}) for name, arm in arms]
-    rank = lora_rank([Path(arm.lora) for _, arm in arms])
-    enable = [] if has(flags, "--enable-lora", "--enable-lora") else ["--enable-lora"]
-    return [*enable, "--max-lora-rank", str(rank), "--lora-modules", *modules]
 
 
 def _described(experiment: Experiment) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from steer.evaluation.arms.arm import Arm
-from steer.experiments.paired.answers import Answer, Row, rows_of, seed_of
+from steer.experiments.paired.answers import Answer, rows_of, seed_of
 from steer.experiments.paired.inputs import Inputs
 from steer.experiments.paired.request import Request
 from steer.serving.offline.engine import OfflineEngine, offline_engine
@@ -18,15 +18,28 @@ def write(inputs: Inputs, request: Request, on_event: OnEvent) -> dict[str, list
     """The answers of every arm to every row. Raises UsageError where vLLM is not installed, ModelError."""
     adapters = [Path(arm.model) for arm in inputs.arms if arm.model is not None]
     on_event(Event("starting vLLM"))
-    with offline_engine(
-        inputs.opened.source.path, max_tokens=inputs.longest + request.max_tokens, dtype=request.dtype,
-        adapters=adapters,
-    ) as engine:  # fmt: skip
-        return _write(engine, inputs, request, on_event)
+    longest = inputs.longest + request.max_tokens
+    path = inputs.opened.source.path
+    with offline_engine(path, max_tokens=longest, dtype=request.dtype, adapters=adapters) as engine:
+        written = texts_of(engine, inputs, request, on_event)
+        scores = {} if adapters else _likelihoods(engine, inputs, request, written, on_event)
+    if adapters and request.likelihood:
+        # vLLM 0.32 fails on a CPU where an engine with adapters scores the tokens of a prompt.
+        with offline_engine(path, max_tokens=longest, dtype=request.dtype) as engine:
+            scores = _likelihoods(engine, inputs, request, written, on_event)
+    tokenizer = inputs.opened.tokenizer
+    return {
+        arm.name: [
+            Answer(tokenizer.decode(ids, skip_special_tokens=True).strip(), ids, scores.get((row.prompt, tuple(ids))))
+            for row, ids in zip(rows_of(inputs, request), written[arm.name], strict=True)
+        ]
+        for arm in inputs.arms
+    }
 
 
-def _write(engine: OfflineEngine, inputs: Inputs, request: Request, on_event: OnEvent) -> dict[str, list[Answer]]:
-    rows, tokenizer = rows_of(inputs, request), inputs.opened.tokenizer
+def texts_of(engine: OfflineEngine, inputs: Inputs, request: Request, on_event: OnEvent) -> dict[str, list[list[int]]]:
+    """The token ids of every arm's answers, in the order of `rows_of`."""
+    rows = rows_of(inputs, request)
     written: dict[str, list[list[int]]] = {}
     engine.progress = lambda done, total: on_event(Event("writing answers", done, total, "answers"))
     # On a CPU, vLLM 0.32 applies an adapter to every request of a batch, so each adapter has a batch of its own.
@@ -37,21 +50,17 @@ def _write(engine: OfflineEngine, inputs: Inputs, request: Request, on_event: On
         seeds = [seed_of(row, request.seed) for _ in arms for row in rows] if request.temperature > 0 else []
         ids = engine.generate(texts, request.max_tokens, temperature=request.temperature, seeds=seeds)
         written |= {arm.name: ids[i * len(rows) : (i + 1) * len(rows)] for i, arm in enumerate(arms)}
-    scores = _likelihoods(engine, inputs, rows, written, on_event) if request.likelihood else {}
-    return {
-        arm.name: [
-            Answer(tokenizer.decode(ids, skip_special_tokens=True).strip(), ids, scores.get((row.prompt, tuple(ids))))
-            for row, ids in zip(rows, written[arm.name], strict=True)
-        ]
-        for arm in inputs.arms
-    }
+    return written
 
 
 def _likelihoods(
-    engine: OfflineEngine, inputs: Inputs, rows: Sequence[Row], written: Mapping[str, Sequence[Sequence[int]]],
+    engine: OfflineEngine, inputs: Inputs, request: Request, written: Mapping[str, Sequence[Sequence[int]]],
     on_event: OnEvent,
 ) -> dict[tuple[int, tuple[int, ...]], float]:  # fmt: skip
     """The mean log-likelihood of every answer under the model as it is, by prompt and answer; equal ones are one."""
+    if not request.likelihood:
+        return {}
+    rows = rows_of(inputs, request)
     engine.progress = lambda done, total: on_event(Event("scoring answers", done, total, "answers"))
     answers = dict.fromkeys(
         (row.prompt, tuple(ids)) for listed in written.values() for row, ids in zip(rows, listed, strict=True) if ids

@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pico
 import pytest
-import torch
-from engine_process import Engines, Failed, difference, random_vectors, reference, save_model, write_settings
-from safetensors.torch import save_file
+from engine_process import (
+    RANK,
+    Engines,
+    Failed,
+    difference,
+    random_vectors,
+    reference,
+    save_adapter,
+    save_model,
+    write_settings,
+)
 from test_engine import one_fails
 from test_parity import CLOSE, COMPOSITIONS
 from transformers import AutoModelForCausalLM
-
-RANK, ALPHA = 8, 16
-
-
-def save_adapter(model: Any, folder: Path) -> None:
-    """Write a LoRA adapter of every attention and MLP matrix, and add its product to the model's weights."""
-    generator, tensors = torch.Generator().manual_seed(9), {}
-    for name, module in model.named_modules():
-        if name.rpartition(".")[2] in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):
-            a = 0.1 * torch.randn(RANK, module.in_features, generator=generator)
-            b = 0.1 * torch.randn(module.out_features, RANK, generator=generator)
-            tensors |= {f"base_model.model.{name}.lora_A.weight": a, f"base_model.model.{name}.lora_B.weight": b}
-            with torch.no_grad():
-                module.weight += ALPHA / RANK * (b @ a)
-    folder.mkdir()
-    save_file(tensors, folder / "adapter_model.safetensors")
-    targets = sorted({name.split(".")[-3] for name in tensors})
-    settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "target_modules": targets, "bias": "none"}
-    (folder / "adapter_config.json").write_text(json.dumps(settings))
 
 
 @pytest.mark.on_v2

@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +22,13 @@ import openai
 import postgres
 import pytest
 import sqlalchemy
-from engine_process import save_model
+from engine_process import save_adapter, save_model
 from safetensors.torch import load_file
 from serve_process import Serving
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from probes.generation import generate
+from probes.strengths import with_system
 from steer.cli import run
 from steer.experiments import document, promotion
 from steer.experiments.storage.database import engine_of, open_log
@@ -260,6 +264,40 @@ def test_what_was_answered_is_in_the_log_after_a_kill(trial: Trial) -> None:
             assert set(acknowledged) <= set(connection.execute(sqlalchemy.select(FEEDBACK.c.id)).scalars())
         engine.dispose()
     server.close()
+
+
+@pytest.mark.skipif(not WHOLE, reason="a server of its own: make load")
+def test_a_lora_adapter_and_a_prompt_are_served_as_arms_beside_the_control(tmp_path: Path) -> None:
+    """Requests of all arms at once: each gets the greedy answer of its own model, as transformers gives it."""
+    model = save_model(tmp_path, "llama")
+    plain, merged = (AutoModelForCausalLM.from_pretrained(model).eval() for _ in range(2))
+    save_adapter(merged, tmp_path / "adapter")
+    arms = {"control": {}, "adapter": {"lora": "adapter"}, "prompt": {"system": "be warm"}}
+    values = {"name": "mixed", "salt": "s", "metric": {"name": "thumbs"}, "unit": "user", "arms": arms}
+    (tmp_path / "mixed.yaml").write_text(json.dumps(values))
+    server = Serving(tmp_path, "--max-num-seqs", "1", experiments=["mixed.yaml"])  # as a CPU needs it
+    try:
+        server.wait()
+
+        def ask(number: int) -> tuple[str, int, str]:
+            body = {"model": "mixed", "max_tokens": 8, "temperature": 0, "user": f"u{number}",
+                    "messages": [{"role": "user", "content": f"word {number % 4}"}]}  # fmt: skip
+            _, headers, answer = server.call("POST", "/v1/chat/completions", body)
+            return headers["x-steer-arm"], number % 4, answer["choices"][0]["message"]["content"]
+
+        with ThreadPoolExecutor(12) as pool:
+            answers = list(pool.map(ask, range(36)))
+        state = server.call("GET", "/steer/experiments")[2]["experiments"]["mixed"]
+    finally:
+        server.close()
+    assert set(state["answers"]) == set(arms)
+    assert min(state["answers"].values()) > 4
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    for arm, number, text in answers:
+        name = arm.removeprefix("mixed:")
+        ids = with_system([f"word {number}"], "be warm" if name == "prompt" else None, tokenizer)
+        expected = generate(merged if name == "adapter" else plain, tokenizer, ids, max_tokens=8)[0].completion_ids
+        assert text.strip() == tokenizer.decode(expected, skip_special_tokens=True).strip(), arm
 
 
 def _servers(launcher: int) -> list[int]:

@@ -1,0 +1,67 @@
+"""Answers of a paired experiment through vLLM: those of transformers, also of a LoRA arm and of a prompt."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from engine_process import random_vectors, save_adapter, save_model
+from transformers import AutoModelForCausalLM
+
+from steer.experiments.paired import through_transformers
+from steer.experiments.paired.inputs import Inputs, read_inputs
+from steer.experiments.paired.request import Request
+from steer.serving.offline.engine import OfflineEngine, offline_engine
+from vectors.events import ignore
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Request, Inputs, OfflineEngine]]:
+    folder = tmp_path_factory.mktemp("paired")
+    model = save_model(folder, "llama")
+    random_vectors(folder)
+    save_adapter(AutoModelForCausalLM.from_pretrained(model), folder / "adapter")
+    arms = {
+        "control": {}, "steered": {"steer": "2*warm"}, "adapter": {"lora": "adapter"}, "prompt": {"system": "be warm"},
+        "twin": {"steer": "0*warm"},
+    }  # fmt: skip
+    values = {"name": "tone", "model": str(model), "arms": arms, "metric": {"name": "response_tokens"}}
+    (folder / "tone.yaml").write_text(json.dumps(values))
+    (folder / "prompts.jsonl").write_text("\n".join(json.dumps(f"the warm and the cold {i}") for i in range(6)))
+    request = Request(
+        experiment=str(folder / "tone.yaml"), prompt_file=folder / "prompts.jsonl", temperature=0.0, max_tokens=8,
+        out=folder / "out", device="cpu", dtype="float32",
+    )  # fmt: skip
+    inputs = read_inputs(request)
+    adapters = [Path(arm.model) for arm in inputs.arms if arm.model is not None]
+    with offline_engine(model, max_tokens=inputs.longest + 8, adapters=adapters) as engine:
+        yield request, inputs, engine
+
+
+def test_every_arm_writes_what_it_writes_through_transformers(prepared: tuple[Request, Inputs, OfflineEngine]) -> None:
+    from steer.serving.offline.answers import texts_of
+
+    request, inputs, engine = prepared
+    found = texts_of(engine, inputs, request, ignore)
+    expected = through_transformers.write(inputs, replace(request, likelihood=False), ignore)
+    for arm in expected:
+        assert found[arm] == [each.ids for each in expected[arm]], arm
+    assert len({tuple(found[arm][0]) for arm in ("control", "steered", "adapter", "prompt")}) == 4
+
+
+def test_arms_draw_the_same_random_numbers(prepared: tuple[Request, Inputs, OfflineEngine]) -> None:
+    from steer.serving.offline.answers import texts_of
+
+    request, inputs, engine = prepared
+    found = texts_of(engine, inputs, replace(request, temperature=1.0, samples=2), ignore)
+    assert found["twin"] == found["control"]
+    assert found["control"][0] != found["control"][1]  # two samples of one prompt
