@@ -73,7 +73,7 @@ class SteeringVector:
         return self.apply if layers is None else tuple(layers)
 
     def mean_at(self, layer: int) -> float | None:
-        """The mean projection on the direction at a layer in units of strength, <h, v> / |v|^2, over the examples of
+        """The mean projection on the direction at a layer in units of strength, `<h, v> / <v, v>`, over the examples of
         the extraction; None where the file does not record it.
         """
         measured = (self.metadata.get("measured") or {}).get(str(layer))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -127,6 +128,18 @@ def read(file: Path, *, model: str | None = None, resolvers: Sequence[Resolver] 
     the file names. Vectors are looked up in the file's `vectors`, then by `resolvers`, by default in its folder.
     """
     return check(_values(file), file, model=model, resolvers=resolvers)
+
+
+def require_salt(experiment: Experiment) -> None:
+    """Raise UsageError where a file has no salt, so that its name would stand for it.
+
+    The name is in the log, so who reads the log could find the rows of a user whose id they know.
+    """
+    if experiment.salt == experiment.name:
+        raise UsageError(
+            f"{experiment.file} has no salt, which keeps the users of an experiment unknown to who reads its log",
+            f"add the line: salt: {experiment.name}-{secrets.token_hex(8)}",
+        )
 
 
 def _values(file: Path) -> Any:

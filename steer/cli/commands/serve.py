@@ -270,6 +270,7 @@ def _experiments(request: Request) -> list[Experiment]:
     for file in request.experiments:
         with collecting(errors):
             experiments.append(document.read(document.find(str(file)), model=request.model))
+            document.require_salt(experiments[-1])
             open_log(experiments[-1].log).dispose()
     raise_together(errors)
     return experiments

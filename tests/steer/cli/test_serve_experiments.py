@@ -10,9 +10,6 @@ import pico
 import pytest
 
 from steer.cli import run
-from steer.cli.commands import serve
-from steer.experiments.specification import Arm, Experiment, Metric
-from vectors.errors import UsageError
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
@@ -22,7 +19,8 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
 
 def write(folder: Path, name: str, **changes: Any) -> str:
     values = {"name": name, "salt": "s", "arms": {"control": {}, "warm": {"system": "Be warm."}}}
-    (folder / f"{name}.yaml").write_text(json.dumps({**values, "metric": {"name": "thumbs"}, **changes}))
+    values = {**values, "metric": {"name": "thumbs"}, **changes}
+    (folder / f"{name}.yaml").write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
     return str(folder / f"{name}.yaml")
 
 
@@ -44,18 +42,7 @@ def test_an_experiment_about_another_model_is_refused(tmp_path: Path, capsys: py
     assert (status, f"is about the model {other}, not {model}" in error) == (2, True)
 
 
-def test_adapters_of_arms_become_flags_of_vllm(tmp_path: Path) -> None:
-    for name, rank in (("a", 4), ("b", 24)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "adapter_config.json").write_text(json.dumps({"r": rank}))
-    arms = (Arm("control", 0.4), Arm("a", 0.3, lora=str(tmp_path / "a")), Arm("b", 0.3, lora=str(tmp_path / "b")))
-    experiment = Experiment("tone", arms, Metric("thumbs"), "salt")
-    flags = serve._adapters([experiment], ())
-    assert flags[:4] == ["--enable-lora", "--max-lora-rank", "32", "--lora-modules"]
-    assert [json.loads(text) for text in flags[4:]] == [
-        {"name": "tone.a", "path": str(tmp_path / "a")},
-        {"name": "tone.b", "path": str(tmp_path / "b")},
-    ]
-    assert serve._adapters([], ("--lora-modules", "x=y")) == []
-    with pytest.raises(UsageError, match="beside -- --lora-modules"):
-        serve._adapters([experiment], ("--lora-modules", "x=y"))
+def test_a_file_without_a_salt_is_not_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(pico.save(tmp_path / "model"))
+    status, error = refused(capsys, model, "--experiment", write(tmp_path, "tone", salt=None))
+    assert (status, "has no salt" in error) == (2, True)

@@ -44,8 +44,9 @@ def test_try_takes_expressions_over_names_and_files(
 
 
 def test_try_says_what_the_conditions_of_an_expression_read_and_decided(
-    extracted: Path, steer: Callable[..., Outcome], model_folder: Path
+    extracted: Path, steer: Callable[..., Outcome], model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "240")  # so that no line is broken
     expression = "warm[2]@when:warm[0]>-1e9 + warm[3]@first:3@while:warm[1]>1e9"
     arguments = ["try", expression, "-p", "hello", "--model", model_folder, "--max-tokens", 5, "--strengths", "0,1"]
     code, out, err = steer(*arguments)

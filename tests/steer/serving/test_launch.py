@@ -349,7 +349,7 @@ def test_other_plugins_stay_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     found = launch._environment(tmp_path / "steer.json")
     assert (found["VLLM_PLUGINS"], found["STEER_CONFIG"]) == ("theirs,steer", str(tmp_path / "steer.json"))
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
-    if launch._cpu_build():
+    if launch.cpu_build():
         assert launch._environment(tmp_path)["VLLM_CPU_KVCACHE_SPACE"] == "3"
 
 
@@ -405,7 +405,7 @@ def test_a_package_that_the_models_code_lacks_is_named_with_the_way_to_install_i
     ended.wait()
     server = launch.Server.__new__(launch.Server)
     server.log, server.process = log, ended
-    monkeypatch.setattr(launch, "_cpu_build", lambda: True)
+    monkeypatch.setattr(launch, "cpu_build", lambda: True)
     error = server.death("has ended")
     assert error.problems[-1] == "vLLM's code for this model imports torchvision, which is not installed"
     command = "pip install torchvision --index-url https://download.pytorch.org/whl/cpu"

@@ -41,6 +41,7 @@ def command(**values: Any) -> None:
 
     request = requests.build(Request, values)
     experiment = document.read(document.find(request.experiment), model=request.model or None)
+    document.require_salt(experiment)
     planned = plan(experiment)
     data = {"digest": experiment.digest, "steps": list(experiment.steps), "units_needed": planned.units}
     out.result(data | experiment.frozen(), lambda: _print(experiment, planned))
