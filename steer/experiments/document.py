@@ -226,8 +226,12 @@ def _judge(judge: Mapping[str, Any]) -> list[str]:
         return [f"the judge {name} is an endpoint or a scorer, not both"]
     from steer.evaluation import scorers
 
+    scorer = str(judge["scorer"])
+    if scorer.partition(":")[0] == "probe":
+        return [f"the judge {name} is a probe, which reads a model that is not loaded where answers are judged; "
+                "a classifier, words, a regex or an endpoint reads texts"]  # fmt: skip
     try:
-        scorers.parse(str(judge["scorer"]))
+        scorers.parse(scorer)
     except SteerError as error:
         return [f"the judge {name}: {problem}" for problem in error.problems]
     return []
