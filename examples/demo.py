@@ -32,7 +32,7 @@ arms:
   steered: {{steer: "{expression}"}}
 metric: {{name: warm_words, smallest_effect: 0.2}}     # the share of answers with a warm word
 judges:
-- {{name: warm_words, scorer: "regex:\\b(glad|happy|love|lovely|wonderful|dear|hope|congrat|enjoy|sorry to)"}}
+- {{name: warm_words, scorer: 'regex:(?i)\\b(glad|happy|love|wonderful|great|hope|enjoy|sorry|thank|welcome)'}}
 """
 PROMPTS = ("How was your day?", "Can you help me with my homework?", "Good morning!")
 

@@ -227,6 +227,8 @@ def _judge(judge: Mapping[str, Any]) -> list[str]:
     from steer.evaluation import scorers
 
     scorer = str(judge["scorer"])
+    if any(character < " " for character in scorer):  # "\b" in double quotes is a backspace, which matches nothing
+        return [f"the judge {name} has the control character {min(scorer)!r} in its scorer; write it in single quotes"]
     if scorer.partition(":")[0] == "probe":
         return [f"the judge {name} is a probe, which reads a model that is not loaded where answers are judged; "
                 "a classifier, words, a regex or an endpoint reads texts"]  # fmt: skip

@@ -83,6 +83,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         ({"judges": [{"name": "kind"}]}, "the judge kind has no url, model, instruction, and no scorer"),
         ({"judges": [{"name": "kind", "scorer": "regex:kind", "model": "m"}]}, "an endpoint or a scorer, not both"),
         ({"judges": [{"name": "kind", "scorer": "magic:kind"}]}, "the judge kind: "),
+        ({"judges": [{"name": "kind", "scorer": "regex:\bkind"}]}, r"the control character '\x08' in its scorer"),
         ({"judges": [{"name": "kind", "scorer": "probe:kind.safetensors"}]}, "the judge kind is a probe, which reads"),
         ({"judges": [{"name": "kind", "scorer": "regex:kind"}]}, "the judge kind is no metric: name it in `secondary`"),
     ],
