@@ -76,7 +76,7 @@ def vote_tables(report: Mapping[str, Any]) -> dict[str, Table]:
     votes = report["votes"]
     if votes is None:
         return {}
-    header = ["second arm against first", "second preferred", "interval", "second won", "first won", "ties",
+    header = ["arms", "second preferred", "interval", "second won", "first won", "ties",
               "abstained", "missing", "preferred"]  # fmt: skip
     rows = [
         [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import itertools
 import json
@@ -20,11 +21,13 @@ sys.path.append(str(Path(__file__).parent.parent))
 from judge_server import asked, judge
 
 from steer.cli import run
+from steer.evaluation import scorers
 from steer.experiments.paired.answers import Row
 from steer.experiments.paired.figures import compared, verdict_of
 from steer.experiments.paired.ranking import pairings, strengths
 from steer.experiments.paired.votes import Vote
 from steer.experiments.specification import Metric
+from vectors.documents import yaml_text
 from vectors.steering import SteeringVector
 
 Paired = Callable[..., tuple[int, Any]]
@@ -189,6 +192,19 @@ def test_nothing_that_a_prompt_or_an_answer_holds_is_markup_of_the_page(
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<script" not in page
     assert "&lt;script&gt;" in page
+
+
+def test_the_experiment_of_the_demo_counts_warm_words() -> None:
+    demo = Path(__file__).parents[3] / "examples" / "demo.py"
+    text = next(
+        node.value.value
+        for node in ast.parse(demo.read_text()).body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "EXPERIMENT"  # type: ignore[attr-defined]
+    )
+    (entry,) = yaml_text.parse(text.format(expression="warm"))["judges"]
+    texts = [scorers.GeneratedText("Hello", response) for response in ("I am so GLAD to hear it!", "Noted.")]
+    scored = scorers.parse(entry["scorer"]).score(texts, scorers.Resources())
+    assert [each.value for each in scored] == [1, 0]
 
 
 def vote(prompt: int, first: str, second: str, winner: int | None) -> Vote:
