@@ -39,7 +39,7 @@ def sources(folder: Path, vectors: dict[str, Path]) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def gated(folder: Path, sources: dict[str, Path]) -> Path:
     """Settings with gates at the layers of the two probes."""
-    (folder / "gated").mkdir()
+    (folder / "gated").mkdir(exist_ok=True)
     return write_settings(folder / "gated", sources)
 
 
