@@ -82,7 +82,7 @@ def _with_covariate(
     CUPED (Deng et al. 2013). Before a unit enters, while the coverage grows, it is served as the control, whatever its
     arm will be. A unit without answers before counts as one with the mean covariate.
     """
-    if metric.source != "server" or metric.per != "unit":
+    if not analysis.earlier or metric.source != "server" or metric.per != "unit":
         return estimates, 0.0
     before = analysis.before(metric)
     known = sum(each.units for each in before.values())

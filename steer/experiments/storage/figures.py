@@ -51,7 +51,8 @@ class Analysis(NamedTuple):
     """The units of one version of an experiment, over which an open connection can add up metrics.
 
     The units are divided by the time of their first answer into `BUCKETS` slices between `began` and `entered`, when
-    the last of them had its first answer; `ended` is when the last answer was asked for.
+    the last of them had its first answer; `ended` is when the last answer was asked for. `earlier` is whether any unit
+    had answers before it entered.
     """
 
     connection: Connection
@@ -62,6 +63,7 @@ class Analysis(NamedTuple):
     began: float
     ended: float
     entered: float
+    earlier: bool
 
     def slices(self, metric: Metric) -> dict[str, list[Sums]]:
         """For each arm the sums of a metric in each slice of time. Raises SQLAlchemyError.
@@ -153,7 +155,9 @@ def analysis(engine: Engine, experiment: str, version: int, metrics: Sequence[Me
             last = select(func.max(table.c.first)).where(table.c.arms == 1)
             entered = float(connection.execute(last).scalar() or began)
             units = _units(connection, table)
-            yield Analysis(connection, experiment, version, table, units, began, ended, entered)
+            outside = select(columns.id).where(columns.experiment == experiment, columns.reason == "outside").limit(1)
+            earlier = connection.execute(outside).first() is not None  # once, since it may read every answer
+            yield Analysis(connection, experiment, version, table, units, began, ended, entered, earlier)
         finally:
             connection.rollback()  # with the temporary table
 
