@@ -244,7 +244,7 @@ class Admission:
         """Let an arm stand for another expression for later requests, and return it. Raises SteerError."""
         composition = read_arm(name, text)
         with self.lock:
-            problems = bounds.problems_of_text(text, self.settings) or self.problems(composition, self.vectors)
+            problems = bounds.problems_of_text(text, self.settings) or self.problems(composition, self.sources)
             if problems:
                 raise UsageError([f"arm {name!r}: {problem}" for problem in problems], "GET /steer lists the vectors")
             self.arms[name] = composition

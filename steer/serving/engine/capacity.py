@@ -126,7 +126,7 @@ class Capacity:
                 keys |= {resolved.key: why, resolved.prompt_key: why}
         keys.pop(None, None)
         shared = {
-            name: keys.get(p.resolved.key) or keys[p.resolved.prompt_key]
+            name: keys[p.resolved.key if p.resolved.key in keys else p.resolved.prompt_key]
             for name, p in self.progress.items()
             if keys and not keys.keys().isdisjoint((p.resolved.key, p.resolved.prompt_key))
         }

@@ -32,8 +32,9 @@ class Phase(NamedTuple):
 
 
 def acting(term: Term) -> bool:
-    """Whether a term can change the residual stream: strength 0 can't, a clamp to 0 can."""
-    return term.operation == "clamp" or term.value != 0
+    """Whether a term can change the residual stream: strength 0 can't, a clamp to 0 can; on no token nothing can."""
+    nowhere = term.scope is not None and term.scope.kind == "first" and term.scope.count == 0
+    return not nowhere and (term.operation == "clamp" or term.value != 0)
 
 
 def phases(composition: Composition) -> tuple[Phase, ...]:

@@ -40,7 +40,7 @@ def attach(runner: Any, state: SteeringWorker, *, second: bool) -> None:
                 if _several_workers(runner) and not isinstance(error, Unsteerable):
                     logger.exception("steer: request %s can't be steered in this worker, which ends", new.req_id)
                     raise SystemExit(1) from error
-                state.fail(new.req_id, str(error))
+                state.fail(new.req_id, str(error) or type(error).__name__)
         output = execute(scheduled, *args, **kwargs)
         state.launched()
         return _report(output, state)

@@ -74,6 +74,7 @@ class SteeringWorker:
         self.reader = ThreadPoolExecutor(1, "steer-load")
         self.loading: dict[str, Future[tuple[str, Stack | Probe]]] = {}  # by digest, until `use`
         self.live: dict[str, _Live] = {}
+        self.unwritten: set[str] = set()  # keys of compositions whose gates are not in the table
         self.failed: dict[str, str] = {}  # the reason, by id of a request that can't be steered, until it ends
         self.filled = 0  # number of tokens of the last step; the rest of the buffer is 0
         # The last step's requests and the first positions of their last phases, if the slots stay valid; else None.
@@ -160,23 +161,32 @@ class SteeringWorker:
         except (RuntimeError, ValueError, LookupError, TypeError, ExpressionError) as error:
             raise Unsteerable(f"steer: {error}") from error
         ordered: Sequence[Phase] = phases(composition)
-        new = resolved.key not in self.table.held
+        if resolved.key not in self.table.held:
+            self.unwritten.add(resolved.key)
         slots = self.table.take(resolved.key, composition, ordered, stacks)
-        begins = edges(ordered, prompt_length)
-        if gated is None or self.gates is None:
-            self.live[request] = _Live(resolved.key, begins, slots)
-        else:
-            by_phase = self.table.choices[resolved.key]
-            sets = gated_sets(composition)
-            choices = {phase.terms: each for phase, each in zip(ordered, by_phase, strict=True) if phase.terms in sets}
-            if new:
-                sources = {n: each.vector if isinstance(each, Stack) else each for n, each in used.items()}
-                readings = [reading_of(sources[gate.name], gate.layer) for gate in conditions]
-                self.gates.write(composition, choices, readings)
-            plans = [each[-1] if phase.terms in sets else 0 for phase, each in zip(ordered, by_phase, strict=True)]
-            once = any(gate.kind == "when" for gate in conditions)
-            deciding = next(plan for plan in plans if plan) if once else 0
-            self.live[request] = _Live(resolved.key, begins, slots, prompt_length, plans, deciding, gated)
+        try:
+            begins = edges(ordered, prompt_length)
+            if gated is None or self.gates is None:
+                self.unwritten.discard(resolved.key)
+                self.live[request] = _Live(resolved.key, begins, slots)
+            else:
+                by_phase = self.table.choices[resolved.key]
+                sets = gated_sets(composition)
+                choices = {
+                    phase.terms: each for phase, each in zip(ordered, by_phase, strict=True) if phase.terms in sets
+                }
+                if resolved.key in self.unwritten:
+                    sources = {n: each.vector if isinstance(each, Stack) else each for n, each in used.items()}
+                    readings = [reading_of(sources[gate.name], gate.layer) for gate in conditions]
+                    self.gates.write(composition, choices, readings)
+                    self.unwritten.discard(resolved.key)
+                plans = [each[-1] if phase.terms in sets else 0 for phase, each in zip(ordered, by_phase, strict=True)]
+                once = any(gate.kind == "when" for gate in conditions)
+                deciding = next((plan for plan in plans if plan), 0) if once else 0
+                self.live[request] = _Live(resolved.key, begins, slots, prompt_length, plans, deciding, gated)
+        except BaseException:
+            self.table.release(resolved.key)
+            raise
         self.steady = None
 
     def _gated(self, request: str, composition: Composition) -> GatedRequest:

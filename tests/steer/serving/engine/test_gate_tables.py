@@ -278,3 +278,12 @@ def test_a_receipt_of_several_answers_lists_the_gates_of_each_and_the_metrics_co
         for decision in ("open", "closed")
     }
     assert counted == {"open": 4, "closed": 5}
+
+
+@pytest.mark.parametrize("text", ["calm[2,3]@first:0@when:anger>0", "warm + calm[2,3]@first:0@when:anger>0"])
+def test_a_gated_term_that_acts_on_no_token_decides_nothing_and_holds_nothing(text: str) -> None:
+    served = Served()
+    served.state.begin("a", 3, extra(text))
+    served.run({"a": torch.randn(5, fakes.HIDDEN)}, {"a": (0, 5)})
+    served.state.end(["a"])
+    assert (served.state.state()["rows_held"], served.state.state()["gated"]) == (0, 0)
