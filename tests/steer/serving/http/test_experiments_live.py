@@ -11,9 +11,10 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -189,19 +190,48 @@ def test_nothing_is_lost_or_doubled_when_postgresql_is_killed_in_the_middle(tria
     assert recorded(trial.folder, "tone") == Counter(users.received)
 
 
+@contextlib.contextmanager
+def full_disk(filler: Path) -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
+    """Functions that fill the disk of a file and empty it again.
+
+    In between a thread takes what becomes free: a log that is opened anew frees the space of its write-ahead log, and
+    would have room for some rows.
+    """
+    full, ended = threading.Event(), threading.Event()
+
+    def write() -> None:
+        with filler.open("wb", buffering=0) as file:
+            while not ended.is_set():
+                try:
+                    file.write(b"x" * 4096)
+                except OSError:
+                    full.set()
+                    time.sleep(0.001)
+
+    thread = threading.Thread(target=write, daemon=True)
+
+    def fill() -> None:
+        thread.start()
+        assert full.wait(60)
+
+    def empty() -> None:
+        ended.set()
+        thread.join()
+        filler.unlink()
+
+    try:
+        yield fill, empty
+    finally:
+        ended.set()
+
+
 def test_nothing_is_lost_while_the_disk_is_full(trial: Trial) -> None:
     free = os.statvfs(trial.folder)
     if free.f_blocks * free.f_frsize > 64 << 20:
         pytest.skip("only root may mount a small file system")
-    users, filler = Users(trial.server, "small"), trial.folder / "filler"
-
-    def fill() -> None:
-        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-            while True:
-                file.write(b"x" * 4096)
-
-    seen: list[dict[str, Any]] = []
-    users.run(FEW, after_15=fill, after_45=lambda: seen.append(log_of(trial, "small")), after_50=filler.unlink)
+    users, seen = Users(trial.server, "small"), list[dict[str, Any]]()
+    with full_disk(trial.folder / "filler") as (fill, empty):
+        users.run(FEW, after_15=fill, after_45=lambda: seen.append(log_of(trial, "small")), after_50=empty)
     assert (len(users.received), users.failed) == (FEW, 0)
     assert seen[0]["waiting"] > 0
     assert wait_for(trial, "small")["log"]["dropped"] == 0
