@@ -24,7 +24,7 @@ demo: setup
 	@.venv/bin/python examples/demo.py
 
 # One worker a core, which takes a group of tests (tests/groups.py) or one at a time, so that none waits behind slow ones.
-PYTEST = .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+PYTEST = .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --durations 25
 
 # The tests of vLLM's V2 runner need it where there is no GPU.
 triton: setup
