@@ -54,10 +54,22 @@ def _serve(config: Mapping[str, Any], vllm: Mapping[str, Any] | None) -> dict[st
     if not vllm["supported"]:
         return _answer(NO, f"vLLM {vllm['version']} is not supported")
     named = list(config.get("architectures") or [])
-    served = generating_architectures()
-    if not served & set(named):
-        return _answer(NO, f"vLLM {vllm['version']} has no {' or '.join(named) or 'architecture of this name'}")
-    return _answer(PROOF, "vLLM has it; at the start, a pass must prove where its blocks hold the residual stream")
+    proof = "at the start, a pass must prove where its blocks hold the residual stream"
+    if generating_architectures() & set(named):
+        return _answer(PROOF, f"vLLM has it; {proof}")
+    if any(_runs_through_transformers(name) for name in named):
+        return _answer(PROOF, f"vLLM has no code of its own for it, and runs it through transformers' modules; {proof}")
+    return _answer(NO, f"vLLM {vllm['version']} has no {' or '.join(named) or 'architecture of this name'}")
+
+
+def _runs_through_transformers(architecture: str) -> bool:
+    """Whether vLLM runs a model for which it has no code of its own: transformers' class must take its attention."""
+    import transformers
+
+    try:
+        return bool(getattr(transformers, architecture).is_backend_compatible())
+    except (AttributeError, ImportError, RuntimeError):  # no such class, or one that lacks a package
+        return False
 
 
 def generating_architectures() -> set[str]:

@@ -260,6 +260,24 @@ def test_the_installed_vllm_is_read_for_what_it_serves() -> None:
     assert "BertModel" not in served
 
 
+@pytest.mark.parametrize(
+    ("name", "answer", "reason"),
+    [
+        ("llama", "if proved", "vLLM has it; at the start, a pass must prove"),
+        ("helium", "if proved", "vLLM has no code of its own for it, and runs it through transformers' modules"),
+        ("bamba", "no", "vLLM 0.32.0 has no BambaForCausalLM"),
+    ],
+)
+def test_a_model_without_code_in_vllm_may_run_through_transformers(
+    name: str, answer: str, reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(support, "generating_architectures", lambda: {"LlamaForCausalLM"})
+    folder = pico.save(tmp_path / name, name, hidden_size=128)
+    found = support.of(str(folder), folder, {"version": "0.32.0", "supported": True})["serve"]
+    assert found["answer"] == answer
+    assert found["reason"].startswith(reason)
+
+
 def test_a_model_that_is_not_there_is_an_error(steer: Callable[..., Outcome], tmp_path: Path) -> None:
     code, _, err = steer("doctor", tmp_path / "nothing")
     assert code == 1
