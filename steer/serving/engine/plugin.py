@@ -132,6 +132,12 @@ def unsupported(config: Any) -> list[str]:
             ("an encoder-decoder model", model.is_encoder_decoder),
             ("micro-batches (--enable-dbo)", getattr(parallel, "use_ubatching", False)),
             ("prefill context parallelism", getattr(parallel, "prefill_context_parallel_size", 1) > 1),
+            # These send other tokens through some blocks than the step has, and slots are found by a token's place.
+            ("--kv-sharing-fast-prefill", getattr(config.cache_config, "kv_sharing_fast_prefill", False)),
+            (
+                "expert parallelism with tensor and data parallelism",
+                getattr(parallel, "use_sequence_parallel_moe", False),
+            ),
             ("diffusion models", getattr(model, "is_diffusion", False)),
             # A connector may look up keys and values by tokens alone, without regard to steering.
             ("a KV connector (--kv-transfer-config, --kv-offloading-size)", config.kv_transfer_config is not None),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -29,14 +29,29 @@ def proved_blocks(runner: Any, config: Any, *, second: bool) -> dict[int, Proved
     started = time.perf_counter()
     model, count = runner.get_model(), int(config.model_config.get_total_num_hidden_layers())
     hidden = int(config.model_config.get_hidden_size())
+    compiled = {id(module) for module in model.modules() if getattr(module, "do_not_compile", None) is False}
     with passes(runner, config, second=second) as run:
         proved = prove(model, count, hidden, run)
+        _require_uncompiled_blocks(proved, compiled)
         if config.parallel_config.tensor_parallel_size > 1:
             _require_equal_on_all_ranks(model, proved, run, hidden)
     forms = sorted({f"{type(block).__name__}: {form.name}" for block, form in proved.values()})
     seconds = time.perf_counter() - started
     logger.info("steer: proved in %.2f s where the residual stream is (%s)", seconds, "; ".join(forms))
     return proved
+
+
+def _require_uncompiled_blocks(proved: Mapping[int, Proved], compiled: Collection[int]) -> None:
+    """vLLM compiles modules from the forward that they began with; none may be a block, whose forward is replaced.
+
+    `compiled` are ids of modules. Raises Refused.
+    """
+    for layer, (block, _) in proved.items():
+        if id(block) in compiled:
+            raise Refused(
+                f"steer: vLLM compiles {type(block).__name__} at layer {layer} by itself, so it would run unsteered. "
+                "Serve the model with --enforce-eager, or without the plugin: unset VLLM_PLUGINS"
+            )
 
 
 def _require_equal_on_all_ranks(

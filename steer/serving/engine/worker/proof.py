@@ -199,11 +199,23 @@ def problem_of(form: Form, passes: Passes) -> str | None:
         if not bool(stream(form, step, step.returned, hidden).isfinite().all()):
             return f"{step.name} at layer {layer} returns values that are not finite"
     return (
-        _problem_of_consumption(form, base, hidden)
+        _problem_of_tokens(form, base, hidden)
+        or _problem_of_consumption(form, base, hidden)
         or _problem_of_other_parts(form, passes)
         or _problem_of_halves(form, passes)
         or _problem_of_planting(form, passes)
     )
+
+
+def _problem_of_tokens(form: Form, trace: Trace, hidden: int) -> str | None:
+    """Whether each block has the stream of all tokens, as the model's output: slots are found by a token's place."""
+    outputs = [trace.output] if isinstance(trace.output, Tensor) else _outgoing(trace.output, hidden)
+    for layer, step in trace.steps.items():
+        tokens = len(stream(form, step, step.returned, hidden))
+        expected = [output.numel() // output.shape[-1] for output in outputs]
+        if any(tokens != count for count in expected):
+            return f"{step.name} at layer {layer} returns {tokens} tokens, and the model {expected[0]}"
+    return None
 
 
 def _problem_of_consumption(form: Form, trace: Trace, hidden: int) -> str | None:

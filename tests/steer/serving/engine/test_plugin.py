@@ -84,6 +84,7 @@ def test_a_join_keeps_what_it_wraps() -> None:
 def configuration(**changes: Any) -> Any:
     """vLLM's configuration, as far as it is looked at."""
     parts = {
+        "cache_config": SimpleNamespace(kv_sharing_fast_prefill=False),
         "parallel_config": SimpleNamespace(use_ubatching=False, prefill_context_parallel_size=1),
         "model_config": SimpleNamespace(runner_type="generate", is_encoder_decoder=False, is_diffusion=False),
         "speculative_config": None,
@@ -108,6 +109,8 @@ def configuration(**changes: Any) -> Any:
         ({"model_config__is_diffusion": True}, "diffusion"),
         ({"parallel_config__use_ubatching": True}, "micro-batches"),
         ({"parallel_config__prefill_context_parallel_size": 2}, "context parallelism"),
+        ({"parallel_config__use_sequence_parallel_moe": True}, "expert parallelism with tensor and data parallelism"),
+        ({"cache_config__kv_sharing_fast_prefill": True}, "--kv-sharing-fast-prefill"),
     ],
 )
 def test_what_would_leave_tokens_unsteered_is_named(changes: dict[str, Any], what: str) -> None:

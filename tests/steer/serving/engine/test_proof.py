@@ -384,6 +384,23 @@ def test_blocks_that_a_pass_calls_twice_or_in_another_order_are_refused() -> Non
         proved(Looped([Whole] * LAYERS))
 
 
+def test_blocks_that_see_a_part_of_the_tokens_are_refused() -> None:
+    """As where the ranks of tensor parallelism share the tokens of mixtures of experts, or only the last ones go on."""
+
+    class Chunked(Decoder):
+        def forward(self, ids: Tensor) -> Tensor:
+            hidden = self.embeddings(ids)
+            for layer in self.layers[:2]:
+                hidden = layer(None, hidden)
+            part = hidden[: TOKENS // 2]
+            for layer in self.layers[2:]:
+                part = layer(None, part)
+            return torch.cat([self.norm(part), hidden[TOKENS // 2 :]])
+
+    with pytest.raises(Refused, match="Whole at layer 2 returns 3 tokens, and the model 6"):
+        proved(Chunked([Whole] * LAYERS))
+
+
 WRONG = {
     "halves": ["part 1 of a tuple", "part 2 of a tuple"],
     "turned": ["part 1 of a tuple", "part 2 of a tuple"],

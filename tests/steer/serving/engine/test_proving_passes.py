@@ -129,6 +129,15 @@ def test_a_pass_that_fails_is_a_refusal_with_the_reason() -> None:
         proved_blocks(Runner(Model(), error=RuntimeError("no kernel")), config(), second=False)
 
 
+def test_a_block_that_vllm_compiles_by_itself_is_refused() -> None:
+    model = Model()
+    model.layers[1].do_not_compile = False  # type: ignore[assignment]
+    with pytest.raises(Refused, match="vLLM compiles Block at layer 1 by itself, so it would run unsteered"):
+        proved_blocks(Runner(model), config(), second=False)
+    model.layers[1].do_not_compile = True  # type: ignore[assignment]
+    assert len(proved_blocks(Runner(model), config(), second=False)) == LAYERS
+
+
 def test_a_stream_that_differs_between_ranks_is_refused(vllm: Callable[[Callable[[Tensor], Tensor]], None]) -> None:
     vllm(lambda mine: mine)
     assert len(proved_blocks(Runner(Model()), config(2), second=False)) == LAYERS
