@@ -369,7 +369,8 @@ def claims() -> dict[str, Any]:
 
 def refused_claims(worker: Any) -> dict[str, Any]:
     """Runs in the worker: every form but the proved one, layers off by one, and a norm's output for the stream."""
-    from steer.serving.engine.worker import probing, proof
+    from steer.serving.engine.proving import forms as claimed
+    from steer.serving.engine.proving import probing, proof
 
     config, model = worker.vllm_config.model_config, worker.model_runner.get_model()
     count, hidden = int(config.get_total_num_hidden_layers()), int(config.get_hidden_size())
@@ -377,17 +378,19 @@ def refused_claims(worker: Any) -> dict[str, Any]:
     with probing.passes(worker.model_runner, worker.vllm_config, second=bool(worker.use_v2_model_runner)) as run:
         blocks = proof.decoder_blocks(model, count, run, hidden)
         right = proof.prove(model, count, hidden, run)[0].form
-        attempts = proof.Passes(model, blocks, run, hidden)
-        forms = [proof.Form(parts) for parts in (None, (0,), (1,), (0, 1))]
+        attempts = claimed.Passes(model, blocks, run, hidden)
+        forms = [claimed.Form(parts) for parts in (None, (0,), (1,), (0, 1))]
         for form in forms:
             if form.parts != right.parts:
                 reasons[form.name] = problem(lambda form=form: proof.problem_of(form, attempts))
         later = {layer: blocks.get(layer + 1, blocks[0]) for layer in blocks}
-        reasons["off by one"] = problem(lambda: proof.problem_of(right, proof.Passes(model, later, run, hidden)))
+        reasons["off by one"] = problem(lambda: proof.problem_of(right, claimed.Passes(model, later, run, hidden)))
         norms = {layer: first_norm(block) for layer, block in blocks.items()}
         for form in forms:
             claim = f"the norm's output as {form.name}"
-            reasons[claim] = problem(lambda form=form: proof.problem_of(form, proof.Passes(model, norms, run, hidden)))
+            reasons[claim] = problem(
+                lambda form=form: proof.problem_of(form, claimed.Passes(model, norms, run, hidden))
+            )
     return reasons
 
 

@@ -148,7 +148,7 @@ def unsupported(config: Any) -> list[str]:
 
 def _load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """Prove where the blocks hold the stream, steer them there, and join the runner: before vLLM measures memory."""
-    from steer.serving.engine.worker.probing import proved_blocks
+    from steer.serving.engine.proving.probing import proved_blocks
     from steer.serving.engine.worker.runners import attach
     from steer.serving.engine.worker.steering_worker import SteeringWorker
 

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from steer.serving.engine.bounds import LONGEST
+from steer.serving.engine.proving.forms import Form, Proved
 from steer.serving.engine.worker import kernel
 from steer.serving.engine.worker import steps as stepping
 from steer.serving.engine.worker.gates import GateTable, read
-from steer.serving.engine.worker.proof import Form, Proved
 from steer.serving.engine.worker.slots import SlotTable
 
 # The largest magnitude to which steering may bring a value of a float16 residual stream: half of float16's range.

@@ -16,10 +16,10 @@ import torch
 
 from steer.serving.engine import bounds
 from steer.serving.engine.phases import Phase, edges, gated_sets, gates, phases
+from steer.serving.engine.proving.forms import Proved
 from steer.serving.engine.resolved import ResolvedRequest, parsed
 from steer.serving.engine.worker import blocks
 from steer.serving.engine.worker.gates import ACTS, COUNTS, DECIDES, GatedRequest, GateTable
-from steer.serving.engine.worker.proof import Proved
 from steer.serving.engine.worker.rows import Stack
 from steer.serving.engine.worker.slots import SlotTable, Unsteerable
 from vectors.errors import ExpressionError

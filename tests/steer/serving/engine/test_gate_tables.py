@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from steer.serving.engine import metrics
 from steer.serving.engine.capacity import Capacity
 from steer.serving.engine.phases import gated_counts, gated_sets, gates, opens, phases, slots_needed, variants
+from steer.serving.engine.proving.forms import Form, Proved
 from steer.serving.engine.receipts import HttpRequest
 from steer.serving.engine.resolved import RESOLVED, ResolvedRequest, names_of
-from steer.serving.engine.worker.proof import Form, Proved
 from steer.serving.engine.worker.steering_worker import SteeringWorker
 from vectors.expression import Composition, parse
 from vectors.probe import Probe, Readout, reading_of

@@ -57,6 +57,9 @@ def test_equals_the_hooked_model_on(name: str, engines: Engines, runner: str, tm
         assert difference(answer, expected) < CLOSE, job["steer"]
         if job["steer"] not in (None, "0*warm"):
             assert difference(answer, unsteered) > 10 * CLOSE, job["steer"]
+    claims = engines.call("claims")
+    assert len(claims) == 8, claims
+    assert all(claims.values()), {claim: reason for claim, reason in claims.items() if not reason}
     blocks = engines.call("state")["worker"]["blocks"]
     form = ", ".join(dict.fromkeys(blocks.values()))
     record(name, runner, serve="exact", block=", ".join(blocks), form=form, dtype="float32", tolerance=CLOSE)

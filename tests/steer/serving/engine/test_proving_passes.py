@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from steer.serving.engine.worker.probing import proved_blocks
-from steer.serving.engine.worker.proof import Refused
+from steer.serving.engine.proving.forms import Refused
+from steer.serving.engine.proving.probing import proved_blocks
 
 HIDDEN, LAYERS, VOCABULARY = 16, 3, 50
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from steer.serving.engine.bounds import directions_needed
 from steer.serving.engine.phases import phases
+from steer.serving.engine.proving.forms import Form, Proved
 from steer.serving.engine.worker import blocks
-from steer.serving.engine.worker.proof import Form, Proved
 from steer.serving.engine.worker.rows import Stack
 from steer.serving.engine.worker.slots import SlotTable
 from vectors.expression import parse

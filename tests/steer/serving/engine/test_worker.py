@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from steer.serving.engine.worker.proof import Form, Proved
+from steer.serving.engine.proving.forms import Form, Proved
 from steer.serving.engine.worker.runners import attach
 from steer.serving.engine.worker.slots import SlotTable
 from steer.serving.engine.worker.steering_worker import SteeringWorker

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steer.serving.engine.worker.proof import Proved, Refused, prove, stream
-from steer.serving.engine.worker.trace import record
+from steer.serving.engine.proving.forms import Proved, Refused, stream
+from steer.serving.engine.proving.proof import prove
+from steer.serving.engine.proving.trace import record
 
 logger = logging.getLogger("vllm.steer")
 
