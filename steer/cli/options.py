@@ -19,6 +19,10 @@ from vectors.registry.plugins import suggestion
 File = click.Path(path_type=Path)
 A_MODEL = "a folder, a hub id (org/name@revision), or the bundled smollm2."
 MODEL = "A" + A_MODEL[1:]
+TOKENS = (
+    "Which tokens of an example count: completion, last, all, an index such as 0 or -1, or prompt (the last token of "
+    "the prompt as a server sees it, which @when: reads)."
+)
 
 
 class NamedChoice(click.Choice[str]):
@@ -81,6 +85,26 @@ class Devices:
 
     device: str = option("auto", help="The device to compute on: auto, cpu, cuda, cuda:N or mps.", group="Computing")
     dtype: str = option("auto", help="The dtype to compute in: auto, float32, bfloat16 or float16.", group="Computing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadByProbe:
+    """How a trained probe reads examples."""
+
+    layer: int | None = option(
+        None, help="The layer to read.", low=0, default_text="the one that the probe recommends", group="Reading"
+    )
+    tokens: str | None = option(None, help=TOKENS, default_text="as the probe was trained", group="Reading")
+    pool: str | None = option(
+        None, help="How the score of a text follows from those of its tokens.", choices=("mean", "max", "last"),
+        default_text="as the probe was trained", group="Reading",
+    )  # fmt: skip
+    model: str | None = option(
+        None, help=MODEL, default_text="the model the probe was trained on", complete="models", group="Reading"
+    )
+    allow_overlap: bool = option(
+        False, help="Allow examples that the probe was trained on; the report repeats it.", group="Reading"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

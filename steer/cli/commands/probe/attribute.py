@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steer.cli import options, requests
-from steer.cli.commands.probe.train import TOKENS
 from steer.cli.output import out
 from vectors.registry.options import option
 
@@ -33,7 +32,7 @@ class Request(options.AnyBase, options.Devices):
         None, help="The layer whose stream is explained.", low=0, default_text="the probe's, or the last"
     )
     strength: float | None = option(None, help="The strength.", default_text="the vector's recommended one, or 1")
-    tokens: str = option("all", help=TOKENS)
+    tokens: str = option("all", help=options.TOKENS)
     heads: bool = option(False, help="Split attention into its heads.")
     model: str | None = option(
         None, help=options.MODEL, default_text="the model the vector was made from", complete="models"

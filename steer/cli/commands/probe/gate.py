@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steer.cli import options, output, requests
-from steer.cli.commands.probe.train import TOKENS
 from steer.cli.output import out
 from vectors.registry.options import option
 
@@ -17,24 +16,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(options.Force, options.AnyBase, options.Devices, options.Seeded):
+class Request(options.Force, options.AnyBase, options.Devices, options.Seeded, options.ReadByProbe):
     """The arguments and options of `steer probe gate`."""
 
     probe: Path = option(help="The probe file.", argument=True, complete="vectors")
     neg: Path = option(help="Texts on which the gate must stay closed.")
     pos: Path | None = option(None, help="Texts on which it must open; they only report, the threshold ignores them.")
     fpr: float = option(0.01, help="The false-positive rate.", low=0, high=1, open_low=True)
-    layer: int | None = option(None, help="The layer to read.", low=0, default_text="the one that the probe recommends")
     per_token: bool = option(False, help="Decide at every token, as @while: does, instead of once, as @when: does.")
-    tokens: str | None = option(None, help=TOKENS, default_text="as the probe was trained")
-    pool: str | None = option(
-        None, help="How the score of a text follows from those of its tokens.", choices=("mean", "max", "last"),
-        default_text="as the probe was trained",
-    )  # fmt: skip
-    model: str | None = option(
-        None, help=options.MODEL, default_text="the model the probe was trained on", complete="models"
-    )
-    allow_overlap: bool = option(False, help="Allow examples that the probe was trained on; the report repeats it.")
     out: Path | None = option(None, help="A .safetensors file for the probe with its threshold.", flag=("-o", "--out"))
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steer.cli import options, output, requests
-from steer.cli.commands.probe.train import TOKENS
 from steer.cli.output import out
 from vectors.registry.options import option
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(options.Force, options.AnyBase, options.Devices, options.Seeded):
+class Request(options.Force, options.AnyBase, options.Devices, options.Seeded, options.ReadByProbe):
     """The arguments and options of `steer probe test`."""
 
     probe: Path = option(help="The probe file.", argument=True, complete="vectors")
@@ -26,19 +25,9 @@ class Request(options.Force, options.AnyBase, options.Devices, options.Seeded):
     ood_pos: Path | None = option(None, help="Positive examples from another distribution.")
     ood_neg: Path | None = option(None, help="Negative examples from another distribution.")
     ood_pairs: Path | None = option(None, help="One file of both classes from another distribution.")
-    layer: int | None = option(None, help="The layer to read.", low=0, default_text="the one that the probe recommends")
     threshold: float | None = option(
         None, help="The score above which a text counts as positive.", default_text="the probe's own, or 0"
     )
-    tokens: str | None = option(None, help=TOKENS, default_text="as the probe was trained")
-    pool: str | None = option(
-        None, help="How the score of a text follows from those of its tokens.", choices=("mean", "max", "last"),
-        default_text="as the probe was trained",
-    )  # fmt: skip
-    model: str | None = option(
-        None, help=options.MODEL, default_text="the model the probe was trained on", complete="models"
-    )
-    allow_overlap: bool = option(False, help="Allow examples that the probe was trained on; the report repeats it.")
     html: Path | None = option(None, help="A page to write, in .html.")
 
 

@@ -20,10 +20,6 @@ SITE = (
     "Where activations are read: resid_post (the output of blocks), or with the extra `lens` resid_pre, resid_mid, "
     "attn_out, mlp_out, head, head:N, or a hook of TransformerLens such as 'blocks.{layer}.attn.hook_q'."
 )
-TOKENS = (
-    "Which tokens of an example count: completion, last, all, an index such as 0 or -1, or prompt (the last token of "
-    "the prompt as a server sees it, which @when: reads)."
-)
 
 
 def methods() -> list[str]:
@@ -41,7 +37,7 @@ class Request(options.Force, options.Devices, options.Seeded):
     model: str = option("smollm2", help=options.MODEL, complete="models")
     method: str = option("logistic", help="The method that fits a readout to activations: {names}.", names=methods)
     layers: str = option("all", help="The layers to read: all, or a list such as 3,5,12-15.")
-    tokens: str = option("completion", help=TOKENS)
+    tokens: str = option("completion", help=options.TOKENS)
     per_token: bool = option(False, help="Fit to every token that counts, instead of the mean of each example.")
     pool: str = option(
         "mean", help="How the score of a text follows from those of its tokens; max needs --per-token.",
