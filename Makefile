@@ -12,7 +12,7 @@ help:
 	@echo "                TRIALS=--small for ten minutes, TRIALS='--only files' for one of processes, serving, serving-v2, files"
 	@echo "make vllm-changes  what the newest vLLM has changed about the methods that the plugin wraps (fails after a change)"
 	@echo "make parity     steer every kind of decoder in vLLM beside hooked transformers, and write what comes out into"
-	@echo "                tests/steer/serving/engine/parity.json (about ten minutes)"
+	@echo "                tests/steer/serving/engine/parity.json, on both model runners (about half an hour)"
 	@echo "make lint       ruff and mypy"
 	@echo "make docs       build the documentation into docs/_build"
 	@echo "make clean      remove everything that the other targets made, .venv too"
@@ -48,9 +48,9 @@ hostile: setup triton
 vllm-changes: setup
 	.venv/bin/python scripts/vllm_changes.py
 
-parity: setup
-	STEER_TEST_EVERY_DECODER=1 STEER_RECORD_PARITY=1 .venv/bin/python -m pytest \
-	  -m "not v2" tests/steer/serving/engine/test_parity.py tests/steer/serving/engine/test_every_decoder.py
+parity: setup triton
+	STEER_TEST_EVERY_DECODER=1 STEER_TEST_V2=all STEER_RECORD_PARITY=1 .venv/bin/python -m pytest \
+	  tests/steer/serving/engine/test_parity.py tests/steer/serving/engine/test_every_decoder.py
 
 lint: setup
 	.venv/bin/python -m ruff check .

@@ -269,7 +269,7 @@ def logits(model: Any, gradients: bool = False) -> Tensor:
 
 
 def serve(name: str) -> str:
-    """What the parity tests of the engine wrote about the architecture.
+    """What the parity tests of the engine wrote about the architecture, on vLLM's V1 and V2 runner.
 
     "differs" is where steered vLLM, and stock vLLM too, are not within the tolerance of transformers.
     """
@@ -277,6 +277,15 @@ def serve(name: str) -> str:
     entry = measured.get(name)
     if entry is None:
         return "not measured"
+    if "v2" not in entry:
+        return f"{_served(entry)}; V2 not measured"
+    first, second = _served(entry), _served({"dtype": entry.get("dtype"), **entry["v2"]})
+    if first == second:
+        return f"{first} on V1 and V2" if first.startswith("exact") else first
+    return f"V1: {first}; V2: {second}"
+
+
+def _served(entry: dict[str, Any]) -> str:
     if entry["serve"] == "exact":
         return "exact" if entry["dtype"] == "float32" else f"exact in {entry['dtype']}"
     reason = str(entry["reason"]).partition(": RuntimeError")[0]
