@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from probes.intervals import CONFIDENCE
-from probes.seeds import child_seed
-from probes.statistics.clusters import RESAMPLES, clusters_of, standard_error, studentised
+from probes.statistics.clusters import clusters_of, standard_error, studentised
 
 POWER = 0.8
 
@@ -52,9 +51,12 @@ def against_draws(
 ) -> Difference:
     """The difference of an arm [items] from arms drawn at random [draws, items], as if the arm were one more draw.
 
-    Two errors add up: that of the items, by the studentised bootstrap over whole groups, and that of the draws, which
-    is Student's t for one more draw beside the mean of k (a prediction interval). With a single draw the comparison is
-    with that very arm, and only the items' error counts.
+    Two questions, both of which must be answered yes: would other items show it (the studentised bootstrap of the
+    difference from the draws' mean, over whole groups), and would one more draw not (Student's t for one more draw
+    beside the mean of k, on these items: a prediction interval). The interval is the wider and the p-value the greater
+    of the two, so that the chance of a false finding is as stated whichever answer is no (an intersection-union test,
+    Berger 1982). The two errors do not add up: how far the draws' means lie apart on these items holds what the items
+    contribute. With a single draw the comparison is with that very arm, and only the items' error counts.
     """
     differences = values.double() - draws.double().mean(0)
     clusters = clusters_of(differences, groups)
@@ -62,34 +64,49 @@ def against_draws(
     between = 0.0
     if len(draws) > 1:
         between = float(draws.double().mean(1).std()) * math.sqrt(1 + 1 / len(draws))
-    total = math.hypot(error, between)
     if math.isnan(error):
         return Difference(mean, -math.inf, math.inf, 1.0, math.nan, math.inf, len(values), count)
-    detectable = (normal_quantile((1 + confidence) / 2) + normal_quantile(POWER)) * total
+    greater = max(error, between)
+    detectable = (normal_quantile((1 + confidence) / 2) + normal_quantile(POWER)) * greater
     if error <= 1e-12 * max(1.0, abs(mean)):
         error = 0.0
     if error == 0 and between == 0:
         sign_test = 1.0 if abs(mean) <= 1e-12 else min(1.0, 2.0 ** (1 - count))
         return Difference(mean, mean, mean, sign_test, 0.0, 0.0, len(values), count)
-    errors = torch.zeros(1, dtype=torch.float64)
+    half = p = 0.0
     if error > 0:
-        errors = error * studentised(clusters, seed)
+        reach = (error * studentised(clusters, seed)).abs()
+        half, p = float(reach.quantile(confidence)), (1 + int((reach >= abs(mean)).sum())) / (1 + len(reach))
     if between > 0:
-        parts = between * student(len(draws) - 1, RESAMPLES, seed)
-        errors = parts if len(errors) == 1 else parts[: len(errors)] + errors
-    reach = errors.abs()
-    half = float(reach.quantile(confidence))
-    p = (1 + int((reach >= abs(mean)).sum())) / (1 + len(reach))
-    return Difference(mean, mean - half, mean + half, p, total, detectable, len(values), count)
+        half = max(half, between * student_quantile(confidence, len(draws) - 1))
+        p = max(p, student_two_sided(mean / between, len(draws) - 1))
+    return Difference(mean, mean - half, mean + half, p, greater, detectable, len(values), count)
 
 
-@functools.lru_cache(maxsize=8)
-def student(degrees: int, count: int, seed: int) -> Tensor:
-    """`count` draws of Student's t, float64."""
-    generator = torch.Generator().manual_seed(child_seed(seed, "student", degrees))
-    normal = torch.randn(count, generator=generator, dtype=torch.float64)
-    squares = torch.randn(count, degrees, generator=generator, dtype=torch.float64).square().mean(1)
-    return normal / squares.sqrt()
+def student_two_sided(value: float, degrees: int) -> float:
+    """The probability that Student's t lies farther from 0 than `value`, by its finite sum (Abramowitz & Stegun 26.7.3
+    and 26.7.4)."""
+    angle = math.atan2(abs(value), math.sqrt(degrees))
+    square = math.cos(angle) ** 2
+    term, total = (math.cos(angle), 0.0) if degrees % 2 else (1.0, 0.0)
+    for index in range(3 if degrees % 2 else 2, degrees + 1, 2):
+        total += term
+        term *= square * (index - 1) / index
+    inside = math.sin(angle) * total
+    if degrees % 2:
+        inside = (angle + inside) * 2 / math.pi
+    return max(0.0, 1 - inside)
+
+
+@functools.lru_cache(maxsize=64)
+def student_quantile(confidence: float, degrees: int) -> float:
+    """What Student's t stays within, on both sides of 0, with this probability; by bisection over its angle."""
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        outside = student_two_sided(math.sqrt(degrees) * math.tan(middle), degrees)
+        low, high = (middle, high) if outside > 1 - confidence else (low, middle)
+    return math.sqrt(degrees) * math.tan((low + high) / 2)
 
 
 def normal_quantile(probability: float) -> float:

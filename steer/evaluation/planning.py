@@ -22,6 +22,7 @@ from vectors.errors import ExpressionError, SteerError
 from vectors.events import OnEvent, ignore
 from vectors.steering import SteeringVector
 
+SHUFFLES = 2  # times as many draws of shuffled labels: of all families their effects lie the farthest apart
 SHUFFLED_FROM = 100  # most development items that labels are shuffled of
 
 
@@ -129,7 +130,7 @@ def _shuffled(
     loaded: LoadedModel, wanted: Wanted, layers: Sequence[int], method: str, on_event: OnEvent
 ) -> list[dict[int, Tensor]]:
     assert wanted.shuffled_from is not None
-    arguments = {"count": wanted.draws, "seed": child_seed(wanted.seed, "shuffled"), "on_event": on_event}
+    arguments = {"count": SHUFFLES * wanted.draws, "seed": child_seed(wanted.seed, "shuffled"), "on_event": on_event}
     try:
         return shuffled_directions(loaded, wanted.shuffled_from, layers, method=method or "diffmean", **arguments)  # type: ignore[arg-type]
     except SteerError:  # a vector that another tool made names a method that we do not have

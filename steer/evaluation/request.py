@@ -81,7 +81,10 @@ class Request:
         None, help="A system prompt that asks for the behaviour: compared alone, and with the subject.",
         metavar="TEXT", group="Controls",
     )  # fmt: skip
-    draws: int = option(8, help="Random directions and shuffles of each kind.", low=3, high=100, group="Controls")
+    draws: int = option(
+        8, help="Random directions of each kind; of shuffled labels, which come nearest to a behaviour, twice as many.",
+        low=3, high=100, group="Controls",
+    )  # fmt: skip
     extraction_pos: Path | None = option(
         None, help="The positive examples that the vector was extracted from, for shuffled labels.", group="Controls",
         default_text="the development items",

@@ -11,7 +11,7 @@ from scipy import stats
 
 from probes.statistics.clusters import clusters_of, design_effect, standard_error
 from probes.statistics.correction import holm
-from probes.statistics.paired import against_draws, difference, student
+from probes.statistics.paired import against_draws, difference, student_quantile, student_two_sided
 from probes.statistics.slopes import distribution, proportion, slopes, spearman
 
 RUNS = 150
@@ -93,12 +93,15 @@ def test_against_draws_is_a_prediction_interval_for_one_more_draw() -> None:
     found = against_draws(subject, draws)
     half = stats.t.ppf(0.975, 4) * float(draws.mean(1).std()) * math.sqrt(1 + 1 / 5)
     assert found.mean == pytest.approx(0.4 - 0.02, abs=1e-6)
-    assert found.high - found.mean == pytest.approx(half, rel=0.1)
+    assert found.high - found.mean == pytest.approx(half, rel=1e-6)
+    assert found.p == pytest.approx(2 * stats.t.sf(0.38 / (half / stats.t.ppf(0.975, 4)), 4), rel=1e-4)
 
 
-def test_students_t_has_its_quantiles() -> None:
-    drawn = student(4, 20_000, 0)
-    assert float(drawn.quantile(0.975)) == pytest.approx(stats.t.ppf(0.975, 4), rel=0.05)
+def test_students_t_has_its_tails_and_quantiles() -> None:
+    for degrees in (1, 2, 3, 4, 7, 15, 16, 99):
+        for value in (0.0, 0.3, -1.0, 2.5, 9.0):
+            assert student_two_sided(value, degrees) == pytest.approx(2 * stats.t.sf(abs(value), degrees), abs=1e-12)
+        assert student_quantile(0.95, degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=1e-9)
 
 
 def test_the_detectable_effect_is_found_four_times_in_five() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from probes.statistics.paired import against_draws
 from probes.statistics.verdict import verdict
 
 ITEMS, SEEDS = 64, 200
@@ -51,6 +52,24 @@ def test_a_vector_that_does_no_more_than_its_orthogonal_perturbation_is_not_call
 
 def test_a_planted_effect_of_eight_spreads_is_called_working() -> None:
     assert works(effect=0.8, spread=0.0) >= 0.95
+
+
+def beats_draws(effect: float) -> float:
+    """The share of seeds in which a subject beats 16 draws that differ by the noise of their items alone, whose means
+    lie 0.3 / 8 apart."""
+    hits = []
+    for seed in range(SEEDS):
+        world = World(seed)
+        draws = torch.stack([world.arm(0) for _ in range(16)])
+        hits.append(against_draws(world.arm(effect), draws, seed=seed))
+    return sum(each.p < 0.05 and each.mean > 0 for each in hits) / SEEDS
+
+
+def test_the_noise_of_the_items_counts_once_against_draws() -> None:
+    """It stands in how far the draws lie apart on these items; counted again in the subject's, it would hide an effect
+    of four spreads in one of five seeds."""
+    assert beats_draws(0.0) <= 0.05
+    assert beats_draws(4 * 0.3 / 8) >= 0.9
 
 
 def test_under_thirty_items_there_is_no_verdict() -> None:

@@ -96,7 +96,7 @@ def test_effect_and_slope_are_those_of_the_closed_form(both: Evaluation) -> None
 
 def test_the_verdict_is_against_every_family_of_controls(both: Evaluation) -> None:
     compared = {each.control: each.draws for each in both.subjects[0].judged[0].verdict.against}
-    assert compared == {"base": 1, "negation": 1, "shuffled": 4, "random": 4, "random-kl": 4, "orthogonal": 4}
+    assert compared == {"base": 1, "negation": 1, "shuffled": 8, "random": 4, "random-kl": 4, "orthogonal": 4}
     subject = both.subjects[0].plan.subject.arm.name
     for family in ("random-kl",):
         for arm in both.subjects[0].plan.controls[family]:
