@@ -81,17 +81,21 @@ def steered(
     used: dict[int, tuple[str, SteeringVector | Probe]] = {}  # by id(); the reference keeps each id from being reused
     read: dict[Condition, Probe | SteeringVector] = {}
     sections: list[Condition] = []
+    conditioned: dict[Condition, list[tuple[int | None, Scope | None]]] = {}  # the scopes of terms with a condition
     for row, item in enumerate(compositions):
         composed = resolved(item, vectors, probes)
         used |= {id(source): (name, source) for name, source in (*composed.vectors.items(), *composed.probes.items())}
         conditions = composed.composition.conditions
         read |= {each: composed.probes[each.name] for each in conditions if not each.is_section}
         sections += [each for each in conditions if each.is_section]
+        for term in composed.composition.terms:
+            for each in term.conditions:
+                conditioned.setdefault(each, []).append((row if per_row else None, term.scope))
         rows = torch.tensor([row]) if per_row else None
         for layer, layer_term in terms_by_layer(composed.composition, composed.vectors, rows):
             by_layer.setdefault(layer, []).append(layer_term)
     require_fit(model, list(used.values()), any_base)
-    decisions = Decisions(read, sections, markers or getattr(model, "steer_markers", None))
+    decisions = Decisions(read, sections, markers or getattr(model, "steer_markers", None), conditioned)
     with contextlib.ExitStack() as handles:
         if by_layer or read or sections:
             stack_blocks = residual.blocks(model)

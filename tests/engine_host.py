@@ -106,9 +106,10 @@ def stop() -> dict[str, Any]:
 
 
 def generate(jobs: list[dict[str, Any]], together: bool = True) -> list[Any]:
-    """Each job: `ids`, and optionally `steer`, `tokens`, `n`, `stop`, `extra`, `lora`, `top` and `structured`.
+    """Each job: `ids`, and optionally `steer`, `tokens`, `n`, `stop`, `extra`, `lora`, `top`, `structured`, `allowed`.
 
-    `top` is how many of the likeliest tokens of the prompt are scored too, `structured` what the answer must be.
+    `top` is how many of the likeliest tokens of the prompt are scored too, `structured` what the answer must be,
+    `allowed` the ids that may be sampled.
     """
     outputs: list[Any] = []
     engine = ENGINE.llm_engine
@@ -315,6 +316,7 @@ def parameters(job: dict[str, Any]) -> Any:
         structured_outputs=structured,
         logprobs=None if job.get("streamed") else 0,
         stop=job.get("stop"),
+        allowed_token_ids=job.get("allowed"),
         extra_args=extra or None,
         output_kind=RequestOutputKind.DELTA if job.get("streamed") else RequestOutputKind.FINAL_ONLY,
         **scored,

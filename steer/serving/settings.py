@@ -10,6 +10,7 @@ file yourself:
     steps: 2           # most rotations, shares (name%p) and terms behind a rotation; by default what the arms need
     gates: 2           # most conditions of one composition; 0 (no conditions) unless a probe or a condition is given
     gate_layers: [12]  # where conditions can read, or all; by default where given probes and conditions of arms read
+    markers: {thinking: [<think>, </think>]}  # texts that begin and end thinking, tools; by default known ones
     phases: 8          # most phases of one composition; in all of them together, it may have 16 times as many terms
     max_body: 1048576  # most bytes of the body of a request to vLLM's routes; by default what the model's context needs
     experiments: {tone.yaml: null}  # files of experiments, each with the digest that it must have (null: any)
@@ -78,6 +79,7 @@ class Settings:
     steps: int = 0
     gates: int = 0
     gate_layers: tuple[int, ...] | None = None
+    markers: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def graph(self) -> dict[str, Any]:
         """The settings that the compiled graph depends on, for vLLM's cache key."""
@@ -112,7 +114,7 @@ def check(values: Mapping[str, Any], folder: Path) -> Settings:
     problems: list[str] = []
     hints: list[str] = []
     switches = ("any_base", "allow_strength")
-    known = ("vectors", "arms", *_SIZES, "gate_layers", "experiments", "versions", "folders", *switches)
+    known = ("vectors", "arms", *_SIZES, "gate_layers", "markers", "experiments", "versions", "folders", *switches)
     problems += [f"the settings have no {key!r}" for key in values if key not in known]
     vectors, probes = _vectors(values.get("vectors") or {}, folder, problems, hints)
     experiments = _experiments(values.get("experiments") or {}, folder, vectors, problems, hints)
@@ -129,6 +131,17 @@ def check(values: Mapping[str, Any], folder: Path) -> Settings:
         isinstance(gate_layers, list) and gate_layers and all(type(i) is int and i >= 0 for i in gate_layers)
     ):
         problems.append(f"gate_layers is {gate_layers!r}, not all or a list of layers")
+    markers = values.get("markers") or {}
+    if not isinstance(markers, dict) or not all(
+        kind in ("thinking", "tools")
+        and isinstance(pair, list)
+        and len(pair) == 2
+        and all(isinstance(text, str) for text in pair)
+        and pair[0]
+        for kind, pair in markers.items()
+    ):
+        problems.append(f"markers is {markers!r}, not thinking and tools, each with [BEGIN, END]")
+        markers = {}
     folders = values.get("folders") or []
     if not isinstance(folders, list) or not all(isinstance(name, str) for name in folders):
         problems.append(f"folders is {folders!r}, not a list of paths")
@@ -159,6 +172,7 @@ def check(values: Mapping[str, Any], folder: Path) -> Settings:
         vectors,
         arms,
         probes=probes,
+        markers={kind: (pair[0], pair[1]) for kind, pair in markers.items()},
         gate_layers=tuple(sorted(set(gate_layers))) if isinstance(gate_layers, list) and gate_layers else None,
         **sizes,
         experiments=experiments,

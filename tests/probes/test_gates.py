@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from probes.interventions import steering
 from probes.logits import completion_logits
 from probes.models import residual
 from probes.models.completions import Completion
-from probes.models.markers import Markers, markers_of
+from probes.models.markers import Markers, Place, inside, markers_of
 from probes.steered import steered
 from vectors.errors import ArtifactError, UsageError
 from vectors.probe import Probe, Readout
@@ -183,7 +184,7 @@ def test_generation_of_a_padded_batch_decides_as_each_row_alone(llama: Any) -> N
         assert [each.read for each in decisions.of_row(row, 3)] == [1, 2]
 
 
-MARKERS = Markers(thinking=((7, 8), (9,)), tools=((11,), (12,)))
+MARKERS = Markers(thinking=(((7,), (8,)), ((9,),)), tools=(((11,),), ((12,),)))
 #           prompt       response
 SECTIONED = [
     [5, 6, 20, 21, 7, 22, 9, 23, 24],  # begins to think in the response, and ends
@@ -243,7 +244,20 @@ def test_sections_combine_with_scopes_and_conditions_and_padding_is_in_none(llam
     text = "2*warm@first:3@answer@while:anger>-1e9"
     with steered(llama, text, vectors=NAMES, markers=MARKERS) as decisions, torch.inference_mode():
         llama.generate(**padded, max_new_tokens=5, do_sample=False)
-    assert [[each.read for each in decisions.of_row(row, 5)] for row in range(4)] == [[4, 4]] * 4
+    assert [[each.read for each in decisions.of_row(row, 5)] for row in range(4)] == [[3, 3]] * 4, "@first:3"
+
+
+def test_a_condition_counts_the_tokens_in_the_scopes_of_its_terms(llama: Any) -> None:
+    text = "2*warm@first:1@while:anger>0.3 + warm@after:3@while:anger>0.3 + warm@first:4@answer + warm@while:anger[0]<9"
+    with steered(
+        llama, [text, "warm@after:2@answer"] * 3, vectors=NAMES, prompt_length=PROMPT, markers=MARKERS
+    ) as each:
+        llama(input_ids=IDS, use_cache=False)
+    assert [{found.condition: found.read for found in each.of_row(row)} for row in (0, 1)] == [
+        {"@while:anger>0.3": 3, "@while:anger[0]<9": 5, "@answer": 4},
+        {"@while:anger>0.3": 0, "@while:anger[0]<9": 0, "@answer": 3},
+    ]
+    assert {found.condition: found.read for found in each.of_row(0, 4)}["@while:anger>0.3"] == 1
 
 
 def test_a_model_without_the_markers_refuses_the_section_with_those_that_are_known(llama: Any) -> None:
@@ -262,11 +276,61 @@ def test_markers_are_found_among_the_tokens_of_a_tokenizer_or_given() -> None:
     begin, end, call, _half = tokenizer.convert_tokens_to_ids(
         ["<think>", "</think>", "[TOOL_CALLS]", "<|tool_call_start|>"]
     )
-    assert markers_of(tokenizer) == Markers(((begin,), (end,)), ((call,), ()))
+    assert markers_of(tokenizer) == Markers((((begin,),), ((end,),)), (((call,),), ()))
     given = markers_of(tokenizer, {"thinking": ["[TOOL_CALLS]", "</think>"]})
-    assert given == Markers(((call,), (end,)), ((call,), ()))
-    with pytest.raises(ValueError, match="'<hmm>' of thinking is not one token"):
-        markers_of(tokenizer, {"thinking": ["<hmm>", "</think>"]})
+    assert given == Markers((((call,),), ((end,),)), (((call,),), ()))
+
+
+def test_a_marker_of_several_tokens_is_what_the_tokenizer_makes_of_it_beside_spaces_too() -> None:
+    tokenizer = pico.tokenizer()
+    begins, ends = markers_of(tokenizer, {"thinking": ["user:", "is."]}).thinking
+    assert begins == (tuple(tokenizer.encode("user:", add_special_tokens=False)),)
+    spaced = tokenizer.encode(" is.", add_special_tokens=False)  # one token for the word and the space before it
+    assert tuple(spaced) in ends
+    assert len(ends) == 2
+    with pytest.raises(ValueError, match="of thinking has 17 tokens, at most 16"):
+        markers_of(tokenizer, {"thinking": ["x" * 17, ""]})
+    harmony = ["<|channel|>", "analysis", "<|message|>", "<|end|>"]
+    tokenizer.add_tokens(harmony, special_tokens=True)
+    channel, analysis, message, end = tokenizer.convert_tokens_to_ids(harmony)
+    assert markers_of(tokenizer).thinking == (((channel, analysis, message),), ((end,),))
+
+
+def test_markers_of_several_tokens_are_seen_over_any_cuts_and_padding() -> None:
+    chance, generator = random.Random(2), torch.Generator().manual_seed(2)
+    pair = (((1, 2), (4,)), ((2, 1, 1), (3, 3)))
+    seen = set()
+    for _ in range(40):
+        ids = torch.randint(1, 6, (3, 14), generator=generator)
+        expected = torch.zeros(3, 14, dtype=torch.bool)
+        for row in range(3):
+            state = False
+            for i in range(14):
+                so_far = tuple(ids[row, : i + 1].tolist())
+                for side, value in ((1, False), (0, True)):
+                    if any(so_far[-len(marker) :] == marker for marker in pair[side]):
+                        state = value
+                expected[row, i] = state
+                seen.add(state)
+        place: Place | None = None
+        found: list[list[bool]] = [[], [], []]
+        start = 0
+        while start < 14:
+            stop = min(14, start + chance.randint(1, 5))
+            pads = [(chance.randint(0, 2), chance.randint(0, 2)) for _ in range(3)]
+            width = stop - start + 4
+            part, real = torch.zeros(3, width, dtype=torch.int64), torch.zeros(3, width, dtype=torch.bool)
+            for row, (left, _right) in enumerate(pads):
+                part[row, left : left + stop - start] = ids[row, start:stop]
+                real[row, left : left + stop - start] = True
+            lies, place = inside(part, real, place, pair)
+            for row in range(3):
+                found[row] += lies[row][real[row]].tolist()
+            start = stop
+        assert found == expected.tolist()
+        assert place is not None
+        assert place.inside.tolist() == expected[:, -1].tolist()
+    assert seen == {False, True}
 
 
 def test_a_prompt_whose_last_token_is_in_no_pass_is_refused(llama: Any) -> None:

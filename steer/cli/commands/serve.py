@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +66,8 @@ class Request(options.Bindings, options.AnyBase, options.AllowStrength):
     )
     steer_gates: int | None = option(
         None,
-        help="The most conditions (@when:, @while:) of one composition; 0 allows none, and costs nothing.",
+        help="The most conditions (@when:, @while:, @answer, @thinking, @outside-tools) of one composition; 0 allows "
+        "none, and costs nothing.",
         low=0,
         high=4,
         default_text="2 where a probe or an arm with a condition is given, else 0",
@@ -75,6 +76,13 @@ class Request(options.Bindings, options.AnyBase, options.AllowStrength):
         None,
         help="The layers that conditions can read: all, or a list such as 12,15.",
         default_text="those that the given probes and the conditions of arms read; without these, all",
+    )
+    steer_markers: tuple[str, ...] = option(
+        (),
+        help="The texts with which the model begins and ends its thinking, or its calls of tools, for @answer, "
+        "@thinking and @outside-tools: thinking='<think>,</think>', tools='<call>,</call>'; may be given for both.",
+        metavar="KIND=BEGIN,END",
+        default_text="those of the known forms that are tokens of the model",
     )
     max_body: int | None = option(
         None,
@@ -137,6 +145,7 @@ def command(flags: tuple[str, ...], **values: Any) -> None:
             if request.steer_gate_layers is None
             else {"gate_layers": parse_layers(request.steer_gate_layers) or "all"}
         ),
+        **({"markers": markers_in(request.steer_markers)} if request.steer_markers else {}),
         "folders": [str(folder.expanduser().absolute()) for folder in request.folders],
         "experiments": {},
         "versions": followed,
@@ -231,6 +240,23 @@ def _with_versions(request: Request) -> tuple[Request, dict[str, dict[str, str]]
             says += "; when the alias moves, new conversations get the version that it moved to"
         out.say(says)
     return replace(request, model=bases.pop(), arms=arms, vectors=vectors, challenger=()), followed
+
+
+def markers_in(texts: Sequence[str]) -> dict[str, list[str]]:
+    """The markers of `--steer-markers`. Raises UsageError."""
+    markers: dict[str, list[str]] = {}
+    for text in texts:
+        kind, _, pair = text.partition("=")
+        begin, _, end = pair.partition(",")
+        if kind not in ("thinking", "tools") or not begin:
+            raise UsageError(
+                f"--steer-markers {text!r} is not thinking or tools with two texts",
+                "--steer-markers thinking=BEGIN,END",
+            )
+        if kind in markers:
+            raise UsageError(f"--steer-markers gives {kind} twice", "one pair of texts for each kind")
+        markers[kind] = [begin, end]
+    return markers
 
 
 def _with_files(request: Request) -> Request:

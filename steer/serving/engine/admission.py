@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from probes.models.markers import Markers
 from steer.serving.engine import bounds, metrics
 from steer.serving.engine.phases import phases
 from steer.serving.engine.residency import Residency
@@ -46,8 +47,8 @@ SHOWN = 20  # most names, and most problems, that an error lists
 class Admission:
     """The vectors and arms of one server. `base` is the identity of the served model, None where it is not known.
 
-    `hidden`, `layers` (their number) and `dtype` are those of the model. Names are bound and unbound under a lock,
-    since requests are resolved in several threads.
+    `hidden`, `layers` (their number), `dtype` and `markers` are those of the model. Names are bound and unbound under a
+    lock, since requests are resolved in several threads.
     """
 
     def __init__(
@@ -57,8 +58,10 @@ class Admission:
         layers: int,
         base: Mapping[str, Any] | None,
         dtype: torch.dtype = torch.float32,
+        markers: Markers | None = None,
     ) -> None:
         self.settings, self.hidden, self.layers, self.base, self.dtype = settings, hidden, layers, base, dtype
+        self.markers = markers
         self.residency = Residency()
         self.lock = threading.Lock()
         self.vectors: dict[str, SteeringVector] = {}
@@ -111,7 +114,7 @@ class Admission:
                 reasons.append(f"{name} holds no layer {spans(missing)[:80]}; it holds {spans(vector.layers)}")
         reasons += fit.problems_of_means(composition, vectors)
         if not reasons:
-            reasons = bounds.problems_of_conditions(composition, sources, self.settings)
+            reasons = bounds.problems_of_conditions(composition, sources, self.settings, self.markers)
         if not reasons and not self.settings.allow_strength:
             excessive = fit.problems_of_strength(composition, vectors)
             reasons += [f"{reason}; a server that is started with --allow-strength takes it" for reason in excessive]

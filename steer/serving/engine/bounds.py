@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 
+from probes.models.markers import WHAT, Markers, problems_of_sections
 from steer.serving.engine.phases import acting, gated_sets, size
 from steer.serving.settings import MOST_GATES, MOST_PHASES, MOST_STEPS, Settings
 from vectors import fit
-from vectors.expression import Composition, terms_in
+from vectors.expression import Composition, Condition, terms_in
 from vectors.probe import Probe, reading_of
 from vectors.registry.layers import spans
 from vectors.steering import SteeringVector
@@ -77,17 +78,19 @@ def problems_of(
 
 
 def problems_of_conditions(
-    composition: Composition, sources: Mapping[str, SteeringVector | Probe], settings: Settings
+    composition: Composition,
+    sources: Mapping[str, SteeringVector | Probe],
+    settings: Settings,
+    markers: Markers | None = None,
 ) -> list[str]:
     """Why a server with these settings can't decide the conditions of a composition; empty when it can.
 
-    `sources` are the vectors and probes by name. It comes before whatever looks at each set of open gates.
+    `sources` are the vectors and probes by name, `markers` those of the model's sections. It comes before whatever
+    looks at each set of open gates.
     """
     conditions = composition.conditions
     if not conditions:
         return []
-    if sections := [condition for condition in conditions if condition.is_section]:
-        return [f"{sections[0]} is not served yet"]
     if settings.gates == 0:
         return [f"the expression has the condition {conditions[0]}; the server was started without: --steer-gates 1"]
     if len(conditions) > settings.gates:
@@ -95,14 +98,14 @@ def problems_of_conditions(
         most = f"--steer-gates {needed}" if needed <= MOST_GATES else f"at most --steer-gates {MOST_GATES}"
         return [f"the expression has {needed} conditions; the server was started with {settings.gates} gates: {most}"]
     vectors = {name: each for name, each in sources.items() if isinstance(each, SteeringVector)}
-    reasons = fit.problems_of_conditions(composition, vectors, sources)
+    reasons = fit.problems_of_conditions(composition, vectors, sources) + _problems_of_sections(conditions, markers)
     phases = len(gated_sets(composition))
     if phases > GATED_PHASES:
         reasons.append(f"the terms with conditions act in {phases} phases, at most {GATED_PHASES} are possible")
     allowed = settings.gate_layers
     if reasons or allowed is None:
         return reasons
-    for condition in conditions:
+    for condition in (each for each in conditions if not each.is_section):
         layer = reading_of(sources[condition.name], condition.layer)[0]
         if layer not in allowed:
             more = spans(sorted({*allowed, layer}))
@@ -111,6 +114,17 @@ def problems_of_conditions(
                 f"--steer-gate-layers {more}"
             )
     return reasons
+
+
+def _problems_of_sections(conditions: Sequence[Condition], markers: Markers | None) -> list[str]:
+    sections = [each for each in conditions if each.is_section]
+    if sections and markers is None:
+        return [
+            f"{sections[0]} is decided by tokens, which a server with --skip-tokenizer-init or --enable-prompt-embeds "
+            "can't tell: start it without"
+        ]
+    what = {problem: WHAT[each.kind] for each in sections for problem in problems_of_sections([each], markers)}
+    return [f"{problem}: --steer-markers {kind}=BEGIN,END gives others" for problem, kind in what.items()]
 
 
 def require_applicable(

@@ -12,8 +12,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from steer.serving.engine.bounds import GATED_PHASES
-from steer.serving.engine.phases import counts, gated_counts, gates, opens, size, slots_needed
-from steer.serving.engine.resolved import ResolvedRequest, parsed, resolved_of
+from steer.serving.engine.phases import (
+    conditions_of,
+    counts,
+    gated_counts,
+    gated_sets,
+    gates,
+    opens,
+    size,
+    slots_needed,
+)
+from steer.serving.engine.resolved import ResolvedRequest, parsed, prompt_length, resolved_of
 from vectors.expression import Composition
 
 # The most that the compositions which enter for one step cost together. On 2 cores and a model of 30 layers of 576, a
@@ -199,7 +208,7 @@ class Capacity:
             self.sizes[resolved.key] = slots_needed(composition)
             self.spent += cost(composition)
         self.holders[resolved.key] += 1
-        self.progress[request.request_id] = _Progress(resolved, request.num_prompt_tokens)
+        self.progress[request.request_id] = _Progress(resolved, prompt_length(request))
         if request.sampling_params.stop:
             self.stops.add(request.request_id)
 
@@ -213,18 +222,20 @@ def _by_request(report: Mapping[str, Any]) -> dict[str, tuple[str | None, int]]:
 def _add_gates(receipt: dict[str, Any], progress: _Progress) -> None:
     """Add to a receipt what its conditions read and decided, and set the numbers of tokens that their terms acted on.
 
-    Of a condition that is decided once (@when), `value` was read, and it held (1) or not (0); of one that each token
-    decides (@while), `value` is the mean of what was `read`, and it `held` for so many tokens.
+    Of a condition that is decided once (@when), `value` was read, and it held (1) or not (0). Of one that each token in
+    the scopes of its terms decides (@while), `value` is the mean of what was `read`, and it `held` for so many tokens;
+    a section has no value.
     """
+    composition = progress.composition
     values = [0.0] * len(progress.gates)
     by_phase: list[list[int]] = [[]]
     if progress.read is not None:
         held_by_gates, row = progress.read
         values = held_by_gates["values"][:, row].tolist()
         by_phase = held_by_gates["counts"][row].reshape(GATED_PHASES, -1).tolist()
-    for t, tokens in gated_counts(progress.composition, by_phase).items():
+    for t, tokens in gated_counts(composition, by_phase).items():
         receipt["terms"][t]["response_tokens"] = tokens
-    tokens = sum(map(sum, by_phase))
+    sets = gated_sets(composition)
     decided = progress.read is not None and progress.end >= progress.prompt_length
     receipt["gates"] = []
     for k, gate in enumerate(progress.gates):
@@ -232,7 +243,12 @@ def _add_gates(receipt: dict[str, Any], progress: _Progress) -> None:
             value = values[k] if decided else None
             held, read = int(value is not None and opens(gate, value)), int(decided)
         else:
-            value = values[k] / tokens if tokens else None
-            held, read = sum(number for phase in by_phase for s, number in enumerate(phase) if s >> k & 1), tokens
-        names = {"condition": str(gate), "probe": gate.name, "digest": progress.resolved.vectors[gate.name]}
+            # By set of open gates, the tokens in the scopes of the terms that have this gate.
+            read_by = [n for terms, n in zip(sets, by_phase, strict=False) if gate in conditions_of(composition, terms)]
+            read = sum(map(sum, read_by))
+            value = values[k] / read if read and not gate.is_section else None
+            held = sum(number for phase in read_by for s, number in enumerate(phase) if s >> k & 1)
+        names = {"condition": str(gate), "probe": gate.name or gate.kind}
+        if not gate.is_section:
+            names["digest"] = progress.resolved.vectors[gate.name]
         receipt["gates"].append({**names, "value": value, "held": held, "read": read})

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from probes.models.markers import Markers, markers_of
 from steer.serving.engine import background, bounds, metrics, receipts
 from steer.serving.engine.admission import Admission, explain
 from steer.serving.engine.residency import Residency
@@ -14,7 +15,7 @@ from steer.serving.engine.resolved import EXPRESSION, RESOLVED, resolved_of
 from steer.serving.engine.scheduler_hooks import RECEIPT
 from steer.serving.settings import Settings, from_environment
 from vectors import references
-from vectors.errors import ModelError, SteerError
+from vectors.errors import ModelError, SteerError, UsageError
 from vectors.probe import Probe
 from vectors.steering import SteeringVector
 from vectors.storage.files import digest_bytes
@@ -32,7 +33,20 @@ def admission_of(processor: Any) -> Admission:
 
 def check(settings: Settings, model: Any) -> Admission:
     """The admission for a model, given vLLM's ModelConfig. Raises UsageError when the settings don't fit the model."""
-    return Admission(settings, model.get_hidden_size(), model.get_total_num_hidden_layers(), _base(model), model.dtype)
+    sizes = model.get_hidden_size(), model.get_total_num_hidden_layers()
+    return Admission(settings, *sizes, _base(model), model.dtype, _markers(settings, model))
+
+
+def _markers(settings: Settings, model: Any) -> Markers | None:
+    """The markers of the model's sections; None where no gates could see its tokens. Raises UsageError."""
+    if not settings.gates or model.skip_tokenizer_init or model.enable_prompt_embeds:
+        return None
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    try:
+        return markers_of(cached_tokenizer_from_config(model), settings.markers)
+    except ValueError as error:
+        raise UsageError(str(error), "--steer-markers thinking='<think>,</think>' gives others") from error
 
 
 def _base(model: Any) -> dict[str, Any] | None:

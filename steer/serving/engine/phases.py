@@ -66,6 +66,11 @@ def gated_sets(composition: Composition) -> tuple[tuple[int, ...], ...]:
     return tuple(terms for terms in sets if any(composition.terms[t].conditions for t in terms))
 
 
+def conditions_of(composition: Composition, terms: Sequence[int]) -> set[Condition]:
+    """The conditions that some terms have, given by index."""
+    return {condition for t in terms for condition in composition.terms[t].conditions}
+
+
 def slots_needed(composition: Composition) -> int:
     """The number of slots that a composition takes: one for each set of terms that acts together."""
     return size(composition)[0]

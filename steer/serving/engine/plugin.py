@@ -116,8 +116,11 @@ def _configure(original: Callable[..., Any], self: Any, *args: Any, **kwargs: An
         raise ValueError(f"steer can't serve with {'; nor with '.join(problems)}. Turn that off, or unset VLLM_PLUGINS")
     if settings.gates and config.parallel_config.pipeline_parallel_size > 1:
         raise ValueError("steer: with pipeline parallelism there are no gates; start with --steer-gates 0")
-    frontend_hooks.check(settings, config.model_config)
-    config.additional_config = {**config.additional_config, NAME: {"version": __version__, **settings.graph()}}
+    markers = frontend_hooks.check(settings, config.model_config).markers
+    graph = settings.graph()
+    if markers is not None and (markers.thinking[0] or markers.tools[0]):
+        graph |= {"markers": [markers.thinking, markers.tools]}
+    config.additional_config = {**config.additional_config, NAME: {"version": __version__, **graph}}
     return config
 
 
@@ -166,6 +169,12 @@ def _load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: A
     decoder = proved_blocks(self.model_runner, self.vllm_config, second=second)
     requests = int(self.vllm_config.scheduler_config.max_num_seqs)
     self.steer = SteeringWorker(decoder, settings, tokens, hidden, requests)
+    if self.steer.gates is not None and settings.get("markers"):
+        from probes.models.markers import Markers
+        from steer.serving.engine.worker.sections import install
+
+        markers = Markers(*settings["markers"])
+        install(self.model_runner.get_model(), self.steer.gates, self.steer.token_slots, markers)
     attach(self.model_runner, self.steer, second=second)
     return result
 

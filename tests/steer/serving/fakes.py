@@ -59,6 +59,7 @@ def request(
         num_prompt_tokens=len(prompt),
         cache_salt=None,
         resumable=False,
+        num_computed_tokens=0,
         **more,
     )
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from steer.cli.commands.serve import markers_in
 from steer.serving.address import Address, address_of, problems_of_flags
 from steer.serving.flags import has, served_name, value_of
+from vectors.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -93,3 +95,13 @@ def test_flags_with_which_nothing_would_ever_answer_are_refused(flags: list[str]
 def test_a_front_end_without_plugins_is_refused() -> None:
     assert problems_of_flags(["--grpc-port", "0", "--max-model-len", "9"], {"VLLM_USE_RUST_FRONTEND": "0"}) == []
     assert "unset it" in problems_of_flags([], {"VLLM_USE_RUST_FRONTEND": "1"})[0]
+
+
+def test_markers_of_sections_are_pairs_by_kind() -> None:
+    given = ["thinking=<a=1>,</a>", "tools=[CALL]"]
+    assert markers_in(given) == {"thinking": ["<a=1>", "</a>"], "tools": ["[CALL]", ""]}
+    for wrong in ("thinking", "thinking=", "speech=a,b", "thinking=,b"):
+        with pytest.raises(UsageError, match="is not thinking or tools with two texts"):
+            markers_in([wrong])
+    with pytest.raises(UsageError, match="gives tools twice"):
+        markers_in(["tools=a,b", "tools=c,d"])

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from steer.serving.engine.bounds import GATED_PHASES
-from steer.serving.engine.phases import gated_sets, gates
-from steer.serving.engine.worker import gate_kernels
+from steer.serving.engine.phases import conditions_of, gated_sets, gates
+from steer.serving.engine.worker import gate_kernels, sections
 from vectors.expression import Composition, Condition
 from vectors.probe import Readout
 
@@ -33,6 +33,7 @@ ACTS, DECIDES, COUNTS = 1, 2, 4
 # A gate is decided once; it is open below the threshold, not above; it is open at the threshold too.
 ONCE, BELOW, EQUAL = 1, 2, 4
 _MODES = {">": 0, ">=": EQUAL, "<": BELOW, "<=": BELOW | EQUAL}
+COLUMNS = 4  # of a token: its plan, its row, what it does, and where the tokens of its request begin in the step
 
 
 @dataclass
@@ -54,8 +55,25 @@ class _Plan(NamedTuple):
     choices: list[int]
 
 
-def _mode(gate: Condition) -> int:
-    return _MODES[gate.comparison] | (ONCE if gate.kind == "when" else 0)
+class _Gate(NamedTuple):
+    """A gate in one phase of a composition: where and how it reads, and what; of a section, weight None."""
+
+    layer: int
+    mode: int
+    weight: Tensor | None = None
+    bias: float = 0.0
+    threshold: float = 0.0
+
+
+_UNUSED = _Gate(-2, 0)  # below every layer, and below that of sections
+
+
+def _gate_of(condition: Condition, reading: Reading | None) -> _Gate:
+    if reading is None:
+        return _Gate(sections.LAYER, sections.mode_of(condition))
+    layer, readout = reading
+    mode = _MODES[condition.comparison] | (ONCE if condition.kind == "when" else 0)
+    return _Gate(layer, mode, readout.weight, readout.bias, condition.threshold)
 
 
 class GateTable:
@@ -77,14 +95,15 @@ class GateTable:
         device: torch.device,
     ) -> None:
         self.layers, self.count = tuple(layers), count
+        self.sections: sections.SectionTable | None = None  # where the model has markers
         self.weights = torch.zeros(count, slots + 1, hidden, device=device)
         self.limits = torch.zeros(count, slots + 1, 2, device=device)  # bias, threshold
-        self.modes = torch.full((count, slots + 1, 2), -1, dtype=torch.int32, device=device)  # layer, mode
-        self.ends = torch.full((slots + 1, 2), -1, dtype=torch.int32, device=device)  # the highest layer, the bin
+        self.modes = torch.full((count, slots + 1, 2), _UNUSED.layer, dtype=torch.int32, device=device)  # layer, mode
+        self.ends = torch.full((slots + 1, 2), _UNUSED.layer, dtype=torch.int32, device=device)  # highest layer, bin
         self.choices = torch.zeros(
             slots + 1, 1 << count, dtype=torch.int32, device=device
         )  # slot, by set of open gates
-        self.tokens = torch.zeros(tokens, 3, dtype=torch.int32, device=device)  # plan, row, what it does
+        self.tokens = torch.zeros(tokens, COLUMNS, dtype=torch.int32, device=device)
         self.open = torch.zeros(tokens, dtype=torch.int32, device=device)  # the set of open gates
         self.values = torch.zeros(count, requests + 1, device=device)  # the score, or the sum of the tokens' scores
         self.counts = torch.zeros(requests + 1, GATED_PHASES << count, dtype=torch.int32, device=device)
@@ -98,24 +117,29 @@ class GateTable:
         self,
         composition: Composition,
         choices: Mapping[tuple[int, ...], Sequence[int]],
-        readings: Sequence[Reading],
+        readings: Sequence[Reading | None],
     ) -> None:
         """Write the gates of a composition before the next step.
 
-        `choices` are its slots by set of terms and by set of open gates, `readings` what its gates read, in order.
+        `choices` are its slots by set of terms and by set of open gates; `readings` are what its gates read, in order,
+        None for sections.
         """
+        nothing = torch.zeros(self.weights.shape[-1])
         conditions = gates(composition)
-        last = max(layer for layer, _ in readings)
-        unused = self.count - len(conditions)
-        modes = [[layer, _mode(gate)] for gate, (layer, _) in zip(conditions, readings, strict=True)]
-        limits = [[readout.bias, gate.threshold] for gate, (_, readout) in zip(conditions, readings, strict=True)]
         for number, terms in enumerate(gated_sets(composition)):
+            needed = conditions_of(composition, terms)
+            # Gates that are decided once are decided in one of the phases; the others only where a term has them.
+            here = [
+                each if gate.kind == "when" or gate in needed else _UNUSED
+                for gate, each in zip(conditions, map(_gate_of, conditions, readings), strict=True)
+            ]
+            here += [_UNUSED] * (self.count - len(conditions))
             slots = choices[terms]
             self.unwritten[slots[-1]] = _Plan(
-                [readout.weight for _, readout in readings] + [torch.zeros(self.weights.shape[-1])] * unused,
-                limits + [[0.0, 0.0]] * unused,
-                modes + [[-1, -1]] * unused,
-                [last, number],
+                [nothing if each.weight is None else each.weight for each in here],
+                [[each.bias, each.threshold] for each in here],
+                [[each.layer, each.mode] for each in here],
+                [max(each.layer for each in here), number],
                 # A composition with fewer gates ignores the bits of the others.
                 [slots[each % len(slots)] for each in range(1 << self.count)],
             )
@@ -170,7 +194,7 @@ class GateTable:
             self.free.append(gated.row)
 
     def fill(self, tokens: np.ndarray | None) -> None:
-        """Set what the tokens of the next step do: int32 [tokens, 3]; None for a step without gated requests."""
+        """Set what the tokens of the next step do: int32 [tokens, 4]; None for a step without gated requests."""
         self.flush()
         length = 0 if tokens is None else len(tokens)
         if tokens is not None:
@@ -234,7 +258,7 @@ def _gate(
     It changes the last four. On a GPU `gate_kernels.gate` does the same.
     """
     count = half.shape[0]
-    plan, row, does = tokens[:count].unbind(1)
+    plan, row, does, _ = tokens[:count].unbind(1)
     if not bool(plan.any()):
         return
     stream = (half if other is None else half + other).to(torch.float32)

@@ -32,6 +32,8 @@ def attach(runner: Any, state: SteeringWorker, *, second: bool) -> None:
             parameters = new.sampling_params
             try:
                 state.begin(new.req_id, prompt_length(new), parameters.extra_args if parameters is not None else None)
+                ids = getattr(new, "prefill_token_ids", None) or new.prompt_token_ids
+                state.place(new.req_id, ids, new.num_computed_tokens)
             except Exception as error:
                 # This request alone fails; an exception would end the engine. Of several workers vLLM reads one report,
                 # so a fault that only one of them has would be lost, and the request steered in some layers only. What
@@ -41,6 +43,11 @@ def attach(runner: Any, state: SteeringWorker, *, second: bool) -> None:
                     logger.exception("steer: request %s can't be steered in this worker, which ends", new.req_id)
                     raise SystemExit(1) from error
                 state.fail(new.req_id, str(error) or type(error).__name__)
+        running = scheduled.scheduled_cached_reqs
+        if running.resumed_req_ids:  # V1 has preempted them; in V2 they have entered as new requests
+            for name, computed in zip(running.req_ids, running.num_computed_tokens, strict=True):
+                if name in running.resumed_req_ids:
+                    state.place(name, running.all_token_ids[name], computed)
         output = execute(scheduled, *args, **kwargs)
         state.launched()
         return _report(output, state)

@@ -19,8 +19,9 @@ from steer.serving.engine.phases import Phase, edges, gated_sets, gates, phases
 from steer.serving.engine.proving.forms import Proved
 from steer.serving.engine.resolved import ResolvedRequest, parsed
 from steer.serving.engine.worker import blocks
-from steer.serving.engine.worker.gates import ACTS, COUNTS, DECIDES, GatedRequest, GateTable
+from steer.serving.engine.worker.gates import ACTS, COLUMNS, COUNTS, DECIDES, GatedRequest, GateTable
 from steer.serving.engine.worker.rows import Stack
+from steer.serving.engine.worker.sections import LAST
 from steer.serving.engine.worker.slots import SlotTable, Unsteerable
 from vectors.errors import ExpressionError
 from vectors.expression import Composition
@@ -43,6 +44,7 @@ class _Live(NamedTuple):
     plans: Sequence[int] = ()
     deciding: int = 0
     gated: GatedRequest | None = None
+    has_sections: bool = False
 
 
 class SteeringWorker:
@@ -177,13 +179,18 @@ class SteeringWorker:
                 }
                 if resolved.key in self.unwritten:
                     sources = {n: each.vector if isinstance(each, Stack) else each for n, each in used.items()}
-                    readings = [reading_of(sources[gate.name], gate.layer) for gate in conditions]
+                    readings = [
+                        None if gate.is_section else reading_of(sources[gate.name], gate.layer) for gate in conditions
+                    ]
                     self.gates.write(composition, choices, readings)
                     self.unwritten.discard(resolved.key)
                 plans = [each[-1] if phase.terms in sets else 0 for phase, each in zip(ordered, by_phase, strict=True)]
                 once = any(gate.kind == "when" for gate in conditions)
                 deciding = next((plan for plan in plans if plan), 0) if once else 0
-                self.live[request] = _Live(resolved.key, begins, slots, prompt_length, plans, deciding, gated)
+                has_sections = any(gate.is_section for gate in conditions)
+                self.live[request] = _Live(
+                    resolved.key, begins, slots, prompt_length, plans, deciding, gated, has_sections
+                )
         except BaseException:
             self.table.release(resolved.key)
             raise
@@ -193,7 +200,23 @@ class SteeringWorker:
         """The row of a request with gates. Raises ValueError, LookupError."""
         if self.gates is None or len(gates(composition)) > self.gates.count:
             raise ValueError(f"the composition has {len(gates(composition))} gates, more than this worker")
+        if self.gates.sections is None and any(gate.is_section for gate in gates(composition)):
+            raise ValueError("this model looks up its tokens where sections can't see them")
         return self.gates.begin(request)
+
+    def place(self, request: str, ids: Sequence[int] | None, computed: int) -> None:
+        """Let a request with sections enter the batch behind its first `computed` tokens, which are not computed again.
+
+        Raises Unsteerable for one whose tokens are not known.
+        """
+        live = self.live.get(request)
+        if live is None or not live.has_sections:
+            return
+        assert self.gates is not None
+        assert self.gates.sections is not None
+        if ids is None:
+            raise Unsteerable("steer: sections need a prompt of tokens, not of embeddings")
+        self.gates.sections.enter(self.gates.requests[request].row, ids[:computed])
 
     def fail(self, request: str, reason: str) -> None:
         """Mark a request that can't be steered: the next steps report it, and the engine core ends it."""
@@ -233,7 +256,7 @@ class SteeringWorker:
             self.report = {**self.report, "starts": starts.copy()}
             return
         filled = np.zeros(max(total, self.filled), dtype=np.int32)
-        gated = np.zeros((total, 3), dtype=np.int32) if self.gates is not None and self.gates.requests else None
+        gated = np.zeros((total, COLUMNS), dtype=np.int32) if self.gates is not None and self.gates.requests else None
         keys: list[str | None] = []
         last = np.zeros(len(requests), dtype=np.int64)
         offset = 0
@@ -253,7 +276,7 @@ class SteeringWorker:
                         gated[offset + begin : offset + count, 0] = live.plans[phase]
                 if live.gated is not None and gated is not None:
                     last[i] = max(last[i], live.gated.counted)
-                    _mark(gated[offset : offset + count], live, start)
+                    _mark(gated[offset : offset + count], live, start, offset)
             offset += count
         self.token_slots[: len(filled)].copy_(_on(self.token_slots.device, filled), non_blocking=True)
         self.filled = total
@@ -290,17 +313,21 @@ class SteeringWorker:
         return True
 
 
-def _mark(tokens: np.ndarray, live: _Live, start: int) -> None:
-    """Set the row, and what they do, of the tokens of a request with gates: [tokens, 3], the first at `start`."""
+def _mark(tokens: np.ndarray, live: _Live, start: int, offset: int) -> None:
+    """Set the row, and what they do, of the tokens of a request with gates: [tokens, 4].
+
+    The first is at position `start` of its sequence, and at `offset` of the step.
+    """
     gated, prompt, end = live.gated, live.prompt_length, start + len(tokens)
     assert gated is not None
-    tokens[:, 1] = gated.row
+    tokens[:, 1], tokens[:, 3] = gated.row, offset
     tokens[max(prompt - start, 0) :, 2] = ACTS
     tokens[max(prompt - start, gated.counted - start, 0) :, 2] = ACTS | COUNTS
     if live.deciding and not gated.decided and start <= prompt - 1 < end:
         # A preempted request, whose prompt may be computed once more, stays as it has been decided.
-        tokens[prompt - 1 - start] = live.deciding, gated.row, DECIDES
+        tokens[prompt - 1 - start, :3] = live.deciding, gated.row, DECIDES
         gated.decided = True
+    tokens[-1:, 2] |= LAST
     gated.counted = max(gated.counted, end)
 
 

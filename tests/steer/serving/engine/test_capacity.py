@@ -217,3 +217,14 @@ def test_what_stays_the_same_is_computed_once_and_not_at_every_step(monkeypatch:
         receipt = capacity.receipt(capacity.progress["a"])
         assert [term["term"] for term in receipt["terms"]] == ["warm", "-0.5*calm"]
         assert receipt["prompt_tokens"] + receipt["response_tokens"] == step + 1
+
+
+def test_a_response_that_is_given_counts_as_a_response() -> None:
+    capacity = Capacity(2)
+    extra = {**fakes.resolved("warm@response + formal@prompt", VECTORS), resolved.GIVEN: 2}
+    capacity.enter(fakes.request("a", extra, prompt=range(6)))
+    assert not capacity.record({"a": 7}, report({"a": (key(capacity, "a"), 0)}))
+    receipt = capacity.leave("a")
+    assert receipt is not None
+    assert (receipt["prompt_tokens"], receipt["response_tokens"]) == (4, 3)
+    assert [(term["prompt_tokens"], term["response_tokens"]) for term in receipt["terms"]] == [(0, 3), (4, 0)]

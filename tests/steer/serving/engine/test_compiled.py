@@ -19,8 +19,11 @@ from engine_process import (
 )
 from test_gated_engine import jobs_of, require_right
 from test_parity import CLOSE, COMPOSITIONS, STEPPED, STEPS
+from test_sectioned_engine import MARKERS
+from test_sectioned_engine import jobs_of as sectioned_jobs_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from probes.models.markers import markers_of
 from vectors import references
 
 
@@ -44,12 +47,14 @@ def test_the_compiled_graph_equals_the_hooked_model_on(name: str, engines: Engin
     folder, vectors = save_model(tmp_path, name), random_vectors(tmp_path, norm=30.0 if name == "gemma3" else 3.0)
     gated = name == "qwen2"  # one of the graphs has gates
     sources = {**vectors, **(random_probes(tmp_path) if gated else {})}
-    engines.start(folder, write_settings(tmp_path, sources, steps=STEPS), enforce_eager=False)
+    more = {"markers": MARKERS, "gates": 3} if gated else {}
+    engines.start(folder, write_settings(tmp_path, sources, steps=STEPS, **more), enforce_eager=False)
     check_all(engines, folder, vectors)
     if gated:
         model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+        model.steer_markers = markers_of(pico.tokenizer(), MARKERS)
         for count in (1, 7, 24):
-            jobs = jobs_of(pico.sequences(count, 5, 40, seed=3))
+            jobs = [*jobs_of(pico.sequences(count, 5, 40, seed=3)), *sectioned_jobs_of(count, count)]
             require_right(engines.generate(jobs), jobs, model, sources)
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from engine_process import NO_V2, environment_of
 
-from steer.serving.engine.worker import blocks, gate_kernels, gates, kernel
+from probes.models.markers import Markers
+from steer.serving.engine.worker import blocks, gate_kernels, gates, kernel, sections
 
 SLOTS, TOKENS = 7, 13
 
@@ -65,7 +66,9 @@ def compare_gates(device: str) -> int:
             "modes": torch.stack([draw(-1, 2, number, plans), draw(0, 8, number, plans)], -1),
             "ends": torch.stack([draw(-1, 2, plans), draw(0, 2, plans)], -1),
             "choices": draw(0, 50, plans, 1 << number),
-            "tokens": torch.stack([draw(0, plans, count), draw(1, rows, count), draw(0, 8, count)], -1),
+            "tokens": torch.stack(
+                [draw(0, plans, count), draw(1, rows, count), draw(0, 8, count), draw(0, 9, count)], -1
+            ),
             "open": draw(0, 1 << number, count),
             "values": torch.randn(number, rows, generator=generator),
             "counts": draw(0, 5, rows, 4 << number),
@@ -94,23 +97,79 @@ def compare_gates(device: str) -> int:
     return cases
 
 
+def compare_sections(device: str) -> int:
+    """Compare random markers and requests over steps of random lengths; return the number of cases."""
+    cases, generator = 0, torch.Generator().manual_seed(2)
+
+    def draw(low: int, high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(low, high, shape, generator=generator, dtype=torch.int32)
+
+    plans, rows = 6, 9
+    for number, markers in (
+        (1, Markers((((1, 2), (4,)), ((2, 1, 1), (3, 3))), (((4,),), ((3, 1),)))),
+        (2, Markers((((1,),), ((2,),)), (((3,),), ()))),
+    ):
+        sections_of = sections.SectionTable(markers, rows, torch.device("cpu"))
+        for row in range(1, rows):
+            sections_of.enter(row, draw(1, 5, int(draw(0, 4, 1))).tolist())
+        table = {
+            "markers": sections_of.markers,
+            "marks": sections_of.marks,
+            "modes": torch.stack([draw(0, 2, number, plans) - 2, draw(0, 3, number, plans)], -1),
+            "ends": torch.stack([draw(0, 2, plans) - 2, draw(0, 2, plans)], -1),
+            "choices": draw(0, 50, plans, 1 << number),
+            "tokens": torch.zeros(200, gates.COLUMNS, dtype=torch.int32),
+            "open": draw(0, 1 << number, 200),
+            "states": sections_of.states,
+            "counts": draw(0, 5, rows, 4 << number),
+            "slots": draw(0, 50, 200),
+        }
+        table["modes"][:, 0] = -2
+        expected = {name: each.clone() for name, each in table.items()}
+        found = {name: each.clone().to(device) for name, each in table.items()}
+        for lengths in ([150, 1, 3], [1, 1, 2, 1, 5], [40, 0, 130]):
+            tokens, start = table["tokens"].zero_(), 0
+            for row, length in enumerate(lengths, 1):
+                part = tokens[start : start + length]
+                part[:, 0], part[:, 1], part[:, 3] = draw(0, plans, length), row, start
+                part[:, 2] = draw(0, 8, length)
+                part[-1:, 2] |= sections.LAST
+                start += length
+            ids = draw(1, 5, start + 3).long()
+            for tables in (expected, found):
+                tables["tokens"].copy_(tokens)
+            sections._section(ids, *expected.values())
+            gate_kernels.section(ids.to(device), *found.values())
+            for name in ("open", "slots"):
+                assert torch.equal(found[name].cpu(), expected[name]), name
+            for name in ("states", "counts"):  # row 0 is nobody's
+                assert torch.equal(found[name].cpu()[1:], expected[name][1:]), name
+            cases += 1
+        assert not torch.equal(expected["slots"], table["slots"])
+    return cases
+
+
 @pytest.mark.slow
 def test_the_kernels_equal_the_tensor_code_and_leave_slot_0_as_it_is() -> None:
     if torch.cuda.is_available():
-        assert (compare("cuda"), compare_gates("cuda")) == (18, 3)
+        assert (compare("cuda"), compare_gates("cuda"), compare_sections("cuda")) == (18, 3, 6)
         return
     environment = environment_of("v2")
     if environment is None:
         pytest.skip(NO_V2)
     path = os.pathsep.join([environment["PYTHONPATH"], *sys.path, str(Path(__file__).parent)])
     child = subprocess.run(
-        [sys.executable, "-c", "import test_kernel as t; print(t.compare('cpu'), t.compare_gates('cpu'))"],
+        [
+            sys.executable,
+            "-c",
+            "import test_kernel as t; print(t.compare('cpu'), t.compare_gates('cpu'), t.compare_sections('cpu'))",
+        ],
         env={**os.environ, **environment, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert child.stdout.split() == ["18", "3"], child.stderr[-2000:]
+    assert child.stdout.split() == ["18", "3", "6"], child.stderr[-2000:]
 
 
 def test_no_token_needs_no_launch() -> None:

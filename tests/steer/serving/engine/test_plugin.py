@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from probes.models.markers import Markers
 from steer.serving.engine import plugin
 from steer.serving.settings import Settings
 
@@ -123,7 +124,7 @@ def test_the_table_s_size_and_the_version_are_in_what_vllm_hashes(monkeypatch: p
     from steer.serving.engine import frontend_hooks
 
     monkeypatch.delenv("STEER_CONFIG", raising=False)
-    monkeypatch.setattr(frontend_hooks, "check", lambda settings, model: None)
+    monkeypatch.setattr(frontend_hooks, "check", lambda settings, model: SimpleNamespace(markers=None))
     found = configuration(additional_config={"theirs": 1})
     plugin._configure(lambda self: found, None)
     assert found.additional_config["theirs"] == 1
@@ -132,6 +133,11 @@ def test_the_table_s_size_and_the_version_are_in_what_vllm_hashes(monkeypatch: p
         "rows": 256,
         "directions": 4,
     }
+    begun = ((9,),), ((10, 11),)
+    monkeypatch.setattr(frontend_hooks, "check", lambda *_: SimpleNamespace(markers=Markers(thinking=begun)))
+    found = configuration(additional_config={})
+    plugin._configure(lambda self: found, None)
+    assert found.additional_config["steer"]["markers"] == [begun, ((), ())]
     with pytest.raises(ValueError, match="must be a JSON object"):
         plugin._configure(lambda self: configuration(additional_config=object()), None)
 
@@ -140,7 +146,7 @@ def test_gates_do_not_start_on_a_model_that_is_cut_into_stages(monkeypatch: pyte
     from steer.serving.engine import frontend_hooks
 
     monkeypatch.setattr(plugin, "from_environment", lambda: Settings(gates=1))
-    monkeypatch.setattr(frontend_hooks, "check", lambda settings, model: None)
+    monkeypatch.setattr(frontend_hooks, "check", lambda settings, model: SimpleNamespace(markers=None))
     found = configuration(additional_config={}, parallel_config__pipeline_parallel_size=1)
     plugin._configure(lambda self: found, None)
     assert (found.additional_config["steer"]["gates"], found.additional_config["steer"]["gate_layers"]) == (1, None)

@@ -252,6 +252,7 @@ def scheduled(
     return SimpleNamespace(
         finished_req_ids=finished,
         scheduled_new_reqs=entering,
+        scheduled_cached_reqs=SimpleNamespace(resumed_req_ids=set()),
         num_scheduled_tokens={name: count for name, (_, count) in steps.items()},
         starts={name: start for name, (start, _) in steps.items()},
     )
