@@ -55,7 +55,8 @@ def standard_error(clusters: Clusters) -> float:
 def studentised(clusters: Clusters, seed: int, resamples: int = RESAMPLES) -> Tensor:
     """(mean* - mean) / error* of bootstrap resamples of whole clusters, float64 [resamples] (Efron & Tibshirani 1993).
 
-    Resamples in which nothing varies have no error and are left out.
+    A resample in which nothing varies, as happens where few items differ, has no error of its own and gets that of the
+    sample: left out, it would make the interval too narrow.
     """
     count = len(clusters.sizes)
     times = _drawn(count, seed, resamples)
@@ -63,10 +64,12 @@ def studentised(clusters: Clusters, seed: int, resamples: int = RESAMPLES) -> Te
     sizes, sums = clusters.sizes, clusters.sums - clusters.mean * clusters.sizes
     items = times @ sizes
     means = times @ sums / items
-    squares = times @ sums.square() - 2 * means * (times @ (sums * sizes)) + means.square() * (times @ sizes.square())
+    whole = times @ sums.square()
+    squares = whole - 2 * means * (times @ (sums * sizes)) + means.square() * (times @ sizes.square())
     errors = (count / (count - 1) * squares.clamp_min(0)).sqrt() / items
-    varied = errors > 1e-12 * sums.abs().max()
-    return means[varied] / errors[varied]
+    # What is left of squares that cancel is rounding, which would make the ratio as large as it is small.
+    varied = squares > 1e-10 * whole
+    return means / torch.where(varied, errors, standard_error(clusters))
 
 
 @functools.lru_cache(maxsize=2)  # all comparisons of a verdict use the same resamples

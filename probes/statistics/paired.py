@@ -76,7 +76,9 @@ def against_draws(
     half = p = 0.0
     if error > 0:
         reach = (error * studentised(clusters, seed)).abs()
-        half, p = float(reach.quantile(confidence)), (1 + int((reach >= abs(mean)).sum())) / (1 + len(reach))
+        # Up to rounding, which must not decide whether a resample counts as one that reaches the mean.
+        beyond = int((reach >= abs(mean) * (1 - 1e-9)).sum())
+        half, p = float(reach.quantile(confidence)), (1 + beyond) / (1 + len(reach))
     if between > 0:
         half = max(half, between * student_quantile(confidence, len(draws) - 1))
         p = max(p, student_two_sided(mean / between, len(draws) - 1))

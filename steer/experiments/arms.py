@@ -5,28 +5,40 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from steer.experiments.running import readouts
 from steer.experiments.specification import Arm
 from steer.store import layout, names
 from steer.store.using.resolver import resolver
 from vectors import fit
 from vectors.errors import SteerError
-from vectors.resolve import Resolver, compose, folder_resolver
+from vectors.probe import Probe
+from vectors.resolve import Resolver, compose_gated, folder_resolver
 from vectors.steering import SteeringVector
 from vectors.storage.files import digest_file, digest_json
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # the files of a LoRA adapter in PEFT's form
 
 
-def arms_of(
-    values: Mapping[str, Any], folder: Path, resolvers: Sequence[Resolver] | None
-) -> tuple[tuple[Arm, ...], dict[str, SteeringVector], list[str], list[str]]:
-    """(arms, vectors by name, problems, hints) of a document whose fields have the right types."""
+class Arms(NamedTuple):
+    """The arms of a document, the vectors that their terms add and what their conditions read, by name; problems and
+    hints."""
+
+    arms: tuple[Arm, ...]
+    vectors: dict[str, SteeringVector]
+    probes: dict[str, Probe | SteeringVector]
+    problems: list[str]
+    hints: list[str]
+
+
+def arms_of(values: Mapping[str, Any], folder: Path, resolvers: Sequence[Resolver] | None) -> Arms:
+    """The arms of a document whose fields have the right types."""
     bindings = {name: folder / os.path.expanduser(path) for name, path in (values.get("vectors") or {}).items()}
     searched = [resolver(folder), folder_resolver(folder)] if resolvers is None else resolvers
     arms: list[Arm] = []
     vectors: dict[str, SteeringVector] = {}
+    probes: dict[str, Probe | SteeringVector] = {}
     problems: list[str] = []
     hints: list[str] = []
     given = values["arms"]
@@ -37,9 +49,11 @@ def arms_of(
         expression, digests, adapter, commit = "", {}, "", ""
         try:
             if "steer" in arm:
-                composition, named = compose(arm["steer"], bindings, resolvers=searched)
-                expression, digests = str(composition), {key: vector.digest for key, vector in named.items()}
+                composition, named, read = compose_gated(arm["steer"], bindings, resolvers=searched)
+                expression = str(composition)
+                digests = {key: source.digest for key, source in {**named, **read}.items()}
                 vectors |= named
+                probes |= read
                 commit = "" if resolvers is not None else commit_of(arm["steer"], folder, bindings)
         except SteerError as error:
             problems += [f"arm {name}: {problem}" for problem in error.problems]
@@ -65,7 +79,7 @@ def arms_of(
             + (f": {', '.join(plain)}" if plain else "")
         )
         hints.append("write control: {}")
-    return tuple(arms), vectors, problems, hints
+    return Arms(tuple(arms), vectors, probes, problems, hints)
 
 
 def commit_of(text: str, folder: Path, bindings: Mapping[str, Any]) -> str:
@@ -81,14 +95,18 @@ def adapter_digest(folder: Path) -> str:
 
 
 def problems_of_model(
-    vectors: Mapping[str, SteeringVector], reference: str | None, served: str | None, named: str | None
+    arms: Arms, judges: Mapping[str, Probe], reference: str | None, served: str | None, named: str | None
 ) -> list[str]:
-    """Why these vectors can't steer the model; `served` is the one that a server loads, `named` the file's."""
+    """Why the vectors of arms can't steer the model, or their probes and those of judges, by name, not read it.
+
+    `served` is the model that a server loads, `named` the file's.
+    """
     from vectors import references
 
     problems = []
+    sources = {**{f"of the judge {name}": probe for name, probe in judges.items()}, **arms.probes, **arms.vectors}
     if reference is None:
-        return problems_between(vectors)
+        return problems_between(sources)
     try:
         identity = references.identity(references.resolve(reference))
         if served is not None and named is not None and served != named:
@@ -97,17 +115,20 @@ def problems_of_model(
                 return [f"the experiment is about the model {named}, not {served}"]
     except SteerError as error:
         return list(error.problems)
-    for name, vector in vectors.items():
-        problems += fit.problems_of(
-            name, vector, hidden_size=identity["hidden_size"], layers=identity["layers"], base=identity
-        )
+    model: dict[str, Any] = {"hidden_size": identity["hidden_size"], "layers": identity["layers"], "base": identity}
+    for name, source in sources.items():
+        if isinstance(source, Probe):
+            problems += fit.problems_of_probe(name, source, **model)
+        else:
+            problems += fit.problems_of(name, source, **model)
+    problems += readouts.problems_of(judges, identity["layers"])
     return problems
 
 
-def problems_between(vectors: Mapping[str, SteeringVector]) -> list[str]:
-    """A problem when vectors belong to different models, where it is not known which one will be served."""
-    bases = {name: vector.base.get("digest") for name, vector in vectors.items() if vector.base.get("digest")}
+def problems_between(sources: Mapping[str, SteeringVector | Probe]) -> list[str]:
+    """A problem when vectors and probes belong to different models, where it is not known which one will be served."""
+    bases = {name: source.base.get("digest") for name, source in sources.items() if source.base.get("digest")}
     if len(set(bases.values())) < 2:
         return []
-    names = {name: vectors[name].base.get("name", digest) for name, digest in bases.items()}
+    names = {name: sources[name].base.get("name", digest) for name, digest in bases.items()}
     return ["the vectors belong to different models: " + ", ".join(f"{name} to {base}" for name, base in names.items())]

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import secrets
@@ -19,7 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from steer.experiments.arms import arms_of, problems_of_model
+from steer.evaluation.judging.endpoint import problems_of_url
+from steer.experiments.arms import Arms, arms_of, problems_of_model
 from steer.experiments.specification import (
     CALLED,
     DIRECTIONS,
@@ -29,7 +31,6 @@ from steer.experiments.specification import (
     PER,
     SERVER_METRICS,
     UNITS,
-    Arm,
     Experiment,
     Judge,
     Metric,
@@ -38,8 +39,8 @@ from steer.experiments.specification import (
 from vectors.documents import schema, yaml_text
 from vectors.documents.json_text import read_bounded
 from vectors.errors import SteerError, UsageError, guess
+from vectors.probe import Probe
 from vectors.resolve import Resolver
-from vectors.steering import SteeringVector
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 _NAME = schema.text(NAME, "a name of letters, digits, _, . and -, of at most 64 characters")
@@ -158,22 +159,21 @@ def check(
     if not isinstance(values, Mapping):
         raise UsageError(f"the experiment {file} is {schema.excerpt(values)}, not a mapping", "see docs/ab.md")
     values = {key: value for key, value in values.items() if value is not None}
-    arms: tuple[Arm, ...] = ()
-    vectors: dict[str, SteeringVector] = {}
-    hints: list[str] = []
+    composed, readouts = Arms((), {}, {}, [], []), dict[str, Probe]()
     given = values.get("arms")
     if isinstance(given, Mapping) and not any(problem.startswith(("arms", "vectors")) for problem in problems):
-        arms, vectors, found, hints = arms_of(values, file.parent, resolvers)
-        problems += found
+        composed = arms_of(values, file.parent, resolvers)
+        problems += composed.problems
         problems += _problems_of_weights(given)
-        problems += problems_of_model(vectors, model or values.get("model"), model, values.get("model"))
-    problems += _problems_between(values)
+        readouts = _readouts(values, file.parent)
+        problems += problems_of_model(composed, readouts, model or values.get("model"), model, values.get("model"))
+    problems += _problems_between(values, file.parent)
     if problems:
         raise UsageError(
             [f"{file.name}: {problem}" for problem in problems],
-            "; ".join(dict.fromkeys(hint for hint in hints if hint)) or "docs/ab.md describes every key",
+            "; ".join(dict.fromkeys(hint for hint in composed.hints if hint)) or "docs/ab.md describes every key",
         )
-    return _built(values, file, arms, vectors)
+    return _built(values, file, composed, readouts)
 
 
 def _problems_of_weights(arms: Mapping[str, Any]) -> list[str]:
@@ -186,7 +186,26 @@ def _problems_of_weights(arms: Mapping[str, Any]) -> list[str]:
     return [f"the weights of the arms sum to {total:.6g}, not to 1"] if given and abs(total - 1) > 1e-6 else []
 
 
-def _problems_between(values: Mapping[str, Any]) -> list[str]:
+def _readouts(values: Mapping[str, Any], folder: Path) -> dict[str, Probe]:
+    """The probes of the judges that are probes, by name; those that can't be read are among the problems."""
+    found = {}
+    for judge in (each for each in _list(values.get("judges")) if isinstance(each, Mapping)):
+        with contextlib.suppress(SteerError):
+            if (settings := probe_of(judge.get("scorer"), folder)) is not None:
+                found[str(judge.get("name"))] = Probe.load(settings.file)
+    return found
+
+
+def probe_of(scorer: Any, folder: Path) -> Any:
+    """The settings of a judge's scorer that is a probe; None for any other. Raises SteerError for a wrong one."""
+    from steer.evaluation import scorers
+
+    if not isinstance(scorer, str) or scorer.partition(":")[0] != "probe":
+        return None
+    return scorers.parse(scorer, folder).settings
+
+
+def _problems_between(values: Mapping[str, Any], folder: Path) -> list[str]:
     """What is wrong between fields that are each possible by themselves."""
     problems = []
     ramp = values.get("ramp") or []
@@ -210,18 +229,22 @@ def _problems_between(values: Mapping[str, Any]) -> list[str]:
             problems.append(f"the metric {metric.get('name')} has low {low:g}, not below high {high:g}")
         if metric.get("name") in SERVER_METRICS and metric.get("kind") == "bool" and metric.get("name") != "refusal":
             problems.append(f"the metric {metric['name']}, which the server computes, is a number")
-    problems += [problem for j in _list(values.get("judges")) if isinstance(j, Mapping) for problem in _judge(j)]
+    problems += [
+        problem for j in _list(values.get("judges")) if isinstance(j, Mapping) for problem in _judge(j, folder)
+    ]
     judges = [j.get("name") for j in _list(values.get("judges")) if isinstance(j, Mapping)]
     problems += [f"the judge {name} is no metric: name it in `secondary`" for name in judges if name not in names]
     return problems
 
 
-def _judge(judge: Mapping[str, Any]) -> list[str]:
+def _judge(judge: Mapping[str, Any], folder: Path) -> list[str]:
     """What is wrong with a judge: it is an endpoint with three fields, or a scorer of texts."""
     name, texts = judge.get("name"), ("url", "model", "instruction")
     missing = [key for key in texts if judge.get(key) is None]
     if judge.get("scorer") is None:
-        return [f"the judge {name} has no {', '.join(missing)}, and no scorer"] if missing else []
+        if missing:
+            return [f"the judge {name} has no {', '.join(missing)}, and no scorer"]
+        return [f"the judge {name}: {problem}" for problem in problems_of_url(str(judge["url"]))]
     if len(missing) < len(texts):
         return [f"the judge {name} is an endpoint or a scorer, not both"]
     from steer.evaluation import scorers
@@ -229,11 +252,8 @@ def _judge(judge: Mapping[str, Any]) -> list[str]:
     scorer = str(judge["scorer"])
     if any(character < " " for character in scorer):  # "\b" in double quotes is a backspace, which matches nothing
         return [f"the judge {name} has the control character {min(scorer)!r} in its scorer; write it in single quotes"]
-    if scorer.partition(":")[0] == "probe":
-        return [f"the judge {name} is a probe, which reads a model that is not loaded where answers are judged; "
-                "a classifier, words, a regex or an endpoint reads texts"]  # fmt: skip
     try:
-        scorers.parse(scorer)
+        scorers.parse(scorer, folder)
     except SteerError as error:
         return [f"the judge {name}: {problem}" for problem in error.problems]
     return []
@@ -251,20 +271,19 @@ def _metric(values: Mapping[str, Any]) -> Metric:
     return Metric(values["name"], kind, values.get("better", "higher"), per=values.get("per", "unit"), **floats)
 
 
-def _built(
-    values: Mapping[str, Any], file: Path, arms: tuple[Arm, ...], vectors: Mapping[str, SteeringVector]
-) -> Experiment:
+def _built(values: Mapping[str, Any], file: Path, composed: Arms, readouts: Mapping[str, Probe]) -> Experiment:
     unit, space = values.get("unit", "conversation"), values.get("namespace")
     guardrails = {name: limit for name, (limit, _) in GUARDRAILS.items()}
     guardrails |= {name: float(limit) for name, limit in values.get("guardrails", {}).items() if limit is not None}
     judges = tuple(
         Judge(**{key: value for key, value in judge.items() if key != "sample_rate"},
-              sample_rate=_share(judge.get("sample_rate", 0.1)) or 0.0)
+              sample_rate=_share(judge.get("sample_rate", 0.1)) or 0.0,
+              digest=readouts[judge["name"]].digest if judge["name"] in readouts else "")
         for judge in values.get("judges", ())
     )  # fmt: skip
     return Experiment(
         name=values["name"],
-        arms=arms,
+        arms=composed.arms,
         metric=_metric(values["metric"]),
         salt=values.get("salt", values["name"]),
         model=values.get("model", ""),
@@ -281,18 +300,21 @@ def _built(
         store_texts=values.get("store_texts", False),
         log=log_url(values.get("log", f"{values['name']}.db"), file.parent),
         file=file,
-        vectors=vectors,
+        vectors=composed.vectors,
+        probes=composed.probes,
+        readouts=readouts,
         files={name: file.parent / Path(path).expanduser() for name, path in values.get("vectors", {}).items()},
     )
 
 
 class Address(NamedTuple):
-    """What is read of an experiment's file where its arms need not be valid: its name, salt and log, and the file."""
+    """What is read of an experiment's file where its arms need not be valid; `unit` is what the file says of it."""
 
     name: str
     salt: str
     log: str
     file: Path
+    unit: Any = "conversation"
 
 
 def address(reference: str) -> Address:
@@ -307,7 +329,8 @@ def address(reference: str) -> Address:
     if problems:
         raise UsageError([f"{file.name}: {problem}" for problem in problems], f"steer ab check {file} says more")
     name = values["name"]
-    return Address(name, values.get("salt") or name, log_url(values.get("log") or f"{name}.db", file.parent), file)
+    log = log_url(values.get("log") or f"{name}.db", file.parent)
+    return Address(name, values.get("salt") or name, log, file, values.get("unit") or "conversation")
 
 
 def log_url(text: str, folder: Path) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Engine, delete, or_, select
 
 from steer.experiments.assignment import hashed
+from steer.experiments.storage import forgetting
 from steer.experiments.storage.database import writing
 from steer.experiments.storage.tables import EXPOSURES, FEEDBACK
 
@@ -106,7 +107,7 @@ class Forgotten(NamedTuple):
 def forget(engine: Engine, name: str, salt: str, unit: str) -> Forgotten:
     """Remove the rows of a unit, or of a conversation, for good: answers, and feedback about them.
 
-    Raises SQLAlchemyError.
+    Those that servers have not written yet never arrive. Raises SQLAlchemyError.
     """
     hashes = [hashed(salt, unit), hashed(salt, unit, "conversation")]
     shown, given = EXPOSURES.c, FEEDBACK.c
@@ -114,6 +115,7 @@ def forget(engine: Engine, name: str, salt: str, unit: str) -> Forgotten:
     with writing(engine) as connection:
         if engine.dialect.name == "sqlite":
             connection.exec_driver_sql("PRAGMA secure_delete = ON")
+        forgetting.lock(connection, "removing")
         where = theirs & (shown.experiment == name)
         found = connection.execute(select(shown.response, shown.conversation).where(where)).all()
         responses = [response for response, _ in found if response is not None]
@@ -124,6 +126,7 @@ def forget(engine: Engine, name: str, salt: str, unit: str) -> Forgotten:
                 these = column.in_(values[start : start + 500]) & (given.experiment == name)
                 feedback += connection.execute(delete(FEEDBACK).where(these)).rowcount
         answers = connection.execute(delete(EXPOSURES).where(where)).rowcount
+        forgetting.mark(connection, name, {*conversations}, responses)
     if engine.dialect.name == "sqlite":  # what was removed must not stay in the write-ahead log
         with engine.connect() as connection:
             connection.rollback()

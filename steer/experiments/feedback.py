@@ -18,7 +18,6 @@ from vectors.documents import schema
 from vectors.storage.files import canonical_json
 
 LARGEST = 256 * 1024  # bytes of the body
-LATE = 30 * 86_400.0  # seconds after a stop; and the age of an answer from which its feedback is marked late
 
 _ID = schema.text(r"[^\0]{1,512}", "text of 1 to 512 characters")
 _TEXT = schema.text(longest=100_000)

@@ -57,7 +57,8 @@ def lines_of(arm: Arm, experiment: Experiment, model: str, version: str = "") ->
     if arm.plain:
         return [serve]
     if version and not (arm.system or arm.lora):
-        return [f"steer serve {version}", f"steer bake {version} --model {shlex.quote(model)} -o {arm.name}-model/"]
+        bake = f"steer bake {version} --model {shlex.quote(model)} -o {arm.name}-model/"
+        return [f"steer serve {version}", *([] if arm.conditional else [bake])]
     if arm.system:
         return [f"{serve}    # with this system prompt in every request: {shlex.quote(arm.system)}"]
     if arm.lora:
@@ -66,7 +67,8 @@ def lines_of(arm: Arm, experiment: Experiment, model: str, version: str = "") ->
     bake = " ".join(
         [f"steer bake {shlex.quote(arm.written)} --model {shlex.quote(model)}", *vectors, f"-o {arm.name}-model/"]
     )
-    return [f"{serve} {named}", bake]
+    # No weights decide while the model runs.
+    return [f"{serve} {named}"] if arm.conditional else [f"{serve} {named}", bake]
 
 
 def move_alias(

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vectors.expression import parse
+from vectors.probe import Probe
 from vectors.steering import SteeringVector
 from vectors.storage.files import digest_bytes, digest_json
 
@@ -45,7 +47,7 @@ class Arm:
     name: str
     weight: float
     steer: str = ""  # canonical text of the expression
-    vectors: Mapping[str, str] = field(default_factory=dict)  # digest of each vector, by its name in the expression
+    vectors: Mapping[str, str] = field(default_factory=dict)  # digest of each vector and probe, by its name in it
     lora: str = ""  # the adapter's folder
     lora_digest: str = ""
     system: str = ""
@@ -56,6 +58,11 @@ class Arm:
     def plain(self) -> bool:
         """Whether the arm changes nothing."""
         return not (self.steer or self.lora or self.system)
+
+    @functools.cached_property
+    def conditional(self) -> bool:
+        """Whether a term of the arm acts under a condition, which is decided while the model runs."""
+        return bool(self.steer) and bool(parse(self.steer).conditions)
 
     @functools.cached_property
     def composition(self) -> str:
@@ -113,7 +120,8 @@ class Judge:
     """A judge of sampled answers, whose scores are a metric of this name.
 
     It is an OpenAI-compatible endpoint (`url`, `model`, `instruction`), or a scorer of texts as `steer eval` has them
-    (`scorer`, such as `classifier:org/name`).
+    (`scorer`, such as `classifier:org/name`, or `probe:FILE`, which the served model reads). `digest` is that of the
+    probe.
     """
 
     name: str
@@ -123,6 +131,11 @@ class Judge:
     scorer: str = ""
     sample_rate: float = 0.1
     key_variable: str = ""  # the environment variable with the endpoint's API key
+    digest: str = ""
+
+    def frozen(self) -> dict[str, Any]:
+        """What the digest of an experiment covers, as JSON values; `digest` is newer than some logs."""
+        return {key: value for key, value in vars(self).items() if (key, value) != ("digest", "")}
 
 
 @dataclass(frozen=True)
@@ -136,7 +149,8 @@ class Namespace:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A checked experiment. `vectors` are those of its arms, by name; `file` is where it was read."""
+    """A checked experiment. `vectors` are those of its arms and `probes` what their conditions read, by name; `file`
+    is where it was read."""
 
     name: str
     arms: tuple[Arm, ...]
@@ -157,6 +171,8 @@ class Experiment:
     log: str = ""  # the URL of the database
     file: Path = Path()
     vectors: Mapping[str, SteeringVector] = field(default_factory=dict)
+    probes: Mapping[str, Probe | SteeringVector] = field(default_factory=dict)
+    readouts: Mapping[str, Probe] = field(default_factory=dict)  # of judges that are probes, by the judge's name
     files: Mapping[str, Path] = field(default_factory=dict)  # of the vectors that the file binds to names
 
     @functools.cached_property
@@ -195,7 +211,7 @@ class Experiment:
             "metric": self.metric.frozen(),
             "secondary": [metric.frozen() for metric in self.secondary],
             "guardrails": dict(self.guardrails),
-            "judges": [vars(judge) for judge in self.judges],
+            "judges": [judge.frozen() for judge in self.judges],
             "ramp": list(self.ramp),
             "ramp_responses": self.ramp_responses,
             "on_breach": self.on_breach,

@@ -54,11 +54,12 @@ on_breach: stop       # or warn
 # ramp: [1%, 5%, 25%, 50%]
 # ramp_responses: 200
 
-# What judges sampled answers: a model behind an endpoint, or a scorer (classifier, words, regex). Each is a metric,
-# named in `secondary` (or as the metric above).
+# What judges sampled answers: a model behind an endpoint, a scorer (classifier, words, regex), or a probe that the
+# served model reads. Each is a metric, named in `secondary` (or as the metric above).
 # judges:
 # - {{name: polite, url: "https://host/v1", model: judge, instruction: "Is the answer polite?", sample_rate: 5%}}
 # - {{name: cheerful, scorer: "classifier:org/name", sample_rate: 5%}}
+# - {{name: warmth, scorer: "probe:warmth-probe.safetensors", sample_rate: 5%}}
 
 clients_call: experiment   # `model`: requests for the served model take part too, without changes to clients
 store_texts: false         # true stores prompts and answers in the log

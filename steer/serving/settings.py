@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from steer.experiments import document
+from steer.experiments.running import readouts
 from steer.experiments.specification import Experiment
 from vectors.documents import yaml_text
 from vectors.documents.json_text import read_bounded
@@ -117,7 +118,7 @@ def check(values: Mapping[str, Any], folder: Path) -> Settings:
     known = ("vectors", "arms", *_SIZES, "gate_layers", "markers", "experiments", "versions", "folders", *switches)
     problems += [f"the settings have no {key!r}" for key in values if key not in known]
     vectors, probes = _vectors(values.get("vectors") or {}, folder, problems, hints)
-    experiments = _experiments(values.get("experiments") or {}, folder, vectors, problems, hints)
+    experiments = _experiments(values.get("experiments") or {}, folder, vectors, probes, problems, hints)
     arms = _arms(values.get("arms") or {}, {**vectors, **probes}, values.get("vectors") or {}, problems, hints)
     sizes = {name: values.get(name, default) for name, (default, _, _) in _SIZES.items()}
     for name, (default, low, high) in _SIZES.items():
@@ -162,12 +163,16 @@ def check(values: Mapping[str, Any], folder: Path) -> Settings:
         problems += [f"versions names {arm!r}, which is no arm" for arm in versions if arm not in arms]
     if problems:
         raise UsageError(problems, "; ".join(dict.fromkeys(hints)) or f"the settings are {', '.join(known)}")
+    compositions = [
+        *arms.values(),
+        *(composition for each in experiments for composition in readouts.compositions(each).values()),
+    ]
     if sizes["steps"] is None:
-        sizes["steps"] = min(MOST_STEPS, max((len(arm.steps) for arm in arms.values()), default=0))
+        sizes["steps"] = min(MOST_STEPS, max((len(each.steps) for each in compositions), default=0))
     if sizes["gates"] is None:
-        sizes["gates"] = GATES if probes or any(arm.conditions for arm in arms.values()) else 0
+        sizes["gates"] = GATES if probes or any(each.conditions for each in compositions) else 0
     if gate_layers is None:
-        gate_layers = _layers_read({**vectors, **probes}, probes, arms.values())
+        gate_layers = _layers_read({**vectors, **probes}, probes, compositions)
     return Settings(
         vectors,
         arms,
@@ -208,9 +213,14 @@ def _vectors(
 
 
 def _experiments(
-    values: Any, folder: Path, vectors: dict[str, SteeringVector], problems: list[str], hints: list[str]
+    values: Any,
+    folder: Path,
+    vectors: dict[str, SteeringVector],
+    probes: dict[str, Probe],
+    problems: list[str],
+    hints: list[str],
 ) -> tuple[Experiment, ...]:
-    """The experiments of the settings; their vectors are added to `vectors`."""
+    """The experiments of the settings; what their arms add and read is added to `vectors` and `probes`."""
     if not isinstance(values, dict) or not all(isinstance(file, str) for file in values):
         problems.append(f"experiments is {values!r}, not a mapping from files to digests")
         return ()
@@ -228,11 +238,15 @@ def _experiments(
         if experiment.name in experiments:
             problems.append(f"two experiments are called {experiment.name}")
         experiments[experiment.name] = experiment
-        for name, vector in experiment.vectors.items():
-            if name in vectors and vectors[name].digest != vector.digest:
+        for name, source in readouts.sources(experiment).items():
+            known = vectors.get(name) or probes.get(name)
+            if known is not None and known.digest != source.digest:
                 problems.append(f"the experiment {experiment.name} has another vector {name} than --vector or an arm")
                 hints.append("give one of them another name")
-            vectors[name] = vector
+            if isinstance(source, Probe):
+                probes[name] = source
+            else:
+                vectors[name] = source
     taking = [experiment.name for experiment in experiments.values() if experiment.clients_call == "model"]
     if len(taking) > 1:
         problems.append(f"the experiments {', '.join(taking)} all take the requests for the model")

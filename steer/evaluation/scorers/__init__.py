@@ -60,8 +60,9 @@ def scorer(kind: str) -> Scorer:
     return choose("scorer", kind, available())
 
 
-def parse(text: str) -> ConfiguredScorer:
-    """The scorer for `KIND:VALUE` or `NAME=KIND:VALUE`. Raises UsageError with all problems."""
+def parse(text: str, folder: Path = Path()) -> ConfiguredScorer:
+    """The scorer for `KIND:VALUE` or `NAME=KIND:VALUE`; paths are relative to `folder`. Raises UsageError with all
+    problems."""
     match = _NAMED.fullmatch(text)
     if match is None:
         raise UsageError(f"--scorer {text[:80]!r} is not [NAME=]KIND:VALUE", f"the kinds are {', '.join(kinds())}")
@@ -69,7 +70,7 @@ def parse(text: str) -> ConfiguredScorer:
     fields = dataclasses.fields(scorer(kind).Settings)
     entry = {"kind": kind} | ({"name": match["name"]} if match["name"] else {})
     given = {fields[0].name: match["value"]} if match["value"] else {}
-    return configured({**entry, **given}, Path(), f"--scorer {text[:80]!r}")
+    return configured({**entry, **given}, folder, f"--scorer {text[:80]!r}")
 
 
 def configured(entry: Mapping[str, Any], folder: Path, where: str = "scorer") -> ConfiguredScorer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from vectors.events import OnEvent, ignore
@@ -34,13 +34,15 @@ class Scored(NamedTuple):
 class Resources:
     """What an evaluation lends a scorer: the unsteered model (a `LoadedModel`), and where progress is reported.
 
-    `loaded` is None where no model is loaded. `seed` is the evaluation's.
+    `loaded` is None where no model is loaded. `seed` is the evaluation's. `kept` is what a scorer keeps from one call
+    to the next with the same resources, such as a classifier that it has loaded.
     """
 
     loaded: Any = None
     device: str = "auto"
     seed: int = 0
     on_event: OnEvent = ignore
+    kept: dict[Any, Any] = field(default_factory=dict)
 
 
 class Scorer(Protocol):

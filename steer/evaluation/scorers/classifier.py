@@ -40,22 +40,15 @@ def inputs_of(settings: Settings) -> dict[str, str]:
 def score(settings: Settings, texts: Sequence[GeneratedText], resources: Resources) -> list[Scored]:
     """1 where the label's probability reaches the threshold; the probability is the evidence."""
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     from probes.models.loading import choose_device, memory_reported
-    from vectors import references
     from vectors.events import Event
 
-    source = references.resolve(settings.model)
     device, _ = choose_device(resources.device)
     label, _ = _label(settings, _config(settings.model))
-    tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        source.path, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
-    )
-    model.to(device).eval()
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
+    key = "classifier", settings.model
+    tokenizer, model = resources.kept.get(key) or _loaded(settings.model, device)
+    resources.kept[key] = tokenizer, model
     longest = getattr(model.config, "max_position_embeddings", None)
     order = sorted(range(len(texts)), key=lambda index: len(texts[index].response))
     scored: dict[int, Scored] = {}
@@ -75,6 +68,24 @@ def score(settings: Settings, texts: Sequence[GeneratedText], resources: Resourc
             scored[index] = Scored(float(has), int(has), {"probability": probability})
         resources.on_event(Event("classifying", len(scored), len(texts), "texts"))
     return [scored[index] for index in range(len(texts))]
+
+
+def _loaded(reference: str, device: Any) -> tuple[Any, Any]:
+    """The tokenizer and the model of a classifier."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from vectors import references
+
+    path = references.resolve(reference).path
+    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        path, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
+    )
+    model.to(device).eval()
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return tokenizer, model
 
 
 def _config(reference: str) -> Any:

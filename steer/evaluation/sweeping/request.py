@@ -14,7 +14,6 @@ from steer.evaluation.sweeping.measured import Candidate
 from vectors.errors import UsageError
 
 NEUTRAL = 16  # built-in prompts that are continued, of each kind
-FEWEST = 30  # items below which figures have no verdict
 
 
 @dataclass(frozen=True, kw_only=True)

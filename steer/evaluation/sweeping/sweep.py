@@ -12,6 +12,7 @@ import torch
 from probes.arms.equal_divergence import rounded
 from probes.models.loading import LoadedModel
 from probes.statistics.paired import difference
+from probes.statistics.verdict import FEWEST
 from steer.cluster import Cluster
 from steer.evaluation.suites.items import Item, groups_of, metric_of
 from steer.evaluation.sweeping.cells import Cells
@@ -19,7 +20,7 @@ from steer.evaluation.sweeping.elsewhere import Elsewhere
 from steer.evaluation.sweeping.groups import AUTO, parse_groups, problems_of_groups
 from steer.evaluation.sweeping.learning import REPEATS, curve, repeats_of, subset
 from steer.evaluation.sweeping.measured import MULTIPLES, Candidate, Items, NeutralText, ids_of, neutral_text
-from steer.evaluation.sweeping.request import FEWEST, Settings, Sides, Source
+from steer.evaluation.sweeping.request import Settings, Sides, Source
 from steer.evaluation.sweeping.search import Point, Search, Trial, chosen, golden, safe_strength
 from vectors.errors import UsageError
 from vectors.events import OnEvent, ignore

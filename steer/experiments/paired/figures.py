@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 
+from probes.models.loading import load
 from probes.scores.repetition import repetition
 from probes.statistics.paired import Difference, difference
-from steer.evaluation.judging.client import ask
-from steer.evaluation.judging.endpoint import Endpoint
+from probes.statistics.verdict import FEWEST
 from steer.evaluation.scorers import GeneratedText, Resources
 from steer.experiments.paired.answers import Answer, Row
 from steer.experiments.paired.inputs import Inputs
 from steer.experiments.running.measures import refuses
-from steer.experiments.specification import Judge, Metric
+from steer.experiments.running.questions import scores_by
+from steer.experiments.specification import Metric
 from vectors.events import OnEvent
 
-FEWEST = 30  # prompts below which there is no verdict
-
-SHARE = "share"  # the unit of what lies between 0 and 1
 # What is computed of every answer: its unit.
 MEASURES: Mapping[str, str] = {
     "response_tokens": "tokens",
     "characters": "characters",
-    "repetition": f"{SHARE} of repeated 4-grams of tokens",
-    "refusal": f"{SHARE} of answers that refuse",
+    "repetition": "share of repeated 4-grams of tokens",
+    "refusal": "share of answers that refuse",
     "likelihood": "nats per token under the unsteered model",
 }
 Verdict = Literal["better", "worse", "no difference", "undecided", "too few prompts"]
@@ -55,11 +51,6 @@ class Judged(NamedTuple):
     reason: str
 
 
-def widest(unit: str, max_tokens: int) -> float:
-    """The greatest difference of two answers in this unit."""
-    return 1.0 if unit.startswith(SHARE) else float(max_tokens) if unit == "tokens" else math.inf
-
-
 def measured(answer: Answer) -> dict[str, float | None]:
     """The measures of an answer."""
     return {
@@ -72,7 +63,7 @@ def measured(answer: Answer) -> dict[str, float | None]:
 
 
 def scores_of(
-    inputs: Inputs, rows: Sequence[Row], answers: Mapping[str, Sequence[Answer]], seed: int, device: str,
+    inputs: Inputs, rows: Sequence[Row], answers: Mapping[str, Sequence[Answer]], seed: int, device: str, dtype: str,
     on_event: OnEvent,
 ) -> dict[str, tuple[str, Scores]]:  # fmt: skip
     """(unit, scores by arm) of every measure, of the scorers, and of the experiment's judges, by name.
@@ -95,33 +86,20 @@ def scores_of(
     def by_arm(values: Sequence[float | None]) -> Scores:
         return {arm: list(values[i * len(rows) : (i + 1) * len(rows)]) for i, arm in enumerate(answers)}
 
+    loaded = load(inputs.opened, device, dtype) if any(each.kind == "probe" for each in inputs.scorers) else None
+    resources = Resources(loaded=loaded, device=device, seed=seed, on_event=on_event)
     for each in inputs.scorers:
-        resources = Resources(device=device, seed=seed, on_event=on_event)
-        found[each.name] = ("score", by_arm([scored.value for scored in each.score(texts, resources)]))
+        values = [scored.value for scored in each.score(texts, resources)]
+        found[each.name] = ("score", by_arm(values))
     for judge in inputs.experiment.judges:
         if not judge.scorer:
             metric = inputs.experiment.metrics()[judge.name]
-            found[judge.name] = ("score", by_arm(_judged(judge, metric, texts, on_event)))
+            found[judge.name] = ("score", by_arm(scores_by(judge, metric, texts, on_event)))
     return found
 
 
-def _judged(judge: Judge, metric: Metric, texts: Sequence[GeneratedText], on_event: OnEvent) -> list[float | None]:
-    """The scores of a judge of the experiment, asked as on live traffic."""
-    from steer.experiments.running.judges import question, score  # needs the extra `ab`
-
-    key = os.environ.get(judge.key_variable, "") if judge.key_variable else ""
-    endpoint = Endpoint(url=judge.url.rstrip("/"), model=judge.model, key=key)
-    replies = ask(endpoint, [question(judge, metric, text.prompt, text.response) for text in texts], on_event)
-    return [None if each.text is None else score(metric, each.text) for each in replies]
-
-
-def compared(
-    scores: Scores, rows: Sequence[Row], control: str, seed: int, confidence: float, widest: float = math.inf
-) -> dict[str, Compared]:
-    """Every arm against the control, by the paired difference over prompts; samples of a prompt are one cluster.
-
-    `widest` is the greatest difference that is possible: where few prompts differ, the bootstrap does not know it.
-    """
+def compared(scores: Scores, rows: Sequence[Row], control: str, seed: int, confidence: float) -> dict[str, Compared]:
+    """Every arm against the control, by the paired difference over prompts; samples of a prompt are one cluster."""
     result = {}
     for arm, values in scores.items():
         pairs = [
@@ -133,7 +111,6 @@ def compared(
         if arm != control and pairs:
             differences = torch.tensor([gap for _, gap in pairs], dtype=torch.float64)
             gain = difference(differences, [str(prompt) for prompt, _ in pairs], seed=seed, confidence=confidence)
-            gain = gain._replace(low=max(gain.low, -widest), high=min(gain.high, widest))
         present = [value for value in values if value is not None]
         mean = sum(present) / len(present) if present else None
         result[arm] = Compared(mean, gain, len(values) - len(present))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,14 +66,19 @@ def read_inputs(request: Request) -> Inputs:
     several = experiment is not None and len(experiment.arms) > 2
     if several and (judge is not None or request.vote) and importlib.util.find_spec("evalica") is None:
         errors.append(UsageError("votes between more than two arms need evalica", "pip install 'steer-workbench[ab]'"))
+    gated = [arm.name for arm in experiment.arms if arm.conditional] if experiment is not None else []
+    if gated and request.engine == "vllm":
+        errors.append(
+            UsageError(f"the arm {gated[0]} has a condition, which --engine vllm can't apply", "--engine transformers")
+        )
     raise_together(errors)
     assert experiment is not None
     opened = open_model(request.model or experiment.model or base_of(experiment))
     text = text_part(opened.config)
     with collecting(errors):
         fit.require_fit(
-            experiment.vectors.items(), hidden_size=int(text.hidden_size), layers=int(text.num_hidden_layers),
-            base=opened.identity, any_base=request.any_base,
+            {**experiment.probes, **experiment.vectors}.items(), hidden_size=int(text.hidden_size),
+            layers=int(text.num_hidden_layers), base=opened.identity, any_base=request.any_base,
         )  # fmt: skip
     arms, ids = arms_of(experiment), dict[str | None, list[list[int]]]()
     with collecting(errors):
@@ -91,13 +97,26 @@ def read_inputs(request: Request) -> Inputs:
     return inputs
 
 
+def engine_of(request: Request) -> str:
+    """What runs the model: vLLM where it is installed, unless an arm has a condition, which transformers applies."""
+    if request.engine != "auto":
+        return request.engine
+    with contextlib.suppress(SteerError):  # which `read_inputs` raises with all others
+        experiment = document.read(document.find(request.experiment), model=request.model)
+        if any(arm.conditional for arm in experiment.arms):
+            return "transformers"
+    return "vllm" if importlib.util.find_spec("vllm") is not None else "transformers"
+
+
 def arms_of(experiment: Experiment) -> list[Arm]:
     """The arms of an experiment as an evaluation has them, the control first."""
     ordered = sorted(experiment.arms, key=lambda arm: arm.name != experiment.control.name)
     return [
         Arm(
             arm.name, model=arm.lora or None, composition=parse(arm.steer) if arm.steer else None,
-            vectors={name: experiment.vectors[name] for name in arm.vectors}, system=arm.system or None,
+            vectors={name: vector for name, vector in experiment.vectors.items() if name in arm.vectors},
+            system=arm.system or None,
+            probes={name: source for name, source in experiment.probes.items() if name in arm.vectors},
         )
         for arm in ordered
     ]  # fmt: skip
@@ -121,9 +140,10 @@ def _scorers(request: Request, experiment: Experiment | None, errors: list[Steer
         with collecting(errors):
             found.append(scorers.parse(text))
     for judge in experiment.judges if experiment is not None else ():
+        assert experiment is not None
         if judge.scorer:
             with collecting(errors):
-                found.append(scorers.parse(judge.scorer)._replace(name=judge.name))
+                found.append(scorers.parse(judge.scorer, experiment.file.parent)._replace(name=judge.name))
     taken = [*(each.name for each in found), *(j.name for j in (experiment.judges if experiment else ()) if j.url)]
     twice = sorted({name for name in taken if taken.count(name) > 1})
     if twice:

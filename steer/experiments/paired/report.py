@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from probes.statistics.verdict import FEWEST
 from steer.experiments.paired.answers import Answer, Row
-from steer.experiments.paired.figures import FEWEST, Compared, Judged, verdict_of
+from steer.experiments.paired.figures import Compared, Judged, verdict_of
 from steer.experiments.paired.inputs import Inputs
 from steer.experiments.paired.ranking import Pairing, pairings, strengths
 from steer.experiments.paired.request import Request

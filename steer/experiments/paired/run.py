@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from steer.experiments.paired import answers as storing
 from steer.experiments.paired import votes as voting
 from steer.experiments.paired.answers import Answer, Row, Write, rows_of
-from steer.experiments.paired.figures import Scores, compared, scores_of, widest
+from steer.experiments.paired.figures import Scores, compared, scores_of
 from steer.experiments.paired.inputs import Inputs, read_inputs
 from steer.experiments.paired.report import report_of
 from steer.experiments.paired.request import Request
@@ -52,7 +52,7 @@ def run(
     else:
         written = write(inputs, request, on_event)
         _store(inputs.out, canonical_json(finite(storing.value_of(identity, written))).encode())
-    scores = scores_of(inputs, rows, written, request.seed, request.device, on_event)
+    scores = scores_of(inputs, rows, written, request.seed, request.device, request.dtype, on_event)
     names = [arm.name for arm in inputs.arms]
     listed = voting.ballots(names, rows, written, request.seed)
     cast = _votes(inputs, request, names, listed, say, on_event, before_votes)
@@ -122,7 +122,7 @@ def _report(
     confidence = 1 - 0.05 / max(1, len(inputs.arms) - 1)
     control = inputs.arms[0].name
     table = {
-        name: (unit, compared(by_arm, rows, control, request.seed, confidence, widest(unit, request.max_tokens)))
+        name: (unit, compared(by_arm, rows, control, request.seed, confidence))
         for name, (unit, by_arm) in scores.items()
     }
     return report_of(inputs, request, engine, rows, written, table, cast, confidence)

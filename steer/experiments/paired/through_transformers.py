@@ -55,13 +55,16 @@ def _written(
     completions: dict[str, list[Completion]] = {arm.name: [] for arm in arms}
     compositions = [arm.composition or Composition(()) for arm in arms]
     vectors = {name: vector for arm in arms for name, vector in arm.vectors.items()}
+    probes = {name: source for arm in arms for name, source in arm.probes.items()}
     size = max(1, ROWS // len(arms))
     for start in range(0, len(rows), size):
         on_event(Event("writing answers", start * len(arms), len(rows) * len(arms), "answers"))
         part = rows[start : start + size]
 
         def steering(_lengths: Sequence[int], count: int = len(part)) -> AbstractContextManager[object]:
-            return steered(loaded.model, compositions * count, vectors=vectors, any_base=request.any_base)
+            return steered(
+                loaded.model, compositions * count, vectors=vectors, probes=probes, any_base=request.any_base
+            )  # fmt: skip
 
         batch = generate_batch(
             loaded.model, loaded.tokenizer, [inputs.prompt_ids[arm.system][row.prompt] for row in part for arm in arms],

@@ -21,6 +21,7 @@ from steer.experiments.assignment import ASSIGNED, Decision, Identity, assign, h
 from steer.experiments.running.conversations import Answered, Begun, Conversations
 from steer.experiments.running.guardrails import Guard, described
 from steer.experiments.running.judges import Judging
+from steer.experiments.running.readouts import Read
 from steer.experiments.specification import Arm, Experiment
 from steer.experiments.storage import state
 from steer.experiments.storage.database import open_log
@@ -39,9 +40,12 @@ SAME, FIRST = "conversation", "first message"  # sources of a unit that is the c
 
 
 class Live:
-    """A running experiment of one server. `poll` follows the log; `start` and `end` run it in a thread."""
+    """A running experiment of one server. `poll` follows the log; `start` and `end` run it in a thread.
 
-    def __init__(self, experiment: Experiment, engine: Engine, folder: Path) -> None:
+    `read` reads answers for judges that are probes.
+    """
+
+    def __init__(self, experiment: Experiment, engine: Engine, folder: Path, read: Read | None = None) -> None:
         self.experiment, self.engine = experiment, engine
         self.version = state.register(engine, experiment)
         damaged: list[int] = []
@@ -49,7 +53,7 @@ class Live:
         self.writer = Writer(engine, folder)
         if damaged:
             self._note(state.DROPPED, count=sum(damaged), reason="lines of a killed server that can't be read")
-        self.judging = Judging(experiment, self.writer) if experiment.judges else None
+        self.judging = Judging(experiment, self.writer, read) if experiment.judges else None
         self.conversations = Conversations()
         self.conversations.restore(engine, experiment.name)
         self.lock = threading.Lock()  # of the state and the guard
@@ -274,11 +278,11 @@ def journal_folder(experiment: Experiment) -> Path:
     return journal_of(experiment.file, experiment.name)
 
 
-def begin(experiment: Experiment) -> Live:
+def begin(experiment: Experiment, read: Read | None = None) -> Live:
     """Open the log of an experiment, and take into it what killed servers have left. Raises LogError."""
     engine = open_log(experiment.log)
     try:
-        return Live(experiment, engine, journal_folder(experiment))
+        return Live(experiment, engine, journal_folder(experiment), read)
     except BaseException:
         engine.dispose()
         raise

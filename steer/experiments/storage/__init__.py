@@ -3,4 +3,5 @@
 tables      the tables, and what a column holds       migrations   how a log of an earlier release becomes this one
 database    opening, reading and writing              state        versions of an experiment, stages, stops
 journal     rows on their way to the database         writer       the thread that takes them there
+forgetting  which rows must not arrive any more
 """

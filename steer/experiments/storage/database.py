@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine, Table, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
+from steer.experiments.storage import forgetting
 from steer.experiments.storage.migrations import migrate
 from steer.experiments.storage.tables import ALL
 from vectors.errors import SteerError
@@ -96,11 +97,13 @@ def insert(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any
 
 
 def write(engine: Engine, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
-    """Write rows, given with the names of their tables, in one transaction. Raises SQLAlchemyError."""
-    by_table: dict[str, list[Mapping[str, Any]]] = {}
-    for name, row in rows:
-        by_table.setdefault(name, []).append(row)
+    """Write rows, given with the names of their tables, in one transaction; those of units that are forgotten are left
+    out. Raises SQLAlchemyError."""
     with writing(engine) as connection:
+        forgetting.lock(connection, "writing")
+        by_table: dict[str, list[Mapping[str, Any]]] = {}
+        for name, row in forgetting.remembered(connection, list(rows)):
+            by_table.setdefault(name, []).append(row)
         for name, found in by_table.items():
             insert(connection, ALL[name], found)
 

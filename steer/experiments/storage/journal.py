@@ -107,8 +107,7 @@ class Journal:
         """Begin a new file. Raises OSError."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self.folder / f"{uuid.uuid4().hex}{SUFFIX}"
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        handle = _locked(path)
         self.full += self.size
         self.segments.append(_Segment(path, handle))
         self.size = 0
@@ -122,6 +121,23 @@ class Journal:
     def _end(self, segment: _Segment) -> None:
         segment.path.unlink(missing_ok=True)
         os.close(segment.handle)
+
+
+def _locked(path: Path) -> int:
+    """The descriptor of a new file, under its lock. Raises OSError.
+
+    It gets its name once it is locked: whoever opens the log in between would take it for one that was left.
+    """
+    unnamed = path.with_suffix(".new")
+    handle = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        unnamed.rename(path)
+    except BaseException:
+        os.close(handle)
+        unnamed.unlink(missing_ok=True)
+        raise
+    return handle
 
 
 @contextlib.contextmanager

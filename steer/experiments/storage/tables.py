@@ -74,7 +74,7 @@ FEEDBACK = Table(
     Column("at", Double, nullable=False),
 )
 
-# What happened to an experiment: started, stage, stopped, warned, dropped, promoted.
+# What happened to an experiment: started, stage, stopped, warned, dropped, promoted; forgotten (see `forgetting`).
 EVENTS = Table(
     "events",
     METADATA,

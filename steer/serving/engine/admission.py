@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from probes.models.markers import Markers
+from steer.experiments.running import readouts
 from steer.serving.engine import bounds, metrics
 from steer.serving.engine.phases import phases
 from steer.serving.engine.residency import Residency
@@ -76,6 +77,10 @@ class Admission:
         hint = other if problems else "change the arms"
         for name, composition in settings.arms.items():
             problems += [f"arm {name!r}: {problem}" for problem in self.problems(composition, sources)]
+        for experiment in settings.experiments:
+            for what, composition in readouts.compositions(experiment).items():
+                found = self.problems(composition, sources)
+                problems += [f"experiment {experiment.name}, {what}: {problem}" for problem in found]
         if problems:
             raise UsageError(problems, hint)
         for name, vector in settings.vectors.items():

@@ -205,9 +205,9 @@ class Endpoints:
             )
 
     def _require_unused(self, name: str) -> None:
-        """Refuse to unbind a vector that an experiment uses. Raises UsageError."""
+        """Refuse to unbind a vector or probe that an experiment uses. Raises UsageError."""
         for live in self.experiments.values():
-            if name in live.experiment.vectors:
+            if name in {**live.experiment.vectors, **live.experiment.probes}:
                 raise UsageError(f"{name!r} is part of the experiment {live.experiment.name}", "it runs until the end")
 
     async def _begin_experiments(self) -> None:
@@ -216,6 +216,7 @@ class Endpoints:
         if not experiments:
             return
         from steer.experiments.running import live
+        from steer.serving import reading
 
         for experiment in experiments:
             name = experiment.name
@@ -225,7 +226,8 @@ class Endpoints:
             missing = [adapter for adapter in self.adapters[name].values() if not self._is_model(adapter)]
             if missing:
                 raise UsageError(f"no adapter is called {', '.join(missing)}", "start it by steer serve --experiment")
-            self.experiments[name] = begun = live.begin(experiment)
+            read = reading.reader(self.engine, self.admission, experiment) if experiment.readouts else None
+            self.experiments[name] = begun = live.begin(experiment, read)
             begun.start()
             atexit.register(begun.end)
         await self._weights_changed()
@@ -249,6 +251,7 @@ class Endpoints:
             self.limits,
             any_model=bool(envs.VLLM_SKIP_MODEL_NAME_VALIDATION),
             base=self.models.base_model_paths[0].name,
+            names=[path.name for path in self.models.base_model_paths],
             experiments=self.experiments,
             adapters=self.adapters,
             followed=self.followed,

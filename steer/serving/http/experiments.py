@@ -56,7 +56,7 @@ def exposed(
         if forced and isinstance(value, dict):
             raise Refused("X-Steer-Arm", f"X-Steer-Arm forces an arm of an experiment, and {_shown(value)} is none")
         return None
-    called, experiment = str(value["model"]), live.experiment
+    called, experiment = str(value.get("model") or base), live.experiment
     field = _asks_for_steering(value)
     if field is not None:
         if called != experiment.name:

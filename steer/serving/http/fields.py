@@ -6,7 +6,7 @@ vLLM ignores fields that it does not know, so a misspelt one would be answered u
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
@@ -37,8 +37,8 @@ class Serving(NamedTuple):
     """What a server serves: its admission, which names are models, and the limits of a request's body.
 
     `any_model` is true where vLLM does not check names of models (VLLM_SKIP_MODEL_NAME_VALIDATION). `base` is the
-    model's first name, `experiments` are those that run, by name, and `adapters` the served names of their LoRA arms,
-    by experiment and arm; `followed` are the arms that stand for an alias of a store, by name.
+    model's first name and `names` all of them, `experiments` are those that run, by name, and `adapters` the served
+    names of their LoRA arms, by experiment and arm; `followed` are the arms that stand for an alias of a store.
     """
 
     admission: Admission
@@ -46,19 +46,23 @@ class Serving(NamedTuple):
     limits: Limits
     any_model: bool = False
     base: str = ""
+    names: Sequence[str] = ()
     experiments: Mapping[str, Live] = {}
     adapters: Mapping[str, Mapping[str, str]] = {}
     followed: Mapping[str, Followed] = {}
     weights_changed: Callable[[], Awaitable[None]] | None = None  # is called behind a route that changes weights
 
     def experiment_of(self, model: Any) -> Live | None:
-        """The experiment that the field `model` of a request names, or that takes the requests for this model."""
-        if not isinstance(model, str) or not self.experiments:
+        """The experiment that the field `model` of a request names, or that takes the requests for this model.
+
+        The model may have several names, and vLLM takes a request that names none for one to it.
+        """
+        if not self.experiments or not isinstance(model, str | None):
             return None
         if model in self.experiments:
-            return self.experiments[model]
+            return self.experiments[str(model)]
         taking = (live for live in self.experiments.values() if live.experiment.clients_call == "model")
-        return next(taking, None) if model == self.base else None
+        return next(taking, None) if not model or model in (self.base, *self.names) else None
 
     def names_steering(self, model: Any) -> bool:
         """Whether the field `model` of a request names an arm or an experiment."""

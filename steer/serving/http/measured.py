@@ -194,7 +194,10 @@ class MeasuredAnswer:
         if self.recorded:
             return
         self.recorded = True
-        prompt = json.dumps(self.exposed.prompt, ensure_ascii=False) if self.exposed.live.experiment.judges else ""
+        prompt = self.exposed.prompt
+        if isinstance(prompt, str) and self.scope["path"].endswith("/responses"):  # what a user says, and no raw text
+            prompt = [{"role": "user", "content": prompt}]
+        prompt = json.dumps(prompt, ensure_ascii=False) if self.exposed.live.experiment.judges else ""
         texts = prompt, "".join(self.texts)[:LONGEST_TEXT]
         self.exposed.live.record(self.exposed.decision, self.measured(), texts)
         exposure_metrics.recorded(self.exposed)

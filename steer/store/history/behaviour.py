@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 ITEMS = "items.json"
 SCHEMA = 1
-FEWEST = 30  # items below which figures have no verdict
 
 _ITEM = record({"item": text(longest=100), "metric": text(longest=100)}, {"group": optional(text(longest=10_000))})
 _ITEMS = record(
@@ -62,6 +61,8 @@ class Compared(NamedTuple):
 
     def sentence(self) -> str:
         """What the interval says."""
+        from probes.statistics.verdict import FEWEST
+
         if self.change is None:
             return "not comparable: no items that both were evaluated on"
         if self.change.items < FEWEST:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from steer.experiments.statistics.moments import Sums
 from steer.experiments.storage import figures
 from steer.experiments.storage.database import write
 from steer.experiments.storage.journal import Journal, journal_of
-from steer.experiments.storage.tables import EXPOSURES, FEEDBACK
+from steer.experiments.storage.tables import EVENTS, EXPOSURES, FEEDBACK
+from steer.experiments.storage.writer import written
 
 
 def test_status_counts_answers_units_and_feedback(log: Log, ab: Ab) -> None:
@@ -181,6 +183,48 @@ def test_forget_removes_the_rows_of_one_person(log: Log, ab: Ab, unit: str) -> N
         assert connection.execute(select(EXPOSURES.c.response)).scalars().all() == ["r3"]
         assert connection.execute(select(FEEDBACK.c.response)).scalars().all() == ["r3"]
     assert ab("forget", "tone", unit)[1]["answers"] == 0
+
+
+def test_what_waits_in_a_running_server_is_forgotten_too(log: Log, ab: Ab, tmp_path: Path) -> None:
+    """Its journal is under its lock, so that nobody else may take the rows out of it."""
+    log.write("exposures", log.answer("control", "ann", "r1"))
+    running = Journal(journal_of(log.experiment.file, "tone"))
+    later = log.answer("control", "ann", "r4", at=time.time() + 3600)
+    for row in (log.answer("control", "ann", "r2"), log.answer("control", "bob", "r3"), later):
+        running.append(("exposures", row))
+    for response in ("r1", "r2", "r3", "r4"):
+        running.append(("feedback", log.said(response, value=1.0)))
+    assert ab("forget", "tone", "ann")[1] == {"experiment": "tone", "answers": 1, "feedback": 0}
+    rows, _ = running.read(4)  # what the server does next, in two batches
+    written(log.engine, rows)
+    written(log.engine, running.read(100)[0])
+    with log.engine.connect() as connection:
+        assert set(connection.execute(select(EXPOSURES.c.response)).scalars()) == {"r3", "r4"}
+        assert set(connection.execute(select(FEEDBACK.c.response)).scalars()) == {"r3", "r4"}
+        reasons = " ".join(connection.execute(select(EVENTS.c.reason)).scalars())
+    assert hashed(log.experiment.salt, "ann") not in reasons  # the mark is a hash of it
+    running.close()
+
+
+def test_a_user_who_is_no_unit_can_t_be_forgotten_and_the_next_step_is_named(log: Log, ab: Ab) -> None:
+    log.write("exposures", log.answer("control", "conversation 1", "r1"))
+    status, data, said = ab("forget", "tone", "ann")
+    assert (status, data["answers"]) == (0, 0)
+    assert "does not hold users" in said
+    assert "X-Steer-Conversation" in said
+
+
+def test_times_are_in_utc(log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                          capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TZ", "Pacific/Kiritimati")
+    time.tzset()
+    assert run(["ab", "status", "tone"]) == 0
+    monkeypatch.undo()
+    time.tzset()
+    printed = capsys.readouterr().out
+    assert time.strftime("%Y-%m-%d %H:", time.gmtime()) in printed
+    assert " UTC" in printed
 
 
 def test_what_is_forgotten_is_not_in_the_file_any_more(tmp_path: Path, ab: Ab) -> None:

@@ -8,13 +8,16 @@ from typing import Any
 
 import pico
 import pytest
+import torch
 import trials
 
 from steer.cli import run
 from steer.experiments import document, template
+from steer.experiments.running import readouts
 from steer.serving.engine.resolved import ResolvedRequest
 from vectors import references
 from vectors.errors import UsageError
+from vectors.probe import Probe, Readout
 from vectors.steering import SteeringVector
 
 
@@ -40,6 +43,48 @@ def test_an_arm_has_the_digest_that_the_engine_shows(tmp_path: Path) -> None:
     digest = SteeringVector.load(tmp_path / "warm.safetensors").digest
     assert arm is not None
     assert arm.composition == ResolvedRequest("1.2*warm", {"warm": digest}).key
+
+
+def mood(folder: Path, hidden: int = trials.HIDDEN) -> Probe:
+    probe = Probe({0: Readout(torch.ones(hidden), 0.0)})
+    probe.save(folder / "mood.safetensors")
+    return probe
+
+
+def test_an_arm_may_have_conditions_whose_probes_are_part_of_its_digest(tmp_path: Path) -> None:
+    probe, arms = mood(tmp_path), {"control": {}, "gated": {"steer": "warm[2]@when:mood>0.5"}}
+    experiment = trials.experiment(tmp_path, arms=arms)
+    arm = experiment.arms[1]
+    warm = SteeringVector.load(tmp_path / "warm.safetensors").digest
+    assert arm.composition == ResolvedRequest("warm[2]@when:mood>0.5", {"warm": warm, "mood": probe.digest}).key
+    assert [source.digest for source in experiment.probes.values()] == [probe.digest]
+    assert list(experiment.vectors) == ["warm"]
+    Probe({0: Readout(torch.zeros(trials.HIDDEN), 1.0)}).save(tmp_path / "mood.safetensors")
+    assert trials.experiment(tmp_path, arms=arms).digest != experiment.digest  # another probe is another version
+
+
+def test_what_a_condition_can_t_read_is_refused(tmp_path: Path) -> None:
+    mood(tmp_path)
+    arms = {"control": {}, "late": {"steer": "warm[0]@when:mood>0.5"}, "none": {"steer": "warm@when:joy>0"}}
+    found = "\n".join(problems(tmp_path, arms=arms))
+    assert "what is read must lie below" in found
+    assert "joy" in found
+    mood(tmp_path, 2 * trials.HIDDEN)
+    assert "hidden size" in problems(tmp_path, arms={"control": {}, "a": {"steer": "warm[2]@when:mood>0.5"}})[0]
+
+
+def test_a_judge_may_be_a_probe_beside_the_file(tmp_path: Path) -> None:
+    probe = mood(tmp_path)
+    given = {"judges": [{"name": "mood", "scorer": "probe:mood.safetensors"}], "secondary": [{"name": "mood"}]}
+    experiment = trials.experiment(tmp_path, **given)
+    assert {name: each.digest for name, each in experiment.readouts.items()} == {"mood": probe.digest}
+    assert probe.digest in json.dumps(experiment.frozen()["judges"])
+    last = Probe({trials.LAYERS - 1: Readout(torch.ones(trials.HIDDEN), 0.0)})
+    assert readouts.problems_of({"mood": last}, trials.LAYERS) == [
+        "the judge mood reads layer 3, the model's last; an engine reads what lies below another layer"
+    ]
+    warm = tmp_path / "warm.safetensors"
+    assert "judge mood" in problems(tmp_path, **{**given, "judges": [{"name": "mood", "scorer": f"probe:{warm}"}]})[0]
 
 
 def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
@@ -79,12 +124,16 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         ({"guardrails": {"errors": 1}}, "did you mean"),
         ({"coverage": "101%"}, "coverage is"),
         ({"judges": [{"name": "kind", "url": "ftp://x", "model": "m", "instruction": "?"}]}, "judges[0].url is"),
+        (
+            {"judges": [{"name": "kind", "url": "http://u:secret@x/v1", "model": "m", "instruction": "?"}]},
+            "would be recorded",
+        ),
         ({"arms": {"control": {}, "a": {"steer": "5*warm@whenever"}}}, "wrong at character"),
         ({"judges": [{"name": "kind"}]}, "the judge kind has no url, model, instruction, and no scorer"),
         ({"judges": [{"name": "kind", "scorer": "regex:kind", "model": "m"}]}, "an endpoint or a scorer, not both"),
         ({"judges": [{"name": "kind", "scorer": "magic:kind"}]}, "the judge kind: "),
         ({"judges": [{"name": "kind", "scorer": "regex:\bkind"}]}, r"the control character '\x08' in its scorer"),
-        ({"judges": [{"name": "kind", "scorer": "probe:kind.safetensors"}]}, "the judge kind is a probe, which reads"),
+        ({"judges": [{"name": "kind", "scorer": "probe:kind.safetensors"}]}, "can't be read: No such file"),
         ({"judges": [{"name": "kind", "scorer": "regex:kind"}]}, "the judge kind is no metric: name it in `secondary`"),
     ],
 )

@@ -18,13 +18,13 @@ from steer.experiments.storage.database import open_log, write
 from vectors.steering import SteeringVector
 from vectors.storage.files import canonical_json
 
-HIDDEN = 8
+HIDDEN, LAYERS = 8, 4
 
 
 def vector(folder: Path, name: str, **metadata: Any) -> Path:
     """A vector of four layers beside the experiments of a folder."""
     file = folder / f"{name}.safetensors"
-    SteeringVector({i: torch.full((HIDDEN,), float(len(name) + i)) for i in range(4)}, metadata).save(file)
+    SteeringVector({i: torch.full((HIDDEN,), float(len(name) + i)) for i in range(LAYERS)}, metadata).save(file)
     return file
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import fakes
 import pytest
 
 from steer.serving import settings
+from steer.serving.engine.admission import Admission
 from vectors.errors import UsageError
 
 
@@ -111,6 +113,18 @@ def test_the_vectors_of_an_experiment_are_loaded_with_it(folder: Path) -> None:
     assert [experiment.name for experiment in found.experiments] == ["tone"]
     assert list(found.vectors) == ["warm"]
     assert not found.arms  # its arms are not called MODEL:ARM
+
+
+def test_the_conditions_and_steps_of_an_experiment_s_arms_are_provided_for(folder: Path) -> None:
+    fakes.probes()["joy"].save(folder / "joy.safetensors")
+    steers = {"gated": "warm[3]@while:joy>1", "turned": "rotate(warm, 30)"}
+    arms = {"control": {}, **{name: {"steer": text} for name, text in steers.items()}}
+    found = settings.check({"experiments": {written(folder, arms=arms): None}}, folder)
+    assert list(found.probes) == ["joy"]
+    assert (found.gates, found.gate_layers, found.steps) == (2, (1,), 1)
+    Admission(found, fakes.HIDDEN, fakes.LAYERS, None)
+    with pytest.raises(UsageError, match="experiment tone, arm gated: the expression has the condition"):
+        Admission(dataclasses.replace(found, gates=0), fakes.HIDDEN, fakes.LAYERS, None)
 
 
 def test_an_experiment_that_has_changed_since_it_was_checked_is_refused(folder: Path) -> None:

@@ -31,12 +31,18 @@ class Request(_log.Named):
 def command(**values: Any) -> None:
     """Remove the rows of a unit from the log: answers, texts and feedback.
 
-    The log holds salted hashes; the salt in the experiment's file finds those of the unit. Backups are not touched.
+    The log holds salted hashes; the salt in the experiment's file finds those of the unit. Rows that a server has not
+    written yet never arrive. Backups are not touched.
     """
     from steer.experiments.exports import forget
 
     request = requests.build(Request, values)
     with _log.opened(request.experiment) as log:
         removed = forget(log.engine, log.address.name, log.address.salt, request.unit)
+    if not removed.answers and log.address.unit == "conversation":
+        out.warn(
+            f"the unit of {log.address.name} is the conversation, so its log does not hold users: give the id that the "
+            "client sends as X-Steer-Conversation, or let `unit: user` make users the units"
+        )
     data = {"experiment": log.address.name, "answers": removed.answers, "feedback": removed.feedback}
     out.result(data, lambda: out.line(f"removed {removed.answers} answers and {removed.feedback} rows of feedback"))

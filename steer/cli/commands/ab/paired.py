@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -35,15 +34,14 @@ def command(**values: Any) -> None:
     yours, by --judge a model's. Fewer than 30 prompts give figures and no verdict.
     """
     request = requests.build(Request, values)
+    from steer.experiments.paired.inputs import engine_of
     from steer.experiments.paired.run import run
 
     if request.vote and (out.quiet or (request.judge is not None)):
         raise UsageError(
             "--vote asks in the terminal, without --quiet and without a judge", "leave out --quiet and --judge"
         )
-    engine = request.engine
-    if engine == "auto":
-        engine = "vllm" if importlib.util.find_spec("vllm") is not None else "transformers"
+    engine = engine_of(request)
     if engine == "vllm":
         from steer.serving.offline.answers import write
     else:

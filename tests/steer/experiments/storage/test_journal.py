@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import signal
@@ -31,6 +32,23 @@ def drained(journal: Journal, most: int = 7) -> list[int]:
             return found
         found += ids(rows)
         journal.done(len(rows), size)
+
+
+def test_a_file_is_there_for_others_only_once_it_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else another process that opens the log at that moment takes it for one that was left, and removes it."""
+    found: list[list[tuple[list[Row], int]]] = []
+
+    def locked(handle: int, how: int) -> None:
+        monkeypatch.undo()
+        found.append(list(abandoned(tmp_path)))
+        fcntl.flock(handle, how)
+
+    monkeypatch.setattr("steer.experiments.storage.journal.fcntl.flock", locked)
+    journal = Journal(tmp_path)
+    assert journal.append(row(1))
+    assert found == [[]]
+    assert list(tmp_path.iterdir()) == [journal.segments[0].path]
+    assert ids(journal.read(1)[0]) == [1]
 
 
 def test_rows_are_read_in_order_until_they_are_done(tmp_path: Path) -> None:

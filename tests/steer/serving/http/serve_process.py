@@ -17,7 +17,7 @@ from typing import Any
 
 from engine_process import ENVIRONMENT, random_vectors, save_model
 
-from steer.store import creation, refs
+from steer.store import creation, layout, refs
 from steer.store.layout import Store
 from steer.store.working import document
 from steer.store.working import folder as versions
@@ -38,7 +38,9 @@ def free_port() -> int:
 
 
 def personality(folder: Path, model: Path) -> Store:
-    """A store in the folder whose tone@champion is 0.5*formal on the model."""
+    """A store in the folder whose tone@champion is 0.5*formal on the model, or the one of an earlier server."""
+    if (folder / ".steer").is_dir():
+        return layout.require(folder)
     store = creation.create(folder, "tone")
     document.write(store.file, f"base: {model}\nparts: []\n")
     promote(store, formal=0.5)

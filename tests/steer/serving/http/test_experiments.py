@@ -87,7 +87,12 @@ class Served:
         lines = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
         scope = {"type": "http", "method": "POST", "path": path, "headers": lines}
         serving = Serving(
-            admission, {"model"}.__contains__, Limits(50_000, 1000), base="model", experiments={"tone": self.live}
+            admission,
+            {"model", "other"}.__contains__,
+            Limits(50_000, 1000),
+            base="model",
+            names=["model", "other"],
+            experiments={"tone": self.live},
         )
         receipts._CURRENT.set(None)
         asyncio.run(Middleware(self, lambda: serving, lambda: ROUTES)(scope, receive, send))
@@ -328,6 +333,16 @@ def test_requests_for_the_model_take_part_where_the_file_says_so(tmp_path: Path)
     assert json.loads(body)["model"] == "model"
     served.ask({**chat(), "model": "model", "vllm_xargs": {"steer": "warm"}})
     assert len(served.rows()) == 1  # the second is steered by itself
+    served.live.end()
+
+
+@pytest.mark.parametrize("called", ["other", "", None])
+def test_the_model_is_called_by_any_of_its_names_and_by_none(tmp_path: Path, called: str | None) -> None:
+    served = Served(tmp_path, clients_call="model")
+    body = {key: value for key, value in {**chat(), "model": called}.items() if value is not None}
+    _, headers, _ = served.ask(body)
+    assert headers["x-steer-experiment"] == "tone; version=1"
+    assert len(served.rows()) == 1
     served.live.end()
 
 

@@ -1,0 +1,54 @@
+"""What a judge behind an OpenAI-compatible endpoint is asked about an answer, and what its reply says."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+
+from steer.evaluation.judging.client import ask
+from steer.evaluation.judging.endpoint import Endpoint
+from steer.evaluation.judging.ratings import block, without_reasoning
+from steer.evaluation.scorers import GeneratedText
+from steer.experiments.specification import Judge, Metric
+from vectors.events import OnEvent, ignore
+
+_SCORE = re.compile(r"\[\[\s*([^\]\n]{1,20}?)\s*\]\]")
+_WORDS = {"yes": 1.0, "no": 0.0, "true": 1.0, "false": 0.0}
+_FORMAT = {
+    "bool": 'End with "Answer: [[yes]]" or "Answer: [[no]]" alone on the last line.',
+    "number": 'End with the score alone on the last line, in exactly this form: "Score: [[3]]".',
+}
+
+
+def scores_by(
+    judge: Judge, metric: Metric, texts: Sequence[GeneratedText], on_event: OnEvent = ignore, *, attempts: int = 5,
+    timeout: float = 120.0,
+) -> list[float | None]:  # fmt: skip
+    """The judge's score of each text; None where there is none. `timeout` is in seconds, for one request."""
+    key = os.environ.get(judge.key_variable, "") if judge.key_variable else ""
+    endpoint = Endpoint(url=judge.url.rstrip("/"), model=judge.model, key=key, attempts=attempts, timeout=timeout)
+    replies = ask(endpoint, [question(judge, metric, text.prompt, text.response) for text in texts], on_event)
+    return [None if each.text is None else score(metric, each.text) for each in replies]
+
+
+def question(judge: Judge, metric: Metric, prompt: str, text: str) -> str:
+    """What a judge is asked; prompt and answer stand between marks, which no text can close."""
+    return f"{judge.instruction}\n\n{block('prompt', prompt)}{block('response', text)}{_FORMAT[metric.kind]}"
+
+
+def score(metric: Metric, reply: str) -> float | None:
+    """The score in a judge's reply; None where there is none, or one outside of the metric's range."""
+    found = _SCORE.findall(without_reasoning(reply))
+    if not found:
+        return None
+    word = found[-1].lower()
+    if metric.kind == "bool":
+        return _WORDS.get(word)
+    try:
+        value = float(word)
+    except ValueError:
+        return None
+    low = metric.low if metric.low is not None else float("-inf")
+    high = metric.high if metric.high is not None else float("inf")
+    return value if low <= value <= high and abs(value) < 1e15 else None
