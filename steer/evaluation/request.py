@@ -6,19 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from steer.evaluation.judging import options as judging
 from vectors.documents.numbers import number
 from vectors.errors import UsageError
-from vectors.registry import plugins
 from vectors.registry.options import option
 
 CONTROL_NAMES = ("negation", "shuffled", "random", "random-kl", "orthogonal", "none")
 EXPORTS = ("inspect", "lm-eval")
 ENGINES = ("transformers", "vllm")
-
-
-def _scorers() -> list[str]:
-    """The names of the scorers."""
-    return plugins.names("steer.evaluation.scorers", "steer.scorers")
+SCORES = "Scores of the answers"
 
 
 def factors(texts: str | tuple[str, ...]) -> tuple[float, ...]:
@@ -92,26 +88,14 @@ class Request:
     extraction_neg: Path | None = option(None, help="The negative ones.", group="Controls")
     extraction_pairs: Path | None = option(None, help="One file that holds both.", group="Controls")
     max_tokens: int = option(48, help="The most tokens of an answer; 0 writes none.", low=0)
-    scorer: tuple[str, ...] = option(
-        (), help="A scorer of the answers: {names}, with its first setting; may be given several times.",
-        names=_scorers, metavar="[NAME=]KIND:VALUE", group="Scores of the answers",
-    )  # fmt: skip
-    judge: str | None = option(
-        None, help="A judge of the answers: the URL of an OpenAI-compatible server, or a YAML file with url and model.",
-        metavar="URL|FILE", group="Scores of the answers",
-    )  # fmt: skip
-    judge_model: str | None = option(None, help="The judge's model, by name.", group="Scores of the answers")
-    judge_key_file: Path | None = option(
-        None, help="A file with the judge's API key.", default_text="the key in STEER_JUDGE_KEY, if set",
-        group="Scores of the answers",
-    )  # fmt: skip
-    concept: str | None = option(
-        None, help='What the judge is asked about, in words: "a warm, friendly tone".', metavar="TEXT",
-        group="Scores of the answers",
-    )  # fmt: skip
+    scorer: tuple[str, ...] = judging.scorer(SCORES)
+    judge: str | None = judging.judge(SCORES, "of the answers")
+    judge_model: str | None = judging.judge_model(SCORES)
+    judge_key_file: Path | None = option(None, group=SCORES, **judging.KEY_FILE)
+    concept: str | None = judging.concept(SCORES, "is asked about")
     labels: Path | None = option(
         None, help="Texts with hand labels, to measure how far the scorers agree with people.",
-        group="Scores of the answers",
+        group=SCORES,
     )  # fmt: skip
     task: tuple[str, ...] = option(
         (), help="A task of lm-evaluation-harness, by name or by its YAML file; may be given several times.",

@@ -10,6 +10,7 @@ from probes.models.loading import LoadedModel
 from probes.statistics import paired
 from steer.evaluation.arms.arm import BASE
 from steer.evaluation.harness.tasks import TaskFigure, require_tasks
+from steer.evaluation.judging import options as judging
 from steer.evaluation.judging.agreement import Labels, read_labels
 from steer.evaluation.measuring.generations import Generation
 from steer.evaluation.request import Request
@@ -37,8 +38,7 @@ def read_requested(request: Request, errors: list[SteerError]) -> Requested:
     if request.judge is not None:
         with collecting(errors):
             scorers.append(_judge(request))
-    elif any(value is not None for value in (request.judge_model, request.judge_key_file, request.concept)):
-        errors.append(UsageError("there is no judge", "name one: --judge URL, or --judge FILE.yaml"))
+    errors += judging.errors_without_judge(request)
     names = [each.name for each in scorers]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

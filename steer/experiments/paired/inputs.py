@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -16,6 +16,7 @@ from probes.models.tokens import rendered
 from probes.strengths import with_system
 from steer.evaluation import scorers
 from steer.evaluation.arms.arm import Arm
+from steer.evaluation.judging import options as judging
 from steer.evaluation.judging.endpoint import Endpoint, endpoint
 from steer.evaluation.scorers import ConfiguredScorer
 from steer.experiments import document
@@ -153,13 +154,8 @@ def _scorers(request: Request, experiment: Experiment | None, errors: list[Steer
 
 def _judge(request: Request, errors: list[SteerError]) -> Endpoint | None:
     """The judge that votes. What is given without one is a problem."""
-    given: dict[str, Any] = {
-        "--judge-model": request.judge_model, "--judge-key-file": request.judge_key_file, "--concept": request.concept,
-    }  # fmt: skip
+    errors += judging.errors_without_judge(request)
     if request.judge is None:
-        words = [word for word, value in given.items() if value is not None]
-        if words:
-            errors.append(UsageError(f"{', '.join(words)}: there is no judge", "name one: --judge URL"))
         return None
     if not (request.concept or "").strip():
         errors.append(UsageError("--judge needs a concept", '--concept "a warm, friendly tone"'))

@@ -5,15 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vectors.registry import plugins
+from steer.evaluation.judging import options as judging
 from vectors.registry.options import option
 
 ENGINES = ("auto", "vllm", "transformers")
-
-
-def _scorers() -> list[str]:
-    """The names of the scorers."""
-    return plugins.names("steer.evaluation.scorers", "steer.scorers")
+SCORES = "Scores and votes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,29 +25,15 @@ class Request:
     samples: int = option(1, help="Answers to each prompt, each with random numbers of its own.", low=1, high=1000)
     max_tokens: int = option(60, help="The most tokens of an answer.", low=1)
     temperature: float = option(0.7, help="The sampling temperature; 0 is greedy decoding.", low=0)
-    likelihood: bool = option(
-        True, help="Measure how likely the answers are under the unsteered model.", group="Scores and votes"
-    )
-    scorer: tuple[str, ...] = option(
-        (), help="A scorer of the answers: {names}, with its first setting; may be given several times.",
-        names=_scorers, metavar="[NAME=]KIND:VALUE", group="Scores and votes",
-    )  # fmt: skip
-    judge: str | None = option(
-        None, help="A judge that votes between the answers of two arms: the URL of an OpenAI-compatible server, or a "
-        "YAML file with url and model.", metavar="URL|FILE", group="Scores and votes",
-    )  # fmt: skip
-    judge_model: str | None = option(None, help="The judge's model, by name.", group="Scores and votes")
-    judge_key_file: Path | None = option(
-        None, help="A file with the judge's API key.", default_text="the key in STEER_JUDGE_KEY, if set",
-        group="Scores and votes",
-    )  # fmt: skip
-    concept: str | None = option(
-        None, help='What the judge compares, in words: "a warm, friendly tone".', metavar="TEXT",
-        group="Scores and votes",
-    )  # fmt: skip
+    likelihood: bool = option(True, help="Measure how likely the answers are under the unsteered model.", group=SCORES)
+    scorer: tuple[str, ...] = judging.scorer(SCORES)
+    judge: str | None = judging.judge(SCORES, "that votes between the answers of two arms")
+    judge_model: str | None = judging.judge_model(SCORES)
+    judge_key_file: Path | None = option(None, group=SCORES, **judging.KEY_FILE)
+    concept: str | None = judging.concept(SCORES, "compares")
     vote: bool = option(
         False, help="Vote yourself, in the terminal, without knowing which arm wrote what; goes on where it was.",
-        group="Scores and votes",
+        group=SCORES,
     )  # fmt: skip
     out: Path | None = option(
         None, help="The folder of the page, the answers and the votes. Answers that it holds are not written again.",

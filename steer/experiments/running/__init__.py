@@ -2,7 +2,7 @@
 
     live            the running experiment, as the front end of the server uses it
     conversations   the arms of conversations that have begun        measures     what is computed of an answer's text
-    guardrails      whether arms are surely worse than the control, or surely not
+    guardrails      whether arms are surely worse than the control, or surely not; counted says on which answers
     judges          what judges sampled answers; questions are what models are asked, readouts what probes read
 
 Only `live` knows the others.

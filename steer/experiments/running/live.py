@@ -14,11 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from steer.experiments.assignment import ASSIGNED, Decision, Identity, assign, hashed
+from steer.experiments.running import counted
 from steer.experiments.running.conversations import Answered, Begun, Conversations
+from steer.experiments.running.counted import Counted
 from steer.experiments.running.guardrails import Guard, described
 from steer.experiments.running.judges import Judging
 from steer.experiments.running.readouts import Read
@@ -27,14 +29,14 @@ from steer.experiments.storage import state
 from steer.experiments.storage.database import open_log
 from steer.experiments.storage.journal import journal_of
 from steer.experiments.storage.state import State
-from steer.experiments.storage.tables import EXPOSURES
 from steer.experiments.storage.writer import Writer, recover
 from vectors.errors import SteerError
 
 CHECK = 0.25  # seconds between two checks of the guardrails
 POLL = 0.4  # seconds between two readings of the state
 STEP = 2.0  # seconds between two decisions about the ramp
-RESTORED = 20_000  # answers from which the guardrails of a stage are restored at a start
+SHARE = 3.0  # seconds between two readings of what other servers have answered
+LATE = 300.0  # seconds that an answer may take to reach the log, to count for the guardrails of other servers
 FORCED, STOPPED, CONTINUED = "forced", "stopped", "continued"
 SAME, FIRST = "conversation", "first message"  # sources of a unit that is the conversation itself
 
@@ -59,11 +61,12 @@ class Live:
         self.lock = threading.Lock()  # of the state and the guard
         self.state = state.state_of(engine, experiment.name, self.version)
         self.guard = self._guard()
-        self._restore_guard()
+        self.counted = Counted()
+        self.count()
         self.weight_version: str | None = None  # of the served weights, set by the server
         self.warned: set[tuple[str, str]] = set()
         self.reported = 0  # rows dropped, as the log knows
-        self.stepped = self.checked = 0.0
+        self.stepped = self.checked = self.shared = 0.0
         self.ending = threading.Event()
         self.thread: threading.Thread | None = None
 
@@ -147,13 +150,13 @@ class Live:
             self.conversations.answered(row["response"], answered)
             if self.judging is not None and row["status"] == 200 and decision.reason == ASSIGNED:
                 self.judging.offer(row["response"], decision.version, *texts)
-        on_disk = self.writer.add("exposures", row)
         if decision.reason == ASSIGNED:
-            with self.lock:
-                if decision.stage == self.state.stage:
+            with self.lock:  # before it is in the log, where it could be another server's
+                if self.counted.add(row["id"]) and decision.stage == self.state.stage:
                     self.guard.add(row)
-            if time.monotonic() - self.checked > CHECK:
-                self.check()
+        on_disk = self.writer.add("exposures", row)
+        if decision.reason == ASSIGNED and time.monotonic() - self.checked > CHECK:
+            self.check()
         return on_disk
 
     def check(self) -> None:
@@ -221,6 +224,9 @@ class Live:
             # First, so that no conversation that another server has begun changes its arm.
             self.conversations.restore(self.engine, self.experiment.name)
             self._set(merged)
+        if time.monotonic() - self.shared > SHARE:
+            self.shared = time.monotonic()
+            self.count(time.time() - LATE)
         dropped = self.writer.dropped
         if dropped > self.reported:
             self._note(state.DROPPED, count=dropped - self.reported)
@@ -257,20 +263,17 @@ class Live:
         names = tuple(arm.name for arm in self.experiment.arms if arm.weight > 0 or arm.plain)
         return Guard(self.experiment.control.name, names, self.experiment.guardrails)
 
-    def _restore_guard(self) -> None:
-        """Add the answers of this stage that the log holds already. Raises SQLAlchemyError."""
-        columns = EXPOSURES.c
-        query = (
-            select(columns.arm, columns.status, columns.refusal, columns.response_tokens, columns.repetition,
-                   columns.latency)
-            .where(columns.experiment == self.experiment.name, columns.version == self.version,
-                   columns.stage == self.state.stage, columns.reason == ASSIGNED)
-            .order_by(columns.at.desc()).limit(RESTORED)
-        )  # fmt: skip
-        with self.engine.connect() as connection:
-            latest = connection.execute(query).mappings().all()
-        for row in reversed(latest):  # in order, since the guard keeps the latest latencies
-            self.guard.add(row)
+    def count(self, since: float = 0.0) -> None:
+        """Let the guard count the answers of this stage in the log, from `since` on, that it has not counted yet.
+
+        Raises SQLAlchemyError.
+        """
+        with self.lock:
+            stage = self.state.stage
+        for row in counted.in_log(self.engine, self.experiment.name, self.version, stage, since):
+            with self.lock:
+                if self.counted.add(row["id"]) and stage == self.state.stage:
+                    self.guard.add(row)
 
 
 def journal_folder(experiment: Experiment) -> Path:

@@ -99,6 +99,30 @@ def test_a_stop_reaches_the_other_server_within_a_second(start: Start) -> None:
     assert arms(other, NAMES) == begun  # conversations that have begun keep their arms
 
 
+def test_servers_of_one_log_judge_the_guardrails_by_the_answers_of_all(start: Start) -> None:
+    """None of them has answers of both arms, and each counts its own once."""
+    running, other = start(), start()
+    found: dict[str, list[Identity]] = {"control": [], "friendly": []}
+    for name in NAMES:
+        found[running.decide(conversation(name)).arm.name].append(conversation(name))
+    for identity in found["control"]:
+        answered(running, running.decide(identity))
+    for identity in found["friendly"]:
+        answered(other, other.decide(identity), status=500)
+    assert running.writer.flush(10)
+    assert other.writer.flush(10)
+    for each in (running, other):
+        each.check()
+        assert not each.state.stopped
+        each.poll()
+        each.count()
+        assert {arm: counts.answers for arm, counts in each.guard.arms.items()} == {
+            arm: len(identities) for arm, identities in found.items()
+        }
+        each.check()
+        assert each.state.stopped.startswith("arm friendly is outside of the guardrail error_rate"), each.state
+
+
 def test_a_conversation_that_is_known_by_its_first_message_begins_anew_without_an_answer(start: Start) -> None:
     running = start()
     name = next(name for name in NAMES if running.decide(conversation(name, begins=True)).arm.name == "friendly")

@@ -80,7 +80,12 @@ def write_experiments(folder: Path, url: str) -> None:
         "secondary": [{"name": "read", "kind": "number"}],
         "judges": [{"name": "read", "scorer": "probe:mood.safetensors", "sample_rate": 1}],
         "store_texts": True,
-        "arms": {"control": {}, "once": {"steer": "end@when:mood>-1000"}, "each": {"steer": "warm[2]@while:mood>0"}},
+        "arms": {
+            "control": {},
+            "once": {"steer": "end@when:mood>-1000"},
+            "each": {"steer": "warm[2]@while:mood>0"},
+            "pushed": {"steer": "8*warm[0]"},
+        },
     }
     for name, values in {"tone": tone, "small": small, "gated": gated}.items():
         text = json.dumps({"name": name, "salt": f"{name}-salt", "unit": "user", **values})
@@ -88,7 +93,8 @@ def write_experiments(folder: Path, url: str) -> None:
 
 
 def started(folder: Path) -> Serving:
-    server = Serving(folder, "--max-num-seqs", str(AT_ONCE), experiments=["tone.yaml", "small.yaml", "gated.yaml"])
+    flags = ("--max-num-seqs", str(AT_ONCE), "--dtype", "float32")  # since scores of random weights are all rounding
+    server = Serving(folder, *flags, experiments=["tone.yaml", "small.yaml", "gated.yaml"])
     server.wait()
     return server
 
@@ -265,7 +271,7 @@ def test_the_verdict_is_ship_for_the_arm_that_is_better_and_no_difference_for_it
 
 def test_what_the_conditions_of_an_arm_read_and_decided_is_recorded(trial: Trial) -> None:
     users = Users(trial.server, "gated")
-    users.run(24)
+    users.run(32)
     assert users.failed == 0
     wait_for(trial, "gated")
     engine = engine_of(document.address(str(trial.folder / "gated.yaml")).log)
@@ -274,9 +280,9 @@ def test_what_the_conditions_of_an_arm_read_and_decided_is_recorded(trial: Trial
     engine.dispose()
     experiment = document.read(trial.folder / "gated.yaml")
     digest = experiment.probes["mood"].digest
-    by_arm = {name: [row for row in rows if row["arm"] == name] for name in ("control", "once", "each")}
+    by_arm = {name: [row for row in rows if row["arm"] == name] for name in ("control", "once", "each", "pushed")}
     assert all(by_arm.values())
-    assert {row["gates"] for row in by_arm["control"]} == {None}
+    assert {row["gates"] for row in (*by_arm["control"], *by_arm["pushed"])} == {None}
     for row in by_arm["once"]:
         (gate,) = json.loads(row["gates"])
         assert (gate["condition"], gate["digest"], gate["held"], gate["read"]) == ("@when:mood>-1000", digest, 1, 1)
@@ -287,7 +293,7 @@ def test_what_the_conditions_of_an_arm_read_and_decided_is_recorded(trial: Trial
 
 
 def test_a_probe_judges_by_what_the_unsteered_model_makes_of_an_answer(trial: Trial) -> None:
-    """As the scorer of `steer eval` does through transformers: whatever steered the answer, and only its tokens."""
+    """As the scorer of `steer eval` does through transformers: also of an arm that steers the layer that it reads."""
     experiment = document.read(trial.folder / "gated.yaml")
     engine = engine_of(experiment.log)
     shown, given = EXPOSURES.c, FEEDBACK.c
