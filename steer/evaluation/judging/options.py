@@ -20,13 +20,20 @@ class Judged(Protocol):
     """A request that may name a judge."""
 
     @property
-    def judge(self) -> str | None: ...
+    def judge(self) -> str | None:
+        """The URL of a judge, or a file that describes it."""
+
     @property
-    def judge_model(self) -> str | None: ...
+    def judge_model(self) -> str | None:
+        """Its model."""
+
     @property
-    def judge_key_file(self) -> Path | None: ...
+    def judge_key_file(self) -> Path | None:
+        """The file with its key."""
+
     @property
-    def concept(self) -> str | None: ...
+    def concept(self) -> str | None:
+        """What it is asked about."""
 
 
 def _scorers() -> list[str]:
