@@ -22,7 +22,7 @@ from steer.evaluation.harness.tasks import TaskFigure, measure_tasks
 from steer.evaluation.inputs import Inputs, open_fitting, read_inputs
 from steer.evaluation.judgement import Judged, judged, metrics_of, outcome_of, sentence
 from steer.evaluation.measuring.divergences import Divergence, Neutral, neutral_text, summary
-from steer.evaluation.measuring.engine import Engine, Hooks, Through
+from steer.evaluation.measuring.engine import Engine, Hooks, Through, measured_once
 from steer.evaluation.measuring.generations import Generation, TextFigures, text_figures
 from steer.evaluation.planning import Plan, Wanted, plan_of
 from steer.evaluation.request import Request
@@ -92,10 +92,7 @@ def _evaluation(request: Request, inputs: Inputs, base: LoadedModel, engine: Eng
     neutral = neutral_text(base, inputs.neutral, seed=request.seed, on_event=on_event)
     layers = sorted({layer for subject in inputs.subjects for layer in acting_layers(subject.arm)})
     states = _states(base, neutral, layers)
-
-    def measure(arms: Sequence[Arm]) -> list[Tensor]:
-        return engine.measure_divergences(neutral, arms)
-
+    measure = measured_once(engine, neutral)
     wanted = Wanted(
         names=request.control, draws=request.draws, prompt=request.prompt, donor=inputs.donor,
         shuffled_from=inputs.shuffled_from, factors=request.curve, seed=request.seed,
@@ -115,7 +112,7 @@ def _evaluation(request: Request, inputs: Inputs, base: LoadedModel, engine: Eng
         figures.update(zip([arm.name for arm in group], rows, strict=True))
         of_group = [arm for arm in curves.values() if arm.model is None and arm.name not in divergences]
         compared = [*group, *(of_group if model is base else [])]
-        kl = on.measure_divergences(neutral, compared)
+        kl = measure(compared) if model is base else on.measure_divergences(neutral, compared)
         divergences |= {arm.name: summary(values) for arm, values in zip(compared, kl, strict=True)}
         if model is base and curves and inputs.dev:
             dev = on.measure_arms(inputs.dev, list(curves.values()))

@@ -70,6 +70,8 @@ def _print(value: dict[str, Any], folder: Path | None) -> None:
         out.line(sentence)
     for subject in value["subjects"]:
         out.line(f"\n{subject['sentence']}")
+        if subject["kind"] == "composition":
+            out.line(f"operating point: {subject['operating_point']['from']}")
         for metric in subject["metrics"]:
             slopes = metric["slopes"]
             if slopes:

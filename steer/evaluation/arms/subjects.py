@@ -16,6 +16,7 @@ from steer.evaluation.arms.arm import Arm
 from vectors.errors import ArtifactError, SteerError, UsageError, collecting, raise_together
 from vectors.fit import recommended_strength
 from vectors.references import DEFAULT
+from vectors.registry.layers import spans
 from vectors.resolve import Resolver, compose_gated
 from vectors.steering import SteeringVector
 from vectors.task import TaskVector
@@ -111,7 +112,7 @@ def _subject(
     elif len(terms) == 1 and terms[0].operation == "add" and terms[0].value == 1:
         recommended = recommended_strength(bound[terms[0].name])
         if recommended is not None:
-            composition, point = composition.scaled(recommended), "layers and strength that the vector recommends"
+            composition, point = composition.scaled(recommended), _recommendation(bound[terms[0].name], recommended)
         else:
             point = "strength 1, since the vector recommends none"
     compose_gated(str(composition), {**probes, **bound}, allow_strength=allow_strength)  # refuses excessive strengths
@@ -119,6 +120,13 @@ def _subject(
     if os.path.isfile(path):
         files[path.stem] = path
     return Subject(text, "composition", Arm(text, composition=composition, vectors=bound, probes=probes), point, files)
+
+
+def _recommendation(vector: SteeringVector, strength: float) -> str:
+    """What a vector's file recommends, in words; the entry that a sweep wrote names its run."""
+    by = "a sweep" if "run" in vector.metadata["recommended"] else "its extraction"
+    layers = spans(vector.apply)
+    return f"the vector's recommendation by {by}: strength {strength:g} at layer{'s'[: not layers.isdigit()]} {layers}"
 
 
 def _is_task_vector(path: Path) -> bool:

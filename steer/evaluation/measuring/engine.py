@@ -6,7 +6,7 @@ to the model what was evaluated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from probes.models.loading import LoadedModel
 from steer.evaluation.arms.arm import Arm
 from steer.evaluation.measuring import divergences, figures, generations
 from steer.evaluation.measuring.divergences import Neutral
+from steer.evaluation.measuring.equal_divergence import Measure
 from steer.evaluation.measuring.generations import Generation
 from steer.evaluation.suites.items import Item
 from vectors.events import OnEvent, ignore
@@ -38,6 +39,26 @@ class Engine(Protocol):
 
 # From the base, and what is called with progress, to a context in which an engine runs it.
 Through = Callable[[LoadedModel, OnEvent], AbstractContextManager[Engine]]
+
+
+def measured_once(engine: Engine, neutral: Neutral) -> Measure:
+    """The engine's divergences of arms of the base on this text, where arms that are the same are measured once: the
+    negation is a point of the curve, and a search for a strength has measured the arm that it ends with."""
+    known: dict[Hashable, tuple[Arm, Tensor]] = {}  # the arms too, since their vectors are told apart by identity
+
+    def measure(arms: Sequence[Arm]) -> list[Tensor]:
+        fresh = {_key(arm): arm for arm in arms if _key(arm) not in known}
+        values = engine.measure_divergences(neutral, list(fresh.values())) if fresh else []
+        known.update({key: (arm, value) for (key, arm), value in zip(fresh.items(), values, strict=True)})
+        return [known[_key(arm)][1] for arm in arms]
+
+    return measure
+
+
+def _key(arm: Arm) -> Hashable:
+    composition = None if arm.composition is None else arm.composition.digest
+    read = [(name, id(each)) for name, each in sorted({**arm.probes, **arm.vectors}.items())]
+    return arm.system, composition, tuple(read)
 
 
 class Hooks:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import planted
 import pytest
@@ -12,7 +14,8 @@ from probes.data.examples import Example
 from probes.models.loading import LoadedModel
 from steer.evaluation.arms.arm import Arm
 from steer.evaluation.arms.subjects import subjects_of
-from steer.evaluation.measuring.divergences import measure_divergences, neutral_text, summary
+from steer.evaluation.measuring.divergences import Neutral, measure_divergences, neutral_text, summary
+from steer.evaluation.measuring.engine import Hooks, measured_once
 from steer.evaluation.measuring.figures import measure_arms
 from steer.evaluation.measuring.rendering import answers_of, rendered_items
 from steer.evaluation.suites.items import Choice, Item, Pair
@@ -46,6 +49,26 @@ def arms_of(vector: SteeringVector) -> list[Arm]:
         *(Arm(str(c), composition=c, vectors={"v": vector}) for c in compositions),
         Arm("prompted", system="Be kind."),
     ]
+
+
+def test_the_divergence_of_an_arm_is_measured_once_however_often_it_is_wanted(
+    loaded: LoadedModel, vector: SteeringVector
+) -> None:
+    class Counting(Hooks):
+        measured = 0
+
+        def measure_divergences(self, neutral: Neutral, arms: Sequence[Arm]) -> list[torch.Tensor]:
+            self.measured += len(arms)
+            return super().measure_divergences(neutral, arms)
+
+    engine, neutral = Counting(loaded), neutral_text(loaded, ["Say something."], tokens=6)
+    arms = arms_of(vector)
+    measure = measured_once(engine, neutral)
+    other = SteeringVector({1: -vector.layers[1]}, dict(vector.metadata))
+    for wanted in (arms, [*arms[::-1], arms[1].scaled(2.0, "twice"), replace(arms[1], vectors={"v": other})]):
+        for one, direct in zip(measure(wanted), measure_divergences(loaded, neutral, wanted), strict=True):
+            torch.testing.assert_close(one, direct)
+    assert engine.measured == len(arms) + 1
 
 
 def test_the_figure_of_a_pair_is_the_margin_of_its_likelihoods_per_token(

@@ -16,6 +16,8 @@ from probes.arms.scores import Completions
 from probes.data.examples import Example
 from probes.data.reading import Contrast
 from probes.models.loading import LoadedModel
+from steer.evaluation.arms.controls import acting_layers
+from steer.evaluation.arms.subjects import subjects_of
 from steer.evaluation.suites.items import Choice, Pair
 from steer.evaluation.sweeping import cells as cells_module
 from steer.evaluation.sweeping import measured as measured_module
@@ -250,6 +252,11 @@ def test_extraction_and_sweep_in_one_go_recommend_and_leave_a_record(loaded: Loa
         == json.loads((tmp_path / "run.json").read_text())["details"]["digest"]
     )
     assert metadata["apply"] == metadata["recommended"]["layers"]
+    (subject,) = subjects_of(["warm"], {"warm": result.vector})  # what `steer eval` does with it
+    layers, strength = metadata["recommended"]["layers"], metadata["recommended"]["strength"]
+    assert acting_layers(subject.arm) == layers
+    assert str(subject.arm.composition) == f"{strength:g}*warm"
+    assert subject.point == f"the vector's recommendation by a sweep: strength {strength:g} at layer {layers[0]}"
     assert {point["method"] for point in report["points"]} == {"diffmean", "whitened"}
     few, most = report["learning"]
     assert (few["examples"], few["repeats"], most["repeats"]) == (4, 5, 1)
