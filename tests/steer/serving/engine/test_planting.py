@@ -111,6 +111,14 @@ def test_a_real_model_whose_first_tokens_have_massive_activations_is_proved(dtyp
     assert max(float(step.returned[0].abs().max()) for step in passes.base.steps.values()) > 20_000
 
 
-def test_a_stream_that_transformers_scales_too_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planting, "SCALED", {"Scaled"})
-    assert set(proved(Decoder([Scaled] * LAYERS)).values()) == {"whole"}
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("factor", [0.02, 0.5, 3.0])
+def test_a_stream_that_transformers_scales_too_is_accepted(
+    factor: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Multiplied(Whole):
+        def forward(self, positions: Tensor, hidden: Tensor) -> Any:
+            return factor * super().forward(positions, hidden)
+
+    monkeypatch.setattr(planting, "SCALED", {"Multiplied"})
+    assert set(proved(Decoder([Multiplied] * LAYERS).to(dtype)).values()) == {"whole"}
