@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -103,7 +105,7 @@ def _pass(runner: Any, *, second: bool) -> Callable[[], Any]:
         except Exception as error:
             raise Refused(
                 f"steer: a pass through {type(runner.get_model()).__name__} fails, so it can't be proved where its "
-                f"residual stream is: {type(error).__name__}: {error}. To serve the model without the plugin, unset "
+                f"residual stream is: {_what_failed(error)}. To serve the model without the plugin, unset "
                 "VLLM_PLUGINS"
             ) from error
         finally:
@@ -111,6 +113,13 @@ def _pass(runner: Any, *, second: bool) -> Callable[[], Any]:
         return outputs[-1] if outputs else None
 
     return run
+
+
+def _what_failed(error: Exception) -> str:
+    """An error with its text; one without, as an assertion's, with the line that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f"{frames[-1].line} ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {str(error) or where}"
 
 
 @contextlib.contextmanager

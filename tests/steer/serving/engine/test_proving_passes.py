@@ -129,6 +129,11 @@ def test_a_pass_that_fails_is_a_refusal_with_the_reason() -> None:
         proved_blocks(Runner(Model(), error=RuntimeError("no kernel")), config(), second=False)
 
 
+def test_an_error_without_a_text_is_named_by_its_line() -> None:
+    with pytest.raises(Refused, match=r"AssertionError: raise self\.error \(test_proving_passes\.py:\d+\)"):
+        proved_blocks(Runner(Model(), error=AssertionError()), config(), second=False)
+
+
 def test_a_block_that_vllm_compiles_by_itself_is_refused() -> None:
     model = Model()
     model.layers[1].do_not_compile = False  # type: ignore[assignment]
