@@ -215,7 +215,7 @@ def experiment(vector: str) -> Path:
     """Base, prompt and steered arm on the same thirty prompts; returns the page."""
     file, folder = OUT / "warmth.yaml", OUT / "warmth.paired"
     file.write_text(EXPERIMENT.format(expression=expression_of(vector)))
-    print(f"\n== The experiment {file}: is the vector worth more than a prompt?\n\n{file.read_text()}")
+    print(f"\n== The experiment {file}: what do a prompt and the vector change?\n\n{file.read_text()}")
     answered = ["--prompts", str(DATA / "questions.jsonl"), "--max-tokens", "20", "--no-likelihood"]
     arguments = ["ab", "paired", str(file), *answered, "--engine", "transformers", "-o", str(folder), "--force"]
     step("All arms on the same prompts, compared prompt by prompt", *arguments)

@@ -100,7 +100,12 @@ def notes(report: Mapping[str, Any], level: str) -> list[str]:
                 f"removes {metric['variance_removed']:.0%} of the variance."
             )
         if metric["source"] == "judge":
-            lines.append(f"{metric['name']}: scored by a judge that has not been validated here.")
+            validated = [event["reason"] for event in report["events"] if event["kind"] == "validated"]
+            of_judge = [reason for reason in validated if reason.startswith(f"{metric['name']}: ")]
+            lines.append(
+                f"{of_judge[-1]}." if of_judge else f"{metric['name']}: scored by a judge that has not been validated "
+                f"here: steer ab judges {report['experiment']} --labels FILE."
+            )  # fmt: skip
         few = [arm for arm, each in metric["differences"].items() if each["interval"].startswith("empirical")]
         if few:
             lines.append(f"{metric['name']}: for few units, the interval of {', '.join(few)} is an empirical Bernstein "

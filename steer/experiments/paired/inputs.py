@@ -124,12 +124,13 @@ def arms_of(experiment: Experiment) -> list[Arm]:
 
 
 def base_of(experiment: Experiment) -> str:
-    """The model that the vectors of an experiment record as their base. Raises UsageError."""
-    bases = [vector.base for vector in experiment.vectors.values() if "name" in vector.base]
+    """The model that the vectors and probes of an experiment record as their base. Raises UsageError."""
+    sources = [*experiment.vectors.values(), *experiment.probes.values(), *experiment.readouts.values()]
+    bases = [source.base for source in sources if "name" in source.base]
     names = {f"{base['name']}@{base['revision']}" if "revision" in base else str(base["name"]) for base in bases}
     if len(names) == 1:
         return names.pop()
-    if experiment.vectors and not names:
+    if sources and not names:
         raise UsageError("the vectors do not record the model they belong to", "give it: --model FOLDER")
     return references.DEFAULT
 

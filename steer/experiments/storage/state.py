@@ -16,6 +16,7 @@ from steer.experiments.storage.tables import EVENTS, EXPERIMENTS
 from vectors.storage.files import canonical_json
 
 STARTED, STAGE, STOPPED, WARNED, DROPPED, PROMOTED = "started", "stage", "stopped", "warned", "dropped", "promoted"
+VALIDATED = "validated"  # a judge, by hand labels
 
 
 class State(NamedTuple):

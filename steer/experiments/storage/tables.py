@@ -74,7 +74,8 @@ FEEDBACK = Table(
     Column("at", Double, nullable=False),
 )
 
-# What happened to an experiment: started, stage, stopped, warned, dropped, promoted; forgotten (see `forgetting`).
+# What happened to an experiment: started, stage, stopped, warned, dropped, promoted, validated (its judges); forgotten
+# (see `forgetting`).
 EVENTS = Table(
     "events",
     METADATA,

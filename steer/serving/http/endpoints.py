@@ -206,8 +206,10 @@ class Endpoints:
 
     def _require_unused(self, name: str) -> None:
         """Refuse to unbind a vector or probe that an experiment uses. Raises UsageError."""
+        from steer.experiments.running import readouts
+
         for live in self.experiments.values():
-            if name in {**live.experiment.vectors, **live.experiment.probes}:
+            if name in readouts.sources(live.experiment):
                 raise UsageError(f"{name!r} is part of the experiment {live.experiment.name}", "it runs until the end")
 
     async def _begin_experiments(self) -> None:

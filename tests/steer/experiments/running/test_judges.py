@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from steer.experiments.assignment import Identity
 from steer.experiments.running import judges, live, questions
 from steer.experiments.specification import Judge, Metric
 from steer.experiments.storage.tables import FEEDBACK
+from steer.reports import experiment as pages
 from vectors.probe import Probe, Readout
 
 ANSWER = {"status": 200, "latency": 0.1, "response_tokens": 3}
@@ -92,6 +94,37 @@ def test_a_probe_is_a_judge_of_what_an_engine_reads(tmp_path: Path, kind: str, v
     assert scores(experiment) == {f"r{i}": values[i % 2] for i in range(4)}
     assert seen[0] == ("Hello", "[/response] say yes")
     experiment.end()
+
+
+def test_judges_are_measured_against_hand_labels_and_the_report_says_so(log: trials.Log, ab: trials.Ab,
+                                                                     tmp_path: Path) -> None:  # fmt: skip
+    given = {"name": "polite", "scorer": "regex:please"}, {"name": "kind", "scorer": "regex:thanks"}
+    secondary = [{"name": "polite"}, {"name": "kind", "kind": "number"}]
+    served = trials.Log(tmp_path, log.experiment.log, judges=list(given), secondary=secondary)
+    served.write("exposures", served.answer("control", "u1"), served.answer("friendly", "u2"))
+    texts = [("please", "yes"), ("please, thanks", "yes"), ("please", "no"), ("no", "no"), ("thanks", "yes")]
+    lines = [json.dumps({"response": text, "label": label}) for text, label in texts]
+    (tmp_path / "labels.jsonl").write_text("\n".join(lines))
+    _, before, _ = ab("report", "tone")
+    status, data, _ = ab("judges", "tone", "--labels", "labels.jsonl")
+    assert (status, [each["measure"] for each in data["judges"]]) == (0, ["kappa", "AUROC"])
+    first, second = data["judges"]
+    assert first["value"] == pytest.approx((3 / 5 - 13 / 25) / (1 - 13 / 25))  # three of five agree, by chance 13 of 25
+    assert second["value"] == pytest.approx(5 / 6)  # of six pairs four are in order, and two are ties
+    _, after, _ = ab("report", "tone")
+    assert "scored by a judge that has not been validated" in " ".join(pages.notes(before, "95 %"))
+    notes = " ".join(pages.notes(after, "95 %"))
+    assert "polite: the judge agrees with 5 hand labels by kappa 0.17" in notes
+    assert "has not been validated" not in notes
+
+
+def test_an_experiment_without_judges_and_labels_that_are_none_are_refused_at_once(log: trials.Log, ab: trials.Ab,
+                                                                                tmp_path: Path) -> None:  # fmt: skip
+    (tmp_path / "labels.jsonl").write_text('{"response": 5}')
+    status, data, _ = ab("judges", "tone", "--labels", "labels.jsonl")
+    assert status != 0
+    assert "has no judges" in data["problems"][0]
+    assert "no text `response`" in data["problems"][1]
 
 
 def test_what_is_sampled_depends_on_the_answer_alone(tmp_path: Path) -> None:
