@@ -1,7 +1,7 @@
 """The decoder blocks of the served model, steered at their outputs.
 
 A block's class is replaced by a subclass whose forward adds, for every token, what the token's slot holds. On a CPU it
-is plain tensor code, through which torch.compile traces; on a GPU one kernel (`kernel.steered`), which to torch.compile
+is plain tensor code, through which torch.compile traces; on a GPU one kernel (`kernels.stream`), which to torch.compile
 is an operator. All of it works on buffers at fixed addresses, so CUDA graphs replay it. The projection directions are a
 loop instead of one gather, so that no temporary is larger than the residual stream. Where the output holds the residual
 stream has been proved on the loaded model (`proof.prove`). A block that gates read gives its steered stream to them
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from steer.serving.engine.bounds import LONGEST
 from steer.serving.engine.proving.forms import Form, Proved
-from steer.serving.engine.worker import kernel
 from steer.serving.engine.worker import steps as stepping
 from steer.serving.engine.worker.gates import GateTable, read
+from steer.serving.engine.worker.kernels import stream as _operator  # noqa: F401  # defines torch.ops.steer.steered
 from steer.serving.engine.worker.slots import SlotTable
 
 # The largest magnitude to which steering may bring a value of a float16 residual stream: half of float16's range.
@@ -36,8 +36,6 @@ def install(blocks: Mapping[int, Proved], table: SlotTable, slots: Tensor, gates
     # The kernel has no steps; with them, torch.compile fuses the tensor code.
     in_one_kernel = slots.is_cuda and not table.steps
     add = _add_in_one_kernel if in_one_kernel else _add
-    if in_one_kernel:
-        kernel.register()
     for i, layer in enumerate(table.layers):
         block, form = blocks[layer]
         block.register_buffer("steer_slots", slots, persistent=False)

@@ -22,7 +22,10 @@ from torch import Tensor, nn
 
 from steer.serving.engine.bounds import GATED_PHASES
 from steer.serving.engine.phases import conditions_of, gated_sets, gates
-from steer.serving.engine.worker import gate_kernels, sections
+from steer.serving.engine.worker import sections
+from steer.serving.engine.worker.kernels import gating
+from steer.serving.engine.worker.operators import define, nothing
+from steer.serving.engine.worker.transfers import pinned, to_device
 from vectors.expression import Composition, Condition
 from vectors.probe import Readout
 
@@ -146,31 +149,26 @@ class GateTable:
 
     def flush(self) -> None:
         """Write all gates and empty all rows that are new since the last step: one copy for each tensor."""
+        device = self.tokens.device
         if self.fresh:
-            rows = self._there(torch.tensor(self.fresh))
+            rows = to_device(self.fresh, device)
             self.values.index_fill_(1, rows, 0)
             self.counts.index_fill_(0, rows, 0)
             self.fresh = []
         if self.unwritten:
-            plans, written = self._there(torch.tensor(list(self.unwritten))), list(self.unwritten.values())
+            plans, written = to_device(list(self.unwritten), device), list(self.unwritten.values())
             weights = torch.stack([torch.stack(plan.weights) for plan in written], dim=1)
-            self.weights.index_copy_(1, plans, self._there(weights))
-            self.limits.index_copy_(1, plans, self._there(torch.tensor([p.limits for p in written]).transpose(0, 1)))
+            self.weights.index_copy_(1, plans, to_device(weights, device))
+            limits = torch.tensor([plan.limits for plan in written])
+            self.limits.index_copy_(1, plans, to_device(limits.transpose(0, 1), device))
             integers = (
                 torch.tensor(values, dtype=torch.int32) for values in zip(*(p[2:] for p in written), strict=True)
             )
             modes, ends, choices = integers
-            self.modes.index_copy_(1, plans, self._there(modes.transpose(0, 1)))
-            self.ends.index_copy_(0, plans, self._there(ends))
-            self.choices.index_copy_(0, plans, self._there(choices))
+            self.modes.index_copy_(1, plans, to_device(modes.transpose(0, 1), device))
+            self.ends.index_copy_(0, plans, to_device(ends, device))
+            self.choices.index_copy_(0, plans, to_device(choices, device))
             self.unwritten = {}
-
-    def _there(self, tensor: Tensor) -> Tensor:
-        """A tensor on the device, without waiting for it."""
-        return self._here(tensor.contiguous()).to(self.tokens.device, non_blocking=True)
-
-    def _here(self, tensor: Tensor) -> Tensor:
-        return tensor.pin_memory() if self.tokens.device.type == "cuda" else tensor
 
     def join(self, block: nn.Module, layer: int) -> None:
         """Let `read` find the tensors of this table at a block."""
@@ -198,7 +196,7 @@ class GateTable:
         self.flush()
         length = 0 if tokens is None else len(tokens)
         if tokens is not None:
-            self.tokens[:length].copy_(self._here(torch.from_numpy(tokens)), non_blocking=True)
+            self.tokens[:length].copy_(pinned(tokens, self.tokens.device), non_blocking=True)
         if self.filled > length:
             self.tokens[length : self.filled].zero_()
         self.filled = length
@@ -255,7 +253,7 @@ def _gate(
 ) -> None:
     """Read the stream at a layer, in the model's dtype; the tensors are those of GateTable, and the tokens' slots.
 
-    It changes the last four. On a GPU `gate_kernels.gate` does the same.
+    It changes the last four. On a GPU `kernels.gating.gate` does the same.
     """
     count = half.shape[0]
     plan, row, does, _ = tokens[:count].unbind(1)
@@ -291,12 +289,11 @@ def _gate(
     counts.view(-1).index_add_(0, places, torch.ones_like(places))
 
 
-_LIBRARY = torch.library.Library("steer", "FRAGMENT")
-_LIBRARY.define(
+define(
     "gate(Tensor half, Tensor? other, int layer, Tensor weights, Tensor limits, Tensor modes, Tensor ends, "
     "Tensor choices, Tensor tokens, Tensor(a!) open_gates, Tensor(b!) values, Tensor(c!) counts, Tensor(d!) slots"
-    ") -> ()"
+    ") -> ()",
+    cuda=gating.gate,
+    cpu=_gate,
+    shape=nothing,
 )
-_LIBRARY.impl("gate", _gate, "CPU")
-_LIBRARY.impl("gate", gate_kernels.gate, "CUDA")
-torch.library.register_fake("steer::gate", lambda *_: None, lib=_LIBRARY)

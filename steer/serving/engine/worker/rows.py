@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from steer.serving.engine.worker.steps import factors_of, projection_of, units_of
+from steer.serving.engine.worker.transfers import to_device
 from vectors.expression import Composition, Term
 from vectors.steering import SteeringVector
 
@@ -90,11 +91,10 @@ def rows_of(
     rows = Rows(_added(summed, stacks, sources, len(sets), len(layers), hidden, device), None, None)
     if projecting := [each for each in summed if each.term.operation != "add"]:
         units, factors = _projections(projecting, stacks, sources, len(sets), layers, hidden, directions, device)
-        rows = rows._replace(units=units, factors=_to_device(factors, device))
+        rows = rows._replace(units=units, factors=to_device(factors, device))
     if stepped:
-        units, factors = _steps(stepped, stacks, sources, len(sets), len(layers), hidden, steps)
-        units = units.pin_memory() if device.type == "cuda" else units
-        rows = rows._replace(step_units=units.to(device, non_blocking=True), step_factors=_to_device(factors, device))
+        units, factors = _steps(stepped, stacks, sources, len(sets), len(layers), hidden, steps, device)
+        rows = rows._replace(step_units=units, step_factors=to_device(factors, device))
     return rows
 
 
@@ -155,8 +155,8 @@ def _added(
         directions = stacks[name].directions.to(device, non_blocking=True)
         all_layers = len(rows) == layers == len(directions)  # both ascend, so they are the same
         if not all_layers:
-            directions, index = directions[_to_device(rows, device)], _to_device(steered_layers, device)
-        scales = _to_device(strength[:, steered_layers].astype(np.float32), device)[:, :, None]
+            directions, index = directions[to_device(rows, device)], to_device(steered_layers, device)
+        scales = to_device(strength[:, steered_layers].astype(np.float32), device)[:, :, None]
         for p in np.nonzero(strength.any(axis=1))[0].tolist():
             if all_layers:
                 added[p].add_(directions * scales[p])
@@ -204,8 +204,8 @@ def _projections(
         if len(projected) == len(layers) == len(copied) and (number == number[0]).all():
             units[:, number[0]] = copied  # both ascend, so they are the same layers
         else:
-            places = _to_device(projected, device), _to_device(number[projected], device)
-            units[places] = copied[_to_device(sources[name][projected], device)]
+            places = to_device(projected, device), to_device(number[projected], device)
+            units[places] = copied[to_device(sources[name][projected], device)]
     return units, factors.astype(np.float32)
 
 
@@ -217,18 +217,13 @@ def _steps(
     layers: int,
     hidden: int,
     steps: int,
+    device: torch.device,
 ) -> tuple[Tensor, np.ndarray]:
-    """`step_units` of Rows, on the CPU, and `step_factors` as an array."""
+    """`step_units` of Rows, and `step_factors` as an array."""
     terms = []
     for term, acting, acting_layers, _ in active:
         rows = sources[term.name][acting_layers]
         terms.append((term, acting, acting_layers, stacks[term.name].lengths[rows], stacks[term.name].means[rows]))
     factors, numbers = factors_of(terms, slots, layers, steps)
     directions = [(stacks[each.term.name].units, sources[each.term.name]) for each in active]
-    return units_of(numbers, directions, layers, steps, hidden), factors
-
-
-def _to_device(values: np.ndarray, device: torch.device) -> Tensor:
-    """An array on a device. Pinned first, since a copy from other memory makes the step wait for the device."""
-    tensor = torch.from_numpy(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    return units_of(numbers, directions, layers, steps, hidden, device), factors

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from probes.models.markers import Markers, Sequences
-from steer.serving.engine.worker import gate_kernels
+from steer.serving.engine.worker.kernels import sectioning
+from steer.serving.engine.worker.operators import define, nothing
+from steer.serving.engine.worker.transfers import pinned
 from vectors.expression import Condition
 
 logger = logging.getLogger("vllm.steer")
@@ -57,8 +59,7 @@ class SectionTable:
         state = np.full(longest, -1, dtype=np.int32)
         state[longest - len(last) :] = last
         state[0] = self.state_after(ids)
-        tensor = torch.from_numpy(state)
-        self.states[row].copy_(tensor.pin_memory() if self.states.is_cuda else tensor, non_blocking=True)
+        self.states[row].copy_(pinned(state, self.states.device), non_blocking=True)
 
     def state_after(self, ids: Sequence[int]) -> int:
         """What the last of these tokens lies inside of."""
@@ -148,7 +149,7 @@ def _section(
 ) -> None:
     """See the ids [tokens] of a step; the tensors are those of GateTable and SectionTable, and the tokens' slots.
 
-    It changes the last four. On a GPU `gate_kernels.section` does the same.
+    It changes the last four. On a GPU `kernels.sectioning.section` does the same.
     """
     count = min(ids.shape[0], tokens.shape[0])
     plan, row, does, first = tokens[:count].unbind(1)
@@ -196,11 +197,10 @@ def _section(
     counts.view(-1).index_add_(0, index, torch.ones_like(index))
 
 
-_LIBRARY = torch.library.Library("steer", "FRAGMENT")
-_LIBRARY.define(
+define(
     "section(Tensor ids, Tensor markers, Tensor marks, Tensor modes, Tensor ends, Tensor choices, Tensor tokens, "
-    "Tensor(a!) open_gates, Tensor(b!) states, Tensor(c!) counts, Tensor(d!) slots) -> ()"
+    "Tensor(a!) open_gates, Tensor(b!) states, Tensor(c!) counts, Tensor(d!) slots) -> ()",
+    cuda=sectioning.section,
+    cpu=_section,
+    shape=nothing,
 )
-_LIBRARY.impl("section", _section, "CPU")
-_LIBRARY.impl("section", gate_kernels.section, "CUDA")
-torch.library.register_fake("steer::section", lambda *_: None, lib=_LIBRARY)

@@ -21,6 +21,7 @@ import torch
 from steer.serving.engine.phases import Phase, variants
 from steer.serving.engine.worker.rows import Rows, Stack, rows_of
 from steer.serving.engine.worker.steps import FACTORS, table_of
+from steer.serving.engine.worker.transfers import to_device
 from vectors.expression import Composition
 
 
@@ -58,9 +59,6 @@ class SlotTable:
         self.free = list(range(slots, 0, -1))
         self.projecting: set[int] = set()  # slots that have directions
         self.stepping: set[int] = set()  # slots that have steps
-        self.held: dict[
-            str, list[int]
-        ] = {}  # by key: the slot of each phase while its gates are closed, 0: nothing acts
         self.choices: dict[str, list[tuple[int, ...]]] = {}  # by key: the slots of each phase, by set of open gates
         self.users: dict[str, int] = {}  # by key: the number of running requests
         self.idle: OrderedDict[str, None] = OrderedDict()  # keys without running requests, the longest idle first
@@ -74,26 +72,31 @@ class SlotTable:
         All slots of each phase are in `choices`. `key` is the digest of the composition and its vectors, so requests
         with equal keys share their slots. Raises Unsteerable when no slot is left; then nothing has changed.
         """
-        if key not in self.held:
+        if key not in self.choices:
             self.choices[key] = self._write(composition, phases, stacks)
-            self.held[key] = [choices[0] for choices in self.choices[key]]
             self.users[key] = 0
         if key in self.idle:
             del self.idle[key]
-            self.spare -= self._count(key)
+            self.spare -= len(self.slots_of(key))
         self.users[key] += 1
-        return self.held[key]
+        return [choices[0] for choices in self.choices[key]]
 
-    def release(self, key: str) -> None:
-        """Give back the slots of one request with this composition."""
+    def release(self, key: str, *, forget: bool = False) -> None:
+        """Give back the slots of one request with this composition; `forget` what they hold if it was the last one."""
         self.users[key] -= 1
         if self.users[key] > 0:
             return
-        if self.slots_of(key):
-            self.idle[key] = None
-            self.spare += self._count(key)
-        else:  # it never acts (0*warm) and has no slots, so it would never be evicted
-            del self.held[key], self.choices[key], self.users[key]
+        self.idle[key] = None
+        self.spare += len(self.slots_of(key))
+        if forget or not self.slots_of(key):  # what never acts (0*warm) would never be evicted
+            self._forget(key)
+
+    def _forget(self, key: str) -> None:
+        """Free the slots of an idle composition, so that the next request with it writes them again."""
+        slots = self.slots_of(key)
+        del self.idle[key], self.choices[key], self.users[key]
+        self.spare -= len(slots)
+        self.free += sorted(slots)
 
     def slots_of(self, key: str) -> set[int]:
         """All slots of a composition."""
@@ -122,23 +125,16 @@ class SlotTable:
         if len(self.free) + self.spare < count:
             raise Unsteerable(f"steer: all {self.slots} slots are held, and an admitted request needs more")
         while len(self.free) < count:
-            oldest, _ = self.idle.popitem(last=False)
-            self.spare -= self._count(oldest)
-            self.free += sorted(self.slots_of(oldest))
-            del self.held[oldest], self.choices[oldest], self.users[oldest]
+            self._forget(next(iter(self.idle)))
         taken, self.free = self.free[-count:][::-1], self.free[:-count]
         return taken
 
-    def _count(self, key: str) -> int:
-        """The number of slots that a composition has."""
-        return len(self.slots_of(key))
-
     def _copy(self, rows: Rows, slots: list[int]) -> None:
         """Write the slots: one copy for each tensor of the table."""
-        index = _indices(slots, self.added.device)
+        index = to_device(slots, self.added.device)
         self.added.index_copy_(1, index, rows.added.transpose(0, 1))
-        _replace(self.units, self.factors, rows.units, rows.factors, slots, self.projecting)
-        _replace(self.step_units, self.step_factors, rows.step_units, rows.step_factors, slots, self.stepping)
+        _replace(self.units, self.factors, rows.units, rows.factors, slots, index, self.projecting)
+        _replace(self.step_units, self.step_factors, rows.step_units, rows.step_factors, slots, index, self.stepping)
 
 
 def _replace(
@@ -147,18 +143,20 @@ def _replace(
     new_units: torch.Tensor | None,
     new_factors: torch.Tensor | None,
     slots: list[int],
+    index: torch.Tensor,
     filled: set[int],
 ) -> None:
-    """Write units and factors of slots, None for none, into those of a table; `filled` are the slots that have any."""
+    """Write units and factors of slots, None for none, into those of a table; `filled` are the slots that have any.
+
+    `index` are the slots, on the device.
+    """
     if new_units is None or new_factors is None:
-        stale = [slot for slot in slots if slot in filled]
-        if stale:
-            units.index_fill_(2, _indices(stale, units.device), 0)
-            factors.index_fill_(2, _indices(stale, units.device), 0)
-            filled.difference_update(stale)
+        if not filled.isdisjoint(slots):
+            units.index_fill_(2, index, 0)
+            factors.index_fill_(2, index, 0)
+            filled.difference_update(slots)
         return
     filled.update(slots)
-    index = _indices(slots, units.device)
     shape = (*new_units.shape[:2], len(slots), new_units.shape[-1])
     units.index_copy_(2, index, new_units[:, :, None].expand(shape))
     factors.index_copy_(2, index, new_factors)
@@ -167,8 +165,3 @@ def _replace(
 def table_bytes(layers: int, slots: int, hidden: int, directions: int, steps: int = 0) -> int:
     """The bytes that the tensors of a table take, over all workers."""
     return 4 * layers * (slots + 1) * (hidden + directions * (hidden + 2) + steps * (hidden + FACTORS))
-
-
-def _indices(slots: list[int], device: torch.device) -> torch.Tensor:
-    tensor = torch.tensor(slots)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

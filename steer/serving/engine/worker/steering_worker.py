@@ -23,6 +23,7 @@ from steer.serving.engine.worker.gates import ACTS, COLUMNS, COUNTS, DECIDES, Ga
 from steer.serving.engine.worker.rows import Stack
 from steer.serving.engine.worker.sections import LAST
 from steer.serving.engine.worker.slots import SlotTable, Unsteerable
+from steer.serving.engine.worker.transfers import pinned
 from vectors.errors import ExpressionError
 from vectors.expression import Composition
 from vectors.probe import KIND as PROBE
@@ -76,7 +77,6 @@ class SteeringWorker:
         self.reader = ThreadPoolExecutor(1, "steer-load")
         self.loading: dict[str, Future[tuple[str, Stack | Probe]]] = {}  # by digest, until `use`
         self.live: dict[str, _Live] = {}
-        self.unwritten: set[str] = set()  # keys of compositions whose gates are not in the table
         self.failed: dict[str, str] = {}  # the reason, by id of a request that can't be steered, until it ends
         self.filled = 0  # number of tokens of the last step; the rest of the buffer is 0
         # The last step's requests and the first positions of their last phases, if the slots stay valid; else None.
@@ -163,38 +163,48 @@ class SteeringWorker:
         except (RuntimeError, ValueError, LookupError, TypeError, ExpressionError) as error:
             raise Unsteerable(f"steer: {error}") from error
         ordered: Sequence[Phase] = phases(composition)
-        if resolved.key not in self.table.held:
-            self.unwritten.add(resolved.key)
+        new = resolved.key not in self.table.choices
         slots = self.table.take(resolved.key, composition, ordered, stacks)
         try:
-            begins = edges(ordered, prompt_length)
-            if gated is None or self.gates is None:
-                self.unwritten.discard(resolved.key)
-                self.live[request] = _Live(resolved.key, begins, slots)
-            else:
-                by_phase = self.table.choices[resolved.key]
-                sets = gated_sets(composition)
-                choices = {
-                    phase.terms: each for phase, each in zip(ordered, by_phase, strict=True) if phase.terms in sets
-                }
-                if resolved.key in self.unwritten:
-                    sources = {n: each.vector if isinstance(each, Stack) else each for n, each in used.items()}
-                    readings = [
-                        None if gate.is_section else reading_of(sources[gate.name], gate.layer) for gate in conditions
-                    ]
-                    self.gates.write(composition, choices, readings)
-                    self.unwritten.discard(resolved.key)
-                plans = [each[-1] if phase.terms in sets else 0 for phase, each in zip(ordered, by_phase, strict=True)]
-                once = any(gate.kind == "when" for gate in conditions)
-                deciding = next((plan for plan in plans if plan), 0) if once else 0
-                has_sections = any(gate.is_section for gate in conditions)
-                self.live[request] = _Live(
-                    resolved.key, begins, slots, prompt_length, plans, deciding, gated, has_sections
-                )
+            live = _Live(resolved.key, edges(ordered, prompt_length), slots)
+            if gated is not None:
+                sources = {n: each.vector if isinstance(each, Stack) else each for n, each in used.items()}
+                live = self._with_gates(live, composition, sources, prompt_length, gated, new=new)
+            self.live[request] = live
         except BaseException:
-            self.table.release(resolved.key)
+            self.table.release(resolved.key, forget=new)  # its gates may not be in the table
             raise
         self.steady = None
+
+    def _with_gates(
+        self,
+        live: _Live,
+        composition: Composition,
+        sources: Mapping[str, SteeringVector | Probe],
+        prompt_length: int,
+        gated: GatedRequest,
+        *,
+        new: bool,
+    ) -> _Live:
+        """The same with the gates of its composition, which are written where it is `new` in the slot table."""
+        assert self.gates is not None
+        sets, conditions = gated_sets(composition), gates(composition)
+        by_phase = [
+            (phase.terms, choices)
+            for phase, choices in zip(phases(composition), self.table.choices[live.key], strict=True)
+        ]
+        if new:
+            readings = [None if gate.is_section else reading_of(sources[gate.name], gate.layer) for gate in conditions]
+            self.gates.write(composition, {terms: each for terms, each in by_phase if terms in sets}, readings)
+        plans = [choices[-1] if terms in sets else 0 for terms, choices in by_phase]
+        once = any(gate.kind == "when" for gate in conditions)
+        return live._replace(
+            prompt_length=prompt_length,
+            plans=plans,
+            deciding=next((plan for plan in plans if plan), 0) if once else 0,
+            gated=gated,
+            has_sections=any(gate.is_section for gate in conditions),
+        )
 
     def _gated(self, request: str, composition: Composition) -> GatedRequest:
         """The row of a request with gates. Raises ValueError, LookupError."""
@@ -278,7 +288,7 @@ class SteeringWorker:
                     last[i] = max(last[i], live.gated.counted)
                     _mark(gated[offset : offset + count], live, start, offset)
             offset += count
-        self.token_slots[: len(filled)].copy_(_on(self.token_slots.device, filled), non_blocking=True)
+        self.token_slots[: len(filled)].copy_(pinned(filled, self.token_slots.device), non_blocking=True)
         self.filled = total
         self._fill_gates(gated)
         # The buffer stays right for the next steps only if every request has one token and is in its last phase.
@@ -329,9 +339,3 @@ def _mark(tokens: np.ndarray, live: _Live, start: int, offset: int) -> None:
         gated.decided = True
     tokens[-1:, 2] |= LAST
     gated.counted = max(gated.counted, end)
-
-
-def _on(device: torch.device, values: np.ndarray) -> torch.Tensor:
-    tensor = torch.from_numpy(values)
-    # New pinned memory each time: the last step's copy may still be running.
-    return tensor.pin_memory() if device.type == "cuda" else tensor

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from probes.operations import NO_PLANE
+from steer.serving.engine.worker.transfers import to_device
 from vectors.expression import Term
 
 FACTORS = 6
 LEVEL, GAIN, SHARE, COSINE, SINE, FRESH = range(FACTORS)
-NO_PLANE = 1e-6  # of the stream's norm: what is beyond the direction is rounding below it, and names no plane
 
 
 def change_of(stream: Tensor, change: Tensor, slots: Tensor, units: Tensor, factors: Tensor) -> Tensor:
@@ -109,16 +110,22 @@ def projection_of(term: Term, lengths: np.ndarray, means: np.ndarray) -> tuple[n
 
 
 def units_of(
-    numbers: Sequence[np.ndarray], sources: Sequence[tuple[Tensor, np.ndarray]], layers: int, steps: int, hidden: int
+    numbers: Sequence[np.ndarray],
+    sources: Sequence[tuple[Tensor, np.ndarray]],
+    layers: int,
+    steps: int,
+    hidden: int,
+    device: torch.device,
 ) -> Tensor:
-    """The unit directions [layers, S, hidden] of steps, on the CPU.
+    """The unit directions [layers, S, hidden] of steps, on a device.
 
     `numbers` are those of `factors_of`; a source has the units of a term's vector, and the row of each layer in it.
     """
-    units = torch.zeros(layers, steps, hidden)
+    units = torch.zeros(layers, steps, hidden, device=device)
     for number, (directions, rows) in zip(numbers, sources, strict=True):
         placed = np.nonzero(number >= 0)[0]
-        units[torch.from_numpy(placed), torch.from_numpy(number[placed])] = directions[torch.from_numpy(rows[placed])]
+        places = to_device(placed, device), to_device(number[placed], device)
+        units[places] = directions.to(device, non_blocking=True)[to_device(rows[placed], device)]
     return units
 
 

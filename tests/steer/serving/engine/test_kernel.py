@@ -12,7 +12,9 @@ import torch
 from engine_process import NO_V2, environment_of
 
 from probes.models.markers import Markers
-from steer.serving.engine.worker import blocks, gate_kernels, gates, kernel, sections
+from steer.serving.engine.worker import blocks, gates, sections
+from steer.serving.engine.worker.kernels import gating, sectioning
+from steer.serving.engine.worker.kernels import stream as kernel
 
 SLOTS, TOKENS = 7, 13
 
@@ -87,7 +89,7 @@ def compare_gates(device: str) -> int:
         for layer in (0, 1):
             gates._gate(half, second, layer, *expected.values())
             there = half.to(device), None if second is None else second.to(device)
-            gate_kernels.gate(*there, layer, *found.values())
+            gating.gate(*there, layer, *found.values())
         for name in ("open", "slots"):
             assert torch.equal(found[name].cpu(), expected[name]), name
         assert torch.equal(found["counts"].cpu()[1:], expected["counts"][1:])  # row 0 is nobody's
@@ -139,7 +141,7 @@ def compare_sections(device: str) -> int:
             for tables in (expected, found):
                 tables["tokens"].copy_(tokens)
             sections._section(ids, *expected.values())
-            gate_kernels.section(ids.to(device), *found.values())
+            sectioning.section(ids.to(device), *found.values())
             for name in ("open", "slots"):
                 assert torch.equal(found[name].cpu(), expected[name]), name
             for name in ("states", "counts"):  # row 0 is nobody's

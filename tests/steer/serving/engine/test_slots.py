@@ -57,7 +57,7 @@ def take(table: SlotTable, text: str, vectors: dict[str, SteeringVector]) -> lis
 def test_row_zero_stays_zero_and_equal_compositions_share_rows(vectors: dict[str, SteeringVector]) -> None:
     table = SlotTable(range(LAYERS), 4, HIDDEN, 1, CPU)
     first, second = take(table, "warm@response", vectors), take(table, "warm@response", vectors)
-    assert first is second
+    assert first == second
     assert first[0] == 0, "nothing acts on the prompt"
     assert not any(part[..., 0, :].any() for part in (table.added, table.units, table.factors))
     assert torch.equal(table.added[2, first[1]], vectors["warm"].layers[2])
@@ -74,7 +74,7 @@ def test_idle_rows_are_kept_until_another_needs_the_room_the_longest_idle_first(
         table.release(key)
     assert take(table, "warm", vectors) == kept, "it is still there"
     replaced = take(table, "2*formal", vectors)
-    assert "ablate(calm)" not in table.held
+    assert "ablate(calm)" not in table.choices
     assert torch.equal(table.added[0, replaced[0]], 2 * vectors["formal"].layers[0])
     assert not table.units[:, :, replaced[0]].any(), "nothing of the former composition is left"
     assert not table.factors[:, :, replaced[0]].any()

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from steer.serving.engine.bounds import LONGEST
+from steer.serving.engine.worker.kernels.launching import for_row, with_rows
+from steer.serving.engine.worker.operators import define
 
 
 def steered(
@@ -24,13 +26,11 @@ def steered(
     `slots` [at least tokens], int32; `added` [slots, hidden], `units` [K, slots, hidden], `factors` [K, slots, 2],
     float32 on the same GPU. With a `limit`, the change brings no value of the stream beyond it; 0 for none.
     """
-    half = half if half.stride(-1) == 1 else half.contiguous()
-    other = other if other is None or other.stride(-1) == 1 else other.contiguous()
+    half, other = with_rows(half), None if other is None else with_rows(other)
     result = torch.empty_like(half, memory_format=torch.contiguous_format)
     tokens, hidden = half.shape
     if tokens == 0:
         return result
-    block = 1 << (hidden - 1).bit_length()
     _kernel()[(tokens,)](
         half,
         half if other is None else other,
@@ -48,23 +48,9 @@ def steered(
         DIRECTIONS=units.shape[0],
         SUM=other is not None,
         LIMITED=limit > 0,
-        BLOCK=block,
-        num_warps=4 if block <= 2048 else 8 if block <= 8192 else 16,
+        **for_row(hidden),
     )
     return result
-
-
-@functools.cache
-def register() -> Any:
-    """The operator `torch.ops.steer.steered`, known to torch.compile by the shape of its result; registered once."""
-    library = torch.library.Library("steer", "FRAGMENT")
-    library.define(
-        "steered(Tensor half, Tensor? other, Tensor slots, Tensor added, Tensor units, Tensor factors, float limit)"
-        " -> Tensor"
-    )
-    library.impl("steered", steered, "CUDA")
-    library._register_fake("steered", lambda half, *rest: torch.empty_like(half, memory_format=torch.contiguous_format))
-    return library
 
 
 @functools.cache
@@ -122,3 +108,12 @@ def _kernel() -> Any:
             tl.store(result + token * hidden + columns, (first.to(tl.float32) + change).to(first.dtype), mask=inside)
 
     return kernel
+
+
+define(
+    "steered(Tensor half, Tensor? other, Tensor slots, Tensor added, Tensor units, Tensor factors, float limit)"
+    " -> Tensor",
+    cuda=steered,
+    cpu=None,
+    shape=lambda half, *_: torch.empty_like(half, memory_format=torch.contiguous_format),
+)
