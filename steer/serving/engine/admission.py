@@ -9,7 +9,7 @@ import contextlib
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -45,6 +45,13 @@ MOST_VECTORS = 1000  # names of vectors, so that uploads can't fill the memory
 SHOWN = 20  # most names, and most problems, that an error lists
 
 
+class Bound(NamedTuple):
+    """What a name stands for, and the digest of its file."""
+
+    source: SteeringVector | Probe
+    digest: str
+
+
 class Admission:
     """The vectors and arms of one server. `base` is the identity of the served model, None where it is not known.
 
@@ -65,35 +72,22 @@ class Admission:
         self.markers = markers
         self.residency = Residency()
         self.lock = threading.Lock()
-        self.vectors: dict[str, SteeringVector] = {}
-        self.probes: dict[str, Probe] = {}
-        self.digests: dict[str, str] = {}  # by name, of vectors and probes
-        self.arms: dict[str, Composition] = {}
-        problems = []
         sources: dict[str, SteeringVector | Probe] = {**settings.vectors, **settings.probes}
-        for name, each in sources.items():
-            problems += self.unfit(name, each)
+        self.bound = {name: Bound(each, each.digest) for name, each in sources.items()}
+        self.arms = dict(settings.arms)
+        problems = [problem for name, each in sources.items() for problem in self.unfit(name, each)]
         other = "use vectors of this model, or allow vectors of other models of the same size: --any-base"
         hint = other if problems else "change the arms"
-        for name, composition in settings.arms.items():
-            problems += [f"arm {name!r}: {problem}" for problem in self.problems(composition, sources)]
+        for name, composition in self.arms.items():
+            problems += [f"arm {name!r}: {problem}" for problem in self.problems(composition)]
         for experiment in settings.experiments:
             for what, composition in readouts.compositions(experiment).items():
-                found = self.problems(composition, sources)
+                found = self.problems(composition)
                 problems += [f"experiment {experiment.name}, {what}: {problem}" for problem in found]
         if problems:
             raise UsageError(problems, hint)
-        for name, vector in settings.vectors.items():
-            self.vectors[name], self.digests[name] = vector, vector.digest
+        for vector in settings.vectors.values():
             bounds.measure(vector)
-        for name, probe in settings.probes.items():
-            self.probes[name], self.digests[name] = probe, probe.digest
-        self.arms.update(settings.arms)
-
-    @property
-    def sources(self) -> dict[str, SteeringVector | Probe]:
-        """The vectors and probes by name."""
-        return {**self.vectors, **self.probes}
 
     def unfit(self, name: str, vector: SteeringVector | Probe) -> list[str]:
         """The reasons why a vector can't steer the served model, or a probe not read it; empty when it can."""
@@ -102,13 +96,15 @@ class Admission:
             return fit.problems_of_probe(name, vector, **model, any_base=self.settings.any_base)
         return fit.problems_of(name, vector, **model, any_base=self.settings.any_base)
 
-    def problems(self, composition: Composition, sources: Mapping[str, SteeringVector | Probe]) -> list[str]:
-        """The reasons why this server can't apply a composition, given vectors and probes; empty when it can."""
+    def problems(self, composition: Composition) -> list[str]:
+        """The reasons why this server can't apply a composition; empty when it can."""
+        names = names_of(composition)
+        sources = {name: self.bound[name].source for name in names if name in self.bound}
         vectors = {name: each for name, each in sources.items() if isinstance(each, SteeringVector)}
         reasons = []
-        unknown = [name for name in names_of(composition) if name not in sources]
+        unknown = [name for name in names if name not in sources]
         if unknown:
-            loaded = _listed(sorted(sources)) or "none"
+            loaded = _listed(sorted(self.bound)) or "none"
             reasons.append(f"no vector is called {_listed(map(repr, unknown))}; loaded: {loaded}")
         added = [name for name in composition.names if name in sources and name not in vectors]
         reasons += [f"{name} is a probe, which can be read (@when:{name}>0) but not added" for name in added]
@@ -136,15 +132,18 @@ class Admission:
                 raise ExpressionError(too_many, "write fewer terms")
             composition = parse(text)
             with self.lock:
-                problems = self.problems(composition, self.sources)
+                problems = self.problems(composition)
                 if not problems:
-                    digests = {name: self.digests[name] for name in names_of(composition)}
-                    return ResolvedRequest(str(remembered(composition)), digests)
-            unknown = any(name not in self.digests for name in names_of(composition))
+                    return self._resolved(remembered(composition))
+            unknown = any(name not in self.bound for name in names_of(composition))
             raise ExpressionError(problems, "GET /steer lists the vectors" if unknown else "")
         except ExpressionError:
             metrics.refused("expression")
             raise
+
+    def _resolved(self, composition: Composition) -> ResolvedRequest:
+        """What a composition stands for now."""
+        return ResolvedRequest(str(composition), {name: self.bound[name].digest for name in names_of(composition)})
 
     def admit(self, request: Any) -> None:
         """Resolve the expression of an engine request (vLLM's), unless HTTP has resolved it, and salt its cache key.
@@ -197,38 +196,32 @@ class Admission:
             raise UsageError(
                 "this server was started without gates, which read probes", "start it with --steer-gates 1"
             )
-        if self.digests.get(name, digest) != digest:
+        if name in self.bound and self.bound[name].digest != digest:
             raise UsageError(f"a vector is called {name!r} already", f"DELETE /steer/vectors/{name} first")
-        if name not in self.digests and len(self.digests) >= MOST_VECTORS:
+        if name not in self.bound and len(self.bound) >= MOST_VECTORS:
             raise UsageError(
-                f"this server holds {len(self.digests)} vectors already", "DELETE those that are no longer needed"
+                f"this server holds {len(self.bound)} vectors already", "DELETE those that are no longer needed"
             )
 
     def bind(self, name: str, vector: SteeringVector | Probe, digest: str) -> bool:
         """Bind a name to a vector or probe for later requests; return whether the name is new. Raises SteerError."""
         with self.lock:
             self.require_bindable(name, vector, digest)
-            new = name not in self.digests
-            if isinstance(vector, Probe):
-                self.probes[name] = vector
-            else:
-                self.vectors[name] = vector
-            self.digests[name] = digest
+            new = name not in self.bound
+            self.bound[name] = Bound(vector, digest)
         return new
 
     def unbind(self, name: str) -> str:
         """Unbind a name for later requests; return the vector's digest. Raises UsageError."""
         with self.lock:
-            if name not in self.digests:
+            if name not in self.bound:
                 raise UsageError(f"no vector is called {name!r}", "GET /steer/vectors lists them")
             arms = [arm for arm, composition in self.arms.items() if name in names_of(composition)]
             if arms:
                 raise UsageError(
                     f"{name!r} is part of the arm {', '.join(arms)}", f"DELETE /steer/arms/{arms[0]} first"
                 )
-            self.vectors.pop(name, None)
-            self.probes.pop(name, None)
-            return self.digests.pop(name)
+            return self.bound.pop(name).digest
 
     def add_arm(self, name: str, text: str) -> ResolvedRequest:
         """Name an expression for later requests, and return what it stands for now. Raises SteerError."""
@@ -242,17 +235,17 @@ class Admission:
                 )
             if name not in self.arms and len(self.arms) >= ARMS:
                 raise UsageError(f"this server has {ARMS} arms, the most it keeps", "DELETE /steer/arms/NAME first")
-            problems = self.problems(composition, self.sources)
+            problems = self.problems(composition)
             if problems:
                 raise UsageError([f"arm {name!r}: {problem}" for problem in problems], "GET /steer lists the vectors")
             self.arms[name] = composition
-            return ResolvedRequest(str(composition), {name: self.digests[name] for name in names_of(composition)})
+            return self._resolved(composition)
 
     def replace_arm(self, name: str, text: str) -> Composition:
         """Let an arm stand for another expression for later requests, and return it. Raises SteerError."""
         composition = read_arm(name, text)
         with self.lock:
-            problems = bounds.problems_of_text(text, self.settings) or self.problems(composition, self.sources)
+            problems = bounds.problems_of_text(text, self.settings) or self.problems(composition)
             if problems:
                 raise UsageError([f"arm {name!r}: {problem}" for problem in problems], "GET /steer lists the vectors")
             self.arms[name] = composition
@@ -261,10 +254,7 @@ class Admission:
     def resolved_arms(self) -> dict[str, ResolvedRequest]:
         """What every arm stands for now, by name. Arms are not checked again: their vectors can't be unbound."""
         with self.lock:
-            return {
-                name: ResolvedRequest(str(arm), {vector: self.digests[vector] for vector in names_of(arm)})
-                for name, arm in self.arms.items()
-            }
+            return {name: self._resolved(arm) for name, arm in self.arms.items()}
 
     def remove_arm(self, name: str) -> Composition:
         """Take an arm from later requests; return its expression. Raises UsageError."""

@@ -78,7 +78,7 @@ def _invalid(message: str) -> Exception:
 def start(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
     """Offline use: send the vectors to the workers as soon as the engine exists."""
     original(self, *args, **kwargs)
-    for vector in admission_of(self.input_processor).sources.values():
+    for vector, _ in admission_of(self.input_processor).bound.values():
         self.collective_rpc("steer_load", args=(vector.encode(),))
 
 
@@ -148,9 +148,9 @@ async def begin_serving(engine: Any, *, shared: bool = False) -> None:
     admission = admission_of(engine.input_processor)
     engine.steer_serves_http = True
     admission.residency.connect(engine.collective_rpc, shared=shared)
-    for name, vector in list(admission.sources.items()):
-        async with admission.residency.delivered(admission.digests[name], vector.encode()):
-            admission.residency.hold([admission.digests[name]])
+    for vector, digest in list(admission.bound.values()):
+        async with admission.residency.delivered(digest, vector.encode()):
+            admission.residency.hold([digest])
 
 
 def follow(original: Callable[..., Any], self: Any, request: Any, *args: Any, **kwargs: Any) -> None:

@@ -19,6 +19,7 @@ from steer.serving.http.middleware import Middleware
 from steer.serving.http.routes import FEEDBACK
 from steer.serving.settings import NAME, adapter_name
 from vectors.errors import SteerError, UsageError
+from vectors.probe import Probe
 
 if TYPE_CHECKING:
     from steer.experiments.running.live import Live
@@ -90,7 +91,7 @@ class Endpoints:
                 return Response(status_code=499)  # the client has disconnected
             except (SteerError, ValueError) as error:
                 return _error(400, explain(error) if isinstance(error, SteerError) else str(error))
-            metrics.get().vectors.set(len(self.admission.digests))
+            metrics.get().vectors.set(len(self.admission.bound))
             return {"name": name, "digest": digest}
 
         @guarded.delete("/vectors/{name}")
@@ -100,8 +101,8 @@ class Endpoints:
                 self._require_unused(name)
                 digest = frontend_hooks.unbind(self.engine, name)
             except SteerError as error:
-                return _error(404 if name not in self.admission.digests else 409, explain(error))
-            metrics.get().vectors.set(len(self.admission.digests))
+                return _error(404 if name not in self.admission.bound else 409, explain(error))
+            metrics.get().vectors.set(len(self.admission.bound))
             return {"name": name, "digest": digest}
 
         @guarded.get("/arms")
@@ -141,7 +142,7 @@ class Endpoints:
         media = bool(model.is_multimodal_model)
         self.limits = bodies.limits(self.admission.settings.max_body, model.max_model_len, media=media)
         await frontend_hooks.begin_serving(engine_client, shared=self.servers > 1)
-        metrics.get().vectors.set(len(self.admission.digests))
+        metrics.get().vectors.set(len(self.admission.bound))
         await self._begin_experiments()
         self.followed = followed.begin(self.admission.settings.versions, self.admission)
         if self.followed and self.servers == 1:  # several front ends share no names, so their arms stay what they are
@@ -179,22 +180,14 @@ class Endpoints:
 
     def vectors(self) -> dict[str, Any]:
         """The answer to GET /steer/vectors: digest and layers of each vector and probe, by name."""
-        admission = self.admission
-        with admission.lock:
-            return {
-                "vectors": {
-                    name: {
-                        "digest": admission.digests[name],
-                        "layers": list(vector.layers),
-                        "apply": list(vector.apply),
-                    }
-                    for name, vector in admission.vectors.items()
-                },
-                "probes": {
-                    name: {"digest": admission.digests[name], "layers": list(probe.layers), "layer": probe.layer}
-                    for name, probe in admission.probes.items()
-                },
-            }
+        vectors, probes = {}, {}
+        with self.admission.lock:
+            for name, (each, digest) in self.admission.bound.items():
+                if isinstance(each, Probe):
+                    probes[name] = {"digest": digest, "layers": list(each.layers), "layer": each.layer}
+                else:
+                    vectors[name] = {"digest": digest, "layers": list(each.layers), "apply": list(each.apply)}
+        return {"vectors": vectors, "probes": probes}
 
     def _require_one_server(self) -> None:
         """Refuse to bind or unbind where several API servers run, since they share no names. Raises UsageError."""

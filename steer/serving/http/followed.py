@@ -137,14 +137,14 @@ async def _switch(engine: Any, each: Followed, commit: str) -> None:
     """Send the version's vectors to the workers first, and let the arm be the new version last."""
     expression, vectors = await asyncio.to_thread(_loaded, each, commit)
     admission = frontend_hooks.admission_of(engine.input_processor)
-    new = [name for name in vectors if name not in admission.vectors]
+    new = [name for name in vectors if name not in admission.bound]
     try:
         for name in new:
             await frontend_hooks.bind(engine, name, vectors[name])
         composition = admission.replace_arm(each.arm, expression)
     except BaseException:
         for name in new:
-            if name in admission.vectors:
+            if name in admission.bound:
                 frontend_hooks.unbind(engine, name)
         raise
     each.current = Version(commit, str(composition), composition.names)

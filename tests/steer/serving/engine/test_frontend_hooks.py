@@ -124,7 +124,7 @@ def test_what_failed_to_arrive_is_sent_again() -> None:
         engine.fail = True
         with pytest.raises(RuntimeError, match="gone"):
             await frontend_hooks.bind(engine, "calm", VECTORS["calm"])
-        assert "calm" not in engine.admission.vectors
+        assert "calm" not in engine.admission.bound
         engine.fail = False
         await frontend_hooks.bind(engine, "calm", VECTORS["calm"])
         return engine.calls

@@ -47,7 +47,7 @@ def test_twenty_thousand_compositions_leave_the_table_as_it_was_after_the_first(
         if i in (500, 19_999):
             after[i] = sizes(table)
     assert after[500] == after[19_999]
-    assert len(table.held) <= 4
+    assert len(table.choices) <= 4
     assert table.spare + len(table.free) == 4
 
 
@@ -118,7 +118,7 @@ def test_names_of_vectors_are_bounded() -> None:
         found.bind(f"name{i}", warm, warm.digest)
     with pytest.raises(UsageError, match=f"this server holds {MOST_VECTORS} vectors already"):
         found.bind("one", warm, warm.digest)
-    assert len(found.vectors) == MOST_VECTORS
+    assert len(found.bound) == MOST_VECTORS
     assert not found.bind("warm", warm, warm.digest), "a name that stands can be bound to its vector again"
     found.unbind("name0")
     assert found.bind("another", warm, warm.digest)
