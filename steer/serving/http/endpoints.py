@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.requests import ClientDisconnect
 
+from probes.models.markers import WHAT, Markers
 from steer.serving.engine import frontend_hooks, metrics
 from steer.serving.engine.admission import Admission, explain
 from steer.serving.http import bodies, followed, uploads
@@ -168,6 +169,7 @@ class Endpoints:
             "steps": admission.settings.steps,
             "gates": admission.settings.gates,
             "gate_layers": admission.settings.gate_layers,
+            "sections": [name for name in WHAT if (admission.markers or Markers()).of(name)[0]],
             "max_body": self.limits.size,
             "workers": await self.engine.collective_rpc("steer_state"),
             "base": dict(admission.base) if admission.base else None,
