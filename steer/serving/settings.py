@@ -62,7 +62,7 @@ _VERSIONS = mapping_of(strict(dict.fromkeys(("name", "store", "work", "base", "c
 class Settings:
     """Validated settings: the vectors and probes of all files, and the parsed expression of every arm.
 
-    `gate_layers` None is all layers.
+    `gate_layers` None is all layers, () none.
     """
 
     vectors: Mapping[str, SteeringVector] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class Settings:
         if self.steps:
             graph |= {"steps": self.steps}
         if self.gates:
-            graph |= {"gates": self.gates, "gate_layers": self.gate_layers and list(self.gate_layers)}
+            graph |= {"gates": self.gates, "gate_layers": None if self.gate_layers is None else list(self.gate_layers)}
         return graph
 
 
@@ -172,13 +172,15 @@ def check(values: Mapping[str, Any], folder: Path) -> Settings:
     if sizes["gates"] is None:
         sizes["gates"] = GATES if probes or any(each.conditions for each in compositions) else 0
     if gate_layers is None:
-        gate_layers = _layers_read({**vectors, **probes}, probes, compositions)
+        # With sections alone nothing is read, unless gates are wanted for more.
+        only_sections = values.get("gates") is None and not probes
+        gate_layers = _layers_read({**vectors, **probes}, probes, compositions) or ([] if only_sections else "all")
     return Settings(
         vectors,
         arms,
         probes=probes,
         markers={kind: (pair[0], pair[1]) for kind, pair in markers.items()},
-        gate_layers=tuple(sorted(set(gate_layers))) if isinstance(gate_layers, list) and gate_layers else None,
+        gate_layers=tuple(sorted(set(gate_layers))) if sizes["gates"] and isinstance(gate_layers, list) else None,
         **sizes,
         experiments=experiments,
         versions=versions,
@@ -286,7 +288,7 @@ def _layers_read(
 ) -> list[int]:
     """The layers that the probes read by default, and those that the conditions of arms read."""
     layers = [reading_of(sources[name])[0] for name in probes]
-    for condition in (condition for arm in arms for condition in arm.conditions):
+    for condition in (each for arm in arms for each in arm.conditions if not each.is_section):
         source = sources[condition.name]
         if condition.layer is None or condition.layer in source.layers:  # else the arm is refused with the others
             layers.append(reading_of(source, condition.layer)[0])

@@ -75,7 +75,8 @@ class Request(options.Bindings, options.AnyBase, options.AllowStrength):
     steer_gate_layers: str | None = option(
         None,
         help="The layers that conditions can read: all, or a list such as 12,15.",
-        default_text="those that the given probes and the conditions of arms read; without these, all",
+        default_text="those that the given probes and the conditions of arms read; without these, all, or none where "
+        "arms have sections alone",
     )
     steer_markers: tuple[str, ...] = option(
         (),

@@ -110,7 +110,7 @@ def problems_of_conditions(
         if layer not in allowed:
             more = spans(sorted({*allowed, layer}))
             reasons.append(
-                f"{condition} reads layer {layer}; the server was started to read {spans(allowed)}: "
+                f"{condition} reads layer {layer}; the server was started to read {spans(allowed) or 'none'}: "
                 f"--steer-gate-layers {more}"
             )
     return reasons

@@ -167,6 +167,11 @@ def test_probes_turn_gates_on_at_the_layers_that_they_and_the_arms_read(folder: 
     assert settings.check({"vectors": both, "gate_layers": [2, 0]}, folder).gate_layers == (0, 2)
     assert settings.check({"vectors": both, "gate_layers": "all"}, folder).gate_layers is None
     assert settings.check({"vectors": vectors, "gates": 1}, folder).gate_layers is None
+    sectioned = {"vectors": vectors, "arms": {"a": "warm@answer"}}
+    found = settings.check(sectioned, folder)
+    assert (found.gates, found.gate_layers) == (2, ()), "sections read no layer"
+    assert found.graph()["gate_layers"] == []
+    assert settings.check({**sectioned, "gates": 1}, folder).gate_layers is None
     for wrong in ({"gates": 5}, {"gates": True}, {"gate_layers": []}, {"gate_layers": [-1]}, {"gate_layers": "some"}):
         with pytest.raises(UsageError, match="gate"):
             settings.check({"vectors": both, **wrong}, folder)

@@ -207,6 +207,16 @@ def admission(markers: Markers | None, gates: int = 2) -> Admission:
     return Admission(Settings(fakes.vectors(), gates=gates), fakes.HIDDEN, fakes.LAYERS, None, torch.float32, markers)
 
 
+def test_a_server_with_sections_alone_reads_no_layer() -> None:
+    found = Admission(
+        Settings(fakes.vectors(), gates=1, gate_layers=(), probes=fakes.probes()),
+        fakes.HIDDEN, fakes.LAYERS, None, torch.float32, MARKERS,
+    )  # fmt: skip
+    assert found.resolve("warm@answer").expression == "warm@answer"
+    with pytest.raises(ExpressionError, match="was started to read none: --steer-gate-layers 0"):
+        found.resolve("warm[2]@while:anger>0")
+
+
 def test_sections_are_admitted_where_the_model_has_their_markers() -> None:
     assert admission(MARKERS).resolve("warm@answer").expression == "warm@answer"
     for markers, gates, reason in (
