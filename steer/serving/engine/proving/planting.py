@@ -36,7 +36,7 @@ def problem_of_consumption(form: Form, trace: Trace, hidden: int) -> str | None:
         rounding = 4 * torch.finfo(sent[0].dtype).eps * total_of([part.abs() for part in sent])
         if len(sent) > 1 and any(_within(total, taken, rounding) for taken in inputs):
             continue
-        taker = following.name if following is not None else f"the output of {type(trace.output).__name__}"
+        taker = following.name if following is not None else "the output of the model"
         return f"{taker} does not take what {step.name} at layer {layer} returns as the stream"
     return None
 
@@ -47,9 +47,10 @@ def _within(total: Tensor, taken: Tensor, rounding: Tensor) -> bool:
 
 
 def outgoing(output: Any, hidden: int) -> list[Tensor]:
-    """The streams that a model sends to the process which has the next layers, or none."""
+    """The streams that a model sends to the process which has the next layers; what it returns, where that is one."""
     tensors = getattr(output, "tensors", None)
-    return [value for value in tensors.values() if is_stream(value, hidden)] if isinstance(tensors, dict) else []
+    sent = list(tensors.values()) if isinstance(tensors, dict) else [output]
+    return [value for value in sent if is_stream(value, hidden)]
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -142,6 +142,19 @@ def test_blocks_that_see_a_part_of_the_tokens_are_refused() -> None:
         proved(Chunked([Whole] * LAYERS))
 
 
+def test_a_model_may_return_what_its_last_block_does_if_that_is_the_stream() -> None:
+    class Bare(Decoder):
+        def forward(self, ids: Tensor) -> Tensor:
+            hidden = self.embeddings(ids)
+            for layer in self.layers:
+                hidden = layer(None, hidden)
+            return hidden
+
+    assert set(proved(Bare([Whole] * LAYERS)).values()) == {"whole"}
+    with pytest.raises(Refused, match="Normalised takes at layer 0 is not in what it returns"):  # OPT 350M
+        proved(Bare([Normalised] * LAYERS))
+
+
 WRONG = {
     "halves": ["part 1 of a tuple", "part 2 of a tuple"],
     "turned": ["part 1 of a tuple", "part 2 of a tuple"],
