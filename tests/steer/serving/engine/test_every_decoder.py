@@ -7,6 +7,7 @@ docs/serve.md is made.
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import pytest
 import torch
 from engine_process import Engines, Failed, random_vectors, reference, write_settings
 from parity_record import record
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 ALL = os.environ.get("STEER_TEST_EVERY_DECODER") == "1"
@@ -109,6 +111,8 @@ SERVED: dict[str, Case] = {
     "starcoder2": Case(LARGE),
     "falcon-h1": Case({**HEADS, **MAMBA}),
     "cohere2": Case(HEADS),
+    "cohere2, a window shorter than prompts": Case({**HEADS, "sliding_window": 6}, "cohere2"),
+    "mamba2, two groups": Case({**LARGE, "n_groups": 2}, "mamba2"),
     "seed-oss": Case(HEADS),
     "gemma": Case(HEADS, length=30.0),
     "gemma4": Case({**HEADS, "global_head_dim": 32}, length=30.0),
@@ -150,14 +154,26 @@ def saved(name: str, case: Case, folder: Path) -> Path:
 
 
 def reference_model(name: str, folder: Path, dtype: torch.dtype) -> Any:
-    """The model of transformers, with the activation functions that vLLM computes."""
+    """The model of transformers, with the activation functions, windows and norms that vLLM computes."""
     model = loader(name).from_pretrained(folder, attn_implementation="eager", dtype=dtype).eval()
+    if model.config.model_type == "cohere2":
+        model.config.sliding_window += 1  # in vLLM a token sees one more before it
     for module in model.modules():
         if type(module).__name__ == "XIELUActivation":
             module.to(torch.bfloat16)  # in which vLLM has its two parameters
+        if type(module).__name__ == "MambaRMSNormGated":
+            module.forward = functools.partial(norm_by_groups, module, groups=getattr(model.config, "n_groups", 1))
         if type(module).__name__ == "BloomGelu":
             module.forward = torch.nn.functional.gelu  # where transformers approximates it by a tanh
     return model
+
+
+def norm_by_groups(norm: Any, hidden: Tensor, gate: Tensor, groups: int) -> Tensor:
+    """Mamba 2's gated norm, of each group of channels by itself, where transformers takes all of them together."""
+    gated = (hidden.float() * torch.nn.functional.silu(gate.float())).unflatten(-1, (groups, -1))
+    normed = gated * torch.rsqrt(gated.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
+    result: Tensor = norm.weight * normed.flatten(-2).to(hidden.dtype)
+    return result
 
 
 def loader(name: str) -> Any:
