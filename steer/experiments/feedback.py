@@ -18,6 +18,7 @@ from vectors.documents import schema
 from vectors.storage.files import canonical_json
 
 LARGEST = 256 * 1024  # bytes of the body
+GREATEST = 1e15  # of a value: a database must be able to add up the squares of all
 
 _ID = schema.text(r"[^\0]{1,512}", "text of 1 to 512 characters")
 _TEXT = schema.text(longest=100_000)
@@ -64,6 +65,8 @@ def _check(body: Any, name: str, metrics: Mapping[str, Metric]) -> Iterator[str]
     if metric.kind == "number" and isinstance(value, bool):
         yield f"value is {schema.excerpt(value)}, and the metric {metric.name} is a number"
     if isinstance(value, int | float) and not isinstance(value, bool):
+        if not abs(value) < GREATEST:
+            yield f"value is {schema.excerpt(value)}, not below {GREATEST:g} in size"
         low, high = metric.low, metric.high
         if (low is not None and value < low) or (high is not None and value > high):
             yield f"value is {schema.excerpt(value)}, outside of the metric's range from {low} to {high}"

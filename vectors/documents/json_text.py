@@ -59,6 +59,10 @@ def parse(
         raise ValueError("it is nested too deeply") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"it is not JSON: {error}") from error
+    except ValueError as error:
+        if "set_int_max_str_digits" in str(error):  # Python's own words, which name a function of its own
+            raise ValueError("it holds a number that is too large (of thousands of digits)") from None
+        raise
     if deepest is not None:
         _check_depth(value, deepest)
     if "\\ud" in content or "\\uD" in content:

@@ -16,6 +16,7 @@ from steer.experiments.paired.answers import Answer, Row
 from steer.experiments.paired.inputs import Inputs
 from steer.experiments.running.measures import refuses
 from steer.experiments.running.questions import scores_by
+from steer.experiments.running.readouts import values_of
 from steer.experiments.specification import Metric
 from vectors.events import OnEvent
 
@@ -89,8 +90,7 @@ def scores_of(
     loaded = load(inputs.opened, device, dtype) if any(each.kind == "probe" for each in inputs.scorers) else None
     resources = Resources(loaded=loaded, device=device, seed=seed, on_event=on_event)
     for each in inputs.scorers:
-        values = [scored.value for scored in each.score(texts, resources)]
-        found[each.name] = ("score", by_arm(values))
+        found[each.name] = ("score", by_arm(values_of(inputs.experiment, each.name, each.score(texts, resources))))
     for judge in inputs.experiment.judges:
         if not judge.scorer:
             metric = inputs.experiment.metrics()[judge.name]

@@ -10,6 +10,7 @@ from steer.evaluation.judging.client import ask
 from steer.evaluation.judging.endpoint import Endpoint
 from steer.evaluation.judging.ratings import block, without_reasoning
 from steer.evaluation.scorers import GeneratedText
+from steer.experiments.feedback import GREATEST
 from steer.experiments.specification import Judge, Metric
 from vectors.events import OnEvent, ignore
 
@@ -51,4 +52,4 @@ def score(metric: Metric, reply: str) -> float | None:
         return None
     low = metric.low if metric.low is not None else float("-inf")
     high = metric.high if metric.high is not None else float("inf")
-    return value if low <= value <= high and abs(value) < 1e15 else None
+    return value if low <= value <= high and abs(value) < GREATEST else None

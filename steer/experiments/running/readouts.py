@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from steer.evaluation.scorers import Scored
 from steer.experiments.specification import Experiment, Judge, Metric
 from vectors.expression import Composition, parse
 from vectors.language.terms import name_text
@@ -62,6 +63,15 @@ def problems_of(readouts: Mapping[str, Probe], layers: int) -> list[str]:
         for name, probe in readouts.items()
         if probe.layer == layers - 1
     ]
+
+
+def values_of(experiment: Experiment, judge: str, scored: Sequence[Scored]) -> list[float | None]:
+    """What a judge's scorer says of texts, as values of its metric; None where a score is missing."""
+    probe = experiment.readouts.get(judge)
+    if probe is None:
+        return [each.value for each in scored]
+    metric = experiment.metrics()[judge]
+    return [None if each.value is None else value_of(metric, probe, each.evidence["score"]) for each in scored]
 
 
 def value_of(metric: Metric, probe: Probe, score: float) -> float:

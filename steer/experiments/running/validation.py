@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from steer.evaluation import scorers
 from steer.evaluation.judging.agreement import FEW, Labels, agreement
 from steer.evaluation.scorers import GeneratedText, Resources
 from steer.experiments.running.questions import scores_by
-from steer.experiments.running.readouts import value_of
+from steer.experiments.running.readouts import values_of
 from steer.experiments.specification import Experiment, Judge
 
 KAPPA, AUROC = "kappa", "AUROC"
@@ -58,16 +57,8 @@ def scores(
     metric = experiment.metrics()[judge.name]
     if not judge.scorer:
         return scores_by(judge, metric, texts, resources.on_event)
-    found = scorers.parse(judge.scorer, folder_of(experiment)).score(texts, resources)
-    probe = experiment.readouts.get(judge.name)
-    if probe is None:
-        return [each.value for each in found]
-    return [None if each.value is None else value_of(metric, probe, each.evidence["score"]) for each in found]
-
-
-def folder_of(experiment: Experiment) -> Path:
-    """The folder to which paths of an experiment's file are relative."""
-    return experiment.file.parent
+    found = scorers.parse(judge.scorer, experiment.file.parent).score(texts, resources)
+    return values_of(experiment, judge.name, found)
 
 
 def _validated(

@@ -28,6 +28,7 @@ from steer.experiments.paired.ranking import pairings, strengths
 from steer.experiments.paired.votes import Vote
 from steer.experiments.specification import Metric
 from vectors.documents import yaml_text
+from vectors.probe import Probe, Readout
 from vectors.steering import SteeringVector
 
 Paired = Callable[..., tuple[int, Any]]
@@ -92,6 +93,31 @@ def test_the_shorter_arm_is_better_and_its_twin_writes_what_the_control_writes(
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["command"] == "ab paired"
     assert set(record["outputs"]) == {"answers.json", "report.json", "report.html"}
+
+
+def test_arms_with_conditions_act_where_these_hold_and_a_probe_judges_the_answers(
+    made: Path, paired: Paired, tmp_path: Path
+) -> None:
+    probe = Probe({1: Readout(torch.ones(pico.HIDDEN), 0.0)})
+    probe.save(made / "mood.safetensors")
+    arms = {"control": {}, "open": {"steer": "end@when:mood>-1000"}, "closed": {"steer": "end@when:mood>1000"}}
+    metrics = {"secondary": [{"name": "mood", "kind": "number"}, {"name": "high"}]}
+    judges = [
+        {"name": "mood", "scorer": "probe:mood.safetensors"},
+        {"name": "high", "scorer": "probe:mood.safetensors"},
+    ]
+    write(made, arms, **metrics, judges=judges)
+    status, report = paired(prompts="few.jsonl")
+    assert status == 0, report
+    answers = json.loads((tmp_path / "out" / "answers.json").read_text())["answers"]
+    assert answers["closed"] == answers["control"]
+    # The first token is written at the end of the prompt, where no condition acts; then comes the end token.
+    assert max(len(each["ids"]) for each in answers["open"]) <= 3 < max(len(each["ids"]) for each in answers["control"])
+    scores = {each["name"]: each["arms"]["control"]["mean"] for each in report["measures"]}
+    assert 0 <= scores["high"] <= 1
+    assert scores["mood"] != scores["high"]  # of a number the score itself
+    status, refused = paired("--engine", "vllm", prompts="few.jsonl")
+    assert "the arm open has a condition" in refused["error"]
 
 
 def test_fewer_than_30_prompts_give_figures_and_no_verdict(made: Path, paired: Paired) -> None:

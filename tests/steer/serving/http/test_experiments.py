@@ -15,8 +15,10 @@ import pytest
 from starlette.routing import Route
 
 from steer.experiments import document
+from steer.experiments import feedback as given_feedback
 from steer.experiments.running import live
 from steer.experiments.running.live import Live
+from steer.experiments.specification import Metric
 from steer.serving.engine import receipts
 from steer.serving.engine.admission import Admission
 from steer.serving.http import feedback
@@ -460,6 +462,15 @@ def test_feedback_that_means_nothing_is_refused(served: Served, body: Any, statu
     found, answer = served.say(body)
     assert (found, problem in answer["error"]["message"]) == (status, True), answer
     assert served.rows("feedback") == []
+
+
+@pytest.mark.parametrize("value", [1e308, -1e16, 10**400])
+def test_a_value_whose_square_no_database_can_add_up_is_refused(value: float) -> None:
+    """PostgreSQL would refuse the report of the whole experiment."""
+    metrics = {"score": Metric("score", "number")}
+    (problem,) = given_feedback.problems_of({"response_id": "a", "metric": "score", "value": value}, metrics)
+    assert "not below 1e+15 in size" in problem
+    assert not given_feedback.problems_of({"response_id": "a", "metric": "score", "value": 1e12}, metrics)
 
 
 @pytest.mark.parametrize(
