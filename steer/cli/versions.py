@@ -44,11 +44,17 @@ def names_of(store: Store) -> dict[str, list[str]]:
 
 def log_lines(store: Store, commits: Iterable[Commit], names: Mapping[str, Sequence[str]]) -> Iterator[str]:
     """The history as a graph: for each commit its digest, names, age and author, its message and what changed."""
-    from steer.store.history.behaviour import means
+    from functools import lru_cache, partial
+
+    from steer.store.history import graph
+    from steer.store.history.behaviour import evaluations_if_whole, means
     from steer.store.history.differences import compare, summary
     from steer.store.names import short
-    from steer.store.objects.model import Personality, read_commit, read_composition
+    from steer.store.objects.model import Personality, read_composition
 
+    # Each is wanted twice: as a version, and as what was before its child, which is mostly the next one printed.
+    composition_of = lru_cache(maxsize=256)(partial(read_composition, store))
+    evaluations_of = lru_cache(maxsize=256)(partial(evaluations_if_whole, store))
     columns: list[str] = []  # the commit that each column of the graph waits for
     for commit in commits:
         if commit.digest not in columns:
@@ -61,17 +67,15 @@ def log_lines(store: Store, commits: Iterable[Commit], names: Mapping[str, Seque
         columns[column : column + 1] = [parent for parent in commit.parents[:1] if parent not in columns]
         columns += [parent for parent in commit.parents[1:] if parent not in columns]
         bars = " ".join("|" for _ in columns) or " "
-        after = read_composition(store, commit.composition)
-        if commit.parents:
-            before = read_composition(store, read_commit(store, commit.parents[0]).composition)
-        else:
-            before = Personality(after.base, after.base_digest)
+        after = composition_of(commit.composition)
+        parent = graph.node(store, commit.parents[0]).composition if commit.parents else None
+        before = composition_of(parent) if parent else Personality(after.base, after.base_digest)
         yield f"{bars}   {commit.title}"
         change = summary(compare(before, after))
         if change:
             yield f"{bars}   {change}"
-        parent = read_commit(store, commit.parents[0]).composition if commit.parents else None
-        for sentence in means(store, commit.composition, parent):
+        now = evaluations_of(commit.composition)
+        for sentence in means(now, evaluations_of(parent) if now and parent else []):
             yield f"{bars}   {sentence}"
         yield bars.rstrip()
 

@@ -22,6 +22,7 @@ from vectors.storage.files import digest_json
 
 if TYPE_CHECKING:
     from steer.serving.engine.admission import Admission
+    from vectors.expression import Composition
 
 INTERVAL = 1.0  # seconds between two readings of an alias: a small file each
 CONVERSATIONS = 100_000
@@ -82,7 +83,7 @@ def begin(settings: Mapping[str, Mapping[str, str]], admission: Admission) -> di
     return {
         arm: Followed(
             arm, each["name"], Path(each["store"]), Path(each["work"]), each["base"],
-            Version(each["commit"], str(admission.arms[arm]), admission.arms[arm].names),
+            Version(each["commit"], str(admission.arms[arm]), _names(admission.arms[arm])),
         )
         for arm, each in settings.items()
     }  # fmt: skip
@@ -147,7 +148,7 @@ async def _switch(engine: Any, each: Followed, commit: str) -> None:
             if name in admission.bound:
                 frontend_hooks.unbind(engine, name)
         raise
-    each.current = Version(commit, str(composition), composition.names)
+    each.current = Version(commit, str(composition), _names(composition))
     each.versions.pop(commit, None)
     each.versions[commit], each.problem = each.current, None
     _log.info("the arm %s is the version %s of %s for new conversations", each.arm, commit[7:15], each.name)
@@ -159,6 +160,11 @@ async def _switch(engine: Any, each: Followed, commit: str) -> None:
                 frontend_hooks.unbind(engine, name)
             except SteerError:  # another arm needs it
                 continue
+
+
+def _names(composition: Composition) -> tuple[str, ...]:
+    """All vectors of a composition, those that only its conditions name too."""
+    return tuple(dict.fromkeys([*composition.names, *(each.name for each in composition.conditions)]))
 
 
 def _report(each: Followed, commit: str, why: str) -> None:

@@ -135,17 +135,20 @@ def effect(evaluated: Evaluated, metric: str | None = None, *, seed: int = 0) ->
     return _difference(evaluated, items, [evaluated.subject[item] - evaluated.base[item] for item in items], seed)
 
 
-def means(store: Store, composition: str, parent: str | None) -> list[str]:
+def evaluations_if_whole(store: Store, composition: str) -> list[Evaluated]:
+    """The evaluations of a composition, or none where one is damaged, which `steer verify` names."""
+    try:
+        return evaluations_of(store, composition)
+    except SteerError:
+        return []
+
+
+def means(evaluated: Sequence[Evaluated], of_parent: Sequence[Evaluated]) -> list[str]:
     """A line for each suite that a version was evaluated on: its effect, and the change from its parent, as means.
 
-    It needs no torch, so that the history is fast; the intervals are those of `compare`. An evaluation that is damaged
-    gives no line.
+    It needs no torch, so that the history is fast; the intervals are those of `compare`.
     """
-    try:
-        now = {each.key: each for each in evaluations_of(store, composition)}
-        before = {each.key: each for each in evaluations_of(store, parent)} if now and parent else {}
-    except SteerError:  # steer verify names it
-        return []
+    now, before = ({each.key: each for each in side} for side in (evaluated, of_parent))
     lines = []
     for key, each in now.items():
         for metric in dict.fromkeys(each.metrics.values()):

@@ -3,6 +3,8 @@
 `oci://host/team` and the personality tone are the repository host/team/tone. Its tags are `latest` for the branch and
 the labels of tags and aliases, so that other tools pull by them; the tag `steer-names` is an index of all names and all
 versions, which is what `steer pull` reads, and which keeps a registry from collecting the versions before the newest.
+In a registry without the referrers API, what is attached to a composition is also listed under the tag
+`sha256-<its digest>` (the referrers tag schema of the specification), where other tools look for it.
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ from typing import Any
 from steer.store import layout
 from steer.store.blobs import LARGEST_DOCUMENT, Descriptor
 from steer.store.objects.model import MANIFEST
-from steer.store.remotes._protocol import Object
+from steer.store.remotes._protocol import SUBJECT, Object
 from steer.store.remotes.files import REF, attached_in, names_in
-from vectors.errors import OutputError, UsageError
+from vectors.documents import json_text
+from vectors.errors import ArtifactError, OutputError, UsageError
 from vectors.storage.files import canonical_json, digest_bytes, new_file
 
 NAMES = "steer-names"
@@ -85,6 +88,7 @@ class Registry:
         attached: Mapping[str, Descriptor],
     ) -> None:  # fmt: skip
         """Write the tags for other tools, and last the index of all names."""
+        self._list_referrers({key: each for key, each in attached.items() if key not in self.attached()})
         described: list[dict[str, Any]] = []
         listed: set[str] = set()
         for name, digest in sorted(names.items()):
@@ -101,6 +105,39 @@ class Registry:
                     described.append(Descriptor(MANIFEST, item.digest, item.size).value())
         described += [each.value() for _, each in sorted(attached.items())]
         self._put_manifest(NAMES, canonical_json(layout.index(described)).encode(), INDEX)
+
+    def _list_referrers(self, new: Mapping[str, Descriptor]) -> None:
+        """List these under the tags of their subjects, beside what is there, if the registry does not do it itself."""
+        by_subject: dict[str, list[str]] = {}
+        for digest, each in sorted(new.items()):
+            by_subject.setdefault(each.annotations[SUBJECT], []).append(digest)
+        if not by_subject or self._request("GET", f"referrers/{next(iter(by_subject))}").status_code == 200:
+            return
+        for subject, digests in by_subject.items():
+            tag = subject.replace(":", "-")
+            listed = self._listed(tag)
+            for digest in digests:
+                if all(each.get("digest") != digest for each in listed):
+                    content = self._manifest(digest)
+                    kind = str(json_text.parse(content).get("artifactType"))
+                    listed.append(Descriptor(MANIFEST, digest, len(content)).value() | {"artifactType": kind})
+            self._put_manifest(tag, canonical_json(layout.index(listed)).encode(), INDEX)
+
+    def _listed(self, tag: str) -> list[dict[str, Any]]:
+        """The descriptors of the index under a tag; none where there is none. Raises ArtifactError."""
+        response = self._request("GET", f"manifests/{tag}", headers={"Accept": INDEX})
+        if response.status_code == 404:
+            return []
+        self._require(response, 200)
+        try:
+            listed = json_text.parse(response.content[: LARGEST_DOCUMENT + 1])["manifests"]
+            if not all(isinstance(each, dict) for each in listed):
+                raise ValueError("it lists what is no descriptor")
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(
+                f"the index {self.repository}:{tag} is damaged: {error}", "remove this tag, then push again"
+            ) from error
+        return list(listed)
 
     def _require_reachable(self) -> None:
         """Ask the registry once, since the client tries for half a minute. Raises OutputError."""

@@ -160,6 +160,34 @@ def test_bisect_goes_on_from_the_evaluations_that_are_attached(store, steer, mon
     )
 
 
+def test_the_log_reads_each_composition_and_evaluation_once(store, monkeypatch):
+    from steer.cli import versions
+    from steer.store.history import walk
+    from steer.store.objects import model
+
+    read: list[tuple[str, str]] = []
+
+    def counted(kind, function):
+        def reading(store, digest, *more):
+            read.append((kind, digest))
+            return function(store, digest, *more)
+
+        return reading
+
+    digests = [commit(store, str(i), warm=float(i)) for i in range(6)]
+    for digest in digests:
+        attach(store, digest, [1.0] * 3)
+    commits = list(walk.walk(store, [digests[-1]]))
+    monkeypatch.setattr(model, "read_composition", counted("composition", model.read_composition))
+    monkeypatch.setattr(model, "read_commit", counted("commit", model.read_commit))
+    monkeypatch.setattr(behaviour, "evaluations_of", counted("evaluation", behaviour.evaluations_of))
+    text = "\n".join(versions.log_lines(store, commits, {}))
+    assert text.count("evaluated on warm: margin +1.000") == 6
+    assert text.count("+0.000 from the version before") == 5
+    assert sorted(kind for kind, _ in read) == ["composition"] * 6 + ["evaluation"] * 6
+    assert len(set(read)) == 12
+
+
 def test_diff_prints_the_behaviour_and_markdown(store, steer):
     commit(store, "Warm", warm=1.0)
     vector(store.work / "warm.safetensors", 9)

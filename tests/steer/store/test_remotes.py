@@ -19,6 +19,7 @@ from test_survival import killed_at
 from steer.store import layout, names, referrers, refs
 from steer.store.objects.model import read_commit
 from steer.store.remotes import open_remote, transfer
+from steer.store.remotes import registry as registry_remote
 from steer.store.verify import verify
 from steer.store.working import checkout
 from vectors.errors import ArtifactError, OutputError, UsageError
@@ -275,6 +276,28 @@ def test_other_tools_pull_a_version_from_the_registry(store, registry, tmp_path)
             assert digest_file(target / f"{name}.safetensors") == digest_file(store.work / f"{name}.safetensors")
         assert "base: pico" in (target / "personality.yaml").read_text()
         assert "base_model: pico" in (target / "README.md").read_text()
+
+
+def test_what_is_attached_is_listed_where_other_tools_look_in_a_registry_without_referrers(store, registry):
+    remote = open_remote(f"oci://{registry}/attached", "tone")
+    transfer.push(store, remote, "tone")
+    composition = read_commit(store, names.resolve(store, "tone:v1")).composition
+    tag = composition.replace(":", "-")
+    first = remote._listed(tag)
+    assert [(each["digest"], each["artifactType"]) for each in first] == [
+        (each.digest, each.kind) for each in referrers.of(store, composition)
+    ]
+    foreign = {
+        "mediaType": "application/json",
+        "digest": first[0]["digest"],
+        "size": 1,
+        "annotations": {"of": "others"},
+    }
+    remote._put_manifest(tag, json.dumps(layout.index([*first, foreign])).encode(), registry_remote.INDEX)
+    later = attach(store, names.resolve(store, "tone:v1"), b'{"subjects": [2]}')
+    push(store, f"oci://{registry}/attached")
+    assert [each["digest"] for each in remote._listed(tag)] == [first[0]["digest"], first[0]["digest"], later]
+    assert foreign in remote._listed(tag)
 
 
 def test_a_baked_model_is_a_modelpack_that_other_tools_pull(steer, registry, tmp_path):

@@ -13,6 +13,7 @@ from steer.serving.http import followed
 from steer.serving.http.followed import Followed, Version
 from steer.store import names, refs
 from steer.store.working import document
+from vectors.expression import parse
 
 
 def version(number: int) -> Version:
@@ -49,6 +50,11 @@ def test_what_is_remembered_is_bounded(arm: Followed, monkeypatch: pytest.Monkey
     assert len(arm.conversations) == 3
     arm.versions = OrderedDict({arm.current.commit: arm.current})  # the oldest versions are dropped
     assert arm.version_for("9", begins=False) == version(2)
+
+
+def test_a_version_has_the_vectors_that_its_conditions_name_too() -> None:
+    composition = parse("1.2*warm@while:anger>0.5 - calm")
+    assert followed._names(composition) == ("warm", "calm", "anger")
 
 
 @pytest.mark.slow
