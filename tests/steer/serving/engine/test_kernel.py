@@ -151,6 +151,67 @@ def compare_sections(device: str) -> int:
     return cases
 
 
+def compile_all() -> list[str]:
+    """Compile every kernel for a GPU of compute capability 9.0, which needs none; return their names."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    constants = {
+        "GATES": 2,
+        "TOGETHER": 64,
+        "SUM": True,
+        "LIMITED": True,
+        "DIRECTIONS": 2,
+        "BLOCK": 1024,
+        "LONGEST": 1e3,
+    }
+    numbers = [
+        "layer",
+        "hidden",
+        "rows",
+        "value_rows",
+        "count",
+        "half_stride",
+        "other_stride",
+        "count_columns",
+        "marker_count",
+        "longest",
+    ]
+    types = dict.fromkeys(numbers, "i32") | {"limit": "fp32", "ids": "*i64", "half": "*bf16", "other": "*bf16"}
+    types |= {"result": "*bf16"} | dict.fromkeys(
+        ["weights", "limits", "values", "scores", "added", "units", "factors"], "*fp32"
+    )
+    compiled = []
+    for function in (kernel._kernel(), *gating._kernels(), sectioning._kernel()):
+        names = function.arg_names
+        signature = {name: "constexpr" if name in constants else types.get(name, "*i32") for name in names}
+        fixed = {(names.index(name),): value for name, value in constants.items() if name in names}
+        source = ASTSource(fn=function, signature=signature, constexprs=fixed)
+        assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
+        compiled.append(function.__name__)
+    return compiled
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there they run")
+def test_the_kernels_compile_for_a_gpu() -> None:
+    """Triton's interpreter takes what its compiler refuses."""
+    environment = environment_of("v2")
+    if environment is None:
+        pytest.skip(NO_V2)
+    triton = environment["PYTHONPATH"].split(os.pathsep)[1]
+    path = os.pathsep.join([triton, *sys.path, str(Path(__file__).parent)])
+    child = subprocess.run(
+        [sys.executable, "-c", "import test_kernel as t; print(t.compile_all())"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.stdout.strip() == "['kernel', 'score', 'choose', 'see']", child.stderr[-2000:]
+
+
 @pytest.mark.slow
 def test_the_kernels_equal_the_tensor_code_and_leave_slot_0_as_it_is() -> None:
     if torch.cuda.is_available():

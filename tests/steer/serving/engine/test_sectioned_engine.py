@@ -72,7 +72,7 @@ def test_sections_hold_as_in_the_hooked_model_beside_other_conditions_and_scopes
 ) -> None:
     engines.start(model_path, sectioned)
     held: dict[str, list[tuple[int, int]]] = {}
-    for count in (1, 7, 64) if runner == "v1" or torch.cuda.is_available() else (7,):
+    for count in (1, 32) if runner == "v1" or torch.cuda.is_available() else (7,):
         jobs = jobs_of(count, count)
         for gate in require_right(engines.generate(jobs), jobs, thinker, sources):
             held.setdefault(gate["condition"], []).append((gate["held"], gate["read"]))
@@ -113,7 +113,7 @@ def small(engines: Engines, model_path: Path, sectioned: Path) -> Engines:
 
 
 def test_any_split_of_a_chunked_prompt_changes_nothing(small: Engines, thinker: Any, sources: dict[str, Path]) -> None:
-    for first in range(1, 24, 2):
+    for first in range(1, 24, 4):
         jobs = jobs_of(4, first, 20, 20, unscored=True, tokens=8)
         jobs.insert(0, {"ids": pico.sequences(1, first, first)[0], "steer": None, "tokens": 3, "unscored": True})
         require_right(small.generate(jobs), jobs, thinker, sources)
@@ -125,7 +125,7 @@ def test_a_preempted_request_comes_back_to_where_it_was(
 ) -> None:
     before = small.call("state")["preempted"]
     jobs = [*jobs_of(2, 31, 40, 40, unscored=True), *jobs_of(7, 32, 8, 12, unscored=True)[3:]]
-    chosen = range(1, 13, 2) if runner == "v1" or torch.cuda.is_available() else (5,)
+    chosen = range(1, 13, 4) if runner == "v1" or torch.cuda.is_available() else (5,)
     for step in chosen:
         steps: list[dict[str, Any]] = [{"add": job, "id": str(i)} for i, job in enumerate(jobs)]
         answers = small.call("script", steps=[*steps, {"step": step}, {"preempt": True}])["answers"]
