@@ -94,6 +94,11 @@ class Decisions:
             if ids is None:
                 raise UsageError(f"{section} is decided by tokens, and the pass has only embeddings", "pass input_ids")
             before, markers = self.places.get(section), self.markers.of(section.kind)
+            if before is None and bool((current > 0).any(1).logical_and(~(current == 0).any(1)).any()):
+                raise UsageError(
+                    f"{section} is decided by all tokens up to it, of which the first are part of no pass",
+                    "run the whole prompt inside the context",
+                )
             lies_inside, self.places[section] = inside(ids, current >= 0, before, markers)
             self._keep(section, positions, in_section(section.kind, lies_inside))
 

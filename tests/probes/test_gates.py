@@ -333,6 +333,16 @@ def test_markers_of_several_tokens_are_seen_over_any_cuts_and_padding() -> None:
     assert seen == {False, True}
 
 
+def test_a_section_behind_tokens_that_are_in_no_pass_is_refused(llama: Any) -> None:
+    with torch.inference_mode():
+        cache = llama(input_ids=IDS[:, :PROMPT], use_cache=True).past_key_values
+        with (
+            steered(llama, "warm@answer", vectors=NAMES, prompt_length=PROMPT, markers=MARKERS),
+            pytest.raises(UsageError, match="of which the first are part of no pass"),
+        ):
+            llama(input_ids=IDS[:, PROMPT:], past_key_values=cache, use_cache=True)
+
+
 def test_a_prompt_whose_last_token_is_in_no_pass_is_refused(llama: Any) -> None:
     with torch.inference_mode():
         cache = llama(input_ids=IDS[:, :PROMPT], use_cache=True).past_key_values
