@@ -58,6 +58,10 @@ class Markers:
         return self.thinking if WHAT[section] == "thinking" else self.tools
 
 
+# For a check before the tokenizer has been read: no section is refused for lack of markers.
+UNREAD = Markers((((0,),), ()), (((0,),), ()))
+
+
 def markers_of(tokenizer: Any, given: Mapping[str, Sequence[str]] | None = None) -> Markers:
     """The markers of a model: those of known forms whose tokens its tokenizer has.
 

@@ -153,6 +153,7 @@ def command(flags: tuple[str, ...], **values: Any) -> None:
         "any_base": request.any_base,
         "allow_strength": request.allow_strength,
     }
+    from probes.models import markers
     from steer.serving import keys, launch, lora
     from steer.serving.engine import admission
     from steer.serving.flags import served_name
@@ -173,7 +174,8 @@ def command(flags: tuple[str, ...], **values: Any) -> None:
     settings["experiments"] = {str(e.file.absolute()): e.digest for e in experiments}
     checked = check(settings, Path.cwd())
     flags = (*flags, *lora.lora_flags(experiments, flags, on_cpu=launch.cpu_build()))
-    admission.Admission(checked, identity["hidden_size"], identity["layers"], identity)
+    # Which sections the model's markers tell is known when vLLM has read its tokenizer.
+    admission.Admission(checked, identity["hidden_size"], identity["layers"], identity, markers=markers.UNREAD)
     name = served_name(flags) or source.name or model
     out.say(f"model {source}")
     with (

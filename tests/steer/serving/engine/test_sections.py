@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from probes.models.markers import Markers
+from probes.models.markers import UNREAD, Markers
 from steer.serving.engine.admission import Admission
 from steer.serving.engine.proving.forms import Form, Proved
 from steer.serving.engine.resolved import RESOLVED, ResolvedRequest, names_of
@@ -215,6 +215,15 @@ def test_a_server_with_sections_alone_reads_no_layer() -> None:
     assert found.resolve("warm@answer").expression == "warm@answer"
     with pytest.raises(ExpressionError, match="was started to read none: --steer-gate-layers 0"):
         found.resolve("warm[2]@while:anger>0")
+
+
+def test_an_arm_with_a_section_passes_the_check_before_the_tokenizer_is_read() -> None:
+    arms = {"a": parse("warm@answer - calm@outside-tools")}
+    settings = Settings(fakes.vectors(), arms, gates=2)
+    sizes = fakes.HIDDEN, fakes.LAYERS, None
+    assert Admission(settings, *sizes, markers=UNREAD).arms == arms
+    with pytest.raises(UsageError, match="arm 'a': @answer needs the model's markers"):
+        Admission(settings, *sizes, markers=Markers())
 
 
 def test_sections_are_admitted_where_the_model_has_their_markers() -> None:
