@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Engine, delete, or_, select
 
 from steer.experiments.assignment import hashed
-from steer.experiments.storage import forgetting
+from steer.experiments.storage import forgetting, sums
 from steer.experiments.storage.database import writing
 from steer.experiments.storage.tables import EXPOSURES, FEEDBACK
 
@@ -116,16 +116,18 @@ def forget(engine: Engine, name: str, salt: str, unit: str) -> Forgotten:
         if engine.dialect.name == "sqlite":
             connection.exec_driver_sql("PRAGMA secure_delete = ON")
         forgetting.lock(connection, "removing")
+        sums.lock(connection)
         where = theirs & (shown.experiment == name)
-        found = connection.execute(select(shown.response, shown.conversation).where(where)).all()
-        responses = [response for response, _ in found if response is not None]
-        conversations = [*{conversation for _, conversation in found}, *hashes]
+        found = [dict(row) for row in connection.execute(select(EXPOSURES).where(where)).mappings()]
+        responses = [row["response"] for row in found if row["response"] is not None]
+        conversations = [*{row["conversation"] for row in found}, *hashes]
         feedback = 0
         for column, values in ((given.response, responses), (given.conversation, conversations)):
             for start in range(0, len(values), 500):
                 these = column.in_(values[start : start + 500]) & (given.experiment == name)
                 feedback += connection.execute(delete(FEEDBACK).where(these)).rowcount
         answers = connection.execute(delete(EXPOSURES).where(where)).rowcount
+        sums.remove(connection, found)
         forgetting.mark(connection, name, {*conversations}, responses)
     if engine.dialect.name == "sqlite":  # what was removed must not stay in the write-ahead log
         with engine.connect() as connection:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Engine, Integer, and_, case, cast, func, select, true
+from sqlalchemy import Connection, Engine, func, select
 
 from steer.experiments.storage import state
-from steer.experiments.storage.tables import EXPERIMENTS, EXPOSURES, FEEDBACK
+from steer.experiments.storage.figures import Analysis, analysis
+from steer.experiments.storage.tables import EXPERIMENTS, FEEDBACK
 from vectors.errors import UsageError
 
 
@@ -23,11 +24,15 @@ def version_in(engine: Engine, name: str, version: int | None = None) -> int:
     return version or newest
 
 
-def overview(engine: Engine, name: str, version: int, *, units: bool = True) -> dict[str, Any]:
-    """The state of one version, with counts by arm, as JSON values. Raises SQLAlchemyError.
+def overview(engine: Engine, name: str, version: int) -> dict[str, Any]:
+    """The state of one version, with counts by arm, as JSON values. Raises SQLAlchemyError."""
+    facts = described(engine, name, version)
+    with analysis(engine, name, version) as found:
+        return {**facts, "arms": counts(found, facts["arms"]), "feedback": _feedback(found.connection, name)}
 
-    Without `units` they are not counted, which takes most of the time in a large log.
-    """
+
+def described(engine: Engine, name: str, version: int) -> dict[str, Any]:
+    """The state of one version as JSON values, with the names of its arms. Raises SQLAlchemyError."""
     now = state.state_of(engine, name, version)
     columns = EXPERIMENTS.c
     with engine.connect() as connection:
@@ -46,36 +51,28 @@ def overview(engine: Engine, name: str, version: int, *, units: bool = True) -> 
         "ramping": now.stage < len(steps) - 1,
         "stopped": now.stopped or None,
         "dropped": sum(event["count"] or 0 for event in events if event["kind"] == state.DROPPED),
-        "arms": _arms(engine, name, version, [arm["name"] for arm in content["arms"]], units),
-        "feedback": _feedback(engine, name),
+        "arms": [arm["name"] for arm in content["arms"]],
         "events": [{key: event[key] for key in ("at", "kind", "stage", "count", "reason")} for event in events],
     }
 
 
-def _arms(engine: Engine, name: str, version: int, names: list[str], units: bool) -> dict[str, dict[str, int]]:
-    columns = EXPOSURES.c
-    counted = and_(columns.counted == true(), columns.experiment == name)
-    one = cast(1, Integer)
-    query = (
-        select(
-            columns.arm,
-            func.count().label("answers"),
-            func.count(case((counted, one))).label("counted"),
-            (func.count(func.distinct(case((counted, columns.unit)))) if units else func.count(0)).label("units"),
-            func.count(case((columns.reason == "forced", one))).label("forced"),
-            func.count(case((columns.reason == "outside", one))).label("outside"),
-            func.count(case((and_(columns.status >= 400, columns.status != 499), one))).label("failed"),
-        )
-        .where(columns.experiment == name, columns.version == version)
-        .group_by(columns.arm)
-    )
-    with engine.connect() as connection:
-        found = {row["arm"]: dict(row) for row in connection.execute(query).mappings()}
-    keys = ("answers", "counted", "units", "forced", "outside", "failed")
-    return {arm: {key: int(found.get(arm, {}).get(key, 0)) for key in keys} for arm in names}
+def counts(found: Analysis, arms: Sequence[str]) -> dict[str, dict[str, int]]:
+    """The answers and units of every arm; units that were seen in two arms are those of none."""
+    result = {}
+    for arm in arms:
+        of_arm = [tally for tally in found.tallies if tally.arm == arm]
+        result[arm] = {
+            "answers": sum(tally.answers for tally in of_arm),
+            "counted": sum(tally.answers for tally in of_arm if tally.counted),
+            "units": found.units.by_arm.get(arm, 0),
+            "forced": sum(tally.answers for tally in of_arm if tally.reason == "forced"),
+            "outside": sum(tally.answers for tally in of_arm if tally.reason == "outside"),
+            "failed": sum(tally.failed for tally in of_arm),
+        }
+    return result
 
 
-def _feedback(engine: Engine, name: str) -> dict[str, dict[str, int]]:
+def _feedback(connection: Connection, name: str) -> dict[str, dict[str, int]]:
     columns = FEEDBACK.c
     query = (
         select(columns.metric, columns.mark, func.count())
@@ -83,10 +80,9 @@ def _feedback(engine: Engine, name: str) -> dict[str, dict[str, int]]:
         .group_by(columns.metric, columns.mark)
     )
     found: dict[str, dict[str, int]] = {}
-    with engine.connect() as connection:
-        for metric, mark, count in connection.execute(query):
-            found.setdefault(metric, {"received": 0, "unknown": 0, "late": 0})
-            found[metric]["received"] += count
-            if mark in ("unknown", "late"):
-                found[metric][mark] += count
+    for metric, mark, count in connection.execute(query):
+        found.setdefault(metric, {"received": 0, "unknown": 0, "late": 0})
+        found[metric]["received"] += count
+        if mark in ("unknown", "late"):
+            found[metric][mark] += count
     return found

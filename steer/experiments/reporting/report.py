@@ -11,9 +11,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Engine, and_, case, func, select, true
+from sqlalchemy import Engine
 
-from steer.experiments.overview import overview
+from steer.experiments.overview import counts, described
 from steer.experiments.planning import alpha_of, compared_arms
 from steer.experiments.reporting.comparing import Comparison, compare, over_time
 from steer.experiments.reporting.texts import conversations
@@ -21,33 +21,31 @@ from steer.experiments.running import guardrails
 from steer.experiments.specification import GUARDRAILS, Experiment, Metric
 from steer.experiments.statistics.bounds import benjamini_hochberg
 from steer.experiments.statistics.decision import Decision, decide
-from steer.experiments.statistics.moments import Sums
+from steer.experiments.statistics.moments import added
 from steer.experiments.statistics.sample_ratio import THRESHOLD, mismatch_p
 from steer.experiments.statistics.sequences import FEWEST, Difference
-from steer.experiments.storage.figures import analysis
-from steer.experiments.storage.tables import EXPOSURES
-from vectors.storage.files import digest_json
+from steer.experiments.storage.figures import Analysis, analysis
+from vectors.storage.files import digest_json, finite
 
 FORMAT = "steer.experiment-report/1"
 
 
 def report(engine: Engine, experiment: Experiment, version: int) -> dict[str, Any]:
     """The report of one version as JSON values; None stands for what cannot be said yet. Raises SQLAlchemyError."""
-    state = overview(engine, experiment.name, version, units=False)
+    state = described(engine, experiment.name, version)
     control, others, alpha = experiment.control.name, compared_arms(experiment), alpha_of(experiment)
-    metrics = _metrics(experiment)
-    with analysis(engine, experiment.name, version, metrics) as found:
+    with analysis(engine, experiment.name, version) as found:
         weights = {arm.name: arm.weight for arm in experiment.arms}
         p = mismatch_p(found.units.by_arm, weights)
         unhealthy = [f"the shares of the arms are not those of the file (p = {p:.2g})"] if p < THRESHOLD else []
         compared = [] if unhealthy else [
-            compare(found, metric, control, others, alpha) for metric in metrics
+            compare(found, metric, control, others, alpha) for metric in _metrics(experiment)
         ]  # fmt: skip
         course = {
             arm: over_time(compared[0], found, control, arm, alpha) for arm in others if compared
         }  # fmt: skip
-        began, ended, units = found.began, found.ended, found.units
-    excesses = _excesses(engine, experiment, version)
+        began, ended, units, answers = found.began, found.ended, found.units, counts(found, state["arms"])
+        excesses, left_out = _excesses(found, experiment), _left_out(found)
     decisions = {
         arm: _decision(experiment, arm, compared, unhealthy, excesses, state["stopped"], alpha) for arm in others
     }
@@ -57,9 +55,9 @@ def report(engine: Engine, experiment: Experiment, version: int) -> dict[str, An
         "stopped": state["stopped"], "ramping": state["ramping"], "dropped": state["dropped"],
         "began": began or None, "ended": ended or None, "unit": experiment.unit,
         "arms": [{"name": arm.name, "weight": arm.weight, "does": arm.text(), "digest": arm.digest,
-                  "control": arm.plain, **state["arms"].get(arm.name, {}), "units": units.by_arm.get(arm.name, 0)}
+                  "control": arm.plain, **answers.get(arm.name, {})}
                  for arm in experiment.arms],
-        "left_out": {"units_in_two_arms": units.moved, **_left_out(engine, experiment.name, version)},
+        "left_out": {"units_in_two_arms": units.moved, **left_out},
         "sample_ratio": {"p": p, "threshold": THRESHOLD, "healthy": not unhealthy},
         "level": 1 - alpha, "fewest": FEWEST,
         "metrics": _shown(experiment, compared, control, others),
@@ -69,7 +67,7 @@ def report(engine: Engine, experiment: Experiment, version: int) -> dict[str, An
         "conversations": conversations(engine, experiment.name, version) if experiment.store_texts else [],
         "events": state["events"],
     }  # fmt: skip
-    clean: dict[str, Any] = json.loads(json.dumps(_finite(data)))
+    clean: dict[str, Any] = json.loads(json.dumps(finite(data)))
     return {**clean, "report_digest": digest_json(clean)}
 
 
@@ -134,32 +132,17 @@ def _of_difference(found: Difference) -> dict[str, float]:
     return {"estimate": found.estimate, "low": found.low, "high": found.high, "p": found.p}
 
 
-def _excesses(engine: Engine, experiment: Experiment, version: int) -> list[dict[str, Any]]:
+def _excesses(found: Analysis, experiment: Experiment) -> list[dict[str, Any]]:
     """How every arm stands against every guardrail, on the answers that count."""
     arms = {arm.name: guardrails.Arm() for arm in experiment.arms}
-    columns = EXPOSURES.c
-    counted = and_(columns.experiment == experiment.name, columns.version == version, columns.counted == true(),
-                   columns.status != 499)  # fmt: skip
-    good = and_(counted, columns.status < 400)
-    failed = func.sum(case((columns.status >= 400, 1), else_=0))
-    values: list[Any] = []
-    for column in (columns.response_tokens, columns.repetition):
-        served = case((columns.status < 400, column))
-        values += [func.count(served), func.sum(served), func.sum(served * 1.0 * served)]
-    refusals = func.sum(case((and_(columns.status < 400, columns.refusal == true()), 1), else_=0))
-    query = select(columns.arm, func.count(), failed, refusals, *values).where(counted).group_by(columns.arm)
-    with engine.connect() as connection:
-        for name, answers, errors, refused, *sums in connection.execute(query):
-            if name in arms:
-                arm = arms[name]
-                arm.answers, arm.errors, arm.refusals = answers, int(errors), int(refused)
-                arm.tokens, arm.repetition = _sums(sums[:3]), _sums(sums[3:])
-        for name, arm in arms.items():
-            latest = (
-                select(columns.latency).where(good, columns.arm == name, columns.latency.is_not(None))
-                .order_by(columns.at.desc()).limit(guardrails.LATENCIES)
-            )  # fmt: skip
-            arm.latencies.extend(latency for (latency,) in connection.execute(latest))
+    for tally in found.tallies:
+        if tally.counted and tally.arm in arms:
+            arm = arms[tally.arm]
+            arm.answers += tally.answers - tally.gone
+            arm.errors, arm.refusals = arm.errors + tally.failed, arm.refusals + tally.refusals
+            arm.tokens, arm.repetition = added(arm.tokens, tally.tokens), added(arm.repetition, tally.repetition)
+    for name, arm in arms.items():
+        arm.latencies.extend(found.latencies(name, guardrails.LATENCIES))
     control, shown = arms[experiment.control.name], []
     for name in compared_arms(experiment):
         for each in guardrails.excesses(control, arms[name], name, experiment.guardrails):
@@ -170,27 +153,11 @@ def _excesses(engine: Engine, experiment: Experiment, version: int) -> list[dict
     return shown
 
 
-def _sums(row: Sequence[Any]) -> Sums:
-    return Sums(int(row[0]), float(row[1] or 0.0), float(row[2] or 0.0))
-
-
-def _left_out(engine: Engine, name: str, version: int) -> dict[str, int]:
+def _left_out(found: Analysis) -> dict[str, int]:
     """Answers that no comparison counts, by reason; `ramp` are those to assigned units during the ramp."""
-    columns = EXPOSURES.c
-    query = (
-        select(columns.reason, func.count())
-        .where(columns.experiment == name, columns.version == version, columns.counted != true())
-        .group_by(columns.reason)
-    )
-    with engine.connect() as connection:
-        found = {reason: count for reason, count in connection.execute(query)}
-    return {"ramp" if reason == "assigned" else reason: count for reason, count in sorted(found.items())}
-
-
-def _finite(value: Any) -> Any:
-    """JSON values with None for what is no finite number."""
-    if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    left: dict[str, int] = {}
+    for tally in found.tallies:
+        if not tally.counted:
+            reason = "ramp" if tally.reason == "assigned" else tally.reason
+            left[reason] = left.get(reason, 0) + tally.answers
+    return dict(sorted(left.items()))

@@ -12,9 +12,9 @@ from sqlalchemy import Connection, Engine, Table, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
-from steer.experiments.storage import forgetting
+from steer.experiments.storage import forgetting, sums
 from steer.experiments.storage.migrations import migrate
-from steer.experiments.storage.tables import ALL
+from steer.experiments.storage.tables import ALL, EXPOSURES
 from vectors.errors import SteerError
 
 WAIT = 5  # seconds for a lock, and for a connection
@@ -87,13 +87,19 @@ def writing(engine: Engine) -> Iterator[Connection]:
 
 
 def insert(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows into a table; those whose id is there already are left out."""
+    """Insert rows into a table; those whose id is there already are left out. Answers are added to the sums."""
     if not rows:
         return
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     columns = [column.name for column in table.columns]
     whole = [{name: row.get(name) for name in columns} for row in rows]
-    connection.execute(dialect.insert(table).on_conflict_do_nothing(), whole)
+    statement = dialect.insert(table).on_conflict_do_nothing()
+    if table is not EXPOSURES:
+        connection.execute(statement, whole)
+        return
+    new = set(connection.execute(statement.returning(EXPOSURES.c.id), whole).scalars())
+    by_id = {row["id"]: row for row in reversed(whole) if row["id"] in new}  # of one id, the first row is written
+    sums.add(connection, list(by_id.values()))
 
 
 def write(engine: Engine, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
@@ -104,6 +110,8 @@ def write(engine: Engine, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> None
         by_table: dict[str, list[Mapping[str, Any]]] = {}
         for name, row in forgetting.remembered(connection, list(rows)):
             by_table.setdefault(name, []).append(row)
+        if EXPOSURES.name in by_table:
+            sums.lock(connection)
         for name, found in by_table.items():
             insert(connection, ALL[name], found)
 

@@ -1,40 +1,24 @@
-"""Sums over the units of an experiment, which the database adds up: what the statistics read of it.
+"""Sums over the units of an experiment: what the statistics read of it, from what `sums` has added up.
 
 Only answers that count are read (assigned, not during the ramp). Units that were seen in two arms are left out and
 counted. A unit's value is the mean over its answers, or over the feedback about them; a metric per response is the
-ratio of the unit's sum to the number of its answers. The answers are read once, into a temporary table of units.
+ratio of the unit's sum to the number of its answers.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import (
-    Column,
-    ColumnElement,
-    Connection,
-    Double,
-    Engine,
-    Float,
-    Integer,
-    MetaData,
-    Select,
-    Table,
-    Text,
-    and_,
-    case,
-    cast,
-    func,
-    select,
-    text,
-    true,
-)  # fmt: skip
+from sqlalchemy import ColumnElement, Connection, Engine, Float, Select, and_, cast, func, select, true
 
 from steer.experiments.specification import Metric
 from steer.experiments.statistics.moments import Sums, added
-from steer.experiments.storage.tables import EXPOSURES, FEEDBACK
+from steer.experiments.storage import sums
+from steer.experiments.storage.database import writing
+from steer.experiments.storage.tables import EXPOSURES, FEEDBACK, SLOT_ORIGINS, TALLIES, UNIT_SUMS, UNITS
 
 BUCKETS = 40  # slices of time in which sums over units are taken
 EMPTY = Sums(0, 0.0, 0.0)
@@ -47,8 +31,24 @@ class Units(NamedTuple):
     moved: int
 
 
+class Tally(NamedTuple):
+    """What all answers of one arm and reason add up to; `tokens` and `repetition` are over answers."""
+
+    arm: str
+    reason: str
+    counted: bool
+    first: float  # when the first and the last were asked for
+    last: float
+    answers: int
+    failed: int
+    gone: int  # the client went away
+    refusals: int
+    tokens: Sums
+    repetition: Sums
+
+
 class Analysis(NamedTuple):
-    """The units of one version of an experiment, over which an open connection can add up metrics.
+    """One version of an experiment at one moment, of which an open connection can read the sums of metrics.
 
     The units are divided by the time of their first answer into `BUCKETS` slices between `began` and `entered`, when
     the last of them had its first answer; `ended` is when the last answer was asked for. `earlier` is whether any unit
@@ -58,120 +58,158 @@ class Analysis(NamedTuple):
     connection: Connection
     experiment: str
     version: int
-    table: Table  # a row for each unit: unit, arm, arms, first, and y and x of each metric of the server
+    tallies: list[Tally]
     units: Units
     began: float
     ended: float
     entered: float
     earlier: bool
+    origin: float  # where the slots begin in which the log has sums
 
     def slices(self, metric: Metric) -> dict[str, list[Sums]]:
         """For each arm the sums of a metric in each slice of time. Raises SQLAlchemyError.
 
-        With `per: unit`, y is the unit's mean; with `per: response`, y its sum and x its number of answers. Of a metric
-        per unit x is the covariate, where the unit has one: the unit's mean before it entered the experiment.
+        With `per: unit`, y is the unit's mean and x is 0; with `per: response`, y is the unit's sum and x its number of
+        answers.
         """
-        columns = self.table.c
-        source, of_unit, count = self._values(metric)
-        number = (columns.first - self.began) / max((self.entered - self.began) / BUCKETS, 1e-9)
-        # SQLite cuts a number off where PostgreSQL rounds it.
-        whole = cast(number if self.connection.dialect.name == "sqlite" else func.floor(number), Integer)
-        slices = case((whole > BUCKETS - 1, BUCKETS - 1), (whole < 0, 0), else_=whole).label("slice")
-        y, x = (of_unit, count) if metric.per == "response" else (of_unit / count, cast(0.0, Float))
-        query = (
-            select(columns.arm, slices, func.count(), *(func.sum(each) for each in (y, y * y, x, x * x, x * y)))
-            .select_from(source).where(columns.arms == 1, count > 0).group_by(columns.arm, text("slice"))
+        rows = self._of_server(metric) if metric.source == "server" else self._of_feedback(metric)
+        result = {arm: [EMPTY] * BUCKETS for arm in self.units.by_arm}
+        for arm, slot, *found in rows:
+            number = self._slice(slot)
+            result[arm][number] = added(result[arm][number], Sums(int(found[0]), *(float(each) for each in found[1:])))
+        return result
+
+    def _of_server(self, metric: Metric) -> Sequence[Any]:
+        columns = UNIT_SUMS.c
+        if metric.per == "response":
+            values = [columns.y, columns.yy, columns.x, columns.xx, columns.xy]
+        else:
+            values = [columns.mean, columns.mean_squared]
+        query = select(columns.arm, columns.slot, columns.units, *values).where(
+            columns.experiment == self.experiment, columns.version == self.version, columns.metric == metric.name,
+            columns.units > 0,
         )  # fmt: skip
-        found = {arm: [EMPTY] * BUCKETS for arm in self.units.by_arm}
-        for arm, number, count, *sums in self.connection.execute(query):
-            found[arm][number] = Sums(count, *(float(each) for each in sums))
-        return found
+        return self.connection.execute(query).all()
+
+    def _of_feedback(self, metric: Metric) -> Sequence[Any]:
+        columns = UNITS.c
+        source, of_unit, count = self._values(metric)
+        slot = sums.slot_column(self.connection, columns.first - self.origin).label("slot")
+        y, x = (of_unit, count) if metric.per == "response" else (of_unit / count, None)
+        values = (y, y * y) if x is None else (y, y * y, x, x * x, x * y)
+        query = select(columns.arm, slot, func.count(), *(func.sum(each) for each in values)).select_from(source)
+        return self.connection.execute(query.where(self._compared(), count > 0).group_by(columns.arm, slot)).all()
+
+    def _slice(self, slot: int) -> int:
+        """The slice of time of a slot, at whose end all of its units have entered."""
+        width = max((self.entered - self.began) / BUCKETS, 1e-9)
+        until = (self.origin + sums.slot_end(slot) - self.began) / width
+        return min(max(math.ceil(until) - 1, 0), BUCKETS - 1)
 
     def before(self, metric: Metric) -> dict[str, Sums]:
         """The sums over the units that had answers before they entered the experiment: y, and x the mean before."""
-        columns = EXPOSURES.c
-        value = _number(metric.name)
+        columns, units = EXPOSURES.c, UNITS.c
+        value = sums.number(metric.name)
         # A conversation that began outside goes on as that, also after its unit has entered with another one.
         earlier = (
             select(columns.unit, func.avg(value).label("x"))
-            .join(self.table, self.table.c.unit == columns.unit)
-            .where(columns.experiment == self.experiment, columns.reason == "outside", columns.status == 200,
-                   columns.at < self.table.c.first)
+            .join(UNITS, units.unit == columns.unit)
+            .where(self._compared(), columns.experiment == self.experiment, columns.reason == "outside",
+                   columns.status == 200, columns.at < units.first)
             .group_by(columns.unit).having(func.count(value) > 0).subquery()
         )  # fmt: skip
-        units = self.table.c
         source, of_unit, count = self._values(metric)
         y, x = of_unit / count, earlier.c.x
         query = (
             select(units.arm, func.count(), *(func.sum(each) for each in (y, y * y, x, x * x, x * y)))
             .select_from(source).join(earlier, earlier.c.unit == units.unit)
-            .where(units.arms == 1, count > 0).group_by(units.arm)
+            .where(self._compared(), count > 0).group_by(units.arm)
         )  # fmt: skip
         rows = self.connection.execute(query)
-        return {arm: Sums(count, *(float(each) for each in sums)) for arm, count, *sums in rows}
+        return {arm: Sums(count, *(float(each) for each in found)) for arm, count, *found in rows}
 
     def first_values(self, metric: Metric, arm: str, most: int) -> list[float]:
         """The values of the first units of an arm, in the order of their first answers."""
-        columns = self.table.c
+        columns = UNITS.c
         source, of_unit, count = self._values(metric)
         query = (
             select(of_unit / count).select_from(source)
-            .where(columns.arm == arm, columns.arms == 1, count > 0)
+            .where(self._compared(), columns.arm == arm, count > 0)
             .order_by(columns.first, columns.unit).limit(most)
         )  # fmt: skip
         return [float(value) for (value,) in self.connection.execute(query)]
 
+    def latencies(self, arm: str, most: int) -> list[float]:
+        """The latest seconds to the end of the answers of an arm that count and did not fail, the latest first."""
+        columns = EXPOSURES.c
+        query = (
+            select(columns.latency)
+            .where(columns.experiment == self.experiment, columns.version == self.version, columns.counted == true(),
+                   columns.status < 400, columns.arm == arm, columns.latency.is_not(None))
+            .order_by(columns.at.desc()).limit(most)
+        )  # fmt: skip
+        return [latency for (latency,) in self.connection.execute(query)]
+
+    def _compared(self) -> ColumnElement[bool]:
+        """The units that are compared."""
+        columns = UNITS.c
+        return and_(columns.experiment == self.experiment, columns.version == self.version, columns.arms == 1)
+
     def _values(self, metric: Metric) -> tuple[Any, ColumnElement[float], ColumnElement[float]]:
         """What to read from, each unit's sum of a metric, and how many answers or pieces of feedback are in it."""
         if metric.source == "server":
-            return self.table, self.table.c[f"y_{metric.name}"], self.table.c[f"x_{metric.name}"]
+            return UNITS, UNITS.c[f"y_{metric.name}"], UNITS.c[f"x_{metric.name}"]
         values = _feedback(self.experiment, self.version, metric.name).subquery()
-        return self.table.join(values, values.c.unit == self.table.c.unit), values.c.y, values.c.x
+        return UNITS.join(values, values.c.unit == UNITS.c.unit), values.c.y, values.c.x
 
 
 @contextlib.contextmanager
-def analysis(engine: Engine, experiment: str, version: int, metrics: Sequence[Metric]) -> Iterator[Analysis]:
-    """A context with the units of one version and the metrics to be read of it. Raises SQLAlchemyError."""
-    columns, counted = EXPOSURES.c, _counted(experiment, version)
-    several = case((func.min(columns.arm) != func.max(columns.arm), 2), else_=1)
-    names = [metric.name for metric in metrics if metric.source == "server"]
+def analysis(engine: Engine, experiment: str, version: int) -> Iterator[Analysis]:
+    """A context with one version at one moment. Raises SQLAlchemyError.
+
+    Answers that were not added up when they were written (by an earlier release) are added up now, which takes a minute
+    for 10 million.
+    """
     with engine.connect() as connection:
-        began, ended = connection.execute(select(func.min(columns.at), func.max(columns.at)).where(counted)).one()
-        began, ended = float(began or 0.0), float(ended or 0.0)
-        values = {"unit": columns.unit, "arm": func.min(columns.arm), "arms": several, "first": func.min(columns.at)}
-        for name in names:
-            value = case((columns.status == 200, _number(name)))
-            values |= {f"y_{name}": func.sum(value), f"x_{name}": cast(func.count(value), Float)}
-        kinds: dict[str, Any] = {"unit": Text, "arm": Text, "arms": Integer}
-        table = Table("steer_units", MetaData(), *(Column(name, kinds.get(name, Double)) for name in values),
-                      prefixes=["TEMPORARY"])  # fmt: skip
-        connection.execute(text("DROP TABLE IF EXISTS steer_units"))
-        table.create(connection)
-        rows = select(*values.values()).where(counted).group_by(columns.unit)
-        connection.execute(table.insert().from_select(list(values), rows))
-        if any(metric.source != "server" for metric in metrics):
-            connection.execute(text("CREATE UNIQUE INDEX steer_units_by_unit ON steer_units (unit)"))
-        try:
-            last = select(func.max(table.c.first)).where(table.c.arms == 1)
-            entered = float(connection.execute(last).scalar() or began)
-            units = _units(connection, table)
-            outside = select(columns.id).where(columns.experiment == experiment, columns.reason == "outside").limit(1)
-            earlier = connection.execute(outside).first() is not None  # once, since it may read every answer
-            yield Analysis(connection, experiment, version, table, units, began, ended, entered, earlier)
-        finally:
-            connection.rollback()  # with the temporary table
+        complete = sums.complete(connection, experiment, version)
+    if not complete:
+        with writing(engine) as connection:
+            sums.lock(connection)
+            if not sums.complete(connection, experiment, version):
+                sums.rebuild(connection, experiment, version)
+    with engine.connect() as connection:
+        if engine.dialect.name == "postgresql":  # in SQLite every transaction is of one moment
+            connection = connection.execution_options(isolation_level="REPEATABLE READ")
+        tallies, units = _tallies(connection, experiment, version), UNIT_SUMS.c
+        counted = [tally for tally in tallies if tally.counted]
+        began, ended = min((t.first for t in counted), default=0.0), max((t.last for t in counted), default=0.0)
+        query = select(units.arm, func.sum(units.units), func.max(units.slot)).where(
+            units.experiment == experiment, units.version == version, units.metric == sums.WHOLE, units.units > 0
+        )
+        rows = connection.execute(query.group_by(units.arm)).all()
+        by_arm = {arm: int(count) for arm, count, _ in rows if arm}
+        moved = sum(int(count) for arm, count, _ in rows if not arm)
+        query = select(SLOT_ORIGINS.c.at).where(
+            SLOT_ORIGINS.c.experiment == experiment, SLOT_ORIGINS.c.version == version
+        )
+        origin = float(connection.execute(query).scalar() or 0.0)
+        entered = max((origin + sums.slot_end(slot) for arm, _, slot in rows if arm), default=began)
+        outside = select(TALLIES.c.arm).where(TALLIES.c.experiment == experiment, TALLIES.c.reason == "outside")
+        earlier = connection.execute(outside.limit(1)).first() is not None
+        yield Analysis(connection, experiment, version, tallies, Units(by_arm, moved), began, ended,
+                       min(entered, ended), earlier, origin)  # fmt: skip
 
 
-def _units(connection: Connection, table: Table) -> Units:
-    by_arm: dict[str, int] = {}
-    moved = 0
-    query = select(table.c.arm, table.c.arms, func.count()).group_by(table.c.arm, table.c.arms)
-    for arm, arms, count in connection.execute(query):
-        if arms == 1:
-            by_arm[arm] = count
-        else:
-            moved += count
-    return Units(by_arm, moved)
+def _tallies(connection: Connection, experiment: str, version: int) -> list[Tally]:
+    columns = TALLIES.c
+    query = select(TALLIES).where(columns.experiment == experiment, columns.version == version)
+    found = []
+    for row in connection.execute(query.order_by(*TALLIES.primary_key)).mappings():
+        values: dict[str, Any] = {name: row[name] for name in Tally._fields[:-2]}
+        for name in Tally._fields[-2:]:
+            values[name] = Sums(row[f"{name}_count"], row[f"{name}_sum"], row[f"{name}_squares"])
+        found.append(Tally(**values))
+    return found
 
 
 def total(slices: Sequence[Sums]) -> Sums:
@@ -180,17 +218,6 @@ def total(slices: Sequence[Sums]) -> Sums:
     for each in slices:
         result = added(result, each)
     return result
-
-
-def _counted(experiment: str, version: int) -> ColumnElement[bool]:
-    columns = EXPOSURES.c
-    return and_(columns.experiment == experiment, columns.version == version, columns.counted == true())
-
-
-def _number(name: str) -> ColumnElement[float]:
-    """A metric of the server as a number."""
-    column: Any = EXPOSURES.c[name]
-    return case((column == true(), 1.0), (column.is_not(None), 0.0)) if name == "refusal" else cast(column, Float)
 
 
 def _feedback(experiment: str, version: int, name: str) -> Select[Any]:

@@ -10,6 +10,8 @@ from typing import Any
 
 from vectors.errors import SteerError
 
+_SUMMED = ("response_tokens", "ttft", "inter_token", "latency", "repetition", "refusal", "characters")
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         "CREATE TABLE experiments (experiment TEXT NOT NULL, version INTEGER NOT NULL, digest TEXT NOT NULL, "
@@ -34,6 +36,30 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE events (id TEXT PRIMARY KEY, experiment TEXT NOT NULL, version INTEGER NOT NULL, "
         "kind TEXT NOT NULL, stage INTEGER, count INTEGER, reason TEXT NOT NULL, at DOUBLE PRECISION NOT NULL)",
         "CREATE INDEX events_by_version ON events (experiment, version, at)",
+    ),
+    (  # what the answers add up to; the answers of a log from before are added up when they are first read
+        "CREATE TABLE units (experiment TEXT NOT NULL, version INTEGER NOT NULL, unit TEXT NOT NULL, "
+        "arm TEXT NOT NULL, arms INTEGER NOT NULL, first DOUBLE PRECISION NOT NULL, "
+        + "".join(f"{kind}_{name} DOUBLE PRECISION NOT NULL, " for name in _SUMMED for kind in ("y", "x"))
+        + "PRIMARY KEY (experiment, version, unit))",
+        "CREATE TABLE unit_sums (experiment TEXT NOT NULL, version INTEGER NOT NULL, metric TEXT NOT NULL, "
+        "arm TEXT NOT NULL, slot INTEGER NOT NULL, units INTEGER NOT NULL, "
+        + "".join(
+            f"{name} DOUBLE PRECISION NOT NULL, " for name in ("mean", "mean_squared", "y", "yy", "x", "xx", "xy")
+        )
+        + "PRIMARY KEY (experiment, version, metric, arm, slot))",
+        "CREATE TABLE slot_origins (experiment TEXT NOT NULL, version INTEGER NOT NULL, at DOUBLE PRECISION NOT NULL, "
+        "PRIMARY KEY (experiment, version))",
+        "CREATE TABLE tallies (experiment TEXT NOT NULL, version INTEGER NOT NULL, arm TEXT NOT NULL, "
+        "reason TEXT NOT NULL, counted BOOLEAN NOT NULL, first DOUBLE PRECISION NOT NULL, "
+        "last DOUBLE PRECISION NOT NULL, answers INTEGER NOT NULL, failed INTEGER NOT NULL, gone INTEGER NOT NULL, "
+        "refusals INTEGER NOT NULL, "
+        + "".join(
+            f"{name}_count INTEGER NOT NULL, {name}_sum DOUBLE PRECISION NOT NULL, "
+            f"{name}_squares DOUBLE PRECISION NOT NULL, "
+            for name in ("tokens", "repetition")
+        )
+        + "PRIMARY KEY (experiment, version, arm, reason, counted))",
     ),
 )
 

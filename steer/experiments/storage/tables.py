@@ -89,4 +89,71 @@ EVENTS = Table(
     Column("at", Double, nullable=False),
 )
 
+# What the answers add up to, so that a report need not read them: `sums` keeps these tables in the transaction that
+# writes the answers. Of a unit whose answers count: its first arm, how many arms (2 stands for several), when its first
+# answer was asked for, and for each metric the sum over its answers with status 200, and how many of them have it.
+SUMMED = ("response_tokens", "ttft", "inter_token", "latency", "repetition", "refusal", "characters")
+UNITS = Table(
+    "units",
+    METADATA,
+    Column("experiment", Text, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("unit", Text, primary_key=True),
+    Column("arm", Text, nullable=False),
+    Column("arms", Integer, nullable=False),
+    Column("first", Double, nullable=False),
+    *(Column(f"{kind}_{name}", Double, nullable=False) for name in SUMMED for kind in ("y", "x")),
+)
+
+# Sums over the units of one arm that entered in one slot of time (`sums.slot_of`), for each metric that they have. The
+# metric "" counts the units themselves, with the arm "" those that were seen in several arms.
+UNIT_SUMS = Table(
+    "unit_sums",
+    METADATA,
+    Column("experiment", Text, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("metric", Text, primary_key=True),
+    Column("arm", Text, primary_key=True),
+    Column("slot", Integer, primary_key=True),
+    Column("units", Integer, nullable=False),
+    Column("mean", Double, nullable=False),  # of a unit: y / x; the sum of these, and of their squares
+    Column("mean_squared", Double, nullable=False),
+    Column("y", Double, nullable=False),
+    Column("yy", Double, nullable=False),
+    Column("x", Double, nullable=False),
+    Column("xx", Double, nullable=False),
+    Column("xy", Double, nullable=False),
+)
+
+# Where the slots of time of a version begin.
+SLOT_ORIGINS = Table(
+    "slot_origins",
+    METADATA,
+    Column("experiment", Text, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("at", Double, nullable=False),
+)
+
+# What all answers of one arm and reason add up to. `tokens` and `repetition` are of answers with a status below 400.
+TALLIES = Table(
+    "tallies",
+    METADATA,
+    Column("experiment", Text, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("arm", Text, primary_key=True),
+    Column("reason", Text, primary_key=True),
+    Column("counted", Boolean, primary_key=True),
+    Column("first", Double, nullable=False),  # when the first and the last of them were asked for
+    Column("last", Double, nullable=False),
+    Column("answers", Integer, nullable=False),
+    Column("failed", Integer, nullable=False),  # with a status from 400 on, but 499
+    Column("gone", Integer, nullable=False),  # with status 499: the client went away
+    Column("refusals", Integer, nullable=False),
+    *(
+        Column(f"{name}_{part}", Integer if part == "count" else Double, nullable=False)
+        for name in ("tokens", "repetition")
+        for part in ("count", "sum", "squares")
+    ),
+)
+
 ALL = {table.name: table for table in (EXPERIMENTS, EXPOSURES, FEEDBACK, EVENTS)}

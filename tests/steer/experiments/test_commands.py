@@ -120,8 +120,7 @@ def test_sums_are_over_units_that_were_seen_in_one_arm(log: Log) -> None:
         log.said("nothing", value=1.0),
         log.said("r6", comment="no value"),
     )
-    metrics = [Metric("response_tokens", "number"), Metric("thumbs")]
-    with figures.analysis(log.engine, "tone", 1, metrics) as found:
+    with figures.analysis(log.engine, "tone", 1) as found:
         assert (found.units.by_arm, found.units.moved) == ({"control": 2, "friendly": 2}, 1)
         length = found.slices(Metric("response_tokens", "number"))
         assert {arm: figures.total(each) for arm, each in length.items()} == {

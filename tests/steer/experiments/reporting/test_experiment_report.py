@@ -106,7 +106,7 @@ def test_a_metric_per_response_is_the_ratio_of_sums(log: Log) -> None:
             made += [("exposures", log.answer(arm, f"{arm}{i}", response_tokens=length)) for length in lengths]
     write(log.engine, made)
     metric = Metric("response_tokens", "number", per="response")
-    with figures.analysis(log.engine, "tone", log.version, [metric]) as analysis:
+    with figures.analysis(log.engine, "tone", log.version) as analysis:
         found = compare(analysis, metric, "control", ["friendly"], 0.05)
     for arm, pairs in values.items():
         y, x = zip(*pairs, strict=True)
@@ -126,7 +126,7 @@ def test_answers_before_a_unit_entered_take_variance_away_and_move_nothing(log: 
             made.append(("exposures", log.answer(arm, f"{arm}{i}", latency=usual + effect + generator.gauss(0, 3))))
     write(log.engine, made)
     metric = Metric("latency", "number")
-    with figures.analysis(log.engine, "tone", log.version, [metric]) as analysis:
+    with figures.analysis(log.engine, "tone", log.version) as analysis:
         found = compare(analysis, metric, "control", ["friendly"], 0.05)
     assert found.adjusted > 0.9
     shown = found.differences["friendly"]
@@ -144,7 +144,7 @@ def test_only_answers_from_before_a_unit_entered_are_its_covariate(log: Log) -> 
         log.answer("control", "bob", at=3.0, latency=90.0, **outside),
     )
     metric = Metric("latency", "number")
-    with figures.analysis(log.engine, "tone", log.version, [metric]) as analysis:
+    with figures.analysis(log.engine, "tone", log.version) as analysis:
         sums = analysis.before(metric)["friendly"]
     assert (sums.units, sums.x, sums.y) == (1, 10.0, 20.0)
 
@@ -153,7 +153,7 @@ def test_feedback_about_two_answers_of_one_id_counts_once(log: Log) -> None:
     log.write("exposures", *(log.answer("control", "ann", "chatcmpl-chosen-by-the-client") for _ in range(3)))
     log.write("exposures", log.answer("control", "ann", "another"))
     log.write("feedback", log.said("chatcmpl-chosen-by-the-client", value=1.0), log.said("another", value=0.0))
-    with figures.analysis(log.engine, "tone", log.version, [Metric("thumbs")]) as analysis:
+    with figures.analysis(log.engine, "tone", log.version) as analysis:
         (mean,) = analysis.first_values(Metric("thumbs"), "control", 10)
         ratio = figures.total(analysis.slices(Metric("thumbs", per="response"))["control"])
     assert mean == 0.5

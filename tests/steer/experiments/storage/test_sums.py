@@ -1,0 +1,211 @@
+"""What the log has added up is what its rows add up to: in both databases, whatever is written, repeated or removed."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+from sqlalchemy import delete, select
+from trials import Log
+
+from steer.experiments import exports
+from steer.experiments.overview import overview
+from steer.experiments.specification import Metric
+from steer.experiments.statistics import moments
+from steer.experiments.storage import figures, sums
+from steer.experiments.storage.database import open_log, writing
+from steer.experiments.storage.figures import Analysis, analysis
+from steer.experiments.storage.tables import EXPOSURES, FEEDBACK
+
+METRICS = [
+    Metric(name, "number", per=per) for name in ("response_tokens", "latency", "refusal", "thumbs")
+    for per in ("unit", "response")
+]  # fmt: skip
+
+
+def answers(log: Log, count: int, seed: int) -> list[dict[str, Any]]:
+    """Random answers: repeated, forced, outside, during the ramp, failed, of units in two arms, out of order."""
+    chosen, made = random.Random(seed), []
+    for _ in range(count):
+        unit = chosen.randrange(25)
+        arm = ("control", "friendly")[(unit + (chosen.random() < 0.02)) % 2]
+        reason = chosen.choices(("assigned", "forced", "outside", "continued"), (8, 1, 1, 1))[0]
+        some = {"latency": chosen.random(), "repetition": chosen.random() / 8, "refusal": chosen.random() < 0.3,
+                "response_tokens": chosen.randrange(99)}  # fmt: skip
+        row = log.answer(
+            arm, f"u{unit}", f"r{chosen.randrange(2 * count)}", reason=reason, at=1e9 + 1e4 * chosen.random() ** 3,
+            counted=reason == "assigned" and chosen.random() < 0.8, status=chosen.choice((200, 200, 200, 500, 499)),
+            **{name: value if chosen.random() < 0.8 else None for name, value in some.items()},
+        )  # fmt: skip
+        made += [row] * (1 + (chosen.random() < 0.05))
+    return made
+
+
+def feedback(log: Log, rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+    chosen = random.Random(seed)
+    given = [log.said(row["response"], value=chosen.random()) for row in rows if chosen.random() < 0.4]
+    about = [row["conversation"] for row in rows if chosen.random() < 0.1]
+    return [*given, *(log.said(None, conversation=each, value=chosen.random()) for each in about), log.said("none")]
+
+
+def plain(log: Log, metric: Metric) -> dict[str, moments.Sums]:
+    """The sums of a metric by arm, from all rows one after the other."""
+    with log.engine.connect() as connection:
+        rows = [row for row in connection.execute(select(EXPOSURES)).mappings() if row["counted"]]
+        given = connection.execute(select(FEEDBACK)).mappings().all()
+    arms: dict[str, set[str]] = {}
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        arms.setdefault(row["unit"], set()).add(row["arm"])
+        if metric.source == "server" and row["status"] == 200 and row[metric.name] is not None:
+            values.setdefault(row["unit"], []).append(float(row[metric.name]))
+    for piece in given if metric.source == "feedback" else []:
+        units = [row["unit"] for row in rows if row["response"] == piece["response"]] or [
+            row["unit"] for row in rows if row["conversation"] == piece["conversation"]
+        ]
+        if units and piece["value"] is not None:
+            values.setdefault(min(units), []).append(piece["value"])
+    found: dict[str, tuple[list[float], list[float]]] = {"control": ([], []), "friendly": ([], [])}
+    for unit, each in sorted(values.items()):
+        if len(arms[unit]) == 1:
+            y, x = found[min(arms[unit])]
+            y.append(sum(each) if metric.per == "response" else sum(each) / len(each))
+            x.append(float(len(each)) if metric.per == "response" else 0.0)
+    return {arm: moments.sums_of(*each) for arm, each in found.items()}
+
+
+def state_of(found: Analysis) -> dict[str, Any]:
+    """Everything that a report reads."""
+    return {
+        "units": found.units.by_arm, "moved": found.units.moved, "times": [found.began, found.ended],
+        "tallies": {
+            (tally.arm, tally.reason, tally.counted): [*tally[3:9], *tally.tokens, *tally.repetition]
+            for tally in found.tallies
+        },
+        "sums": [[*figures.total(each)] for metric in METRICS for _, each in sorted(found.slices(metric).items())],
+        "before": {arm: [*each] for arm, each in found.before(METRICS[2]).items()},
+        "values": [found.first_values(metric, "friendly", 9) for metric in METRICS],
+    }  # fmt: skip
+
+
+def assert_right(log: Log) -> None:
+    """The sums are what the rows give one after the other, and what adding them up anew gives."""
+    with analysis(log.engine, "tone", 1) as found:
+        kept = state_of(found)
+        for metric in METRICS:
+            expected = plain(log, metric)
+            for arm, each in found.slices(metric).items():
+                assert figures.total(each) == pytest.approx(expected[arm], rel=1e-9), (metric, arm)
+    with writing(log.engine) as connection:
+        sums.rebuild(connection, "tone", 1)
+    with analysis(log.engine, "tone", 1) as found:
+        assert_near(state_of(found), kept)
+
+
+def assert_near(found: Any, expected: Any) -> None:
+    if isinstance(expected, Mapping):
+        assert found.keys() == expected.keys()
+        for key in expected:
+            assert_near(found[key], expected[key])
+    elif isinstance(expected, list) and expected and isinstance(expected[0], list):
+        for one, other in zip(found, expected, strict=True):
+            assert_near(one, other)
+    else:
+        assert found == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def in_batches(log: Log, seed: int) -> list[dict[str, Any]]:
+    """Rows of a random log, written in batches; some feedback comes before its answers, and some long after."""
+    rows = answers(log, 160, seed)
+    given = feedback(log, rows, seed)
+    log.write("feedback", *given[::2])
+    for start in range(0, len(rows), 50):
+        log.write("exposures", *rows[start : start + 50], *rows[max(start - 5, 0) : start])
+    log.write("feedback", *given[1::2])
+    return rows
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_sums_follow_whatever_is_written(log: Log, seed: int) -> None:
+    in_batches(log, seed)
+    assert_right(log)
+
+
+def test_who_is_forgotten_is_in_no_sum(log: Log) -> None:
+    rows = in_batches(log, 3)
+    shared = rows[0]["conversation"]
+    log.write("exposures", {**log.answer("control", "u99"), "conversation": shared})
+    first = min((row for row in rows if row["counted"]), key=lambda row: row["at"])
+    by_hash = {log.answer("control", f"u{i}")["unit"]: f"u{i}" for i in range(25)}
+    for unit in (by_hash[first["unit"]], "u7", "u8c"):  # the last is a conversation
+        exports.forget(log.engine, "tone", log.experiment.salt, unit)
+        assert_right(log)
+
+
+def test_a_log_from_before_the_sums_has_them_when_it_is_read(log: Log) -> None:
+    in_batches(log, 4)
+    with analysis(log.engine, "tone", 1) as found:
+        expected = state_of(found)
+    with writing(log.engine) as connection:
+        for table in ("units", "unit_sums", "slot_origins", "tallies"):
+            connection.exec_driver_sql(f"DROP TABLE {table}")
+        connection.exec_driver_sql("DELETE FROM migrations WHERE number = 2")
+    log.engine = open_log(log.experiment.log)
+    log.write("exposures", log.answer("control", "u1"), log.answer("control", "new"))  # before anyone has read it
+    exports.forget(log.engine, "tone", log.experiment.salt, "new")
+    assert_right(log)
+    exports.forget(log.engine, "tone", log.experiment.salt, "u1")
+    assert expected["times"][0] <= overview_of(log)["began"]
+    assert_right(log)
+
+
+def overview_of(log: Log) -> dict[str, Any]:
+    with analysis(log.engine, "tone", 1) as found:
+        return {"began": found.began, **overview(log.engine, "tone", 1)["arms"]}
+
+
+def test_rows_that_someone_else_removed_are_noticed(log: Log) -> None:
+    rows = in_batches(log, 5)
+    with writing(log.engine) as connection:
+        connection.execute(delete(EXPOSURES).where(EXPOSURES.c.unit == rows[0]["unit"]))
+    assert_right(log)
+    left = len({row["id"] for row in rows if row["unit"] != rows[0]["unit"]})
+    assert sum(overview(log.engine, "tone", 1)["arms"][arm]["answers"] for arm in ("control", "friendly")) == left
+
+
+def test_servers_that_write_at_once_lose_no_answer_of_the_sums(log: Log) -> None:
+    rows = answers(log, 300, 6)
+    engines = [open_log(log.experiment.log) for _ in range(3)]
+
+    def writer(number: int) -> Callable[[], None]:
+        def run() -> None:
+            mine = Log.__new__(Log)
+            mine.engine = engines[number]
+            for start in range(0, len(rows), 20):  # all write all rows, each in an order of its own
+                part = (start + 100 * number) % len(rows)
+                mine.write("exposures", *rows[part : part + 20])
+
+        return run
+
+    threads = [threading.Thread(target=writer(number)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for engine in engines:
+        engine.dispose()
+    assert_right(log)
+
+
+def test_slots_are_in_order_without_gaps() -> None:
+    slots = [sums.slot_of(each / 4) for each in range(4 * 3000)]
+    assert set(slots) == set(range(max(slots) + 1))
+    assert slots == sorted(slots)
+    for elapsed in (0.0, 0.99, 63.9, 64.0, 66.1, 1e3, 12345.6, 2.6e6, 1e9):
+        slot = sums.slot_of(elapsed)
+        assert (sums.slot_end(slot - 1) if slot else 0) <= elapsed < sums.slot_end(slot)
+    assert sums.slot_of(-5.0) == 0
+    assert sums.slot_of(30 * 86400) < 600
