@@ -75,7 +75,7 @@ def run(arguments: list[str]) -> int:
     shared: dict[str, Any] = {"debug": bool(os.environ.get("STEER_DEBUG"))}
     before_dashes = arguments[: arguments.index("--")] if "--" in arguments else arguments
     out.begin(json="--json" in before_dashes)
-    with warnings.catch_warnings(), _ended_by_sigterm():
+    with warnings.catch_warnings(), _ended_by_sigterm() as signals:
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = lambda message, category, *_rest: (
             out.warn(str(message)) if issubclass(category, UserWarning) else None
@@ -91,7 +91,8 @@ def run(arguments: list[str]) -> int:
             remove_unfinished_of_this_process()
             if shared["debug"] and not isinstance(error, click.ClickException | click.exceptions.Exit | SystemExit):
                 traceback.print_exc()
-            return _report(error)
+            # A library that calls Python back may have put an exception of its own in the place of ours.
+            return _report(Terminated(TERMINATED) if signals else error)
 
 
 def _report(error: BaseException) -> int:
@@ -129,10 +130,13 @@ def _report(error: BaseException) -> int:
 
 
 @contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Raise Terminated at SIGTERM, so that the command cleans up; a handler that is set already stays."""
+def _ended_by_sigterm() -> Iterator[list[int]]:
+    """Raise Terminated at SIGTERM, so that the command cleans up; a handler that is set already stays. The list that
+    the context gives holds the signals that have arrived."""
+    arrived: list[int] = []
 
-    def end(_signal: int, _frame: object) -> NoReturn:
+    def end(number: int, _frame: object) -> NoReturn:
+        arrived.append(number)
         raise Terminated(TERMINATED)
 
     # Other ranks than 0 wait in barriers, where Python runs no signal handler, so there SIGTERM ends the process.
@@ -142,7 +146,7 @@ def _ended_by_sigterm() -> Iterator[None]:
     if handled:
         signal.signal(signal.SIGTERM, end)
     try:
-        yield
+        yield arrived
     finally:
         if handled:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)

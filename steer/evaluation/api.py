@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from vectors.documents import json_text
 from vectors.errors import ArtifactError, UsageError, guess
 from vectors.events import OnEvent, ignore
 from vectors.registry.options import problems_of
-from vectors.storage.files import canonical_json, digest_bytes, write_atomically
+from vectors.storage.files import canonical_json, digest_bytes, readable_json, write_atomically
 from vectors.storage.folders import new_folder
 
 REFERENCES = "evaluations.json"  # beside a vector's file, as NAME.evaluations.json
@@ -69,7 +68,7 @@ def write(evaluation: Evaluation, out: Path) -> dict[str, str]:
     that of the report. Raises OutputError.
     """
     value = report(evaluation)
-    files = {"report.json": (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()}
+    files = {"report.json": readable_json(value)}
     pictures = page.pictures(value)
     files |= {f"{name}.svg": content.encode() for name, content in pictures.items()}
     files["report.html"] = page.html(value, pictures, "run.json").encode()

@@ -49,6 +49,7 @@ def html(report: Mapping[str, Any], record: str) -> str:
         ["arm", "decision", "because", "more units"],
         [[arm, each["state"], each["reason"], str(each["more_units"] or "")]
          for arm, each in report["decisions"].items()],
+        ("decision", "because"),
     )]  # fmt: skip
     if report["stopped"]:
         body.append(f"<p>Stopped: {escaping.escape(report['stopped'])}.</p>")
@@ -56,12 +57,13 @@ def html(report: Mapping[str, Any], record: str) -> str:
         ["arm", "share", "units", "answers", "failed", "what it does"],
         [[arm["name"], f"{100 * arm['weight']:.4g} %", str(arm["units"]), str(arm.get("counted", 0)),
           str(arm.get("failed", 0)), arm["does"]] for arm in report["arms"]],
+        ("what it does",),
     )]  # fmt: skip
     if report["metrics"]:
-        body += ["<h2>The primary metric</h2>", page.table(METRICS, metric_rows(report, primary=True))]
+        body += ["<h2>The primary metric</h2>", page.table(METRICS, metric_rows(report, primary=True), ("arm",))]
         body += [_course(report)]
         if secondary := metric_rows(report, primary=False):
-            body += ["<h2>Other metrics (exploratory)</h2>", page.table(METRICS, secondary)]
+            body += ["<h2>Other metrics (exploratory)</h2>", page.table(METRICS, secondary, ("arm",))]
     else:
         body.append("<p>Results are not shown: the experiment is unhealthy.</p>")
     if report["guardrails"]:
@@ -69,6 +71,7 @@ def html(report: Mapping[str, Any], record: str) -> str:
             ["guardrail", "arm", "limit", "beyond the limit by", "state"],
             [[each["guardrail"], each["arm"], number(each["limit"]), number(each["excess"]), each["state"]]
              for each in report["guardrails"]],
+            ("arm", "state"),
         )]  # fmt: skip
     if report["conversations"]:
         body += ["<h2>Sample conversations</h2>", page.table(

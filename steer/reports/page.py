@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#222}"
     "table{border-collapse:collapse;margin:1rem 0}"
     "th,td{padding:.3rem .8rem;text-align:right;border-bottom:1px solid #ddd}"
-    "th:first-child,td:first-child,.two th:nth-child(2),.two td:nth-child(2){text-align:left}"
+    "th:first-child,td:first-child,th.text,td.text{text-align:left}"
     "code{font-size:.9em;overflow-wrap:anywhere}svg{max-width:100%;height:auto}"
     ".note{color:#666;font-size:.9em}"
     ".texts{table-layout:fixed;width:100%}.texts th,.texts td{text-align:left;vertical-align:top;font-size:.9em;"
@@ -18,12 +18,15 @@ STYLE = (
 )
 
 
-def table(header: Sequence[str], body: Sequence[Sequence[str]], names: int = 1) -> str:
-    """A table of figures as HTML; the first `names` columns, one or two, hold names."""
-    heads = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    rows = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in body)
-    opening = "<table class='two'>" if names == 2 else "<table>"
-    return f"{opening}<tr>{heads}</tr>{rows}</table>"
+def table(header: Sequence[str], body: Sequence[Sequence[str]], texts: Collection[str] = ()) -> str:
+    """A table of figures as HTML; the first column holds names, and the columns `texts` what is read from the left."""
+    kinds = [" class='text'" if name in texts else "" for name in header]
+    heads = "".join(f"<th{kind}>{html.escape(cell)}</th>" for cell, kind in zip(header, kinds, strict=True))
+    rows = "".join(
+        f"<tr>{''.join(f'<td{kind}>{html.escape(cell)}</td>' for cell, kind in zip(row, kinds, strict=True))}</tr>"
+        for row in body
+    )
+    return f"<table><tr>{heads}</tr>{rows}</table>"
 
 
 def facts(values: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ Table = tuple[list[str], list[list[str]]]
 
 def section(report: Mapping[str, Any]) -> str:
     """The part of the page about them as HTML; empty where nothing was scored."""
-    tables = "".join(page.table(header, rows, 2) for header, rows in score_tables(report))
+    tables = "".join(page.table(header, rows, header[1:2]) for header, rows in score_tables(report))
     return f"<h2>Scores of the answers, and tasks</h2>{tables}{page.notes(validity(report))}" if tables else ""
 
 

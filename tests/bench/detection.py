@@ -6,7 +6,7 @@
 AxBench: Wu et al. 2025, arXiv:2501.17148; its data: huggingface.co/pyvene (axbench-concept10, concept500). A row has
 `concept_id`, `input`, `output`, `output_concept`, and `label` (1 or 0) or `category` (positive, negative, hard negative
 …). Rows of no concept (`concept_id` -1, or `output_concept` EEEEE) are negatives of every concept. Without a second
-file, half of each concept's rows test, by a hash of their input. Parquet is read by duckdb (extra `ab`) or pyarrow;
+file, half of each concept's rows test, by a hash of their input. Parquet is read by duckdb or pyarrow;
 .jsonl is read too.
 
 The greatest score of a text's tokens decides, as in AxBench (the mean stands beside it). The figure of a method is the
@@ -80,7 +80,7 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
         try:
             from pyarrow import parquet
         except ImportError:
-            raise SystemExit("parquet is read by duckdb or pyarrow: pip install 'steer-workbench[ab]'") from None
+            raise SystemExit("parquet is read by duckdb or pyarrow: pip install duckdb") from None
         return list(parquet.read_table(path).to_pylist())
     found = duckdb.sql("select * from read_parquet($path)", params={"path": str(path)})
     return [dict(zip(found.columns, values, strict=True)) for values in found.fetchall()]

@@ -54,7 +54,8 @@ SELECT printf('f%032x', i), 'large', 1, printf('chatcmpl-%016x%016x', i * 265443
 INDEXES = "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL AND tbl_name = 'exposures'"
 
 REPORT = """
-import json, resource, sys, time
+import json, re, sys, time
+from pathlib import Path
 from steer.experiments import document
 from steer.experiments.reporting.report import report
 from steer.experiments.storage.database import open_log
@@ -66,7 +67,7 @@ for _ in range(3):
     found = report(engine, experiment, 1)
     seconds.append(time.perf_counter() - started)
 units = sum(arm["units"] for arm in found["arms"])
-memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+memory = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 print(json.dumps({"seconds": seconds, "units": units, "MiB": memory, "decisions": found["decisions"]}))
 """
 

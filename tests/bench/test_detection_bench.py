@@ -36,7 +36,7 @@ def records(per_concept: int, seed: int) -> list[dict[str, object]]:
 
 
 def parquet(path: Path, rows: list[dict[str, object]]) -> Path:
-    duckdb = pytest.importorskip("duckdb", reason="the extra `ab` is not installed")
+    duckdb = pytest.importorskip("duckdb", reason="duckdb is not installed")
     lines = path.with_suffix(".jsonl")
     lines.write_text("\n".join(map(json.dumps, rows)))
     duckdb.sql(f"copy (select * from read_json('{lines}')) to '{path}' (format parquet)")

@@ -35,6 +35,11 @@ def finite(value: Any) -> Any:
     return [finite(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
+def readable_json(value: Any) -> bytes:
+    """The content of a JSON file that people read too: indented, keys in order, None for what is no finite number."""
+    return (json.dumps(finite(value), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
 def digest_bytes(*parts: bytes | memoryview) -> str:
     """`sha256:` and the hexadecimal SHA-256 of the parts, one after the other."""
     return digest_pieces(parts)

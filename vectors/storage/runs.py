@@ -6,7 +6,6 @@ file. It holds no time, no path of the machine and no user name, so that a repea
 
 from __future__ import annotations
 
-import json
 import os.path
 import platform
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from vectors.documents.schema import Check, anything, either, list_of, mapping_o
 from vectors.documents.schema import problems_of as problems_of_value
 from vectors.documents.schema import record as schema_of
 from vectors.errors import ArtifactError
-from vectors.storage.files import finite, write_atomically
+from vectors.storage.files import readable_json, write_atomically
 
 SCHEMA = 1
 RECORD = "run.json"
@@ -62,8 +61,7 @@ class RunRecord:
     def write(self, output: Path) -> Path:
         """Write the record in an output folder or beside an output file; returns its path. Raises OutputError."""
         path = record_path(output)
-        text = json.dumps(finite(self.value()), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        write_atomically(path, (text + "\n").encode())
+        write_atomically(path, readable_json(self.value()))
         return path
 
     @staticmethod

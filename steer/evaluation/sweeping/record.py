@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from steer.reports import sweep as page
 from vectors.registry.layers import spans
 from vectors.steering import SteeringVector
 from vectors.storage import runs
-from vectors.storage.files import digest_file, finite, write_atomically
+from vectors.storage.files import digest_file, finite, readable_json, write_atomically
 
 REPORT, PAGE = "report.json", "report.html"
 
@@ -77,8 +76,7 @@ def recommendation(swept: Swept, budget: float) -> dict[str, Any]:
 
 def _write(folder: Path, report: dict[str, Any], config: Any, inputs: Any, metrics: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(finite(report), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    write_atomically(folder / REPORT, (text + "\n").encode())
+    write_atomically(folder / REPORT, readable_json(report))
     write_atomically(folder / PAGE, page.html(report, REPORT).encode())
     outputs = {name: digest_file(folder / name) for name in (REPORT, PAGE)}
     runs.RunRecord(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from steer.experiments.paired.votes import Say, Vote
 from steer.reports import paired as page
 from vectors.errors import OutputError
 from vectors.events import Event, OnEvent, ignore
-from vectors.storage.files import canonical_json, digest_bytes, finite, write_atomically
+from vectors.storage.files import canonical_json, digest_bytes, finite, readable_json, write_atomically
 from vectors.storage.folders import new_folder
 from vectors.storage.runs import RunRecord, environment
 
@@ -132,7 +131,7 @@ def _write(inputs: Inputs, request: Request, report: Mapping[str, Any], identity
     """Write the report, its page and the record; each file appears whole, the record last."""
     out = inputs.out
     files = {
-        "report.json": (json.dumps(finite(report), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode(),
+        "report.json": readable_json(report),
         "report.html": page.html(report, "report.json; the record of the run: run.json").encode(),
     }
     for name, content in files.items():

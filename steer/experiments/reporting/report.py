@@ -25,7 +25,7 @@ from steer.experiments.statistics.moments import added
 from steer.experiments.statistics.sample_ratio import THRESHOLD, mismatch_p
 from steer.experiments.statistics.sequences import FEWEST, Difference
 from steer.experiments.storage.figures import Analysis, analysis
-from vectors.storage.files import digest_json, finite
+from vectors.storage.files import digest_json, readable_json
 
 FORMAT = "steer.experiment-report/1"
 
@@ -67,7 +67,7 @@ def report(engine: Engine, experiment: Experiment, version: int) -> dict[str, An
         "conversations": conversations(engine, experiment.name, version) if experiment.store_texts else [],
         "events": state["events"],
     }  # fmt: skip
-    clean: dict[str, Any] = json.loads(json.dumps(finite(data)))
+    clean: dict[str, Any] = json.loads(readable_json(data))
     return {**clean, "report_digest": digest_json(clean)}
 
 
@@ -145,7 +145,11 @@ def _excesses(found: Analysis, experiment: Experiment) -> list[dict[str, Any]]:
         arm.latencies.extend(found.latencies(name, guardrails.LATENCIES))
     control, shown = arms[experiment.control.name], []
     for name in compared_arms(experiment):
+        worst: dict[str, guardrails.Excess] = {}  # of a guardrail that has two sides
         for each in guardrails.excesses(control, arms[name], name, experiment.guardrails):
+            other = worst.get(each.guardrail, each)
+            worst[each.guardrail] = max(other, each, key=lambda excess: (excess.low > 0, excess.high))
+        for each in worst.values():
             state = "outside" if each.low > 0 else "inside" if each.high < 0 else "undecided"
             shown.append({"guardrail": each.guardrail, "arm": name, "limit": experiment.guardrails[each.guardrail],
                           "compares": GUARDRAILS[each.guardrail][1], "excess": each.estimate, "low": each.low,

@@ -17,6 +17,7 @@ from steer.experiments.storage.migrations import migrate
 from steer.experiments.storage.tables import ALL, EXPOSURES
 from vectors.errors import SteerError
 
+INSTRUCTIONS = 1_000_000  # of SQLite, about 20 ms, after which signals are handled
 WAIT = 5  # seconds for a lock, and for a connection
 _MIGRATING = 0x73746565_72616262 & 0x7FFFFFFF_FFFFFFFF  # key of the lock of PostgreSQL under which a log is migrated
 
@@ -45,8 +46,15 @@ def engine_of(url: str) -> Engine:
 def _prepare(connection: sqlite3.Connection, _record: Any) -> None:
     """Settings of a new SQLite connection: transactions begin where SQLAlchemy begins them, and commits are durable."""
     connection.isolation_level = None
+    connection.set_progress_handler(_go_on, INSTRUCTIONS)
     for pragma in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={WAIT * 1000}"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _go_on() -> int:
+    """Called while SQLite works, since signal handlers run in Python code only. One that raises ends the statement,
+    with the error "interrupted" instead of its own."""
+    return 0
 
 
 def _begin(connection: Connection) -> None:
@@ -114,6 +122,11 @@ def write(engine: Engine, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> None
             sums.lock(connection)
         for name, found in by_table.items():
             insert(connection, ALL[name], found)
+
+
+def interrupted(error: BaseException) -> bool:
+    """Whether a signal has ended a statement."""
+    return reason_of(error) == "interrupted"
 
 
 def shown(url: str) -> str:

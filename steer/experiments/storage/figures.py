@@ -21,6 +21,7 @@ from steer.experiments.storage.database import writing
 from steer.experiments.storage.tables import EXPOSURES, FEEDBACK, SLOT_ORIGINS, TALLIES, UNIT_SUMS, UNITS
 
 BUCKETS = 40  # slices of time in which sums over units are taken
+CACHE = 65_536  # KiB of the log that SQLite may hold in memory for a report
 EMPTY = Sums(0, 0.0, 0.0)
 
 
@@ -107,26 +108,25 @@ class Analysis(NamedTuple):
         return min(max(math.ceil(until) - 1, 0), BUCKETS - 1)
 
     def before(self, metric: Metric) -> dict[str, Sums]:
-        """The sums over the units that had answers before they entered the experiment: y, and x the mean before."""
+        """The sums over the units that had answers before they entered the experiment: y, and x the mean before.
+
+        The metric is one of the server's.
+        """
         columns, units = EXPOSURES.c, UNITS.c
         value = sums.number(metric.name)
+        total, count = units[f"y_{metric.name}"], units[f"x_{metric.name}"]
         # A conversation that began outside goes on as that, also after its unit has entered with another one.
-        earlier = (
-            select(columns.unit, func.avg(value).label("x"))
-            .join(UNITS, units.unit == columns.unit)
-            .where(self._compared(), columns.experiment == self.experiment, columns.reason == "outside",
+        each = (
+            select(units.arm, func.min(total / count).label("y"), func.avg(value).label("x"))
+            .join(EXPOSURES, columns.unit == units.unit)
+            .where(self._compared(), count > 0, columns.experiment == self.experiment, columns.reason == "outside",
                    columns.status == 200, columns.at < units.first)
-            .group_by(columns.unit).having(func.count(value) > 0).subquery()
+            .group_by(units.arm, units.unit).having(func.count(value) > 0).subquery()
         )  # fmt: skip
-        source, of_unit, count = self._values(metric)
-        y, x = of_unit / count, earlier.c.x
-        query = (
-            select(units.arm, func.count(), *(func.sum(each) for each in (y, y * y, x, x * x, x * y)))
-            .select_from(source).join(earlier, earlier.c.unit == units.unit)
-            .where(self._compared(), count > 0).group_by(units.arm)
-        )  # fmt: skip
-        rows = self.connection.execute(query)
-        return {arm: Sums(count, *(float(each) for each in found)) for arm, count, *found in rows}
+        y, x = each.c.y, each.c.x
+        query = select(each.c.arm, func.count(), *(func.sum(value) for value in (y, y * y, x, x * x, x * y)))
+        rows = self.connection.execute(query.group_by(each.c.arm))
+        return {arm: Sums(count, *(float(value) for value in found)) for arm, count, *found in rows}
 
     def first_values(self, metric: Metric, arm: str, most: int) -> list[float]:
         """The values of the first units of an arm, in the order of their first answers."""
@@ -180,6 +180,8 @@ def analysis(engine: Engine, experiment: str, version: int) -> Iterator[Analysis
     with engine.connect() as connection:
         if engine.dialect.name == "postgresql":  # in SQLite every transaction is of one moment
             connection = connection.execution_options(isolation_level="REPEATABLE READ")
+        else:
+            connection.exec_driver_sql(f"PRAGMA cache_size = -{CACHE}")
         tallies, units = _tallies(connection, experiment, version), UNIT_SUMS.c
         counted = [tally for tally in tallies if tally.counted]
         began, ended = min((t.first for t in counted), default=0.0), max((t.last for t in counted), default=0.0)

