@@ -80,8 +80,9 @@ def main() -> None:
     parser.add_argument("--rated", type=float, default=0.05, help="share of the answers with feedback")
     parser.add_argument("--folder", type=Path, help="where the log is made; a temporary folder by default")
     arguments = parser.parse_args()
+    step = round(1 / arguments.rated) if arguments.rated else arguments.answers
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        found = measured(Path(name), arguments.answers, arguments.per_unit, round(1 / arguments.rated))
+        found = measured(Path(name), arguments.answers, arguments.per_unit, step)
     print(
         f"{arguments.answers:,} answers to {found['units']:,} units: {min(found['seconds']):.1f} s "
         f"({', '.join(f'{each:.1f}' for each in found['seconds'])}), {found['MiB']:.0f} MiB"
