@@ -17,6 +17,7 @@ from engine_process import (
     save_model,
     write_settings,
 )
+from test_every_decoder import ALL
 from test_gated_engine import jobs_of, require_right
 from test_parity import CLOSE, COMPOSITIONS, STEPPED, STEPS
 from test_sectioned_engine import MARKERS
@@ -42,7 +43,7 @@ def check_all(engines: Engines, path: Path, vectors: Mapping[str, Path]) -> None
             assert difference(answer, plain) > 10 * CLOSE, job["steer"]
 
 
-@pytest.mark.parametrize("name", ["qwen2", "qwen3", "gemma3"])
+@pytest.mark.parametrize("name", ["qwen2", "gemma3", *(["qwen3", "mistral", "gpt2"] if ALL else [])])
 def test_the_compiled_graph_equals_the_hooked_model_on(name: str, engines: Engines, tmp_path: Path) -> None:
     folder, vectors = save_model(tmp_path, name), random_vectors(tmp_path, norm=30.0 if name == "gemma3" else 3.0)
     gated = name == "qwen2"  # one of the graphs has gates
