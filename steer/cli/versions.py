@@ -208,7 +208,9 @@ def attach_evaluation(digests: Mapping[str, str], evaluation: Evaluation, value:
     for subject in value["subjects"]:
         composition = digests.get(subject["subject"])
         if composition is not None:
-            content = json.dumps({**value, "subjects": [subject]}, sort_keys=True, ensure_ascii=False).encode()
+            # The folder of a version that was built is a temporary one.
+            named = {**subject, "subject": composition} if os.path.isdir(subject["subject"]) else subject
+            content = json.dumps({**value, "subjects": [named]}, sort_keys=True, ensure_ascii=False).encode()
             files = {"report.json": content, ITEMS: items_of(evaluation, subject["subject"])}
             referrers.attach(store, composition, referrers.EVALUATION, files)
             out.say(f"the evaluation is attached to the composition {composition[:15]}…")

@@ -1,4 +1,4 @@
-"""`steer add`: add a vector to personality.yaml, or change how a part acts."""
+"""`steer add`: add a vector or a change of the weights to personality.yaml, or change how a part acts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from vectors.registry.options import option
 class Request:
     """The arguments and options of `steer add`."""
 
-    file: Path = option(help="A steering vector or a task vector.", argument=True, complete="vectors")
+    file: Path = option(
+        help="A steering vector, a task vector, or the folder of a fine-tuned model or an adapter.",
+        argument=True,
+        complete="vectors",
+    )
     name: str | None = option(None, help="The name of the part.", default_text="that of the file")
     strength: float | None = option(None, help="The strength.", default_text="the recommended strength")
     layers: str | None = option(None, help="The layers at which it acts.", default_text="those of the vector")
@@ -24,15 +28,20 @@ class Request:
 
 
 @options.command(
-    summary="Add a vector to personality.yaml.",
+    summary="Add a vector, an adapter or a fine-tuned model to personality.yaml.",
     examples="""
     steer add warm.safetensors --strength 1.2
     steer add vectors/refusal.safetensors --operation ablate --scope response
+    steer add ./poet-lora --strength 0.5
     """,
 )
 @requests.takes(Request)
 def command(**values: Any) -> None:
-    """Add a vector to personality.yaml, with its comments and order left as they are, and store its content."""
+    """Add a vector to personality.yaml, with its comments and order left as they are, and store its content.
+
+    Of a model's or an adapter's folder the part is its task vector against the base, written to NAME.safetensors here:
+    that of a model restores its weights bit for bit.
+    """
     request = requests.build(Request, values)
     from steer.store import layout
     from steer.store.working import folder
@@ -40,7 +49,8 @@ def command(**values: Any) -> None:
     store = layout.require()
     fields = {key: getattr(request, key) for key in ("strength", "layers", "scope", "operation")}
     fields = {key: value for key, value in fields.items() if value is not None}
-    name, new = folder.add(store, request.file, request.name, fields)
+    with out.progress() as on_event:
+        name, new = folder.add(store, request.file, request.name, fields, on_event=on_event)
     described = ", ".join(f"{key} {value}" for key, value in fields.items())
     sentence = f"{'added' if new else 'changed'} {name}" + (f": {described}" if described else "")
     out.result({"part": name, "new": new, **fields}, lambda: out.line(sentence))

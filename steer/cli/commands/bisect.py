@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from steer.cli import options, requests, versions
 from steer.cli.output import out
+from vectors.errors import UsageError
 from vectors.registry.options import option
 
 if TYPE_CHECKING:
@@ -83,24 +84,46 @@ def command(**values: Any) -> None:
 
 def _effect(store: Store, commit: str, request: Request, on_event: OnEvent) -> float:
     """The mean effect of a version on the suite: of an evaluation attached to it, or of a new one."""
-    from steer.evaluation.api import evaluate_request
-    from steer.evaluation.report import report
-    from steer.evaluation.request import Request as Evaluation
     from steer.evaluation.suites.reading import Sources, read_suite
     from steer.store.history import behaviour
-    from steer.store.objects.model import STEERING, read_commit, read_composition
+    from steer.store.objects.model import STEERING, TASK, read_commit, read_composition
 
     composition = read_commit(store, commit).composition
-    if not read_composition(store, composition).of_kind(STEERING):
+    personality = read_composition(store, composition)
+    if not personality.parts:
         return 0.0  # the base, from which effects are measured
     digests = read_suite(Sources(suite=request.suite)).digests
     for each in reversed(behaviour.evaluations_of(store, composition)):
         if each.digests == digests and len(each.metrics) <= request.items:
             return behaviour.effect(each).mean
+    if not personality.of_kind(TASK):
+        _evaluate(commit, None, request, on_event)
+    elif not personality.of_kind(STEERING):
+        from steer.store.using.realise import build
+        from vectors.storage.locks import temporary_folder
+
+        with temporary_folder(store.root / "bisected") as folder:
+            build(store, personality, folder / commit[7:15], on_event=on_event)
+            _evaluate(str(folder / commit[7:15]), (personality.base, composition), request, on_event)
+    else:
+        raise UsageError(
+            f"{commit[7:15]} changes the weights and steers too, which is not evaluated at once",
+            "evaluate its versions by hand: steer build, steer eval, steer attach",
+        )
+    return behaviour.effect(behaviour.evaluations_of(store, composition)[-1]).mean
+
+
+def _evaluate(subject: str, weights: tuple[str, str] | None, request: Request, on_event: OnEvent) -> None:
+    """Evaluate a version and attach the result. Of one that is built into a folder, `weights` are its base and its
+    composition."""
+    from steer.evaluation.api import evaluate_request
+    from steer.evaluation.report import report
+    from steer.evaluation.request import Request as Evaluation
+
     asked = Evaluation(
-        subjects=(commit,), suite=request.suite, items=request.items, control=("none",), curve=(0.0, 1.0), max_tokens=0
-    )
-    resolved, of_versions = versions.with_versions(asked)
+        subjects=(subject,), suite=request.suite, items=request.items, control=("none",), curve=(0.0, 1.0),
+        max_tokens=0, model=None if weights is None else weights[0],
+    )  # fmt: skip
+    resolved, of_versions = (asked, {subject: weights[1]}) if weights else versions.with_versions(asked)
     evaluation = evaluate_request(resolved, on_event=on_event)
     versions.attach_evaluation(of_versions, evaluation, report(evaluation))
-    return behaviour.effect(behaviour.evaluations_of(store, composition)[-1]).mean

@@ -15,7 +15,8 @@ from steer.store.objects.model import Commit, Personality, read_commit, read_com
 from steer.store.objects.writing import put_commit, put_composition
 from steer.store.working import document
 from steer.store.working.parts import describe, read, realised, require_readable, require_stored
-from vectors.errors import UsageError
+from vectors.errors import OutputError, UsageError
+from vectors.events import OnEvent, ignore
 from vectors.storage.runs import environment
 
 PACKAGES = ("steer-workbench", "torch", "transformers")
@@ -83,11 +84,22 @@ def status(store: Store) -> Status:
     return Status(branch, newest, compare(before, personality), missing)
 
 
-def add(store: Store, target: Path, name: str | None, fields: Mapping[str, Any]) -> tuple[str, bool]:
+def add(
+    store: Store, target: Path, name: str | None, fields: Mapping[str, Any], *, on_event: OnEvent = ignore
+) -> tuple[str, bool]:
     """Add a vector's file to the document, or change the fields of the part of that name; store its content.
 
-    Returns the part's name and whether it is new. Raises ArtifactError, UsageError.
+    Of the folder of a model or an adapter it is the task vector against the base, written to NAME.safetensors beside
+    the document. Returns the part's name and whether it is new. Raises ArtifactError, ModelError, UsageError.
     """
+    if target.is_dir():
+        from steer.store.working.weights import task_vector_of
+
+        file = store.work / f"{name or target.resolve().name}.safetensors"
+        if file.exists():
+            raise OutputError(f"{file} exists", f"add it: steer add {file.name}; or give another --name")
+        task_vector_of(target, document.read(store.file).base, file, on_event=on_event)
+        target = file
     require_readable(target, describe(target).kind)  # refused before anything is written
     name = name or target.name.removesuffix(".safetensors")
     digest = blobs.put_file(store, target)
