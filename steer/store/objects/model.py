@@ -110,9 +110,10 @@ class Commit:
         return self.message.partition("\n")[0]
 
 
+NAME = text(r"[^\x00-\x1f\x7f/\\'\"]{1,100}", "a name")  # of a part, which is the name of a file too
 _PART = record(
     {
-        "name": text(r"[\s\S]{1,200}", "a name"),
+        "name": NAME,
         "digest": text(blobs.DIGEST.pattern, "a digest"),
         "size": whole(0, 2**60),
         "kind": one_of(STEERING, TASK),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from steer.store import blobs, layout, refs
 from steer.store.layout import Store
 from steer.store.objects.model import Part, read_commit, read_composition, written_document
 from steer.store.working import document, folder
-from steer.store.working.document import Entry
 from vectors.errors import OutputError, SteerError
 from vectors.storage.files import digest_file, write_atomically
 
@@ -30,35 +30,42 @@ def require_clean(store: Store) -> None:
         )
 
 
-def problems_of_files(store: Store, digest: str) -> list[str]:
-    """The files that a checkout would overwrite although their content is not in the store."""
-    written = document.parsed(written_document(store, digest), "personality.yaml")
+def problems_of_files(store: Store, digest: str, *, force: bool = False) -> list[str]:
+    """The files that a checkout can't write, and without `force` those whose content is not in the store.
+
+    A version may have been pulled from anywhere: it writes vectors inside of the working folder and nothing else.
+    """
     problems = []
-    for part, entry in zip(
-        read_composition(store, read_commit(store, digest).composition).parts, written.parts, strict=True
-    ):
-        target = store.work / (entry.path or f"{entry.name}.safetensors")
-        if entry.digest is None and target.is_file():
-            now = digest_file(target)
-            if now != part.digest and not blobs.has(store, now):
-                problems.append(f"{target} is in no commit and would be overwritten")
+    for part, target in _targets(store, digest):
+        now = digest_file(target) if target.is_file() else None
+        if now == part.digest:
+            continue
+        inside = target.resolve().relative_to(store.work.resolve()).parts if _is_inside(store, target) else ()
+        if not inside or target.suffix != ".safetensors" or any(each.startswith(".") for each in inside):
+            problems.append(
+                f"{target}, the path of the part {part.name}, is no .safetensors file of the working folder"
+            )
+        elif now is not None and not force and not blobs.has(store, now):
+            problems.append(f"{target} is in no commit and would be overwritten")
     return problems
 
 
 def restore(store: Store, digest: str) -> list[str]:
-    """Write `personality.yaml` and the files of a commit; returns the names of the files that were written."""
-    text = written_document(store, digest)
-    written = document.parsed(text, "personality.yaml")
+    """Write `personality.yaml` and the files of a commit; returns the names of the files that were written.
+
+    Raises OutputError for files that are not of the working folder.
+    """
+    problems = problems_of_files(store, digest, force=True)
+    if problems:
+        raise OutputError(problems, "take the parts by their digests: steer show has them")
     names = []
-    for part, entry in zip(
-        read_composition(store, read_commit(store, digest).composition).parts, written.parts, strict=True
-    ):
-        target = store.work / (entry.path or f"{entry.name}.safetensors")
-        if entry.digest is not None or (target.is_file() and digest_file(target) == part.digest):
+    for part, target in _targets(store, digest):
+        if target.is_file() and digest_file(target) == part.digest:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         blobs.take(store, part.digest, target)
         names.append(str(target.relative_to(store.work)))
+    text = written_document(store, digest)
     # Last: the document names the files, so an interrupted checkout shows in steer status.
     write_atomically(store.file, text.encode())
     return names
@@ -84,7 +91,13 @@ def checkout(
     return names
 
 
-def _parts(store: Store, digest: str) -> Iterator[tuple[Part, Entry]]:
-    """The parts of a commit, each with its entry in the document."""
+def _targets(store: Store, digest: str) -> Iterator[tuple[Part, Path]]:
+    """The parts of a commit that lie in files of the working folder, with these files."""
     parts = read_composition(store, read_commit(store, digest).composition).parts
-    return zip(parts, document.parsed(written_document(store, digest), layout.FILE).parts, strict=True)
+    for part, entry in zip(parts, document.parsed(written_document(store, digest), layout.FILE).parts, strict=True):
+        if entry.digest is None:
+            yield part, store.work / (entry.path or f"{entry.name}.safetensors")
+
+
+def _is_inside(store: Store, target: Path) -> bool:
+    return target.resolve().is_relative_to(store.work.resolve())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from steer.store.blobs import DIGEST
+from steer.store.objects.model import NAME
 from vectors.documents import json_text, yaml_text
 from vectors.documents.schema import (
     anything,
@@ -97,7 +98,7 @@ def _condition(value: Any, name: str) -> Iterator[str]:
 
 
 _PART = strict(
-    {"name": text(r"[^\x00-\x1f\x7f/\\'\"]{1,100}", "a name")},
+    {"name": NAME},
     {
         "digest": optional(text(DIGEST.pattern, "a digest")),
         "path": optional(text(r"[^\x00]{1,4096}", "a path")),

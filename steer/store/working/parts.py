@@ -42,13 +42,6 @@ class Described(NamedTuple):
 
 def describe(file: Path) -> Described:
     """What a vector's file is, by its header. Raises ArtifactError, UsageError."""
-    if file.is_dir():
-        name = file.resolve().name
-        tuned = f"BASE+{file}" if (file / "adapter_config.json").is_file() else str(file)
-        raise UsageError(
-            f"{file} is a folder, and a part is one file",
-            f"make the task vector of a model or an adapter: steer diff BASE {tuned} -o {name}.safetensors",
-        )
     if not file.is_file():
         raise UsageError(f"there is no file {file}", "check the path, or make it with steer extract or steer diff")
     metadata = artifact.metadata_of(read_header(file)[1], file)

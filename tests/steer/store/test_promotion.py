@@ -137,14 +137,3 @@ def test_task_vectors_are_merged_into_the_base_the_same_each_time(store, tmp_pat
     assert weights[0] == weights[1]
     api.apply(str(base), "0.5*poet", tmp_path / "c", vectors={"poet": store.work / "poet.safetensors"})
     assert digest_file(next((tmp_path / "c").glob("*.safetensors"))) == weights[0]
-
-
-def test_a_folder_is_no_part_and_the_hint_makes_one_of_an_adapter(store, steer, tmp_path, monkeypatch):
-    monkeypatch.chdir(store.work)
-    for name in ("poet", "tuned"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "poet" / "adapter_config.json").write_text("{}")
-    code, _, err = steer("add", tmp_path / "poet")
-    assert code == 2
-    assert f"steer diff BASE BASE+{tmp_path / 'poet'} -o poet.safetensors" in err
-    assert f"steer diff BASE {tmp_path / 'tuned'} -o tuned.safetensors" in steer("add", tmp_path / "tuned")[2]
