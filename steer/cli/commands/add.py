@@ -1,4 +1,4 @@
-"""`steer add`: add a vector or a change of the weights to personality.yaml, or change how a part acts."""
+"""`steer add`: add a vector to personality.yaml, or change how a part acts."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ class Request:
     """The arguments and options of `steer add`."""
 
     file: Path = option(
-        help="A steering vector, a task vector, or the folder of a fine-tuned model or an adapter.",
-        argument=True,
-        complete="vectors",
+        help="A vector's file, or the folder of a model or an adapter.", argument=True, complete="vectors"
     )
     name: str | None = option(None, help="The name of the part.", default_text="that of the file")
     strength: float | None = option(None, help="The strength.", default_text="the recommended strength")
@@ -28,19 +26,19 @@ class Request:
 
 
 @options.command(
-    summary="Add a vector, an adapter or a fine-tuned model to personality.yaml.",
+    summary="Add a vector, a model or an adapter to personality.yaml.",
     examples="""
     steer add warm.safetensors --strength 1.2
     steer add vectors/refusal.safetensors --operation ablate --scope response
-    steer add ./poet-lora --strength 0.5
+    steer add poet-lora/ --strength 0.5
     """,
 )
 @requests.takes(Request)
 def command(**values: Any) -> None:
-    """Add a vector to personality.yaml, with its comments and order left as they are, and store its content.
+    """Add a part to personality.yaml, with its comments and order left as they are, and store its content.
 
-    Of a model's or an adapter's folder the part is its task vector against the base, written to NAME.safetensors here:
-    that of a model restores its weights bit for bit.
+    FILE is a steering vector, a task vector, or a folder: of a PEFT adapter, or of a model (fine-tuned, baked, merged).
+    A folder is stored as a task vector: its exact difference from the base, so that the folder isn't needed again.
     """
     request = requests.build(Request, values)
     from steer.store import layout

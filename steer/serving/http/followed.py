@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from steer.serving.engine import frontend_hooks
+from steer.serving.engine.resolved import names_of
 from vectors.errors import SteerError, UsageError
 from vectors.steering import SteeringVector
 from vectors.storage.files import digest_json
 
 if TYPE_CHECKING:
     from steer.serving.engine.admission import Admission
-    from vectors.expression import Composition
 
 INTERVAL = 1.0  # seconds between two readings of an alias: a small file each
 CONVERSATIONS = 100_000
@@ -32,7 +32,10 @@ _log = logging.getLogger("steer")
 
 
 class Version(NamedTuple):
-    """A version that an arm has been: its commit, and its expression over vectors of the server."""
+    """A version that an arm has been: its commit, and its expression over vectors of the server.
+
+    `vectors` are all that it needs, those that only a condition reads among them.
+    """
 
     commit: str
     expression: str
@@ -83,7 +86,7 @@ def begin(settings: Mapping[str, Mapping[str, str]], admission: Admission) -> di
     return {
         arm: Followed(
             arm, each["name"], Path(each["store"]), Path(each["work"]), each["base"],
-            Version(each["commit"], str(admission.arms[arm]), _names(admission.arms[arm])),
+            Version(each["commit"], str(admission.arms[arm]), names_of(admission.arms[arm])),
         )
         for arm, each in settings.items()
     }  # fmt: skip
@@ -148,7 +151,7 @@ async def _switch(engine: Any, each: Followed, commit: str) -> None:
             if name in admission.bound:
                 frontend_hooks.unbind(engine, name)
         raise
-    each.current = Version(commit, str(composition), _names(composition))
+    each.current = Version(commit, str(composition), tuple(vectors))
     each.versions.pop(commit, None)
     each.versions[commit], each.problem = each.current, None
     _log.info("the arm %s is the version %s of %s for new conversations", each.arm, commit[7:15], each.name)
@@ -160,11 +163,6 @@ async def _switch(engine: Any, each: Followed, commit: str) -> None:
                 frontend_hooks.unbind(engine, name)
             except SteerError:  # another arm needs it
                 continue
-
-
-def _names(composition: Composition) -> tuple[str, ...]:
-    """All vectors of a composition, those that only its conditions name too."""
-    return tuple(dict.fromkeys([*composition.names, *(each.name for each in composition.conditions)]))
 
 
 def _report(each: Followed, commit: str, why: str) -> None:

@@ -13,10 +13,11 @@ from steer.store.history.differences import Difference, compare
 from steer.store.layout import Store
 from steer.store.objects.model import Commit, Personality, read_commit, read_composition
 from steer.store.objects.writing import put_commit, put_composition
-from steer.store.working import document
+from steer.store.working import conversion, document
 from steer.store.working.parts import describe, read, realised, require_readable, require_stored
-from vectors.errors import OutputError, UsageError
+from vectors.errors import UsageError
 from vectors.events import OnEvent, ignore
+from vectors.storage.files import digest_file
 from vectors.storage.runs import environment
 
 PACKAGES = ("steer-workbench", "torch", "transformers")
@@ -89,17 +90,21 @@ def add(
 ) -> tuple[str, bool]:
     """Add a vector's file to the document, or change the fields of the part of that name; store its content.
 
-    Of the folder of a model or an adapter it is the task vector against the base, written to NAME.safetensors beside
-    the document. Returns the part's name and whether it is new. Raises ArtifactError, ModelError, UsageError.
+    A folder of a model or an adapter is added as its exact difference from the base, which lies in the store alone.
+    Returns the part's name and whether it is new. Raises ArtifactError, UsageError, and ModelError for a folder.
     """
     if target.is_dir():
-        from steer.store.working.weights import task_vector_of
-
-        file = store.work / f"{name or target.resolve().name}.safetensors"
-        if file.exists():
-            raise OutputError(f"{file} exists", f"add it: steer add {file.name}; or give another --name")
-        task_vector_of(target, document.read(store.file).base, file, on_event=on_event)
-        target = file
+        name = name or target.resolve().name
+        base = document.read(store.file).base
+        with conversion.as_task_vector(store, target, base, fields, on_event=on_event) as file:
+            require_readable(file, describe(file).kind)
+            digest = digest_file(file)
+            if blobs.has(store, digest) or file.stat().st_size < blobs.COPIED:
+                blobs.put_file(store, file, digest)
+            else:  # linked, not copied
+                file.chmod(0o444)
+                blobs.adopt(store, file, digest)
+        return name, document.set_part(store.file, name, {"path": None, "digest": digest, **fields})
     require_readable(target, describe(target).kind)  # refused before anything is written
     name = name or target.name.removesuffix(".safetensors")
     digest = blobs.put_file(store, target)

@@ -239,3 +239,40 @@ def test_two_versions_answer_the_same_prompts_and_an_evaluation_is_attached_with
     (each,) = json.loads(steer("diff", "--behaviour", "--json")[1])["behaviour"]
     assert each["change"]["items"] > 5
     assert each["change"]["mean"] == pytest.approx(each["after"]["mean"] - each["before"]["mean"], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_bisect_evaluates_the_versions_that_it_visits_and_finds_a_planted_break(store, steer, tmp_path):
+    import pico
+    from safetensors.torch import load_file
+    from transformers import AutoTokenizer
+
+    from vectors.references import identity, resolve
+    from vectors.steering import SteeringVector
+
+    model = pico.save(tmp_path / "model", "llama")
+    weights, tokenizer = load_file(model / "model.safetensors"), AutoTokenizer.from_pretrained(model)
+    head = weights.get("lm_head.weight", weights["model.embed_tokens.weight"]).float()
+    ids = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in ("warm", "cold")]
+    # In the last block: what it adds reaches the logits of the two words and nothing else.
+    directions = {pico.LAYERS - 1: head[ids[0]] - head[ids[1]]}
+    base = identity(resolve(str(model)))
+    SteeringVector(directions, {"base": base, "apply": list(directions)}).save(store.work / "warm.safetensors")
+    store.file.write_text(f"base: {model}\nparts: []\n")
+    commits = [commit(store, f"Step {i}", warm=8.0 + i if i < 3 else -8.0 - i) for i in range(6)]
+    words = ["the", "and", "a"]
+    pairs = [
+        {"kind": "pair", "prompt": f"{v} {w}", "positive": "warm", "negative": "cold"} for w in words for v in words
+    ]  # fmt: skip
+    (store.work / "warm.yaml").write_text(json.dumps({"name": "warm", "items": pairs}))
+    search = ["bisect", "--eval", "warm.yaml", "--good", "HEAD~5", "--json"]
+    code, text, err = steer(*search)
+    assert code == 0, err
+    found = json.loads(text)
+    assert (found["broken"], found["last_good"]) == (commits[3], commits[2])
+    assert len(found["figures"]) < len(commits)
+    recipes = [read_commit(store, digest).composition for digest in commits]
+    evaluated = [len(referrers.of(store, each, referrers.EVALUATION)) for each in recipes]
+    assert sum(evaluated) == len(found["figures"])
+    assert json.loads(steer(*search)[1]) == found  # from what is stored: nothing is evaluated again
+    assert [len(referrers.of(store, each, referrers.EVALUATION)) for each in recipes] == evaluated

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from serve_process import Serving, chat, promote
@@ -40,6 +42,13 @@ def test_a_running_conversation_keeps_its_version_and_a_new_one_gets_the_present
     assert arm.version_for("resp_1", begins=False) == version(1)
 
 
+def test_a_vector_that_only_a_condition_reads_is_one_of_the_version() -> None:
+    settings = {"name": "tone@champion", "store": "s", "work": "w", "base": "pico", "commit": version(1).commit}
+    admission: Any = SimpleNamespace(arms={"champion": parse("warm@when:anger>0.5 + formal")})
+    begun = followed.begin({"champion": settings}, admission)
+    assert set(begun["champion"].current.vectors) == {"warm", "formal", "anger"}
+
+
 def test_what_is_remembered_is_bounded(arm: Followed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(followed, "CONVERSATIONS", 3)
     for i in range(10):
@@ -50,11 +59,6 @@ def test_what_is_remembered_is_bounded(arm: Followed, monkeypatch: pytest.Monkey
     assert len(arm.conversations) == 3
     arm.versions = OrderedDict({arm.current.commit: arm.current})  # the oldest versions are dropped
     assert arm.version_for("9", begins=False) == version(2)
-
-
-def test_a_version_has_the_vectors_that_its_conditions_name_too() -> None:
-    composition = parse("1.2*warm@while:anger>0.5 - calm")
-    assert followed._names(composition) == ("warm", "calm", "anger")
 
 
 @pytest.mark.slow
