@@ -25,11 +25,12 @@ __all__ = ["apply", "diff", "merge", "verify"]
 
 def merge(
     recipe: Recipe, out: str | Path, *, memory: int = MEMORY, threads: int | None = None, shard: int = LARGEST,
-    device: str = "cpu", on_event: OnEvent = ignore,
+    device: str = "cpu", recorded: Mapping[str, str] | None = None, on_event: OnEvent = ignore,
 ) -> dict[str, Any]:  # fmt: skip
     """Merge by a recipe: write a model folder to `out`, or a task vector where the recipe has `as: vector`.
 
     `memory` (beyond mapped files) and `shard` (the largest output file) are in bytes; `device` is cpu, cuda or cuda:N.
+    `recorded` are the references that the record and the card have for those of the recipe, where these are passing.
     `on_event` receives notes about the inputs, then the progress in bytes. Returns the record with all digests, and a
     `summary` of the inputs (merges/outputs/summary.py). Raises UsageError, ModelError and OutputError before any work;
     ArtifactError for values that are not finite.
@@ -42,6 +43,9 @@ def merge(
     with collecting(errors):
         planned = plan(recipe, memory=memory, threads=threads, shard=shard, device=device, on_event=on_event)
     raise_together(errors)
+    if recorded:
+        parts = tuple(replace(part, model=recorded.get(part.model, part.model)) for part in planned.recipe.parts)
+        planned = replace(planned, recipe=replace(planned.recipe, parts=parts))
     with planned.pool:
         if recipe.as_ == "vector":
             return write_vector(planned, target, shard, on_event=on_event)

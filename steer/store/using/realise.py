@@ -89,7 +89,10 @@ def _merged(store: Store, personality: Personality, task: tuple[Part, ...], out:
             file = folder / f"{part.name}.safetensors"
             blobs.take(store, part.digest, file)
             inputs.append(recipes.Part(str(file), part.name, {"weight": part.strength}))
-        record = api.merge(recipes.Recipe(method, tuple(inputs), personality.base, options), out, on_event=on_event)
+        # The record names the parts, not where they lay for the merge: the same version has the same bytes anywhere.
+        recorded = {each.model: f"{each.name}.safetensors" for each in inputs}
+        recipe = recipes.Recipe(method, tuple(inputs), personality.base, options)
+        record = api.merge(recipe, out, recorded=recorded, on_event=on_event)
     return str(record["plan"])
 
 
