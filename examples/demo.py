@@ -86,38 +86,42 @@ def check_point(vector: str) -> None:
         sys.exit(1)
 
 
-def serve(vector: str) -> None:
-    """Start a server on the vector, ask the base and the steered arm the same question at once, and end the server."""
-    print("\n== The same question to the base and to an arm, at once, over HTTP")
+def serve() -> None:
+    """Start a server on the champion, ask the base and the champion the same question at once, and end the server."""
+    print("\n== The same question to the base and to the champion, at once, over HTTP")
     if importlib.util.find_spec("vllm") is None:
         print("skipped: vLLM is not installed here (make setup installs it on Linux)")
         return
     import openai
 
     from steer.serving.launch import served
+    from steer.store import layout
+    from steer.store.using.resolver import version_of
     from vectors import references
     from vectors.errors import SteerError
 
+    store = layout.require((OUT / "tone").absolute())
+    champion = version_of(store, "tone@champion")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     flags = ["--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "4"]
-    shown = [
-        "serve",
-        "smollm2",
-        "--vector",
-        f"warm={vector}",
-        "--arm",
-        f"friendly={expression_of(vector)}",
-        "--port",
-        str(port),
-        "--",
-    ]
-    print(f"$ steer {shlex.join([*shown, *flags])}\n", flush=True)
+    print(
+        f"$ cd {store.work.relative_to(ROOT)}; steer serve tone@champion --port {port} -- {shlex.join(flags)}\n",
+        flush=True,
+    )
     log = (OUT / "vllm.log").absolute()
     log.unlink(missing_ok=True)
     print(f"vLLM's own output goes to {OUT / 'vllm.log'}", flush=True)
-    settings = {"vectors": {"warm": str(Path(vector).absolute())}, "arms": {"friendly": expression_of(vector)}}
+    followed = {
+        "name": "tone@champion", "store": str(store.root), "work": str(store.work), "base": champion.base,
+        "commit": champion.commit,
+    }  # fmt: skip
+    settings = {
+        "vectors": {name: str(file) for name, file in champion.files.items()},
+        "arms": {champion.label: str(champion.composition)},
+        "versions": {champion.label: followed},
+    }
 
     def ask(model: str) -> Any:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
@@ -128,7 +132,7 @@ def serve(vector: str) -> None:
         path = references.resolve("smollm2").path
         show = lambda event: print(f"{event.stage} …", flush=True)  # noqa: E731
         with served(path, settings, name="smollm2", port=port, flags=flags, log=log, on_event=show) as server:
-            models = ("smollm2", "smollm2:friendly")
+            models = ("smollm2", "smollm2:champion")
             with ThreadPoolExecutor() as pool:
                 answers = list(pool.map(ask, models))
     except (SteerError, openai.OpenAIError) as error:
@@ -138,7 +142,8 @@ def serve(vector: str) -> None:
     print(output.side_by_side(models, [answer.choices[0].message.content for answer in answers]))
     receipt = answers[1].model_extra["steer"]
     print(
-        f"\nreceipt of {models[1]}: {receipt['expression']} on {receipt['prompt_tokens']} prompt and "
+        f"\nreceipt of {models[1]}: the version {receipt['version']['commit'][7:15]} of {receipt['version']['name']}, "
+        f"{receipt['expression']}, on {receipt['prompt_tokens']} prompt and "
         f"{receipt['response_tokens']} response tokens\n  {receipt['digest']}\nthe server has ended",
         flush=True,
     )
@@ -238,7 +243,7 @@ def main() -> None:
     step("The same prompts, colder and warmer", "try", vector, *asked, "--strengths", f"-{strength},0,{strength}")
     step("How well each layer separates the two", "vectors", "plot", vector, "--out", picture, "--force")
     versions(vector)
-    serve(vector)
+    serve()
     bake(vector)
     page = experiment(vector)
     print(
