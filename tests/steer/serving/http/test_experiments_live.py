@@ -318,8 +318,14 @@ def test_a_probe_judges_by_what_the_unsteered_model_makes_of_an_answer(trial: Tr
         [scorers.GeneratedText(json.loads(prompt)[0]["content"], answer) for _, prompt, answer, _ in rows],
         scorers.Resources(loaded=model),
     )
-    for (arm, *_, value), scored in zip(rows, expected, strict=True):
-        assert value == pytest.approx(scored.evidence["score"], rel=0.02, abs=0.05), arm
+    other = [
+        (arm, answer, value, scored.evidence["score"])
+        for (arm, _, answer, value), scored in zip(rows, expected, strict=True)
+        if value != pytest.approx(scored.evidence["score"], rel=0.02, abs=0.05)
+    ]
+    # Random weights write null bytes too: the judge reads them, and the log has U+FFFD in their place.
+    assert all("\N{REPLACEMENT CHARACTER}" in answer for _, answer, *_ in other), other
+    assert len(other) < len(rows) / 4, other
 
 
 def test_a_stop_sends_new_users_to_the_control(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
