@@ -87,7 +87,10 @@ def age(moment: float) -> str:
         if seconds < size:
             count = int(seconds // {"second": 1, "minute": 60, "hour": 3600, "day": 86400}[unit])
             return f"{count} {unit}{'s' * (count != 1)} ago"
-    return time.strftime("%Y-%m-%d", time.localtime(moment))
+    try:
+        return time.strftime("%Y-%m-%d", time.localtime(moment))
+    except (OverflowError, ValueError, OSError):  # a version from elsewhere may have any number as its time
+        return "at an unknown time"
 
 
 def print_difference(store: Store, difference: Difference) -> None:

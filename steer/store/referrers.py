@@ -65,7 +65,10 @@ def read_report(store: Store, referrer: Referrer) -> dict[str, object]:
     """The `report.json` of an evaluation. Raises ArtifactError."""
     if "report.json" not in referrer.files:
         raise ArtifactError(f"{referrer.digest} holds no report.json", "attach a folder of steer eval")
-    value = json_text.parse(blobs.read(store, referrer.files["report.json"], LARGEST))
+    try:
+        value = json_text.parse(blobs.read(store, referrer.files["report.json"], LARGEST))
+    except ValueError as error:
+        raise ArtifactError(f"the report in {referrer.digest} is no JSON: {error}", "evaluate again") from error
     if not isinstance(value, dict):
         raise ArtifactError(f"the report in {referrer.digest} is no object", "evaluate again")
     return value

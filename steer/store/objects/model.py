@@ -180,10 +180,20 @@ def manifest(
     return value | ({"subject": subject.value()} if subject else {})
 
 
+def problems_of_manifest(value: Any) -> list[str]:
+    """What is wrong with the value of a manifest."""
+    return problems_of(value, _MANIFEST, "manifest")
+
+
+def problems_of_commit(value: Any) -> list[str]:
+    """What is wrong with the value of a commit, which is the config of its manifest."""
+    return problems_of(value, _COMMIT, "commit")
+
+
 def read_manifest(store: Store, digest: str, artifact_type: str | None = None) -> dict[str, Any]:
     """A manifest, of this type if one is given. Raises ArtifactError."""
     value = blobs.read_json(store, digest)
-    problems = problems_of(value, _MANIFEST, "manifest")
+    problems = problems_of_manifest(value)
     if not problems and artifact_type not in (None, value.get("artifactType")):
         problems = [f"it is a {excerpt(value.get('artifactType'))}, not a {artifact_type}"]
     if problems:
@@ -219,7 +229,10 @@ def written_document(store: Store, commit: str) -> str:
     """`personality.yaml` of a commit, as it was written. Raises ArtifactError."""
     for layer in read_manifest(store, commit, COMMIT)["layers"]:
         if layer["mediaType"] == WEIGHT_CONFIG:
-            return blobs.read(store, layer["digest"]).decode()
+            try:
+                return blobs.read(store, layer["digest"]).decode()
+            except UnicodeDecodeError as error:
+                raise ArtifactError(f"personality.yaml of {commit} is no text: {error}", "take another one") from error
     raise ArtifactError(f"the commit {commit} holds no personality.yaml", "check the store: steer verify")
 
 

@@ -79,8 +79,14 @@ class Registry:
         headers = {"Accept": f"{MANIFEST}, {INDEX}"} if item.manifest else {}
         response = self._request("GET", f"{kind}/{item.digest}", headers=headers, stream=True)
         self._require(response, 200)
+        most, received = item.size or LARGEST_DOCUMENT, 0
         with self._reporting(), new_file(target) as file:
             for part in response.iter_content(1024**2):
+                received += len(part)
+                if received > most:  # an answer without an end would fill the disk
+                    raise ArtifactError(
+                        f"the registry sends more than the {most} bytes of {item.digest}", "push to it again"
+                    )
                 file.write(part)
 
     def point(

@@ -9,7 +9,14 @@ from steer.store import blobs, referrers, refs
 from steer.store.blobs import Descriptor
 from steer.store.history.walk import ancestors, nodes
 from steer.store.layout import Store
-from steer.store.objects.model import COMMIT, MANIFEST, TITLE, read_manifest
+from steer.store.objects.model import (
+    COMMIT,
+    MANIFEST,
+    TITLE,
+    problems_of_commit,
+    problems_of_manifest,
+    read_manifest,
+)
 from steer.store.refs import Ref
 from steer.store.remotes._protocol import SUBJECT, Object, Remote
 from vectors.errors import ArtifactError, OutputError, UsageError, guess
@@ -114,8 +121,7 @@ def _fetch(store: Store, remote: Remote, tips: Sequence[str], on_event: OnEvent)
                     on_event(Event("fetching", count, count + len(waiting) + 1, "objects"))
                     _store_blob(store, remote, described)
                     count, size = count + 1, size + described.size
-            config = blobs.read_json(store, value["config"]["digest"])
-            before = [*(config.get("parents") or [])] if value.get("artifactType") == COMMIT else []
+            before = _parents(store, digest, value) if value.get("artifactType") == COMMIT else []
             subject = (value.get("subject") or {}).get("digest")
             needed = [each for each in [*before, subject] if each and not blobs.has(store, each)]
             if needed:
@@ -179,13 +185,19 @@ def _manifest(store: Store, remote: Remote, item: Object) -> tuple[bytes, dict[s
             raise ArtifactError(
                 f"the manifest {item.digest} of the remote is damaged: {error}", "push again"
             ) from error
-    problems = [] if isinstance(value, dict) else ["it is no object"]
-    for part in [value.get("config"), *(value.get("layers") or [])] if not problems else []:
-        if not isinstance(part, dict) or not blobs.DIGEST.fullmatch(str(part.get("digest"))):
-            problems.append("it names what is no digest")
+    problems = problems_of_manifest(value)
     if problems:
         raise ArtifactError(f"the manifest {item.digest} of the remote is damaged: {problems[0]}", "push again")
     return content, value
+
+
+def _parents(store: Store, digest: str, manifest: dict[str, Any]) -> list[str]:
+    """The commits before a commit whose config is stored. Raises ArtifactError."""
+    config = blobs.read_json(store, manifest["config"]["digest"])
+    problems = problems_of_commit(config)
+    if problems:
+        raise ArtifactError([f"{digest} of the remote: {problem}" for problem in problems], "push again")
+    return [*config["parents"]]
 
 
 def _store_blob(store: Store, remote: Remote, item: Object) -> None:

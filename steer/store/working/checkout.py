@@ -9,7 +9,7 @@ from steer.store import blobs, layout, refs
 from steer.store.layout import Store
 from steer.store.objects.model import Part, read_commit, read_composition, written_document
 from steer.store.working import document, folder
-from vectors.errors import OutputError, SteerError
+from vectors.errors import ArtifactError, OutputError, SteerError
 from vectors.storage.files import digest_file, write_atomically
 
 
@@ -94,7 +94,10 @@ def checkout(
 def _targets(store: Store, digest: str) -> Iterator[tuple[Part, Path]]:
     """The parts of a commit that lie in files of the working folder, with these files."""
     parts = read_composition(store, read_commit(store, digest).composition).parts
-    for part, entry in zip(parts, document.parsed(written_document(store, digest), layout.FILE).parts, strict=True):
+    entries = document.parsed(written_document(store, digest), layout.FILE).parts
+    if [part.name for part in parts] != [entry.name for entry in entries]:
+        raise ArtifactError(f"{layout.FILE} of {digest} has other parts than its composition", "take another version")
+    for part, entry in zip(parts, entries, strict=True):
         if entry.digest is None:
             yield part, store.work / (entry.path or f"{entry.name}.safetensors")
 
