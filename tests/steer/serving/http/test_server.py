@@ -160,7 +160,7 @@ def test_the_routes_follow_the_api_key(server: Serving) -> None:
     _, _, state = server.call("GET", "/steer")
     assert state["arms"]["friendly"]["expression"] == "1.2*warm - 0.4*formal"
     assert (state["rows"], state["directions"], state["workers"][0]["rows"]) == (256, 4, 256)
-    assert (state["gates"], state["sections"]) == (0, [])
+    assert (state["gates"], state["sections"]) == (1, [])  # it is started with --steer-gates 1
 
 
 def test_metrics_stand_beside_those_of_vllm(server: Serving) -> None:
