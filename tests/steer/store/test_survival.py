@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from personalities import commit, new_store
 
-from steer.store import blobs, combine, gc, layout, refs
+from steer.store import blobs, combine, gc, layout, referrers, refs
 from steer.store.history.walk import walk
 from steer.store.layout import Store
 from steer.store.objects.model import read_commit, read_composition
 from steer.store.objects.writing import put_composition
+from steer.store.using.promote import promote
 from steer.store.verify import verify
 from steer.store.working import parts
 from steer.store.working.checkout import checkout
@@ -58,7 +59,9 @@ def killed_at(write: int, work: Callable[[], object]) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("operation", ["commit", "tag", "checkout", "merge", "revert", "undo", "gc"])
+@pytest.mark.parametrize(
+    "operation", ["commit", "tag", "promote", "attach", "checkout", "merge", "revert", "undo", "gc"]
+)
 def test_a_kill_at_any_write_leaves_a_whole_store_and_no_lost_version(tmp_path, operation):
     begun = new_store(tmp_path / "begun")
     first = commit(begun, "Warm", warm=1.2)
@@ -73,6 +76,11 @@ def test_a_kill_at_any_write_leaves_a_whole_store_and_no_lost_version(tmp_path, 
             "commit": lambda: commit(store, "Formal", formal=-0.4),
             "tag": lambda: refs.point(
                 store, {refs.tag("tone", "v1"): first, refs.alias("tone", "champion"): second}, "x"
+            ),
+            "promote": lambda: promote(store, "other", "champion", ""),
+            # What bisect and eval do with an evaluation.
+            "attach": lambda: referrers.attach(
+                store, read_commit(store, second).composition, referrers.EVALUATION, {"report.json": b"{}"}
             ),
             "checkout": lambda: checkout(store, other, "other", ""),
             "merge": lambda: combine.merge_commit(store, other, "other", "", ""),
