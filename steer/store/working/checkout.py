@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from steer.store import blobs, layout, refs
 from steer.store.layout import Store
@@ -30,16 +31,33 @@ def require_clean(store: Store) -> None:
         )
 
 
-def problems_of_files(store: Store, digest: str, *, force: bool = False) -> list[str]:
+class _File(NamedTuple):
+    """A file that a checkout writes: its part, where it lies, and the digest of what lies there now, if anything."""
+
+    part: Part
+    target: Path
+    now: str | None
+
+
+def restore(store: Store, digest: str) -> list[str]:
+    """Write `personality.yaml` and the files of a commit; returns the names of the files that were written.
+
+    Raises OutputError for files that are not of the working folder.
+    """
+    files = _files(store, digest)
+    problems = _problems(store, files, force=True)
+    if problems:
+        raise OutputError(problems, "take the parts by their digests: steer show has them")
+    return _written(store, digest, files)
+
+
+def _problems(store: Store, files: Sequence[_File], *, force: bool) -> list[str]:
     """The files that a checkout can't write, and without `force` those whose content is not in the store.
 
     A version may have been pulled from anywhere: it writes vectors inside of the working folder and nothing else.
     """
     problems = []
-    for part, target in _targets(store, digest):
-        now = digest_file(target) if target.is_file() else None
-        if now == part.digest:
-            continue
+    for part, target, now in files:
         inside = target.resolve().relative_to(store.work.resolve()).parts if _is_inside(store, target) else ()
         if not inside or target.suffix != ".safetensors" or any(each.startswith(".") for each in inside):
             problems.append(
@@ -50,18 +68,10 @@ def problems_of_files(store: Store, digest: str, *, force: bool = False) -> list
     return problems
 
 
-def restore(store: Store, digest: str) -> list[str]:
-    """Write `personality.yaml` and the files of a commit; returns the names of the files that were written.
-
-    Raises OutputError for files that are not of the working folder.
-    """
-    problems = problems_of_files(store, digest, force=True)
-    if problems:
-        raise OutputError(problems, "take the parts by their digests: steer show has them")
+def _written(store: Store, digest: str, files: Sequence[_File]) -> list[str]:
+    """Write files of a commit and its `personality.yaml`; returns the names of these files."""
     names = []
-    for part, target in _targets(store, digest):
-        if target.is_file() and digest_file(target) == part.digest:
-            continue
+    for part, target, _ in files:
         target.parent.mkdir(parents=True, exist_ok=True)
         blobs.take(store, part.digest, target)
         names.append(str(target.relative_to(store.work)))
@@ -81,25 +91,31 @@ def checkout(
     ref = refs.branch(branch)
     if create and refs.target(store, ref) is not None:
         raise OutputError(f"the branch {branch} exists", f"switch to it: steer checkout {branch}")
-    if not force:
+    if force:
+        names = restore(store, digest)
+    else:
         require_clean(store)
-        problems = problems_of_files(store, digest)
+        files = _files(store, digest)
+        problems = _problems(store, files, force=False)
         if problems:
             raise OutputError(problems, "move them away, or steer checkout --force")
-    names = restore(store, digest)
+        names = _written(store, digest, files)
     refs.point(store, {ref: digest, refs.HEAD: branch} if create else {refs.HEAD: branch}, command)
     return names
 
 
-def _targets(store: Store, digest: str) -> Iterator[tuple[Part, Path]]:
-    """The parts of a commit that lie in files of the working folder, with these files."""
+def _files(store: Store, digest: str) -> list[_File]:
+    """The files of a commit's parts in the working folder, without those that hold the part already."""
     parts = read_composition(store, read_commit(store, digest).composition).parts
     entries = document.parsed(written_document(store, digest), layout.FILE).parts
     if [part.name for part in parts] != [entry.name for entry in entries]:
         raise ArtifactError(f"{layout.FILE} of {digest} has other parts than its composition", "take another version")
+    files = []
     for part, entry in zip(parts, entries, strict=True):
         if entry.digest is None:
-            yield part, store.work / (entry.path or f"{entry.name}.safetensors")
+            target = store.work / (entry.path or f"{entry.name}.safetensors")
+            files.append(_File(part, target, digest_file(target) if target.is_file() else None))
+    return [file for file in files if file.now != file.part.digest]
 
 
 def _is_inside(store: Store, target: Path) -> bool:
