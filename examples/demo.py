@@ -96,7 +96,7 @@ def serve() -> None:
 
     from steer.serving.launch import served
     from steer.store import layout
-    from steer.store.using.resolver import version_of
+    from steer.store.using.resolver import followed, version_of
     from vectors import references
     from vectors.errors import SteerError
 
@@ -113,14 +113,10 @@ def serve() -> None:
     log = (OUT / "vllm.log").absolute()
     log.unlink(missing_ok=True)
     print(f"vLLM's own output goes to {OUT / 'vllm.log'}", flush=True)
-    followed = {
-        "name": "tone@champion", "store": str(store.root), "work": str(store.work), "base": champion.base,
-        "commit": champion.commit,
-    }  # fmt: skip
     settings = {
         "vectors": {name: str(file) for name, file in champion.files.items()},
         "arms": {champion.label: str(champion.composition)},
-        "versions": {champion.label: followed},
+        "versions": {champion.label: followed(store, "tone@champion", champion)},
     }
 
     def ask(model: str) -> Any:

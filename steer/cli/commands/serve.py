@@ -215,7 +215,7 @@ def _with_versions(request: Request) -> tuple[Request, dict[str, dict[str, str]]
 
     from steer.cli import versions
     from steer.store import layout, names
-    from steer.store.using.resolver import version_of
+    from steer.store.using import resolver
 
     named = [text for text in (request.model,) if versions.is_version(text)] + list(request.challenger)
     if not named:
@@ -223,7 +223,7 @@ def _with_versions(request: Request) -> tuple[Request, dict[str, dict[str, str]]
     if len(named) == len(request.challenger):
         raise UsageError(f"--challenger needs a version as the model, not {request.model}", "steer serve tone@champion")
     store, followed = layout.require(), dict[str, dict[str, str]]()
-    found = {text: version_of(store, text) for text in named}
+    found = {text: resolver.version_of(store, text) for text in named}
     bases = {each.base for each in found.values()}
     if len(bases) > 1:
         raise UsageError(f"the versions have different bases: {', '.join(sorted(bases))}", "serve one base")
@@ -236,10 +236,7 @@ def _with_versions(request: Request) -> tuple[Request, dict[str, dict[str, str]]
         ref = names.ref_of(store, text)
         says = f"{text} is the version {each.commit[7:15]}, as the arm {each.label}"
         if ref is not None and ref.kind == "alias":
-            followed[each.label] = {
-                "name": str(ref), "store": str(store.root), "work": str(store.work), "base": each.base,
-                "commit": each.commit,
-            }  # fmt: skip
+            followed[each.label] = resolver.followed(store, str(ref), each)
             says += "; when the alias moves, new conversations get the version that it moved to"
         out.say(says)
     return replace(request, model=bases.pop(), arms=arms, vectors=vectors, challenger=()), followed

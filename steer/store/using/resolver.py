@@ -55,6 +55,14 @@ def version_of(store: Store, text: str) -> Version:
     return Version(label, found.personality.base, Composition(terms), files, found.commit, found.composition)
 
 
+def followed(store: Store, alias: str, version: Version) -> dict[str, str]:
+    """What a server needs to follow an alias that stands for this version, as its settings have it."""
+    return {
+        "name": alias, "store": str(store.root), "work": str(store.work), "base": version.base,
+        "commit": version.commit,
+    }  # fmt: skip
+
+
 def resolver(folder: Path | None = None) -> Resolver:
     """The versions of the store of a folder, by default the current one; there may be none."""
 
