@@ -68,6 +68,7 @@ def counts(found: Analysis, arms: Sequence[str]) -> dict[str, dict[str, int]]:
             "forced": sum(tally.answers for tally in of_arm if tally.reason == "forced"),
             "outside": sum(tally.answers for tally in of_arm if tally.reason == "outside"),
             "failed": sum(tally.failed for tally in of_arm),
+            "refused": sum(tally.refused for tally in of_arm),
         }
     return result
 

@@ -54,9 +54,9 @@ def html(report: Mapping[str, Any], record: str) -> str:
     if report["stopped"]:
         body.append(f"<p>Stopped: {escaping.escape(report['stopped'])}.</p>")
     body += ["<h2>Arms</h2>", page.table(
-        ["arm", "share", "units", "answers", "failed", "what it does"],
+        ["arm", "share", "units", "answers", "failed", "refused", "what it does"],
         [[arm["name"], f"{100 * arm['weight']:.4g} %", str(arm["units"]), str(arm.get("counted", 0)),
-          str(arm.get("failed", 0)), arm["does"]] for arm in report["arms"]],
+          str(arm.get("failed", 0)), str(arm.get("refused", 0)), arm["does"]] for arm in report["arms"]],
         ("what it does",),
     )]  # fmt: skip
     if report["metrics"]:

@@ -138,7 +138,7 @@ def _excesses(found: Analysis, experiment: Experiment) -> list[dict[str, Any]]:
     for tally in found.tallies:
         if tally.counted and tally.arm in arms:
             arm = arms[tally.arm]
-            arm.answers += tally.answers - tally.gone
+            arm.answers += tally.answers - tally.gone - tally.refused
             arm.errors, arm.refusals = arm.errors + tally.failed, arm.refusals + tally.refusals
             arm.tokens, arm.repetition = added(arm.tokens, tally.tokens), added(arm.repetition, tally.repetition)
     for name, arm in arms.items():

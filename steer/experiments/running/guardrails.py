@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from steer.experiments import outcomes
 from steer.experiments.statistics.bounds import one_sided
 from steer.experiments.statistics.moments import Estimate, Sums, mean
 from steer.experiments.statistics.sequences import difference
@@ -45,10 +46,10 @@ class Arm:
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Add an answer, given as a row of the exposures."""
-        if row["status"] == 499:  # the client has gone, which says nothing about the arm
+        if row["status"] == outcomes.GONE or outcomes.refused(row["status"]):  # which says nothing about the arm
             return
         self.answers += 1
-        if row["status"] >= 400:
+        if outcomes.failed(row["status"]):
             self.errors += 1
             return
         self.refusals += bool(row.get("refusal"))

@@ -44,6 +44,7 @@ class Tally(NamedTuple):
     failed: int
     gone: int  # the client went away
     refusals: int
+    refused: int  # for what the client has sent
     tokens: Sums
     repetition: Sums
 

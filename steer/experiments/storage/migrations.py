@@ -61,6 +61,10 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         )
         + "PRIMARY KEY (experiment, version, arm, reason, counted))",
     ),
+    (  # requests that were refused counted as failed; what the answers add up to is added up anew when it is read
+        "ALTER TABLE tallies ADD COLUMN refused INTEGER NOT NULL DEFAULT 0",
+        "DELETE FROM tallies",
+    ),
 )
 
 

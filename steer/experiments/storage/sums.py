@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Float, Integer, Table, and_, case, cast, delete, func, select, true
 from sqlalchemy.dialects import postgresql, sqlite
 
+from steer.experiments import outcomes
 from steer.experiments.storage.tables import EXPOSURES, SLOT_ORIGINS, SUMMED, TALLIES, UNIT_SUMS, UNITS
 
 _LOCK = 0x73746565_7273756D  # key of the lock of PostgreSQL under which sums are changed
@@ -258,8 +259,8 @@ def _tally(connection: Connection, rows: Sequence[Row], sign: int) -> None:
         entry = found.setdefault(key, {"first": at, "last": at, **dict.fromkeys(_COUNTS, 0)})
         entry["first"], entry["last"] = min(entry["first"], at), max(entry["last"], at)
         entry["answers"] += sign
-        if status >= 400:
-            entry["gone" if status == 499 else "failed"] += sign
+        if status >= outcomes.FIRST_ERROR:
+            entry["failed" if outcomes.failed(status) else "refused" if outcomes.refused(status) else "gone"] += sign
             continue
         entry["refusals"] += sign * bool(row.get("refusal"))
         for name, column in _SQUARED.items():
@@ -292,20 +293,21 @@ def _renew_times(connection: Connection, removed: Row) -> None:
 def _tallied() -> list[ColumnElement[Any]]:
     """What `_tally` adds, as SQL."""
     shown = EXPOSURES.c
-    served = shown.status < 400
+    served = shown.status < outcomes.FIRST_ERROR
 
     def count(condition: ColumnElement[bool]) -> ColumnElement[int]:
         return func.count(case((condition, 1)))
 
     columns: list[ColumnElement[Any]] = [
-        func.count(), count(and_(shown.status >= 400, shown.status != 499)), count(shown.status == 499),
+        func.count(), count(shown.status >= outcomes.FAILED), count(shown.status == outcomes.GONE),
         count(and_(served, shown.refusal == true())),
     ]  # fmt: skip
     for name in _SQUARED.values():
         value = case((served, number(name)))
         sums = (func.coalesce(func.sum(each), 0.0) for each in (value, value * value))
         columns += [func.count(value), *sums]
-    return columns
+    refused = and_(~served, shown.status < outcomes.FAILED, shown.status != outcomes.GONE)
+    return [*columns, count(refused)]
 
 
 def _insert(connection: Connection, table: Table) -> Any:

@@ -37,7 +37,7 @@ EXPOSURES = Table(
     Column("response", Text),  # the answer's id, which feedback names; NULL where there is no answer
     Column("digest", Text, nullable=False),  # `Arm.digest`
     Column("composition", Text),  # the digest in the engine's receipt; NULL where nothing was steered
-    Column("status", Integer, nullable=False),  # of HTTP; 499 where the client went away
+    Column("status", Integer, nullable=False),  # of HTTP, or by `outcomes`
     Column("answers", Integer),  # of one request (`n`)
     Column("prompt_tokens", Integer),
     Column("cached_tokens", Integer),
@@ -146,14 +146,15 @@ TALLIES = Table(
     Column("first", Double, nullable=False),  # when the first and the last of them were asked for
     Column("last", Double, nullable=False),
     Column("answers", Integer, nullable=False),
-    Column("failed", Integer, nullable=False),  # with a status from 400 on, but 499
-    Column("gone", Integer, nullable=False),  # with status 499: the client went away
+    Column("failed", Integer, nullable=False),  # by `outcomes`, as the next and `refused`
+    Column("gone", Integer, nullable=False),
     Column("refusals", Integer, nullable=False),
     *(
         Column(f"{name}_{part}", Integer if part == "count" else Double, nullable=False)
         for name in ("tokens", "repetition")
         for part in ("count", "sum", "squares")
     ),
+    Column("refused", Integer, nullable=False, server_default="0"),
 )
 
 ALL = {table.name: table for table in (EXPERIMENTS, EXPOSURES, FEEDBACK, EVENTS)}

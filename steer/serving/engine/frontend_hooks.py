@@ -70,8 +70,11 @@ def process_inputs(original: Callable[..., Any], self: Any, *args: Any, **kwargs
 
 
 def _invalid(message: str) -> Exception:
+    """The error with which vLLM refuses a request that can't be steered."""
     from vllm.exceptions import VLLMValidationError
 
+    if (http := receipts.current()) is not None:
+        http.refused = True
     return VLLMValidationError(message, parameter=EXPRESSION)
 
 

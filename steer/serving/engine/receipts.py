@@ -23,6 +23,7 @@ class HttpRequest:
         self.arm, self.expression, self.resolved = arm, expression, resolved
         self.version = version  # the name and the commit, of an arm that is a version
         self.answered: Callable[[str], None] = lambda identity: None  # is called with the id of the answer
+        self.refused = False  # whether the engine has refused to steer it
         self.expected: set[str] = set()
         self.receipts: dict[str, dict[str, Any]] = {}
 

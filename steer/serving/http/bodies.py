@@ -21,6 +21,8 @@ MEDIA = 64 << 20  # for a model that reads images or audio, which a body holds i
 # Lists and objects: where a list of messages holds something else, validation takes a hundred times as long as parsing,
 # and kilobytes for each. A chat has up to six for each message, and a message takes more than twelve tokens.
 CONTAINERS, PER_CONTAINER = 10_000, 2
+SHORTER = "send a shorter request"
+SETTING = f"{SHORTER}, or start the server with a larger --max-body (max_body in its settings)"
 # A string, or all of the body after a quotation mark that opens one, so that no part of it is read twice.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 
@@ -28,10 +30,14 @@ _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 class TooLarge(Exception):
     """Raised for a body of more bytes than a server takes; `close` is true when the client has not begun to send it."""
 
-    def __init__(self, what: str, limit: int, *, close: bool = False, setting: bool = True) -> None:
-        larger = ", or start the server with a larger --max-body (max_body in its settings)" if setting else ""
-        super().__init__(f"{what}, and this server takes at most {limit}; send a shorter request{larger}")
+    def __init__(self, what: str, limit: int, hint: str, *, close: bool = False) -> None:
+        super().__init__(f"{what}, and this server takes at most {limit}; {hint}")
         self.close = close
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The body of the answer, whose status is 413."""
+        return {"error": {"message": str(self), "type": "RequestTooLargeError", "param": "body", "code": 413}}
 
 
 class Limits(NamedTuple):
@@ -47,13 +53,13 @@ def limits(size: int | None, context: int, *, media: bool) -> Limits:
     return Limits(size or default, max(CONTAINERS, context // PER_CONTAINER))
 
 
-def require_announced(scope: Message, limit: int) -> None:
+def require_announced(scope: Message, limit: int, hint: str = SETTING) -> None:
     """Refuse a request by its Content-Length, before any of its body is read. Raises TooLarge."""
     length = header(scope, b"content-length")
     if length.isdigit() and (len(length) > 20 or int(length) > limit):
         # A client that waits for 100 Continue sends no body after a refusal, so its connection can't go on.
         waits = header(scope, b"expect").lower() == b"100-continue"
-        raise TooLarge(f"the body has {length[:20].decode()} bytes", limit, close=waits)
+        raise TooLarge(f"the body has {length[:20].decode()} bytes", limit, hint, close=waits)
 
 
 def require_few_containers(body: bytes, limit: int, *, form: bool = False) -> None:
@@ -75,14 +81,20 @@ def require_few_containers(body: bytes, limit: int, *, form: bool = False) -> No
         return text.count(b"[") + text.count(b"{")
 
     if count(body) > limit and (found := count(_STRING.sub(b"", body))) > limit:
-        raise TooLarge(f"the body holds {found} lists and objects", limit, setting=False)
+        raise TooLarge(f"the body holds {found} lists and objects", limit, SHORTER)
 
 
-async def read(receive: Receive, limit: int) -> bytes | None:
+async def read(receive: Receive, limit: int, hint: str = SETTING) -> bytes | None:
     """The whole body of a request; None when the client disconnects before its end. Raises TooLarge.
 
     After TooLarge the rest is left unread; the server discards it as it arrives, so that the connection stays usable.
     """
+    parts = await read_parts(receive, limit, hint)
+    return None if parts is None else b"".join(parts)
+
+
+async def read_parts(receive: Receive, limit: int, hint: str) -> list[bytes] | None:
+    """`read`, with the parts of the body not yet joined."""
     parts, size = [], 0
     while True:
         message = await receive()
@@ -92,9 +104,9 @@ async def read(receive: Receive, limit: int) -> bytes | None:
         parts.append(part)
         size += len(part)
         if size > limit:
-            raise TooLarge(f"the body has more than {limit} bytes", limit)
+            raise TooLarge(f"the body has more than {limit} bytes", limit, hint)
         if not message.get("more_body"):
-            return b"".join(parts)
+            return parts
 
 
 def replay(body: bytes, receive: Receive) -> Receive:

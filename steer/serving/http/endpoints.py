@@ -67,7 +67,10 @@ class Endpoints:
         async def give_feedback(request: Request) -> Any:
             from steer.serving.http import feedback  # which needs the extra `ab`, as experiments do
 
-            status, body = await feedback.receive(request.receive, self.experiments)
+            try:
+                status, body = await feedback.receive(request.scope, request.receive, self.experiments)
+            except bodies.TooLarge as error:
+                return _too_large(error)
             return JSONResponse(body, status)
 
         @guarded.get("/experiments")
@@ -90,6 +93,8 @@ class Endpoints:
                 digest = await frontend_hooks.bind(self.engine, name, vector)
             except ClientDisconnect:
                 return Response(status_code=499)  # the client has disconnected
+            except bodies.TooLarge as error:
+                return _too_large(error)
             except (SteerError, ValueError) as error:
                 return _error(400, explain(error) if isinstance(error, SteerError) else str(error))
             metrics.get().vectors.set(len(self.admission.bound))
@@ -118,6 +123,8 @@ class Endpoints:
                 resolved = self.admission.add_arm(name, expression)
             except ClientDisconnect:
                 return Response(status_code=499)  # the client has disconnected
+            except bodies.TooLarge as error:
+                return _too_large(error)
             except SteerError as error:
                 return _error(400, explain(error))
             return {"name": name, "expression": resolved.expression, "digest": resolved.key}
@@ -259,6 +266,10 @@ class Endpoints:
 def _error(status: int, message: str) -> JSONResponse:
     kind = {404: "NotFoundError", 409: "ConflictError"}.get(status, "BadRequestError")
     return JSONResponse({"error": {"message": message, "type": kind, "code": status}}, status)
+
+
+def _too_large(error: bodies.TooLarge) -> JSONResponse:
+    return JSONResponse(error.body, 413, {"connection": "close"} if error.close else None)
 
 
 def _authorisation(args: Any) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from steer.experiments.assignment import Decision, Identity
-from steer.serving.engine.resolved import EXPRESSION
+from steer.serving.engine.resolved import EXPRESSION, RESOLVED
 from steer.serving.http import bodies
 from steer.serving.http.answers import Message
 from steer.serving.http.fields import ARGUMENTS, is_true, misplaced
@@ -62,6 +62,8 @@ def exposed(
         if called != experiment.name:
             return None  # a request for the base model that is steered by itself
         raise Refused(field, f"the experiment {called} decides how its requests are steered; {field!r} is refused")
+    if is_true(value.get("use_beam_search")) and any(arm.steer for arm in experiment.arms):
+        raise Refused("use_beam_search", f"the experiment {called} has a steered arm, and beam search can't be steered")
     if is_true(value.get("background")):
         raise Refused("background", "a response in the background can't take part in an experiment")
     identity = identify(scope, route, value, live)
@@ -170,8 +172,9 @@ def _before(system: str, content: Any) -> Any:
 def _asks_for_steering(value: Mapping[str, Any]) -> str | None:
     """The field with which a request asks for an expression of its own."""
     extra = value.get(ARGUMENTS)
-    if isinstance(extra, dict) and EXPRESSION in extra:
-        return f"{ARGUMENTS}.{EXPRESSION}"
+    for name in (EXPRESSION, RESOLVED):
+        if isinstance(extra, dict) and name in extra:
+            return f"{ARGUMENTS}.{name}"
     return misplaced(value)
 
 

@@ -15,6 +15,7 @@ from steer.experiments.assignment import hashed
 from steer.experiments.running.live import Live
 from steer.experiments.storage.tables import EXPOSURES
 from steer.serving.http import bodies, exposure_metrics
+from steer.serving.http.answers import Message
 from vectors.documents import json_text
 
 T = TypeVar("T")
@@ -29,14 +30,15 @@ _THREADS = ThreadPoolExecutor(4, thread_name_prefix="steer-feedback")
 Answer = tuple[int, dict[str, Any]]  # status and body
 
 
-async def receive(receive_message: bodies.Receive, lives: Mapping[str, Live]) -> Answer:
-    """The answer to a request, given its ASGI receive and the experiments that run, by name."""
+async def receive(scope: Message, receive_message: bodies.Receive, lives: Mapping[str, Live]) -> Answer:
+    """The answer to a request, given its ASGI scope and receive and the experiments that run, by name.
+
+    Raises bodies.TooLarge, before the body is read where its length is announced.
+    """
     if not lives:
         return _error(404, "this server runs no experiment")
-    try:
-        content = await bodies.read(receive_message, feedback.LARGEST)
-    except bodies.TooLarge:
-        return _error(413, f"the body has more than {feedback.LARGEST} bytes")
+    bodies.require_announced(scope, feedback.LARGEST, bodies.SHORTER)
+    content = await bodies.read(receive_message, feedback.LARGEST, bodies.SHORTER)
     if content is None:
         return _error(499, "the client has disconnected")
     try:
@@ -115,5 +117,5 @@ def _in_log(live: Live, body: Mapping[str, Any]) -> tuple[str, int] | None:
 
 
 def _error(status: int, message: str) -> Answer:
-    kinds = {404: "NotFoundError", 409: "ConflictError", 413: "RequestTooLargeError", 503: "ServiceUnavailableError"}
+    kinds = {404: "NotFoundError", 409: "ConflictError", 503: "ServiceUnavailableError"}
     return status, {"error": {"message": message, "type": kinds.get(status, "BadRequestError"), "code": status}}

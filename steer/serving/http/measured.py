@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from steer.experiments.outcomes import FAILED, FIRST_ERROR, GONE
 from steer.experiments.running.measures import refuses, repetition
 from steer.serving.engine.receipts import HttpRequest
 from steer.serving.http import bodies, exposure_metrics
@@ -18,8 +19,8 @@ from vectors.storage.files import canonical_json
 # Events after which a client has everything: it may close the connection before the empty part that follows.
 _ENDS = ("message_stop", "response.completed", "response.incomplete", "response.failed")
 LONGEST_TEXT = 1_000_000  # characters of an answer that are measured, and stored where texts are
+_CLIENT_ERRORS = ("BadRequestError", "invalid_request_error")  # of an event that has no code
 _BAGGAGE = 4096  # bytes of the client's baggage that are sent back
-GONE, FAILED = 499, 500
 
 
 class MeasuredAnswer:
@@ -44,6 +45,7 @@ class MeasuredAnswer:
         self.texts: list[str] = []
         self.usage: Mapping[str, Any] = {}
         self.stops: list[str] = []
+        self.error: Mapping[str, Any] = {}  # that vLLM has answered, also in the middle of a stream
         self.recorded = False
 
     async def __call__(self, message: Message) -> None:
@@ -144,8 +146,6 @@ class MeasuredAnswer:
         if len(self.texts) > texts:
             self.last = time.monotonic()
             self.first = self.first or self.last
-        if value.get("error"):
-            self.status = FAILED
         if value.get("type") in _ENDS:
             self.ended = True
         if not self.exposed.usage and value.get("choices") == [] and value.get("usage") and "steer" not in value:
@@ -161,6 +161,8 @@ class MeasuredAnswer:
         inner = inner if isinstance(inner, dict) else value
         if isinstance(inner.get("id"), str):
             self.id = self.id or inner["id"]
+        if isinstance(error := inner.get("error"), dict):
+            self.error = error
         if isinstance(inner.get("usage"), dict):
             self.usage = {**self.usage, **{k: v for k, v in inner["usage"].items() if v is not None}}
         for choice in value.get("choices") or ():
@@ -203,6 +205,22 @@ class MeasuredAnswer:
         exposure_metrics.recorded(self.exposed)
         annotate(self.exposed, self.scope, self.at)
 
+    def outcome(self) -> int:
+        """The status for the log, which may say more than that of HTTP: a stream has sent 200 before it breaks off.
+
+        A client can't ask for steering in an experiment, so where steering is refused the server has failed its arm.
+        """
+        if not self.error:
+            return self.status
+        if self.request is not None and self.request.refused:
+            return FAILED
+        if self.status >= FIRST_ERROR:
+            return self.status
+        code, kind = self.error.get("code"), self.error.get("type")
+        if isinstance(code, int) and FIRST_ERROR <= code < 600:
+            return code
+        return FIRST_ERROR if kind in _CLIENT_ERRORS else FAILED
+
     def measured(self) -> dict[str, Any]:
         """What is measured of the answer, as columns of the exposures."""
         now, usage = time.monotonic(), self.usage
@@ -219,7 +237,7 @@ class MeasuredAnswer:
             "at": self.at,
             "response": self.id,
             "composition": receipt.get("digest"),
-            "status": self.status,
+            "status": self.outcome(),
             "answers": receipt.get("answers", max(len(self.stops), 1)),
             "prompt_tokens": usage.get("prompt_tokens", usage.get("input_tokens", receipt.get("prompt_tokens"))),
             "cached_tokens": receipt.get("cached_tokens", details.get("cached_tokens")),

@@ -32,6 +32,8 @@ from vectors.errors import SteerError
 LISTED = 10  # most arms that an error lists
 POLICY_VIOLATION, MESSAGE_TOO_BIG = 1008, 1009  # statuses with which a WebSocket is closed
 
+_Steered = tuple[bytes, HttpRequest, tuple[str, str] | None]  # see `_request`
+
 
 class _Refusal(Exception):
     """Raised for a request that is refused: the HTTP status and the body of the answer."""
@@ -84,9 +86,10 @@ class Middleware:
                         send = measured = MeasuredAnswer(send, part, scope)
                         value, body = part.body, json.dumps(part.body).encode()
                         scope = bodies.with_length(scope, body)
-                request = _request(scope, route[1], value, body, serving)
-                if part is not None and request is not None:
-                    _require_the_arm(part, request[1])
+                if part is None:
+                    request = _request(scope, route[1], value, body, serving)
+                else:
+                    request = _of_the_arm(part, scope, route[1], body, serving)
             elif kind is Kind.REFUSED:
                 await _require_unsteered(scope, body, serving)
             elif kind is Kind.TOKENS:
@@ -94,8 +97,7 @@ class Middleware:
                 scope = bodies.with_length(scope, body)
         except TooLarge as error:
             metrics.refused("size")
-            refusal = _Refusal(413, "RequestTooLargeError", "body", str(error))
-            await send_json(send, 413, refusal.body, close=error.close)
+            await send_json(send, 413, error.body, close=error.close)
             return
         except _Refusal as refusal:
             await send_json(send, refusal.status, refusal.body)
@@ -168,17 +170,23 @@ def _part(scope: Message, route: str, value: Any, serving: Serving) -> Exposed |
         raise _bad("experiment", error.parameter[:60], str(error)) from error
 
 
-def _require_the_arm(part: Exposed, http: HttpRequest) -> None:
-    """Refuse to serve an arm with other vectors than the experiment was started with. Raises _Refusal."""
-    if http.resolved.key != part.decision.arm.composition:
+def _of_the_arm(part: Exposed, scope: Message, route: str, body: bytes, serving: Serving) -> _Steered | None:
+    """`_request` for the arm of an experiment. Raises _Refusal where it can't be served, or only with other vectors
+    than the experiment was started with: a failure of this server, since no client asks for steering in one."""
+    arm = part.decision.arm
+    try:
+        request = _request(scope, route, part.body, body, serving)
+    except _Refusal as refusal:
+        message = f"the arm {arm.name} can't be served: {refusal}"
+        raise _Refusal(503, "ServiceUnavailableError", "model", message) from refusal
+    if request is not None and request[1].resolved.key != arm.composition:
         metrics.refused("experiment")
-        message = f"a vector of the arm {part.decision.arm.name} was replaced; start the server again"
+        message = f"a vector of the arm {arm.name} was replaced; start the server again"
         raise _Refusal(503, "ServiceUnavailableError", "model", message)
+    return request
 
 
-def _request(
-    scope: Message, route: str, value: Any, body: bytes, serving: Serving
-) -> tuple[bytes, HttpRequest, tuple[str, str] | None] | None:
+def _request(scope: Message, route: str, value: Any, body: bytes, serving: Serving) -> _Steered | None:
     """A steered request as (body for vLLM, HttpRequest, names); `names` is (served model, requested model) for an arm.
 
     `value` is the body, parsed. None for a request that is not steered, or that vLLM will refuse. Raises _Refusal.

@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from starlette.requests import ClientDisconnect
+
 from steer.serving.engine import background
 from steer.serving.engine.admission import Admission
+from steer.serving.http import bodies
 from vectors.errors import ArtifactError, UsageError
 from vectors.formats import native
 from vectors.probe import Probe
@@ -36,10 +38,10 @@ def largest(admission: Admission) -> int:
 async def received(admission: Admission, request: Any) -> tuple[str, SteeringVector | Probe]:
     """The name and the vector or probe of a POST: JSON with name and path, or the file itself with ?name=.
 
-    Raises SteerError.
+    Raises SteerError, bodies.TooLarge, ClientDisconnect.
     """
     if "json" in request.headers.get("content-type", ""):
-        parts = await collected(request.stream(), request.headers, REQUEST, "the request")
+        parts = await collected(request, REQUEST)
         name, path = _texts(parts, ("name", "path"), 'send {"name": "warm", "path": "warm.safetensors"}')
         require_name(name)
         return name, await background.run(_from_path, admission, path)
@@ -47,33 +49,25 @@ async def received(admission: Admission, request: Any) -> tuple[str, SteeringVec
     if not name:
         raise UsageError("the vector has no name", "POST /steer/vectors?name=warm with the file as the body")
     require_name(name)
-    parts = await collected(request.stream(), request.headers, largest(admission), "the file")
+    parts = await collected(request, largest(admission), "send a steering vector of the served model")
     return name, await background.run(_from_parts, admission, parts)
 
 
 async def received_arm(request: Any) -> tuple[str, str]:
-    """The name and the expression of a POST of an arm. Raises SteerError."""
-    parts = await collected(request.stream(), request.headers, REQUEST, "the request")
+    """The name and the expression of a POST of an arm. Raises SteerError, bodies.TooLarge, ClientDisconnect."""
+    parts = await collected(request, REQUEST)
     form = 'send {"name": "friendly", "expression": "1.2*warm - 0.4*formal"}'
     name, expression = _texts(parts, ("name", "expression"), form)
     return name, expression
 
 
-async def collected(stream: AsyncIterator[bytes], headers: Mapping[str, str], limit: int, what: str) -> list[bytes]:
-    """The parts of a body, not yet joined. Raises ArtifactError as soon as they exceed `limit` bytes."""
-    length = headers.get("content-length", "")
-    total = int(length[:20]) if length.isdecimal() else 0
-    parts: list[bytes] = []
-    size = 0
-    if total <= limit:
-        async for part in stream:
-            parts.append(part)
-            size += len(part)
-            if size > limit:
-                break
-    if max(total, size) > limit:
-        hint = "shorten it" if what == "the request" else "send a steering vector of the served model"
-        raise ArtifactError(f"{what} is larger than {limit} bytes", hint)
+async def collected(request: Any, limit: int, hint: str = bodies.SHORTER) -> list[bytes]:
+    """The parts of a body, not yet joined. Raises bodies.TooLarge as soon as they exceed `limit` bytes, or the length
+    that is announced does, and ClientDisconnect."""
+    bodies.require_announced(request.scope, limit, hint)
+    parts = await bodies.read_parts(request.receive, limit, hint)
+    if parts is None:
+        raise ClientDisconnect
     return parts
 
 

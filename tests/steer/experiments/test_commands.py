@@ -30,13 +30,16 @@ def test_status_counts_answers_units_and_feedback(log: Log, ab: Ab) -> None:
         *(log.answer("control", f"u{i}", f"r{i}") for i in range(3)),
         log.answer("control", "u0"),
         log.answer("friendly", "u9", status=500),
+        log.answer("friendly", "u9", status=400),
         log.answer("friendly", "u8", reason="forced", counted=False),
     )
     log.write("feedback", log.said("r0", value=1.0), log.said("nothing", mark="unknown", value=0.0))
     status, data, _ = ab("status", "tone")
     assert (status, data["version"], data["stopped"], data["digest"]) == (0, 1, None, log.experiment.digest)
-    assert data["arms"]["control"] == {"answers": 4, "counted": 4, "units": 3, "forced": 0, "outside": 0, "failed": 0}
-    assert data["arms"]["friendly"] == {"answers": 2, "counted": 1, "units": 1, "forced": 1, "outside": 0, "failed": 1}
+    assert data["arms"]["control"] == {"answers": 4, "counted": 4, "units": 3, "forced": 0, "outside": 0, "failed": 0,
+                                       "refused": 0}  # fmt: skip
+    assert data["arms"]["friendly"] == {"answers": 3, "counted": 2, "units": 1, "forced": 1, "outside": 0, "failed": 1,
+                                        "refused": 1}  # fmt: skip
     assert data["feedback"] == {"thumbs": {"received": 2, "unknown": 1, "late": 0}}
 
 

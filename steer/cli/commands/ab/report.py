@@ -80,11 +80,11 @@ def _print(data: Mapping[str, Any]) -> None:
         more = f"; about {decision['more_units']:,} more units" if decision["more_units"] else ""
         out.line(f"{arm}: {decision['state']} ({decision['reason']}{more})")
     out.line()
+    counts = ("units", "counted", "failed", "refused")
     rows = [
-        [arm["name"], f"{100 * arm['weight']:.4g} %", *(str(arm.get(key, 0)) for key in ("units", "counted", "failed"))]
-        for arm in data["arms"]
+        [arm["name"], f"{100 * arm['weight']:.4g} %", *(str(arm.get(key, 0)) for key in counts)] for arm in data["arms"]
     ]
-    out.table(["arm", "share", "units", "answers", "failed"], rows, 1)
+    out.table(["arm", "share", "units", "answers", "failed", "refused"], rows, 1)
     if data["metrics"]:
         out.line()
         out.table(list(pages.METRICS), pages.metric_rows(data, primary=True), 2)

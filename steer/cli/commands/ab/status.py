@@ -50,7 +50,7 @@ def _print(data: Mapping[str, Any]) -> None:
     }
     out.line("\n".join(f"{key:12}{value}" for key, value in facts.items() if value))
     out.line()
-    header = ["arm", "answers", "counted", "units", "forced", "outside", "failed"]
+    header = ["arm", "answers", "counted", "units", "forced", "outside", "failed", "refused"]
     out.table(header, [[arm, *(str(counts[key]) for key in header[1:])] for arm, counts in data["arms"].items()], 1)
     if data["feedback"]:
         out.line()

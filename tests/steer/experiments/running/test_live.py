@@ -266,11 +266,12 @@ def test_arms_that_do_not_differ_breach_nothing(start: Start) -> None:
     assert not running.state.stopped
 
 
-def test_clients_that_go_away_say_nothing_about_an_arm(start: Start) -> None:
+@pytest.mark.parametrize("status", [499, 400, 413])
+def test_clients_that_go_away_or_are_refused_say_nothing_about_an_arm(start: Start, status: int) -> None:
     running = start()
     for i in range(200):
         decision = running.decide(conversation(f"unit {i}"))
-        answered(running, decision, status=499 if decision.arm.name == "friendly" else 200)
+        answered(running, decision, status=status if decision.arm.name == "friendly" else 200)
     running.check()
     assert not running.state.stopped
 

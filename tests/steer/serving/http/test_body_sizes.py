@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
+import fakes
 import pytest
 import route_trial
+from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from steer.serving.http import bodies
+from steer.serving.engine import frontend_hooks
+from steer.serving.engine.admission import Admission
+from steer.serving.http import bodies, endpoints
+from steer.serving.http.endpoints import Endpoints
 from steer.serving.http.middleware import Middleware
 from steer.serving.http.routes import KINDS, STEERED, Kind
+from steer.serving.settings import Settings
 
 LIMIT, CONTAINERS = route_trial.LIMITS
+OURS = ["/v1/feedback", "/steer/arms", "/steer/vectors?name=warm"]
 PATHS = [*STEERED, "/invocations", "/tokenize", "/v1/embeddings", "/v1/load_lora_adapter", "/a/route/of/tomorrow"]
 ROUTES = [
     Route(path, route_trial.handler, methods=["POST"])
@@ -138,12 +147,12 @@ def test_a_form_may_hold_any_bytes() -> None:
         assert post(STEERED[0], b"[{" * 20_000, kind)[0] == 413
 
 
-@pytest.fixture(scope="module", params=["httptools", "h11"])
-def port(request: pytest.FixtureRequest) -> Iterator[int]:
-    """A real server, with each parser of HTTP that it may use."""
+@contextlib.contextmanager
+def server_of(served: Any, parser: str) -> Iterator[int]:
+    """The port of a real server of an application, with a parser of HTTP that it may use."""
     uvicorn = pytest.importorskip("uvicorn")
-    pytest.importorskip(request.param)
-    server = uvicorn.Server(uvicorn.Config(app(), port=0, http=request.param, log_level="error", lifespan="off"))
+    pytest.importorskip(parser)
+    server = uvicorn.Server(uvicorn.Config(served, port=0, http=parser, log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -151,6 +160,31 @@ def port(request: pytest.FixtureRequest) -> Iterator[int]:
     yield server.servers[0].sockets[0].getsockname()[1]
     server.should_exit = True
     thread.join(20)
+
+
+@pytest.fixture(scope="module", params=["httptools", "h11"])
+def port(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A real server, with each parser of HTTP that it may use."""
+    with server_of(app(), request.param) as port:
+        yield port
+
+
+@pytest.fixture(scope="module", params=["httptools", "h11"])
+def ours(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A real server of the routes of steer."""
+    made = Endpoints()
+    admission = Admission(Settings({}, {}), fakes.HIDDEN, fakes.LAYERS, None)
+    made.engine = SimpleNamespace(input_processor=SimpleNamespace(model_config=None))
+    made.experiments["tone"] = SimpleNamespace()  # type: ignore[assignment]
+    application = FastAPI()
+    application.state.args = None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frontend_hooks, "admission_of", lambda processor: admission)
+        patch.setattr(endpoints, "_authorisation", lambda arguments: lambda headers: True)
+        patch.setattr(Endpoints, "_find", lambda self: None)
+        made.attach_router(application)
+        with server_of(application, request.param) as port:
+            yield port
 
 
 @pytest.mark.parametrize("announced", [True, False])
@@ -173,15 +207,53 @@ def test_the_connection_goes_on_after_a_refusal(port: int, path: str, announced:
     connection.close()
 
 
-def test_a_client_that_waits_before_it_sends_is_refused_and_the_connection_ends(port: int) -> None:
+def announce(port: int, path: str, **headers: str) -> http.client.HTTPResponse:
+    """The answer to a request of which no more than its head is sent."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    connection.putrequest("POST", STEERED[0])
-    connection.putheader("Content-Length", str(2 * LIMIT))
-    connection.putheader("Expect", "100-continue")
+    connection.putrequest("POST", path)
+    for name, value in {"Content-Length": str(2 * LIMIT), **headers}.items():
+        connection.putheader(name, value)
     connection.endheaders()
-    answer = connection.getresponse()
+    return connection.getresponse()
+
+
+def test_a_client_that_waits_before_it_sends_is_refused_and_the_connection_ends(port: int) -> None:
+    answer = announce(port, STEERED[0], Expect="100-continue")
     assert (answer.status, answer.headers["connection"]) == (413, "close")
-    answer.read()
+    answer.close()
+
+
+@pytest.mark.parametrize("path", OURS)
+def test_the_routes_of_steer_refuse_what_is_announced_as_too_large_before_it_is_sent(ours: int, path: str) -> None:
+    answer = announce(ours, path)
+    error = json.loads(answer.read())["error"]
+    assert (answer.status, error["code"], error["type"]) == (413, 413, "RequestTooLargeError")
+    assert f"the body has {2 * LIMIT} bytes, and this server takes at most" in error["message"]
+    answer = announce(ours, path, Expect="100-continue")
+    assert (answer.status, answer.headers["connection"]) == (413, "close")
+    answer.close()
+
+
+@pytest.mark.parametrize("path", OURS)
+def test_the_routes_of_steer_refuse_a_body_without_a_length_while_it_comes_and_the_connection_goes_on(
+    ours: int, path: str
+) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", ours, timeout=30)
+    connection.connect()
+    first, sent = connection.sock, 0
+
+    def parts() -> Iterator[bytes]:
+        nonlocal sent
+        for _ in range(64):
+            sent += 1
+            yield bytes(65_536)
+
+    connection.request("POST", path, parts(), encode_chunked=True)
+    answer = connection.getresponse()
+    assert (answer.status, b"more than" in answer.read(), sent) == (413, True, 64)
+    connection.request("POST", path, b"{", {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    assert (answer.status, connection.sock is first, bool(answer.read())) == (400, True, True)
     connection.close()
 
 

@@ -16,10 +16,11 @@ from starlette.routing import Route
 
 from steer.experiments import document
 from steer.experiments import feedback as given_feedback
+from steer.experiments.overview import overview
 from steer.experiments.running import live
 from steer.experiments.running.live import Live
 from steer.experiments.specification import Metric
-from steer.serving.engine import receipts
+from steer.serving.engine import frontend_hooks, receipts
 from steer.serving.engine.admission import Admission
 from steer.serving.http import feedback
 from steer.serving.http.bodies import Limits
@@ -55,12 +56,15 @@ class Served:
         self.parts: list[bytes] = []
         self.kind, self.status = JSON, 200
         self.raises: BaseException | None = None
+        self.refuses = False  # whether the engine refuses to steer
         self.leaves: int | None = None  # the part before which the client goes away
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.body = json.loads((await receive())["body"])
         sheet = receipts.current()
-        if sheet is not None:
+        if sheet is not None and self.refuses:
+            frontend_hooks._invalid("a request with streaming input can't be steered")
+        elif sheet is not None:
             sheet.expect("r")
             counts = {"prompt_tokens": 3, "cached_tokens": 0, "response_tokens": 4}
             sheet.add("r", {"digest": sheet.resolved.key, "expression": "2*warm", **counts, "terms": []})
@@ -117,7 +121,7 @@ class Served:
         async def receive() -> Any:
             return {"type": "http.request", "body": content, "more_body": False}
 
-        return asyncio.run(feedback.receive(receive, {"tone": self.live}))
+        return asyncio.run(feedback.receive({"headers": []}, receive, {"tone": self.live}))
 
 
 @pytest.fixture
@@ -299,6 +303,8 @@ def test_users_who_begin_alike_or_count_their_conversations_alike_keep_arms_of_t
         (chat(vllm_xargs={"steer": "warm"}), {}, "decides how its requests are steered"),
         (chat(steer="warm"), {}, "decides how its requests are steered"),
         (chat(background=True), {}, "background"),
+        (chat(use_beam_search=True), {}, "beam search can't be steered"),
+        (chat(vllm_xargs={"steer_resolved": {}}), {}, "decides how its requests are steered"),
         (chat(), {"x_steer_arm": "nobody"}, "has no arm 'nobody'; arms: control, friendly, prompt"),
         ({**chat(), "model": "model"}, {"x_steer_arm": "friendly"}, "and the model 'model' is none"),
     ],
@@ -360,6 +366,54 @@ def test_an_answer_that_failed_is_recorded_as_that(
         served.chat()
     (row,) = served.rows()
     assert (row["status"], row["counted"]) == (recorded, 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "recorded"),
+    [
+        ({"type": "BadRequestError", "code": 400}, 400),
+        ({"type": "InternalServerError", "code": 503}, 503),
+        ({"type": "invalid_request_error"}, 400),
+        ({"type": "api_error"}, 500),
+    ],
+)
+def test_a_stream_that_breaks_off_has_the_status_of_its_error(
+    served: Served, error: dict[str, Any], recorded: int
+) -> None:
+    served.kind, served.parts = STREAM, [*events({"error": {"message": "x", **error}}), b"data: [DONE]\n\n"]
+    served.ask(chat(stream=True))
+    assert [row["status"] for row in served.rows()] == [recorded]
+
+
+def test_steering_that_the_engine_refuses_is_a_failure_of_the_server(served: Served) -> None:
+    served.status, served.refuses = 400, True
+    served.parts = [json.dumps({"error": {"message": "x", "type": "BadRequestError", "code": 400}}).encode()]
+    assert served.chat(x_steer_arm="friendly")[0] == 400
+    assert served.chat(x_steer_arm="control")[0] == 400
+    assert [row["status"] for row in served.rows()] == [500, 400]
+
+
+def test_requests_that_are_refused_for_what_a_client_sends_stop_nothing(tmp_path: Path) -> None:
+    """One client sends the same bad request again and again, always to its arm."""
+    served, users = Served(tmp_path, guardrails={"latency_p95": 1000.0}), [f"user {i}" for i in range(30)]
+    steered = next(user for user in users if "control" not in served.chat(user)[1]["x-steer-arm"])
+    for user in users * 6:
+        served.chat(user)
+    served.status, served.parts = 400, [b'{"error": {"message": "the prompt is too long", "code": 400}}']
+    for _ in range(200):
+        assert served.chat(steered)[0] == 400
+    served.live.check()
+    assert not served.live.state.stopped
+    assert served.rows()[-1]["status"] == 400
+    counts = overview(served.live.engine, "tone", 1)["arms"]
+    assert sum(arm["refused"] for arm in counts.values()) == 200
+    assert sum(arm["failed"] for arm in counts.values()) == 0
+    served.status = 500
+    for _ in range(200):
+        served.chat(steered)
+    served.live.check()
+    assert "error_rate" in served.live.state.stopped
+    served.live.end()
 
 
 def test_traces_are_read_and_sent_back(served: Served) -> None:
@@ -443,7 +497,6 @@ def test_feedback_about_another_experiment_is_refused(served: Served, tmp_path: 
     [
         (b"no json", 400, "not JSON"),
         (b"[1]", 400, "no object"),
-        (b"x" * 300_000, 413, "more than"),
         (b'{"a":' * 200 + b"1" + b"}" * 200, 400, "nested"),
         ({"metric": "thumbs", "value": True}, 400, "either response_id or conversation_id"),
         ({"response_id": "a", "conversation_id": "b", "metric": "thumbs", "value": True}, 400, "either"),

@@ -7,7 +7,6 @@ import json
 import struct
 import threading
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 
 from steer.serving.engine.admission import Admission
 from steer.serving.http import uploads
+from steer.serving.http.bodies import TooLarge
 from steer.serving.settings import Settings
 from vectors.errors import SteerError
 from vectors.probe import Probe, Readout
@@ -33,12 +33,12 @@ class Request:
     def __init__(self, parts: list[bytes], name: str | None = "warm", **headers: str) -> None:
         self.parts, self.read = parts, 0
         self.headers = {key.replace("_", "-"): value for key, value in headers.items()}
+        self.scope = {"headers": [(key.encode(), value.encode()) for key, value in self.headers.items()]}
         self.query_params = {"name": name} if name else {}
 
-    async def stream(self) -> AsyncIterator[bytes]:
-        for part in self.parts:
-            self.read += 1
-            yield part
+    async def receive(self) -> dict[str, Any]:
+        self.read += 1
+        return {"type": "http.request", "body": self.parts[self.read - 1], "more_body": self.read < len(self.parts)}
 
 
 def admission(*folders: Path) -> Admission:
@@ -68,18 +68,18 @@ def test_a_vector_in_parts_is_the_vector() -> None:
 def test_a_body_is_read_no_further_than_a_vector_of_the_model_can_be() -> None:
     limit = uploads.largest(admission())
     announced = Request([b"x"], content_length=str(limit + 1))
-    with pytest.raises(SteerError, match=f"larger than {limit} bytes"):
+    with pytest.raises(TooLarge, match=f"at most {limit}; send a steering vector"):
         received(announced)
     assert announced.read == 0
     silent = Request([b"x" * (limit // 4)] * 100)
-    with pytest.raises(SteerError, match=f"larger than {limit} bytes"):
+    with pytest.raises(TooLarge, match=f"at most {limit}; send a steering vector"):
         received(silent)
     assert silent.read == 5
 
 
 def test_a_body_of_many_parts_takes_time_in_proportion() -> None:
     async def run() -> list[bytes]:
-        return await uploads.collected(Request([b"x"] * 200_000).stream(), {}, 1 << 20, "the file")
+        return await uploads.collected(Request([b"x"] * 200_000), 1 << 20)
 
     assert len(asyncio.run(run())) == 200_000, "not joined until all is there"
 
@@ -163,12 +163,12 @@ def test_files_that_are_no_vectors_are_refused_from_their_header_on_both_routes(
     tiny = {f"layer.{i}": {"dtype": "F32", "shape": [8], "data_offsets": [0, 32]} for i in range(100_000)}
     few = {name: tiny[name] for name in list(tiny)[:2000]}
     weights = {"model.embed_tokens.weight": {"dtype": "BF16", "shape": [8], "data_offsets": [0, 16]}}
-    for value, reason in ((tiny, "larger than"), (few, "holds 2000 tensors"), (weights, "embed_tokens")):
+    for value, reason in ((tiny, "larger than|at most"), (few, "holds 2000 tensors"), (weights, "embed_tokens")):
         content = header(value) + bytes(32)
         (tmp_path / "big.safetensors").write_bytes(content)
         body = json.dumps({"name": "warm", "path": "big.safetensors"}).encode()
         for request in (Request([content]), Request([body], content_type="application/json")):
-            with pytest.raises(SteerError, match=reason):
+            with pytest.raises((SteerError, TooLarge), match=reason):
                 received(request, tmp_path)
 
 
