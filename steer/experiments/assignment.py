@@ -8,10 +8,10 @@ units and moves none. Another salt gives independent fractions, so two experimen
 from __future__ import annotations
 
 import hashlib
+from json.encoder import encode_basestring
 from typing import NamedTuple
 
 from steer.experiments.specification import Arm, Experiment
-from vectors.storage.files import canonical_json
 
 OUTSIDE, ASSIGNED = "outside", "assigned"
 
@@ -51,8 +51,7 @@ class Decision(NamedTuple):
 
 def fraction(*parts: str) -> float:
     """A number in [0, 1) that depends on these texts alone: the first 53 bits of the SHA-256 of their JSON list."""
-    digest = hashlib.sha256(canonical_json(list(parts)).encode("utf-8", "surrogatepass")).digest()
-    return float((int.from_bytes(digest[:8], "big") >> 11) / 2**53)
+    return float((int.from_bytes(_sha256(*parts).digest()[:8], "big") >> 11) / 2**53)
 
 
 def assign(experiment: Experiment, unit: str, coverage: float) -> Assignment:
@@ -72,5 +71,9 @@ def assign(experiment: Experiment, unit: str, coverage: float) -> Assignment:
 
 def hashed(salt: str, unit: str, kind: str = "unit") -> str:
     """The salted hash under which a unit (or a `kind` of its own, such as a conversation) stands in the log."""
-    text = canonical_json([kind, salt, unit]).encode("utf-8", "surrogatepass")
-    return hashlib.sha256(text).hexdigest()[:32]
+    return _sha256(kind, salt, unit).hexdigest()[:32]
+
+
+def _sha256(*parts: str) -> hashlib._Hash:
+    """The hash of the canonical JSON of a list of texts, which every request needs several times."""
+    return hashlib.sha256(f"[{','.join(map(encode_basestring, parts))}]".encode("utf-8", "surrogatepass"))

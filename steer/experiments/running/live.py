@@ -7,6 +7,7 @@ log, so that a stop reaches every server within a second, and decides the steps 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
 import uuid
@@ -69,6 +70,7 @@ class Live:
         self.stepped = self.checked = self.shared = 0.0
         self.ending = threading.Event()
         self.thread: threading.Thread | None = None
+        self.identity, self.numbers = uuid.uuid4().hex[:20], itertools.count()
 
     @property
     def coverage(self) -> float:
@@ -132,7 +134,7 @@ class Live:
         `texts` are the prompt and the answer, for judges.
         """
         row = {
-            "id": uuid.uuid4().hex,
+            "id": self.new_id(),
             "experiment": self.experiment.name,
             "version": decision.version,
             "arm": decision.arm.name,
@@ -158,6 +160,13 @@ class Live:
         if decision.reason == ASSIGNED and time.monotonic() - self.checked > CHECK:
             self.check()
         return on_disk
+
+    def new_id(self) -> str:
+        """The id of an answer, in 32 hexadecimal digits: 80 random bits of this server, and a number.
+
+        Ids that rise are appended to the index of the log, where random ones would be spread over all of it.
+        """
+        return f"{self.identity}{next(self.numbers):012x}"
 
     def check(self) -> None:
         """Stop the experiment, or note a warning, where an arm is surely outside of a guardrail."""

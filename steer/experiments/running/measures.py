@@ -15,10 +15,22 @@ _PHRASES = (
 )
 _REFUSAL = re.compile(rf"\b(?:{'|'.join(_PHRASES)})".replace("'?", "['’]?"), re.IGNORECASE)
 _BEGINNING = 400  # characters in which a refusal stands
+# Every phrase has one of these; looking for them takes a tenth of the time of the pattern.
+_MARKS = ("sorry", "i can", "i won", "able to", "as an ai", "i must", "against my")
 
 
 def refuses(text: str) -> bool:
     """Whether an answer begins as refusals do. A list of phrases in English: a guardrail, not a measurement."""
+    beginning = text[:_BEGINNING]
+    if beginning.isascii():  # of other letters, some are taken for English ones in lower case
+        lower = beginning.lower()
+        if not any(mark in lower for mark in _MARKS):
+            return False
+    return matches(text)
+
+
+def matches(text: str) -> bool:
+    """`refuses`, by the pattern."""
     return _REFUSAL.search(text, 0, _BEGINNING) is not None
 
 

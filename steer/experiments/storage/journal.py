@@ -23,6 +23,7 @@ Row = tuple[str, Mapping[str, Any]]  # the name of a table, and a row of it
 LARGEST = 1 << 30  # bytes of all files of a process
 SEGMENT = 16 << 20  # bytes of a file, behind which the next one begins
 SUFFIX = ".jsonl"
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def journal_of(file: Path, name: str) -> Path:
@@ -50,7 +51,7 @@ class Journal:
     def append(self, row: Row) -> bool:
         """Append a row; False where it can't be written, as on a full disk. Never raises, and never waits for a disk
         to be flushed."""
-        line = json.dumps(row, separators=(",", ":")).encode() + b"\n"
+        line = _ENCODE(row).encode() + b"\n"
         with self.lock:
             if self.full + self.size + len(line) > self.largest:
                 return False

@@ -13,6 +13,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 # Marks of an event that may be the last one with content. Only events with one of these are parsed.
 LAST = (b'"finish_reason":"', b'"response.completed"', b'"response.incomplete"', b'"message_stop"')
+_ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 BACKGROUND = ("queued", "in_progress")  # statuses of a response that the client fetches later
 
 
@@ -154,6 +155,6 @@ def content_length(content: bytes) -> tuple[bytes, bytes]:
 def compact_json(value: Any) -> bytes:
     """A JSON value as UTF-8 without spaces; where a client's text is no valid Unicode, in escapes."""
     try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+        return _ENCODE(value).encode()
     except UnicodeEncodeError:
         return json.dumps(value, separators=(",", ":")).encode()

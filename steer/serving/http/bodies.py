@@ -136,5 +136,7 @@ def is_form(scope: Message) -> bool:
 
 def header(scope: Message, name: bytes) -> bytes:
     """The first value of a header, by its name in lower case; empty where there is none."""
-    headers: list[tuple[Any, Any]] = scope["headers"]
-    return next((bytes(value) for key, value in headers if key.lower() == name), b"")
+    for key, value in scope["headers"]:
+        if key == name or key.lower() == name:
+            return bytes(value)
+    return b""

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from probes.models.markers import WHAT, Markers
 from steer.serving.engine import frontend_hooks, metrics
 from steer.serving.engine.admission import Admission, explain
-from steer.serving.http import bodies, followed, uploads
+from steer.serving.http import bodies, exposure_metrics, followed, uploads
 from steer.serving.http.fields import Serving
 from steer.serving.http.middleware import Middleware
 from steer.serving.http.routes import FEEDBACK
@@ -39,7 +39,7 @@ class Endpoints:
         self.limits = bodies.Limits(0, 0)  # of the body of a request to vLLM's routes
         self.experiments: dict[str, Live] = {}  # those that run, by name
         self.followed: dict[str, followed.Followed] = {}  # arms that stand for an alias of a store, by name
-        self.following: Any = None  # the task that reads the aliases
+        self.following: list[Any] = []  # the tasks that read the aliases, and the states of the logs
         self.adapters: dict[str, dict[str, str]] = {}  # served names of their LoRA arms, by experiment and arm
 
     def attach_router(self, app: Any) -> None:
@@ -154,7 +154,7 @@ class Endpoints:
         await self._begin_experiments()
         self.followed = followed.begin(self.admission.settings.versions, self.admission)
         if self.followed and self.servers == 1:  # several front ends share no names, so their arms stay what they are
-            self.following = asyncio.create_task(followed.follow(engine_client, self.followed))
+            self.following.append(asyncio.create_task(followed.follow(engine_client, self.followed)))
 
     @property
     def admission(self) -> Admission:
@@ -234,6 +234,7 @@ class Endpoints:
             self.experiments[name] = begun = live.begin(experiment, read)
             begun.start()
             atexit.register(begun.end)
+        self.following.append(asyncio.create_task(exposure_metrics.follow(self.experiments)))
         await self._weights_changed()
 
     async def _weights_changed(self) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from steer.experiments.running.live import Live
 
 ARM_HEADER, CONVERSATION_HEADER = b"x-steer-arm", b"x-steer-conversation"
+_ENCODE = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -115,7 +116,7 @@ def conversation_of(scope: Message, value: Mapping[str, Any], user: str | None) 
     if isinstance(known, str) and known:
         return known, "conversation", False
     first, begins = _first_message(prompt_of(value))
-    return json.dumps([user, first], sort_keys=True, separators=(",", ":")), "first message", begins
+    return _ENCODE([user, first]), "first message", begins
 
 
 def user_of(route: str, value: Mapping[str, Any]) -> str | None:

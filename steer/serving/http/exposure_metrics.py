@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+import functools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from steer.serving.http.experiments import Exposed
 
 if TYPE_CHECKING:
     from steer.experiments.running.live import Live
+
+
+INTERVAL = 1.0  # seconds between two settings of the gauges
 
 
 class _Metrics(NamedTuple):
@@ -42,9 +47,13 @@ def get() -> _Metrics:
 
 def recorded(exposed: Exposed) -> None:
     """Count a recorded answer."""
-    experiment, decision = exposed.live.experiment.name, exposed.decision
-    get().exposures.labels(experiment, decision.arm.name, decision.reason).inc()
-    refresh((exposed.live,))
+    _exposures(exposed.live.experiment.name, exposed.decision.arm.name, exposed.decision.reason).inc()
+
+
+@functools.cache
+def _exposures(experiment: str, arm: str, reason: str) -> Any:
+    """The counter with these labels, which are as few as arms and reasons."""
+    return get().exposures.labels(experiment, arm, reason)
 
 
 def received(live: Live, metric: str) -> None:
@@ -53,9 +62,11 @@ def received(live: Live, metric: str) -> None:
     get().feedback.labels(live.experiment.name, label).inc()
 
 
-def refresh(lives: Iterable[Live]) -> None:
-    """Set the gauges of logs."""
-    for live in lives:
-        now = live.writer.state()
-        get().waiting.labels(live.experiment.name).set(now.waiting)
-        get().dropped.labels(live.experiment.name).set(now.dropped)
+async def follow(lives: Mapping[str, Live]) -> None:
+    """Set the gauges of logs every second. Ends with the task."""
+    while True:
+        for name, live in lives.items():
+            now = live.writer.state()
+            get().waiting.labels(name).set(now.waiting)
+            get().dropped.labels(name).set(now.dropped)
+        await asyncio.sleep(INTERVAL)

@@ -5,6 +5,7 @@ vLLM ignores fields that it does not know, so a misspelt one would be answered u
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +26,7 @@ FORM = f'write {{"{ARGUMENTS}": {{"{EXPRESSION}": "0.8*warm"}}}}'
 ADAPTER_HEADER = b"x-amzn-sagemaker-adapter-identifier"
 
 _BOOLEAN: TypeAdapter[bool] = TypeAdapter(bool)
+_REMEMBERED, _LONGEST = 4096, 64  # keys of requests whose kind is remembered, and their characters at most
 _WORDS = ("steer", "steers", "steered", "steering", "stearing")
 # Fields in which clients put extra arguments by mistake. Others, such as `metadata` and `messages`, are the client's.
 _CONTAINERS = (
@@ -91,6 +93,8 @@ def parsed(text: str | bytes) -> Any:
 
 def is_true(value: Any) -> bool:
     """Whether vLLM takes a value for true: it reads "false" and "off" as false, and refuses what is no boolean."""
+    if value is None or isinstance(value, bool):
+        return bool(value)
     try:
         return _BOOLEAN.validate_python(value)
     except ValidationError:
@@ -99,8 +103,7 @@ def is_true(value: Any) -> bool:
 
 def resembles_steer(key: str) -> bool:
     """Whether a key looks like a misspelt `steer`."""
-    key = _plain(key)
-    return "steer" in key or any(_one_edit(key, word) for word in _WORDS)
+    return kind_of_key(key).steers
 
 
 def misplaced(value: Mapping[str, Any]) -> str | None:
@@ -114,8 +117,7 @@ def misplaced(value: Mapping[str, Any]) -> str | None:
             continue
         if resembles_steer(key):
             return key
-        plain = _plain(key)
-        if any(plain == name or _one_edit(plain, name) for name in _CONTAINERS):
+        if kind_of_key(key).contains:
             inner = _asks(field)
             if inner is not None:
                 return f"{key}.{inner}"
@@ -138,8 +140,7 @@ def steering_in(value: Any, serving: Serving) -> str | None:
             if serving.names_steering(item.get("model")):
                 return "model"
             for key, field in item.items():
-                plain = _plain(key)
-                if any(plain == name or _one_edit(plain, name) for name in _CONTAINERS):
+                if kind_of_key(key).contains:
                     inner = _asks(parsed(field) if isinstance(field, str) else field)
                     if inner is not None:
                         return f"{key}.{inner}"
@@ -164,6 +165,30 @@ def _asks(field: Any) -> str | None:
             if inner_key is not None:
                 return f"{key}.{inner_key}"
     return None
+
+
+class KeyKind(NamedTuple):
+    """Whether a key looks like a misspelt `steer`, and whether it does like a field for extra arguments."""
+
+    steers: bool
+    contains: bool
+
+
+def kind_of_key(key: str) -> KeyKind:
+    """What a key of a request looks like. Requests have the same keys again and again, so short ones are remembered."""
+    return _remembered_kind(key) if len(key) <= _LONGEST else compared(key)
+
+
+def compared(key: str) -> KeyKind:
+    """`kind_of_key`, by comparing the key with all words."""
+    plain = _plain(key)
+    return KeyKind(
+        "steer" in plain or any(_one_edit(plain, word) for word in _WORDS),
+        any(plain == name or _one_edit(plain, name) for name in _CONTAINERS),
+    )
+
+
+_remembered_kind = functools.lru_cache(_REMEMBERED)(compared)
 
 
 def _plain(key: str) -> str:

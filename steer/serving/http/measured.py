@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
@@ -119,8 +120,7 @@ class MeasuredAnswer:
             return body
         self._read(value)
         if value.get("model") == self.exposed.served and self.status == 200:
-            value["model"] = self.exposed.called
-            return compact_json(value)
+            return renamed(body, value, self.exposed.served, self.exposed.called)
         return body
 
     def _events(self, body: bytes, more: bool) -> bytes:
@@ -191,6 +191,11 @@ class MeasuredAnswer:
         if isinstance(reason, str) and reason:
             self.stops.append(reason)
 
+    @functools.cached_property
+    def text(self) -> str:
+        """The text of the answer, once it is recorded."""
+        return "".join(self.texts)[:LONGEST_TEXT]
+
     def record(self) -> None:
         """Record the answer, once."""
         if self.recorded:
@@ -200,8 +205,7 @@ class MeasuredAnswer:
         if isinstance(prompt, str) and self.scope["path"].endswith("/responses"):  # what a user says, and no raw text
             prompt = [{"role": "user", "content": prompt}]
         prompt = json.dumps(prompt, ensure_ascii=False) if self.exposed.live.experiment.judges else ""
-        texts = prompt, "".join(self.texts)[:LONGEST_TEXT]
-        self.exposed.live.record(self.exposed.decision, self.measured(), texts)
+        self.exposed.live.record(self.exposed.decision, self.measured(), (prompt, self.text))
         exposure_metrics.recorded(self.exposed)
         annotate(self.exposed, self.scope, self.at)
 
@@ -223,8 +227,7 @@ class MeasuredAnswer:
 
     def measured(self) -> dict[str, Any]:
         """What is measured of the answer, as columns of the exposures."""
-        now, usage = time.monotonic(), self.usage
-        text = "".join(self.texts)[:LONGEST_TEXT]
+        now, usage, text = time.monotonic(), self.usage, self.text
         receipt = (self.request.total() if self.request is not None else None) or {}
         details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
         # Counted as in the answers of arms that are not steered. A receipt counts the tokens that the model has read,
@@ -255,6 +258,15 @@ class MeasuredAnswer:
             "prompt": json.dumps(self.exposed.prompt) if texts else None,
             "answer": text if texts else None,
         }
+
+
+def renamed(body: bytes, value: dict[str, Any], served: str, called: str) -> bytes:
+    """The JSON body of an answer, parsed in `value`, with another name of the model."""
+    # Quotes inside JSON strings are escaped, so that this pattern matches fields alone; the only one is the answer's.
+    field = b'"model":' + json.dumps(served).encode()
+    if body.count(b'"model":') == body.count(field) == 1:
+        return body.replace(field, b'"model":' + json.dumps(called).encode())
+    return compact_json({**value, "model": called})
 
 
 def annotate(exposed: Exposed, scope: Message, began: float) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 import trials
+from hypothesis import given
 
 from steer.experiments.assignment import assign, fraction, hashed
 from steer.experiments.specification import Arm, Experiment, Metric, Namespace
+from vectors.storage.files import canonical_json
 
 
 def experiment(weights: tuple[float, ...] = (0.5, 0.5), salt: str = "tone-0123456789", **more: object) -> Experiment:
@@ -38,6 +42,14 @@ def test_a_fraction_is_the_same_on_every_machine(parts: tuple[str, ...], value: 
 def test_arms_of_known_units_never_change() -> None:
     arms = "".join(assign(experiment((0.2, 0.3, 0.5)), f"unit-{i}", 1.0).arm[-1] for i in range(60))
     assert arms == "201222112212022222221220121120021220222220100201102222221010"
+
+
+@given(st.lists(st.text(st.characters(codec=None)), min_size=1, max_size=4))  # halves of characters too
+def test_hashes_are_those_of_the_canonical_json_of_a_list(parts: list[str]) -> None:
+    digest = hashlib.sha256(canonical_json(parts).encode("utf-8", "surrogatepass")).digest()
+    assert fraction(*parts) == (int.from_bytes(digest[:8], "big") >> 11) / 2**53
+    text = canonical_json(["unit", parts[0], parts[-1]]).encode("utf-8", "surrogatepass")
+    assert hashed(parts[0], parts[-1]) == hashlib.sha256(text).hexdigest()[:32]
 
 
 def test_where_one_part_ends_matters() -> None:

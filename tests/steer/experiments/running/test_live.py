@@ -72,6 +72,13 @@ def test_an_answer_is_one_row(start: Start) -> None:
     assert row["unit"] != row["conversation"]
 
 
+def test_answers_have_ids_of_their_own_over_servers_and_rise_in_each(start: Start) -> None:
+    ids = [[server.new_id() for _ in range(300)] for server in (start(), start())]
+    assert ids == [sorted(each) for each in ids]
+    assert len({*ids[0], *ids[1]}) == 600
+    assert {len(each) for each in ids[0]} == {32}
+
+
 def test_a_forced_arm_does_not_count_and_moves_nobody(start: Start) -> None:
     running = start()
     before = running.decide(conversation("ann"))

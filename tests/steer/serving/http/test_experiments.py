@@ -25,6 +25,7 @@ from steer.serving.engine.admission import Admission
 from steer.serving.http import feedback
 from steer.serving.http.bodies import Limits
 from steer.serving.http.fields import Serving
+from steer.serving.http.measured import renamed
 from steer.serving.http.middleware import Middleware
 from steer.serving.http.routes import KINDS
 from steer.serving.settings import Settings
@@ -169,6 +170,20 @@ def test_an_answer_names_what_the_client_called_and_is_one_row(served: Served) -
     assert row["prompt"] is row["answer"] is row["ttft"] is None
     assert row["latency"] > 0
     assert "ann" not in json.dumps(row)
+
+
+@pytest.mark.parametrize(
+    ("more", "same"),
+    [({}, True), ({"note": 'a "model": b'}, True), ({"inner": {"model": "model"}}, False), ({"model": "other"}, True)],
+)
+def test_an_answer_gets_the_called_name_and_nothing_else_changes(more: dict[str, Any], same: bool) -> None:
+    value = {"id": "é\u2028", "x": 1e-7, "model": 'a "b"', **more}
+    body = json.dumps(value, separators=(",", ":")).encode()
+    for served in (value["model"], "model"):
+        found = renamed(body, value, served, "töne")
+        assert json.loads(found) == {**value, "model": "töne"}
+        if same and served == value["model"]:  # to the byte: numbers and escapes too
+            assert found == body.replace(json.dumps(served).encode(), json.dumps("töne").encode())
 
 
 def test_the_receipt_decides_the_composition_and_all_arms_count_tokens_alike(served: Served) -> None:
