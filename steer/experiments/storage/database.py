@@ -19,6 +19,7 @@ from vectors.errors import SteerError
 
 INSTRUCTIONS = 1_000_000  # of SQLite, about 20 ms, after which signals are handled
 WAIT = 5  # seconds for a lock, and for a connection
+_PARAMETERS = 500  # of one statement, which some builds of SQLite allow 999 of
 _MIGRATING = 0x73746565_72616262 & 0x7FFFFFFF_FFFFFFFF  # key of the lock of PostgreSQL under which a log is migrated
 
 
@@ -98,16 +99,35 @@ def insert(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any
     """Insert rows into a table; those whose id is there already are left out. Answers are added to the sums."""
     if not rows:
         return
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    columns = [column.name for column in table.columns]
-    whole = [{name: row.get(name) for name in columns} for row in rows]
-    statement = dialect.insert(table).on_conflict_do_nothing()
-    if table is not EXPOSURES:
-        connection.execute(statement, whole)
+    if table is EXPOSURES:
+        sums.add(connection, _insert_answers(connection, rows))
         return
-    new = set(connection.execute(statement.returning(EXPOSURES.c.id), whole).scalars())
-    by_id = {row["id"]: row for row in reversed(whole) if row["id"] in new}  # of one id, the first row is written
-    sums.add(connection, list(by_id.values()))
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    whole = [{column.name: row.get(column.name) for column in table.columns} for row in rows]
+    connection.execute(dialect.insert(table).on_conflict_do_nothing(), whole)
+
+
+def _insert_answers(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Insert answers, and return those that were not there. Of one id, the first row is written."""
+    by_id: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        by_id.setdefault(row["id"], row)
+    if connection.dialect.name == "postgresql":
+        whole = [{column.name: row.get(column.name) for column in EXPOSURES.columns} for row in by_id.values()]
+        statement = postgresql.insert(EXPOSURES).on_conflict_do_nothing().returning(EXPOSURES.c.id)
+        return [by_id[name] for name in connection.execute(statement, whole).scalars()]
+    # One transaction of SQLite writes at a time, so what is not there now is new.
+    ids = list(by_id)
+    for start in range(0, len(ids), _PARAMETERS):
+        these = ids[start : start + _PARAMETERS]
+        query = f"SELECT id FROM exposures WHERE id IN ({','.join('?' * len(these))})"
+        for name in connection.exec_driver_sql(query, tuple(these)).scalars().all():
+            del by_id[name]
+    if by_id:
+        names = EXPOSURES.columns.keys()
+        statement = f"INSERT INTO exposures ({', '.join(names)}) VALUES ({','.join('?' * len(names))})"
+        connection.exec_driver_sql(statement, [tuple(map(row.get, names)) for row in by_id.values()])
+    return list(by_id.values())
 
 
 def write(engine: Engine, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> None:

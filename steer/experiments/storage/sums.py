@@ -7,7 +7,9 @@ about 400. Whoever writes takes `lock` first, before any other row.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,8 +26,11 @@ LARGEST = 1e300  # a metric beyond it, or none that is a number, is left out
 CHUNK = 500  # units of one statement
 WHOLE, KEYS = "", ("experiment", "version", "arm", "reason", "counted")
 PARTS = ("mean", "mean_squared", "y", "yy", "x", "xx", "xy")
+_NOTHING = {f"{kind}_{name}": 0.0 for name in SUMMED for kind in "yx"}
 _SQUARED = {"tokens": "response_tokens", "repetition": "repetition"}
 _OF_UNIT = tuple(column.name for column in UNITS.c if not column.primary_key)
+_key_of = operator.itemgetter(*KEYS)
+_PAIRS = tuple((name, f"y_{name}", f"x_{name}") for name in SUMMED)
 _COUNTS = tuple(column.name for column in TALLIES.c if column.name not in (*KEYS, "first", "last"))
 
 Row = Mapping[str, Any]
@@ -191,7 +196,7 @@ def _measured(row: Row, name: str) -> float | None:
 
 def _origin(connection: Connection, experiment: str, version: int, first: float) -> float:
     """Where the slots of a version begin, which is `first` where nothing has been added yet."""
-    made = _insert(connection, SLOT_ORIGINS).on_conflict_do_nothing()
+    made = _insert(connection.dialect.name, SLOT_ORIGINS).on_conflict_do_nothing()
     connection.execute(made, {"experiment": experiment, "version": version, "at": first})
     query = select(SLOT_ORIGINS.c.at).where(_of(SLOT_ORIGINS, experiment, version))
     return float(connection.execute(query).scalar_one())
@@ -208,38 +213,48 @@ def _with(answers: Sequence[Row], old: Row | None) -> dict[str, Any]:
     first = answers[0]
     new: dict[str, Any] = dict(old) if old is not None else {
         "experiment": first["experiment"], "version": first["version"], "unit": first["unit"], "arm": first["arm"],
-        "arms": 1, "first": first["at"], **{f"{kind}_{name}": 0.0 for name in SUMMED for kind in "yx"},
+        "arms": 1, "first": first["at"], **_NOTHING,
     }  # fmt: skip
     for row in answers:
         if row["arm"] != new["arm"]:
             new["arms"], new["arm"] = 2, min(new["arm"], row["arm"])
         new["first"] = min(new["first"], row["at"])
-        for name in SUMMED:
-            value = _measured(row, name) if row["status"] == 200 else None
+        if row["status"] != 200:
+            continue
+        for name, of_y, of_x in _PAIRS:
+            value = _measured(row, name)
             if value is not None:
-                new[f"y_{name}"] += value
-                new[f"x_{name}"] += 1
+                new[of_y] += value
+                new[of_x] += 1
     return new
 
 
 def _give(changes: dict[Sum, list[float]], unit: Row, origin: float, sign: int) -> None:
     """Add what a unit gives to the sums, or with `sign` -1 take it away."""
 
-    def change(metric: str, arm: str, slot: int, *values: float) -> None:
-        entry = changes.setdefault((metric, arm, slot), [0, *(0.0 for _ in PARTS)])
-        entry[0] += sign
-        for index, value in enumerate(values, 1):
-            entry[index] += sign * value
+    def sum_of(metric: str, arm: str, slot: int) -> list[float]:
+        key = metric, arm, slot
+        if key not in changes:
+            changes[key] = [0, *(0.0 for _ in PARTS)]
+        return changes[key]
 
     if unit["arms"] > 1:
-        change(WHOLE, "", 0)
+        sum_of(WHOLE, "", 0)[0] += sign
         return
     arm, slot = unit["arm"], slot_of(unit["first"] - origin)
-    change(WHOLE, arm, slot)
-    for name in SUMMED:
-        y, x = unit[f"y_{name}"], unit[f"x_{name}"]
-        if x > 0:
-            change(name, arm, slot, y / x, (y / x) * (y / x), y, y * y, x, x * x, x * y)
+    sum_of(WHOLE, arm, slot)[0] += sign
+    for name, of_y, of_x in _PAIRS:
+        y, x = unit[of_y], unit[of_x]
+        if x > 0:  # written out, since it is done for every answer that is logged
+            found, mean, signed = sum_of(name, arm, slot), y / x, sign * y
+            found[0] += sign
+            found[1] += sign * mean
+            found[2] += sign * mean * mean
+            found[3] += signed
+            found[4] += signed * y
+            found[5] += sign * x
+            found[6] += sign * x * x
+            found[7] += signed * x
 
 
 def _change(connection: Connection, experiment: str, version: int, changes: Mapping[Sum, Sequence[float]]) -> None:
@@ -255,8 +270,10 @@ def _tally(connection: Connection, rows: Sequence[Row], sign: int) -> None:
     """Add answers to the tallies, or with `sign` -1 take them away."""
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
-        key, at, status = tuple(row[name] for name in KEYS), row["at"], row["status"]
-        entry = found.setdefault(key, {"first": at, "last": at, **dict.fromkeys(_COUNTS, 0)})
+        key, at, status = _key_of(row), row["at"], row["status"]
+        if key not in found:
+            found[key] = {"first": at, "last": at, **dict.fromkeys(_COUNTS, 0)}
+        entry = found[key]
         entry["first"], entry["last"] = min(entry["first"], at), max(entry["last"], at)
         entry["answers"] += sign
         if status >= outcomes.FIRST_ERROR:
@@ -266,8 +283,9 @@ def _tally(connection: Connection, rows: Sequence[Row], sign: int) -> None:
         for name, column in _SQUARED.items():
             measured = _measured(row, column)
             if measured is not None:
-                for part, each in (("count", 1), ("sum", measured), ("squares", measured**2)):
-                    entry[f"{name}_{part}"] += sign * each
+                entry[f"{name}_count"] += sign
+                entry[f"{name}_sum"] += sign * measured
+                entry[f"{name}_squares"] += sign * measured**2
     values = [{**dict(zip(KEYS, key, strict=True)), **entry} for key, entry in found.items()]
     how: dict[str, str | None] = {name: "+" for name in _COUNTS}
     _put(connection, TALLIES, values, how | {"first": "<", "last": ">"} if sign > 0 else how)
@@ -310,18 +328,23 @@ def _tallied() -> list[ColumnElement[Any]]:
     return [*columns, count(refused)]
 
 
-def _insert(connection: Connection, table: Table) -> Any:
-    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
+def _insert(dialect: str, table: Table) -> Any:
+    return (postgresql if dialect == "postgresql" else sqlite).insert(table)
 
 
 def _put(connection: Connection, table: Table, rows: Sequence[Row], changes: Mapping[str, str | None]) -> None:
     """Insert rows; of those that are there, change columns: add (`+`), take the lesser or greater, or replace."""
-    if not rows:
-        return
-    made = _insert(connection, table)
+    if rows:
+        connection.execute(_putting(connection.dialect.name, table, tuple(changes.items())), list(rows))
+
+
+@functools.cache
+def _putting(dialect: str, table: Table, changes: tuple[tuple[str, str | None], ...]) -> Any:
+    """The statement of `_put`, which takes longer to make than to run."""
+    made = _insert(dialect, table)
     old, new = table.c, made.excluded
     what: dict[str, Any] = {}
-    for name, how in changes.items():
+    for name, how in changes:
         if how == "+":
             what[name] = old[name] + new[name]
         elif how is None:
@@ -330,4 +353,4 @@ def _put(connection: Connection, table: Table, rows: Sequence[Row], changes: Map
             better = new[name] < old[name] if how == "<" else new[name] > old[name]
             what[name] = case((better, new[name]), else_=old[name])
     keys = [column.name for column in table.primary_key]
-    connection.execute(made.on_conflict_do_update(index_elements=keys, set_=what), list(rows))
+    return made.on_conflict_do_update(index_elements=keys, set_=what)

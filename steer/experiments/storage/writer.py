@@ -16,11 +16,13 @@ from sqlalchemy.exc import InternalError, OperationalError, SQLAlchemyError
 from steer.experiments.storage import journal
 from steer.experiments.storage.database import prepare, reason_of, write
 from steer.experiments.storage.journal import Journal, Row
-from steer.experiments.storage.tables import ALL
+from steer.experiments.storage.tables import ALL, EVENTS
 from vectors.errors import SteerError
 
 BATCH = 1000  # rows of one transaction
-INTERVAL = 0.2  # seconds for which rows are collected
+INTERVAL = (
+    1.0  # seconds for which rows are collected: a transaction takes as long as fifty rows; events wait not at all
+)
 WAITING = 10_000  # rows in memory, while the journal can't be written
 LONGEST_PAUSE = 2.0  # seconds between attempts while the database is away
 
@@ -54,13 +56,14 @@ class Writer:
     def add(self, table: str, row: Mapping[str, Any]) -> bool:
         """Take a row; whether it is on disk, where it outlives this process."""
         row = cleaned(row)
-        if self.journal.append((table, row)):
-            return True
-        if len(self.memory) < self.most_waiting:
+        on_disk = self.journal.append((table, row))
+        if not on_disk and len(self.memory) < self.most_waiting:
             self.memory.append((table, row))
-        else:
+        elif not on_disk:
             self.dropped += 1
-        return False
+        if table == EVENTS.name:  # such as a stop, which other servers are to see
+            self.attempt_now.set()
+        return on_disk
 
     def state(self) -> LogState:
         """How the log is doing now."""
