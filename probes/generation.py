@@ -7,6 +7,7 @@ share changes a completion.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,10 +17,12 @@ from torch import Tensor
 from probes.interventions import Intervention, no_intervention
 from probes.models.completions import Completion
 from probes.models.loading import memory_reported
+from probes.models.packed_linear import packed_linear
 from probes.seeds import child_seed
 from vectors.events import Event, OnEvent, ignore
 
 BATCH = 64  # rows of a batch
+FEW = 3  # rows for which reordering the weights takes longer than it saves
 
 
 def generate(
@@ -87,7 +90,8 @@ def generate_batch(
     sampling: dict[str, Any] = {}
     if temperature > 0:
         sampling["logits_processor"] = [NamedNoise(names, temperature, seed)]
-    with memory_reported(), intervention(lengths), torch.inference_mode():
+    packed = packed_linear(model) if len(prompts) > FEW else contextlib.nullcontext()
+    with memory_reported(), packed, intervention(lengths), torch.inference_mode():
         output = model.generate(
             input_ids=torch.tensor(ids, device=device),
             attention_mask=torch.tensor(mask, device=device),

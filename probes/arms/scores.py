@@ -27,6 +27,7 @@ from probes.logits import completion_logits
 from probes.models import residual
 from probes.models.completions import Completion
 from probes.models.loading import memory_reported
+from probes.models.packed_linear import packed_linear
 from probes.steered import LayerTerm, Steering, block_hook, require_fit, resolved, terms_by_layer
 from vectors.expression import Composition
 from vectors.probe import Probe
@@ -90,7 +91,7 @@ class Completions:
         used = {id(v): (name, v) for each in composed if each is not None for name, v in each.vectors.items()}
         require_fit(self.model, list(used.values()), any_base)
         indices = [index for index, each in enumerate(self.completions) if each.completion_ids]
-        with memory_reported(), torch.inference_mode():
+        with memory_reported(), torch.inference_mode(), packed_linear(self.model):
             shared = shares_prefixes(self.model, self.completions)
             alone = {
                 index: self._one_by_one(compositions[index], named[index], read[index], any_base)

@@ -2,11 +2,13 @@
 
     .venv/bin/python tests/bench/sweep.py [--items 64] [--layers 30] [--rounds 3] [--persona FILE]
 
-Both give the log-likelihood of every token of every completion at every layer and strength. The naive loop takes one
-composition at a time: hooks on the whole model, a pass over each completion. Ours computes what compositions share
-once (`probes.arms`). A round measures each layer once by both, in turn, so that a drift of the machine meets them
-alike; the order of the two changes from layer to layer. `--layers N` takes N evenly spaced layers, whose mean is that
-of all, so that a few stand for the full sweep. Seconds are those that the process had a processor, with one thread.
+All give the log-likelihood of every token of every completion at every layer and strength. The naive loop takes one
+composition and one text at a time: hooks on the model, its logits at every token. The batched loop takes one
+composition at a time too, but eight texts of like length a pass, and logits of completion tokens only. Ours computes
+what compositions share once (`probes.arms`). A round measures each layer once by all, in turn, so that a drift of the
+machine meets them alike; the order changes from layer to layer. `--layers N` takes N evenly spaced layers, whose mean
+is that of all, so that a few stand for the full sweep. Seconds are those that the process had a processor, with one
+thread.
 
 The limit is the multiplications that every composition needs, whatever is shared: its blocks above the steered layer
 for each distinct token, and the head for each distinct position, at the rate at which this machine multiplies matrices
@@ -26,7 +28,7 @@ from figures import machine, spread
 
 from probes.arms.scores import Completions
 from probes.interventions import no_intervention, steering
-from probes.logits import completion_logits, log_likelihoods
+from probes.logits import completion_logits, log_likelihoods, logits_of
 from probes.models import loading, residual
 from probes.models.completions import completions_of
 
@@ -79,10 +81,22 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     directions = {layer: torch.randn(residual.hidden_size(model), generator=generator) / 10 for layer in layers}
 
+    def steered_by(layer: int, strength: float) -> Any:
+        return steering(model, {layer: strength * directions[layer]}) if strength else no_intervention
+
     def naive(layer: int) -> list[list[list[float]]]:
+        return [
+            [
+                log_likelihoods(logits_of(model, each, steered)[each.prompt_length - 1 : -1], each.completion_ids)
+                for each in completions
+            ]
+            for steered in (steered_by(layer, strength) for strength in STRENGTHS)
+        ]
+
+    def batched(layer: int) -> list[list[list[float]]]:
         results = []
         for strength in STRENGTHS:
-            steered = steering(model, {layer: strength * directions[layer]}) if strength else no_intervention
+            steered = steered_by(layer, strength)
             logs = {
                 i: log_likelihoods(logits, completions[i].completion_ids)
                 for i, logits in completion_logits(model, completions, steered)
@@ -90,31 +104,36 @@ def main() -> None:
             results.append([logs[i] for i in range(len(completions))])
         return results
 
-    seconds: dict[str, list[float]] = {"naive": [], "steer": []}
+    seconds: dict[str, list[float]] = {"naive": [], "batched": [], "steer": []}
     greatest = 0.0
     tokens = positions = 0
     for number in range(arguments.rounds):
         scored = Completions(model, completions)
-        took = {"naive": 0.0, "steer": 0.0}
+        took = dict.fromkeys(seconds, 0.0)
         for turn, layer in enumerate(layers):
 
             def ours(layer: int = layer, scored: Completions = scored) -> list[Any]:
                 return scored.scores([{layer: s * directions[layer]} if s else None for s in STRENGTHS])
 
-            results = {}
-            contestants = [("naive", lambda layer=layer: naive(layer)), ("steer", ours)]
+            results: dict[str, list[Any]] = {}
+            contestants = [
+                ("naive", lambda layer=layer: naive(layer)),
+                ("batched", lambda layer=layer: batched(layer)),
+                ("steer", ours),
+            ]
             for name, run in contestants[:: 1 if (turn + number) % 2 else -1]:
                 started = time.process_time()
                 results[name] = run()
                 took[name] += time.process_time() - started
-            for theirs, mine in zip(results["naive"], results["steer"], strict=True):
-                for a, b in zip(theirs, mine.log_likelihoods, strict=True):
-                    greatest = max(greatest, float((torch.tensor(a).double() - b).abs().max()))
+            for reference in ("naive", "batched"):
+                for theirs, mine in zip(results[reference], results["steer"], strict=True):
+                    for a, b in zip(theirs, mine.log_likelihoods, strict=True):
+                        greatest = max(greatest, float((torch.tensor(a).double() - b).abs().max()))
         tokens = sum(int((part.depths >= 0).sum()) for part in scored.parts or [])
         positions = sum(len(part.kept) for part in scored.parts or [])
         for name, value in took.items():
             seconds[name].append(value)
-        print(f"round {number + 1}: naive {took['naive']:.1f} s, steer {took['steer']:.1f} s", flush=True)
+        print(f"round {number + 1}: " + ", ".join(f"{name} {value:.1f} s" for name, value in took.items()), flush=True)
 
     block = sum(p.numel() for p in residual.blocks(model)[0].parameters())
     head = residual.text_config(model).vocab_size * residual.hidden_size(model)
@@ -126,8 +145,10 @@ def main() -> None:
     print(f"{len(completions)} completions, {sum(each.length for each in completions)} tokens, {tokens} distinct")
     print(f"greatest difference of a token's log-likelihood: {greatest:.1e}")
     for name, values in seconds.items():
-        print(f"{name:6} {spread(values)} s")
-    print(f"naive / steer {spread([a / b for a, b in zip(seconds['naive'], seconds['steer'], strict=True)])}")
+        print(f"{name:7} {spread(values)} s")
+    for name in ("naive", "batched"):
+        ratios = [a / b for a, b in zip(seconds[name], seconds["steer"], strict=True)]
+        print(f"{name + ' / steer':15} {spread(ratios)}")
     print(f"limit {limit:.1f} s: steer takes {spread([value / limit for value in seconds['steer']])} times that")
 
 
