@@ -157,4 +157,39 @@ TALLIES = Table(
     Column("refused", Integer, nullable=False, server_default="0"),
 )
 
+# The newest value of each response or conversation that feedback is about (`about` is "response:" or "conversation:"
+# with its id), and the unit for which it counts; `ratings` keeps these tables, as `sums` keeps those above.
+RATINGS = Table(
+    "ratings",
+    METADATA,
+    Column("experiment", Text, primary_key=True),
+    Column("about", Text, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("metric", Text, primary_key=True),
+    Column("unit", Text, nullable=False),
+    Column("value", Double, nullable=False),
+)
+
+# What the ratings of a unit add up to: their sum, and how many there are.
+UNIT_RATINGS = Table(
+    "unit_ratings",
+    METADATA,
+    Column("experiment", Text, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("unit", Text, primary_key=True),
+    Column("metric", Text, primary_key=True),
+    Column("y", Double, nullable=False),
+    Column("x", Double, nullable=False),
+)
+
+# How many pieces of feedback there are, comments and demonstrations too.
+FEEDBACK_COUNTS = Table(
+    "feedback_counts",
+    METADATA,
+    Column("experiment", Text, primary_key=True),
+    Column("metric", Text, primary_key=True),
+    Column("mark", Text, primary_key=True),
+    Column("pieces", Integer, nullable=False),
+)
+
 ALL = {table.name: table for table in (EXPERIMENTS, EXPOSURES, FEEDBACK, EVENTS)}
