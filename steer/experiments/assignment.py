@@ -8,6 +8,7 @@ units and moves none. Another salt gives independent fractions, so two experimen
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from json.encoder import encode_basestring
 from typing import NamedTuple
 
@@ -47,6 +48,7 @@ class Decision(NamedTuple):
     unit: str
     source: str
     conversation: str
+    epoch: int | None = None
 
 
 def fraction(*parts: str) -> float:
@@ -54,8 +56,14 @@ def fraction(*parts: str) -> float:
     return float((int.from_bytes(_sha256(*parts).digest()[:8], "big") >> 11) / 2**53)
 
 
-def assign(experiment: Experiment, unit: str, coverage: float) -> Assignment:
-    """The arm of a unit while an experiment covers this share of the units."""
+def assign(
+    experiment: Experiment, unit: str, coverage: float, weights: Mapping[str, float] | None = None
+) -> Assignment:
+    """The arm of a unit while an experiment covers this share of the units.
+
+    `weights` are by arm, those of the file by default. A unit keeps its arm where weights stay; where they change,
+    whoever assigns must remember it (`running.adaptive`).
+    """
     space = experiment.namespace
     if space is not None and not space.start <= fraction("namespace", space.name, unit) < space.end:
         return Assignment(experiment.control.name, OUTSIDE)
@@ -63,7 +71,7 @@ def assign(experiment: Experiment, unit: str, coverage: float) -> Assignment:
         return Assignment(experiment.control.name, OUTSIDE)
     position, cumulative = fraction("arm", experiment.salt, unit), 0.0
     for arm in experiment.arms:
-        cumulative += arm.weight
+        cumulative += arm.weight if weights is None else weights[arm.name]
         if position < cumulative:
             return Assignment(arm.name, ASSIGNED)
     return Assignment(next(arm.name for arm in reversed(experiment.arms) if arm.weight > 0), ASSIGNED)

@@ -27,10 +27,12 @@ from steer.experiments.specification import (
     DIRECTIONS,
     GUARDRAILS,
     KINDS,
+    METHODS,
     ON_BREACH,
     PER,
     SERVER_METRICS,
     UNITS,
+    Allocation,
     Experiment,
     Judge,
     Metric,
@@ -113,6 +115,9 @@ EXPERIMENT = known(
         "model": _LINE, "vectors": schema.mapping_of(_LINE), "unit": _UNIT, "coverage": share,
         "salt": schema.text(r"[^\0]{1,200}", "text of 1 to 200 characters"),
         "namespace": known({"name": _NAME, "range": schema.tuple_of(share, share, wanted="a range like [0, 0.5]")}, {}),
+        "allocation": known(
+            {"method": schema.one_of(*METHODS)}, {"smallest_share": share, "every": schema.whole(1, 86_400)}
+        ),
         "secondary": schema.list_of(_METRIC, 50),
         "guardrails": known({}, dict.fromkeys(GUARDRAILS, _positive)),
         "judges": schema.list_of(_JUDGE, 20), "ramp": schema.list_of(share, 20),
@@ -165,6 +170,7 @@ def check(
         composed = arms_of(values, file.parent, resolvers)
         problems += composed.problems
         problems += _problems_of_weights(given)
+        problems += _problems_of_allocation(values, given)
         readouts = _readouts(values, file.parent)
         problems += problems_of_model(composed, readouts, model or values.get("model"), model, values.get("model"))
     problems += _problems_between(values, file.parent)
@@ -184,6 +190,27 @@ def _problems_of_weights(arms: Mapping[str, Any]) -> list[str]:
         return [f"the arms {', '.join(without)} have no weight: give one to every arm, or to none"]
     total = sum(_share(weight) or 0.0 for weight in given)
     return [f"the weights of the arms sum to {total:.6g}, not to 1"] if given and abs(total - 1) > 1e-6 else []
+
+
+def _problems_of_allocation(values: Mapping[str, Any], arms: Mapping[str, Any]) -> list[str]:
+    """Why the weights of these arms can't be adapted."""
+    if not isinstance(values.get("allocation"), Mapping):
+        return []
+    problems, metric = [], values.get("metric")
+    if isinstance(metric, Mapping) and metric.get("smallest_effect") is None:
+        problems.append("allocation needs metric.smallest_effect: arms that differ by less are equally good")
+    given = values["allocation"].get("smallest_share")
+    smallest = _share(Allocation.smallest_share if given is None else given)
+    if smallest is None:
+        return problems
+    if not 0 < smallest * len(arms) < 1:
+        return [*problems, f"allocation.smallest_share is {smallest:g}, which {len(arms)} arms can't have each: "
+                f"give one above 0 and below {1 / max(len(arms), 1):.3g}"]  # fmt: skip
+    for name, arm in arms.items():
+        weight = _share((arm or {}).get("weight", 1 / len(arms)))
+        if weight is not None and weight < smallest:
+            problems.append(f"the arm {name} has the weight {weight:g}, below allocation.smallest_share {smallest:g}")
+    return problems
 
 
 def _readouts(values: Mapping[str, Any], folder: Path) -> dict[str, Probe]:
@@ -290,6 +317,7 @@ def _built(values: Mapping[str, Any], file: Path, composed: Arms, readouts: Mapp
         unit=unit if isinstance(unit, str) else f"header:{unit['header'].lower()}",
         coverage=_share(values.get("coverage", 1.0)) or 0.0,
         namespace=Namespace(space["name"], *map(float, map(_share, space["range"]))) if space else None,  # type: ignore[arg-type]
+        allocation=_allocation(values["allocation"]) if "allocation" in values else None,
         secondary=tuple(map(_metric, values.get("secondary", ()))),
         guardrails=guardrails,
         judges=judges,
@@ -305,6 +333,13 @@ def _built(values: Mapping[str, Any], file: Path, composed: Arms, readouts: Mapp
         readouts=readouts,
         files={name: file.parent / Path(path).expanduser() for name, path in values.get("vectors", {}).items()},
     )
+
+
+def _allocation(values: Mapping[str, Any]) -> Allocation:
+    given = {key: value for key, value in values.items() if value is not None}
+    if "smallest_share" in given:
+        given["smallest_share"] = _share(given["smallest_share"])
+    return Allocation(**given)
 
 
 class Address(NamedTuple):

@@ -6,11 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine, func, select
 
 from steer.experiments.storage import state
+from steer.experiments.storage.epochs import Epoch, epochs_of
 from steer.experiments.storage.figures import Analysis, analysis
-from steer.experiments.storage.tables import EXPERIMENTS, FEEDBACK_COUNTS
+from steer.experiments.storage.tables import EXPERIMENTS, FEEDBACK
 from vectors.errors import UsageError
 
 
@@ -52,8 +53,21 @@ def described(engine: Engine, name: str, version: int) -> dict[str, Any]:
         "stopped": now.stopped or None,
         "dropped": sum(event["count"] or 0 for event in events if event["kind"] == state.DROPPED),
         "arms": [arm["name"] for arm in content["arms"]],
+        "allocation": _allocation(engine, name, version, content),
         "events": [{key: event[key] for key in ("at", "kind", "stage", "count", "reason")} for event in events],
     }
+
+
+def _allocation(engine: Engine, name: str, version: int, content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The latest epoch of adaptive weights; None where the weights stay as they are."""
+    if "allocation" not in content:
+        return None
+    first = Epoch(0, {arm["name"]: arm["weight"] for arm in content["arms"]})
+    latest = (epochs_of(engine, name, version) or [first])[-1]
+    return {
+        "method": content["allocation"]["method"], "epoch": latest.number, "weights": dict(latest.weights),
+        "reason": latest.reason, "selected": latest.selected or None, "at": latest.at or None,
+    }  # fmt: skip
 
 
 def counts(found: Analysis, arms: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -74,8 +88,12 @@ def counts(found: Analysis, arms: Sequence[str]) -> dict[str, dict[str, int]]:
 
 
 def _feedback(connection: Connection, name: str) -> dict[str, dict[str, int]]:
-    columns = FEEDBACK_COUNTS.c
-    query = select(columns.metric, columns.mark, columns.pieces).where(columns.experiment == name, columns.pieces > 0)
+    columns = FEEDBACK.c
+    query = (
+        select(columns.metric, columns.mark, func.count())
+        .where(columns.experiment == name)
+        .group_by(columns.metric, columns.mark)
+    )
     found: dict[str, dict[str, int]] = {}
     for metric, mark, count in connection.execute(query):
         found.setdefault(metric, {"received": 0, "unknown": 0, "late": 0})

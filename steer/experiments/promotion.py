@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 
 from steer.experiments.reporting.report import report
 from steer.experiments.specification import Arm, Experiment
-from steer.experiments.statistics.decision import Decision
+from steer.experiments.statistics.decision import Decision, State
 from steer.store import layout, names, referrers, refs
 from steer.store.history.walk import ancestors
 from steer.store.layout import Store
@@ -31,15 +31,25 @@ class Moved(NamedTuple):
 def decision_of(engine: Engine, experiment: Experiment, version: int, arm: Arm) -> Decision:
     """The report's decision about an arm; about the control, that of its health alone. Raises SQLAlchemyError."""
     found = report(engine, experiment, version)
+    if found["allocation"] is not None:
+        return _of_selection(found["allocation"], arm.name)
     if arm.name in found["decisions"]:
         return Decision(**found["decisions"][arm.name])
     healthy = found["sample_ratio"]["healthy"]
     return Decision("keep running", "the control") if healthy else Decision("unhealthy", "the shares are wrong")
 
 
+def _of_selection(found: Mapping[str, Any], arm: str) -> Decision:
+    """The decision about an arm of an experiment with adaptive weights."""
+    if found["state"] == "selected":
+        return Decision("selected" if found["selected"] == arm else "not selected", found["reason"])
+    states: dict[str, State] = {"unhealthy": "unhealthy", "breached": "roll back"}
+    return Decision(states.get(found["state"], "not selected"), found["reason"])
+
+
 def problem_of(decision: Decision, arm: Arm, experiment: Experiment) -> str | None:
     """Why this decision does not allow the arm to be promoted; None where it does."""
-    if decision.state == "ship" or (arm.plain and decision.state != "unhealthy"):
+    if decision.state in ("ship", "selected") or (arm.plain and decision.state == "keep running"):
         return None
     return f"the experiment {experiment.name} does not decide for {arm.name}: {decision.state} ({decision.reason})"
 

@@ -23,6 +23,7 @@ DIRECTIONS = ("higher", "lower")
 UNITS = ("conversation", "user")
 ON_BREACH = ("stop", "warn")
 CALLED = ("experiment", "model")
+METHODS = ("track-and-stop",)  # of an adaptive allocation
 
 # The metrics that the server computes of every answer, by name: the column of the exposures that holds them.
 SERVER_METRICS = ("response_tokens", "ttft", "inter_token", "latency", "repetition", "refusal", "characters")
@@ -84,8 +85,8 @@ class Arm:
 class Metric:
     """A metric: of feedback, of a judge, or computed by the server (`SERVER_METRICS`). `better` is its direction.
 
-    With `per` unit it is the mean over units of each unit's mean; with `per` response the mean over all answers, a
-    ratio of two sums over units. Of feedback, an answer or a conversation has the newest value that was given for it.
+    With `per` unit it is the mean over units of each unit's mean; with `per` response the mean over all answers (or
+    pieces of feedback), a ratio of two sums over units.
     """
 
     name: str
@@ -148,6 +149,16 @@ class Namespace:
 
 
 @dataclass(frozen=True)
+class Allocation:
+    """How the weights of an adaptive experiment change: each arm keeps `smallest_share` of the new units (forced
+    exploration), and epochs with weights of their own are at least `every` seconds long."""
+
+    method: str = METHODS[0]
+    smallest_share: float = 0.05
+    every: int = 60
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A checked experiment. `vectors` are those of its arms and `probes` what their conditions read, by name; `file`
     is where it was read."""
@@ -160,6 +171,7 @@ class Experiment:
     unit: str = "conversation"  # or "user", or "header:NAME" with the name in lower case
     coverage: float = 1.0
     namespace: Namespace | None = None
+    allocation: Allocation | None = None  # none: the weights stay as they are
     secondary: tuple[Metric, ...] = ()
     guardrails: Mapping[str, float] = field(default_factory=dict)
     judges: tuple[Judge, ...] = ()
@@ -215,6 +227,8 @@ class Experiment:
             "ramp": list(self.ramp),
             "ramp_responses": self.ramp_responses,
             "on_breach": self.on_breach,
+            # Newer than some logs.
+            **({"allocation": vars(self.allocation)} if self.allocation else {}),
         }  # fmt: skip
 
     @functools.cached_property

@@ -45,6 +45,11 @@ metric:
 # Metrics that are reported beside it, labelled exploratory.
 # secondary: [{{name: response_tokens, better: lower}}]
 
+# By default the weights stay as they are, so that effects can be estimated. Adaptive weights select: the better an arm
+# looks, the more new units it gets, until the best arm is known (track-and-stop). `every`: seconds between changes;
+# `smallest_share`: of every arm. It needs smallest_effect: arms that differ by less are equally good.
+{allocation}
+
 # How much worse than the control an arm may be. What is surely worse stops the experiment.
 guardrails:
 {guardrails}
@@ -66,6 +71,7 @@ store_texts: false         # true stores prompts and answers in the log
 log: {log}           # a SQLite file, or postgresql://USER@HOST/DATABASE for several servers
 """
 
+_ALLOCATION = "allocation: {method: track-and-stop, smallest_share: 5%, every: 60}"
 _ANY_MODEL = "# model: smollm2     # the model that is to be served; any, without this line"
 
 
@@ -81,6 +87,7 @@ class Draft:
     systems: Mapping[str, str] = field(default_factory=dict)
     metric: str = "thumbs"
     model: str = ""
+    adaptive: bool = False
 
 
 def problems_of(draft: Draft) -> list[str]:
@@ -113,6 +120,7 @@ def written(draft: Draft) -> str:
         server_metrics=", ".join(SERVER_METRICS),
         kind="number" if number else "bool",
         effect=10 if number else 0.05,
+        allocation=_ALLOCATION if draft.adaptive else f"# {_ALLOCATION}",
         guardrails="\n".join(f"  {f'{name}: {limit:g}':<20}# {what}" for name, (limit, what) in GUARDRAILS.items()),
         log=f"{draft.name}.db",
     )  # fmt: skip

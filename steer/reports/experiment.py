@@ -39,13 +39,32 @@ def metric_rows(report: Mapping[str, Any], primary: bool) -> list[list[str]]:
     return rows
 
 
+EVIDENCE = ("arm", "share now", "units", "evidence against it", "needed")
+
+
+def verdict(selection: Mapping[str, Any]) -> str:
+    """What the selection is, in a sentence."""
+    return f"{selection['selected'] or selection['state']}: {selection['reason']}."
+
+
+def evidence_rows(selection: Mapping[str, Any]) -> list[list[str]]:
+    """A row for each arm: its share, its units, and the evidence that it is not the best one."""
+    rows = []
+    for arm, weight in selection["epochs"][-1]["weights"].items():
+        units = sum(epoch["units"].get(arm, 0) for epoch in selection["epochs"])
+        against = selection["against"].get(arm, {"evidence": None, "threshold": None})
+        leads = "leads" if arm == selection["leader"] and selection["against"] else number(against["evidence"])
+        rows.append([arm, f"{100 * weight:.4g} %", str(units), leads, number(against["threshold"])])
+    return rows
+
+
 METRICS = ("metric", "arm", "control", "arm's mean", "difference", "p")
 
 
 def html(report: Mapping[str, Any], record: str) -> str:
     """The report as one page; `record` names the file with everything in numbers."""
     level = f"{100 * report['level']:.4g} %"
-    body = ["<h2>Decision</h2>", page.table(
+    body = _selection(report) if report["allocation"] else ["<h2>Decision</h2>", page.table(
         ["arm", "decision", "because", "more units"],
         [[arm, each["state"], each["reason"], str(each["more_units"] or "")]
          for arm, each in report["decisions"].items()],
@@ -61,7 +80,8 @@ def html(report: Mapping[str, Any], record: str) -> str:
     )]  # fmt: skip
     if report["metrics"]:
         body += ["<h2>The primary metric</h2>", page.table(METRICS, metric_rows(report, primary=True), ("arm",))]
-        body += [_course(report)]
+        if not report["allocation"]:
+            body += [_course(report)]
         if secondary := metric_rows(report, primary=False):
             body += ["<h2>Other metrics (exploratory)</h2>", page.table(METRICS, secondary, ("arm",))]
     else:
@@ -87,8 +107,7 @@ def notes(report: Mapping[str, Any], level: str) -> list[str]:
     left = report["left_out"]
     others = ", ".join(f"{count} {reason}" for reason, count in left.items() if reason != "units_in_two_arms" and count)
     lines = [
-        f"Intervals hold at the level of {level} at every interim analysis at once, so the report may be read at any "
-        f"time. Below {report['fewest']} units of an arm there are figures and no verdict.",
+        _of_intervals(report, level),
         f"Units seen in two arms are left out: {left['units_in_two_arms']}. "
         + (f"Answers left out: {others}." if others else "No answer is left out."),
         f"The shares of the arms are checked by a chi-square test: p = {report['sample_ratio']['p']:.3g} "
@@ -116,6 +135,22 @@ def notes(report: Mapping[str, Any], level: str) -> list[str]:
     return lines
 
 
+def _of_intervals(report: Mapping[str, Any], level: str) -> str:
+    few = f"Below {report['fewest']} units of an arm there are figures and no verdict."
+    if not report["allocation"]:
+        return (
+            f"Intervals hold at the level of {level} at every interim analysis at once, so the report may be read at "
+            f"any time. {few}"
+        )
+    return (
+        "The weights follow the results, which biases what a fixed allocation would estimate: there is no verdict "
+        f"about effects. The means of all arms lie in their intervals at once at the level of {level}, at every "
+        "interim analysis and however units are shared; the interval of a difference is what they leave. "
+        f"{few} A metric that drifts, as by the time of day, misleads a selection, since early units are of other arms "
+        "than late ones."
+    )
+
+
 def facts(report: Mapping[str, Any]) -> dict[str, str]:
     """Where the figures come from, and how to compute them again."""
     return {
@@ -130,6 +165,45 @@ def facts(report: Mapping[str, Any]) -> dict[str, str]:
 def clock(seconds: float) -> str:
     """A time in UTC."""
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+
+
+def _selection(report: Mapping[str, Any]) -> list[str]:
+    """The block about the selection: the arm, the evidence, and how the weights have changed."""
+    found = report["allocation"]
+    arms = list(found["epochs"][0]["weights"])
+    rows = [
+        [str(epoch["epoch"]), clock(epoch["at"]) if epoch["at"] else "",
+         *(f"{100 * epoch['weights'][arm]:.4g} %" for arm in arms), str(sum(epoch["units"].values())), epoch["reason"]]
+        for epoch in found["epochs"]
+    ]  # fmt: skip
+    return [
+        f"<h2>{escaping.escape(found['label'].capitalize())}</h2><p><b>{escaping.escape(verdict(found))}</b></p>",
+        page.table(EVIDENCE, evidence_rows(found), ("arm",)),
+        _weights(report),
+        "<h2>Epochs of weights</h2>",
+        page.table(["epoch", "began", *arms, "units", "because"], rows, ("began", "because")),
+    ]
+
+
+def _weights(report: Mapping[str, Any]) -> str:
+    """The weights over time, as SVG; nothing while they are those of the file."""
+    epochs = report["allocation"]["epochs"]
+    if len(epochs) < 2 or report["began"] is None:
+        return ""
+    drawn = pictures.figure(7.6, 2.6)
+    if drawn is None:
+        return pictures.MISSING
+    axes = drawn.subplots()
+    times = [report["began"], *(epoch["at"] for epoch in epochs[1:]), max(report["ended"], epochs[-1]["at"])]
+    hours = [max(at - report["began"], 0.0) / 3600 for at in times]
+    for arm in epochs[0]["weights"]:
+        shares = [100 * epoch["weights"][arm] for epoch in epochs]
+        axes.step(hours, [*shares, shares[-1]], where="post", label=arm)
+    axes.set_xlabel("hours since the first answer")
+    axes.set_ylabel("share of new units, %")
+    axes.set_ylim(0, 100)
+    axes.legend(frameon=False)
+    return pictures.inline(pictures.svg(drawn))
 
 
 def _course(report: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from steer.experiments.specification import Metric
 from steer.experiments.statistics import bounded, moments
 from steer.experiments.statistics.moments import Estimate, Sums, added
 from steer.experiments.statistics.sequences import FEWEST, Difference, difference
-from steer.experiments.storage.figures import BUCKETS, EMPTY, Analysis, total
+from steer.experiments.storage.figures import BUCKETS, EMPTY, Analysis, estimate_of, total
 
 COVERED = 0.5  # share of the units that must have a covariate for it to be used
 SEQUENCE, BOUNDED, NONE = "asymptotic confidence sequence", "empirical Bernstein confidence sequence", "none yet"
@@ -21,7 +21,8 @@ class Comparison(NamedTuple):
     """A metric in every arm, the differences from the control by arm, and how the differences came to be.
 
     `intervals` says by arm which sequence the interval is of. `adjusted` is the share of variance that the covariate
-    has removed (CUPED), 0 where there is none. `slices` has the sums of each slice of time, by arm.
+    has removed (CUPED), 0 where there is none. `slices` has the sums of each slice of time, by arm;
+    `bounds` the intervals of the means, with adaptive weights.
     """
 
     metric: Metric
@@ -30,11 +31,7 @@ class Comparison(NamedTuple):
     intervals: Mapping[str, str]
     adjusted: float
     slices: Mapping[str, Sequence[Sums]]
-
-
-def estimate_of(metric: Metric, sums: Sums) -> Estimate:
-    """The mean of a metric over the units with these sums, or the ratio where it is one per response."""
-    return moments.ratio(sums) if metric.per == "response" else moments.mean(sums)
+    bounds: Mapping[str, tuple[float, float]] | None = None
 
 
 def compare(analysis: Analysis, metric: Metric, control: str, others: Sequence[str], alpha: float) -> Comparison:

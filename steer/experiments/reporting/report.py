@@ -15,15 +15,17 @@ from sqlalchemy import Engine
 
 from steer.experiments.overview import counts, described
 from steer.experiments.planning import alpha_of, compared_arms
+from steer.experiments.reporting import adaptive
 from steer.experiments.reporting.comparing import Comparison, compare, over_time
 from steer.experiments.reporting.texts import conversations
-from steer.experiments.running import guardrails
+from steer.experiments.running import allocating, guardrails
 from steer.experiments.specification import GUARDRAILS, Experiment, Metric
 from steer.experiments.statistics.bounds import benjamini_hochberg
 from steer.experiments.statistics.decision import Decision, decide
 from steer.experiments.statistics.moments import added
 from steer.experiments.statistics.sample_ratio import THRESHOLD, mismatch_p
-from steer.experiments.statistics.sequences import FEWEST, Difference
+from steer.experiments.statistics.sequences import ALPHA, FEWEST, Difference
+from steer.experiments.storage.epochs import epochs_of
 from steer.experiments.storage.figures import Analysis, analysis
 from vectors.storage.files import digest_json, readable_json
 
@@ -34,20 +36,28 @@ def report(engine: Engine, experiment: Experiment, version: int) -> dict[str, An
     """The report of one version as JSON values; None stands for what cannot be said yet. Raises SQLAlchemyError."""
     state = described(engine, experiment.name, version)
     control, others, alpha = experiment.control.name, compared_arms(experiment), alpha_of(experiment)
+    adapts, selection = experiment.allocation is not None, None
+    epochs = epochs_of(engine, experiment.name, version) if adapts else []
     with analysis(engine, experiment.name, version) as found:
         weights = {arm.name: arm.weight for arm in experiment.arms}
-        p = mismatch_p(found.units.by_arm, weights)
-        unhealthy = [f"the shares of the arms are not those of the file (p = {p:.2g})"] if p < THRESHOLD else []
+        p = allocating.shares_p(found, experiment, epochs) if adapts else mismatch_p(found.units.by_arm, weights)
+        wanted = "epochs" if adapts else "file"
+        unhealthy = [f"the shares of the arms are not those of the {wanted} (p = {p:.2g})"] if p < THRESHOLD else []
         compared = [] if unhealthy else [
-            compare(found, metric, control, others, alpha) for metric in _metrics(experiment)
+            adaptive.compare(found, metric, control, others) if adapts
+            else compare(found, metric, control, others, alpha)
+            for metric in _metrics(experiment)
         ]  # fmt: skip
         course = {
-            arm: over_time(compared[0], found, control, arm, alpha) for arm in others if compared
+            arm: over_time(compared[0], found, control, arm, alpha) for arm in others if compared and not adapts
         }  # fmt: skip
         began, ended, units, answers = found.began, found.ended, found.units, counts(found, state["arms"])
         excesses, left_out = _excesses(found, experiment), _left_out(found)
+        outside = {arm: _outside(arm, excesses, state["stopped"]) for arm in others}
+        if adapts:
+            selection = adaptive.selection(found, experiment, epochs, unhealthy, outside)
     decisions = {
-        arm: _decision(experiment, arm, compared, unhealthy, excesses, state["stopped"], alpha) for arm in others
+        arm: _decision(experiment, arm, compared, unhealthy, outside[arm], alpha) for arm in others if not adapts
     }
     data = {
         "format": FORMAT,
@@ -59,9 +69,10 @@ def report(engine: Engine, experiment: Experiment, version: int) -> dict[str, An
                  for arm in experiment.arms],
         "left_out": {"units_in_two_arms": units.moved, **left_out},
         "sample_ratio": {"p": p, "threshold": THRESHOLD, "healthy": not unhealthy},
-        "level": 1 - alpha, "fewest": FEWEST,
+        "level": 1 - (ALPHA if adapts else alpha), "fewest": FEWEST,
         "metrics": _shown(experiment, compared, control, others),
         "guardrails": excesses,
+        "allocation": selection,
         "decisions": {arm: decision._asdict() for arm, decision in decisions.items()},
         "over_time": course,
         "conversations": conversations(engine, experiment.name, version) if experiment.store_texts else [],
@@ -72,7 +83,10 @@ def report(engine: Engine, experiment: Experiment, version: int) -> dict[str, An
 
 
 def decided(report: Mapping[str, Any]) -> bool:
-    """Whether every arm has a decision: none is unhealthy, and none needs more units."""
+    """Whether every arm has a decision: none is unhealthy, and none needs more units. With adaptive weights, whether an
+    arm is selected."""
+    if report["allocation"] is not None:
+        return bool(report["allocation"]["state"] == "selected")
     return all(each["state"] not in ("unhealthy", "keep running") for each in report["decisions"].values())
 
 
@@ -86,11 +100,8 @@ def _metrics(experiment: Experiment) -> list[Metric]:
 
 def _decision(
     experiment: Experiment, arm: str, compared: Sequence[Comparison], unhealthy: Sequence[str],
-    excesses: Sequence[Mapping[str, Any]], stopped: str | None, alpha: float,
+    outside: Sequence[str], alpha: float,
 ) -> Decision:  # fmt: skip
-    outside = [each["guardrail"] for each in excesses if each["arm"] == arm and each["state"] == "outside"]
-    if stopped and f"arm {arm} is outside" in stopped and not outside:
-        outside = [stopped]
     found = (
         compared[0].differences[arm] if compared else Difference(math.nan, math.nan, math.nan, math.nan, 0, math.nan)
     )
@@ -101,6 +112,12 @@ def _decision(
         higher_is_better=experiment.metric.better == "higher",
         unhealthy=tuple(unhealthy), breached=tuple(outside), alpha=alpha,
     )  # fmt: skip
+
+
+def _outside(arm: str, excesses: Sequence[Mapping[str, Any]], stopped: str | None) -> list[str]:
+    """The guardrails that an arm is surely outside of, or was when the experiment was stopped."""
+    outside = [each["guardrail"] for each in excesses if each["arm"] == arm and each["state"] == "outside"]
+    return [stopped] if stopped and f"arm {arm} is outside" in stopped and not outside else outside
 
 
 def _shown(
@@ -118,7 +135,8 @@ def _shown(
         shown.append({
             "name": metric.name, "primary": number == 0, "better": metric.better, "per": metric.per,
             "source": "judge" if metric.name in judges else metric.source, "variance_removed": each.adjusted,
-            "arms": {arm: {"units": one.units, "mean": one.mean} for arm, one in each.estimates.items()},
+            "arms": {arm: {"units": one.units, "mean": one.mean, **_of_mean(each, arm)}
+                     for arm, one in each.estimates.items()},
             "differences": {
                 arm: {**_of_difference(each.differences[arm]), "interval": each.intervals[arm],
                       "adjusted_p": adjusted.get((metric.name, arm)) if number else None}
@@ -126,6 +144,11 @@ def _shown(
             },
         })  # fmt: skip
     return shown
+
+
+def _of_mean(compared: Comparison, arm: str) -> dict[str, float]:
+    """The interval of an arm's mean, which there is with adaptive weights."""
+    return {} if compared.bounds is None else dict(zip(("low", "high"), compared.bounds[arm], strict=True))
 
 
 def _of_difference(found: Difference) -> dict[str, float]:

@@ -22,7 +22,7 @@ DAY = 86_400.0  # seconds after which a conversation may begin again
 
 class Begun(NamedTuple):
     """How a conversation began: its arm, what the arm did (`Arm.digest`), why, in which version and stage, when it was
-    seen last, and the salted hash of its unit."""
+    seen last, the salted hash of its unit, and the epoch in which the unit got its arm."""
 
     arm: str
     digest: str
@@ -31,6 +31,7 @@ class Begun(NamedTuple):
     stage: int
     at: float
     unit: str
+    epoch: int | None = None
 
 
 class Answered(NamedTuple):
@@ -99,7 +100,7 @@ class Conversations:
         columns = EXPOSURES.c
         query = (
             select(columns.conversation, columns.response, columns.arm, columns.digest, columns.reason,
-                   columns.version, columns.stage, columns.at, columns.unit)
+                   columns.version, columns.stage, columns.at, columns.unit, columns.epoch)
             .where(columns.experiment == experiment, columns.at > time.time() - DAY, columns.reason != "forced")
             .order_by(columns.at.desc()).limit(self.most)
         )  # fmt: skip

@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from steer.experiments.assignment import ASSIGNED, Decision, Identity, assign, hashed
 from steer.experiments.running import counted
+from steer.experiments.running.adaptive import Adaptive
 from steer.experiments.running.conversations import Answered, Begun, Conversations
 from steer.experiments.running.counted import Counted
 from steer.experiments.running.guardrails import Guard, described
@@ -35,6 +36,7 @@ from vectors.errors import SteerError
 
 CHECK = 0.25  # seconds between two checks of the guardrails
 POLL = 0.4  # seconds between two readings of the state
+ADAPT = 1.0  # seconds between two attempts to begin the next epoch of weights
 STEP = 2.0  # seconds between two decisions about the ramp
 SHARE = 3.0  # seconds between two readings of what other servers have answered
 LATE = 300.0  # seconds that an answer may take to reach the log, to count for the guardrails of other servers
@@ -69,7 +71,9 @@ class Live:
         self.reported = 0  # rows dropped, as the log knows
         self.stepped = self.checked = self.shared = 0.0
         self.ending = threading.Event()
-        self.thread: threading.Thread | None = None
+        adapts = experiment.allocation is not None
+        self.adaptive = Adaptive(engine, experiment, self.version) if adapts else None
+        self.threads: list[threading.Thread] = []
         self.identity, self.numbers = uuid.uuid4().hex[:20], itertools.count()
 
     @property
@@ -93,8 +97,8 @@ class Live:
         with self.lock:
             now, coverage, ramping = self.state, self.coverage, self.ramping
 
-        def decision(arm: Arm, reason: str, counted: bool = False) -> Decision:
-            return Decision(arm, reason, self.version, now.stage, counted, unit, identity.source, conversation)
+        def decision(arm: Arm, reason: str, counted: bool = False, epoch: int | None = None) -> Decision:
+            return Decision(arm, reason, self.version, now.stage, counted, unit, identity.source, conversation, epoch)
 
         if forced is not None:
             arm = experiment.arm(forced)
@@ -115,18 +119,23 @@ class Live:
                 self.conversations.put(conversation, begun._replace(at=time.time()))
                 same = (begun.version, begun.stage, begun.unit) == (self.version, now.stage, unit)
                 if same and begun.reason == ASSIGNED:
-                    return decision(arm, ASSIGNED, not ramping)
-                return decision(arm, begun.reason if same or begun.reason != ASSIGNED else CONTINUED)
+                    return decision(arm, ASSIGNED, not ramping, begun.epoch)
+                reason = begun.reason if same or begun.reason != ASSIGNED else CONTINUED
+                return decision(arm, reason, epoch=begun.epoch)
+        epoch = None
         if now.stopped:
             arm, reason = experiment.control, STOPPED
         else:
-            assigned = assign(experiment, identity.unit, coverage)
+            if self.adaptive is None:
+                assigned = assign(experiment, identity.unit, coverage)
+            else:
+                assigned, epoch = self.adaptive.assign(identity.unit, unit, coverage)
             found = experiment.arm(assigned.arm)
             assert found is not None
             arm, reason = found, assigned.reason
-        kept = Begun(arm.name, arm.digest, reason, self.version, now.stage, time.time(), unit)
+        kept = Begun(arm.name, arm.digest, reason, self.version, now.stage, time.time(), unit, epoch)
         self.conversations.put(conversation, kept)
-        return decision(arm, reason, reason == ASSIGNED and not ramping)
+        return decision(arm, reason, reason == ASSIGNED and not ramping, epoch)
 
     def record(self, decision: Decision, measured: Mapping[str, Any], texts: tuple[str, str] = ("", "")) -> bool:
         """Record an answer; whether the row is on disk. `measured` are the columns that `decide` does not know.
@@ -145,6 +154,7 @@ class Live:
             "unit_source": decision.source,
             "conversation": decision.conversation,
             "digest": decision.arm.digest,
+            "epoch": decision.epoch,
             **measured,
         }
         if row.get("response"):
@@ -182,15 +192,17 @@ class Live:
                 self._note(state.WARNED, reason=described(breach))
 
     def start(self) -> None:
-        """Follow the log in a thread, until `end`."""
-        self.thread = threading.Thread(target=self._follow, name="steer-experiment", daemon=True)
-        self.thread.start()
+        """Follow the log in a thread, until `end`; another one adapts weights, for which it may read for seconds."""
+        jobs = [self._follow, *([self._adapt] if self.adaptive is not None else [])]
+        self.threads = [threading.Thread(target=job, name="steer-experiment", daemon=True) for job in jobs]
+        for thread in self.threads:
+            thread.start()
 
     def end(self) -> None:
         """End the threads, and write what waits; what can't be written stays in the journal."""
         self.ending.set()
-        if self.thread is not None:
-            self.thread.join(1.0)  # a daemon, which may be waiting for a database that is away
+        for thread in self.threads:
+            thread.join(1.0)  # a daemon, which may be waiting for a database that is away
         if self.judging is not None:
             self.judging.end()
         self.writer.close(2.0)
@@ -209,6 +221,7 @@ class Live:
             "coverage": self.coverage,
             "ramping": self.ramping,
             "stopped": now.stopped or None,
+            "epoch": None if self.adaptive is None else self.adaptive.epoch._asdict(),
             "answers": answers,
             "log": {"waiting": log.waiting, "dropped": log.dropped, "away": log.away or None},
             "weight_version": self.weight_version,
@@ -221,8 +234,22 @@ class Live:
             with contextlib.suppress(SQLAlchemyError, SteerError):  # while the database is away, the state stays
                 self.poll()
 
+    def _adapt(self) -> None:
+        while not self.ending.wait(ADAPT):
+            with contextlib.suppress(SQLAlchemyError, SteerError):  # while the database is away, the weights stay
+                self.adapt()
+
+    def adapt(self) -> None:
+        """Begin the next epoch of adaptive weights where it is time, after the ramp. Raises SQLAlchemyError."""
+        with self.lock:
+            idle = self.ramping or bool(self.state.stopped)
+        if self.adaptive is not None and not idle:
+            self.adaptive.adapt()
+
     def poll(self) -> None:
         """Read the state in the log, and take the next step of the ramp where it is time. Raises SQLAlchemyError."""
+        if self.adaptive is not None:
+            self.adaptive.follow()
         latest = state.state_of(self.engine, self.experiment.name, self.version)
         with self.lock:
             now = self.state

@@ -10,11 +10,14 @@ from typing import Literal, NamedTuple
 
 from steer.experiments.statistics.sequences import ALPHA, FEWEST, TUNED_AT, Difference, half_width
 
-State = Literal["unhealthy", "keep running", "ship", "roll back", "no difference"]
+State = Literal["unhealthy", "keep running", "ship", "roll back", "no difference", "selected", "not selected"]
 
 
 class Decision(NamedTuple):
-    """A state, the sentence that says why, and about how many more units it takes (0 once it is decided)."""
+    """A state, the sentence that says why, and about how many more units it takes (0 once it is decided).
+
+    The last two states are of adaptive weights.
+    """
 
     state: State
     reason: str

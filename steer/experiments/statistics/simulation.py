@@ -57,7 +57,7 @@ def simulate(
         arriving = end - start
         in_second = generator.binomial(arriving, share, experiments)
         for arm, n in enumerate((arriving - in_second, in_second)):
-            total, of_squares = _drawn(generator, n, effect if arm else 0.0, spread, rate)
+            total, of_squares = drawn(generator, n, effect if arm else 0.0, spread, rate)
             counts[arm] += n
             sums[arm] += total
             squares[arm] += of_squares
@@ -77,7 +77,7 @@ def simulate(
     return Rates(experiments, float(significant.mean()), low, high, median, float(mismatched), float(covered.mean()))
 
 
-def _drawn(
+def drawn(
     generator: np.random.Generator, n: np.ndarray, shift: float, spread: float, rate: float | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The sum and the sum of squares of `n` values of each experiment, drawn by their exact distributions."""
@@ -97,7 +97,11 @@ def _difference(counts: np.ndarray, sums: np.ndarray, squares: np.ndarray) -> tu
     means = sums / n
     variances = np.maximum(squares - sums**2 / n, 0) / (n - 1)
     pooled = (variances * (n - 1)).sum(0) / (n - 1).sum(0)
-    kish = np.divide(sums**2, squares, out=np.zeros_like(sums), where=squares > 0)
-    informative = np.where(sums == squares, np.minimum(sums, counts - sums), kish)
-    variances = np.where(informative >= THIN, variances, np.maximum(variances, pooled))
+    variances = np.where(informative(counts, sums, squares) >= THIN, variances, np.maximum(variances, pooled))
     return means[1] - means[0], np.sqrt((variances / n).sum(0))
+
+
+def informative(counts: np.ndarray, sums: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """`Estimate.informative` of many arms at once."""
+    kish = np.divide(sums**2, squares, out=np.zeros_like(sums), where=squares > 0)
+    return np.where(sums == squares, np.minimum(sums, counts - sums), kish)

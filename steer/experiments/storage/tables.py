@@ -54,6 +54,7 @@ EXPOSURES = Table(
     Column("trace", Text),  # the trace id of W3C's traceparent
     Column("prompt", Text),  # JSON, only if the experiment stores texts
     Column("answer", Text),
+    Column("epoch", Integer),  # in which the unit got its arm, where the weights are adaptive
 )
 
 FEEDBACK = Table(
@@ -89,9 +90,23 @@ EVENTS = Table(
     Column("at", Double, nullable=False),
 )
 
+# The epochs of an adaptive experiment but the first, 0, which has the weights of the file. `weights` are JSON, by arm.
+EPOCHS = Table(
+    "epochs",
+    METADATA,
+    Column("experiment", Text, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("epoch", Integer, primary_key=True),
+    Column("weights", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("selected", Text, nullable=False),  # the best arm, from the epoch on in which it is known; empty before
+    Column("at", Double, nullable=False),
+)
+
 # What the answers add up to, so that a report need not read them: `sums` keeps these tables in the transaction that
 # writes the answers. Of a unit whose answers count: its first arm, how many arms (2 stands for several), when its first
-# answer was asked for, and for each metric the sum over its answers with status 200, and how many of them have it.
+# answer was asked for, for each metric the sum over its answers with status 200, and how many of them have it; and the
+# epoch in which it got its arm.
 SUMMED = ("response_tokens", "ttft", "inter_token", "latency", "repetition", "refusal", "characters")
 UNITS = Table(
     "units",
@@ -103,6 +118,7 @@ UNITS = Table(
     Column("arms", Integer, nullable=False),
     Column("first", Double, nullable=False),
     *(Column(f"{kind}_{name}", Double, nullable=False) for name in SUMMED for kind in ("y", "x")),
+    Column("epoch", Integer),
 )
 
 # Sums over the units of one arm that entered in one slot of time (`sums.slot_of`), for each metric that they have. The
@@ -155,41 +171,6 @@ TALLIES = Table(
         for part in ("count", "sum", "squares")
     ),
     Column("refused", Integer, nullable=False, server_default="0"),
-)
-
-# The newest value of each response or conversation that feedback is about (`about` is "response:" or "conversation:"
-# with its id), and the unit for which it counts; `ratings` keeps these tables, as `sums` keeps those above.
-RATINGS = Table(
-    "ratings",
-    METADATA,
-    Column("experiment", Text, primary_key=True),
-    Column("about", Text, primary_key=True),
-    Column("version", Integer, primary_key=True),
-    Column("metric", Text, primary_key=True),
-    Column("unit", Text, nullable=False),
-    Column("value", Double, nullable=False),
-)
-
-# What the ratings of a unit add up to: their sum, and how many there are.
-UNIT_RATINGS = Table(
-    "unit_ratings",
-    METADATA,
-    Column("experiment", Text, primary_key=True),
-    Column("version", Integer, primary_key=True),
-    Column("unit", Text, primary_key=True),
-    Column("metric", Text, primary_key=True),
-    Column("y", Double, nullable=False),
-    Column("x", Double, nullable=False),
-)
-
-# How many pieces of feedback there are, comments and demonstrations too.
-FEEDBACK_COUNTS = Table(
-    "feedback_counts",
-    METADATA,
-    Column("experiment", Text, primary_key=True),
-    Column("metric", Text, primary_key=True),
-    Column("mark", Text, primary_key=True),
-    Column("pieces", Integer, nullable=False),
 )
 
 ALL = {table.name: table for table in (EXPERIMENTS, EXPOSURES, FEEDBACK, EVENTS)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -16,6 +18,7 @@ from steer.serving.http.fields import ARGUMENTS, is_true, misplaced
 if TYPE_CHECKING:
     from steer.experiments.running.live import Live
 
+RECALL = 0.25  # seconds
 ARM_HEADER, CONVERSATION_HEADER = b"x-steer-arm", b"x-steer-conversation"
 _ENCODE = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -91,6 +94,19 @@ def exposed(
     if is_true(value.get("stream")) and route in ("/v1/chat/completions", "/v1/completions"):
         body["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
     return Exposed(live, decision, prompt_of(value), body, served, called, usage, trace_of(scope))
+
+
+async def recall(scope: Message, route: str, value: Any, live: Live | None) -> None:
+    """Let an adaptive experiment find out which arm the unit of a request has, where only its log may know.
+
+    It waits for the log at most `RECALL` seconds: then the unit counts as a new one.
+    """
+    if live is None or live.adaptive is None or live.writer.away or not isinstance(value, dict):
+        return
+    unit = live.adaptive.unknown(identify(scope, route, value, live).unit)
+    if unit is not None:
+        with contextlib.suppress(Exception):  # whatever it is, the request goes on
+            await asyncio.wait_for(asyncio.to_thread(live.adaptive.look_up, unit), RECALL)
 
 
 def identify(scope: Message, route: str, value: Mapping[str, Any], live: Live) -> Identity:

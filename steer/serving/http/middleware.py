@@ -22,7 +22,7 @@ from steer.serving.engine.resolved import EXPRESSION, RESOLVED
 from steer.serving.http import bodies
 from steer.serving.http.answers import Message, Send, SteeredAnswer, send_json
 from steer.serving.http.bodies import Receive, TooLarge
-from steer.serving.http.experiments import ARM_HEADER, Exposed, Refused, conversation_of, exposed, user_of
+from steer.serving.http.experiments import ARM_HEADER, Exposed, Refused, conversation_of, exposed, recall, user_of
 from steer.serving.http.fields import ADAPTER_HEADER, ARGUMENTS, FORM, Serving, is_true, misplaced, parsed, steering_in
 from steer.serving.http.followed import Followed, Version
 from steer.serving.http.measured import MeasuredAnswer
@@ -81,7 +81,7 @@ class Middleware:
             if kind is Kind.STEERED:
                 value = parsed(body)
                 if serving.experiments or bodies.header(scope, ARM_HEADER):
-                    part = _part(scope, route[1], value, serving)
+                    part = await _part(scope, route[1], value, serving)
                     if part is not None:
                         send = measured = MeasuredAnswer(send, part, scope)
                         value, body = part.body, json.dumps(part.body).encode()
@@ -160,10 +160,11 @@ class Middleware:
         await self.app(scope, checked, send)
 
 
-def _part(scope: Message, route: str, value: Any, serving: Serving) -> Exposed | None:
+async def _part(scope: Message, route: str, value: Any, serving: Serving) -> Exposed | None:
     """The part that a request takes in an experiment; None for one that is in none. Raises _Refusal."""
     live = serving.experiment_of(value.get("model")) if isinstance(value, dict) else None
     adapters = serving.adapters.get(live.experiment.name, {}) if live is not None else {}
+    await recall(scope, route, value, live)
     try:
         return exposed(scope, route, value, live, serving.base, adapters)
     except Refused as error:

@@ -34,3 +34,16 @@ def test_a_file_without_the_spread_says_what_is_missing(tmp_path: Path, ab: Ab) 
     trials.written(tmp_path, metric={"name": "response_tokens", "smallest_effect": 5})
     status, data, _ = ab("selftest", "tone")
     assert (status, "metric.spread" in data["error"]) == (2, True)
+
+
+def test_adaptive_weights_are_simulated_as_they_are(tmp_path: Path, ab: Ab) -> None:
+    arms = {"control": {}, "a": {"steer": "1.2*warm"}, "b": {"steer": "0.5*warm"}}
+    metric = {"name": "response_tokens", "smallest_effect": 5, "spread": 20}
+    trials.written(tmp_path, arms=arms, metric=metric, allocation={"method": "track-and-stop"})
+    status, data, _ = ab("selftest", "tone")
+    assert (status, data["passed"]) == (0, True)
+    assert data["units"] == 2 * (plan(document.read(tmp_path / "tone.yaml")).units or 0)
+    assert data["apart"]["wrong"] <= 0.05 < 0.8 < data["apart"]["decided"]
+    assert data["apart"]["mismatched"] <= 0.01
+    assert data["apart"]["median_units"] < data["same"]["median_units"]
+    assert 2 * ab("check", "tone")[1]["units_needed"] == data["units"]

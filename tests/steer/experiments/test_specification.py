@@ -233,3 +233,44 @@ def test_init_refuses_arms_that_make_no_experiment(
     assert run(["ab", "init", str(tmp_path / "tone.yaml"), *arms]) == 2
     assert problem in capsys.readouterr().err
     assert not (tmp_path / "tone.yaml").exists()
+
+
+ADAPTIVE = {"allocation": {"method": "track-and-stop"}}
+
+
+def test_adaptive_weights_are_part_of_the_digest_and_only_where_they_are_given(tmp_path: Path) -> None:
+    fixed, adaptive = trials.experiment(tmp_path), trials.experiment(tmp_path, **ADAPTIVE)
+    assert (adaptive.allocation.smallest_share, adaptive.allocation.every) == (0.05, 60)  # type: ignore[union-attr]
+    assert fixed.allocation is None
+    assert "allocation" not in fixed.frozen()
+    others = [{"smallest_share": "10%"}, {"every": 30}]
+    made = [trials.experiment(tmp_path, allocation={"method": "track-and-stop", **more}) for more in others]
+    assert len({each.digest for each in (fixed, adaptive, *made)}) == 4
+
+
+def test_all_problems_of_adaptive_weights_are_named_at_once(tmp_path: Path) -> None:
+    arms = {"control": {"weight": 0.9}, "friendly": {"steer": "1.2*warm", "weight": 0.1}}
+    found = problems(
+        tmp_path, arms=arms, metric={"name": "thumbs"},
+        allocation={"method": "thompson", "smallest_share": 0.2, "evry": 3, "every": 0},
+    )  # fmt: skip
+    assert found == [
+        'tone.yaml: allocation.method is "thompson", not "track-and-stop"',
+        "tone.yaml: allocation.every is 0, not a whole number from 1 to 86400",
+        'tone.yaml: allocation has no "evry" (did you mean every?)',
+        "tone.yaml: allocation needs metric.smallest_effect: arms that differ by less are equally good",
+        "tone.yaml: the arm friendly has the weight 0.1, below allocation.smallest_share 0.2",
+    ]
+    (found,) = problems(tmp_path, allocation={"method": "track-and-stop", "smallest_share": "50%"})
+    assert found.startswith("tone.yaml: allocation.smallest_share is 0.5, which 2 arms can't have each")
+
+
+def test_a_draft_may_have_adaptive_weights_and_has_them_in_a_comment_otherwise(tmp_path: Path) -> None:
+    trials.vector(tmp_path, "warm")
+    for adaptive in (True, False):
+        draft = template.Draft(
+            name="tone", file="tone.yaml", arms={"control": "", "friendly": "1.2*warm"}, adaptive=adaptive
+        )
+        (tmp_path / "tone.yaml").write_text(template.written(draft))
+        assert (document.read(tmp_path / "tone.yaml").allocation is not None) is adaptive
+        assert "method: track-and-stop" in template.written(draft)

@@ -11,7 +11,7 @@ from vectors.registry.options import option
 
 if TYPE_CHECKING:
     from steer.experiments.planning import Plan
-    from steer.experiments.specification import Experiment
+    from steer.experiments.specification import Allocation, Experiment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +58,34 @@ def _print(experiment: Experiment, planned: Plan) -> None:
         "unit": experiment.unit,
         "coverage": " -> ".join(f"{step:.4g}" for step in experiment.steps),
         "metric": f"{experiment.metric.name} ({experiment.metric.kind}, {experiment.metric.better} is better)",
+        "allocation": _allocation(experiment),
         "units": _needed(experiment, planned),
         "log": shown(experiment.log),
     }
-    out.line("\n".join(f"{key:12}{value}" for key, value in facts.items()))
+    out.line("\n".join(f"{key:12}{value}" for key, value in facts.items() if value))
     out.line()
     rows = [[arm.name, arm.text(), arm.digest[:19], f"{arm.weight:.4g}"] for arm in experiment.arms]
+    if experiment.allocation is not None:
+        out.line(_meaning(experiment, experiment.allocation))
+        out.line()
     out.table(["arm", "what it does", "digest", "weight"], rows, 3)
+
+
+def _allocation(experiment: Experiment) -> str:
+    allocation = experiment.allocation
+    return "" if allocation is None else f"adaptive ({allocation.method}): selection, not estimation"
+
+
+def _meaning(experiment: Experiment, allocation: Allocation) -> str:
+    """What an adaptive allocation does."""
+    from steer.experiments.statistics.sequences import ALPHA, FEWEST
+
+    return (
+        f"The weights below are those at the beginning. After {FEWEST} units of each arm they follow the metric, at "
+        f"most every\n{allocation.every} s, with at least {allocation.smallest_share:.4g} for each arm, until one is "
+        f"selected: none is better by more than {experiment.metric.smallest_effect:g},\nwhich is wrong in at most "
+        f"{ALPHA:.0%} of experiments. There is no verdict about effects (ship, roll back)."
+    )
 
 
 def _needed(experiment: Experiment, planned: Plan) -> str:
@@ -72,4 +93,6 @@ def _needed(experiment: Experiment, planned: Plan) -> str:
 
     if planned.units is None:
         return f"not known: the file has no {planned.missing}"
+    if experiment.allocation is not None:
+        return f"about {planned.units:,} to select an arm that is better by {experiment.metric.smallest_effect:g}"
     return f"about {planned.units:,} to see a difference of {experiment.metric.smallest_effect:g} ({POWER:.0%} power)"

@@ -42,6 +42,9 @@ class Request(options.Force):
     loras: Mapping[str, str] = option({}, help="An arm with a LoRA adapter.", flag="--lora", metavar="NAME=FOLDER")
     systems: Mapping[str, str] = option({}, help="An arm with a system prompt.", flag="--system", metavar="NAME=TEXT")
     metric: str = option("thumbs", help="The metric that decides, as clients send it to /v1/feedback.")
+    adaptive: bool = option(
+        False, help="Adapt the weights until the best arm is known (track-and-stop): selection, not estimation."
+    )
     model: str = option("", help="The model that is to be served: " + options.A_MODEL, complete="models")
 
 
@@ -58,6 +61,7 @@ def _commit(text: str, folder: Path) -> str:
     examples="""
     steer ab init tone.yaml --arm control= --arm friendly='1.2*warm' --metric thumbs
     steer ab init tone.yaml --arm control= --arm now=tone@champion --arm next=tone
+    steer ab init tone.yaml --arm control= --arm warm=warm --arm calm=calm --adaptive
     steer ab init tone.yaml --arm control= --arm warm=warm --system prompt='You are warm.' --metric response_tokens
     """,
 )
@@ -75,7 +79,7 @@ def command(**values: Any) -> None:
         name=request.file.stem, file=str(request.file),
         arms={name: f"'{pinned[name]}'" if name in pinned else text for name, text in arms.items()},
         versions={name: arms[name] for name in pinned}, loras=request.loras, systems=request.systems,
-        metric=request.metric, model=request.model,
+        metric=request.metric, model=request.model, adaptive=request.adaptive,
     )  # fmt: skip
     write_atomically(request.file, template.written(draft).encode())
     out.result({"file": str(request.file), "name": draft.name}, lambda: out.line(f"wrote {request.file}"))

@@ -36,7 +36,8 @@ def command(**values: Any) -> None:
     """Report an experiment: health, effects with intervals, guardrails, and the decision.
 
     Intervals hold at every interim analysis, so the report may be read as often as one likes. Exit code: 0 when every
-    arm is decided, 1 while one is not, or when the experiment is unhealthy.
+    arm is decided (with adaptive weights: when one is selected), 1 while one is not, or when the experiment is
+    unhealthy.
     """
     from steer.experiments import document
     from steer.experiments.overview import version_in
@@ -73,9 +74,19 @@ def _written(data: Mapping[str, Any], folder: Path) -> list[str]:
     return [str(record), str(page)]
 
 
+def _print_selection(found: Mapping[str, Any]) -> None:
+    """The block about the selection, with adaptive weights."""
+    from steer.reports import experiment as pages
+
+    out.line(f"{found['label']} ({found['method']})\n\n{pages.verdict(found)}\n")
+    out.table(list(pages.EVIDENCE), pages.evidence_rows(found), 1)
+
+
 def _print(data: Mapping[str, Any]) -> None:
     from steer.reports import experiment as pages
 
+    if data["allocation"]:
+        _print_selection(data["allocation"])
     for arm, decision in data["decisions"].items():
         more = f"; about {decision['more_units']:,} more units" if decision["more_units"] else ""
         out.line(f"{arm}: {decision['state']} ({decision['reason']}{more})")

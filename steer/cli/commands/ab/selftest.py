@@ -17,7 +17,10 @@ class Request(_log.Named):
     """The arguments and options of `steer ab selftest`."""
 
     units: int | None = option(
-        None, help="Units of both arms together in each simulated experiment.", low=2, default_text="the number planned"
+        None,
+        help="Units in each simulated experiment, of two arms together; of all arms with adaptive weights.",
+        low=2,
+        default_text="the number planned; with adaptive weights twice that",
     )
     seed: int = option(0, help="The seed of the simulation.", low=0)
 
@@ -35,7 +38,8 @@ def command(**values: Any) -> None:
     """Simulate an experiment: false positives, power, and the check of the arms' shares.
 
     2,000 experiments without a difference and 2,000 with the smallest effect of interest, each analysed 40 times, with
-    the weights and the metric of the file. Exit code 1 where false positives are surely above the level.
+    the weights and the metric of the file. With adaptive weights: 1,000 in which all arms are alike, and 1,000 in which
+    one is better by that effect. Exit code 1 where false positives, or wrong selections, are surely above the level.
     """
     from steer.experiments import document
     from steer.experiments.selftest import selftest
@@ -47,7 +51,29 @@ def command(**values: Any) -> None:
         raise SystemExit(1)
 
 
+def _print_selection(data: Mapping[str, Any]) -> None:
+    out.line(
+        f"{data['experiments']:,} simulated experiments of {data['units']:,} units in {len(data['arms'])} arms, with "
+        f"new weights {data['interim_analyses']} times ({data['method']})"
+    )
+    out.line()
+    rows = []
+    for title, rates in (("all arms alike", data["same"]), (f"one better by {data['effect']:g}", data["apart"])):
+        wrong = f"{rates['wrong']:.1%} ({rates['low']:.1%} to {rates['high']:.1%})" if rates is data["apart"] else ""
+        median = "" if rates["median_units"] is None else f"{rates['median_units']:,.0f}"
+        rows.append([title, f"{rates['decided']:.1%}", wrong, median, f"{rates['mismatched']:.2%}"])
+    out.table(["", "an arm selected", "a wrong one", "median units", "shares refused"], rows, 1)
+    out.line()
+    out.line(
+        f"Aims: a wrong arm in at most {data['error_rate']:.1%}, shares refused in "
+        f"{data['sample_ratio_threshold']:.1%}. Where all arms are alike, none is wrong."
+    )
+
+
 def _print(data: Mapping[str, Any]) -> None:
+    if "method" in data:
+        _print_selection(data)
+        return
     same, apart = data["same"], data["apart"]
     out.line(
         f"{data['experiments']:,} simulated experiments of {data['units']:,} units, each analysed "

@@ -51,6 +51,8 @@ def _print(data: Mapping[str, Any]) -> None:
     out.line("\n".join(f"{key:12}{value}" for key, value in facts.items() if value))
     out.line()
     header = ["arm", "answers", "counted", "units", "forced", "outside", "failed", "refused"]
+    if data["allocation"]:
+        _print_allocation(data["allocation"])
     out.table(header, [[arm, *(str(counts[key]) for key in header[1:])] for arm, counts in data["arms"].items()], 1)
     if data["feedback"]:
         out.line()
@@ -60,6 +62,14 @@ def _print(data: Mapping[str, Any]) -> None:
     if data["events"]:
         out.line()
         out.line("\n".join(f"{_time(event['at'])}  {event['kind']}  {event['reason']}" for event in data["events"]))
+
+
+def _print_allocation(found: Mapping[str, Any]) -> None:
+    """The epoch of adaptive weights."""
+    since = f", since {_time(found['at'])}" if found["at"] else ""
+    shares = ", ".join(f"{arm} {weight:.4g}" for arm, weight in found["weights"].items())
+    out.line(f"{found['method']} (selection, not estimation): epoch {found['epoch']}{since}")
+    out.line(f"weights now: {shares}\n{found['reason']}\n")
 
 
 def _time(seconds: float) -> str:

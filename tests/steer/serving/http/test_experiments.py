@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from steer.experiments.overview import overview
 from steer.experiments.running import live
 from steer.experiments.running.live import Live
 from steer.experiments.specification import Metric
+from steer.experiments.storage import epochs
 from steer.serving.engine import frontend_hooks, receipts
 from steer.serving.engine.admission import Admission
-from steer.serving.http import feedback
+from steer.serving.http import experiments, feedback
 from steer.serving.http.bodies import Limits
 from steer.serving.http.fields import Serving
 from steer.serving.http.measured import renamed
@@ -568,3 +570,36 @@ def test_a_response_that_continues_another_has_its_arm(served: Served) -> None:
     arm, _ = turn(None, "turn 0")
     assert {turn(f"turn {i}", f"turn {i + 1}") for i in range(8)} == {(arm, "conversation; assigned")}
     assert len({(row["unit"], row["conversation"]) for row in served.rows()}) == 1
+
+
+ADAPTIVE = {"allocation": {"method": "track-and-stop"}, "metric": {"name": "thumbs", "smallest_effect": 0.1}}
+USERS = [f"user {i}" for i in range(24)]
+
+
+def test_users_keep_their_arms_under_adaptive_weights_after_a_restart(tmp_path: Path) -> None:
+    first = Served(tmp_path, **ADAPTIVE)
+    before = {user: first.ask(chat(user))[1]["x-steer-arm"] for user in USERS}
+    assert set(before.values()) == {f"tone:{arm}" for arm in ARMS}
+    first.rows()
+    weights = {"control": 0.05, "friendly": 0.05, "prompt": 0.9}
+    epochs.begin(first.live.engine, "tone", 1, epochs.Epoch(1, weights, "prompt leads"))
+    first.live.end()
+    again = Served(tmp_path, **ADAPTIVE)
+    assert {user: again.ask(chat(user, "Good evening"))[1]["x-steer-arm"] for user in USERS} == before
+    again.chat("new")
+    assert [row["epoch"] for row in again.rows()] == [0] * 48 + [1]
+    again.live.end()
+
+
+def test_a_log_that_does_not_answer_holds_up_no_request_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, began, released = Served(tmp_path, **ADAPTIVE), threading.Event(), threading.Event()
+    assert served.live.adaptive is not None
+    monkeypatch.setattr(experiments, "RECALL", 0.01)
+    monkeypatch.setattr(served.live.adaptive, "look_up", lambda unit: (began.set(), released.wait(10)))
+    threading.Timer(0.3, released.set).start()  # asyncio.run waits for its threads
+    assert served.chat()[0] == 200
+    assert began.is_set()
+    assert served.rows()[0]["epoch"] == 0
+    served.live.end()
