@@ -142,6 +142,8 @@ class Decisions:
         """
         if condition.is_section:
             return self.tokens[condition][-1].values
+        if condition.never:  # which may be read above the term
+            return torch.zeros_like(covered)
         if condition.kind == "while":
             return torch.as_tensor(condition.holds(self.tokens[condition][-1].values))
         values = self.prompts[condition][:, None]

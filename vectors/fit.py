@@ -107,7 +107,8 @@ def problems_of_conditions(
 ) -> list[str]:
     """Every condition that can't be read before its term acts; names that the mappings lack are left out.
 
-    A condition reads the residual stream at a layer (`probe.reading_of`) below every layer that its term steers.
+    A condition reads the residual stream at a layer (`probe.reading_of`) below every layer that its term steers. One
+    that no score fulfils is only read, at any layer.
     """
     reasons = []
     for term in composition.terms:
@@ -131,7 +132,7 @@ def problems_of_conditions(
             if isinstance(source, SteeringVector) and not bool(readout.weight.any()):
                 reasons.append(f"the vector {condition.name} is zero at layer {layer}, so there is nothing to read")
             lowest = min(vector.acting(term.layers)) if vector is not None else None
-            if lowest is not None and layer >= lowest:
+            if lowest is not None and layer >= lowest and not condition.never:
                 reasons.append(
                     f"{condition} reads layer {layer}, and {term} steers from layer {lowest}: "
                     "what is read must lie below"

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from steer.experiments.running import readouts
 from steer.experiments.specification import Arm
 from steer.store import layout, names
 from steer.store.using.resolver import resolver
@@ -121,7 +120,6 @@ def problems_of_model(
             problems += fit.problems_of_probe(name, source, **model)
         else:
             problems += fit.problems_of(name, source, **model)
-    problems += readouts.problems_of(judges, identity["layers"])
     return problems
 
 

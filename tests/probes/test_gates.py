@@ -19,7 +19,7 @@ from probes.models import residual
 from probes.models.completions import Completion
 from probes.models.markers import Markers, Place, inside, markers_of
 from probes.steered import steered
-from vectors.errors import ArtifactError, UsageError
+from vectors.errors import ArtifactError, ExpressionError, UsageError
 from vectors.probe import Probe, Readout
 from vectors.steering import SteeringVector
 
@@ -144,6 +144,25 @@ def test_another_layer_of_a_probe_can_be_read(llama: Any) -> None:
     found = logits(llama, f"2*warm[2]@when:anger[1]>{threshold!r}")
     changed = (found != logits(llama, None)).any(2).any(1)
     assert torch.equal(changed, values > threshold)
+
+
+@pytest.mark.parametrize("kind", ["when", "while"])
+def test_a_condition_that_no_score_fulfils_reads_any_layer_and_changes_nothing(kind: str, llama: Any) -> None:
+    """So a probe of the last layer can be read, above which nothing is steered."""
+    last = len(residual.blocks(llama)) - 1
+    readout = Readout(vector(9, last).layers[last], 0.5)
+    names = {**NAMES, "last": Probe({last: readout})}
+    with steered(llama, f"cold[0]@{kind}:last>1e39", vectors=names, prompt_length=PROMPT) as decisions:
+        found = llama(input_ids=IDS, use_cache=False).logits
+    assert torch.equal(found, logits(llama, None))
+    values = readout.scores(states(llama, last))[:, PROMPT:] if kind == "while" else None
+    for row in range(len(ROWS)):
+        (decided,) = decisions.of_row(row)
+        expected = readout.scores(states(llama, last))[row, PROMPT - 1] if values is None else values[row].mean()
+        assert decided.value == pytest.approx(float(expected), abs=1e-3)
+        assert (decided.held, decided.read) == (0, 1 if values is None else values.shape[1])
+    with pytest.raises(ExpressionError, match="what is read must lie below"):
+        logits(llama, "cold[0]@when:anger>3e38")
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3-window", "qwen3-next"])

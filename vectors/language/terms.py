@@ -24,6 +24,7 @@ COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     ">=": operator.ge,
     "<=": operator.le,
 }
+LARGEST_SCORE = 3.4028234663852886e38  # the largest float32
 _PLAIN_NAME = re.compile(r"[^\W\d][\w.]*")
 
 
@@ -81,6 +82,12 @@ class Condition:
             return f"@{self.kind}"
         layer = "" if self.layer is None else f"[{self.layer}]"
         return f"@{self.kind}:{name_text(self.name)}{layer}{self.comparison}{number_text(self.threshold)}"
+
+    @property
+    def never(self) -> bool:
+        """Whether no score fulfils it, since scores are float32; then its terms act nowhere, and it is only read."""
+        above, below = self.threshold > LARGEST_SCORE, self.threshold < -LARGEST_SCORE
+        return (above and self.comparison == ">") or (below and self.comparison == "<")
 
     def holds(self, value: Any) -> Any:
         """Whether a value fulfils it; of a tensor of values, a bool tensor."""

@@ -5,12 +5,12 @@ adds to the prompt: an arm that adds the probe's direction would else be judged 
 token of the answer, and the mean counts, as with the scorer `probe` of `steer eval`.
 
 An engine scores tokens for conditions. So the reading is a request under a condition on the probe that never holds: it
-changes nothing, and its receipt says the mean over the response's tokens.
+changes nothing, may read any layer, and its receipt says the mean over the response's tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from vectors.language.terms import name_text
 from vectors.probe import Probe
 from vectors.steering import SteeringVector
 
-NEVER = "1e+30"  # a score that no probe reaches
+NEVER = "1e+39"  # beyond every float32, as which scores are compared (`Condition.never`)
 
 # Gives a judge's mean score of each answer, from its (prompt as the client sent it, text); None where it has none.
 Read = Callable[[Judge, Sequence[tuple[Any, str]]], list[float | None]]
@@ -50,19 +50,9 @@ def sources(experiment: Experiment) -> dict[str, SteeringVector | Probe]:
     found: dict[str, SteeringVector | Probe] = {**experiment.probes, **experiment.vectors}
     for judge, probe in experiment.readouts.items():
         named, nothing = _names(experiment.name, judge)
-        # What a condition reads lies below what it steers.
-        vector = SteeringVector({probe.layer + 1: torch.full((probe.hidden_size,), 1e-3)})
+        vector = SteeringVector({probe.layer: torch.full((probe.hidden_size,), 1e-3)})
         found |= {named: probe, nothing: vector}
     return found
-
-
-def problems_of(readouts: Mapping[str, Probe], layers: int) -> list[str]:
-    """Why the probes of judges, by name, can't be read while a model of so many layers is served."""
-    return [
-        f"the judge {name} reads layer {probe.layer}, the model's last; an engine reads what lies below another layer"
-        for name, probe in readouts.items()
-        if probe.layer == layers - 1
-    ]
 
 
 def values_of(experiment: Experiment, judge: str, scored: Sequence[Scored]) -> list[float | None]:

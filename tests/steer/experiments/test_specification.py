@@ -13,7 +13,6 @@ import trials
 
 from steer.cli import run
 from steer.experiments import document, template
-from steer.experiments.running import readouts
 from steer.serving.engine.resolved import ResolvedRequest
 from vectors import references
 from vectors.errors import UsageError
@@ -79,10 +78,6 @@ def test_a_judge_may_be_a_probe_beside_the_file(tmp_path: Path) -> None:
     experiment = trials.experiment(tmp_path, **given)
     assert {name: each.digest for name, each in experiment.readouts.items()} == {"mood": probe.digest}
     assert probe.digest in json.dumps(experiment.frozen()["judges"])
-    last = Probe({trials.LAYERS - 1: Readout(torch.ones(trials.HIDDEN), 0.0)})
-    assert readouts.problems_of({"mood": last}, trials.LAYERS) == [
-        "the judge mood reads layer 3, the model's last; an engine reads what lies below another layer"
-    ]
     warm = tmp_path / "warm.safetensors"
     assert "judge mood" in problems(tmp_path, **{**given, "judges": [{"name": "mood", "scorer": f"probe:{warm}"}]})[0]
 

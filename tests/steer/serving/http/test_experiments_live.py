@@ -47,6 +47,7 @@ WHOLE = os.environ.get("STEER_TEST_LOAD") == "all"
 REQUESTS = 500 if WHOLE else 360  # of the experiment with a verdict: about 120 for each of three arms
 FEW = 150 if WHOLE else 72
 AT_ONCE = 32
+READ = ("mood", "last")  # judges that are probes
 TOKENS = 8  # and up to two more, so that lengths vary in every run
 
 
@@ -72,13 +73,13 @@ def write_experiments(folder: Path, url: str) -> None:
         "log": url,
     }  # fmt: skip
     small = {"metric": {"name": "thumbs"}, "arms": {"control": {}, "warm": {"steer": "warm"}}}
-    Probe({0: Readout(torch.randn(128, generator=torch.Generator().manual_seed(1)), 0.0)}).save(
-        folder / "mood.safetensors"
-    )
+    direction = torch.randn(128, generator=torch.Generator().manual_seed(1))
+    Probe({0: Readout(direction, 0.0)}).save(folder / "mood.safetensors")
+    Probe({3: Readout(direction / 10, 0.5)}).save(folder / "last.safetensors")  # of the last layer
     gated = {
         "metric": {"name": "thumbs"},
-        "secondary": [{"name": "read", "kind": "number"}],
-        "judges": [{"name": "read", "scorer": "probe:mood.safetensors", "sample_rate": 1}],
+        "secondary": [{"name": name, "kind": "number"} for name in READ],
+        "judges": [{"name": name, "scorer": f"probe:{name}.safetensors", "sample_rate": 1} for name in READ],
         "store_texts": True,
         "arms": {
             "control": {},
@@ -292,8 +293,10 @@ def test_what_the_conditions_of_an_arm_read_and_decided_is_recorded(trial: Trial
     assert {row["composition"] for row in rows} == {None, *(arm.composition for arm in experiment.arms[1:])}
 
 
-def test_a_probe_judges_by_what_the_unsteered_model_makes_of_an_answer(trial: Trial) -> None:
-    """As the scorer of `steer eval` does through transformers: also of an arm that steers the layer that it reads."""
+@pytest.mark.parametrize("judge", READ)
+def test_a_probe_judges_by_what_the_unsteered_model_makes_of_an_answer(judge: str, trial: Trial) -> None:
+    """As the scorer of `steer eval` does through transformers: also of an arm that steers the layer that it reads, and
+    at the output of the last block."""
     experiment = document.read(trial.folder / "gated.yaml")
     engine = engine_of(experiment.log)
     shown, given = EXPOSURES.c, FEEDBACK.c
@@ -303,7 +306,7 @@ def test_a_probe_judges_by_what_the_unsteered_model_makes_of_an_answer(trial: Tr
     end = time.monotonic() + 60
     while True:
         with engine.connect() as connection:
-            rows = connection.execute(query.where(given.metric == "read", shown.experiment == "gated")).all()
+            rows = connection.execute(query.where(given.metric == judge, shown.experiment == "gated")).all()
             texts = connection.execute(sqlalchemy.select(shown.answer).where(shown.reason == "assigned")).scalars()
             wanted = sum(bool(text.strip()) for text in texts)
         if len(rows) >= wanted:
@@ -313,7 +316,7 @@ def test_a_probe_judges_by_what_the_unsteered_model_makes_of_an_answer(trial: Tr
     engine.dispose()
     assert len(rows) > 12
     model = load(trial.server.model, "cpu", "float32")
-    scorer = scorers.configured({"kind": "probe", "file": "mood.safetensors"}, trial.folder)
+    scorer = scorers.configured({"kind": "probe", "file": f"{judge}.safetensors"}, trial.folder)
     expected = scorer.score(
         [scorers.GeneratedText(json.loads(prompt)[0]["content"], answer) for _, prompt, answer, _ in rows],
         scorers.Resources(loaded=model),
