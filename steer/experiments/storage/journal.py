@@ -49,9 +49,12 @@ class Journal:
         self.rows = 0  # that are not in the database yet
 
     def append(self, row: Row) -> bool:
-        """Append a row; False where it can't be written, as on a full disk. Never raises, and never waits for a disk
-        to be flushed."""
-        line = _ENCODE(row).encode() + b"\n"
+        """Append a row, cleaned; False where it can't be written, as on a full disk. Never raises, and never waits for
+        a disk to be flushed."""
+        text = _ENCODE(row)
+        if "\\u0000" in text or "\\ud" in text:  # in escapes: a null byte, or half a character
+            text = _ENCODE((row[0], cleaned(row[1])))
+        line = text.encode() + b"\n"
         with self.lock:
             if self.full + self.size + len(line) > self.largest:
                 return False
@@ -178,3 +181,18 @@ def abandoned(folder: Path) -> Iterator[tuple[list[Row], int]]:
                         damaged += 1
             yield rows, damaged
             path.unlink(missing_ok=True)
+
+
+def cleaned(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose texts every database takes: no null bytes (PostgreSQL), no halves of characters."""
+    return {key: _cleaned(value) if isinstance(value, str) else value for key, value in row.items()}
+
+
+def _cleaned(text: str) -> str:
+    if "\0" in text:
+        text = text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()

@@ -15,7 +15,7 @@ from sqlalchemy.exc import InternalError, OperationalError, SQLAlchemyError
 
 from steer.experiments.storage import journal
 from steer.experiments.storage.database import prepare, reason_of, write
-from steer.experiments.storage.journal import Journal, Row
+from steer.experiments.storage.journal import Journal, Row, cleaned
 from steer.experiments.storage.tables import ALL, EVENTS
 from vectors.errors import SteerError
 
@@ -55,10 +55,9 @@ class Writer:
 
     def add(self, table: str, row: Mapping[str, Any]) -> bool:
         """Take a row; whether it is on disk, where it outlives this process."""
-        row = cleaned(row)
         on_disk = self.journal.append((table, row))
         if not on_disk and len(self.memory) < self.most_waiting:
-            self.memory.append((table, row))
+            self.memory.append((table, cleaned(row)))
         elif not on_disk:
             self.dropped += 1
         if table == EVENTS.name:  # such as a stop, which other servers are to see
@@ -155,18 +154,3 @@ def recover(engine: Engine, folder: Path, on_damage: Callable[[int], None] = lam
         if damaged:
             on_damage(damaged)
     return count
-
-
-def cleaned(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row whose texts every database takes: no null bytes (PostgreSQL), no halves of characters."""
-    return {key: _cleaned(value) if isinstance(value, str) else value for key, value in row.items()}
-
-
-def _cleaned(text: str) -> str:
-    if "\0" in text:
-        text = text.replace("\0", "\N{REPLACEMENT CHARACTER}")
-    try:
-        text.encode()
-        return text
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "replace").decode()

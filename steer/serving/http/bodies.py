@@ -137,6 +137,6 @@ def is_form(scope: Message) -> bool:
 def header(scope: Message, name: bytes) -> bytes:
     """The first value of a header, by its name in lower case; empty where there is none."""
     for key, value in scope["headers"]:
-        if key == name or key.lower() == name:
+        if len(key) == len(name) and key.lower() == name:
             return bytes(value)
     return b""

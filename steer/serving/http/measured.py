@@ -150,10 +150,7 @@ class MeasuredAnswer:
             self.ended = True
         if not self.exposed.usage and value.get("choices") == [] and value.get("usage") and "steer" not in value:
             return None
-        served, called = (
-            b'"model":' + json.dumps(name).encode() for name in (self.exposed.served, self.exposed.called)
-        )
-        return event.replace(served, called)
+        return event.replace(_field(self.exposed.served), _field(self.exposed.called))
 
     def _read(self, value: Mapping[str, Any]) -> None:
         """Take id, text, reasons to stop and token counts from a body or an event, of any of the four routes."""
@@ -263,10 +260,15 @@ class MeasuredAnswer:
 def renamed(body: bytes, value: dict[str, Any], served: str, called: str) -> bytes:
     """The JSON body of an answer, parsed in `value`, with another name of the model."""
     # Quotes inside JSON strings are escaped, so that this pattern matches fields alone; the only one is the answer's.
-    field = b'"model":' + json.dumps(served).encode()
-    if body.count(b'"model":') == body.count(field) == 1:
-        return body.replace(field, b'"model":' + json.dumps(called).encode())
+    if body.count(b'"model":') == body.count(_field(served)) == 1:
+        return body.replace(_field(served), _field(called))
     return compact_json({**value, "model": called})
+
+
+@functools.lru_cache(1024)
+def _field(model: str) -> bytes:
+    """The field with the name of the model, as vLLM writes it."""
+    return b'"model":' + json.dumps(model).encode()
 
 
 def annotate(exposed: Exposed, scope: Message, began: float) -> None:

@@ -13,6 +13,7 @@ import sqlalchemy
 from sqlalchemy import Engine, func, select
 
 from steer.experiments.storage import state
+from steer.experiments.storage import writer as writers
 from steer.experiments.storage.database import engine_of, open_log
 from steer.experiments.storage.tables import EVENTS, EXPOSURES
 from steer.experiments.storage.writer import Writer, recover
@@ -151,4 +152,20 @@ def test_only_columns_of_the_table_are_written(tmp_path: Path) -> None:
     assert writer.flush(20)
     with engine.connect() as connection:
         assert connection.execute(select(EXPOSURES.c.arm)).scalars().all() == ["a"]
+    writer.close()
+
+
+def test_an_event_waits_for_no_other_rows_and_takes_those_that_wait_along(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a stop reaches other servers at once."""
+    monkeypatch.setattr(writers, "INTERVAL", 3600.0)
+    engine = open_log(url)
+    writer = Writer(engine, tmp_path)
+    rated = {"id": "1", "experiment": "tone", "metric": "thumbs", "value": 1.0, "source": "user", "mark": "", "at": 0.0}
+    writer.add("feedback", rated)
+    assert (count(engine), writer.state().waiting) == (0, 1)
+    writer.add("events", event(1))
+    until(lambda: writer.state().waiting == 0)
+    assert count(engine) == 1
     writer.close()
