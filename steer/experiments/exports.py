@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Engine, delete, or_, select
 
 from steer.experiments.assignment import hashed
-from steer.experiments.storage import forgetting, sums
+from steer.experiments.storage import forgetting, ratings, sums
 from steer.experiments.storage.database import writing
 from steer.experiments.storage.tables import EXPOSURES, FEEDBACK
 
@@ -121,13 +121,15 @@ def forget(engine: Engine, name: str, salt: str, unit: str) -> Forgotten:
         found = [dict(row) for row in connection.execute(select(EXPOSURES).where(where)).mappings()]
         responses = [row["response"] for row in found if row["response"] is not None]
         conversations = [*{row["conversation"] for row in found}, *hashes]
-        feedback = 0
+        feedback: list[Any] = []
         for column, values in ((given.response, responses), (given.conversation, conversations)):
             for start in range(0, len(values), 500):
                 these = column.in_(values[start : start + 500]) & (given.experiment == name)
-                feedback += connection.execute(delete(FEEDBACK).where(these)).rowcount
+                removed = delete(FEEDBACK).where(these).returning(given.experiment, given.metric, given.mark)
+                feedback += connection.execute(removed).mappings().all()
         answers = connection.execute(delete(EXPOSURES).where(where)).rowcount
         sums.remove(connection, found)
+        ratings.count(connection, feedback, -1)
         forgetting.mark(connection, name, {*conversations}, responses)
     if engine.dialect.name == "sqlite":  # what was removed must not stay in the write-ahead log
         with engine.connect() as connection:
@@ -135,4 +137,4 @@ def forget(engine: Engine, name: str, salt: str, unit: str) -> Forgotten:
             raw = connection.connection.driver_connection
             assert raw is not None
             raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    return Forgotten(answers, feedback)
+    return Forgotten(answers, len(feedback))

@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Connection, Engine, select
 
 from steer.experiments.storage import state
 from steer.experiments.storage.epochs import Epoch, epochs_of
 from steer.experiments.storage.figures import Analysis, analysis
-from steer.experiments.storage.tables import EXPERIMENTS, FEEDBACK
+from steer.experiments.storage.tables import EXPERIMENTS, FEEDBACK_COUNTS
 from vectors.errors import UsageError
 
 
@@ -88,12 +88,8 @@ def counts(found: Analysis, arms: Sequence[str]) -> dict[str, dict[str, int]]:
 
 
 def _feedback(connection: Connection, name: str) -> dict[str, dict[str, int]]:
-    columns = FEEDBACK.c
-    query = (
-        select(columns.metric, columns.mark, func.count())
-        .where(columns.experiment == name)
-        .group_by(columns.metric, columns.mark)
-    )
+    columns = FEEDBACK_COUNTS.c
+    query = select(columns.metric, columns.mark, columns.pieces).where(columns.experiment == name, columns.pieces > 0)
     found: dict[str, dict[str, int]] = {}
     for metric, mark, count in connection.execute(query):
         found.setdefault(metric, {"received": 0, "unknown": 0, "late": 0})

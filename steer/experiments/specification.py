@@ -85,8 +85,8 @@ class Arm:
 class Metric:
     """A metric: of feedback, of a judge, or computed by the server (`SERVER_METRICS`). `better` is its direction.
 
-    With `per` unit it is the mean over units of each unit's mean; with `per` response the mean over all answers (or
-    pieces of feedback), a ratio of two sums over units.
+    With `per` unit it is the mean over units of each unit's mean; with `per` response the mean over all answers, a
+    ratio of two sums over units. Of feedback, an answer or a conversation has the newest value that was given for it.
     """
 
     name: str

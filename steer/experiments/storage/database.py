@@ -12,9 +12,9 @@ from sqlalchemy import Connection, Engine, Table, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
-from steer.experiments.storage import forgetting, sums
+from steer.experiments.storage import forgetting, ratings, sums
 from steer.experiments.storage.migrations import migrate
-from steer.experiments.storage.tables import ALL, EXPOSURES
+from steer.experiments.storage.tables import ALL, EXPOSURES, FEEDBACK
 from vectors.errors import SteerError
 
 INSTRUCTIONS = 1_000_000  # of SQLite, about 20 ms, after which signals are handled
@@ -96,36 +96,37 @@ def writing(engine: Engine) -> Iterator[Connection]:
 
 
 def insert(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows into a table; those whose id is there already are left out. Answers are added to the sums."""
+    """Insert rows into a table; those whose id is there already are left out. Answers and feedback are added up."""
     if not rows:
         return
-    if table is EXPOSURES:
-        sums.add(connection, _insert_answers(connection, rows))
+    if table in (EXPOSURES, FEEDBACK):
+        new = _insert_new(connection, table, rows)
+        (sums if table is EXPOSURES else ratings).add(connection, new)
         return
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     whole = [{column.name: row.get(column.name) for column in table.columns} for row in rows]
     connection.execute(dialect.insert(table).on_conflict_do_nothing(), whole)
 
 
-def _insert_answers(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Insert answers, and return those that were not there. Of one id, the first row is written."""
+def _insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Insert rows, and return those whose id was not there. Of one id, the first row is written."""
     by_id: dict[str, Mapping[str, Any]] = {}
     for row in rows:
         by_id.setdefault(row["id"], row)
     if connection.dialect.name == "postgresql":
-        whole = [{column.name: row.get(column.name) for column in EXPOSURES.columns} for row in by_id.values()]
-        statement = postgresql.insert(EXPOSURES).on_conflict_do_nothing().returning(EXPOSURES.c.id)
+        whole = [{column.name: row.get(column.name) for column in table.columns} for row in by_id.values()]
+        statement = postgresql.insert(table).on_conflict_do_nothing().returning(table.c.id)
         return [by_id[name] for name in connection.execute(statement, whole).scalars()]
     # One transaction of SQLite writes at a time, so what is not there now is new.
     ids = list(by_id)
     for start in range(0, len(ids), _PARAMETERS):
         these = ids[start : start + _PARAMETERS]
-        query = f"SELECT id FROM exposures WHERE id IN ({','.join('?' * len(these))})"
+        query = f"SELECT id FROM {table.name} WHERE id IN ({','.join('?' * len(these))})"
         for name in connection.exec_driver_sql(query, tuple(these)).scalars().all():
             del by_id[name]
     if by_id:
-        names = EXPOSURES.columns.keys()
-        statement = f"INSERT INTO exposures ({', '.join(names)}) VALUES ({','.join('?' * len(names))})"
+        names = table.columns.keys()
+        statement = f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({','.join('?' * len(names))})"
         connection.exec_driver_sql(statement, [tuple(map(row.get, names)) for row in by_id.values()])
     return list(by_id.values())
 
@@ -138,7 +139,7 @@ def write(engine: Engine, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> None
         by_table: dict[str, list[Mapping[str, Any]]] = {}
         for name, row in forgetting.remembered(connection, list(rows)):
             by_table.setdefault(name, []).append(row)
-        if EXPOSURES.name in by_table:
+        if not by_table.keys().isdisjoint((EXPOSURES.name, FEEDBACK.name)):
             sums.lock(connection)
         for name, found in by_table.items():
             insert(connection, ALL[name], found)

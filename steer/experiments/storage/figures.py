@@ -1,8 +1,8 @@
 """Sums over the units of an experiment: what the statistics read of it, from what `sums` has added up.
 
 Only answers that count are read (assigned, not during the ramp). Units that were seen in two arms are left out and
-counted. A unit's value is the mean over its answers, or over the feedback about them; a metric per response is the
-ratio of the unit's sum to the number of its answers.
+counted. A unit's value is the mean over its answers, or over their ratings (the newest value of feedback for each); a
+metric per response is the ratio of the unit's sum to the number of its answers, or ratings.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Engine, Float, Select, and_, cast, func, select, true
+from sqlalchemy import ColumnElement, Connection, Engine, and_, func, select, true
 
 from steer.experiments.specification import Metric
 from steer.experiments.statistics import moments
 from steer.experiments.statistics.moments import Estimate, Sums, added
-from steer.experiments.storage import sums
+from steer.experiments.storage import ratings, sums, unit_sums
 from steer.experiments.storage.database import writing
-from steer.experiments.storage.tables import EXPOSURES, FEEDBACK, SLOT_ORIGINS, TALLIES, UNIT_SUMS, UNITS
+from steer.experiments.storage.tables import EXPOSURES, SLOT_ORIGINS, TALLIES, UNIT_RATINGS, UNIT_SUMS, UNITS
 
 BUCKETS = 40  # slices of time in which sums over units are taken
 CACHE = 65_536  # KiB of the log that SQLite may hold in memory for a report
@@ -75,14 +75,6 @@ class Analysis(NamedTuple):
         With `per: unit`, y is the unit's mean and x is 0; with `per: response`, y is the unit's sum and x its number of
         answers.
         """
-        rows = self._of_server(metric) if metric.source == "server" else self._of_feedback(metric)
-        result = {arm: [EMPTY] * BUCKETS for arm in self.units.by_arm}
-        for arm, slot, *found in rows:
-            number = self._slice(slot)
-            result[arm][number] = added(result[arm][number], Sums(int(found[0]), *(float(each) for each in found[1:])))
-        return result
-
-    def _of_server(self, metric: Metric) -> Sequence[Any]:
         columns = UNIT_SUMS.c
         if metric.per == "response":
             values = [columns.y, columns.yy, columns.x, columns.xx, columns.xy]
@@ -92,21 +84,16 @@ class Analysis(NamedTuple):
             columns.experiment == self.experiment, columns.version == self.version, columns.metric == metric.name,
             columns.units > 0,
         )  # fmt: skip
-        return self.connection.execute(query).all()
-
-    def _of_feedback(self, metric: Metric) -> Sequence[Any]:
-        columns = UNITS.c
-        source, of_unit, count = self._values(metric)
-        slot = sums.slot_column(self.connection, columns.first - self.origin).label("slot")
-        y, x = (of_unit, count) if metric.per == "response" else (of_unit / count, None)
-        values = (y, y * y) if x is None else (y, y * y, x, x * x, x * y)
-        query = select(columns.arm, slot, func.count(), *(func.sum(each) for each in values)).select_from(source)
-        return self.connection.execute(query.where(self._compared(), count > 0).group_by(columns.arm, slot)).all()
+        result = {arm: [EMPTY] * BUCKETS for arm in self.units.by_arm}
+        for arm, slot, *found in self.connection.execute(query):
+            number = self._slice(slot)
+            result[arm][number] = added(result[arm][number], Sums(int(found[0]), *(float(each) for each in found[1:])))
+        return result
 
     def _slice(self, slot: int) -> int:
         """The slice of time of a slot, at whose end all of its units have entered."""
         width = max((self.entered - self.began) / BUCKETS, 1e-9)
-        until = (self.origin + sums.slot_end(slot) - self.began) / width
+        until = (self.origin + unit_sums.slot_end(slot) - self.began) / width
         return min(max(math.ceil(until) - 1, 0), BUCKETS - 1)
 
     def by_epoch(self) -> dict[int, dict[str, int]]:
@@ -170,24 +157,27 @@ class Analysis(NamedTuple):
         """What to read from, each unit's sum of a metric, and how many answers or pieces of feedback are in it."""
         if metric.source == "server":
             return UNITS, UNITS.c[f"y_{metric.name}"], UNITS.c[f"x_{metric.name}"]
-        values = _feedback(self.experiment, self.version, metric.name).subquery()
-        return UNITS.join(values, values.c.unit == UNITS.c.unit), values.c.y, values.c.x
+        of, given = UNITS.c, UNIT_RATINGS.c
+        same = and_(given.experiment == of.experiment, given.version == of.version, given.unit == of.unit)
+        return UNITS.join(UNIT_RATINGS, and_(same, given.metric == metric.name)), given.y, given.x
 
 
 @contextlib.contextmanager
 def analysis(engine: Engine, experiment: str, version: int) -> Iterator[Analysis]:
     """A context with one version at one moment. Raises SQLAlchemyError.
 
-    Answers that were not added up when they were written (by an earlier release) are added up now, which takes a minute
-    for 10 million.
+    Answers and feedback that were not added up when they were written (by an earlier release) are added up now, which
+    takes minutes for 10 million.
     """
     with engine.connect() as connection:
-        complete = sums.complete(connection, experiment, version)
+        complete = sums.complete(connection, experiment, version) and ratings.complete(connection, experiment)
     if not complete:
         with writing(engine) as connection:
             sums.lock(connection)
             if not sums.complete(connection, experiment, version):
                 sums.rebuild(connection, experiment, version)
+            if not ratings.complete(connection, experiment):
+                ratings.rebuild_all(connection, experiment)
     with engine.connect() as connection:
         if engine.dialect.name == "postgresql":  # in SQLite every transaction is of one moment
             connection = connection.execution_options(isolation_level="REPEATABLE READ")
@@ -197,7 +187,7 @@ def analysis(engine: Engine, experiment: str, version: int) -> Iterator[Analysis
         counted = [tally for tally in tallies if tally.counted]
         began, ended = min((t.first for t in counted), default=0.0), max((t.last for t in counted), default=0.0)
         query = select(units.arm, func.sum(units.units), func.max(units.slot)).where(
-            units.experiment == experiment, units.version == version, units.metric == sums.WHOLE, units.units > 0
+            units.experiment == experiment, units.version == version, units.metric == unit_sums.WHOLE, units.units > 0
         )
         rows = connection.execute(query.group_by(units.arm)).all()
         by_arm = {arm: int(count) for arm, count, _ in rows if arm}
@@ -206,7 +196,7 @@ def analysis(engine: Engine, experiment: str, version: int) -> Iterator[Analysis
             SLOT_ORIGINS.c.experiment == experiment, SLOT_ORIGINS.c.version == version
         )
         origin = float(connection.execute(query).scalar() or 0.0)
-        entered = max((origin + sums.slot_end(slot) for arm, _, slot in rows if arm), default=began)
+        entered = max((origin + unit_sums.slot_end(slot) for arm, _, slot in rows if arm), default=began)
         outside = select(TALLIES.c.arm).where(TALLIES.c.experiment == experiment, TALLIES.c.reason == "outside")
         earlier = connection.execute(outside.limit(1)).first() is not None
         yield Analysis(connection, experiment, version, tallies, Units(by_arm, moved), began, ended,
@@ -236,34 +226,3 @@ def total(slices: Sequence[Sums]) -> Sums:
 def estimate_of(metric: Metric, sums: Sums) -> Estimate:
     """The mean of a metric over the units with these sums, or the ratio where it is one per response."""
     return moments.ratio(sums) if metric.per == "response" else moments.mean(sums)
-
-
-def _feedback(experiment: str, version: int, name: str) -> Select[Any]:
-    """Each unit's feedback about its answers, given by response or by conversation."""
-    given, columns = FEEDBACK.c, EXPOSURES.c
-    # An expression keeps SQLite from searching by version, which would read all answers for each piece of feedback.
-    counted = and_(
-        columns.experiment.concat("") == experiment, columns.version + 0 == version, columns.counted == true()
-    )
-    about = and_(given.experiment == experiment, given.metric == name, given.value.is_not(None))
-
-    def units_of(exposed: ColumnElement[str], named: ColumnElement[str]) -> Any:
-        """One unit for each conversation or response that feedback names, which an index finds. Clients may choose
-        the ids of both, so several answers can have the same one: feedback counts once."""
-        mentioned = select(named).where(about, named.is_not(None))
-        return (
-            select(exposed.label("id"), func.min(columns.unit).label("unit"))
-            .where(counted, exposed.in_(mentioned)).group_by(exposed).subquery()
-        )  # fmt: skip
-
-    responses = units_of(columns.response, given.response)
-    conversations = units_of(columns.conversation, given.conversation)
-    unit = func.coalesce(responses.c.unit, conversations.c.unit)
-    return (
-        select(unit.label("unit"), func.sum(given.value).label("y"), cast(func.count(), Float).label("x"))
-        .select_from(FEEDBACK)
-        .outerjoin(responses, responses.c.id == given.response)
-        .outerjoin(conversations, conversations.c.id == given.conversation)
-        .where(about, unit.is_not(None))
-        .group_by(unit)
-    )  # fmt: skip

@@ -65,6 +65,17 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE tallies ADD COLUMN refused INTEGER NOT NULL DEFAULT 0",
         "DELETE FROM tallies",
     ),
+    (  # what feedback adds up to; that of a log from before is added up when it is first read
+        "CREATE TABLE ratings (experiment TEXT NOT NULL, about TEXT NOT NULL, version INTEGER NOT NULL, "
+        "metric TEXT NOT NULL, unit TEXT NOT NULL, value DOUBLE PRECISION NOT NULL, "
+        "PRIMARY KEY (experiment, about, version, metric))",
+        "CREATE TABLE unit_ratings (experiment TEXT NOT NULL, version INTEGER NOT NULL, unit TEXT NOT NULL, "
+        "metric TEXT NOT NULL, y DOUBLE PRECISION NOT NULL, x DOUBLE PRECISION NOT NULL, "
+        "PRIMARY KEY (experiment, version, unit, metric))",
+        "CREATE TABLE feedback_counts (experiment TEXT NOT NULL, metric TEXT NOT NULL, mark TEXT NOT NULL, "
+        "pieces INTEGER NOT NULL, PRIMARY KEY (experiment, metric, mark))",
+        "CREATE INDEX feedback_by_conversation ON feedback (conversation)",
+    ),
     (  # adaptive weights
         "CREATE TABLE epochs (experiment TEXT NOT NULL, version INTEGER NOT NULL, epoch INTEGER NOT NULL, "
         "weights TEXT NOT NULL, reason TEXT NOT NULL, selected TEXT NOT NULL, at DOUBLE PRECISION NOT NULL, "

@@ -1,78 +1,53 @@
 """What answers add up to: kept beside them, in the transaction that writes them, so that no report reads them all.
 
 A new answer changes the row of its unit (`UNITS`); what the unit gave to the sums over units (`UNIT_SUMS`) is taken
-away, and what it gives now is added. Sums over time are by slots, which grow with the time since the first: a day has
-about 400. Whoever writes takes `lock` first, before any other row.
+away, and what it gives now is added. `ratings` does the same for feedback. Whoever writes either takes `lock` first,
+before any other row.
 """
 
 from __future__ import annotations
 
-import functools
-import math
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Float, Integer, Table, and_, case, cast, delete, func, select, true
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import ColumnElement, Connection, Float, and_, case, cast, delete, func, select, true
 
 from steer.experiments import outcomes
+from steer.experiments.storage import ratings
 from steer.experiments.storage.tables import EXPOSURES, SLOT_ORIGINS, SUMMED, TALLIES, UNIT_SUMS, UNITS
+from steer.experiments.storage.unit_sums import (
+    PARTS,
+    WHOLE,
+    Changes,
+    Row,
+    add_to,
+    among,
+    change,
+    given,
+    of_version,
+    origin_of,
+    put,
+    slot_column,
+    slot_of,
+    sum_of,
+)
 
 _LOCK = 0x73746565_7273756D  # key of the lock of PostgreSQL under which sums are changed
-SECONDS, HALF = 64, 32  # slots of one second; then each time twice as long, in so many slots
-OCTAVES = 26  # until a century after the first
 LARGEST = 1e300  # a metric beyond it, or none that is a number, is left out
-CHUNK = 500  # units of one statement
-WHOLE, KEYS = "", ("experiment", "version", "arm", "reason", "counted")
-PARTS = ("mean", "mean_squared", "y", "yy", "x", "xx", "xy")
+KEYS = ("experiment", "version", "arm", "reason", "counted")
 _NOTHING = {f"{kind}_{name}": 0.0 for name in SUMMED for kind in "yx"}
+_PAIRS = tuple((name, f"y_{name}", f"x_{name}") for name in SUMMED)
 _SQUARED = {"tokens": "response_tokens", "repetition": "repetition"}
 _OF_UNIT = tuple(column.name for column in UNITS.c if not column.primary_key)
 _key_of = operator.itemgetter(*KEYS)
-_PAIRS = tuple((name, f"y_{name}", f"x_{name}") for name in SUMMED)
 _COUNTS = tuple(column.name for column in TALLIES.c if column.name not in (*KEYS, "first", "last"))
-
-Row = Mapping[str, Any]
-Sum = tuple[str, str, int]  # a row of the sums: metric, arm, slot
 
 
 def lock(connection: Connection) -> None:
     """Wait until no other transaction changes sums. SQLite has one writer anyway."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
-
-
-def slot_of(elapsed: float) -> int:
-    """The slot of a time in seconds since the first slot began."""
-    if elapsed < SECONDS:
-        return max(int(elapsed), 0)
-    octave = min(math.frexp(elapsed / SECONDS)[1] - 1, OCTAVES - 1)
-    within = int((elapsed - SECONDS * 2**octave) / 2 ** (octave + 1))
-    return SECONDS + HALF * octave + min(within, HALF - 1)
-
-
-def slot_end(slot: int) -> float:
-    """When a slot ends, in seconds since the first slot began."""
-    if slot < SECONDS:
-        return slot + 1.0
-    octave, within = divmod(slot - SECONDS, HALF)
-    return SECONDS * 2.0**octave + (within + 1) * 2.0 ** (octave + 1)
-
-
-def slot_column(connection: Connection, elapsed: ColumnElement[float]) -> ColumnElement[int]:
-    """`slot_of` as SQL."""
-
-    def whole(value: ColumnElement[float]) -> ColumnElement[int]:
-        # SQLite cuts a number off where PostgreSQL rounds it.
-        return cast(value if connection.dialect.name == "sqlite" else func.floor(value), Integer)
-
-    starts = [(octave, SECONDS * 2.0**octave) for octave in range(OCTAVES)]
-    return case(
-        (elapsed < 0, 0), (elapsed < SECONDS, whole(elapsed)),
-        *((elapsed < 2 * start, SECONDS + HALF * k + whole((elapsed - start) / 2.0 ** (k + 1))) for k, start in starts),
-        else_=SECONDS + HALF * OCTAVES - 1,
-    )  # fmt: skip
 
 
 def number(name: str) -> ColumnElement[float]:
@@ -87,25 +62,33 @@ def number(name: str) -> ColumnElement[float]:
 def add(connection: Connection, rows: Sequence[Row]) -> None:
     """Add answers, given as rows of the exposures that are new in the log. Raises SQLAlchemyError."""
     _tally(connection, rows, 1)
-    _add_to_units(connection, [row for row in rows if row["counted"]])
-
-
-def _add_to_units(connection: Connection, rows: Iterable[Row]) -> None:
-    by_version: dict[tuple[str, int], dict[str, list[Row]]] = {}
+    counted: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
-        by_version.setdefault((row["experiment"], row["version"]), {}).setdefault(row["unit"], []).append(row)
-    for (experiment, version), by_unit in by_version.items():
-        origin = _origin(connection, experiment, version, min(row["at"] for each in by_unit.values() for row in each))
-        changes: dict[Sum, list[float]] = {}
-        units = []
-        for old in _units(connection, experiment, version, list(by_unit)):
-            _give(changes, old, origin, -1)
-            units.append(_with(by_unit.pop(old["unit"]), old))
-        units += [_with(answers, None) for answers in by_unit.values()]
-        for unit in units:
-            _give(changes, unit, origin, 1)
-        _put(connection, UNITS, units, dict.fromkeys(_OF_UNIT))
-        _change(connection, experiment, version, changes)
+        if row["counted"]:
+            counted.setdefault((row["experiment"], row["version"]), []).append(row)
+    for (experiment, version), these in counted.items():
+        _add_to_units(connection, experiment, version, these)
+        ratings.answered(connection, experiment, version, these)
+
+
+def _add_to_units(connection: Connection, experiment: str, version: int, rows: Iterable[Row]) -> None:
+    by_unit: dict[str, list[Row]] = {}
+    for row in rows:
+        by_unit.setdefault(row["unit"], []).append(row)
+    if not by_unit:
+        return
+    origin = origin_of(connection, experiment, version, min(row["at"] for each in by_unit.values() for row in each))
+    changes: Changes = {}
+    units = []
+    rated = ratings.of_units(connection, experiment, version, by_unit)
+    for old in _units(connection, experiment, version, by_unit):
+        _give(changes, old, rated, origin, -1)
+        units.append(_with(by_unit.pop(old["unit"]), old))
+    units += [_with(answers, None) for answers in by_unit.values()]
+    for unit in units:
+        _give(changes, unit, rated, origin, 1)
+    put(connection, UNITS, units, dict.fromkeys(_OF_UNIT))
+    change(connection, experiment, version, changes)
 
 
 def remove(connection: Connection, rows: Sequence[Row]) -> None:
@@ -117,32 +100,40 @@ def remove(connection: Connection, rows: Sequence[Row]) -> None:
             gone.setdefault((row["experiment"], row["version"]), set()).add(row["unit"])
     shown, kept = EXPOSURES.c, UNITS.c
     for (experiment, version), units in gone.items():
-        changes: dict[Sum, list[float]] = {}
-        for old in _units(connection, experiment, version, sorted(units)):
-            _give(changes, old, _origin(connection, experiment, version, old["first"]), -1)
-        _change(connection, experiment, version, changes)
-        for these in _chunks(sorted(units)):
-            connection.execute(delete(UNITS).where(_of(UNITS, experiment, version), kept.unit.in_(these)))
-            left = select(EXPOSURES).where(
-                _of(EXPOSURES, experiment, version), shown.unit.in_(these), shown.counted == true()
-            )
-            _add_to_units(connection, [dict(row) for row in connection.execute(left).mappings()])
+        changes: Changes = {}
+        rated = ratings.of_units(connection, experiment, version, units)
+        for old in _units(connection, experiment, version, units):
+            _give(changes, old, rated, origin_of(connection, experiment, version, old["first"]), -1)
+        change(connection, experiment, version, changes)
+        connection.execute(
+            delete(UNITS).where(of_version(UNITS, experiment, version), among(connection, kept.unit, units))
+        )
+        left = select(EXPOSURES).where(
+            of_version(EXPOSURES, experiment, version), among(connection, shown.unit, units), shown.counted == true()
+        )
+        rest = [dict(row) for row in connection.execute(left).mappings()]
+        _add_to_units(connection, experiment, version, rest)
+    named: dict[str, set[str]] = {}
+    for row in rows:
+        named.setdefault(row["experiment"], set()).update(ratings.abouts_of(row))
+    for experiment, abouts in named.items():
+        ratings.refresh(connection, experiment, abouts)
 
 
 def complete(connection: Connection, experiment: str, version: int) -> bool:
     """Whether the answers of a version that are in the log are those that were added up. Raises SQLAlchemyError."""
-    answers = select(func.count()).select_from(EXPOSURES).where(_of(EXPOSURES, experiment, version)).scalar_subquery()
-    summed = select(func.sum(TALLIES.c.answers)).where(_of(TALLIES, experiment, version)).scalar_subquery()
-    there, added = connection.execute(select(answers, summed)).one()
+    answers = select(func.count()).select_from(EXPOSURES).where(of_version(EXPOSURES, experiment, version))
+    summed = select(func.sum(TALLIES.c.answers)).where(of_version(TALLIES, experiment, version))
+    there, added = connection.execute(select(answers.scalar_subquery(), summed.scalar_subquery())).one()
     return bool(there == (added or 0))
 
 
 def rebuild(connection: Connection, experiment: str, version: int) -> None:
-    """Add up all answers of a version anew, by the database. Raises SQLAlchemyError."""
+    """Add up all answers of a version anew, and the feedback about them, by the database. Raises SQLAlchemyError."""
     for table in (UNITS, UNIT_SUMS, SLOT_ORIGINS, TALLIES):
-        connection.execute(delete(table).where(_of(table, experiment, version)))
+        connection.execute(delete(table).where(of_version(table, experiment, version)))
     shown = EXPOSURES.c
-    answers = _of(EXPOSURES, experiment, version)
+    answers = of_version(EXPOSURES, experiment, version)
     query = select(*(shown[name] for name in KEYS), func.min(shown.at), func.max(shown.at), *_tallied())
     query = query.where(answers).group_by(*(shown[name] for name in KEYS))
     connection.execute(TALLIES.insert().from_select(TALLIES.c.keys(), query))
@@ -155,21 +146,22 @@ def rebuild(connection: Connection, experiment: str, version: int) -> None:
     query = query.group_by(shown.experiment, shown.version, shown.unit)
     connection.execute(UNITS.insert().from_select(UNITS.c.keys(), query))
     _add_up_units(connection, experiment, version)
+    ratings.rebuild(connection, experiment, version)
 
 
 def _add_up_units(connection: Connection, experiment: str, version: int) -> None:
-    kept, units = UNITS.c, _of(UNITS, experiment, version)
+    kept, units = UNITS.c, of_version(UNITS, experiment, version)
     earliest = connection.execute(select(func.min(kept.first)).where(units)).scalar()
     if earliest is None:
         return
-    origin = _origin(connection, experiment, version, float(earliest))
+    origin = origin_of(connection, experiment, version, float(earliest))
     moved = connection.execute(select(func.count()).select_from(UNITS).where(units, kept.arms > 1)).scalar() or 0
-    changes: dict[Sum, list[float]] = {(WHOLE, "", 0): [moved, *(0.0 for _ in PARTS)]} if moved else {}
+    changes: Changes = {(WHOLE, "", 0): [moved, *(0.0 for _ in PARTS)]} if moved else {}
     slot = slot_column(connection, kept.first - origin).label("slot")
     columns: list[Any] = []
     for name in SUMMED:
         y, x = (case((kept[f"x_{name}"] > 0, kept[f"{kind}_{name}"])) for kind in "yx")
-        each = (y / x, (y / x) * (y / x), y, y * y, x, x * x, x * y)
+        each = given(y, x)
         columns += [func.count(x), *(func.coalesce(func.sum(value), 0.0) for value in each)]
     query = select(kept.arm, slot, func.count(), *columns).where(units, kept.arms == 1).group_by(kept.arm, slot)
     width = 1 + len(PARTS)
@@ -177,15 +169,7 @@ def _add_up_units(connection: Connection, experiment: str, version: int) -> None
         changes[WHOLE, arm, number] = [count, *(0.0 for _ in PARTS)]
         for index, name in enumerate(SUMMED):
             changes[name, arm, number] = [*found[width * index : width * (index + 1)]]
-    _change(connection, experiment, version, changes)
-
-
-def _of(table: Table, experiment: str, version: int) -> ColumnElement[bool]:
-    return and_(table.c.experiment == experiment, table.c.version == version)
-
-
-def _chunks(values: Sequence[str]) -> Iterator[Sequence[str]]:
-    return (values[start : start + CHUNK] for start in range(0, len(values), CHUNK))
+    change(connection, experiment, version, changes)
 
 
 def _measured(row: Row, name: str) -> float | None:
@@ -194,18 +178,9 @@ def _measured(row: Row, name: str) -> float | None:
     return None if value is None or not abs(value) < LARGEST else float(value)
 
 
-def _origin(connection: Connection, experiment: str, version: int, first: float) -> float:
-    """Where the slots of a version begin, which is `first` where nothing has been added yet."""
-    made = _insert(connection.dialect.name, SLOT_ORIGINS).on_conflict_do_nothing()
-    connection.execute(made, {"experiment": experiment, "version": version, "at": first})
-    query = select(SLOT_ORIGINS.c.at).where(_of(SLOT_ORIGINS, experiment, version))
-    return float(connection.execute(query).scalar_one())
-
-
-def _units(connection: Connection, experiment: str, version: int, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    for these in _chunks(names):
-        query = select(UNITS).where(_of(UNITS, experiment, version), UNITS.c.unit.in_(these))
-        yield from map(dict, connection.execute(query).mappings().all())
+def _units(connection: Connection, experiment: str, version: int, names: Iterable[str]) -> list[dict[str, Any]]:
+    query = select(UNITS).where(of_version(UNITS, experiment, version), among(connection, UNITS.c.unit, names))
+    return [dict(row) for row in connection.execute(query).mappings()]
 
 
 def _with(answers: Sequence[Row], old: Row | None) -> dict[str, Any]:
@@ -232,41 +207,17 @@ def _with(answers: Sequence[Row], old: Row | None) -> dict[str, Any]:
     return new
 
 
-def _give(changes: dict[Sum, list[float]], unit: Row, origin: float, sign: int) -> None:
+def _give(changes: Changes, unit: Row, rated: Mapping[str, ratings.Values], origin: float, sign: int) -> None:
     """Add what a unit gives to the sums, or with `sign` -1 take it away."""
-
-    def sum_of(metric: str, arm: str, slot: int) -> list[float]:
-        key = metric, arm, slot
-        if key not in changes:
-            changes[key] = [0, *(0.0 for _ in PARTS)]
-        return changes[key]
-
     if unit["arms"] > 1:
-        sum_of(WHOLE, "", 0)[0] += sign
+        sum_of(changes, WHOLE, "", 0)[0] += sign
         return
     arm, slot = unit["arm"], slot_of(unit["first"] - origin)
-    sum_of(WHOLE, arm, slot)[0] += sign
+    sum_of(changes, WHOLE, arm, slot)[0] += sign
     for name, of_y, of_x in _PAIRS:
-        y, x = unit[of_y], unit[of_x]
-        if x > 0:  # written out, since it is done for every answer that is logged
-            found, mean, signed = sum_of(name, arm, slot), y / x, sign * y
-            found[0] += sign
-            found[1] += sign * mean
-            found[2] += sign * mean * mean
-            found[3] += signed
-            found[4] += signed * y
-            found[5] += sign * x
-            found[6] += sign * x * x
-            found[7] += signed * x
-
-
-def _change(connection: Connection, experiment: str, version: int, changes: Mapping[Sum, Sequence[float]]) -> None:
-    rows = [
-        {"experiment": experiment, "version": version, "metric": metric, "arm": arm, "slot": slot,
-         "units": int(values[0]), **dict(zip(PARTS, map(float, values[1:]), strict=True))}
-        for (metric, arm, slot), values in changes.items() if any(values)
-    ]  # fmt: skip
-    _put(connection, UNIT_SUMS, rows, {name: "+" for name in ("units", *PARTS)})
+        if unit[of_x] > 0:
+            add_to(sum_of(changes, name, arm, slot), unit[of_y], unit[of_x], sign)
+    ratings.give(changes, unit, slot, rated.get(unit["unit"], {}), sign)
 
 
 def _tally(connection: Connection, rows: Sequence[Row], sign: int) -> None:
@@ -291,7 +242,7 @@ def _tally(connection: Connection, rows: Sequence[Row], sign: int) -> None:
                 entry[f"{name}_squares"] += sign * measured**2
     values = [{**dict(zip(KEYS, key, strict=True)), **entry} for key, entry in found.items()]
     how: dict[str, str | None] = {name: "+" for name in _COUNTS}
-    _put(connection, TALLIES, values, how | {"first": "<", "last": ">"} if sign > 0 else how)
+    put(connection, TALLIES, values, how | {"first": "<", "last": ">"} if sign > 0 else how)
     if sign < 0:
         for value in values:
             _renew_times(connection, value)
@@ -329,31 +280,3 @@ def _tallied() -> list[ColumnElement[Any]]:
         columns += [func.count(value), *sums]
     refused = and_(~served, shown.status < outcomes.FAILED, shown.status != outcomes.GONE)
     return [*columns, count(refused)]
-
-
-def _insert(dialect: str, table: Table) -> Any:
-    return (postgresql if dialect == "postgresql" else sqlite).insert(table)
-
-
-def _put(connection: Connection, table: Table, rows: Sequence[Row], changes: Mapping[str, str | None]) -> None:
-    """Insert rows; of those that are there, change columns: add (`+`), take the lesser or greater, or replace."""
-    if rows:
-        connection.execute(_putting(connection.dialect.name, table, tuple(changes.items())), list(rows))
-
-
-@functools.cache
-def _putting(dialect: str, table: Table, changes: tuple[tuple[str, str | None], ...]) -> Any:
-    """The statement of `_put`, which takes longer to make than to run."""
-    made = _insert(dialect, table)
-    old, new = table.c, made.excluded
-    what: dict[str, Any] = {}
-    for name, how in changes:
-        if how == "+":
-            what[name] = old[name] + new[name]
-        elif how is None:
-            what[name] = new[name]
-        else:
-            better = new[name] < old[name] if how == "<" else new[name] > old[name]
-            what[name] = case((better, new[name]), else_=old[name])
-    keys = [column.name for column in table.primary_key]
-    return made.on_conflict_do_update(index_elements=keys, set_=what)

@@ -121,7 +121,7 @@ UNITS = Table(
     Column("epoch", Integer),
 )
 
-# Sums over the units of one arm that entered in one slot of time (`sums.slot_of`), for each metric that they have. The
+# Sums over the units of one arm that entered in one slot of time (`unit_sums.slot_of`), for each metric that they have. The
 # metric "" counts the units themselves, with the arm "" those that were seen in several arms.
 UNIT_SUMS = Table(
     "unit_sums",
@@ -171,6 +171,41 @@ TALLIES = Table(
         for part in ("count", "sum", "squares")
     ),
     Column("refused", Integer, nullable=False, server_default="0"),
+)
+
+# The newest value of each response or conversation that feedback is about (`about` is "response:" or "conversation:"
+# with its id), and the unit for which it counts; `ratings` keeps these tables, as `sums` keeps those above.
+RATINGS = Table(
+    "ratings",
+    METADATA,
+    Column("experiment", Text, primary_key=True),
+    Column("about", Text, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("metric", Text, primary_key=True),
+    Column("unit", Text, nullable=False),
+    Column("value", Double, nullable=False),
+)
+
+# What the ratings of a unit add up to: their sum, and how many there are.
+UNIT_RATINGS = Table(
+    "unit_ratings",
+    METADATA,
+    Column("experiment", Text, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("unit", Text, primary_key=True),
+    Column("metric", Text, primary_key=True),
+    Column("y", Double, nullable=False),
+    Column("x", Double, nullable=False),
+)
+
+# How many pieces of feedback there are, comments and demonstrations too.
+FEEDBACK_COUNTS = Table(
+    "feedback_counts",
+    METADATA,
+    Column("experiment", Text, primary_key=True),
+    Column("metric", Text, primary_key=True),
+    Column("mark", Text, primary_key=True),
+    Column("pieces", Integer, nullable=False),
 )
 
 ALL = {table.name: table for table in (EXPERIMENTS, EXPOSURES, FEEDBACK, EVENTS)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -21,8 +22,8 @@ from steer.experiments.reporting.report import report
 from steer.experiments.specification import Metric
 from steer.experiments.statistics import moments
 from steer.experiments.statistics.sequences import difference
-from steer.experiments.storage import figures, sums
-from steer.experiments.storage.database import write
+from steer.experiments.storage import figures, ratings, sums
+from steer.experiments.storage.database import write, writing
 
 Rows = list[tuple[str, dict[str, Any]]]
 
@@ -238,23 +239,29 @@ def test_one_late_answer_does_not_squeeze_the_course_over_time(log: Log) -> None
     assert len({point["units"] for point in found["over_time"]["friendly"]}) > 20
 
 
-def test_feedback_finds_its_answers_by_an_index_and_not_among_all_of_the_version(tmp_path: Path) -> None:
+def test_feedback_and_answers_find_each_other_by_an_index_and_a_report_reads_their_sums(tmp_path: Path) -> None:
     log = Log(tmp_path, f"sqlite:///{tmp_path}/log.db")
     read: list[str] = []
     sqlalchemy.event.listen(
         log.engine, "before_cursor_execute",
         lambda connection, cursor, statement, values, *_: read.append(_plan(connection, statement, values)),
     )  # fmt: skip
+    log.write("exposures", log.answer("control", "ann", "r1"))
+    log.write("feedback", log.said("r1", value=1.0), log.said(None, conversation="c", value=1.0))
+    with writing(log.engine) as connection:
+        ratings.rebuild(connection, "tone", log.version)
+    plans = [each for each in read if "feedback" in each or "exposures" in each]
+    for name, column in itertools.product(("exposures", "feedback"), ("response", "conversation")):
+        assert any(f"SEARCH {name} USING INDEX {name}_by_{column} ({column}=?)" in each for each in plans), name
+    assert not [each for each in plans if "exposures_by_version" in each or "feedback_by_metric" in each]
+    read.clear()
     report(log.engine, log.experiment, log.version)
-    (plan,) = [each for each in read if "feedback_by_metric" in each and "exposures" in each]
-    assert "exposures_by_response (response=?)" in plan
-    assert "exposures_by_conversation (conversation=?)" in plan
-    assert "exposures_by_version" not in plan
+    assert not [each for each in read if "feedback_by_response" in each or "exposures_by_response" in each]
 
 
 def _plan(connection: Any, statement: str, values: Any) -> str:
     """How SQLite reads what a query asks for."""
-    if not statement.startswith(("SELECT", "WITH")):
+    if not statement.startswith(("SELECT", "WITH", "INSERT INTO ratings")):
         return ""
     raw = connection.connection.driver_connection
     return "\n".join(row[3] for row in raw.execute(f"EXPLAIN QUERY PLAN {statement}", values))

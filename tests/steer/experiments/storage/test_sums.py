@@ -15,13 +15,13 @@ from steer.experiments import exports
 from steer.experiments.overview import overview
 from steer.experiments.specification import Metric
 from steer.experiments.statistics import moments
-from steer.experiments.storage import figures, sums
-from steer.experiments.storage.database import open_log, writing
+from steer.experiments.storage import figures, sums, unit_sums
+from steer.experiments.storage.database import open_log, write, writing
 from steer.experiments.storage.figures import Analysis, analysis
 from steer.experiments.storage.tables import EXPOSURES, FEEDBACK
 
 METRICS = [
-    Metric(name, "number", per=per) for name in ("response_tokens", "latency", "refusal", "thumbs")
+    Metric(name, "number", per=per) for name in ("response_tokens", "latency", "refusal", "thumbs", "stars")
     for per in ("unit", "response")
 ]  # fmt: skip
 
@@ -46,10 +46,17 @@ def answers(log: Log, count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def feedback(log: Log, rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
-    chosen = random.Random(seed)
-    given = [log.said(row["response"], value=chosen.random()) for row in rows if chosen.random() < 0.4]
-    about = [row["conversation"] for row in rows if chosen.random() < 0.1]
-    return [*given, *(log.said(None, conversation=each, value=chosen.random()) for each in about), log.said("none")]
+    """Random feedback: repeated, changed with its key, of equal age, about conversations, unknown; and comments."""
+    chosen, given = random.Random(seed), []
+    for row in rows:
+        for _ in range(chosen.choice((0, 0, 1, 1, 3))):
+            at, metric = 1e9 + chosen.randrange(6), chosen.choice(("thumbs", "thumbs", "stars"))
+            given.append(log.said(row["response"], value=chosen.random(), at=at, metric=metric))
+        if chosen.random() < 0.1:
+            given.append(log.said(None, conversation=row["conversation"], value=chosen.random(), at=1e9))
+            given.append(log.said(row["response"], comment="good", metric="thumbs"))
+    given += [{**each, "value": 0.5} for each in given if chosen.random() < 0.1]
+    return [*given, log.said("none", value=1.0, mark="unknown")]
 
 
 def plain(log: Log, metric: Metric) -> dict[str, moments.Sums]:
@@ -63,12 +70,15 @@ def plain(log: Log, metric: Metric) -> dict[str, moments.Sums]:
         arms.setdefault(row["unit"], set()).add(row["arm"])
         if metric.source == "server" and row["status"] == 200 and row[metric.name] is not None:
             values.setdefault(row["unit"], []).append(float(row[metric.name]))
-    for piece in given if metric.source == "feedback" else []:
-        units = [row["unit"] for row in rows if row["response"] == piece["response"]] or [
-            row["unit"] for row in rows if row["conversation"] == piece["conversation"]
-        ]
-        if units and piece["value"] is not None:
-            values.setdefault(min(units), []).append(piece["value"])
+    newest: dict[tuple[str, str], float] = {}
+    for piece in sorted(given, key=lambda piece: (piece["at"], piece["id"])):
+        if metric.source == "feedback" and piece["metric"] == metric.name and piece["value"] is not None:
+            kind = "response" if piece["response"] is not None else "conversation"
+            newest[kind, piece[kind]] = piece["value"]
+    for (kind, name), value in newest.items():
+        units = [row["unit"] for row in rows if row[kind] == name]
+        if units:
+            values.setdefault(min(units), []).append(value)
     found: dict[str, tuple[list[float], list[float]]] = {"control": ([], []), "friendly": ([], [])}
     for unit, each in sorted(values.items()):
         if len(arms[unit]) == 1:
@@ -120,20 +130,62 @@ def assert_near(found: Any, expected: Any) -> None:
 
 
 def in_batches(log: Log, seed: int) -> list[dict[str, Any]]:
-    """Rows of a random log, written in batches; some feedback comes before its answers, and some long after."""
+    """Rows of a random log, written in batches in any order, so that feedback comes before and after its answers; some
+    are written twice."""
     rows = answers(log, 160, seed)
-    given = feedback(log, rows, seed)
-    log.write("feedback", *given[::2])
-    for start in range(0, len(rows), 50):
-        log.write("exposures", *rows[start : start + 50], *rows[max(start - 5, 0) : start])
-    log.write("feedback", *given[1::2])
+    all_rows = [("exposures", row) for row in rows] + [("feedback", row) for row in feedback(log, rows, seed)]
+    random.Random(seed).shuffle(all_rows)
+    for start in range(0, len(all_rows), 70):
+        write(log.engine, all_rows[max(start - 5, 0) : start + 70])
     return rows
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(3))
 def test_sums_follow_whatever_is_written(log: Log, seed: int) -> None:
     in_batches(log, seed)
     assert_right(log)
+
+
+def thumbs(log: Log, version: int = 1) -> dict[str, tuple[float, ...]]:
+    """The ratings of each arm: units, sum, and number."""
+    with analysis(log.engine, "tone", version) as found:
+        slices = found.slices(Metric("thumbs", per="response"))
+        totals = {arm: figures.total(parts) for arm, parts in slices.items()}
+        return {arm: (each.units, each.y, each.x) for arm, each in totals.items()}
+
+
+@pytest.mark.parametrize("per", ["response", "conversation"])
+def test_the_newest_value_counts_whenever_it_arrives(log: Log, per: str) -> None:
+    """Who changes a mind has one opinion; a comment is none, and what arrives late may be older."""
+    answer = log.answer("friendly", "ann", "r1")
+    named = {"response": "r1"} if per == "response" else {"response": None, "conversation": answer["conversation"]}
+
+    def given(at: float, **more: Any) -> None:
+        log.write("feedback", {**log.said("r1", at=at, **more), **named})
+
+    given(2.0, value=0.0)
+    log.write("exposures", answer)
+    assert thumbs(log) == {"friendly": (1, 0.0, 1.0)}
+    given(3.0, value=1.0, id="k")
+    given(1.0, value=0.0)
+    given(9.0, comment="no value")
+    given(9.0, value=0.0, metric="stars")
+    given(9.0, value=0.0, id="k")  # the first of one key is written
+    assert thumbs(log) == {"friendly": (1, 1.0, 1.0)}
+    exports.forget(log.engine, "tone", log.experiment.salt, "ann")
+    assert thumbs(log) == {}
+
+
+def test_a_conversation_that_began_in_two_versions_is_rated_in_both(log: Log) -> None:
+    first, second = log.answer("control", "ann", "r1"), log.answer("friendly", "ann", "r2", version=2)
+    log.write("exposures", first)
+    log.write("feedback", log.said(None, conversation=first["conversation"], value=1.0))
+    log.write("exposures", second)
+    assert thumbs(log, 1) == {"control": (1, 1.0, 1.0)}
+    assert thumbs(log, 2) == {"friendly": (1, 1.0, 1.0)}
+    log.write("feedback", log.said("r2", value=0.0))
+    assert thumbs(log, 1) == {"control": (1, 1.0, 1.0)}
+    assert thumbs(log, 2) == {"friendly": (1, 1.0, 2.0)}
 
 
 def test_who_is_forgotten_is_in_no_sum(log: Log) -> None:
@@ -152,8 +204,19 @@ def test_a_log_from_before_the_sums_has_them_when_it_is_read(log: Log) -> None:
     with analysis(log.engine, "tone", 1) as found:
         expected = state_of(found)
     with writing(log.engine) as connection:
-        for table in ("units", "unit_sums", "slot_origins", "tallies", "epochs"):
+        added = (
+            "units",
+            "unit_sums",
+            "slot_origins",
+            "tallies",
+            "ratings",
+            "unit_ratings",
+            "feedback_counts",
+            "epochs",
+        )
+        for table in added:
             connection.exec_driver_sql(f"DROP TABLE {table}")
+        connection.exec_driver_sql("DROP INDEX feedback_by_conversation")
         connection.exec_driver_sql("ALTER TABLE exposures DROP COLUMN epoch")
         connection.exec_driver_sql("DELETE FROM migrations WHERE number >= 2")
     log.engine = open_log(log.experiment.log)
@@ -174,6 +237,11 @@ def test_rows_that_someone_else_removed_are_noticed(log: Log) -> None:
     rows = in_batches(log, 5)
     with writing(log.engine) as connection:
         connection.execute(delete(EXPOSURES).where(EXPOSURES.c.unit == rows[0]["unit"]))
+    assert_right(log)
+    with writing(log.engine) as connection:
+        connection.execute(delete(FEEDBACK).where(FEEDBACK.c.response == rows[1]["response"]))
+        connection.execute(FEEDBACK.insert(), {**log.said(rows[2]["response"], value=1.0)})
+        connection.execute(FEEDBACK.insert(), {**log.said(rows[3]["response"], value=1.0)})
     assert_right(log)
     left = len({row["id"] for row in rows if row["unit"] != rows[0]["unit"]})
     assert sum(overview(log.engine, "tone", 1)["arms"][arm]["answers"] for arm in ("control", "friendly")) == left
@@ -204,11 +272,11 @@ def test_servers_that_write_at_once_lose_no_answer_of_the_sums(log: Log) -> None
 
 
 def test_slots_are_in_order_without_gaps() -> None:
-    slots = [sums.slot_of(each / 4) for each in range(4 * 3000)]
+    slots = [unit_sums.slot_of(each / 4) for each in range(4 * 3000)]
     assert set(slots) == set(range(max(slots) + 1))
     assert slots == sorted(slots)
     for elapsed in (0.0, 0.99, 63.9, 64.0, 66.1, 1e3, 12345.6, 2.6e6, 1e9):
-        slot = sums.slot_of(elapsed)
-        assert (sums.slot_end(slot - 1) if slot else 0) <= elapsed < sums.slot_end(slot)
-    assert sums.slot_of(-5.0) == 0
-    assert sums.slot_of(30 * 86400) < 600
+        slot = unit_sums.slot_of(elapsed)
+        assert (unit_sums.slot_end(slot - 1) if slot else 0) <= elapsed < unit_sums.slot_end(slot)
+    assert unit_sums.slot_of(-5.0) == 0
+    assert unit_sums.slot_of(30 * 86400) < 600
