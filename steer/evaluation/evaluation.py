@@ -15,6 +15,7 @@ from probes.models.completions import Completion
 from probes.models.loading import LoadedModel, load
 from probes.models.tokens import rendered
 from probes.statistics.paired import Difference, difference
+from probes.statistics.strata import balanced
 from steer.evaluation.arms.arm import BASE, Arm
 from steer.evaluation.arms.controls import acting_layers
 from steer.evaluation.arms.weights import loaded_arm, reference_of
@@ -27,7 +28,7 @@ from steer.evaluation.measuring.generations import Generation, TextFigures, text
 from steer.evaluation.planning import Plan, Wanted, plan_of
 from steer.evaluation.request import Request
 from steer.evaluation.scoring import ScorerReport
-from steer.evaluation.suites.items import Item, groups_of, is_grouped
+from steer.evaluation.suites.items import Item, groups_of, is_grouped, strata_of
 from steer.evaluation.text_scores import score_answers
 from vectors.events import Event, OnEvent, ignore
 
@@ -138,7 +139,7 @@ def _evaluation(request: Request, inputs: Inputs, base: LoadedModel, engine: Eng
     metrics = metrics_of(inputs.test)
     effects = {
         metric.name: {
-            name: difference((row - figures[BASE])[metric.columns], metric.groups, seed=request.seed)
+            name: difference(metric.of(row - figures[BASE]), metric.groups, seed=request.seed)
             for name, row in figures.items()
         }
         for metric in metrics
@@ -245,4 +246,4 @@ def _result(
 
 
 def _change(items: Sequence[Item], change: Tensor, seed: int) -> Difference:
-    return difference(change, groups_of(items) if is_grouped(items) else None, seed=seed)
+    return difference(balanced(change, strata_of(items)), groups_of(items) if is_grouped(items) else None, seed=seed)

@@ -10,19 +10,28 @@ from torch import Tensor
 
 from probes.statistics.paired import Difference, difference
 from probes.statistics.slopes import Slopes, distribution, slopes, spearman
+from probes.statistics.strata import are_balanced, balanced, by_stratum
 from probes.statistics.verdict import Outcome, Verdict, verdict
 from steer.evaluation.measuring.divergences import Divergence
 from steer.evaluation.planning import Plan
-from steer.evaluation.suites.items import UNITS, Item, groups_of, is_grouped, metric_of
+from steer.evaluation.suites.items import UNITS, Item, groups_of, is_grouped, metric_of, strata_of
 
 
 class Metric(NamedTuple):
-    """One kind of figure: its name and unit, the columns of the items that have it, and their groups (or None)."""
+    """One kind of figure: its name and unit, the columns of the items that have it, their groups and their strata.
+
+    `groups` is None where items are not grouped, `strata` where no answers need to be balanced.
+    """
 
     name: str
     unit: str
     columns: list[int]
     groups: list[str] | None
+    strata: list[str] | None
+
+    def of(self, figures: Tensor) -> Tensor:
+        """These items' columns of figures [..., items], each answer counted equally."""
+        return balanced(figures[..., self.columns], self.strata)
 
 
 class Point(NamedTuple):
@@ -37,7 +46,8 @@ class Point(NamedTuple):
 class Judged(NamedTuple):
     """A subject under one metric: its effect on test items, its verdict, and how single items answer to strength.
 
-    `slopes` are over the test items at -1, 0 and 1 times the strength, None without a negation. `in_template` is the
+    `slopes` are over the test items at -1, 0 and 1 times the strength, None without a negation. `by_answer` is the
+    effect on the items of each answer, None where answers are not balanced. `in_template` is the
     effect on test items whose group development items share, `out_of_template` on those of other groups.
     """
 
@@ -50,6 +60,7 @@ class Judged(NamedTuple):
     item_monotonicity: float | None  # the median over development items of the same
     in_template: Difference | None
     out_of_template: Difference | None
+    by_answer: dict[str, float] | None
 
 
 def metrics_of(items: Sequence[Item]) -> list[Metric]:
@@ -59,7 +70,8 @@ def metrics_of(items: Sequence[Item]) -> list[Metric]:
     for name, unit in UNITS.items():
         columns = [index for index, item in enumerate(items) if metric_of(item) == name]
         if columns:
-            metrics.append(Metric(name, unit, columns, [groups[c] for c in columns] if grouped else None))
+            strata = strata_of([items[c] for c in columns])
+            metrics.append(Metric(name, unit, columns, [groups[c] for c in columns] if grouped else None, strata))
     return metrics
 
 
@@ -83,9 +95,12 @@ def judged(
     def of(name: str) -> Tensor:
         return figures[name][metric.columns]
 
+    def balanced_of(name: str) -> Tensor:
+        return metric.of(figures[name])
+
     base, subject = of("base"), of(plan.subject.arm.name)
-    families = {name: torch.stack([of(arm.name) for arm in arms]) for name, arms in plan.controls.items()}
-    change = subject - base
+    families = {name: torch.stack([balanced_of(arm.name) for arm in arms]) for name, arms in plan.controls.items()}
+    change, balanced_subject = subject - base, balanced_of(plan.subject.arm.name)
     negation = plan.controls.get("negation")
     of_items = None
     if negation:
@@ -94,24 +109,32 @@ def judged(
         )
     points, monotonicity, of_each = [], None, None
     if curve and dev_metric is not None and len(dev_metric.columns) > 1:
-        measured = {factor: values[dev_metric.columns] for factor, values in curve.items()}
+        measured = {factor: dev_metric.of(values) for factor, values in curve.items()}
         points = [
             Point(f, abs(f) * dose, difference(v - measured[0.0], dev_metric.groups, seed=seed), divergences[f])
             for f, v in measured.items()
         ]
         monotonicity = spearman(list(measured), torch.stack(list(measured.values())).mean(1))
-        columns = torch.stack(list(measured.values())).T
+        columns = torch.stack([values[dev_metric.columns] for values in curve.values()]).T
         of_each = float(torch.tensor([spearman(list(measured), column) for column in columns]).median())
     templates: list[Difference | None] = [None, None]
     if metric.groups is not None:
         for position, inside in enumerate((True, False)):
             rows = [i for i, group in enumerate(metric.groups) if (group in seen_groups) == inside]
             if rows:
-                templates[position] = difference(change[rows], [metric.groups[i] for i in rows], seed=seed)
+                part, groups = _part(metric, change, rows), [metric.groups[i] for i in rows]
+                templates[position] = difference(part, groups, seed=seed)
     return Judged(
-        metric, difference(change, metric.groups, seed=seed), verdict(subject, families, metric.groups, seed=seed),
-        of_items, points, monotonicity, of_each, *templates,
+        metric, difference(balanced_subject - balanced_of("base"), metric.groups, seed=seed),
+        verdict(balanced_subject, families, metric.groups, seed=seed), of_items, points, monotonicity, of_each,
+        templates[0], templates[1], None if metric.strata is None else by_stratum(change, metric.strata),
     )  # fmt: skip
+
+
+def _part(metric: Metric, change: Tensor, rows: Sequence[int]) -> Tensor:
+    """The change on some of a metric's items; answers count equally where each is that of several of them."""
+    strata = None if metric.strata is None else [metric.strata[i] for i in rows]
+    return balanced(change[rows], strata if strata and are_balanced(strata) else None)
 
 
 def outcome_of(judgements: Sequence[Judged]) -> Outcome:
@@ -170,4 +193,5 @@ def value_of(each: Judged) -> dict[str, Any]:
         "item_monotonicity": each.item_monotonicity,
         "in_template": each.in_template and each.in_template._asdict(),
         "out_of_template": each.out_of_template and each.out_of_template._asdict(),
+        "by_answer": each.by_answer,
     }  # fmt: skip

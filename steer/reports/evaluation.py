@@ -129,6 +129,12 @@ def _per_item(subject: Mapping[str, Any]) -> str:
                 f"{metric['metric']}: rank correlation with strength {metric['monotonicity']:.2f} of the mean, "
                 f"{metric['item_monotonicity']:.2f} of the median item (development items)"
             )
+        if metric["by_answer"]:
+            listed = ", ".join(f"{answer!r} {mean:+.3f}" for answer, mean in metric["by_answer"].items())
+            lines.append(
+                f"{metric['metric']}: by the answer that shows the behaviour {listed}; each answer counts equally, so "
+                "that a preference for one of them cancels"
+            )
         for key, name in (("in_template", "in templates of development"), ("out_of_template", "in other templates")):
             if metric[key]:
                 effect = metric[key]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from probes.data.examples import Example
+from probes.statistics.strata import answer_strata
 
 Side = Literal["dev", "test"]
 
@@ -83,6 +84,20 @@ def groups_of(items: Sequence[Item]) -> list[str]:
 def is_grouped(items: Sequence[Item]) -> bool:
     """Whether any item carries a group, so that items are resampled in clusters."""
     return any(item.group for item in items)
+
+
+def strata_of(items: Sequence[Item]) -> list[str] | None:
+    """The answer that shows the behaviour, of each item, where all items have the same answers (yes and no), so that
+    each answer must count equally; else None. See `probes.statistics.strata`."""
+    positive, negative = [], []
+    for item in items:
+        if isinstance(item, Pair):
+            one, others = item.positive.completion, [item.negative.completion]
+        else:
+            one, others = item.options[item.positive], [o for i, o in enumerate(item.options) if i != item.positive]
+        positive.append(one.strip())
+        negative.append([other.strip() for other in others])
+    return answer_strata(positive, negative)
 
 
 def metric_of(item: Item) -> str:

@@ -13,8 +13,9 @@ from probes.arms.scores import Completions
 from probes.models.completions import Completion
 from probes.models.loading import LoadedModel
 from probes.models.residual import context_length
+from probes.statistics.strata import balanced
 from steer.evaluation.measuring.rendering import rendered_items
-from steer.evaluation.suites.items import Item
+from steer.evaluation.suites.items import Item, strata_of
 from vectors.events import OnEvent, ignore
 from vectors.registry.layers import spans
 from vectors.storage.files import digest_bytes
@@ -53,9 +54,10 @@ class Items:
         self.rendered = rendered_items(items, loaded.tokenizer, context_length(loaded.model.config))
         self.completions: list[Completion] = [each for item in self.rendered for each in item.completions]
         self.scored = Completions(loaded.model, self.completions)
+        self.strata = strata_of(items)
 
     def figures(self, compositions: Sequence[Mapping[int, Tensor] | None]) -> list[list[float]]:
-        """The figure of every item under each composition, in nats."""
+        """The figure of every item under each composition, in nats, such that each answer counts equally in a mean."""
         results = []
         for scores in self.scored.scores(compositions):
             sums = [float(each.sum()) for each in scores.log_likelihoods]
@@ -63,7 +65,7 @@ class Items:
             for item in self.rendered:
                 figures.append(item.figure(sums[start : start + len(item.completions)]))
                 start += len(item.completions)
-            results.append(figures)
+            results.append(balanced(torch.tensor(figures, dtype=torch.float64), self.strata).tolist())
         return results
 
 

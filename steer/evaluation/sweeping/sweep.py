@@ -73,7 +73,7 @@ def sweep(
     dev, test = Items(loaded, sides.dev), Items(loaded, sides.test)
     context = {
         "model": loaded.identity, "neutral": ids_of(neutral.completions), "dev": ids_of(dev.completions),
-        "dtype": str(next(loaded.model.parameters()).dtype),
+        "dtype": str(next(loaded.model.parameters()).dtype), "answers": "counted equally",
     }  # fmt: skip
     cells = Cells(settings.folder, context)
     searched = [layer for layer in source.layers if _inside(layer, loaded)] or source.layers

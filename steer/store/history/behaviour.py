@@ -83,12 +83,16 @@ def value_of(compared: Compared) -> dict[str, Any]:
 
 
 def items_of(evaluation: Evaluation, subject: str) -> bytes:
-    """The figures of one subject on every test item, as `items.json`."""
+    """The figures of one subject on every test item, as `items.json`; each answer counts equally in their means."""
     from steer.evaluation.judgement import metrics_of
     from steer.evaluation.suites.sides import identifier
 
     inputs, names = evaluation.inputs, list(evaluation.arms)
-    metric_of = {column: metric.name for metric in metrics_of(inputs.test) for column in metric.columns}
+    metrics = metrics_of(inputs.test)
+    metric_of = {column: metric.name for metric in metrics for column in metric.columns}
+    figures = evaluation.figures.clone()
+    for metric in metrics:
+        figures[:, metric.columns] = metric.of(evaluation.figures)
     arm = next(each.plan.subject.arm.name for each in evaluation.subjects if each.plan.subject.name == subject)
     items = [
         {"item": identifier(item), "metric": metric_of[column], "group": item.group or None}
@@ -97,8 +101,8 @@ def items_of(evaluation: Evaluation, subject: str) -> bytes:
     value = {
         "schema": SCHEMA, "suite": inputs.suite.name, "digests": dict(inputs.suite.digests),
         "model": evaluation.model.identity["digest"], "items": items,
-        "base": evaluation.figures[names.index("base")].tolist(),
-        "subject": evaluation.figures[names.index(arm)].tolist(),
+        "base": figures[names.index("base")].tolist(),
+        "subject": figures[names.index(arm)].tolist(),
     }  # fmt: skip
     return json.dumps(value, sort_keys=True, ensure_ascii=False).encode()
 

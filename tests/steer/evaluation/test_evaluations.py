@@ -94,6 +94,26 @@ def test_effect_and_slope_are_those_of_the_closed_form(both: Evaluation) -> None
     assert judged.slopes.mean == pytest.approx(float((figures[1.0] - figures[-1.0]).mean()) / 2, abs=1e-5)
 
 
+def test_a_preference_for_an_answer_is_no_behaviour(folder: Path, tmp_path: Path) -> None:
+    """The vector raises warm words whatever is asked; on 75 of 105 items the warm word is the positive answer."""
+    lines, warm, cold = [], word(WARM, 5), word(COLD, 5)
+    for i in range(105):
+        positive, negative = (warm, cold) if i % 7 < 5 else (cold, warm)
+        lines.append(json.dumps({"prompt": f"prompt {i}", "positive": positive, "negative": negative}))
+    path = tmp_path / "answers.jsonl"
+    path.write_text("\n".join(lines))
+    found = evaluated(folder, str(folder / "warm.safetensors"), pairs=path, control=("negation",)).subjects[0]
+    judged = found.judged[0]
+    assert judged.by_answer is not None
+    assert judged.by_answer[warm] > 0.1
+    assert judged.by_answer[cold] == pytest.approx(-judged.by_answer[warm], rel=0.05)
+    assert abs(judged.effect.mean) < 0.02 * judged.by_answer[warm]
+    assert found.outcome != "works"
+    # Single items show what they do, not what they would without the preference.
+    assert judged.slopes is not None
+    assert 0.2 < judged.slopes.anti_steered < 0.4
+
+
 def test_the_verdict_is_against_every_family_of_controls(both: Evaluation) -> None:
     compared = {each.control: each.draws for each in both.subjects[0].judged[0].verdict.against}
     assert compared == {"base": 1, "negation": 1, "shuffled": 8, "random": 4, "random-kl": 4, "orthogonal": 4}
