@@ -1,10 +1,12 @@
 """The report of an experiment on a large log, generated here: seconds and memory, in SQLite.
 
-    python tests/bench/experiment_report.py [--answers 10000000] [--per-unit 4] [--rated 0.05] [--folder FOLDER]
+    python tests/bench/experiment_report.py [--answers 10000000] [--per-unit 4] [--rated 0.05] [--outside 0]
+                                            [--folder FOLDER]
 
 Answers to units of two arms, `--per-unit` each, with four metrics of the server, are written by SQLite itself, and so
-is feedback about the share `--rated` of them; then they are added up, as a server does while it writes. A process of
-its own makes the report, three times. A log of 10 million answers takes 7 GB of disk, and minutes to write.
+is feedback about the share `--rated` of them; the first answer of the share `--outside` of the units is from before
+they took part. Then all is added up, as a server does while it writes. A process of its own makes the report, three
+times. A log of 10 million answers takes 7 GB of disk, and minutes to write.
 """
 
 from __future__ import annotations
@@ -35,8 +37,10 @@ INSERT INTO exposures (id, experiment, version, arm, reason, stage, counted, at,
     response, digest, status, answers, prompt_tokens, cached_tokens, response_tokens, latency, stop, characters,
     repetition, refusal)
 WITH RECURSIVE k(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM k WHERE i + 1 < {answers})
-SELECT printf('%032x', i), 'large', 1, CASE WHEN (i / {each}) * 2654435761 % 1000 < 500 THEN 'control' ELSE 'long' END,
-    'assigned', 0, 1, 1.8e9 + i * 0.05, printf('%016x%016x', (i / {each}) * 2654435761 % 4294967296, i / {each}),
+SELECT printf('%032x', i), 'large', 1,
+    CASE WHEN (i / {each}) * 2654435761 % 1000 < 500 OR {outside} THEN 'control' ELSE 'long' END,
+    CASE WHEN {outside} THEN 'outside' ELSE 'assigned' END, 0, NOT {outside},
+    1.8e9 + i * 0.05, printf('%016x%016x', (i / {each}) * 2654435761 % 4294967296, i / {each}),
     'first message', printf('%016x%016x', (i / {each}) * 40503 % 4294967296, i / {each}),
     printf('chatcmpl-%016x%016x', i * 2654435761 % 4294967296, i),
     printf('sha256:%064x', 1), 200, 1, 30, 0, abs(random()) % 100 + 20, abs(random()) % 1000 / 1000.0, 'stop',
@@ -78,23 +82,25 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=10_000_000)
     parser.add_argument("--per-unit", type=int, default=4)
     parser.add_argument("--rated", type=float, default=0.05, help="share of the answers with feedback")
+    parser.add_argument("--outside", type=float, default=0.0, help="share of the units with an answer from before")
     parser.add_argument("--folder", type=Path, help="where the log is made; a temporary folder by default")
     arguments = parser.parse_args()
     step = round(1 / arguments.rated) if arguments.rated else arguments.answers
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        found = measured(Path(name), arguments.answers, arguments.per_unit, step)
+        found = measured(Path(name), arguments.answers, arguments.per_unit, step, arguments.outside)
     print(
         f"{arguments.answers:,} answers to {found['units']:,} units: {min(found['seconds']):.1f} s "
         f"({', '.join(f'{each:.1f}' for each in found['seconds'])}), {found['MiB']:.0f} MiB"
     )
 
 
-def measured(folder: Path, answers: int, each: int, step: int) -> dict[str, object]:
+def measured(folder: Path, answers: int, each: int, step: int, outside: float = 0.0) -> dict[str, object]:
     """What the process of the report prints."""
     from steer.experiments import document
     from steer.experiments.storage import figures, state
     from steer.experiments.storage.database import open_log
 
+    earlier = f"(i % {each} = 0 AND (i / {each}) % 1000 < {1000 * outside:.0f})"
     log, file = folder / "large.db", folder / "large.yaml"
     file.write_text(FILE.replace("LOG", str(log)))
     experiment = document.read(file)
@@ -108,7 +114,7 @@ def measured(folder: Path, answers: int, each: int, step: int) -> dict[str, obje
         indexes = connection.execute(INDEXES).fetchall()
         for name, _ in indexes:
             connection.execute(f"DROP INDEX {name}")
-        connection.execute(ROWS.format(answers=answers, each=each))
+        connection.execute(ROWS.format(answers=answers, each=each, outside=earlier))
         connection.execute(FEEDBACK.format(answers=answers, step=step))
         for _, statement in indexes:
             connection.execute(statement)

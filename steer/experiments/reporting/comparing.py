@@ -34,13 +34,27 @@ class Comparison(NamedTuple):
     bounds: Mapping[str, tuple[float, float]] | None = None
 
 
-def compare(analysis: Analysis, metric: Metric, control: str, others: Sequence[str], alpha: float) -> Comparison:
-    """Compare arms with the control at level 1 - `alpha` each. Raises SQLAlchemyError."""
+def compare_all(
+    analysis: Analysis, metrics: Sequence[Metric], control: str, others: Sequence[str], alpha: float
+) -> list[Comparison]:
+    """`compare` for several metrics. Raises SQLAlchemyError."""
+    before = analysis.before([metric for metric in metrics if metric.source == "server" and metric.per == "unit"])
+    return [compare(analysis, metric, control, others, alpha, before.get(metric.name)) for metric in metrics]
+
+
+def compare(
+    analysis: Analysis, metric: Metric, control: str, others: Sequence[str], alpha: float,
+    before: Mapping[str, Sums] | None = None,
+) -> Comparison:  # fmt: skip
+    """Compare arms with the control at level 1 - `alpha` each. Raises SQLAlchemyError.
+
+    `before` are the sums of the units that had answers before they entered, by arm (`Analysis.before`).
+    """
     added_up = analysis.slices(metric)
     slices = {arm: added_up.get(arm, [EMPTY] * BUCKETS) for arm in (control, *others)}
     sums = {arm: total(each) for arm, each in slices.items()}
     estimates = {arm: estimate_of(metric, each) for arm, each in sums.items()}
-    adjusted, saved = _with_covariate(analysis, metric, sums, estimates)
+    adjusted, saved = _with_covariate(before or {}, sums, estimates)
     differences, intervals = {}, {}
     for arm in others:
         found, kind = difference(adjusted[control], adjusted[arm], alpha=alpha), SEQUENCE
@@ -72,16 +86,13 @@ def _growing(slices: Sequence[Sums]) -> Iterator[Sums]:
 
 
 def _with_covariate(
-    analysis: Analysis, metric: Metric, sums: Mapping[str, Sums], estimates: Mapping[str, Estimate]
+    before: Mapping[str, Sums], sums: Mapping[str, Sums], estimates: Mapping[str, Estimate]
 ) -> tuple[Mapping[str, Estimate], float]:
     """The estimates with less variance, where most units had answers before they entered, and the share removed.
 
     CUPED (Deng et al. 2013). Before a unit enters, while the coverage grows, it is served as the control, whatever its
     arm will be. A unit without answers before counts as one with the mean covariate.
     """
-    if not analysis.earlier or metric.source != "server" or metric.per != "unit":
-        return estimates, 0.0
-    before = analysis.before(metric)
     known = sum(each.units for each in before.values())
     if known < COVERED * sum(each.units for each in sums.values()) or known < FEWEST:
         return estimates, 0.0

@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 from steer.experiments.overview import counts, described
 from steer.experiments.planning import alpha_of, compared_arms
 from steer.experiments.reporting import adaptive
-from steer.experiments.reporting.comparing import Comparison, compare, over_time
+from steer.experiments.reporting.comparing import Comparison, compare_all, over_time
 from steer.experiments.reporting.texts import conversations
 from steer.experiments.running import allocating, guardrails
 from steer.experiments.specification import GUARDRAILS, Experiment, Metric
@@ -43,11 +43,11 @@ def report(engine: Engine, experiment: Experiment, version: int) -> dict[str, An
         p = allocating.shares_p(found, experiment, epochs) if adapts else mismatch_p(found.units.by_arm, weights)
         wanted = "epochs" if adapts else "file"
         unhealthy = [f"the shares of the arms are not those of the {wanted} (p = {p:.2g})"] if p < THRESHOLD else []
-        compared = [] if unhealthy else [
-            adaptive.compare(found, metric, control, others) if adapts
-            else compare(found, metric, control, others, alpha)
-            for metric in _metrics(experiment)
-        ]  # fmt: skip
+        compared: Sequence[Comparison] = []
+        if not unhealthy and adapts:
+            compared = [adaptive.compare(found, metric, control, others) for metric in _metrics(experiment)]
+        elif not unhealthy:
+            compared = compare_all(found, _metrics(experiment), control, others, alpha)
         course = {
             arm: over_time(compared[0], found, control, arm, alpha) for arm in others if compared and not adapts
         }  # fmt: skip

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Engine, and_, func, select, true
+from sqlalchemy import ColumnElement, Connection, Engine, and_, case, func, select, true
 
 from steer.experiments.specification import Metric
 from steer.experiments.statistics import moments
@@ -105,26 +105,38 @@ class Analysis(NamedTuple):
             found.setdefault(epoch, {})[arm] = count
         return found
 
-    def before(self, metric: Metric) -> dict[str, Sums]:
-        """The sums over the units that had answers before they entered the experiment: y, and x the mean before.
-
-        The metric is one of the server's.
+    def before(self, metrics: Sequence[Metric]) -> dict[str, dict[str, Sums]]:
+        """For each metric, by name, the sums over the units of each arm that had answers before they entered the
+        experiment: y, and x the mean before. The metrics are of the server; the earlier answers are read once for all.
         """
+        if not metrics or not self.earlier:
+            return {}
         columns, units = EXPOSURES.c, UNITS.c
-        value = sums.number(metric.name)
-        total, count = units[f"y_{metric.name}"], units[f"x_{metric.name}"]
+        values: list[Any] = []
+        for number, metric in enumerate(metrics):
+            total, count = units[f"y_{metric.name}"], units[f"x_{metric.name}"]
+            y = case((func.min(count) > 0, func.min(total) / func.min(count)))
+            values += [y.label(f"y{number}"), func.avg(sums.number(metric.name)).label(f"x{number}")]
         # A conversation that began outside goes on as that, also after its unit has entered with another one.
         each = (
-            select(units.arm, func.min(total / count).label("y"), func.avg(value).label("x"))
+            select(units.arm, *values)
             .join(EXPOSURES, columns.unit == units.unit)
-            .where(self._compared(), count > 0, columns.experiment == self.experiment, columns.reason == "outside",
+            .where(self._compared(), columns.experiment == self.experiment, columns.reason == "outside",
                    columns.status == 200, columns.at < units.first)
-            .group_by(units.arm, units.unit).having(func.count(value) > 0).subquery()
+            .group_by(units.arm, units.unit).subquery()
         )  # fmt: skip
-        y, x = each.c.y, each.c.x
-        query = select(each.c.arm, func.count(), *(func.sum(value) for value in (y, y * y, x, x * x, x * y)))
-        rows = self.connection.execute(query.group_by(each.c.arm))
-        return {arm: Sums(count, *(float(value) for value in found)) for arm, count, *found in rows}
+        parts: list[Any] = []
+        for number in range(len(metrics)):
+            y, x = each.c[f"y{number}"], each.c[f"x{number}"]
+            y, x = case((x.is_not(None), y)), case((y.is_not(None), x))
+            parts += [func.count(x * y), *(func.sum(value) for value in (y, y * y, x, x * x, x * y))]
+        found: dict[str, dict[str, Sums]] = {metric.name: {} for metric in metrics}
+        for arm, *row in self.connection.execute(select(each.c.arm, *parts).group_by(each.c.arm)):
+            for number, metric in enumerate(metrics):
+                count, *rest = row[6 * number : 6 * (number + 1)]
+                if count:
+                    found[metric.name][arm] = Sums(count, *(float(value) for value in rest))
+        return found
 
     def first_values(self, metric: Metric, arm: str, most: int) -> list[float]:
         """The values of the first units of an arm, in the order of their first answers."""

@@ -121,8 +121,8 @@ UNITS = Table(
     Column("epoch", Integer),
 )
 
-# Sums over the units of one arm that entered in one slot of time (`unit_sums.slot_of`), for each metric that they have. The
-# metric "" counts the units themselves, with the arm "" those that were seen in several arms.
+# Sums over the units of one arm that entered in one slot of time (`unit_sums.slot_of`), for each metric that they have.
+# The metric "" counts the units themselves, with the arm "" those that were seen in several arms.
 UNIT_SUMS = Table(
     "unit_sums",
     METADATA,

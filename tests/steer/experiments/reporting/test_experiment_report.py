@@ -17,7 +17,7 @@ import trials
 from trials import Ab, Log
 
 from steer.experiments.planning import alpha_of
-from steer.experiments.reporting.comparing import compare
+from steer.experiments.reporting.comparing import compare, compare_all
 from steer.experiments.reporting.report import report
 from steer.experiments.specification import Metric
 from steer.experiments.statistics import moments
@@ -129,10 +129,10 @@ def test_answers_before_a_unit_entered_take_variance_away_and_move_nothing(log: 
                                                  latency=usual + generator.gauss(0, 3))))  # fmt: skip
             made.append(("exposures", log.answer(arm, f"{arm}{i}", latency=usual + effect + generator.gauss(0, 3))))
     write(log.engine, made)
-    metric = Metric("latency", "number")
+    metrics = [Metric("latency", "number"), Metric("repetition", "number")]
     with figures.analysis(log.engine, "tone", log.version) as analysis:
-        found = compare(analysis, metric, "control", ["friendly"], 0.05)
-    assert found.adjusted > 0.9
+        found, other = compare_all(analysis, metrics, "control", ["friendly"], 0.05)
+    assert (found.adjusted > 0.9, other.adjusted) == (True, 0.0)
     shown = found.differences["friendly"]
     assert 0 < shown.low < 2 < shown.high < 5  # without the covariate the interval is 15 wide
 
@@ -141,16 +141,17 @@ def test_only_answers_from_before_a_unit_entered_are_its_covariate(log: Log) -> 
     outside = {"reason": "outside", "counted": False}
     log.write(
         "exposures",
-        log.answer("control", "ann", at=1.0, latency=10.0, **outside),
-        log.answer("friendly", "ann", at=2.0, latency=20.0),
+        log.answer("control", "ann", at=1.0, latency=10.0, ttft=7.0, **outside),
+        log.answer("friendly", "ann", at=2.0, latency=20.0, ttft=3.0, repetition=0.5),  # that has no mean before
         log.answer("control", "ann", at=3.0, latency=90.0, **outside),  # a conversation that had begun outside
         log.answer("friendly", "bob", at=2.0, latency=20.0),
         log.answer("control", "bob", at=3.0, latency=90.0, **outside),
     )
-    metric = Metric("latency", "number")
+    metrics = [Metric("latency", "number"), Metric("repetition", "number"), Metric("ttft", "number")]
     with figures.analysis(log.engine, "tone", log.version) as analysis:
-        sums = analysis.before(metric)["friendly"]
-    assert (sums.units, sums.x, sums.y) == (1, 10.0, 20.0)
+        found = analysis.before(metrics)
+    assert {name: (each["friendly"].units, each["friendly"].x, each["friendly"].y)
+            for name, each in found.items() if each} == {"latency": (1, 10.0, 20.0), "ttft": (1, 7.0, 3.0)}  # fmt: skip
 
 
 def test_feedback_about_two_answers_of_one_id_counts_once(log: Log) -> None:

@@ -98,7 +98,10 @@ def state_of(found: Analysis) -> dict[str, Any]:
             for tally in found.tallies
         },
         "sums": [[*figures.total(each)] for metric in METRICS for _, each in sorted(found.slices(metric).items())],
-        "before": {arm: [*each] for arm, each in found.before(METRICS[2]).items()},
+        "before": {
+            name: {arm: [*each] for arm, each in by_arm.items()}
+            for name, by_arm in found.before([METRICS[0], METRICS[2], METRICS[4]]).items()
+        },
         "values": [found.first_values(metric, "friendly", 9) for metric in METRICS],
     }  # fmt: skip
 
