@@ -25,6 +25,7 @@ from probes.models.completions import Completion
 from probes.models.loading import LoadedModel
 from probes.models.tokens import rendered
 from probes.scores.repetition import repetition
+from probes.statistics.strata import are_balanced, balanced
 from vectors.events import Event, OnEvent, ignore
 
 PROMPTS, TOKENS = 6, 24  # of the neutral text
@@ -139,7 +140,7 @@ def _effects(
     arms: list[Any] = [None]
     for layer in layers:
         arms += [{layer: sign * at[layer][0] * held_out[layer]} for sign in (1, -1)]
-    base, *margins = [margin(each, len(examples.positive)) for each in scored.scores(arms)]
+    base, *margins = [margin(each, examples) for each in scored.scores(arms)]
     points = []
     for number, layer in enumerate(layers):
         plus, minus = margins[2 * number : 2 * number + 2]
@@ -147,10 +148,18 @@ def _effects(
     return points
 
 
-def margin(scores: TokenScores, positives: int) -> float:
-    """The log-likelihood per token of the first `positives` completions less that of the others, in nats."""
+def margin(scores: TokenScores, examples: Contrasted) -> float:
+    """The log-likelihood per token of the positive examples less that of the negative, in nats.
+
+    `scores` are of the positive and then of the negative ones. Where both classes have the same few completions (yes
+    and no), each counts equally, so that a preference for one of them cancels.
+    """
     values = torch.stack([each.mean() for each in scores.log_likelihoods])
-    return float(values[:positives].mean() - values[positives:].mean())
+    strata = [[str(each.completion_ids) for each in side] for side in examples]
+    closed = set(strata[0]) == set(strata[1]) and all(are_balanced(each) for each in strata)
+    sides = values.split([len(side) for side in examples])
+    means = [balanced(side, each if closed else None).mean() for side, each in zip(sides, strata, strict=True)]
+    return float(means[0] - means[1])
 
 
 def _readable(loaded: LoadedModel, direction: Tensor, points: list[Point], chosen: Point) -> Calibration:

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from probes.arms.neutral import continuations, summary
-from probes.arms.scores import Completions
+from probes.arms.scores import Completions, TokenScores
 from probes.directions import calibration
-from probes.directions.calibration import Contrasted, calibrate
+from probes.directions.calibration import Contrasted, calibrate, margin
 from probes.models.completions import Completion
 
 WANTED, UNWANTED = [40, 41, 42], [50, 51, 52]
@@ -50,3 +50,28 @@ def test_the_strength_is_lowered_until_the_text_no_longer_repeats_itself(monkeyp
     assert (found.repeated_base, found.repeated) == (0.1, 0.15)
     assert found.chosen.strength == pytest.approx(0.49 * found.points[0].strength, rel=0.1)
     assert found.points[0].effect == 0.0
+
+
+@pytest.mark.parametrize(("yes", "no"), [(20, 8), (5, 30)])
+def test_a_preference_for_an_answer_moves_no_margin(yes: int, no: int) -> None:
+    """Of `yes` examples "yes" is the positive completion, of `no` the negative one; all are likelier by 0.3 and 0.1."""
+
+    def answers(first: int, second: int) -> list[Completion]:
+        return [Completion([1], [4])] * first + [Completion([1], [5])] * second
+
+    def likelihoods(preference: float) -> TokenScores:
+        likely = {(4, True): 0.3 + preference, (5, True): 0.3, (4, False): 0.1 + preference, (5, False): 0.1}
+        values = [
+            torch.tensor([likely[each.completion_ids[0], side]]) for side in (True, False) for each in sides[side]
+        ]
+        return TokenScores(values, [])
+
+    sides = {True: answers(yes, no), False: answers(no, yes)}
+    examples = Contrasted(sides[True], sides[False])
+    assert margin(likelihoods(0.0), examples) == pytest.approx(0.2)
+    assert margin(likelihoods(2.0), examples) == pytest.approx(0.2)
+    # Free text is averaged as it stands.
+    free = Contrasted([Completion([1], [i]) for i in range(yes + no)], examples.negative)
+    values = torch.cat(likelihoods(2.0).log_likelihoods)
+    difference = values[: yes + no].mean() - values[yes + no :].mean()
+    assert margin(likelihoods(2.0), free) == pytest.approx(float(difference))
