@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Engine, and_, case, func, select, true
+from sqlalchemy import ColumnElement, Connection, Engine, and_, case, func, literal_column, select, true
 
 from steer.experiments.specification import Metric
 from steer.experiments.statistics import moments
@@ -117,13 +117,14 @@ class Analysis(NamedTuple):
             total, count = units[f"y_{metric.name}"], units[f"x_{metric.name}"]
             y = case((func.min(count) > 0, func.min(total) / func.min(count)))
             values += [y.label(f"y{number}"), func.avg(sums.number(metric.name)).label(f"x{number}")]
+        outside = columns.reason == literal_column("'outside'")  # no parameter, so that the index of these is used
         # A conversation that began outside goes on as that, also after its unit has entered with another one.
         each = (
-            select(units.arm, *values)
+            select(func.min(units.arm).label("arm"), *values)
             .join(EXPOSURES, columns.unit == units.unit)
-            .where(self._compared(), columns.experiment == self.experiment, columns.reason == "outside",
-                   columns.status == 200, columns.at < units.first)
-            .group_by(units.arm, units.unit).subquery()
+            .where(self._compared(), columns.experiment == self.experiment, outside, columns.status == 200,
+                   columns.at < units.first)
+            .group_by(columns.unit).subquery()
         )  # fmt: skip
         parts: list[Any] = []
         for number in range(len(metrics)):

@@ -83,6 +83,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE exposures ADD COLUMN epoch INTEGER",
         "ALTER TABLE units ADD COLUMN epoch INTEGER",
     ),
+    ("CREATE INDEX exposures_outside ON exposures (experiment, unit) WHERE reason = 'outside'",),
 )
 
 

@@ -249,6 +249,7 @@ def test_feedback_and_answers_find_each_other_by_an_index_and_a_report_reads_the
     )  # fmt: skip
     log.write("exposures", log.answer("control", "ann", "r1"))
     log.write("feedback", log.said("r1", value=1.0), log.said(None, conversation="c", value=1.0))
+    log.write("exposures", log.answer("control", "bob", reason="outside", counted=False))
     with writing(log.engine) as connection:
         ratings.rebuild(connection, "tone", log.version)
     plans = [each for each in read if "feedback" in each or "exposures" in each]
@@ -258,6 +259,9 @@ def test_feedback_and_answers_find_each_other_by_an_index_and_a_report_reads_the
     read.clear()
     report(log.engine, log.experiment, log.version)
     assert not [each for each in read if "feedback_by_response" in each or "exposures_by_response" in each]
+    with figures.analysis(log.engine, "tone", log.version) as analysis:
+        analysis.before([Metric("latency", "number")])
+    assert "SEARCH exposures USING INDEX exposures_outside (experiment=?)" in read[-1]
 
 
 def _plan(connection: Any, statement: str, values: Any) -> str:

@@ -220,6 +220,7 @@ def test_a_log_from_before_the_sums_has_them_when_it_is_read(log: Log) -> None:
         for table in added:
             connection.exec_driver_sql(f"DROP TABLE {table}")
         connection.exec_driver_sql("DROP INDEX feedback_by_conversation")
+        connection.exec_driver_sql("DROP INDEX exposures_outside")
         connection.exec_driver_sql("ALTER TABLE exposures DROP COLUMN epoch")
         connection.exec_driver_sql("DELETE FROM migrations WHERE number >= 2")
     log.engine = open_log(log.experiment.log)
