@@ -65,7 +65,8 @@ def _allocation(engine: Engine, name: str, version: int, content: Mapping[str, A
     first = Epoch(0, {arm["name"]: arm["weight"] for arm in content["arms"]})
     latest = (epochs_of(engine, name, version) or [first])[-1]
     return {
-        "method": content["allocation"]["method"], "epoch": latest.number, "weights": dict(latest.weights),
+        "method": content["allocation"]["method"], "epoch": latest.number,
+        "weights": {arm: latest.weights[arm] for arm in first.weights},
         "reason": latest.reason, "selected": latest.selected or None, "at": latest.at or None,
     }  # fmt: skip
 

@@ -24,11 +24,15 @@ def number(value: float | None) -> str:
 
 
 def metric_rows(report: Mapping[str, Any], primary: bool) -> list[list[str]]:
-    """A row for each metric and arm besides the control: means, difference with interval, p-value."""
+    """A row for each metric and arm besides the control: means, difference with interval, p-value. With adaptive
+    weights, for each arm: units, mean with interval, difference."""
     control = next(arm["name"] for arm in report["arms"] if arm["control"])
     rows = []
     for metric in report["metrics"]:
         if metric["primary"] != primary:
+            continue
+        if report["allocation"]:
+            rows += _means(report, metric, control)
             continue
         for arm, found in metric["differences"].items():
             p = found["p"] if primary else found["adjusted_p"]
@@ -39,22 +43,40 @@ def metric_rows(report: Mapping[str, Any], primary: bool) -> list[list[str]]:
     return rows
 
 
-EVIDENCE = ("arm", "share now", "units", "evidence against it", "needed")
+def _means(report: Mapping[str, Any], metric: Mapping[str, Any], control: str) -> list[list[str]]:
+    rows = []
+    for arm, found in ((each["name"], metric["arms"][each["name"]]) for each in report["arms"]):
+        mean = "no data" if found["mean"] is None else number(found["mean"])
+        if found["low"] is not None:
+            mean += f" ({number(found['low'])} to {number(found['high'])})"
+        difference = "" if arm == control else interval(metric["differences"][arm])
+        rows.append([metric["name"], arm, str(found["units"]), mean, difference])
+    return rows
+
+
+def metric_columns(report: Mapping[str, Any]) -> tuple[str, ...]:
+    """The columns of `metric_rows`."""
+    return MEANS if report["allocation"] else METRICS
+
+
+MEANS = ("metric", "arm", "units", "mean", "difference from the control")
+EVIDENCE = ("arm", "weight now", "units", "evidence against it", "needed")
 
 
 def verdict(selection: Mapping[str, Any]) -> str:
     """What the selection is, in a sentence."""
-    return f"{selection['selected'] or selection['state']}: {selection['reason']}."
+    return f"{selection['reason']}." if selection["selected"] else f"{selection['state']}: {selection['reason']}."
 
 
-def evidence_rows(selection: Mapping[str, Any]) -> list[list[str]]:
-    """A row for each arm: its share, its units, and the evidence that it is not the best one."""
-    rows = []
-    for arm, weight in selection["epochs"][-1]["weights"].items():
+def evidence_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """A row for each arm: its weight, its units, and the evidence that it is not the best one."""
+    selection, rows = report["allocation"], []
+    for arm in (each["name"] for each in report["arms"]):
         units = sum(epoch["units"].get(arm, 0) for epoch in selection["epochs"])
         against = selection["against"].get(arm, {"evidence": None, "threshold": None})
         leads = "leads" if arm == selection["leader"] and selection["against"] else number(against["evidence"])
-        rows.append([arm, f"{100 * weight:.4g} %", str(units), leads, number(against["threshold"])])
+        weight = f"{selection['epochs'][-1]['weights'][arm]:.3g}"
+        rows.append([arm, weight, str(units), leads, number(against["threshold"])])
     return rows
 
 
@@ -72,18 +94,22 @@ def html(report: Mapping[str, Any], record: str) -> str:
     )]  # fmt: skip
     if report["stopped"]:
         body.append(f"<p>Stopped: {escaping.escape(report['stopped'])}.</p>")
+    share = "share at first" if report["allocation"] else "share"
     body += ["<h2>Arms</h2>", page.table(
-        ["arm", "share", "units", "answers", "failed", "refused", "what it does"],
+        ["arm", share, "units", "answers", "failed", "refused", "what it does"],
         [[arm["name"], f"{100 * arm['weight']:.4g} %", str(arm["units"]), str(arm.get("counted", 0)),
           str(arm.get("failed", 0)), str(arm.get("refused", 0)), arm["does"]] for arm in report["arms"]],
         ("what it does",),
     )]  # fmt: skip
     if report["metrics"]:
-        body += ["<h2>The primary metric</h2>", page.table(METRICS, metric_rows(report, primary=True), ("arm",))]
+        body += [
+            "<h2>The primary metric</h2>",
+            page.table(metric_columns(report), metric_rows(report, primary=True), ("arm",)),
+        ]
         if not report["allocation"]:
             body += [_course(report)]
         if secondary := metric_rows(report, primary=False):
-            body += ["<h2>Other metrics (exploratory)</h2>", page.table(METRICS, secondary, ("arm",))]
+            body += ["<h2>Other metrics (exploratory)</h2>", page.table(metric_columns(report), secondary, ("arm",))]
     else:
         body.append("<p>Results are not shown: the experiment is unhealthy.</p>")
     if report["guardrails"]:
@@ -170,18 +196,20 @@ def clock(seconds: float) -> str:
 def _selection(report: Mapping[str, Any]) -> list[str]:
     """The block about the selection: the arm, the evidence, and how the weights have changed."""
     found = report["allocation"]
-    arms = list(found["epochs"][0]["weights"])
+    arms = [arm["name"] for arm in report["arms"]]
     rows = [
         [str(epoch["epoch"]), clock(epoch["at"]) if epoch["at"] else "",
-         *(f"{100 * epoch['weights'][arm]:.4g} %" for arm in arms), str(sum(epoch["units"].values())), epoch["reason"]]
+         *(f"{epoch['weights'][arm]:.3g}" for arm in arms), str(sum(epoch["units"].values())), epoch["reason"]]
         for epoch in found["epochs"]
     ]  # fmt: skip
     return [
         f"<h2>{escaping.escape(found['label'].capitalize())}</h2><p><b>{escaping.escape(verdict(found))}</b></p>",
-        page.table(EVIDENCE, evidence_rows(found), ("arm",)),
+        page.table(EVIDENCE, evidence_rows(report), ("arm",)),
         _weights(report),
         "<h2>Epochs of weights</h2>",
-        page.table(["epoch", "began", *arms, "units", "because"], rows, ("began", "because")),
+        page.table(
+            ["epoch", "began", *(f"weight of {arm}" for arm in arms), "units", "because"], rows, ("began", "because")
+        ),
     ]
 
 
@@ -196,7 +224,7 @@ def _weights(report: Mapping[str, Any]) -> str:
     axes = drawn.subplots()
     times = [report["began"], *(epoch["at"] for epoch in epochs[1:]), max(report["ended"], epochs[-1]["at"])]
     hours = [max(at - report["began"], 0.0) / 3600 for at in times]
-    for arm in epochs[0]["weights"]:
+    for arm in (each["name"] for each in report["arms"]):
         shares = [100 * epoch["weights"][arm] for epoch in epochs]
         axes.step(hours, [*shares, shares[-1]], where="post", label=arm)
     axes.set_xlabel("hours since the first answer")

@@ -74,19 +74,20 @@ def _written(data: Mapping[str, Any], folder: Path) -> list[str]:
     return [str(record), str(page)]
 
 
-def _print_selection(found: Mapping[str, Any]) -> None:
+def _print_selection(data: Mapping[str, Any]) -> None:
     """The block about the selection, with adaptive weights."""
     from steer.reports import experiment as pages
 
+    found = data["allocation"]
     out.line(f"{found['label']} ({found['method']})\n\n{pages.verdict(found)}\n")
-    out.table(list(pages.EVIDENCE), pages.evidence_rows(found), 1)
+    out.table(list(pages.EVIDENCE), pages.evidence_rows(data), 1)
 
 
 def _print(data: Mapping[str, Any]) -> None:
     from steer.reports import experiment as pages
 
     if data["allocation"]:
-        _print_selection(data["allocation"])
+        _print_selection(data)
     for arm, decision in data["decisions"].items():
         more = f"; about {decision['more_units']:,} more units" if decision["more_units"] else ""
         out.line(f"{arm}: {decision['state']} ({decision['reason']}{more})")
@@ -95,13 +96,14 @@ def _print(data: Mapping[str, Any]) -> None:
     rows = [
         [arm["name"], f"{100 * arm['weight']:.4g} %", *(str(arm.get(key, 0)) for key in counts)] for arm in data["arms"]
     ]
-    out.table(["arm", "share", "units", "answers", "failed", "refused"], rows, 1)
+    share = "share at first" if data["allocation"] else "share"
+    out.table(["arm", share, "units", "answers", "failed", "refused"], rows, 1)
     if data["metrics"]:
         out.line()
-        out.table(list(pages.METRICS), pages.metric_rows(data, primary=True), 2)
+        out.table(list(pages.metric_columns(data)), pages.metric_rows(data, primary=True), 2)
         if secondary := pages.metric_rows(data, primary=False):
             out.line("\nother metrics (exploratory):\n")
-            out.table(list(pages.METRICS), secondary, 2)
+            out.table(list(pages.metric_columns(data)), secondary, 2)
     if data["guardrails"]:
         out.line()
         rows = [[g["guardrail"], g["arm"], pages.number(g["limit"]), pages.number(g["excess"]), g["state"]]

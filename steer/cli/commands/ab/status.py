@@ -67,7 +67,7 @@ def _print(data: Mapping[str, Any]) -> None:
 def _print_allocation(found: Mapping[str, Any]) -> None:
     """The epoch of adaptive weights."""
     since = f", since {_time(found['at'])}" if found["at"] else ""
-    shares = ", ".join(f"{arm} {weight:.4g}" for arm, weight in found["weights"].items())
+    shares = ", ".join(f"{arm} {weight:.3g}" for arm, weight in found["weights"].items())
     out.line(f"{found['method']} (selection, not estimation): epoch {found['epoch']}{since}")
     out.line(f"weights now: {shares}\n{found['reason']}\n")
 
