@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from steer.experiments.running import adaptive, allocating, live
 from steer.experiments.running.live import Live
 from steer.experiments.specification import Metric
 from steer.experiments.storage import epochs, state
-from steer.experiments.storage.database import write
+from steer.experiments.storage.database import open_log, write
 from steer.experiments.storage.figures import analysis
 from steer.experiments.storage.tables import EXPOSURES
 
@@ -165,6 +166,26 @@ def test_servers_that_adapt_at_once_begin_one_epoch_and_follow_it(start: Start) 
         adapt(each)
     assert len(epochs.epochs_of(running.engine, "tone", 1)) == 1
     assert epoch_of(running) == epoch_of(other)
+
+
+def test_one_of_several_servers_begins_an_epoch_that_all_want_at_once(url: str) -> None:
+    engines = [open_log(url) for _ in range(4)]
+    begun: list[tuple[bool, int]] = []
+
+    def begin(number: int) -> None:
+        epoch = epochs.Epoch(1, {"control": number / 10, "friendly": 1 - number / 10})
+        begun.append((epochs.begin(engines[number], "tone", 1, epoch), number))
+
+    threads = [threading.Thread(target=begin, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (winner,) = [number for one, number in begun if one]
+    (found,) = epochs.epochs_of(engines[0], "tone", 1)
+    assert (len(begun), found.weights["control"]) == (4, winner / 10)
+    for engine in engines:
+        engine.dispose()
 
 
 def test_neither_the_ramp_nor_a_stopped_experiment_adapts(lite: Start) -> None:
