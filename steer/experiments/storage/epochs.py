@@ -57,4 +57,5 @@ def begin(engine: Engine, name: str, version: int, epoch: Epoch) -> bool:
             return False
         # Two servers that both saw the epoch before: the primary key lets one of them begin the next.
         dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-        return bool(connection.execute(dialect.insert(EPOCHS).on_conflict_do_nothing(), row).rowcount)
+        made = dialect.insert(EPOCHS).on_conflict_do_nothing().returning(columns.epoch)
+        return connection.execute(made, row).first() is not None
