@@ -98,11 +98,14 @@ class Analysis(NamedTuple):
 
     def by_epoch(self) -> dict[int, dict[str, int]]:
         """The units of each arm, by the epoch in which they got it; with adaptive weights. Raises SQLAlchemyError."""
-        columns = UNITS.c
-        query = select(columns.epoch, columns.arm, func.count()).where(self._compared(), columns.epoch.is_not(None))
+        columns = UNIT_SUMS.c
+        query = select(columns.metric, columns.arm, columns.units).where(
+            columns.experiment == self.experiment, columns.version == self.version, columns.units > 0,
+            columns.metric.like(f"{unit_sums.EPOCH}%"),
+        )  # fmt: skip
         found: dict[int, dict[str, int]] = {}
-        for epoch, arm, count in self.connection.execute(query.group_by(columns.epoch, columns.arm)):
-            found.setdefault(epoch, {})[arm] = count
+        for metric, arm, count in self.connection.execute(query):
+            found.setdefault(int(metric.removeprefix(unit_sums.EPOCH)), {})[arm] = count
         return found
 
     def before(self, metrics: Sequence[Metric]) -> dict[str, dict[str, Sums]]:

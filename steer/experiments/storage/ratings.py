@@ -175,7 +175,8 @@ def rebuild(connection: Connection, experiment: str, version: int) -> None:
     """Add up the feedback about the answers of a version anew, whose units are known. Raises SQLAlchemyError."""
     for table in (RATINGS, UNIT_RATINGS):
         connection.execute(delete(table).where(of_version(table, experiment, version)))
-    of_feedback = UNIT_SUMS.c.metric.not_in(_OF_ANSWERS)
+    metric = UNIT_SUMS.c.metric
+    of_feedback = and_(metric.not_in(_OF_ANSWERS), metric.not_like(f"{unit_sums.EPOCH}%"))
     connection.execute(delete(UNIT_SUMS).where(of_version(UNIT_SUMS, experiment, version), of_feedback))
     name, number = cast(literal(experiment), Text), cast(literal(version), Integer)
     for kind in _KINDS:

@@ -17,6 +17,7 @@ from steer.experiments import outcomes
 from steer.experiments.storage import ratings
 from steer.experiments.storage.tables import EXPOSURES, SLOT_ORIGINS, SUMMED, TALLIES, UNIT_SUMS, UNITS
 from steer.experiments.storage.unit_sums import (
+    EPOCH,
     PARTS,
     WHOLE,
     Changes,
@@ -169,6 +170,10 @@ def _add_up_units(connection: Connection, experiment: str, version: int) -> None
         changes[WHOLE, arm, number] = [count, *(0.0 for _ in PARTS)]
         for index, name in enumerate(SUMMED):
             changes[name, arm, number] = [*found[width * index : width * (index + 1)]]
+    known = and_(units, kept.arms == 1, kept.epoch.is_not(None))
+    query = select(kept.epoch, kept.arm, func.count()).where(known).group_by(kept.epoch, kept.arm)
+    for epoch, arm, count in connection.execute(query):
+        changes[f"{EPOCH}{epoch}", arm, 0] = [count, *(0.0 for _ in PARTS)]
     change(connection, experiment, version, changes)
 
 
@@ -213,6 +218,8 @@ def _give(changes: Changes, unit: Row, rated: Mapping[str, ratings.Values], orig
         sum_of(changes, WHOLE, "", 0)[0] += sign
         return
     arm, slot = unit["arm"], slot_of(unit["first"] - origin)
+    if unit["epoch"] is not None:
+        sum_of(changes, f"{EPOCH}{unit['epoch']}", arm, 0)[0] += sign
     sum_of(changes, WHOLE, arm, slot)[0] += sign
     for name, of_y, of_x in _PAIRS:
         if unit[of_x] > 0:

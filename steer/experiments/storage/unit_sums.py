@@ -19,6 +19,7 @@ from steer.experiments.storage.tables import SLOT_ORIGINS, UNIT_SUMS
 SECONDS, HALF = 64, 32  # slots of one second; then each time twice as long, in so many slots
 OCTAVES = 26  # until a century after the first
 WHOLE = ""  # the metric that counts the units themselves
+EPOCH = "epoch "  # with a number: the metric that counts the units of that epoch; no metric of a file has a space
 PARTS = ("mean", "mean_squared", "y", "yy", "x", "xx", "xy")
 
 Row = Mapping[str, Any]
