@@ -15,22 +15,28 @@ from steer.experiments.storage.tables import EXPOSURES, FEEDBACK
 
 
 def rows(engine: Engine, name: str, version: int | None = None) -> Iterator[dict[str, Any]]:
-    """Every answer of an experiment with the feedback about it, in order. Raises SQLAlchemyError."""
+    """Every answer of an experiment with the feedback about it, in order; feedback about a conversation stands with the
+    first answer of it. Raises SQLAlchemyError."""
     columns = EXPOSURES.c
     query = select(EXPOSURES).where(columns.experiment == name).order_by(columns.at, columns.id)
     if version is not None:
         query = query.where(columns.version == version)
     with engine.connect() as connection:
+        about = (FEEDBACK.c.experiment == name) & FEEDBACK.c.conversation.is_not(None)
+        by_conversation: dict[str, list[dict[str, Any]]] = {}
+        for row in connection.execute(select(FEEDBACK).where(about).order_by(FEEDBACK.c.at)).mappings():
+            by_conversation.setdefault(row["conversation"], []).append(_present(row))
         stream = connection.execution_options(stream_results=True).execute(query).mappings()
         for part in stream.partitions(500):
             responses = [row["response"] for row in part if row["response"] is not None]
             given = select(FEEDBACK).where(FEEDBACK.c.experiment == name, FEEDBACK.c.response.in_(responses))
             by_response: dict[str, list[dict[str, Any]]] = {}
             with engine.connect() as other:
-                for row in other.execute(given).mappings():
+                for row in other.execute(given.order_by(FEEDBACK.c.at)).mappings():
                     by_response.setdefault(row["response"], []).append(_present(row))
             for row in part:
-                yield {**_present(row), "feedback": by_response.get(row["response"] or "", [])}
+                feedback = by_response.get(row["response"] or "", []) + by_conversation.pop(row["conversation"], [])
+                yield {**_present(row), "feedback": feedback}
 
 
 def _present(row: Any) -> dict[str, Any]:

@@ -78,12 +78,14 @@ def row_of(
 ) -> dict[str, Any]:  # fmt: skip
     """The row of `feedback` for a checked body. `conversation` is the salted hash of its conversation_id.
 
-    With an idempotency key, or from a judge, the row has the same id whenever it is sent.
+    With an idempotency key, or from a judge, the row has the same id whenever it is sent. A client that sends one key
+    for several answers, or metrics, has a row for each.
     """
     key = body.get("idempotency_key")
     row_id = uuid.uuid4().hex
     if key is not None:
-        text = canonical_json([experiment.name, source, key]).encode("utf-8", "surrogatepass")
+        about = body.get("response_id"), conversation, body["metric"]
+        text = canonical_json([experiment.name, source, key, *about]).encode("utf-8", "surrogatepass")
         row_id = hashlib.sha256(text).hexdigest()[:32]
     prompt, value = body.get("prompt"), body.get("value")
     return {

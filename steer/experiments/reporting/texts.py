@@ -7,25 +7,25 @@ from typing import Any
 
 from sqlalchemy import Engine, select, true
 
-from steer.experiments.storage.tables import EXPOSURES
+from steer.experiments.storage.tables import EXPOSURES, TALLIES
 
 EACH = 3  # of every arm
 LONGEST = 600  # characters of a prompt or an answer
 
 
 def conversations(engine: Engine, name: str, version: int) -> list[dict[str, str]]:
-    """The first answers of every arm that counts, with the last message of their prompts. Raises SQLAlchemyError."""
-    columns = EXPOSURES.c
+    """The first answers of every arm that count, with the last message of their prompts. Raises SQLAlchemyError."""
+    columns, tallies = EXPOSURES.c, TALLIES.c
     with engine.connect() as connection:
         arms = connection.execute(
-            select(columns.arm).where(columns.experiment == name, columns.version == version).distinct()
+            select(tallies.arm).where(tallies.experiment == name, tallies.version == version).distinct()
         )
         found: list[dict[str, str]] = []
         for arm in sorted(arm for (arm,) in arms):
             query = (
                 select(columns.prompt, columns.answer)
                 .where(columns.experiment == name, columns.version == version, columns.arm == arm,
-                       columns.counted == true(), columns.answer.is_not(None))
+                       columns.counted == true(), columns.status == 200, columns.answer.is_not(None))
                 .order_by(columns.at, columns.id).limit(EACH)
             )  # fmt: skip
             for prompt, answer in connection.execute(query):

@@ -139,12 +139,16 @@ def test_sums_are_over_units_that_were_seen_in_one_arm(log: Log) -> None:
 
 def test_export_writes_every_answer_with_its_feedback(log: Log, ab: Ab, tmp_path: Path) -> None:
     log.write("exposures", *(log.answer("control", f"u{i}", f"r{i}") for i in range(1200)))
+    log.write("exposures", log.answer("control", "u7", "r7 again", at=1.0))
     log.write("feedback", log.said("r7", value=1.0), log.said("r7", comment="<b>good</b>"))
-    assert ab("export", "tone", "-o", "rows.jsonl")[1]["written"] == 1200
+    conversation = hashed(log.experiment.salt, "u7c", "conversation")
+    log.write("feedback", log.said(None, conversation=conversation, value=0.0))
+    assert ab("export", "tone", "-o", "rows.jsonl")[1]["written"] == 1201
     lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     (row,) = [line for line in lines if line["response"] == "r7"]
     assert sorted(given.get("value", given.get("comment")) for given in row["feedback"] if "value" in given) == [1.0]
     assert len(row["feedback"]) == 2
+    assert [given["value"] for given in lines[0]["feedback"]] == [0.0]  # once, with the first answer of a conversation
 
 
 def test_demonstrations_are_training_data_for_bake(log: Log, ab: Ab, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from trials import Ab, Log
 from steer.experiments.planning import alpha_of
 from steer.experiments.reporting.comparing import compare, compare_all
 from steer.experiments.reporting.report import report
+from steer.experiments.reporting.texts import conversations
 from steer.experiments.specification import Metric
 from steer.experiments.statistics import moments
 from steer.experiments.statistics.sequences import difference
@@ -292,6 +293,16 @@ def test_a_signal_ends_a_report_while_the_database_works(
     finally:
         signal.signal(signal.SIGINT, before)
     assert (status, "hint" in data) == (expected, True)
+
+
+def test_sample_conversations_are_answers_and_no_refused_requests(log: Log) -> None:
+    prompt, texts = json.dumps([{"role": "user", "content": "Hello"}]), ["", "first", "second", "third", "fourth"]
+    for i, answer in enumerate(texts):
+        status = 200 if answer else 400
+        log.write("exposures", log.answer("control", f"u{i}", at=i, status=status, prompt=prompt, answer=answer))
+    found = conversations(log.engine, "tone", log.version)
+    assert [each["answer"] for each in found] == texts[1:4]
+    assert found[0]["prompt"] == "Hello"
 
 
 def test_a_guardrail_with_two_sides_is_shown_once_with_the_worse_of_them(log: Log) -> None:

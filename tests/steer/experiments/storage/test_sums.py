@@ -21,8 +21,10 @@ from steer.experiments.storage.figures import Analysis, analysis
 from steer.experiments.storage.tables import EXPOSURES, FEEDBACK
 
 METRICS = [
-    Metric(name, "number", per=per) for name in ("response_tokens", "latency", "refusal", "thumbs", "stars")
-    for per in ("unit", "response")
+    Metric(name, "number", per=per) for name, per in (
+        ("response_tokens", "unit"), ("latency", "unit"), ("refusal", "response"), ("thumbs", "unit"),
+        ("thumbs", "response"), ("stars", "unit"),
+    )
 ]  # fmt: skip
 
 
@@ -59,11 +61,15 @@ def feedback(log: Log, rows: list[dict[str, Any]], seed: int) -> list[dict[str, 
     return [*given, log.said("none", value=1.0, mark="unknown")]
 
 
-def plain(log: Log, metric: Metric) -> dict[str, moments.Sums]:
-    """The sums of a metric by arm, from all rows one after the other."""
+def rows_of(log: Log) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The answers that count, and the feedback in order."""
     with log.engine.connect() as connection:
-        rows = [row for row in connection.execute(select(EXPOSURES)).mappings() if row["counted"]]
-        given = connection.execute(select(FEEDBACK)).mappings().all()
+        rows, given = ([dict(row) for row in connection.execute(select(t)).mappings()] for t in (EXPOSURES, FEEDBACK))
+    return [row for row in rows if row["counted"]], sorted(given, key=lambda piece: (piece["at"], piece["id"]))
+
+
+def plain(rows: list[dict[str, Any]], given: list[dict[str, Any]], metric: Metric) -> dict[str, moments.Sums]:
+    """The sums of a metric by arm, from all rows one after the other."""
     arms: dict[str, set[str]] = {}
     values: dict[str, list[float]] = {}
     for row in rows:
@@ -71,7 +77,7 @@ def plain(log: Log, metric: Metric) -> dict[str, moments.Sums]:
         if metric.source == "server" and row["status"] == 200 and row[metric.name] is not None:
             values.setdefault(row["unit"], []).append(float(row[metric.name]))
     newest: dict[tuple[str, str], float] = {}
-    for piece in sorted(given, key=lambda piece: (piece["at"], piece["id"])):
+    for piece in given:
         if metric.source == "feedback" and piece["metric"] == metric.name and piece["value"] is not None:
             kind = "response" if piece["response"] is not None else "conversation"
             newest[kind, piece[kind]] = piece["value"]
@@ -100,18 +106,18 @@ def state_of(found: Analysis) -> dict[str, Any]:
         "sums": [[*figures.total(each)] for metric in METRICS for _, each in sorted(found.slices(metric).items())],
         "before": {
             name: {arm: [*each] for arm, each in by_arm.items()}
-            for name, by_arm in found.before([METRICS[0], METRICS[2], METRICS[4]]).items()
+            for name, by_arm in found.before(METRICS[:3]).items()
         },
-        "values": [found.first_values(metric, "friendly", 9) for metric in METRICS],
+        "values": [found.first_values(metric, "friendly", 9) for metric in METRICS[1:4]],
     }  # fmt: skip
 
 
 def assert_right(log: Log) -> None:
     """The sums are what the rows give one after the other, and what adding them up anew gives."""
     with analysis(log.engine, "tone", 1) as found:
-        kept = state_of(found)
+        kept, all_rows = state_of(found), rows_of(log)
         for metric in METRICS:
-            expected = plain(log, metric)
+            expected = plain(*all_rows, metric)
             for arm, each in found.slices(metric).items():
                 assert figures.total(each) == pytest.approx(expected[arm], rel=1e-9), (metric, arm)
     with writing(log.engine) as connection:

@@ -483,6 +483,14 @@ def test_feedback_is_idempotent_by_its_key(served: Served) -> None:
     assert len(served.rows("feedback")) == 2
 
 
+def test_one_key_for_several_answers_or_metrics_loses_none(served: Served) -> None:
+    about: list[dict[str, Any]] = [{"response_id": "a"}, {"response_id": "b"}, {"conversation_id": "a"}]
+    given = [{**each, "metric": "thumbs", "value": True, "idempotency_key": "k"} for each in about]
+    given.append({"response_id": "a", "metric": "why", "comment": "good", "idempotency_key": "k"})
+    assert len({served.say(each)[1]["id"] for each in given * 2}) == len(given)
+    assert len(served.rows("feedback")) == len(given)
+
+
 def test_unknown_and_late_feedback_is_kept_and_marked(served: Served) -> None:
     assert served.say({"response_id": "nothing", "metric": "thumbs", "value": False})[1]["mark"] == "unknown"
     served.chat()
