@@ -59,6 +59,7 @@ def metric_columns(report: Mapping[str, Any]) -> tuple[str, ...]:
     return MEANS if report["allocation"] else METRICS
 
 
+LATEST = 40  # epochs that a page lists
 MEANS = ("metric", "arm", "units", "mean", "difference from the control")
 EVIDENCE = ("arm", "weight now", "units", "evidence against it", "needed")
 
@@ -200,7 +201,7 @@ def _selection(report: Mapping[str, Any]) -> list[str]:
     rows = [
         [str(epoch["epoch"]), clock(epoch["at"]) if epoch["at"] else "",
          *(f"{epoch['weights'][arm]:.3g}" for arm in arms), str(sum(epoch["units"].values())), epoch["reason"]]
-        for epoch in found["epochs"]
+        for epoch in found["epochs"][-LATEST:]
     ]  # fmt: skip
     return [
         f"<h2>{escaping.escape(found['label'].capitalize())}</h2><p><b>{escaping.escape(verdict(found))}</b></p>",
