@@ -9,13 +9,17 @@ from __future__ import annotations
 import re
 
 ENGINES = (
-    "answers", "applied", "compiled", "engine", "every_decoder", "interruptions", "parity", "together",
+    "answers", "applied", "compiled", "engine", "every_decoder", "gated_engine", "interruptions", "parity",
+    "sectioned_engine", "together",
 )  # fmt: skip
 GROUPS = {
     "engines": [*(f"steer/serving/engine/test_{name}.py" for name in ENGINES), "steer/folding/test_fold_in_vllm.py"],
-    "server": [f"steer/serving/http/test_{name}.py" for name in ("server", "server_live", "server_stops")],
+    "server": [
+        f"steer/serving/http/test_{name}.py" for name in ("followed_versions", "server", "server_live", "server_stops")
+    ],
     "experiments under load": ["steer/serving/http/test_experiments_live.py"],
     "processes of training": ["steer/training/test_processes.py", "steer/training/test_resuming.py"],
+    "offline engines": ["steer/serving/offline/test_paired_answers.py"],
     "bundled model": ["steer/test_real_model.py"],
 }
 
