@@ -188,6 +188,7 @@ def start(
         "max_num_seqs": 256,
         "max_num_batched_tokens": 4096,
         "enable_prefix_caching": False,
+        "num_gpu_blocks_override": None,
     }
     engines = []
     for plugin in (False, True):
