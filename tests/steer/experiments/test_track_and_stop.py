@@ -58,7 +58,7 @@ def test_two_arms_share_by_their_standard_deviations() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(-5, 5), st.floats(0.01, 10)), min_size=2, max_size=6), st.floats(0.01, 1))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_the_ratios_of_all_arms_are_equal_at_the_optimum(arms: list[tuple[float, float]], epsilon: float) -> None:
     means, variances = (np.array(each) for each in zip(*arms, strict=True))
     weights, best = track_and_stop.optimal_weights(means, variances, epsilon), int(means.argmax())
@@ -109,8 +109,8 @@ def test_the_selection_errs_in_at_most_delta_of_experiments(arms: Arms, epsilon:
 
 
 def test_four_arms_need_fewer_units_than_with_equal_shares() -> None:
-    adaptive = select(BEST, epsilon=0.05, units=12_000, experiments=300)
-    equal = select(BEST, epsilon=0.05, units=12_000, experiments=300, smallest_share=0.25)
+    adaptive = select(BEST, epsilon=0.05, units=12_000, experiments=200)
+    equal = select(BEST, epsilon=0.05, units=12_000, experiments=200, smallest_share=0.25)
     assert adaptive.decided == equal.decided == 1
     assert adaptive.median_units < 0.95 * equal.median_units
     assert max(adaptive.wrong, equal.wrong) <= 0.05

@@ -234,8 +234,8 @@ def test_a_fixed_allocation_has_no_epochs(lite: Start) -> None:
     assert "allocation" not in running.experiment.frozen()
 
 
-def test_units_are_counted_by_their_epochs_also_when_someone_is_forgotten(start: Start) -> None:
-    running = start()
+def test_units_are_counted_by_their_epochs_also_when_someone_is_forgotten(lite: Start) -> None:
+    running = lite()
     serve(running, FIRST)
     adapt(running)
     serve(running, FIRST[:20] + SECOND)
