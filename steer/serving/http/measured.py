@@ -279,6 +279,8 @@ def annotate(exposed: Exposed, scope: Message, began: float) -> None:
     from opentelemetry import trace
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):  # vLLM imports the SDK where it is off too
+        return
     attributes = {
         "steer.experiment": exposed.live.experiment.name,
         "steer.arm": exposed.decision.arm.name,
