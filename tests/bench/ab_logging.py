@@ -1,13 +1,13 @@
 """What the log of an experiment costs: requests per second with it and without it, on one running server, in turns.
 
-    .venv/bin/python tests/bench/ab_logging.py [--minutes 4] [--requests 64] [--tokens 16] [--json FILE]
+    .venv/bin/python tests/bench/ab_logging.py [--minutes 4] [--requests 500] [--tokens 16] [--json FILE]
 
 `steer serve` runs an experiment whose arms all are the control, so that requests to the experiment and to the model do
-the same work but for assignment, measuring, journal and log. Rounds are short, so that what else the machine does
-falls on both alike: each sends the same prompts to both, 32 at a time, in an order drawn anew, and waits in between
-until all rows are in the log. The ratio is taken within the round. Printed is the geometric mean of the ratios with a
-95 % interval (bootstrap over rounds), and the same of the processor time of the API server per request. The model is a
-pico model, on which everything beside the model weighs most.
+the same work but for assignment, measuring, journal and log. Each round sends the same prompts to both, 32 at a time,
+in an order drawn anew, and waits in between until all rows are in the log. The ratio is taken within the round. Printed
+is the geometric mean of the ratios with a 95 % interval (bootstrap over rounds), and the same of the processor time of
+the API server per request, with the mean of the differences. The model is a pico model, on which everything beside the
+model weighs most. `--pool FILE…` adds the rounds of earlier reports, which `--json` writes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import random
 import subprocess
@@ -31,35 +32,41 @@ from serve_process import Serving  # noqa: E402
 from serving import interval  # noqa: E402
 
 AT_ONCE = 32
+COLLECTED = 1.3  # seconds after which the writer has taken up the last rows
 EXPERIMENT = {
     "name": "tone", "salt": "tone-salt", "unit": "user", "metric": {"name": "thumbs"},
     "arms": {"control": {"weight": 1.0}, "warm": {"steer": "warm", "weight": 0.0}},
 }  # fmt: skip
 
 
-async def send(port: int, model: str, prompts: list[str], tokens: int, key: str) -> float:
-    """The seconds that all requests take together."""
-    import httpx
+async def send(port: int, model: str, prompts: list[str], tokens: int) -> float:
+    """The seconds that all requests take together, over as many connections as are sent at once.
 
-    gate = asyncio.Semaphore(AT_ONCE)
-    async with httpx.AsyncClient(timeout=300, headers={"Authorization": f"Bearer {key}"}) as client:
+    The client does as little as it can: it shares the cores with the server.
+    """
+    waiting = [
+        json.dumps({
+            "model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": tokens,
+            "user": f"u{number}", "ignore_eos": True,
+        }).encode()
+        for number, prompt in enumerate(prompts)
+    ]  # fmt: skip
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
-        async def one(number: int, prompt: str) -> None:
-            messages = [{"role": "user", "content": prompt}]
-            body = {
-                "model": model,
-                "messages": messages,
-                "max_tokens": tokens,
-                "user": f"u{number}",
-                "ignore_eos": True,
-            }
-            async with gate:
-                answer = await client.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body)
-                answer.raise_for_status()
+    async def connection() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while waiting:
+            body = waiting.pop()
+            writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            status, *lines = (await reader.readuntil(b"\r\n\r\n")).lower().split(b"\r\n")
+            (length,) = (int(line.partition(b":")[2]) for line in lines if line.startswith(b"content-length:"))
+            answer = await reader.readexactly(length)
+            assert b" 200 " in status, answer
+        writer.close()
 
-        began = time.monotonic()
-        await asyncio.gather(*(one(number, prompt) for number, prompt in enumerate(prompts)))
-        return time.monotonic() - began
+    began = time.monotonic()
+    await asyncio.gather(*(connection() for _ in range(AT_ONCE)))
+    return time.monotonic() - began
 
 
 def processor(server: Serving) -> float:
@@ -73,19 +80,21 @@ def processor(server: Serving) -> float:
 
 def written(server: Serving) -> dict[str, Any]:
     """The state of the log once all rows are in it."""
+    time.sleep(COLLECTED)
     while True:
         state: dict[str, Any] = server.call("GET", "/steer/experiments")[2]["experiments"]["tone"]["log"]
         if not state["waiting"]:
             return state
-        time.sleep(0.05)
+        time.sleep(0.2)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=4)
-    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--pool", type=Path, nargs="*", default=[])
     options = parser.parse_args()
     chosen = random.Random(0)
     seconds: dict[str, list[float]] = {"pico": [], "tone": []}
@@ -98,24 +107,31 @@ def main() -> None:
             server.wait()
             begin = time.monotonic()
             number = 0
-            while number < 4 or time.monotonic() < begin + 60 * options.minutes:
+            while number < 2 or time.monotonic() < begin + 60 * options.minutes:
                 prompts = [f"{number} {i} {chosen.random()}" for i in range(options.requests)]
                 order = ["pico", "tone"]
                 chosen.shuffle(order)
                 for model in order:
                     before = processor(server)
-                    took = asyncio.run(send(server.port, model, prompts, options.tokens, "none"))
+                    took = asyncio.run(send(server.port, model, prompts, options.tokens))
                     state = written(server)
-                    if number > 2:  # the first rounds warm up
+                    if number > 0:  # the first round warms up
                         seconds[model].append(took)
                         spent[model].append(processor(server) - before)
                 number += 1
         finally:
             server.close()
+    for file in options.pool:
+        earlier = json.loads(file.read_text())["values"]
+        for model in seconds:
+            seconds[model] += earlier["seconds"][model]
+            spent[model] += earlier["spent"][model]
     rounds, requests = len(seconds["pico"]), len(seconds["pico"]) * options.requests
-    report = {
+    more = [1000 * (on - off) / options.requests for off, on in zip(*spent.values(), strict=True)]
+    report: dict[str, Any] = {
         "throughput_on_over_off": interval([off / on for off, on in zip(*seconds.values(), strict=True)]),
         "processor_on_over_off": interval([on / off for off, on in zip(*spent.values(), strict=True)]),
+        "processor_ms_more": [math.log(each) for each in interval([math.exp(each) for each in more])],
         "rounds": rounds, "requests_of_a_round": options.requests,
         "requests_per_second": {model: requests / sum(values) for model, values in seconds.items()},
         "processor_ms_per_request": {model: 1000 * sum(values) / requests for model, values in spent.items()},
@@ -123,7 +139,7 @@ def main() -> None:
     }  # fmt: skip
     print(json.dumps(report, indent=2))
     if options.json:
-        options.json.write_text(json.dumps(report))
+        options.json.write_text(json.dumps({**report, "values": {"seconds": seconds, "spent": spent}}))
 
 
 if __name__ == "__main__":
