@@ -70,7 +70,7 @@ class Decisions:
         its row of the batch (None: all), by default all tokens. Raises UsageError for sections without markers.
         """
         if problems := problems_of_sections(sections, markers):
-            raise UsageError(problems, "give them: markers=Markers(...), or steer serve --steer-markers")
+            raise UsageError(problems, "give them: --steer-markers thinking=BEGIN,END, or markers=Markers(...)")
         self.sections, self.markers = list(dict.fromkeys(sections)), markers or Markers()
         self.places: dict[Condition, Place] = {}  # of sections: where the sequences are behind the last pass
         self.scopes = scopes or {}

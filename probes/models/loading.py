@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from torch import nn
 from probes.models.markers import markers_of
 from vectors import references
 from vectors.errors import ModelError, UsageError
+from vectors.language.markers import FLAG
 from vectors.references import ModelSource
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -53,11 +54,23 @@ def open_model(reference: str | Path) -> OpenedModel:
     return OpenedModel(source, identity, config, tokenizer)
 
 
-def load(reference: str | Path | OpenedModel, device: str = "auto", dtype: str = "auto") -> LoadedModel:
-    """Load a causal language model and its tokenizer. Raises ModelError, UsageError."""
+def load(
+    reference: str | Path | OpenedModel,
+    device: str = "auto",
+    dtype: str = "auto",
+    markers: Mapping[str, Sequence[str]] | None = None,
+) -> LoadedModel:
+    """Load a causal language model and its tokenizer. Raises ModelError, UsageError.
+
+    `markers` are those of its sections (`vectors.language.markers`), for kinds whose known forms are not the model's.
+    """
     chosen_device, device_reason = choose_device(device)
     chosen_dtype, dtype_reason = choose_dtype(dtype, chosen_device)
     source, identity, config, tokenizer = reference if isinstance(reference, OpenedModel) else open_model(reference)
+    try:
+        found = markers_of(tokenizer, markers)
+    except ValueError as error:
+        raise UsageError(str(error), f"{FLAG} thinking='<think>,</think>' gives others") from error
 
     from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
@@ -74,7 +87,7 @@ def load(reference: str | Path | OpenedModel, device: str = "auto", dtype: str =
         if was_enabled:
             enable_progress_bar()
     model.steer_base = identity  # so that `steered` need not read the folder again
-    model.steer_markers = markers_of(tokenizer)
+    model.steer_markers = found
     choice = f"{chosen_device} ({device_reason}), {str(chosen_dtype).removeprefix('torch.')} ({dtype_reason})"
     return LoadedModel(model, tokenizer, source, identity, choice)
 

@@ -31,6 +31,7 @@ from steer.evaluation.scoring import ScorerReport
 from steer.evaluation.suites.items import Item, groups_of, is_grouped, strata_of
 from steer.evaluation.text_scores import score_answers
 from vectors.events import Event, OnEvent, ignore
+from vectors.language.markers import markers_in
 
 
 class Entangled(NamedTuple):
@@ -82,7 +83,7 @@ def run(request: Request, *, through: Through | None = None, on_event: OnEvent =
     inputs = read_inputs(request)
     opened = open_fitting(inputs, request.any_base)
     on_event(Event("loading the model"))
-    base = load(opened, request.device, request.dtype)
+    base = load(opened, request.device, request.dtype, markers_in(request.steer_markers))
     on_event(Event("loading the model", message=f"model {base.source}, on {base.choice}"))
     with through(base, on_event) if through else nullcontext(Hooks(base, request.any_base, on_event)) as engine:
         return _evaluation(request, inputs, base, engine, on_event)

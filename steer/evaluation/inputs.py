@@ -22,6 +22,7 @@ from steer.evaluation.suites.sides import chosen
 from steer.evaluation.text_scores import Requested, read_requested
 from vectors import fit
 from vectors.errors import ArtifactError, ExampleError, SteerError, UsageError, collecting, guess, raise_together
+from vectors.language.markers import markers_in
 from vectors.probe import Probe
 from vectors.registry.layers import spans
 from vectors.steering import SteeringVector
@@ -61,6 +62,8 @@ def read_inputs(request: Request) -> Inputs:
     suite, donor, extraction, reference = Suite("", ()), None, None, ""
     subjects: list[Subject] = []
     entangled: list[tuple[Suite, list[Item]]] = []
+    with collecting(errors):
+        markers_in(request.steer_markers)
     with collecting(errors):
         choose_device(request.device)
     with collecting(errors):

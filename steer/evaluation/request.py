@@ -9,6 +9,7 @@ from pathlib import Path
 from steer.evaluation.judging import options as judging
 from vectors.documents.numbers import number
 from vectors.errors import UsageError
+from vectors.language.markers import OPTION as MARKERS
 from vectors.registry.options import option
 
 CONTROL_NAMES = ("negation", "shuffled", "random", "random-kl", "orthogonal", "none")
@@ -116,6 +117,7 @@ class Request:
         {}, help="The vector file for a name in an expression; may be given several times.", flag="--vector",
         metavar="NAME=FILE", complete="vectors",
     )  # fmt: skip
+    steer_markers: tuple[str, ...] = option((), **MARKERS)
     any_base: bool = option(False, help="Allow vectors of other models of the same size.")
     allow_strength: bool = option(False, help="Allow strengths beyond twenty times the recommended one.")
     out: Path | None = option(

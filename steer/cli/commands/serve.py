@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,8 @@ import click
 from steer.cli import options, output, requests
 from steer.cli.output import out
 from vectors.errors import ExpressionError, SteerError, UsageError, collecting, raise_together
+from vectors.language.markers import OPTION as MARKERS
+from vectors.language.markers import markers_in
 from vectors.registry.layers import parse_layers
 from vectors.registry.options import option
 
@@ -78,13 +80,7 @@ class Request(options.Bindings, options.AnyBase, options.AllowStrength):
         default_text="those that the given probes and the conditions of arms read; without these, all, or none where "
         "arms have sections alone",
     )
-    steer_markers: tuple[str, ...] = option(
-        (),
-        help="The texts with which the model begins and ends its thinking, or its calls of tools, for @answer, "
-        "@thinking and @outside-tools: thinking='<think>,</think>', tools='<call>,</call>'; may be given for both.",
-        metavar="KIND=BEGIN,END",
-        default_text="those of the known forms that are tokens of the model",
-    )
+    steer_markers: tuple[str, ...] = option((), **MARKERS)
     max_body: int | None = option(
         None,
         help="The most bytes of a request's body, such as 64MiB for images in base64.",
@@ -240,23 +236,6 @@ def _with_versions(request: Request) -> tuple[Request, dict[str, dict[str, str]]
             says += "; when the alias moves, new conversations get the version that it moved to"
         out.say(says)
     return replace(request, model=bases.pop(), arms=arms, vectors=vectors, challenger=()), followed
-
-
-def markers_in(texts: Sequence[str]) -> dict[str, list[str]]:
-    """The markers of `--steer-markers`. Raises UsageError."""
-    markers: dict[str, list[str]] = {}
-    for text in texts:
-        kind, _, pair = text.partition("=")
-        begin, _, end = pair.partition(",")
-        if kind not in ("thinking", "tools") or not begin:
-            raise UsageError(
-                f"--steer-markers {text!r} is not thinking or tools with two texts",
-                "--steer-markers thinking=BEGIN,END",
-            )
-        if kind in markers:
-            raise UsageError(f"--steer-markers gives {kind} twice", "one pair of texts for each kind")
-        markers[kind] = [begin, end]
-    return markers
 
 
 def _with_files(request: Request) -> Request:

@@ -14,6 +14,8 @@ from steer.cli import options, output, requests
 from steer.cli.output import out
 from vectors.errors import SteerError, UsageError, collecting, raise_together
 from vectors.events import Event
+from vectors.language.markers import OPTION as MARKERS
+from vectors.language.markers import markers_in
 from vectors.registry.options import option
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class Request(options.Bindings, options.AnyBase, options.AllowStrength, options.
     model: str | None = option(
         None, help=options.MODEL, default_text="the model the vector was made from", complete="models"
     )
+    steer_markers: tuple[str, ...] = option((), **MARKERS)
     out: Path | None = option(None, help="A file to write what --json prints to.", flag=("-o", "--out"))
 
 
@@ -87,6 +90,9 @@ def command(**values: Any) -> None:
             strengths = parse_strengths(request.strengths)
             if expression is None and any(strengths):
                 raise UsageError("--strengths scale a vector, and none is given", "steer try VECTOR -p TEXT")
+    given = dict[str, list[str]]()
+    with collecting(errors):
+        given = markers_in(request.steer_markers)
     with collecting(errors):
         prompts = read_all_prompts(request.prompts, request.prompt_file)
     if request.out is not None:
@@ -117,7 +123,7 @@ def command(**values: Any) -> None:
     require_fitting(ready, vectors, probes, prompts, columns, max_tokens=request.max_tokens, any_base=request.any_base)
     with out.progress() as on_event:
         on_event(Event("loading the model"))
-        loaded = load(ready, request.device, request.dtype)
+        loaded = load(ready, request.device, request.dtype, given)
         out.say(f"model {loaded.source}, on {loaded.choice}")
         answers = try_columns(
             loaded, composition, vectors, prompts, columns, probes=probes, temperature=request.temperature,

@@ -57,6 +57,12 @@ def test_try_says_what_the_conditions_of_an_expression_read_and_decided(
     assert list(report["probes"]) == ["warm"]
     decisions = report["results"][0]["completions"][1]["decisions"]
     assert [(each["held"], each["read"]) for each in decisions] == [(1, 1), (0, 3)]
+    arguments[1] = "warm@thinking"
+    code, _, err = steer(*arguments)
+    assert (code, "--steer-markers thinking=BEGIN,END" in err) == (2, True)
+    report = json.loads(steer(*arguments, "--steer-markers", "thinking=hello,day", "--json")[1])
+    (decided,) = report["results"][0]["completions"][1]["decisions"]
+    assert (decided["held"], decided["read"]) == (4, 4)  # the prompt begins thinking, and nothing ends it
 
 
 @pytest.mark.parametrize(
@@ -72,6 +78,7 @@ def test_try_says_what_the_conditions_of_an_expression_read_and_decided(
         (["warm@when:other>0", "-p", "a"], 1, "'other' is not bound"),
         (["warm@when:warm[3]>0", "-p", "a"], 1, "what is read must lie below"),
         (["warm", "-p", "a", "--vector", "x"], 2, "is not NAME=FILE"),
+        (["warm", "-p", "a", "--steer-markers", "mood=a,b"], 2, "'mood=a,b' is not thinking or tools"),
         (["warm"], 2, "there is no prompt"),
         (["warm", "--prompts", "none.jsonl"], 1, "there is no file none.jsonl"),
         (["warm", "-p", "a", "-o", "warm.safetensors"], 1, "the output warm.safetensors exists"),
