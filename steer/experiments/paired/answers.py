@@ -21,12 +21,15 @@ class Answer(NamedTuple):
     """An answer: its text without special tokens, and its ids with the end token.
 
     `likelihood` is its mean log-likelihood under the unsteered model without a system prompt, in nats per token; None
-    for an answer without a token.
+    for an answer without a token. `gates` is what each condition of the arm has read and decided, as in the receipts of
+    a server: the `condition`, the `value` that was read (the mean of several; None for a section), for how many values
+    it `held`, and how many were `read`; None for an arm without conditions.
     """
 
     text: str
     ids: list[int]
     likelihood: float | None
+    gates: list[dict[str, Any]] | None = None
 
 
 class Row(NamedTuple):
@@ -55,7 +58,11 @@ def seed_of(row: Row, seed: int) -> int:
     return child_seed(seed, "sample", row.name)
 
 
-_ANSWER = record({"text": text(), "ids": list_of(whole(0, 2**31)), "likelihood": optional(number)})
+_GATE = record({"condition": text(), "value": optional(number), "held": whole(0, 2**31), "read": whole(0, 2**31)})
+_ANSWER = record(
+    {"text": text(), "ids": list_of(whole(0, 2**31)), "likelihood": optional(number)},
+    {"gates": optional(list_of(_GATE))},
+)
 _STORED = record({"identity": record({}), "answers": mapping_of(list_of(_ANSWER))})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 from pathlib import Path
 from typing import NamedTuple
@@ -67,11 +66,6 @@ def read_inputs(request: Request) -> Inputs:
     several = experiment is not None and len(experiment.arms) > 2
     if several and (judge is not None or request.vote) and importlib.util.find_spec("evalica") is None:
         errors.append(UsageError("votes between more than two arms need evalica", "pip install 'steer-workbench[ab]'"))
-    gated = [arm.name for arm in experiment.arms if arm.conditional] if experiment is not None else []
-    if gated and request.engine == "vllm":
-        errors.append(
-            UsageError(f"the arm {gated[0]} has a condition, which --engine vllm can't apply", "--engine transformers")
-        )
     raise_together(errors)
     assert experiment is not None
     opened = open_model(request.model or experiment.model or base_of(experiment))
@@ -99,13 +93,9 @@ def read_inputs(request: Request) -> Inputs:
 
 
 def engine_of(request: Request) -> str:
-    """What runs the model: vLLM where it is installed, unless an arm has a condition, which transformers applies."""
+    """What runs the model: vLLM where it is installed."""
     if request.engine != "auto":
         return request.engine
-    with contextlib.suppress(SteerError):  # which `read_inputs` raises with all others
-        experiment = document.read(document.find(request.experiment), model=request.model)
-        if any(arm.conditional for arm in experiment.arms):
-            return "transformers"
     return "vllm" if importlib.util.find_spec("vllm") is not None else "transformers"
 
 

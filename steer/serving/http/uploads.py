@@ -107,7 +107,7 @@ def _from_path(admission: Admission, text: str) -> SteeringVector | Probe:
         raise ArtifactError(f"{text} can't be read: {error.strerror}", "check the file") from error
     if len(content) > limit:
         raise _too_large(text, limit)  # it has grown
-    return _decoded(admission, content, text)
+    return decoded(admission, content, text)
 
 
 def _too_large(name: str, limit: int) -> ArtifactError:
@@ -115,10 +115,11 @@ def _too_large(name: str, limit: int) -> ArtifactError:
 
 
 def _from_parts(admission: Admission, parts: list[bytes]) -> SteeringVector | Probe:
-    return _decoded(admission, b"".join(parts), "the file")
+    return decoded(admission, b"".join(parts), "the file")
 
 
-def _decoded(admission: Admission, content: bytes, name: str) -> SteeringVector | Probe:
+def decoded(admission: Admission, content: bytes, name: str) -> SteeringVector | Probe:
+    """The vector or probe of a file of this model's size. Raises ArtifactError."""
     if require_header(content, len(content), name, admission.layers, admission.hidden):
         return Probe.decode(content, name)
     return native.decode(content, Path(name))

@@ -9,7 +9,7 @@ from steer.evaluation.arms.arm import Arm
 from steer.experiments.paired.answers import Answer, rows_of, seed_of
 from steer.experiments.paired.inputs import Inputs
 from steer.experiments.paired.request import Request
-from steer.serving.offline.engine import OfflineEngine, offline_engine
+from steer.serving.offline.engine import OfflineEngine, Written, gates_for, offline_engine
 from steer.serving.offline.engine import Request as Text
 from vectors.events import Event, OnEvent
 
@@ -20,7 +20,8 @@ def write(inputs: Inputs, request: Request, on_event: OnEvent) -> dict[str, list
     on_event(Event("starting vLLM"))
     longest = inputs.longest + request.max_tokens
     path = inputs.opened.source.path
-    with offline_engine(path, max_tokens=longest, dtype=request.dtype, adapters=adapters) as engine:
+    gates = gates_for((arm.composition, arm.probes) for arm in inputs.arms)
+    with offline_engine(path, max_tokens=longest, dtype=request.dtype, adapters=adapters, gates=gates) as engine:
         written = texts_of(engine, inputs, request, on_event)
         scores = {} if adapters else _likelihoods(engine, inputs, request, written, on_event)
     if adapters and request.likelihood:
@@ -30,17 +31,20 @@ def write(inputs: Inputs, request: Request, on_event: OnEvent) -> dict[str, list
     tokenizer = inputs.opened.tokenizer
     return {
         arm.name: [
-            Answer(tokenizer.decode(ids, skip_special_tokens=True).strip(), ids, scores.get((row.prompt, tuple(ids))))
-            for row, ids in zip(rows_of(inputs, request), written[arm.name], strict=True)
+            Answer(
+                tokenizer.decode(each.ids, skip_special_tokens=True).strip(), each.ids,
+                scores.get((row.prompt, tuple(each.ids))), each.gates or None,
+            )
+            for row, each in zip(rows_of(inputs, request), written[arm.name], strict=True)
         ]
         for arm in inputs.arms
-    }
+    }  # fmt: skip
 
 
-def texts_of(engine: OfflineEngine, inputs: Inputs, request: Request, on_event: OnEvent) -> dict[str, list[list[int]]]:
-    """The token ids of every arm's answers, in the order of `rows_of`."""
+def texts_of(engine: OfflineEngine, inputs: Inputs, request: Request, on_event: OnEvent) -> dict[str, list[Written]]:
+    """Every arm's answers, in the order of `rows_of`."""
     rows = rows_of(inputs, request)
-    written: dict[str, list[list[int]]] = {}
+    written: dict[str, list[Written]] = {}
     engine.progress = lambda done, total: on_event(Event("writing answers", done, total, "answers"))
     # On a CPU, vLLM 0.32 applies an adapter to every request of a batch, so each adapter has a batch of its own.
     for adapter in dict.fromkeys(arm.model for arm in inputs.arms):
@@ -48,13 +52,13 @@ def texts_of(engine: OfflineEngine, inputs: Inputs, request: Request, on_event: 
         texts = [_text(arm, inputs.prompt_ids[arm.system][row.prompt]) for arm in arms for row in rows]
         # The same seed for every arm: vLLM draws a request's tokens from a generator of its own.
         seeds = [seed_of(row, request.seed) for _ in arms for row in rows] if request.temperature > 0 else []
-        ids = engine.generate(texts, request.max_tokens, temperature=request.temperature, seeds=seeds)
-        written |= {arm.name: ids[i * len(rows) : (i + 1) * len(rows)] for i, arm in enumerate(arms)}
+        found = engine.generate(texts, request.max_tokens, temperature=request.temperature, seeds=seeds)
+        written |= {arm.name: found[i * len(rows) : (i + 1) * len(rows)] for i, arm in enumerate(arms)}
     return written
 
 
 def _likelihoods(
-    engine: OfflineEngine, inputs: Inputs, request: Request, written: Mapping[str, Sequence[Sequence[int]]],
+    engine: OfflineEngine, inputs: Inputs, request: Request, written: Mapping[str, Sequence[Written]],
     on_event: OnEvent,
 ) -> dict[tuple[int, tuple[int, ...]], float]:  # fmt: skip
     """The mean log-likelihood of every answer under the model as it is, by prompt and answer; equal ones are one."""
@@ -63,7 +67,10 @@ def _likelihoods(
     rows = rows_of(inputs, request)
     engine.progress = lambda done, total: on_event(Event("scoring answers", done, total, "answers"))
     answers = dict.fromkeys(
-        (row.prompt, tuple(ids)) for listed in written.values() for row, ids in zip(rows, listed, strict=True) if ids
+        (row.prompt, tuple(each.ids))
+        for listed in written.values()
+        for row, each in zip(rows, listed, strict=True)
+        if each.ids
     )
     texts = [Text([*inputs.prompt_ids[None][prompt], *ids], len(ids)) for prompt, ids in answers]
     found = engine.likelihoods(texts)
@@ -71,4 +78,4 @@ def _likelihoods(
 
 
 def _text(arm: Arm, ids: Sequence[int]) -> Text:
-    return Text(ids, 0, arm.composition, arm.vectors, None if arm.model is None else Path(arm.model))
+    return Text(ids, 0, arm.composition, arm.vectors, None if arm.model is None else Path(arm.model), arm.probes)

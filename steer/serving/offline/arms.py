@@ -103,7 +103,7 @@ class VllmEngine:
         written = iter(self.engine.generate(requests, max_tokens))
         answers = {}
         for arm in arms:
-            rows = [next(written) for _ in prompts]
+            rows = [next(written).ids for _ in prompts]
             texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
             answers[arm.name] = [
                 Generation(prompt, text.strip(), ids, "stop" if ids and ids[-1] in ends else "length")

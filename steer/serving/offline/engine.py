@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -18,6 +18,7 @@ from typing import IO, Any, NamedTuple
 from steer.serving.lora import lora_arguments
 from vectors.errors import ModelError, UsageError
 from vectors.expression import Composition
+from vectors.probe import Probe, reading_of
 from vectors.steering import SteeringVector
 from vectors.storage.files import write_atomically
 from vectors.storage.locks import remove_leftovers, temporary_folder_and_lock
@@ -34,13 +35,24 @@ SETTINGS = {"any_base": True, "allow_strength": True, "rows": 256, "directions":
 
 
 class Request(NamedTuple):
-    """A text for the engine: its ids, of which the last `given` are only scored, what steers it, and a LoRA adapter."""
+    """A text for the engine: its ids, of which the last `given` are only scored, what steers it, and a LoRA adapter.
+
+    `probes` are what the conditions of the composition read, by name.
+    """
 
     ids: Sequence[int]
     given: int = 0
     composition: Composition | None = None
     vectors: Mapping[str, SteeringVector] = {}
     adapter: Path | None = None
+    probes: Mapping[str, Probe | SteeringVector] = {}
+
+
+class Written(NamedTuple):
+    """The ids of a completion, and what the receipt says of each condition: `condition`, `value`, `held`, `read`."""
+
+    ids: list[int]
+    gates: list[dict[str, Any]]
 
 
 class OfflineEngine:
@@ -70,13 +82,14 @@ class OfflineEngine:
 
     def generate(
         self, requests: Sequence[Request], tokens: int, *, temperature: float = 0.0, seeds: Sequence[int] = ()
-    ) -> list[list[int]]:
-        """The ids of a completion of each request, of at most `tokens`. Raises ModelError."""
+    ) -> list[Written]:
+        """A completion of each request, of at most `tokens`. Raises ModelError."""
         rows = [self._row(request) for request in requests]
-        ids: list[list[int]] = self._call(
-            "generate", rows=rows, tokens=tokens, temperature=temperature, seeds=list(seeds)
-        )
-        return ids
+        found = self._call("generate", rows=rows, tokens=tokens, temperature=temperature, seeds=list(seeds))
+        return [
+            Written(each["ids"], [_as_written(gate, request) for gate in each["gates"]])
+            for each, request in zip(found, requests, strict=True)
+        ]
 
     def _row(self, request: Request) -> dict[str, Any]:
         row: dict[str, Any] = {"ids": list(request.ids), "given": request.given, "steer": None}
@@ -84,15 +97,24 @@ class OfflineEngine:
             row["adapter"] = str(request.adapter)
         if request.composition is None or not request.composition.terms:
             return row
-        names = {}
-        for name in request.composition.names:
-            vector = request.vectors[name]
-            names[name] = "v" + vector.digest.removeprefix("sha256:")[:24]
-            if names[name] not in self.bound:
-                self._call("bind", name=names[name], content=base64.b64encode(vector.encode()).decode())
-                self.bound.add(names[name])
-        terms = tuple(replace(term, name=names[term.name]) for term in request.composition.terms)
-        return {**row, "steer": str(Composition(terms))}
+        terms = []
+        if missing := [each for each in request.composition.probes if each not in request.probes]:
+            raise ModelError(f"vLLM has no probe {', '.join(missing)} to read here", "use --engine transformers")
+        for term in request.composition.terms:
+            conditions = tuple(
+                each if each.is_section else replace(each, name=self._name(request.probes[each.name]))
+                for each in term.conditions
+            )
+            terms.append(replace(term, name=self._name(request.vectors[term.name]), conditions=conditions))
+        return {**row, "steer": str(Composition(tuple(terms)))}
+
+    def _name(self, source: SteeringVector | Probe) -> str:
+        """The name of a vector or probe in the process, which has it from now on."""
+        name = name_of(source)
+        if name not in self.bound:
+            self._call("bind", name=name, content=base64.b64encode(source.encode()).decode())
+            self.bound.add(name)
+        return name
 
     def _call(self, function: str, **arguments: Any) -> Any:
         """The value of a call in the process. Raises ModelError with vLLM's reason."""
@@ -118,13 +140,41 @@ class OfflineEngine:
         return ([line for line in printed if "Error" in line] or printed or ["its process ended without a message"])[-1]
 
 
+def name_of(source: SteeringVector | Probe) -> str:
+    """The name of a vector or probe in the process."""
+    return "v" + source.digest.removeprefix("sha256:")[:24]
+
+
+def _as_written(gate: dict[str, Any], request: Request) -> dict[str, Any]:
+    """What a receipt says of a condition, with the condition as the request has it."""
+    assert request.composition is not None
+    for condition in request.composition.conditions:
+        named = condition if condition.is_section else replace(condition, name=name_of(request.probes[condition.name]))
+        if str(named) == gate["condition"]:
+            return {"condition": str(condition), **{key: gate.get(key) for key in ("value", "held", "read")}}
+    raise ModelError(f"vLLM's receipt has the condition {gate['condition']}, which was not sent", "report this")
+
+
+def gates_for(requests: Iterable[tuple[Composition | None, Mapping[str, Probe | SteeringVector]]]) -> dict[str, Any]:
+    """The settings with which an engine decides the conditions of compositions, given with what these read."""
+    given = [(composition.conditions, sources) for composition, sources in requests if composition is not None]
+    most = max((len(conditions) for conditions, _ in given), default=0)
+    if not most:
+        return {}
+    layers = {
+        reading_of(sources[each.name], each.layer)[0]
+        for conditions, sources in given for each in conditions if not each.is_section
+    }  # fmt: skip
+    return {"gates": most, **({"gate_layers": sorted(layers)} if layers else {})}
+
+
 @contextlib.contextmanager
 def offline_engine(
-    model: Path, *, max_tokens: int, dtype: str = "auto", adapters: Sequence[Path] = ()
+    model: Path, *, max_tokens: int, dtype: str = "auto", adapters: Sequence[Path] = (), gates: Mapping[str, Any] = {}
 ) -> Iterator[OfflineEngine]:
     """A context with a vLLM engine on a model folder, which ends with it, whatever happens.
 
-    `max_tokens` is the longest text, `adapters` are the LoRA adapters of its requests.
+    `max_tokens` is the longest text, `adapters` are the LoRA adapters of its requests, `gates` come from `gates_for`.
     `dtype` auto is float32 on a CPU, as everywhere here, and the model's own on a
     GPU. Raises UsageError where vLLM is not installed, ModelError for a model that it can't load.
     """
@@ -137,7 +187,7 @@ def offline_engine(
     temporary = Path(tempfile.gettempdir()).absolute()
     remove_leftovers(temporary)
     with temporary_folder_and_lock(temporary / "steer-eval") as (folder, _), tempfile.TemporaryFile("w+") as printed:
-        write_atomically(folder / "steer.json", json.dumps(SETTINGS).encode())
+        write_atomically(folder / "steer.json", json.dumps({**SETTINGS, **gates}).encode())
         environment = {**os.environ, **ENVIRONMENT, "STEER_CONFIG": str(folder / "steer.json")}
         environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         process = subprocess.Popen(

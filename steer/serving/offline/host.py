@@ -13,7 +13,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import IO, Any
 
 BYTES = 2**30  # of log-probabilities over the vocabulary that are in flight at once
@@ -71,13 +70,15 @@ class _Pieces(list[Any]):
 
 
 def bind(name: str, content: str) -> dict[str, Any]:
-    """Bind a name to a vector, given as the base64 text of its file."""
+    """Bind a name to a vector or a probe, given as the base64 text of its file."""
     from steer.serving.engine.frontend_hooks import admission_of
-    from vectors.formats.native import decode
+    from steer.serving.http.uploads import decoded
 
     encoded = base64.b64decode(content)
+    admission = admission_of(ENGINE.llm_engine.input_processor)
+    source = decoded(admission, encoded, name)
     digest = ENGINE.collective_rpc("steer_load", args=(encoded,))[0]
-    admission_of(ENGINE.llm_engine.input_processor).bind(name, decode(encoded, Path(name)), digest)
+    admission.bind(name, source, digest)
     return {}
 
 
@@ -125,13 +126,15 @@ def _distributions(output: Any, given: int) -> Any:
     return ordered.double().log_softmax(-1)
 
 
-def generate(rows: Sequence[Row], tokens: int, temperature: float, seeds: Sequence[int]) -> list[list[int]]:
-    """The ids of one completion of each row, its end token included, all in one batch."""
-    values: list[list[int]] = [[] for _ in rows]
+def generate(rows: Sequence[Row], tokens: int, temperature: float, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """One completion of each row, all in one batch: its ids, the end token included, and its receipt's gates."""
+    values: list[dict[str, Any]] = [{} for _ in rows]
     progress = Progress(len(rows))
     for index, output in _run(rows, seeds=seeds, max_tokens=tokens, temperature=temperature):
         progress.add()
-        values[index] = list(output.outputs[0].token_ids)
+        completion = output.outputs[0]
+        gates = (getattr(completion, "steer", None) or {}).get("gates", [])
+        values[index] = {"ids": list(completion.token_ids), "gates": gates}
     return values
 
 

@@ -110,14 +110,17 @@ def test_arms_with_conditions_act_where_these_hold_and_a_probe_judges_the_answer
     status, report = paired(prompts="few.jsonl")
     assert status == 0, report
     answers = json.loads((tmp_path / "out" / "answers.json").read_text())["answers"]
-    assert answers["closed"] == answers["control"]
+    assert [each["text"] for each in answers["closed"]] == [each["text"] for each in answers["control"]]
+    for name, held in (("open", 1), ("closed", 0)):
+        for each in answers[name]:
+            (gate,) = each["gates"]
+            assert (gate["held"], gate["read"], gate["condition"][:11]) == (held, 1, "@when:mood>")
+    assert {each["gates"] for each in answers["control"]} == {None}
     # The first token is written at the end of the prompt, where no condition acts; then comes the end token.
     assert max(len(each["ids"]) for each in answers["open"]) <= 3 < max(len(each["ids"]) for each in answers["control"])
     scores = {each["name"]: each["arms"]["control"]["mean"] for each in report["measures"]}
     assert 0 <= scores["high"] <= 1
     assert scores["mood"] != scores["high"]  # of a number the score itself
-    status, refused = paired("--engine", "vllm", prompts="few.jsonl")
-    assert "the arm open has a condition" in refused["error"]
 
 
 def test_fewer_than_30_prompts_give_figures_and_no_verdict(made: Path, paired: Paired) -> None:
