@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
 from steer.experiments.storage import forgetting, ratings, sums
-from steer.experiments.storage.migrations import migrate
+from steer.experiments.storage.migrations import MIGRATED, migrate, pending
 from steer.experiments.storage.tables import ALL, EXPOSURES, FEEDBACK
 from vectors.errors import SteerError
 
@@ -48,8 +49,22 @@ def _prepare(connection: sqlite3.Connection, _record: Any) -> None:
     """Settings of a new SQLite connection: transactions begin where SQLAlchemy begins them, and commits are durable."""
     connection.isolation_level = None
     connection.set_progress_handler(_go_on, INSTRUCTIONS)
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={WAIT * 1000}"):
-        connection.execute(f"PRAGMA {pragma}")
+    connection.execute(f"PRAGMA busy_timeout={WAIT * 1000}")
+    _write_ahead(connection)
+    connection.execute("PRAGMA synchronous=FULL")
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Bring the file into WAL mode. SQLite does not wait here for others that do the same, whatever the timeout."""
+    end = time.monotonic() + WAIT
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > end:
+                raise
+        time.sleep(0.01)
 
 
 def _go_on() -> int:
@@ -76,7 +91,11 @@ def open_log(url: str) -> Engine:
 
 
 def prepare(engine: Engine) -> None:
-    """Create or update the tables. Raises SQLAlchemyError, NewerLog."""
+    """Create or update the tables; nothing waits for a lock where they are up to date. Raises SQLAlchemyError,
+    NewerLog."""
+    with engine.connect() as connection:
+        if sqlalchemy.inspect(connection).has_table(MIGRATED) and not pending(connection):
+            return
     with writing(engine) as connection:
         if engine.dialect.name == "postgresql":
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATING})")

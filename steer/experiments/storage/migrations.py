@@ -12,6 +12,8 @@ from vectors.errors import SteerError
 
 _SUMMED = ("response_tokens", "ttft", "inter_token", "latency", "repetition", "refusal", "characters")
 
+MIGRATED = "migrations"  # the table of the numbers of migrations that a log has had
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         "CREATE TABLE experiments (experiment TEXT NOT NULL, version INTEGER NOT NULL, digest TEXT NOT NULL, "
@@ -97,16 +99,21 @@ def migrate(connection: Any) -> int:
     `connection` is SQLAlchemy's; its transaction must exclude other writers.
     """
     connection.exec_driver_sql(
-        "CREATE TABLE IF NOT EXISTS migrations (number INTEGER PRIMARY KEY, at DOUBLE PRECISION NOT NULL)"
+        f"CREATE TABLE IF NOT EXISTS {MIGRATED} (number INTEGER PRIMARY KEY, at DOUBLE PRECISION NOT NULL)"
     )
-    applied = connection.exec_driver_sql("SELECT max(number) FROM migrations").scalar() or 0
+    for number in pending(connection):
+        for statement in MIGRATIONS[number - 1]:
+            connection.exec_driver_sql(statement)
+        connection.exec_driver_sql(f"INSERT INTO {MIGRATED} (number, at) VALUES ({number}, {time.time()})")
+    return len(MIGRATIONS)
+
+
+def pending(connection: Any) -> range:
+    """The numbers of the migrations that a log with the table of migrations has not had. Raises NewerLog."""
+    applied = connection.exec_driver_sql(f"SELECT max(number) FROM {MIGRATED}").scalar() or 0
     if applied > len(MIGRATIONS):
         raise NewerLog(
             f"the log was made by a newer release of steer: its number is {applied}, not at most {len(MIGRATIONS)}",
             "use that release, or another log",
         )
-    for number, statements in enumerate(MIGRATIONS[applied:], applied + 1):
-        for statement in statements:
-            connection.exec_driver_sql(statement)
-        connection.exec_driver_sql(f"INSERT INTO migrations (number, at) VALUES ({number}, {time.time()})")
-    return len(MIGRATIONS)
+    return range(applied + 1, len(MIGRATIONS) + 1)

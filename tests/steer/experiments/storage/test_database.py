@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 import sqlalchemy
 import trials
 
-from steer.experiments.storage import migrations, state
+from steer.experiments.storage import database, migrations, state
 from steer.experiments.storage.database import LogError, engine_of, open_log, shown, write
 from steer.experiments.storage.tables import ALL, EVENTS
 
@@ -40,6 +42,31 @@ def test_a_log_is_migrated_once_by_servers_that_start_together(url: str) -> None
     with open_log(url).connect() as connection:
         numbers = connection.exec_driver_sql("SELECT number FROM migrations").scalars().all()
     assert numbers == list(range(1, len(migrations.MIGRATIONS) + 1))
+
+
+def test_a_log_opens_while_another_writes_to_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "WAIT", 0.1)
+    engine = open_log(url)
+    with database.writing(engine) as connection:
+        connection.exec_driver_sql("DELETE FROM events")
+        with open_log(url).connect() as other:
+            assert other.exec_driver_sql("SELECT count(*) FROM exposures").scalar() == 0
+    engine.dispose()
+
+
+def test_files_are_brought_into_wal_mode_in_turn(tmp_path: Path) -> None:
+    """A connection that reads keeps others from it for a while, which SQLite itself does not wait for."""
+    path = tmp_path / "log.sqlite"
+    first = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+    first.execute("CREATE TABLE something (x)")
+    first.execute("BEGIN IMMEDIATE")
+    thread = threading.Timer(0.3, lambda: first.execute("COMMIT"))
+    thread.start()
+    open_log(f"sqlite:///{path}").dispose()
+    thread.join()
+    first.close()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 def test_a_log_of_a_newer_release_is_refused(url: str) -> None:
