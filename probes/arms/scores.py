@@ -191,16 +191,21 @@ class Completions:
             inside = ((slots >= chunk.start) & (slots < chunk.stop)).nonzero()[:, 0]
             rows, columns = (slots[inside] - chunk.start).to(states[0].device), tokens[inside].to(states[0].device)
             base: tuple[Tensor, Tensor] | None = None
+            base_totals = torch.empty(0)
             if self.divergence:
                 logits = self._base_logits(number, chunk)
                 base = logits, logits.softmax(-1)
+                base_totals = log_sum(logits.clone())
             for arm, arm_states in enumerate(states):
                 logits = head_logits(self.model, arm_states[chunk]).float()
                 picked = logits[rows, columns].double()
-                totals = log_sum(logits.clone() if base is not None else logits)
+                if base is None:
+                    totals = log_sum(logits)
+                else:
+                    values, growth = compared(*base, logits)
+                    divergences[arm, chunk] = values.cpu()
+                    totals = base_totals + growth
                 logs[arm, inside] = (picked - totals[rows]).cpu()
-                if base is not None:
-                    divergences[arm, chunk] = divergence_from(*base, logits).cpu()
         bounds = torch.tensor([len(each.ids) for each in part.predicted]).cumsum(0)[:-1]
         for arm, result in enumerate(results):
             for each, values in zip(part.predicted, logs[arm].tensor_split(bounds), strict=True):
@@ -259,17 +264,24 @@ def log_sum(logits: Tensor) -> Tensor:
 
 
 def divergence_from(base: Tensor, probabilities: Tensor, logits: Tensor) -> Tensor:
-    """KL(base || other) in nats, float64 [n], from the logits of both and the base's probabilities [n, vocabulary].
+    """KL(base || other) in nats, float64 [n]; see `compared`. Overwrites `logits`."""
+    return compared(base, probabilities, logits)[0]
 
-    As log E[exp d] - E[d] with d the difference of the logits and E the base's mean, which keeps small divergences
-    exact. Overwrites `logits`.
+
+def compared(base: Tensor, probabilities: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(base || other) in nats, and by how much log(sum(exp)) of the other's logits exceeds that of the base's.
+
+    Both float64 [n], from the logits of both and the base's probabilities [n, vocabulary]. The divergence is
+    log E[exp d] - E[d] with d the difference of the logits and E the base's mean, which keeps small divergences exact;
+    its first part is the excess. Overwrites `logits`.
     """
     change = logits.sub_(base)
     total = probabilities.sum(-1).double()  # 1 up to rounding, which would outweigh a small divergence
     mean = (probabilities * change).sum(-1).double() / total
     greatest = change.amax(-1, keepdim=True)
     grown = (change.sub_(greatest).exp_().mul_(probabilities)).sum(-1).double() / total
-    return (grown.log() + greatest[:, 0].double() - mean).clamp_min(0)
+    excess = grown.log() + greatest[:, 0].double()
+    return (excess - mean).clamp_min(0), excess
 
 
 def _by_layer(composed: Composed) -> dict[int, list[LayerTerm]]:

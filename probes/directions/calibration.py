@@ -9,6 +9,7 @@ without them. Norms and separation say neither: a direction that separates the c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -19,14 +20,16 @@ from probes.arms.equal_divergence import strengths_within
 from probes.arms.neutral import continuations, summary
 from probes.arms.scores import Completions, TokenScores
 from probes.data import prompts
-from probes.generation import generate
-from probes.interventions import Intervention, no_intervention, steering
+from probes.generation import generate_batch
 from probes.models.completions import Completion
 from probes.models.loading import LoadedModel
+from probes.models.packed_linear import packed_linear
 from probes.models.tokens import rendered
 from probes.scores.repetition import repetition
 from probes.statistics.strata import are_balanced, balanced
+from probes.steered import Steering, steered
 from vectors.events import Event, OnEvent, ignore
+from vectors.expression import Composition
 
 PROMPTS, TOKENS = 6, 24  # of the neutral text
 ENOUGH = 0.7  # of the budget: where a search may end
@@ -84,17 +87,18 @@ def calibrate(
     writes repeat themselves hardly more than the unsteered model's.
     """
     layers = list(directions)
-    on_event(Event(STAGE, 0, 4))
-    neutral = continuations(loaded, neutral_prompts(), tokens=TOKENS, seed=seed)
-    on_event(Event(STAGE, 1, 4))
-    at = _strengths(loaded, directions, neutral, first, budget)
-    on_event(Event(STAGE, 2, 4))
-    points = _effects(loaded, layers, held_out, examples, at)
-    chosen = max(points, key=lambda point: (point.steady, point.effect))
-    on_event(Event(STAGE, 3, 4))
-    calibration = _readable(loaded, directions[chosen.layer], points, chosen)
-    on_event(Event(STAGE, 4, 4))
-    return calibration
+    with packed_linear(loaded.model):  # packed once for all four parts
+        on_event(Event(STAGE, 0, 4))
+        neutral = continuations(loaded, neutral_prompts(), tokens=TOKENS, seed=seed)
+        on_event(Event(STAGE, 1, 4))
+        at = _strengths(loaded, directions, neutral, first, budget)
+        on_event(Event(STAGE, 2, 4))
+        points = _effects(loaded, layers, held_out, examples, at)
+        chosen = max(points, key=lambda point: (point.steady, point.effect))
+        on_event(Event(STAGE, 3, 4))
+        calibration = _readable(loaded, directions[chosen.layer], points, chosen)
+        on_event(Event(STAGE, 4, 4))
+        return calibration
 
 
 def neutral_prompts(count: int = PROMPTS) -> list[str]:
@@ -164,19 +168,29 @@ def margin(scores: TokenScores, examples: Contrasted) -> float:
 
 def _readable(loaded: LoadedModel, direction: Tensor, points: list[Point], chosen: Point) -> Calibration:
     """The calibration, with the chosen strength lowered where the text repeats itself."""
-    base = repeated(loaded, no_intervention)
-    value, allowed = base, MOST_REPETITION * base + SLACK
-    for _ in range(4):
-        steered = steering(loaded.model, {chosen.layer: chosen.strength * direction})
-        value = repeated(loaded, steered) if chosen.strength else base
+    base, value = repetitions(loaded, [None, {chosen.layer: chosen.strength * direction} if chosen.strength else None])
+    allowed = MOST_REPETITION * base + SLACK
+    for remaining in reversed(range(4)):
         if value <= allowed:
             break
         chosen = chosen._replace(strength=float(f"{0.7 * chosen.strength:.2g}"))
+        if remaining:
+            (value,) = repetitions(loaded, [{chosen.layer: chosen.strength * direction}])
     return Calibration(points, chosen, base, value)
 
 
-def repeated(loaded: LoadedModel, intervention: Intervention) -> float:
-    """The mean share of repeated 4-grams in greedy answers to neutral prompts."""
+def repetitions(loaded: LoadedModel, directions: Sequence[Mapping[int, Tensor] | None]) -> list[float]:
+    """The mean share of repeated 4-grams in greedy answers to neutral prompts, under each of several directions by
+    layer; None is the unsteered model. All answers are written as one batch."""
     ids = rendered(neutral_prompts(), loaded.tokenizer)
-    texts = generate(loaded.model, loaded.tokenizer, ids, intervention, max_tokens=TEXT_TOKENS)
-    return sum(repetition(each.completion_ids) for each in texts) / len(texts)
+    rows: list[Steering] = [Composition(()) if each is None else each for each in directions for _ in ids]
+
+    def intervention(lengths: Sequence[int]) -> AbstractContextManager[object]:
+        return steered(loaded.model, rows, prompt_length=lengths)
+
+    texts = generate_batch(
+        loaded.model, loaded.tokenizer, ids * len(directions), intervention, max_tokens=TEXT_TOKENS,
+        names=[str(row) for row in range(len(rows))],
+    )  # fmt: skip
+    shares = [repetition(each.completion_ids) for each in texts]
+    return [sum(shares[i : i + len(ids)]) / len(ids) for i in range(0, len(shares), len(ids))]

@@ -13,6 +13,7 @@ from torch import Tensor
 from probes.capture.token_states import token_states
 from probes.models.completions import Completion
 from probes.models.loading import LoadedModel, load
+from probes.models.packed_linear import packed_linear
 from probes.models.tokens import rendered
 from probes.statistics.paired import Difference, difference
 from probes.statistics.strata import balanced
@@ -85,7 +86,8 @@ def run(request: Request, *, through: Through | None = None, on_event: OnEvent =
     on_event(Event("loading the model"))
     base = load(opened, request.device, request.dtype, markers_in(request.steer_markers))
     on_event(Event("loading the model", message=f"model {base.source}, on {base.choice}"))
-    with through(base, on_event) if through else nullcontext(Hooks(base, request.any_base, on_event)) as engine:
+    running = through(base, on_event) if through else nullcontext(Hooks(base, request.any_base, on_event))
+    with running as engine, packed_linear(base.model):  # packed once for all stages
         return _evaluation(request, inputs, base, engine, on_event)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
-from probes.generation import end_tokens, generate
+from probes.generation import BATCH, end_tokens, generate_batch
+from probes.interventions import Intervention, no_intervention
 from probes.logits import completion_logits
 from probes.models.completions import Completion
 from probes.models.loading import LoadedModel, memory_reported
@@ -14,13 +16,15 @@ from probes.models.residual import context_length
 from probes.models.tokens import rendered
 from probes.scores import Measured, likelihood
 from probes.scores.repetition import repetition
+from probes.steered import Steering, steered
 from probes.strengths import with_system
 from steer.evaluation.arms.arm import Arm
-from steer.evaluation.measuring.figures import intervention
 from vectors.errors import UsageError
-from vectors.events import OnEvent, ignore
+from vectors.events import Event, OnEvent, ignore
+from vectors.expression import Composition
 
 MAX_TOKENS = 48
+STAGE = "writing answers"
 
 
 class Generation(NamedTuple):
@@ -53,29 +57,71 @@ def generate_arms(
 ) -> dict[str, list[Generation]]:  # fmt: skip
     """The greedy answer of each arm to each prompt, by the name of the arm; `loaded` is the model of all these arms.
 
+    Arms share batches, since a step of few rows costs little less than one of many.
     Raises UsageError for prompts beyond the context, and as `measure_arms` does.
     """
     tokenizer, limit = loaded.tokenizer, context_length(loaded.model.config)
-    ends = end_tokens(loaded.model, tokenizer)
-    answers = {}
+    ids = {system: with_system(prompts, system, tokenizer) for system in {arm.system for arm in arms}}
+    longest = max((len(prompt) for each in ids.values() for prompt in each), default=0)
+    if limit is not None and longest + max_tokens > limit:
+        raise UsageError(
+            f"the longest prompt has {longest} tokens; {max_tokens} more exceed the model's context of {limit}",
+            "shorten the prompts, or lower --max-tokens",
+        )
+    completions: dict[tuple[str, int], Completion] = {}
+    total = len(arms) * len(prompts)
+    on_event(Event(STAGE, 0, total, "answers"))
+    for members in _with_the_same_names(arms):
+        rows = [(arm, index) for arm in members for index in range(len(prompts))]
+        rows.sort(key=lambda row: len(ids[row[0].system][row[1]]))
+        for start in range(0, len(rows), BATCH):
+            batch = rows[start : start + BATCH]
+            written = generate_batch(
+                loaded.model, tokenizer, [ids[arm.system][index] for arm, index in batch],
+                _each_its_own(loaded.model, [arm for arm, _ in batch], any_base), max_tokens=max_tokens,
+                names=[prompts[index] for _, index in batch],
+            )  # fmt: skip
+            completions |= {(arm.name, index): each for (arm, index), each in zip(batch, written, strict=True)}
+            on_event(Event(STAGE, len(completions), total, "answers"))
+    ends, answers = end_tokens(loaded.model, tokenizer), {}
     for arm in arms:
-        ids = with_system(prompts, arm.system, tokenizer)
-        longest = max(map(len, ids))
-        if limit is not None and longest + max_tokens > limit:
-            raise UsageError(
-                f"the longest prompt has {longest} tokens; {max_tokens} more exceed the model's context of {limit}",
-                "shorten the prompts, or lower --max-tokens",
-            )
-        completions = generate(
-            loaded.model, tokenizer, ids, intervention(loaded, arm, any_base), max_tokens=max_tokens,
-            stage=f"writing answers: {arm.name}", on_event=on_event,
-        )  # fmt: skip
-        texts = tokenizer.batch_decode([list(c.completion_ids) for c in completions], skip_special_tokens=True)
+        of_arm = [completions[arm.name, index] for index in range(len(prompts))]
+        texts = tokenizer.batch_decode([list(c.completion_ids) for c in of_arm], skip_special_tokens=True)
         answers[arm.name] = [
             Generation(prompt, text.strip(), list(c.completion_ids), _finish(c, ends))
-            for prompt, text, c in zip(prompts, texts, completions, strict=True)
+            for prompt, text, c in zip(prompts, texts, of_arm, strict=True)
         ]
     return answers
+
+
+def _with_the_same_names(arms: Sequence[Arm]) -> list[list[Arm]]:
+    """The arms in groups, within which a name means one vector or probe."""
+    groups: list[tuple[dict[tuple[str, str], object], list[Arm]]] = []
+    for arm in arms:
+        named: dict[tuple[str, str], object] = {("vector", name): each for name, each in arm.vectors.items()}
+        named |= {("probe", name): each for name, each in arm.probes.items()}
+        for known, members in groups:
+            if all(known.get(name, each) is each for name, each in named.items()):
+                known.update(named)
+                members.append(arm)
+                break
+        else:
+            groups.append((named, [arm]))
+    return [members for _, members in groups]
+
+
+def _each_its_own(model: Any, rows: Sequence[Arm], any_base: bool) -> Intervention:
+    """Each row of a batch under the composition of its arm."""
+    if all(arm.composition is None for arm in rows):
+        return no_intervention
+    compositions: list[Steering] = [Composition(()) if arm.composition is None else arm.composition for arm in rows]
+    vectors = {name: each for arm in rows for name, each in arm.vectors.items()}
+    probes = {name: each for arm in rows for name, each in arm.probes.items()}
+
+    def intervention(lengths: Sequence[int]) -> AbstractContextManager[object]:
+        return steered(model, compositions, vectors=vectors, probes=probes, prompt_length=lengths, any_base=any_base)
+
+    return intervention
 
 
 def text_figures(base: LoadedModel, answers: Mapping[str, Sequence[Generation]]) -> dict[str, TextFigures]:

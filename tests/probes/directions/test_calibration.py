@@ -11,7 +11,11 @@ from probes.arms.neutral import continuations, summary
 from probes.arms.scores import Completions, TokenScores
 from probes.directions import calibration
 from probes.directions.calibration import Contrasted, calibrate, margin
+from probes.generation import generate
+from probes.interventions import steering
 from probes.models.completions import Completion
+from probes.models.tokens import rendered
+from probes.scores.repetition import repetition
 
 WANTED, UNWANTED = [40, 41, 42], [50, 51, 52]
 
@@ -45,7 +49,7 @@ def test_the_strength_is_lowered_until_the_text_no_longer_repeats_itself(monkeyp
     model = planted.transparent_model()
     good = planted.towards(model, WANTED, UNWANTED).layers[1]
     shares = iter([0.1, 0.5, 0.3, 0.15])  # unsteered, and then of one strength after another
-    monkeypatch.setattr(calibration, "repeated", lambda *_: next(shares))
+    monkeypatch.setattr(calibration, "repetitions", lambda _, directions: [next(shares) for _ in directions])
     found = calibrate(planted.loaded(model), {1: good}, {}, Contrasted([], []), {1: 1.0})
     assert (found.repeated_base, found.repeated) == (0.1, 0.15)
     assert found.chosen.strength == pytest.approx(0.49 * found.points[0].strength, rel=0.1)
@@ -75,3 +79,16 @@ def test_a_preference_for_an_answer_moves_no_margin(yes: int, no: int) -> None:
     values = torch.cat(likelihoods(2.0).log_likelihoods)
     difference = values[: yes + no].mean() - values[yes + no :].mean()
     assert margin(likelihoods(2.0), free) == pytest.approx(float(difference))
+
+
+def test_texts_of_several_directions_share_a_batch_and_repeat_as_much_as_each_alone() -> None:
+    loaded = planted.loaded(planted.transparent_model())
+    direction = planted.towards(loaded.model, WANTED, UNWANTED).layers[1]
+    directions = [None, {1: 8.0 * direction}, {1: -8.0 * direction}]
+    together = calibration.repetitions(loaded, directions)
+    assert together == [calibration.repetitions(loaded, [each])[0] for each in directions]
+    ids = rendered(calibration.neutral_prompts(), loaded.tokenizer)
+    texts = generate(
+        loaded.model, loaded.tokenizer, ids, steering(loaded.model, directions[1]), max_tokens=calibration.TEXT_TOKENS
+    )
+    assert together[1] == sum(repetition(each.completion_ids) for each in texts) / len(texts)

@@ -11,12 +11,15 @@ import pytest
 import torch
 
 from probes.data.examples import Example
+from probes.generation import generate
 from probes.models.loading import LoadedModel
+from probes.strengths import with_system
 from steer.evaluation.arms.arm import Arm
 from steer.evaluation.arms.subjects import subjects_of
+from steer.evaluation.measuring import generations
 from steer.evaluation.measuring.divergences import Neutral, measure_divergences, neutral_text, summary
 from steer.evaluation.measuring.engine import Hooks, measured_once
-from steer.evaluation.measuring.figures import measure_arms
+from steer.evaluation.measuring.figures import intervention, measure_arms
 from steer.evaluation.measuring.rendering import answers_of, rendered_items
 from steer.evaluation.suites.items import Choice, Item, Pair
 from vectors.expression import parse
@@ -169,3 +172,26 @@ def test_a_condition_that_always_holds_is_the_response_and_one_that_never_holds_
     assert torch.allclose(never, base, rtol=0, atol=1e-5)
     assert float((always - never).abs().min()) > 1e-3
     assert torch.equal(everywhere, measure_arms(loaded, ITEMS, arms[:2])[1])  # whatever is measured beside it
+
+
+@pytest.mark.parametrize("batch", [1, 4, 64])
+def test_an_arm_writes_what_it_writes_alone_whatever_arms_share_its_batch(
+    loaded: LoadedModel, vector: SteeringVector, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = ["Say something.", "How?", "What is it that you would like to say?"]
+    opposite = SteeringVector({1: -vector.layers[1]}, dict(vector.metadata))
+    arms = [
+        *arms_of(vector),
+        Arm("of the same name", composition=parse("2*v"), vectors={"v": opposite}),
+        Arm("in the answer", composition=parse("3*v@response"), vectors={"v": vector}, system="Be kind."),
+    ]
+    monkeypatch.setattr(generations, "BATCH", batch)
+    written = generations.generate_arms(loaded, arms, prompts, max_tokens=5)
+    assert len({str(each) for each in written.values()}) > 3  # the arms differ
+    for arm in arms:
+        ids = with_system(prompts, arm.system, loaded.tokenizer)
+        alone = [
+            generate(loaded.model, loaded.tokenizer, [each], intervention(loaded, arm), max_tokens=5)[0] for each in ids
+        ]
+        assert [each.ids for each in written[arm.name]] == [list(each.completion_ids) for each in alone]
+        assert [each.prompt for each in written[arm.name]] == prompts
