@@ -26,13 +26,15 @@ def packed_linear(model: nn.Module) -> Iterator[None]:
     Passes that build a graph for gradients, other dtypes and subclasses of `nn.Linear` run as they would without it.
     """
     layers = _packable(model)
-    for layer in layers:
-        layer.__dict__["forward"] = _forward(layer)
+    # All copies first: where memory does not suffice for one of them, the model stays as it was.
+    forwards = [_forward(layer) for layer in layers]
     try:
+        for layer, forward in zip(layers, forwards, strict=True):
+            layer.__dict__["forward"] = forward
         yield
     finally:
         for layer in layers:
-            del layer.__dict__["forward"]
+            layer.__dict__.pop("forward", None)
 
 
 def _packable(model: nn.Module) -> list[nn.Linear]:

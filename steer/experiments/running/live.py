@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import secrets
 import threading
 import time
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ class Live:
         adapts = experiment.allocation is not None
         self.adaptive = Adaptive(engine, experiment, self.version) if adapts else None
         self.threads: list[threading.Thread] = []
-        self.identity, self.numbers = uuid.uuid4().hex[:20], itertools.count()
+        self.identity, self.numbers = secrets.token_hex(10), itertools.count()
 
     @property
     def coverage(self) -> float:

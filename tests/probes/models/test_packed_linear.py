@@ -60,6 +60,21 @@ def test_an_inner_context_leaves_the_outer_one_at_work() -> None:
     assert packed(model) == [False, False]
 
 
+def test_a_model_stays_as_it_was_where_memory_does_not_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, copy, made = layers(), room._forward, []
+
+    def second_fails(layer: nn.Linear) -> object:
+        made.append(layer)
+        if len(made) == 2:
+            raise RuntimeError("not enough memory")
+        return copy(layer)
+
+    monkeypatch.setattr(room, "_forward", second_fails)
+    with pytest.raises(RuntimeError, match="not enough memory"), packed_linear(model):
+        pass
+    assert packed(model) == [False, False]
+
+
 def test_a_pass_with_gradients_is_the_plain_one() -> None:
     model, rows = layers(), torch.randn(4, 24, requires_grad=True)
     with packed_linear(model):
