@@ -60,11 +60,12 @@ class Adaptive:
     def look_up(self, unit: str) -> None:
         """Remember what the log knows of a unit: its first answer that was assigned. Raises SQLAlchemyError."""
         columns = EXPOSURES.c
+        # Expressions keep the database from searching by version and time, which would read all answers of others.
+        version = columns.experiment.concat("") == self.experiment.name, columns.version + 0 == self.version
         query = (
             select(columns.arm, columns.epoch)
-            .where(columns.unit == unit, columns.experiment == self.experiment.name, columns.version == self.version,
-                   columns.reason == ASSIGNED, columns.epoch.is_not(None))
-            .order_by(columns.at).limit(1)
+            .where(columns.unit == unit, *version, columns.reason == ASSIGNED, columns.epoch.is_not(None))
+            .order_by(columns.at + 0.0).limit(1)
         )  # fmt: skip
         with self.engine.connect() as connection:
             row = connection.execute(query).first()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import trials
-from sqlalchemy import select
+from sqlalchemy import event, select
 
 from steer.experiments import exports
 from steer.experiments.assignment import Identity
@@ -141,6 +141,20 @@ def test_a_unit_keeps_its_arm_over_epochs_restarts_and_servers(start: Start) -> 
         decision = again.decide(user(name, "a new conversation"))
         assert (decision.arm.name, decision.epoch, decision.counted) == (before[name], 0, True)
     assert {again.decide(user(name)).epoch for name in SECOND} == {1}
+
+
+def test_what_the_log_knows_of_a_unit_is_found_without_the_answers_of_others(lite: Start) -> None:
+    running = lite()
+    assert running.adaptive is not None
+    plans: list[str] = []
+
+    def explain(connection: Any, cursor: Any, statement: str, values: Any, *_: Any) -> None:
+        plans.extend(row[3] for row in cursor.execute(f"EXPLAIN QUERY PLAN {statement}", values))
+
+    event.listen(running.engine, "before_cursor_execute", explain)
+    running.adaptive.look_up("nobody")
+    event.remove(running.engine, "before_cursor_execute", explain)
+    assert any("exposures_by_unit (unit=?)" in plan for plan in plans)
 
 
 def test_a_conversation_that_goes_on_keeps_its_epoch(lite: Start) -> None:
