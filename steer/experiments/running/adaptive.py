@@ -51,11 +51,14 @@ class Adaptive:
             known = self._remember(unit, Known(assigned.arm, self.epoch.number))
         return Assignment(known.arm, ASSIGNED), known.epoch
 
-    def unknown(self, text: str) -> str | None:
-        """The hash of a unit whose arm only the log may know (`look_up`); None for one that is remembered."""
+    def unknown(self, text: str, coverage: float) -> str | None:
+        """The hash of a unit whose arm only the log may know (`look_up`); None for one that is remembered, or takes no
+        part."""
         unit = hashed(self.experiment.salt, text)
         with self.lock:
-            return None if unit in self.known else unit
+            if unit in self.known:
+                return None
+        return unit if assign(self.experiment, text, coverage).reason == ASSIGNED else None
 
     def look_up(self, unit: str) -> None:
         """Remember what the log knows of a unit: its first answer that was assigned. Raises SQLAlchemyError."""

@@ -103,7 +103,7 @@ async def recall(scope: Message, route: str, value: Any, live: Live | None) -> N
     """
     if live is None or live.adaptive is None or live.writer.away or not isinstance(value, dict):
         return
-    unit = live.adaptive.unknown(identify(scope, route, value, live).unit)
+    unit = live.adaptive.unknown(identify(scope, route, value, live).unit, live.coverage)
     if unit is not None:
         with contextlib.suppress(Exception):  # whatever it is, the request goes on
             await asyncio.wait_for(asyncio.to_thread(live.adaptive.look_up, unit), RECALL)

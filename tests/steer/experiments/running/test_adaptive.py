@@ -134,10 +134,10 @@ def test_a_unit_keeps_its_arm_over_epochs_restarts_and_servers(start: Start) -> 
     assert again.adaptive is not None
     assert epoch_of(again) == epoch_of(running)
     for name in FIRST[:60]:
-        unit = again.adaptive.unknown(name)
+        unit = again.adaptive.unknown(name, 1.0)
         assert unit is not None
         again.adaptive.look_up(unit)
-        assert again.adaptive.unknown(name) is None
+        assert again.adaptive.unknown(name, 1.0) is None
         decision = again.decide(user(name, "a new conversation"))
         assert (decision.arm.name, decision.epoch, decision.counted) == (before[name], 0, True)
     assert {again.decide(user(name)).epoch for name in SECOND} == {1}
@@ -239,6 +239,14 @@ def test_every_answer_names_its_epoch_and_only_those_that_take_part(lite: Start)
         rows = connection.execute(select(EXPOSURES.c.reason, EXPOSURES.c.epoch).distinct()).all()
     assert set(map(tuple, rows)) == {("assigned", 0), ("outside", None), ("forced", None)}
     assert {row.get("epoch") for row in exports.rows(running.engine, "tone")} == {0, None}
+
+
+def test_the_log_is_not_asked_about_units_that_take_no_part(lite: Start) -> None:
+    running = lite(coverage=0.5)
+    assert running.adaptive is not None
+    asked = {name for name in FIRST[:60] if running.adaptive.unknown(name, running.coverage) is not None}
+    assert asked == {name for name in FIRST[:60] if running.decide(user(name)).reason == "assigned"}
+    assert 0 < len(asked) < 60
 
 
 def test_a_fixed_allocation_has_no_epochs(lite: Start) -> None:
