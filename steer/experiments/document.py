@@ -44,6 +44,7 @@ from vectors.errors import SteerError, UsageError, guess
 from vectors.probe import Probe
 from vectors.resolve import Resolver
 
+LEAST_SHARE = 0.0001  # of an arm with adaptive weights, which have four decimals
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 _NAME = schema.text(NAME, "a name of letters, digits, _, . and -, of at most 64 characters")
 _LINE = schema.text(r"[^\0]{0,4096}", "text of at most 4096 characters")
@@ -203,9 +204,9 @@ def _problems_of_allocation(values: Mapping[str, Any], arms: Mapping[str, Any]) 
     smallest = _share(Allocation.smallest_share if given is None else given)
     if smallest is None:
         return problems
-    if not 0 < smallest * len(arms) < 1:
+    if smallest < LEAST_SHARE or not smallest * len(arms) < 1:
         return [*problems, f"allocation.smallest_share is {smallest:g}, which {len(arms)} arms can't have each: "
-                f"give one above 0 and below {1 / max(len(arms), 1):.3g}"]  # fmt: skip
+                f"give one from {LEAST_SHARE:g} on and below {1 / max(len(arms), 1):.3g}"]  # fmt: skip
     for name, arm in arms.items():
         weight = _share((arm or {}).get("weight", 1 / len(arms)))
         if weight is not None and weight < smallest:

@@ -256,8 +256,9 @@ def test_all_problems_of_adaptive_weights_are_named_at_once(tmp_path: Path) -> N
         "tone.yaml: allocation needs metric.smallest_effect: arms that differ by less are equally good",
         "tone.yaml: the arm friendly has the weight 0.1, below allocation.smallest_share 0.2",
     ]
-    (found,) = problems(tmp_path, allocation={"method": "track-and-stop", "smallest_share": "50%"})
-    assert found.startswith("tone.yaml: allocation.smallest_share is 0.5, which 2 arms can't have each")
+    for share in (0.5, 2e-05):  # four decimals would make 0 of the second
+        (found,) = problems(tmp_path, allocation={"method": "track-and-stop", "smallest_share": share})
+        assert found.startswith(f"tone.yaml: allocation.smallest_share is {share:g}, which 2 arms can't have each")
 
 
 def test_a_draft_may_have_adaptive_weights_and_has_them_in_a_comment_otherwise(tmp_path: Path) -> None:
