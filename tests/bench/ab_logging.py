@@ -25,8 +25,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-for folder in ("", "steer/serving/http"):
-    sys.path.insert(0, str(Path(__file__).parent.parent / folder))
+ROOT = Path(__file__).parents[2]
+# In this order: tests/ has folders named as packages are.
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "steer" / "serving" / "http")]
 
 from serve_process import Serving  # noqa: E402
 from serving import interval  # noqa: E402

@@ -6,12 +6,12 @@ log, so that a stop reaches every server within a second, and decides the steps 
 
 from __future__ import annotations
 
-import contextlib
 import itertools
+import logging
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from steer.experiments.storage.journal import journal_of
 from steer.experiments.storage.state import State
 from steer.experiments.storage.writer import Writer, recover
 from vectors.errors import SteerError
+
+_log = logging.getLogger("steer")
 
 CHECK = 0.25  # seconds between two checks of the guardrails
 POLL = 0.4  # seconds between two readings of the state
@@ -193,8 +195,12 @@ class Live:
 
     def start(self) -> None:
         """Follow the log in a thread, until `end`; another one adapts weights, for which it may read for seconds."""
-        jobs = [self._follow, *([self._adapt] if self.adaptive is not None else [])]
-        self.threads = [threading.Thread(target=job, name="steer-experiment", daemon=True) for job in jobs]
+        jobs: list[tuple[Any, ...]] = [(POLL, self.check, self.poll)]
+        if self.adaptive is not None:
+            jobs.append((ADAPT, self.adapt))
+        self.threads = [
+            threading.Thread(target=self._repeat, args=job, name="steer-experiment", daemon=True) for job in jobs
+        ]
         for thread in self.threads:
             thread.start()
 
@@ -228,16 +234,16 @@ class Live:
             "judges": None if judging is None else {"skipped": judging.skipped, "failed": judging.failed},
         }
 
-    def _follow(self) -> None:
-        while not self.ending.wait(POLL):
-            self.check()
-            with contextlib.suppress(SQLAlchemyError, SteerError):  # while the database is away, the state stays
-                self.poll()
-
-    def _adapt(self) -> None:
-        while not self.ending.wait(ADAPT):
-            with contextlib.suppress(SQLAlchemyError, SteerError):  # while the database is away, the weights stay
-                self.adapt()
+    def _repeat(self, seconds: float, *steps: Callable[[], None]) -> None:
+        """Take the steps every so many seconds until the end; one that fails is tried again the next time."""
+        while not self.ending.wait(seconds):
+            for step in steps:
+                try:
+                    step()
+                except (SQLAlchemyError, SteerError):
+                    pass  # while the database is away, state and weights stay as they are
+                except Exception:  # the thread must go on: it is also what stops an experiment
+                    _log.exception("experiment %s: a check failed, and is tried again", self.experiment.name)
 
     def adapt(self) -> None:
         """Begin the next epoch of adaptive weights where it is time, after the ramp. Raises SQLAlchemyError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -104,6 +105,25 @@ def test_a_stop_reaches_the_other_server_within_a_second(start: Start) -> None:
     new = arms(other, [f"new {i}" for i in range(50)])
     assert set(new.values()) == {("control", "stopped")}
     assert arms(other, NAMES) == begun  # conversations that have begun keep their arms
+
+
+def test_a_check_that_fails_is_tried_again_and_logged(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    running, done = start(), threading.Event()
+
+    def check() -> None:
+        if not caplog.records:
+            raise ArithmeticError("no such figure")
+        done.set()
+
+    running.end()
+    running.ending.clear()
+    thread = threading.Thread(target=running._repeat, args=(0.01, check), daemon=True)
+    thread.start()
+    assert done.wait(5)
+    running.ending.set()
+    thread.join()
+    assert "experiment tone: a check failed" in caplog.text
+    assert "no such figure" in caplog.text
 
 
 def test_servers_of_one_log_judge_the_guardrails_by_the_answers_of_all(start: Start) -> None:
