@@ -12,6 +12,7 @@ from vectors.registry.layers import spans
 
 CANDIDATES = 3  # layers that are calibrated
 UNPROVEN = 1.0  # the greatest strength to begin with where nothing says that the vector steers
+NEARLY = 0.9  # of the best layer's separation
 EARLIEST, LATEST = 0.15, 0.85  # of the depth: words are below, and above it few blocks read what was steered
 
 
@@ -35,13 +36,17 @@ class Recommendation(NamedTuple):
 def candidates(validated: Mapping[int, Validation], depth: int) -> list[int]:
     """The layers to calibrate, at most `CANDIDATES`, evenly spaced, the middle one first.
 
-    They are of the longest run of layers whose held-out AUROC lies within the best layer's confidence interval; a run,
-    because a single early layer can separate the classes by their words alone. Where that run has layers between
-    `EARLIEST` and `LATEST` of the model's `depth` blocks, only these are taken. Without validation, the middle layer.
+    How well a layer separates the classes says little about how well it steers, so they are of all layers that separate
+    them nearly as well as the best one: of the longest run of those whose held-out AUROC exceeds 1/2 by at least
+    `NEARLY` times as much. A run, because a single early layer can separate the classes by their words alone. Where
+    that run has layers between `EARLIEST` and `LATEST` of the model's `depth` blocks, only these are taken. Without
+    validation, the middle layer.
     """
     if any(math.isnan(each.auroc) for each in validated.values()):
         return [_middle(validated)]
-    run = best_run(validated)
+    most = max(each.auroc for each in validated.values())
+    floor = min(0.5 + NEARLY * (most - 0.5), most)
+    run = _longest_run([layer for layer in sorted(validated) if validated[layer].auroc >= floor], sorted(validated))
     run = [layer for layer in run if EARLIEST * depth <= layer <= LATEST * depth] or run
     count = min(CANDIDATES, len(run))
     middle = run[(len(run) - 1) // 2]

@@ -91,6 +91,14 @@ def test_candidates_are_few_and_spread_over_the_run_away_from_both_ends_of_the_m
     assert candidates({i: measured(0.95) for i in (0, 1)}, 30) == [0, 1]  # where nothing else was extracted
 
 
+def test_layers_that_separate_the_classes_nearly_as_well_as_the_best_are_candidates_too() -> None:
+    """The best layers lie late, and those that steer before them: 0.95 is 92 % as far above chance as 0.99."""
+    judged = {i: measured(0.95 if i < 20 else 0.99, 0.94 if i < 20 else 0.985) for i in range(30)}
+    assert min(candidates(judged, 30)) < 12
+    weak = {i: measured(0.9 if i < 20 else 0.99, 0.85 if i < 20 else 0.985) for i in range(30)}
+    assert min(candidates(weak, 30)) >= 20
+
+
 def test_the_layer_that_moves_the_margin_most_is_recommended_at_its_strength() -> None:
     judged = {i: measured(0.95) for i in range(4)}
     points = [Point(1, 0.5, 0.1, 0.09, True), Point(3, 0.3, 0.25, 0.095, True)]
