@@ -1,13 +1,14 @@
 """What the log of an experiment costs: requests per second with it and without it, on one running server, in turns.
 
-    .venv/bin/python tests/bench/ab_logging.py [--minutes 4] [--requests 500] [--tokens 16] [--json FILE]
+    .venv/bin/python tests/bench/ab_logging.py [--minutes 4] [--requests 500] [--tokens 16] [--bundled] [--json FILE]
 
 `steer serve` runs an experiment whose arms all are the control, so that requests to the experiment and to the model do
 the same work but for assignment, measuring, journal and log. Each round sends the same prompts to both, 32 at a time,
 in an order drawn anew, and waits in between until all rows are in the log. The ratio is taken within the round. Printed
 is the geometric mean of the ratios with a 95 % interval (bootstrap over rounds), and the same of the processor time of
 the API server per request, with the mean of the differences. The model is a pico model, on which everything beside the
-model weighs most. `--pool FILE…` adds the rounds of earlier reports, which `--json` writes.
+model weighs most; with `--bundled` it is smollm2. `--pool FILE…` adds the rounds of earlier reports, which `--json`
+writes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 # In this order: tests/ has folders named as packages are.
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "steer" / "serving" / "http")]
 
-from serve_process import Serving  # noqa: E402
+from serve_process import ENVIRONMENT, STEER, Serving, free_port  # noqa: E402
 from serving import interval  # noqa: E402
 
 AT_ONCE = 32
@@ -38,6 +39,23 @@ EXPERIMENT = {
     "name": "tone", "salt": "tone-salt", "unit": "user", "metric": {"name": "thumbs"},
     "arms": {"control": {"weight": 1.0}, "warm": {"steer": "warm", "weight": 0.0}},
 }  # fmt: skip
+
+
+class Bundled(Serving):
+    """`steer serve smollm2` with the experiment, under the name of the pico model."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "key.txt").write_text("")
+        self.folder, self.port = folder, free_port()
+        arms = {"control": {"weight": 1.0}, "prompt": {"system": "Answer warmly.", "weight": 0.0}}
+        (folder / "tone.yaml").write_text(json.dumps({**EXPERIMENT, "arms": arms}))
+        self.err = (folder / "err.txt").open("w")
+        command = [*STEER, "serve", "smollm2", "--experiment", "tone.yaml", "--port", str(self.port)]
+        command += ["--log", str(folder / "vllm.log"), "--", "--enforce-eager", "--max-model-len", "256"]
+        command += ["--max-num-seqs", str(AT_ONCE), "--served-model-name", "pico"]
+        environment = {**os.environ, **ENVIRONMENT}
+        environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.err, env=environment, cwd=folder)
 
 
 async def send(port: int, model: str, prompts: list[str], tokens: int) -> float:
@@ -94,6 +112,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=4)
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--bundled", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--pool", type=Path, nargs="*", default=[])
     options = parser.parse_args()
@@ -103,7 +122,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "tone.yaml").write_text(json.dumps(EXPERIMENT))
-        server = Serving(folder, "--max-num-seqs", str(AT_ONCE), experiments=["tone.yaml"])
+        flags = ("--max-num-seqs", str(AT_ONCE))
+        server = Bundled(folder) if options.bundled else Serving(folder, *flags, experiments=["tone.yaml"])
         try:
             server.wait()
             begin = time.monotonic()
