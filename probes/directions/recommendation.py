@@ -37,16 +37,15 @@ def candidates(validated: Mapping[int, Validation], depth: int) -> list[int]:
     """The layers to calibrate, at most `CANDIDATES`, evenly spaced, the middle one first.
 
     How well a layer separates the classes says little about how well it steers, so they are of all layers that separate
-    them nearly as well as the best one: of the longest run of those whose held-out AUROC exceeds 1/2 by at least
-    `NEARLY` times as much. A run, because a single early layer can separate the classes by their words alone. Where
-    that run has layers between `EARLIEST` and `LATEST` of the model's `depth` blocks, only these are taken. Without
-    validation, the middle layer.
+    them about as well as the best one: of the longest run of those whose held-out AUROC lies within the best layer's
+    confidence interval, or exceeds 1/2 by at least `NEARLY` times as much. A run, because a single early layer can
+    separate the classes by their words alone. Where that run has layers between `EARLIEST` and `LATEST` of the model's
+    `depth` blocks, only these are taken. Without validation, the middle layer.
     """
     if any(math.isnan(each.auroc) for each in validated.values()):
         return [_middle(validated)]
-    most = max(each.auroc for each in validated.values())
-    floor = min(0.5 + NEARLY * (most - 0.5), most)
-    run = _longest_run([layer for layer in sorted(validated) if validated[layer].auroc >= floor], sorted(validated))
+    best = _best(validated)
+    run = _run_above(validated, min(best.auroc_low, 0.5 + NEARLY * (best.auroc - 0.5)))
     run = [layer for layer in run if EARLIEST * depth <= layer <= LATEST * depth] or run
     count = min(CANDIDATES, len(run))
     middle = run[(len(run) - 1) // 2]
@@ -57,8 +56,14 @@ def candidates(validated: Mapping[int, Validation], depth: int) -> list[int]:
 
 def best_run(validated: Mapping[int, Validation]) -> list[int]:
     """The longest run of layers whose AUROC lies within the confidence interval of the best layer's."""
-    best = max(validated, key=lambda layer: (validated[layer].auroc, validated[layer].cohens_d))
-    floor = validated[best].auroc_low
+    return _run_above(validated, _best(validated).auroc_low)
+
+
+def _best(validated: Mapping[int, Validation]) -> Validation:
+    return max(validated.values(), key=lambda each: (each.auroc, each.cohens_d))
+
+
+def _run_above(validated: Mapping[int, Validation], floor: float) -> list[int]:
     return _longest_run([layer for layer in sorted(validated) if validated[layer].auroc >= floor], sorted(validated))
 
 
