@@ -14,6 +14,7 @@ from probes.directions.methods import method as find_method
 from probes.directions.plan import plan
 from probes.directions.pooled import pooled_examples
 from probes.models.loading import LoadedModel, load, open_model
+from probes.models.packed_linear import packed_linear
 from steer.cluster import cluster, require_cluster
 from steer.evaluation.suites.items import examples_of
 from steer.evaluation.suites.reading import Sources, read_suite
@@ -151,7 +152,7 @@ def sweep_vector(
         lambda method, layers: Candidate(method, layers, {i: loaded_vector.layers[i] for i in layers}),
         {"vector": loaded_vector.digest, "data": dict(suite.digests), "overlap": len(known)},
     )  # fmt: skip
-    with cluster(ray, ready) as on:
+    with cluster(ray, ready) as on, packed_linear(ready.model):  # packed once for all cells
         swept = run(ready, source, sides, settings, on=on, on_event=on_event)
     return record.result(swept, loaded_vector, source, settings, ready)
 
@@ -192,6 +193,7 @@ def sweep_examples(
         pooled_examples(
             ready, parts.extraction, planned, spread=None if on is None else on.passes, on_event=on_event
         ) as examples,
+        packed_linear(ready.model),
     ):
 
         def candidate(method: str, layers: tuple[int, ...], chosen: Sequence[int] | None = None) -> Candidate:

@@ -14,6 +14,7 @@ from probes.models.completions import Completion
 from probes.models.loading import LoadedModel
 from probes.models.residual import context_length
 from probes.statistics.strata import balanced
+from steer.evaluation.measuring.figures import figures_of
 from steer.evaluation.measuring.rendering import rendered_items
 from steer.evaluation.suites.items import Item, strata_of
 from vectors.events import OnEvent, ignore
@@ -61,10 +62,7 @@ class Items:
         results = []
         for scores in self.scored.scores(compositions):
             sums = [float(each.sum()) for each in scores.log_likelihoods]
-            figures, start = [], 0
-            for item in self.rendered:
-                figures.append(item.figure(sums[start : start + len(item.completions)]))
-                start += len(item.completions)
+            figures = figures_of(self.rendered, sums)
             results.append(balanced(torch.tensor(figures, dtype=torch.float64), self.strata).tolist())
         return results
 
