@@ -22,13 +22,16 @@ def no_intervention(_prompt_lengths: Sequence[int]) -> AbstractContextManager[ob
 
 def steering(
     model: Any,
-    composition: Steering,
+    composition: Steering | Sequence[Steering],
     vectors: Mapping[str, str | Path | SteeringVector] | None = None,
     *,
     probes: Mapping[str, Probe | SteeringVector] | None = None,
     any_base: bool = False,
 ) -> Intervention:
-    """An intervention that steers every row by one composition; the arguments are those of `probes.steered.steered`."""
+    """An intervention that steers every row by one composition, or each row by one of a list.
+
+    The arguments are those of `probes.steered.steered`.
+    """
 
     def intervention(prompt_lengths: Sequence[int]) -> AbstractContextManager[object]:
         return steered(

@@ -9,7 +9,6 @@ without them. Norms and separation say neither: a direction that separates the c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -21,13 +20,14 @@ from probes.arms.neutral import continuations, summary
 from probes.arms.scores import Completions, TokenScores
 from probes.data import prompts
 from probes.generation import generate_batch
+from probes.interventions import steering
 from probes.models.completions import Completion
 from probes.models.loading import LoadedModel
 from probes.models.packed_linear import packed_linear
 from probes.models.tokens import rendered
 from probes.scores.repetition import repetition
 from probes.statistics.strata import are_balanced, balanced
-from probes.steered import Steering, steered
+from probes.steered import Steering
 from vectors.events import Event, OnEvent, ignore
 from vectors.expression import Composition
 
@@ -184,12 +184,8 @@ def repetitions(loaded: LoadedModel, directions: Sequence[Mapping[int, Tensor] |
     layer; None is the unsteered model. All answers are written as one batch."""
     ids = rendered(neutral_prompts(), loaded.tokenizer)
     rows: list[Steering] = [Composition(()) if each is None else each for each in directions for _ in ids]
-
-    def intervention(lengths: Sequence[int]) -> AbstractContextManager[object]:
-        return steered(loaded.model, rows, prompt_length=lengths)
-
     texts = generate_batch(
-        loaded.model, loaded.tokenizer, ids * len(directions), intervention, max_tokens=TEXT_TOKENS,
+        loaded.model, loaded.tokenizer, ids * len(directions), steering(loaded.model, rows), max_tokens=TEXT_TOKENS,
         names=[str(row) for row in range(len(rows))],
     )  # fmt: skip
     shares = [repetition(each.completion_ids) for each in texts]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from probes.generation import BATCH, end_tokens, generate_batch
-from probes.interventions import Intervention, no_intervention
+from probes.interventions import Intervention, no_intervention, steering
 from probes.logits import completion_logits
 from probes.models.completions import Completion
 from probes.models.loading import LoadedModel, memory_reported
@@ -16,7 +15,7 @@ from probes.models.residual import context_length
 from probes.models.tokens import rendered
 from probes.scores import Measured, likelihood
 from probes.scores.repetition import repetition
-from probes.steered import Steering, steered
+from probes.steered import Steering
 from probes.strengths import with_system
 from steer.evaluation.arms.arm import Arm
 from vectors.errors import UsageError
@@ -117,11 +116,7 @@ def _each_its_own(model: Any, rows: Sequence[Arm], any_base: bool) -> Interventi
     compositions: list[Steering] = [Composition(()) if arm.composition is None else arm.composition for arm in rows]
     vectors = {name: each for arm in rows for name, each in arm.vectors.items()}
     probes = {name: each for arm in rows for name, each in arm.probes.items()}
-
-    def intervention(lengths: Sequence[int]) -> AbstractContextManager[object]:
-        return steered(model, compositions, vectors=vectors, probes=probes, prompt_length=lengths, any_base=any_base)
-
-    return intervention
+    return steering(model, compositions, vectors, probes=probes, any_base=any_base)
 
 
 def text_figures(base: LoadedModel, answers: Mapping[str, Sequence[Generation]]) -> dict[str, TextFigures]:
