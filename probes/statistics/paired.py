@@ -22,7 +22,8 @@ POWER = 0.8
 class Difference(NamedTuple):
     """The mean difference, its 95 % interval, a two-sided p-value, and its standard error.
 
-    `detectable` is the smallest true difference that so many items would show with 80 % probability (Cohen 1988).
+    `detectable` is the smallest true difference that the same test would find with 80 % probability, at the level of
+    its interval: what the test takes, and Student's quantile of that power, in units of the error (Bloom 1995).
     """
 
     mean: float
@@ -67,20 +68,22 @@ def against_draws(
     if math.isnan(error):
         return Difference(mean, -math.inf, math.inf, 1.0, math.nan, math.inf, len(values), count)
     greater = max(error, between)
-    detectable = (normal_quantile((1 + confidence) / 2) + normal_quantile(POWER)) * greater
     if error <= 1e-12 * max(1.0, abs(mean)):
         error = 0.0
     if error == 0 and between == 0:
         sign_test = 1.0 if abs(mean) <= 1e-12 else min(1.0, 2.0 ** (1 - count))
         return Difference(mean, mean, mean, sign_test, 0.0, 0.0, len(values), count)
-    half = p = 0.0
+    half = p = detectable = 0.0
     if error > 0:
         reach = (error * studentised(clusters, seed)).abs()
         # Up to rounding, which must not decide whether a resample counts as one that reaches the mean.
         beyond = int((reach >= abs(mean) * (1 - 1e-9)).sum())
         half, p = float(reach.quantile(confidence)), (1 + beyond) / (1 + len(reach))
+        detectable = half + error * student_quantile(2 * POWER - 1, count - 1)
     if between > 0:
-        half = max(half, between * student_quantile(confidence, len(draws) - 1))
+        of_draws = between * student_quantile(confidence, len(draws) - 1)
+        half = max(half, of_draws)
+        detectable = max(detectable, of_draws + between * student_quantile(2 * POWER - 1, len(draws) - 1))
         p = max(p, student_two_sided(mean / between, len(draws) - 1))
     return Difference(mean, mean - half, mean + half, p, greater, detectable, len(values), count)
 

@@ -20,7 +20,9 @@ Outcome = Literal["works", "does not work", "too few items"]
 class Compared(NamedTuple):
     """A subject against one control: the paired difference, and its p-value corrected for the number of controls.
 
-    `draws` is the number of arms that were drawn at random for this control; 1 for a single arm.
+    `draws` is the number of arms that were drawn at random for this control; 1 for a single arm. `detectable` is the
+    smallest true difference that would be found with 80 % probability, at the level that Holm's correction asks for
+    where all controls are beaten.
     """
 
     control: str
@@ -28,6 +30,7 @@ class Compared(NamedTuple):
     p_adjusted: float
     beaten: bool
     draws: int
+    detectable: float
 
 
 class Verdict(NamedTuple):
@@ -50,14 +53,23 @@ def verdict(
         name: against_draws(subject, draws, groups, seed=seed) for name, draws in controls.items() if len(draws)
     }
     adjusted = holm([each.p for each in differences.values()])
+    # All are rejected if the p-values are at most 5 %, 5 % / 2, ... in any order. What is hardest to tell apart has the
+    # greatest one.
+    order = sorted(differences, key=lambda name: -differences[name].detectable)
+    detectable = {
+        name: against_draws(
+            subject, controls[name], groups, seed=seed, confidence=1 - (1 - CONFIDENCE) / rank
+        ).detectable
+        for rank, name in enumerate(order, 1)
+    }
     against = [
-        Compared(name, each, p, p < 1 - CONFIDENCE and each.mean > 0, len(controls[name]))
+        Compared(name, each, p, p < 1 - CONFIDENCE and each.mean > 0, len(controls[name]), detectable[name])
         for (name, each), p in zip(differences.items(), adjusted, strict=True)
     ]
     items = len(subject)
     clusters = len(set(groups)) if groups is not None else items
     if items < FEWEST:
-        return Verdict("too few items", f"{items} items; a verdict takes at least {FEWEST}", against)
+        return Verdict("too few items", f"there are only {items} items; a verdict takes at least {FEWEST}", against)
     if clusters < FEWEST_GROUPS:
         reason = f"the items belong to {clusters} groups; a verdict takes at least {FEWEST_GROUPS}"
         return Verdict("too few items", reason, against)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -151,17 +152,21 @@ def sentence(name: str, judgements: Sequence[Judged], divergence: Divergence) ->
     head = {"works": "works", "does not work": "does not work", "too few items": "can't be judged"}[outcome]
     parts = []
     for each in judgements:
-        effect = each.effect
+        effect, reason = each.effect, each.verdict.reason.removeprefix("it ")
         parts.append(
             f"it moves the {each.metric.name} by {effect.mean:+.3f} {each.metric.unit} "
-            f"({effect.low:+.3f} to {effect.high:+.3f}) on {effect.items} test items, and {_reason(each.verdict)}; "
-            f"an effect of {effect.detectable:.3f} would be detected"
+            f"({effect.low:+.3f} to {effect.high:+.3f}) on {effect.items} test items, and {reason}{_detectable(each.verdict)}"
         )
     return f"{name} {head}: {'; '.join(parts)}. 95th percentile of the KL on neutral text: {divergence.p95:.3f} nats."
 
 
-def _reason(found: Verdict) -> str:
-    return found.reason.removeprefix("it ") if found.outcome != "too few items" else f"there are only {found.reason}"
+def _detectable(found: Verdict) -> str:
+    """The smallest difference that would be found from the control of which that is the largest."""
+    # The negation lies as far beyond the base as the subject before it: a difference from it is two effects.
+    hardest = max(found.against, key=lambda c: c.detectable / (2 if c.control == "negation" else 1))
+    if not math.isfinite(hardest.detectable):
+        return ""
+    return f"; a difference of {hardest.detectable:.3f} from {hardest.control} would be detected"
 
 
 def value_of(each: Judged) -> dict[str, Any]:
@@ -177,7 +182,7 @@ def value_of(each: Judged) -> dict[str, Any]:
         "against": [
             {
                 "control": c.control, "draws": c.draws, "beaten": c.beaten, "p_holm": c.p_adjusted,
-                **c.difference._asdict(),
+                **c.difference._asdict(), "detectable": c.detectable,
             }
             for c in each.verdict.against
         ],

@@ -118,6 +118,15 @@ def test_against_draws_is_a_prediction_interval_for_one_more_draw() -> None:
     assert found.p == pytest.approx(2 * stats.t.sf(0.38 / (half / stats.t.ppf(0.975, 4)), 4), rel=1e-4)
 
 
+def test_the_detectable_difference_from_draws_is_that_of_students_t() -> None:
+    """Of four draws the test takes 3.2 times their distance; by normal quantiles 48 % would be found, not 80 %."""
+    draws = torch.tensor([0.1, -0.2, 0.3, 0.0])[:, None].expand(4, 50)
+    found = against_draws(torch.full((50,), 0.4), draws)
+    between = float(draws.mean(1).std()) * math.sqrt(1 + 1 / 4)
+    assert found.detectable == pytest.approx((stats.t.ppf(0.975, 3) + stats.t.ppf(0.8, 3)) * between, rel=1e-6)
+    assert stats.nct.sf(stats.t.ppf(0.975, 3), 3, found.detectable / between) == pytest.approx(0.8, abs=0.03)
+
+
 def test_students_t_has_its_tails_and_quantiles() -> None:
     for degrees in (1, 2, 3, 4, 7, 15, 16, 99):
         for value in (0.0, 0.3, -1.0, 2.5, 9.0):

@@ -72,18 +72,29 @@ def test_the_noise_of_the_items_counts_once_against_draws() -> None:
     assert beats_draws(4 * 0.3 / 8) >= 0.9
 
 
+def test_the_detectable_difference_is_at_the_level_that_holms_correction_asks_for() -> None:
+    """5 % from the draws, which lie apart, and half of that from the base."""
+    world = World(0)
+    subject = world.arm(0.1)
+    draws = torch.stack([world.arm(0, 0.3) for _ in range(4)])
+    base, drawn = verdict(subject, {"base": world.base[None], "random": draws}).against
+    assert drawn.detectable == against_draws(subject, draws).detectable
+    assert base.detectable == against_draws(subject, world.base[None], confidence=0.975).detectable
+    assert drawn.detectable > 3 * base.detectable > 3 * base.difference.detectable
+
+
 def test_under_thirty_items_there_is_no_verdict() -> None:
     subject = torch.ones(29) + 0.1 * torch.randn(29, generator=torch.Generator().manual_seed(0))
     found = verdict(subject, {"base": torch.zeros(1, 29)})
     assert found.outcome == "too few items"
-    assert "29 items" in found.reason
+    assert found.reason == "there are only 29 items; a verdict takes at least 30"
     assert found.against[0].difference.mean > 0.9
 
 
 def test_few_groups_give_no_verdict() -> None:
     found = verdict(torch.ones(60), {"base": torch.zeros(1, 60)}, [str(i % 3) for i in range(60)])
     assert found.outcome == "too few items"
-    assert "3 groups" in found.reason
+    assert found.reason == "the items belong to 3 groups; a verdict takes at least 8"
 
 
 def test_an_effect_in_the_wrong_direction_does_not_work() -> None:
