@@ -136,6 +136,7 @@ def _steering(folder: Path) -> Document:
         "recommended": {"layers": [2], "strength": 1.5, "reason": "the middle"},
         "parents": [{"digest": "sha256:" + "b" * 64, "strength": 0.5}],
         "data": {"digests": {"positive": "x"}, "examples": {"positive": 3}, "example_digests": ["0" * 16]},
+        "chosen_on": {"example_digests": ["1" * 16], "prompt_digests": []},
     }  # fmt: skip
     path = folder / "v.safetensors"
     vector = SteeringVector({1: torch.arange(8.0), 2: torch.ones(8)}, metadata)

@@ -28,6 +28,11 @@ from vectors.registry.layers import spans
 from vectors.steering import SteeringVector
 from vectors.storage.folders import require_free_output
 
+# What a vector records of examples, by the key of its metadata, and what became of these examples.
+RECORDED = {
+    "data": "are among the examples that {} was extracted from",
+    "chosen_on": "are among the development items of the sweep that chose where and how strongly {} acts",
+}
 NEUTRAL = 12  # built-in neutral prompts that are continued
 ANSWERED = 10  # prompts that are answered where the suite has none
 
@@ -35,7 +40,7 @@ ANSWERED = 10  # prompts that are answered where the suite has none
 class Inputs(NamedTuple):
     """What was read: the suite and the items of both sides that count, the subjects, and what controls are made from.
 
-    `overlap` are sentences about test items that a vector was extracted from, which the request allows.
+    `overlap` are sentences about test items that a vector was extracted from or chosen on, which the request allows.
     """
 
     suite: Suite
@@ -115,7 +120,11 @@ def read_inputs(request: Request) -> Inputs:
     found = [sentence for subject in subjects for sentence in overlaps(subject, test)]
     if found and not request.allow_overlap:
         errors.append(
-            ExampleError(found, "give items that nothing was extracted from; --allow-overlap measures them anyway")
+            ExampleError(
+                found,
+                "give items that nothing was extracted from or chosen on (with a sweep's own --seed its development "
+                "items stay out of the test); --allow-overlap measures them anyway",
+            )
         )
     raise_together(errors)
     source = "the examples of the extraction" if extraction is not None else "the development items"
@@ -144,16 +153,17 @@ def open_fitting(inputs: Inputs, any_base: bool) -> OpenedModel:
 
 
 def overlaps(subject: Subject, items: Sequence[Item]) -> list[str]:
-    """A sentence for each vector of a subject that was extracted from some of these items, as far as it records."""
+    """A sentence for each vector of a subject that was extracted from some of these items, as far as it records, and
+    for each whose layers and strength a sweep chose on some of them."""
     sentences = []
     for name, vector in subject.arm.vectors.items():
-        data = vector.metadata.get("data")
-        seen = [item for item in items if overlap.recorded_examples(data, examples_of(item))]
-        if seen:
-            sentences.append(
-                f"{len(seen)} of the {len(items)} test items are among the examples that {name} was extracted from "
-                f"(the first: {_shown(seen[0])!r})"
-            )
+        for key, became in RECORDED.items():
+            data = vector.metadata.get(key)
+            seen = [item for item in items if overlap.recorded_examples(data, examples_of(item))]
+            if seen:
+                sentences.append(
+                    f"{len(seen)} of the {len(items)} test items {became.format(name)} (the first: {_shown(seen[0])!r})"
+                )
     return sentences
 
 

@@ -110,8 +110,8 @@ def notes(evaluation: Evaluation) -> list[str]:
         lines.append(f"shuffled labels are those of {inputs.shuffled_source}")
     lines += [f"{name}: {CONTROLS[name]}" for name in CONTROLS if name in families]
     if inputs.overlap:
-        lines.append("the test items overlap with the extraction data, which --allow-overlap allowed: "
-                     "the effect is not one on unseen items")  # fmt: skip
+        lines.append("the test items overlap with what a vector was extracted from or chosen on, which --allow-overlap "
+                     "allowed: the effect is not one on unseen items")  # fmt: skip
     return lines
 
 

@@ -60,8 +60,9 @@ class Request:
     )
     items: int = option(64, help="The most test items; half as many are for development.", low=2, group="Items")
     allow_overlap: bool = option(
-        False, help="Allow test items that a vector was extracted from; the report says so.", group="Items"
-    )
+        False, help="Allow test items that a vector was extracted from, or that a sweep chose its strength on; the "
+        "report says so.", group="Items",
+    )  # fmt: skip
     strength: float | None = option(
         None, help="The factor of every expression.", default_text="what a vector recommends, else 1"
     )

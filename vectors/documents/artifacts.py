@@ -59,6 +59,7 @@ STEERING = record(
         "recommended": optional(
             record({}, {"layers": list_of(_LAYER), "strength": number, "reason": text(longest=10_000)})
         ),
+        "chosen_on": mapping_of(anything),
         "parents": list_of(record({"digest": _NAMED, "strength": number})),
         "licence": _TEXT,
     },

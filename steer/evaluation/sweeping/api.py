@@ -154,7 +154,9 @@ def sweep_vector(
     )  # fmt: skip
     with cluster(ray, ready) as on, packed_linear(ready.model):  # packed once for all cells
         swept = run(ready, source, sides, settings, on=on, on_event=on_event)
-    return record.result(swept, loaded_vector, source, settings, ready)
+    return record.result(
+        swept, loaded_vector, source, settings, ready, record.record_of(dev, suite.of("test"))
+    )  # fmt: skip
 
 
 def sweep_examples(
@@ -214,7 +216,9 @@ def sweep_examples(
         ready, parts.extraction, method=chosen, which=tokens, seed=settings.seed, truncate=truncate, match=match,
         planned=planned, on_event=on_event,
     )  # fmt: skip
-    return record.result(swept, extraction.vector, source, settings, ready)
+    return record.result(
+        swept, extraction.vector, source, settings, ready, record.record_of(parts.dev, parts.test)
+    )  # fmt: skip
 
 
 def _names(examples: Sequence[Example]) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from probes.data import overlap
 from probes.models.loading import LoadedModel
-from steer.evaluation.suites.items import UNITS
+from steer.evaluation.suites.items import UNITS, Item, examples_of
 from steer.evaluation.sweeping.request import Settings, Source
 from steer.evaluation.sweeping.sweep import Swept, digest_of
 from steer.reports import sweep as page
@@ -27,8 +29,18 @@ class Result(NamedTuple):
     report: dict[str, Any]
 
 
-def result(swept: Swept, vector: SteeringVector, source: Source, settings: Settings, loaded: LoadedModel) -> Result:
-    """The result of a sweep, written to the folder of the settings, if any. Raises OutputError."""
+def result(
+    swept: Swept,
+    vector: SteeringVector,
+    source: Source,
+    settings: Settings,
+    loaded: LoadedModel,
+    development: Mapping[str, list[str]],
+) -> Result:
+    """The result of a sweep, written to the folder of the settings, if any. Raises OutputError.
+
+    `development` is what the vector records of the items that it was chosen on, as of `record_of`.
+    """
     config = {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in dataclasses.asdict(settings).items()
@@ -48,13 +60,22 @@ def result(swept: Swept, vector: SteeringVector, source: Source, settings: Setti
     report = {"digest": digest, "config": config, "inputs": inputs, **metrics}
     if swept.chosen is not None:
         recommended = recommendation(swept, settings.budget) | {"run": digest}
-        vector = SteeringVector(
-            vector.layers, dict(vector.metadata) | {"recommended": recommended, "apply": recommended["layers"]}
-        )
+        changed = {"recommended": recommended, "apply": recommended["layers"], "chosen_on": dict(development)}
+        vector = SteeringVector(vector.layers, dict(vector.metadata) | changed)
         report["recommended"] = recommended
     if settings.folder is not None:
         _write(settings.folder, report, config, inputs, metrics)
     return Result(swept, vector, report)
+
+
+def record_of(dev: Sequence[Item], test: Sequence[Item]) -> dict[str, list[str]]:
+    """What a vector records of the development items that it was chosen on, so that no evaluation tests on them.
+
+    An example that `test` items hold too is left out: one negative that all pairs share would make every item known.
+    """
+    held_out = {overlap.example_digest(example) for item in test for example in examples_of(item)}
+    examples = [example for item in dev for example in examples_of(item)]
+    return overlap.record([each for each in examples if overlap.example_digest(each) not in held_out])
 
 
 def recommendation(swept: Swept, budget: float) -> dict[str, Any]:

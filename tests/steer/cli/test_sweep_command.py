@@ -41,6 +41,8 @@ def test_a_sweep_writes_its_choice_into_the_vector_and_goes_on_where_it_was(
     assert "recommended: strength" in out
     assert "0 cells measured" in err
     assert SteeringVector.load("swept.safetensors").digest == vector.digest
+    outcome = steer("eval", "swept.safetensors", *files, "--model", model_folder, "--seed", 1)
+    assert "test items are among the development items of the sweep that chose" in error_of(outcome)
 
 
 def test_extraction_and_sweep_in_one_go(files: list[str], steer: Callable[..., Outcome], model_folder: Path) -> None:

@@ -18,17 +18,21 @@ from probes.data.reading import Contrast
 from probes.models.loading import LoadedModel
 from steer.evaluation.arms.controls import acting_layers
 from steer.evaluation.arms.subjects import subjects_of
-from steer.evaluation.suites.items import Choice, Pair
+from steer.evaluation.inputs import overlaps
+from steer.evaluation.suites.items import Choice, Pair, Suite
+from steer.evaluation.suites.sides import with_sides
 from steer.evaluation.sweeping import cells as cells_module
 from steer.evaluation.sweeping import measured as measured_module
 from steer.evaluation.sweeping.api import sweep_examples
 from steer.evaluation.sweeping.groups import parse_groups
 from steer.evaluation.sweeping.measured import Candidate, Items
 from steer.evaluation.sweeping.parts import parts_of
+from steer.evaluation.sweeping.record import record_of
 from steer.evaluation.sweeping.request import Settings, Sides, Source, sides_of
 from steer.evaluation.sweeping.search import golden
 from steer.evaluation.sweeping.sweep import Swept, sweep
 from vectors.errors import ExampleError, UsageError
+from vectors.steering import SteeringVector
 
 NEUTRAL = ["How are you?", "What is it?", "Why?", "Tell me more."]
 
@@ -219,6 +223,22 @@ def test_the_golden_section_finds_the_best_layer_with_few_of_them(best: int) -> 
     assert len(tried) == len(set(tried)) <= 10
 
 
+@pytest.mark.parametrize("prompt", ["q {}?", None], ids=["with prompts", "texts with one negative"])
+def test_an_evaluation_recognises_what_a_sweep_chose_on_and_with_its_seed_there_is_nothing(prompt: str | None) -> None:
+    prompts = [prompt and prompt.format(i) for i in range(60)]
+    items = [Pair(Example(f"yes {i}", prompt), Example("no", prompt), id=f"{i}") for i, prompt in enumerate(prompts)]
+    first, second = (Suite("", with_sides(items, seed)) for seed in (0, 1))
+    vector = SteeringVector({1: torch.ones(4)}, {"chosen_on": record_of(first.of("dev"), first.of("test"))})
+    (subject,) = subjects_of(["warm"], {"warm": vector})
+    assert overlaps(subject, first.of("test")) == []
+    both = {item.id for item in first.of("dev")} & {item.id for item in second.of("test")}
+    assert both
+    (sentence,) = overlaps(subject, second.of("test"))
+    assert sentence.startswith(
+        f"{len(both)} of the {len(second.of('test'))} test items are among the development items"
+    )
+
+
 def contrast(count: int, *, paired: bool = False) -> Contrast:
     sides = [[Example(f" {text} {i}", f"q {i}?") for i in range(count)] for text in ("yes the warm", "no and cold")]
     return Contrast(*sides, paired, {"pos": "sha256:1", "neg": "sha256:2"})
@@ -252,6 +272,8 @@ def test_extraction_and_sweep_in_one_go_recommend_and_leave_a_record(loaded: Loa
         == json.loads((tmp_path / "run.json").read_text())["details"]["digest"]
     )
     assert metadata["apply"] == metadata["recommended"]["layers"]
+    parts = parts_of(contrast(60), 0)
+    assert metadata["chosen_on"] == record_of(parts.dev, parts.test)
     (subject,) = subjects_of(["warm"], {"warm": result.vector})  # what `steer eval` does with it
     layers, strength = metadata["recommended"]["layers"], metadata["recommended"]["strength"]
     assert acting_layers(subject.arm) == layers
