@@ -16,13 +16,13 @@ from vectors.errors import UsageError
 
 
 def version_in(engine: Engine, name: str, version: int | None = None) -> int:
-    """The newest version of an experiment, or the given one where it is there. Raises UsageError, SQLAlchemyError."""
+    """The version that was started last, or the given one where it is there. Raises UsageError, SQLAlchemyError."""
     newest = state.version_of(engine, name)
     if newest is None:
         raise UsageError(f"the experiment {name} has not been served yet", "steer serve MODEL --experiment FILE")
     if version is not None and not 1 <= version <= newest:
         raise UsageError(f"the experiment {name} has versions 1 to {newest}, not {version}", "")
-    return version or newest
+    return version or state.started_last(engine, name) or newest
 
 
 def overview(engine: Engine, name: str, version: int) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""The versions of an experiment, and the state of each: its stage of the ramp, and whether it has been stopped."""
+"""The versions of an experiment, and the state of each: its stage of the ramp, and whether it has been stopped.
+
+The newest version need not be the one that runs: a file whose edit is taken back has the digest of an earlier one, and
+servers of one log may run different files. So the log notes each start of another version than the one before.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import IntegrityError
 
 from steer.experiments.specification import Experiment
@@ -27,10 +31,14 @@ class State(NamedTuple):
 
 
 def register(engine: Engine, experiment: Experiment) -> int:
-    """The version of an experiment in the log, which is a new one for a new digest. Raises SQLAlchemyError."""
+    """The version of an experiment in the log, which is a new one for a new digest, noted as the one that was started
+    last. Raises SQLAlchemyError."""
     while True:
         known = version_of(engine, experiment.name, experiment.digest)
         if known is not None:
+            if started_last(engine, experiment.name) != known:
+                with writing(engine) as connection:
+                    insert(connection, EVENTS, [_start(connection, experiment.name, known)])
             return known
         try:
             with writing(engine) as connection:
@@ -41,7 +49,7 @@ def register(engine: Engine, experiment: Experiment) -> int:
                     "content": canonical_json(experiment.frozen()), "at": time.time(),
                 }  # fmt: skip
                 connection.execute(EXPERIMENTS.insert(), values)
-                insert(connection, EVENTS, [event(experiment.name, version, STARTED, stage=0)])
+                insert(connection, EVENTS, [_start(connection, experiment.name, version)])
             return version
         except IntegrityError:  # another server has registered a version meanwhile
             continue
@@ -52,6 +60,40 @@ def version_of(engine: Engine, name: str, digest: str | None = None) -> int | No
     query = select(func.max(EXPERIMENTS.c.version)).where(EXPERIMENTS.c.experiment == name)
     with engine.connect() as connection:
         return connection.execute(query if digest is None else query.where(EXPERIMENTS.c.digest == digest)).scalar()
+
+
+def started_last(engine: Engine, name: str) -> int | None:
+    """The version that a server was started with last, as far as the log knows; None where there is none."""
+    query = (
+        select(EVENTS.c.version)
+        .where(EVENTS.c.experiment == name, EVENTS.c.kind == STARTED)
+        .order_by(EVENTS.c.at.desc(), EVENTS.c.version.desc()).limit(1)
+    )  # fmt: skip
+    with engine.connect() as connection:
+        return connection.execute(query).scalar()
+
+
+def _start(connection: Connection, name: str, version: int) -> Mapping[str, Any]:
+    """The event of a start, later than all others in the log: the clocks of servers differ."""
+    query = select(func.max(EVENTS.c.at)).where(EVENTS.c.experiment == name, EVENTS.c.kind == STARTED)
+    started = event(name, version, STARTED, stage=0)
+    return {**started, "at": max(started["at"], (connection.execute(query).scalar() or 0.0) + 0.001)}
+
+
+def stop(engine: Engine, name: str, reason: str) -> list[int]:
+    """Stop every version that is not stopped yet, since any of them may be running; return which these are.
+
+    Raises SQLAlchemyError.
+    """
+    columns = EVENTS.c
+    stopped = select(columns.version).where(columns.experiment == name, columns.kind == STOPPED)
+    going = select(EXPERIMENTS.c.version).where(
+        EXPERIMENTS.c.experiment == name, EXPERIMENTS.c.version.not_in(stopped)
+    )  # fmt: skip
+    with writing(engine) as connection:
+        versions = list(connection.execute(going.order_by(EXPERIMENTS.c.version)).scalars())
+        insert(connection, EVENTS, [event(name, version, STOPPED, reason=reason) for version in versions])
+    return versions
 
 
 def state_of(engine: Engine, name: str, version: int) -> State:

@@ -17,7 +17,7 @@ from steer.cli import run
 from steer.experiments.assignment import hashed
 from steer.experiments.specification import Metric
 from steer.experiments.statistics.moments import Sums
-from steer.experiments.storage import figures
+from steer.experiments.storage import figures, state
 from steer.experiments.storage.database import write
 from steer.experiments.storage.journal import Journal, journal_of
 from steer.experiments.storage.tables import EVENTS, EXPOSURES, FEEDBACK
@@ -53,8 +53,27 @@ def test_an_experiment_that_was_never_served_says_so(tmp_path: Path, ab: Ab) -> 
 def test_stop_works_without_the_vectors_and_once(log: Log, ab: Ab, tmp_path: Path) -> None:
     (tmp_path / "warm.safetensors").unlink()
     assert ab("stop", "tone", "--reason", "users complain")[1]["stopped"] == "users complain"
-    assert ab("stop", "tone")[1] == {"experiment": "tone", "version": 1, "stopped": "users complain", "before": True}
+    assert ab("stop", "tone")[1] == {
+        "experiment": "tone", "version": 1, "stopped": "users complain", "before": True, "versions": [],
+    }  # fmt: skip
     assert ab("status", "tone")[1]["stopped"] == "users complain"
+
+
+def test_stop_reaches_a_server_of_an_earlier_version_and_no_later_one(log: Log, ab: Ab, tmp_path: Path) -> None:
+    """An edit was served and taken back: the version that runs is not the newest one."""
+    engine, first = log.engine, log.experiment
+    edited = trials.experiment(tmp_path, log=first.log, coverage=0.5)
+    assert [state.register(engine, served) for served in (edited, first, first)] == [2, 1, 1]
+    trials.experiment(tmp_path, log=first.log)
+    assert ab("status", "tone")[1]["version"] == 1
+    assert ab("report", "tone")[1]["version"] == 1
+    assert ab("export", "tone", "-o", "all.jsonl")[0] == 0
+    _, data, _ = ab("stop", "tone")
+    assert (data["version"], data["versions"], data["before"]) == (1, [1, 2], False)
+    assert [state.state_of(engine, "tone", version).stopped for version in (1, 2)] == ["by hand", "by hand"]
+    again = state.register(engine, trials.experiment(tmp_path, log=first.log, coverage=0.4))
+    assert state.state_of(engine, "tone", again) == state.State()
+    assert ab("stop", "tone")[1]["versions"] == [3]
 
 
 def test_status_takes_in_what_a_killed_server_left(log: Log, ab: Ab, tmp_path: Path) -> None:

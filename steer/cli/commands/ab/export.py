@@ -15,9 +15,10 @@ from vectors.registry.options import option
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(_log.Named, _log.Version, options.Force):
+class Request(_log.Named, options.Force):
     """The arguments and options of `steer ab export`."""
 
+    version: int | None = option(None, help="The version of the experiment.", low=1, default_text="all of them")
     out: Path = option(help="The file to write, one JSON object a line.", flag=("-o", "--out"))
     demonstrations: bool = option(False, help="Write the better answers that clients sent, for steer bake.")
     as_: str = option(

@@ -30,19 +30,21 @@ class Request(_log.Named):
 def command(**values: Any) -> None:
     """Stop an experiment: new conversations get the control, on every server within a second.
 
-    Conversations that have begun keep their arm. A stop is for good; an edited file begins a new version.
+    Conversations that have begun keep their arm. A stop is for good, and of all versions that have been served: servers
+    of one log may run different ones. A file that is edited afterwards begins a new version.
     """
     from steer.experiments.overview import version_in
     from steer.experiments.storage import state
-    from steer.experiments.storage.database import write
 
     request = requests.build(Request, values)
     with _log.opened(request.experiment) as log:
         name = log.address.name
         version = version_in(log.engine, name)
-        before = state.state_of(log.engine, name, version).stopped
-        if not before:
-            write(log.engine, [("events", state.event(name, version, state.STOPPED, reason=request.reason[:1000]))])
-    data = {"experiment": name, "version": version, "stopped": before or request.reason, "before": bool(before)}
-    said = f"{name}, version {version}, " + (f"was stopped already: {before}" if before else "is stopped")
+        versions = state.stop(log.engine, name, request.reason[:1000])
+        reason = state.state_of(log.engine, name, version).stopped
+    data = {"experiment": name, "version": version, "stopped": reason, "before": not versions, "versions": versions}
+    if not versions:
+        said = f"{name}, version {version}, was stopped already: {reason}"
+    else:
+        said = f"stopped: {name}, version {' and '.join(map(str, versions))}"
     out.result(data, lambda: out.line(said))

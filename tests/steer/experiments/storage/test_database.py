@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,20 @@ def test_a_changed_experiment_is_a_new_version(url: str, tmp_path: Path) -> None
     assert [state.register(engine, e) for e in (first, first, second, first)] == [1, 1, 2, 1]
     assert state.version_of(engine, "tone") == 2
     assert state.version_of(engine, "other") is None
+
+
+def test_the_log_knows_which_version_was_started_last_also_where_clocks_differ(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_log(url)
+    first, second = trials.experiment(tmp_path), trials.experiment(tmp_path, coverage=0.5)
+    now = time.time()
+    for clock, served, version in ((now, first, 1), (now + 60, second, 2), (now, first, 1), (now - 9, second, 2)):
+        monkeypatch.setattr(state.time, "time", lambda clock=clock: clock)
+        assert state.register(engine, served) == state.register(engine, served) == version
+        assert state.started_last(engine, "tone") == version
+    assert [len(state.events_of(engine, "tone", version)) for version in (1, 2)] == [2, 2]  # once for a change
+    assert state.started_last(engine, "other") is None
 
 
 def test_servers_that_register_together_get_one_version(url: str, tmp_path: Path) -> None:
