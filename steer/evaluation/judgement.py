@@ -152,10 +152,11 @@ def sentence(name: str, judgements: Sequence[Judged], divergence: Divergence) ->
     head = {"works": "works", "does not work": "does not work", "too few items": "can't be judged"}[outcome]
     parts = []
     for each in judgements:
-        effect, reason = each.effect, each.verdict.reason.removeprefix("it ")
+        effect = each.effect
+        reason = each.verdict.reason.removeprefix("it ") + _detectable(each.verdict)
         parts.append(
             f"it moves the {each.metric.name} by {effect.mean:+.3f} {each.metric.unit} "
-            f"({effect.low:+.3f} to {effect.high:+.3f}) on {effect.items} test items, and {reason}{_detectable(each.verdict)}"
+            f"({effect.low:+.3f} to {effect.high:+.3f}) on {effect.items} test items, and {reason}"
         )
     return f"{name} {head}: {'; '.join(parts)}. 95th percentile of the KL on neutral text: {divergence.p95:.3f} nats."
 

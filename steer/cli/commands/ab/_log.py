@@ -27,7 +27,9 @@ class Named:
 class Version:
     """The version of the experiment."""
 
-    version: int | None = option(None, help="The version of the experiment.", low=1, default_text="the one that was started last")
+    version: int | None = option(
+        None, help="The version of the experiment.", low=1, default_text="the one that was started last"
+    )
 
 
 class OpenLog(NamedTuple):

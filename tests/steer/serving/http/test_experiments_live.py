@@ -60,7 +60,8 @@ class Trial(NamedTuple):
 
 
 def write_experiments(folder: Path, url: str) -> None:
-    """tone in PostgreSQL, with an arm that ends its answers at once and one like the control; small in SQLite."""
+    """tone in PostgreSQL, with an arm that ends its answers at once and one like the control; choice, with the same arms
+    and adaptive weights, and the others in SQLite."""
     model = save_model(folder, "llama")
     weights = load_file(next(model.glob("*.safetensors")))
     end = weights["lm_head.weight"][2].float()  # the row of the token that ends an answer
@@ -88,14 +89,18 @@ def write_experiments(folder: Path, url: str) -> None:
             "pushed": {"steer": "8*warm[0]"},
         },
     }
-    for name, values in {"tone": tone, "small": small, "gated": gated}.items():
+    choice = {
+        "metric": {"name": "response_tokens", "better": "lower", "smallest_effect": 1}, "guardrails": generous,
+        "arms": tone["arms"], "allocation": {"method": "track-and-stop", "smallest_share": "10%", "every": 1},
+    }  # fmt: skip
+    for name, values in {"tone": tone, "small": small, "gated": gated, "choice": choice}.items():
         text = json.dumps({"name": name, "salt": f"{name}-salt", "unit": "user", **values})
         (folder / f"{name}.yaml").write_text(text)
 
 
 def started(folder: Path) -> Serving:
     flags = ("--max-num-seqs", str(AT_ONCE), "--dtype", "float32")  # since scores of random weights are all rounding
-    server = Serving(folder, *flags, experiments=["tone.yaml", "small.yaml", "gated.yaml"])
+    server = Serving(folder, *flags, experiments=["tone.yaml", "small.yaml", "gated.yaml", "choice.yaml"])
     server.wait()
     return server
 
@@ -268,6 +273,41 @@ def test_the_verdict_is_ship_for_the_arm_that_is_better_and_no_difference_for_it
     assert {name: decision.state for name, decision in found.items()} == {"brief": "ship", "twin": "no difference"}, (
         found
     )
+
+
+def test_adaptive_weights_select_the_arm_that_is_better_and_move_nobody(trial: Trial) -> None:
+    """Weights follow the answers of the server's own log; a user of an earlier epoch keeps the arm of then."""
+    users, sent = Users(trial.server, "choice"), 0
+    while (state := wait_for(trial, "choice"))["epoch"]["selected"] != "brief":
+        assert sent < 20 * AT_ONCE, state
+        users.run(2 * AT_ONCE, first=sent)
+        sent += 2 * AT_ONCE
+        time.sleep(1.2)  # the shortest epoch
+    assert users.failed == 0
+    weights = state["epoch"]["weights"]
+    assert weights["brief"] == max(weights.values()) > 0.5
+    experiment = document.read(trial.folder / "choice.yaml")
+
+    def arms() -> dict[str, set[str]]:
+        engine = open_log(experiment.log)
+        with engine.connect() as connection:
+            rows = connection.execute(sqlalchemy.select(EXPOSURES.c.unit, EXPOSURES.c.arm)).all()
+        engine.dispose()
+        found: dict[str, set[str]] = {}
+        for unit, arm in rows:
+            found.setdefault(unit, set()).add(arm)
+        return found
+
+    before = arms()
+    assert len(before) == sent
+    users.run(AT_ONCE, first=0)  # again, some of them with an arm that new users hardly get
+    users.run(AT_ONCE, first=sent)
+    wait_for(trial, "choice")
+    after = arms()
+    assert {unit: after[unit] for unit in before} == before
+    new = [arm for unit, found in after.items() if unit not in before for arm in found]
+    assert len(new) == AT_ONCE
+    assert new.count("brief") > AT_ONCE / 2
 
 
 def test_what_the_conditions_of_an_arm_read_and_decided_is_recorded(trial: Trial) -> None:
