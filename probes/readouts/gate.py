@@ -65,25 +65,23 @@ def gate(
     negatives: tuple[Sequence[Example], Sequence[Tensor]],
     positives: tuple[Sequence[Example], Sequence[Tensor]] | None,
     *,
+    tokens: str,
     pool: Pool,
     per_token: bool,
     seed: int,
 ) -> Gate:
     """The threshold for a false-positive rate, from examples and the scores [tokens that count] of each.
 
+    `tokens`, which says what counted, is only recorded.
+
     Half of the negatives choose it, by a hash of their prompt or text, so that copies stay together and an example
     never changes sides; the others, and the positives of their side, are for the report. With `per_token` a decision is
     made at each token, else once for a text. Raises ExampleError where either half is too small.
     """
     examples, scores = negatives
-    choosing = sides(examples, seed)
+    choosing = sides_of_negatives(examples, seed)
     chosen = [each for each, first in zip(scores, choosing, strict=True) if first]
     others = [each for each, first in zip(scores, choosing, strict=True) if not first]
-    if not chosen or not others:
-        raise ExampleError(
-            f"the {len(examples)} negatives can't be split into two parts without copies on both sides",
-            "give more different negatives",
-        )
 
     def decisions(texts: Sequence[Tensor]) -> Tensor:
         if per_token:
@@ -106,8 +104,20 @@ def gate(
     recommended = dict(probe.metadata.get("recommended") or {})
     if recommended.get("layer") != layer:
         recommended = {"layer": layer, "reason": "its threshold was chosen"}
-    changed = {"thresholds": thresholds, "gate": found.report(), "recommended": recommended}
+    read = {"tokens": tokens, **({} if per_token else {"pool": pool})}
+    changed = {"thresholds": thresholds, "gate": found.report() | read, "recommended": recommended}
     return found._replace(probe=Probe(probe.layers, dict(probe.metadata) | changed))
+
+
+def sides_of_negatives(examples: Sequence[Example], seed: int) -> list[bool]:
+    """Whether each negative belongs to the part that chooses. Raises ExampleError where either part has none."""
+    choosing = sides(examples, seed)
+    if all(choosing) or not any(choosing):
+        raise ExampleError(
+            f"the {len(examples)} negatives can't be split into two parts without copies on both sides",
+            "give more different negatives",
+        )
+    return choosing
 
 
 def sides(examples: Sequence[Example], seed: int) -> list[bool]:

@@ -62,19 +62,31 @@ class Threshold(NamedTuple):
         return min(1.0, math.fsum(math.exp(each) for each in logs))
 
 
+def require_enough(count: int, rate: float) -> None:
+    """Refuse negatives that are too few to choose a threshold for so small a rate. Raises ExampleError."""
+    if _above(count, rate) < 1:
+        least, needed = math.ceil(1000 / (count + 1)) / 1000, math.ceil(1 / rate - 1e-9) - 1
+        raise ExampleError(
+            f"{count} negatives to choose the threshold on are too few for a false-positive rate of {rate:g}: "
+            f"with {count}, the least is {least:g}",
+            f"about half of the negatives choose it, by a hash of each, and must be {needed}: "
+            f"give more, or --fpr {least:g}",
+        )
+
+
+def _above(count: int, rate: float) -> int:
+    """How many of the scores that choose may lie at the threshold or above."""
+    return math.floor(rate * (count + 1) + 1e-9)
+
+
 def threshold_for(negative: Tensor, rate: float) -> Threshold:
     """The threshold for a false-positive rate in (0, 1), from scores of negatives [n].
 
     Raises ExampleError where there are too few negatives for so small a rate.
     """
     count = len(negative)
-    above = math.floor(rate * (count + 1) + 1e-9)
-    if above < 1:
-        raise ExampleError(
-            f"{count} negatives to choose the threshold on are too few for a false-positive rate of {rate:g}: "
-            f"with {count}, the least is {1 / (count + 1):.3g}",
-            f"give at least {2 * (math.ceil(1 / rate) - 1)} negatives, half of which choose it, or a higher --fpr",
-        )
+    require_enough(count, rate)
+    above = _above(count, rate)
     value = float(negative.double().sort(descending=True).values[above - 1])
     value = math.ceil(value * 10**DECIMALS) / 10**DECIMALS  # upwards, which lets no further negative pass
     return Threshold(value, count, above / (count + 1))

@@ -7,29 +7,57 @@ from typing import NamedTuple
 
 from probes.data.reading import Source, read_class
 from probes.models.loading import LoadedModel
-from probes.readouts.gate import Gate
+from probes.readouts.gate import Gate, sides_of_negatives
 from probes.readouts.gate import gate as choose
-from probes.readouts.scoring import token_scores
-from probes.readouts.texts import require_tokens, tokenised
+from probes.readouts.scoring import Pool, token_scores
+from probes.readouts.texts import PROMPT, require_tokens, tokenised
+from probes.readouts.thresholds import require_enough
 from steer.evaluation.probing import opening
 from steer.evaluation.probing.examples import parameters_of, require_unseen
 from steer.extraction import require_output
+from vectors.documents.artifacts import RESIDUAL
 from vectors.errors import SteerError, UsageError, collecting, raise_together
 from vectors.events import OnEvent, ignore
 from vectors.probe import Probe
 
+RESPONSE = "completion"  # of --tokens
+
 
 class Gated(NamedTuple):
-    """A threshold with its rates, the tokens that are read, and sentences for people."""
+    """A threshold with its rates, what its scores are of, and sentences for people."""
 
     gate: Gate
     tokens: str
+    pool: Pool
     warnings: tuple[str, ...]
 
-    def condition(self, name: str) -> str:
-        """The condition in an expression, such as `@when:warm>1.25`."""
+    def condition(self, name: str) -> str | None:
+        """The condition in an expression, such as `@when:warm>1.25`; None where `no_condition` says why not."""
+        if self.no_condition is not None:
+            return None
         quoted = name if name.isidentifier() else f"'{name}'"
         return f"@{'while' if self.gate.per_token else 'when'}:{quoted}>{self.gate.threshold.value:.10g}"
+
+    @property
+    def no_condition(self) -> str | None:
+        """Why the rates are none of a condition, which reads other states than these scores are of; None if it does
+        not.
+        """
+        site = self.gate.probe.site
+        if site != RESIDUAL:
+            return f"a condition reads {RESIDUAL}, and this probe {site}: train one without --site"
+        if self.gate.per_token:
+            if self.tokens == RESPONSE:
+                return None
+            return (
+                f"@while: reads every token of a response, and these scores are of {self.tokens}: --tokens {RESPONSE}"
+            )
+        if self.tokens == PROMPT:
+            return None
+        return (
+            f"@when: reads the last token of the prompt, and these scores are of other tokens ({self.tokens}, "
+            f"{self.pool}): train with --tokens {PROMPT}, or choose a threshold for @while: with --per-token"
+        )
 
 
 def gate(
@@ -54,7 +82,8 @@ def gate(
     """Choose a threshold for a false-positive rate on one half of the negatives, and report its rates on the other.
 
     `tokens`, `pool` and `layer` are those that the probe was trained with and recommends, unless given. With
-    `per_token` each token is a decision (`@while:`), else each text is one (`@when:`). With `out`, the probe is written
+    `per_token` each token is a decision, else each text is one. A condition reads the same states where these are the
+    tokens of the completions (`@while:`) or the last one of the prompts (`@when:`). With `out`, the probe is written
     there with its threshold. Raises ExampleError, ArtifactError, ModelError, UsageError, OutputError.
     """
     errors: list[SteerError] = []
@@ -85,6 +114,10 @@ def gate(
     for examples, flag in ((negatives, "--neg"), (positives or [], "--pos")):
         with collecting(errors):
             warnings += require_unseen(chosen, examples, flag, allow_overlap)
+    with collecting(errors):
+        choosing = sides_of_negatives(negatives, seed)
+        if not per_token:
+            require_enough(sum(choosing), fpr)
     raise_together(errors)
     opened = opening.open_for({"PROBE": chosen}, model, any_base=any_base)
     both = [*negatives, *(positives or [])]
@@ -97,8 +130,8 @@ def gate(
     found = choose(
         chosen, next(iter(readout)), fpr, (negatives, counted[:half]),
         None if positives is None else (positives, counted[half:]),
-        pool=pooling, per_token=per_token, seed=seed,
+        tokens=which, pool=pooling, per_token=per_token, seed=seed,
     )  # fmt: skip
     if out is not None:
         found.probe.save(out)
-    return Gated(found, which, tuple(warnings))
+    return Gated(found, which, pooling, tuple(warnings))

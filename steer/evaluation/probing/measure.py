@@ -9,7 +9,7 @@ from probes.data.reading import Contrast, Source, read
 from probes.models.loading import LoadedModel
 from probes.readouts.calibration import Bin, curve
 from probes.readouts.figures import Figures, of_classes
-from probes.readouts.scoring import text_scores
+from probes.readouts.scoring import Pool, text_scores
 from probes.readouts.texts import require_tokens, tokenised
 from steer.evaluation.probing import opening
 from steer.evaluation.probing.examples import parameters_of, require_unseen
@@ -104,6 +104,8 @@ def measure(
     with collecting(errors):
         number = chosen.layer if layer is None else layer
         readout = {number: chosen.at(number)}
+        if threshold is None:
+            warnings += _of_other_scores(chosen, number, which, pooling)
     opening.require_site(chosen.site, errors)
     for name, contrast in sets.items():
         with collecting(errors):
@@ -129,3 +131,18 @@ def measure(
         counts = {"positive": half, "negative": len(contrast.negative)}
         results[name] = MeasuredSet(found, curve(every, labels), counts)
     return Measurement(number, limit, results, which, pooling, tuple(warnings))
+
+
+def _of_other_scores(probe: Probe, layer: int, tokens: str, pool: Pool) -> list[str]:
+    """A sentence on a layer's threshold that `steer probe gate` chose on other scores than those of the test."""
+    chosen = probe.metadata.get("gate") or {}
+    if chosen.get("layer") != layer:
+        return []
+    by_token = chosen.get("unit") == "token"
+    was = (chosen.get("tokens", tokens), "each by itself" if by_token else chosen.get("pool", pool))
+    if was == (tokens, pool):
+        return []
+    return [
+        f"the threshold of layer {layer} was chosen on other scores ({', '.join(map(str, was))}) "
+        f"than those of the test ({tokens}, {pool}), so counts above it say little of the gate"
+    ]

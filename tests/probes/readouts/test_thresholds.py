@@ -65,7 +65,8 @@ def test_clopper_and_pearson_agree_with_the_beta_distribution() -> None:
 def test_too_few_negatives_for_a_rate_are_refused_with_the_number_that_would_do() -> None:
     with pytest.raises(ExampleError, match=r"50 negatives .* too few for a false-positive rate of 0\.01") as caught:
         threshold_for(torch.zeros(50), 0.01)
-    assert "at least 198 negatives" in caught.value.hint
+    assert "must be 99: give more, or --fpr 0.02" in caught.value.hint
+    assert threshold_for(torch.zeros(50), 0.02).bound <= 0.02
     assert threshold_for(torch.arange(99.0), 0.01).value == 98.0
 
 

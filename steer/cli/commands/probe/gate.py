@@ -39,7 +39,8 @@ def command(**values: Any) -> None:
     """Choose the threshold for conditional steering at a stated false-positive rate.
 
     Half of the negatives choose it: further negatives of their kind exceed it at the stated rate or less, whatever the
-    distribution of scores. The other half, and positives, report. Prints the condition for an expression.
+    distribution of scores. The other half, and positives, report. Prints the condition for an expression, where it
+    reads what the scores are of: the last token of a prompt (--tokens prompt), or with --per-token those of a response.
     """
     request = requests.build(Request, values)
     from steer.evaluation.probing.gate import gate
@@ -56,7 +57,8 @@ def command(**values: Any) -> None:
         out.warn(warning)
     file = request.out or request.probe
     data = {
-        "probe": str(file), "condition": gated.condition(file.stem), "tokens": gated.tokens, **gated.gate.report(),
+        "probe": str(file), "condition": gated.condition(file.stem), "no_condition": gated.no_condition,
+        "tokens": gated.tokens, "pool": None if gated.gate.per_token else gated.pool, **gated.gate.report(),
         "warnings": list(gated.warnings),
     }  # fmt: skip
     if request.out is not None:
@@ -80,7 +82,8 @@ def _print(gated: Gated, file: Path, written: Path | None) -> None:
             f"\nso many false positives have a probability of {found.probability:.2g} if both halves are of one kind: "
             "check for groups among the negatives"
         )
-    out.line(f"\ncondition: {gated.condition(file.stem)}")
+    condition = gated.condition(file.stem)
+    out.line(f"\nno condition: {gated.no_condition}" if condition is None else f"\ncondition: {condition}")
     if written is not None:
         out.line(f"wrote {written}  {found.probe.digest}")
 

@@ -13,12 +13,14 @@ import torch
 from planted_texts import DISTANCE, direction, lines
 
 import steer
+from probes.readouts.gate import Gate
 from probes.readouts.methods import methods
-from steer.evaluation.probing.gate import gate
+from probes.readouts.thresholds import Rate, Threshold
+from steer.evaluation.probing.gate import Gated, gate
 from steer.evaluation.probing.measure import IN, OUT, measure
 from steer.evaluation.probing.train import train
 from vectors.errors import ArtifactError, ExampleError, SteerError, UsageError
-from vectors.probe import Probe
+from vectors.probe import Probe, Readout
 
 Texts = Callable[..., Path]
 
@@ -171,10 +173,31 @@ def test_a_gates_false_positive_rate_is_as_stated_on_the_other_half(
     assert found.gate.true_positive.value > 0.9
     written = Probe.load(tmp_path / "g.safetensors")
     assert written.threshold == pytest.approx(found.gate.threshold.value)
-    assert found.condition("g") == f"@when:g>{found.gate.threshold.value:.10g}"
-    assert found.condition("my probe").startswith("@when:'my probe'>")
     again = measure(written, texts(" warm", 30, 3), texts(" cold", 30, 4), model=planted_model)
     assert again.threshold == written.threshold
+    assert not again.warnings
+    last = measure(written, texts(" warm", 30, 3), texts(" cold", 30, 4), model=planted_model, tokens="last")
+    assert "was chosen on other scores (completion, mean) than those of the test (last, mean)" in last.warnings[0]
+
+
+def gated(tokens: str = "prompt", per_token: bool = False, site: str = "resid_post") -> Gated:
+    probe = Probe({1: Readout(torch.ones(4), 0.0)}, {"site": site})
+    rate = Rate(0, 9, 0.0, 0.3)
+    return Gated(Gate(1, 0.1, Threshold(1.25, 9, 0.1), rate, None, per_token, probe), tokens, "mean", ())
+
+
+def test_a_condition_is_printed_only_for_the_states_that_it_reads() -> None:
+    """The rate of a threshold on the answers says nothing of the last token of the prompt, where a server decides."""
+    assert gated().condition("g") == "@when:g>1.25"
+    assert gated().condition("my probe") == "@when:'my probe'>1.25"
+    assert gated("completion", per_token=True).condition("g") == "@while:g>1.25"
+    for other, step in (
+        (gated("completion"), "train with --tokens prompt"), (gated("last"), "train with --tokens prompt"),
+        (gated("all", per_token=True), "--tokens completion"), (gated("prompt", per_token=True), "--tokens completion"),
+        (gated(site="mlp_out"), "without --site"),
+    ):  # fmt: skip
+        assert other.condition("g") is None
+        assert step in str(other.no_condition)
 
 
 def test_a_gate_can_decide_at_every_token(planted_model: Path, probe: Probe, texts: Texts) -> None:
@@ -189,7 +212,7 @@ def test_a_gate_can_decide_at_every_token(planted_model: Path, probe: Probe, tex
 
 def test_a_rate_that_so_few_texts_cannot_show_is_refused(planted_model: Path, probe: Probe, texts: Texts) -> None:
     with pytest.raises(ExampleError, match=r"too few for a false-positive rate of 0\.001"):
-        gate(probe, texts("", 40, 7), fpr=0.001, model=planted_model)
+        gate(probe, texts("", 40, 7), fpr=0.001, model="/absent")
     with pytest.raises(UsageError, match="does not lie between 0 and 1"):
         gate(probe, texts("", 40, 7), fpr=1.5, model=planted_model)
 
@@ -265,7 +288,12 @@ def test_the_commands_work_one_after_another(
     assert tested["sets"][IN]["auroc"] == 1.0
     assert "<svg" in Path("t.html").read_text()
     assert run("probe", "gate", "p.safetensors", "--neg", str(texts("", 40, 5)), "--fpr", "0.1", "--json", *model) == 0
-    assert json.loads(capsys.readouterr().out)["condition"].startswith("@when:p>")
+    chosen = json.loads(capsys.readouterr().out)
+    assert chosen["condition"] is None
+    assert "--tokens prompt" in chosen["no_condition"]
+    assert run("probe", "gate", "p.safetensors", "--neg", str(texts("", 40, 5)), "--fpr", "0.1", "--tokens", "prompt",
+               *model) == 0  # fmt: skip
+    assert "condition: @when:p>" in capsys.readouterr().out
     assert run("probe", "apply", "p.safetensors", "-t", "a <b> warm", "--html", "a.html", *model) == 0
     assert '" warm"' in capsys.readouterr().out
     page = Path("a.html").read_text()
