@@ -1,8 +1,8 @@
 """The arms of conversations that have begun: a conversation keeps its arm, whatever happens to the experiment.
 
 A stop sends new conversations to the control, and a step of the ramp brings new ones in; those that had begun go on as
-they began. The memory is bounded; it is filled from the log when a server starts and whenever the state changes, so
-that several servers agree.
+they began. The memory is bounded; it is filled from the log when a server starts, and with what other servers have
+begun since whenever the state changes, so that several servers agree.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Engine, select
 
-from steer.experiments.storage.tables import EXPOSURES
+from steer.experiments.storage.tables import EXPERIMENTS, EXPOSURES
 
 MOST = 100_000
 DAY = 86_400.0  # seconds after which a conversation may begin again
@@ -92,16 +92,20 @@ class Conversations:
             self.units.clear()
             self.responses.clear()
 
-    def restore(self, engine: Engine, experiment: str) -> None:
-        """Add the conversations of the last day in the log, as they began. Raises SQLAlchemyError.
+    def restore(self, engine: Engine, experiment: str, but: str, seconds: float = DAY) -> None:
+        """Add the conversations of the last seconds in the log, as they began. Raises SQLAlchemyError.
 
-        Of a conversation that is known, only when it was seen last is news: later answers of it say `continued`.
+        Answers whose id begins with `but` are left out: they are the server's own, which it remembers. Of a
+        conversation that is known, only when it was seen last is news: later answers of it say `continued`.
         """
-        columns = EXPOSURES.c
+        columns, versions = EXPOSURES.c, EXPERIMENTS.c
         query = (
             select(columns.conversation, columns.response, columns.arm, columns.digest, columns.reason,
                    columns.version, columns.stage, columns.at, columns.unit, columns.epoch)
-            .where(columns.experiment == experiment, columns.at > time.time() - DAY, columns.reason != "forced")
+            .where(columns.experiment == experiment, columns.at > time.time() - seconds, columns.reason != "forced",
+                   # The versions by name, so that the index leads to the latest answers.
+                   columns.version.in_(select(versions.version).where(versions.experiment == experiment)),
+                   ~columns.id.startswith(but))
             .order_by(columns.at.desc()).limit(self.most)
         )  # fmt: skip
         with engine.connect() as connection:

@@ -41,6 +41,8 @@ POLL = 0.4  # seconds between two readings of the state
 ADAPT = 1.0  # seconds between two attempts to begin the next epoch of weights
 STEP = 2.0  # seconds between two decisions about the ramp
 SHARE = 3.0  # seconds between two readings of what other servers have answered
+SOON = 30.0  # seconds that such a reading goes back: few answers take longer to reach the log
+GATHER = 60.0  # seconds between two readings that go back so far that none is missed
 LATE = 300.0  # seconds that an answer may take to reach the log, to count for the guardrails of other servers
 FORCED, STOPPED, CONTINUED = "forced", "stopped", "continued"
 SAME, FIRST = "conversation", "first message"  # sources of a unit that is the conversation itself
@@ -54,6 +56,7 @@ class Live:
 
     def __init__(self, experiment: Experiment, engine: Engine, folder: Path, read: Read | None = None) -> None:
         self.experiment, self.engine = experiment, engine
+        self.identity, self.numbers = secrets.token_hex(10), itertools.count()
         self.version = state.register(engine, experiment)
         damaged: list[int] = []
         recover(engine, folder, damaged.append)
@@ -62,7 +65,7 @@ class Live:
             self._note(state.DROPPED, count=sum(damaged), reason="lines of a killed server that can't be read")
         self.judging = Judging(experiment, self.writer, read) if experiment.judges else None
         self.conversations = Conversations()
-        self.conversations.restore(engine, experiment.name)
+        self.conversations.restore(engine, experiment.name, self.identity)
         self.lock = threading.Lock()  # of the state and the guard
         self.state = state.state_of(engine, experiment.name, self.version)
         self.guard = self._guard()
@@ -72,11 +75,11 @@ class Live:
         self.warned: set[tuple[str, str]] = set()
         self.reported = 0  # rows dropped, as the log knows
         self.stepped = self.checked = self.shared = 0.0
+        self.gathered = time.monotonic()
         self.ending = threading.Event()
         adapts = experiment.allocation is not None
         self.adaptive = Adaptive(engine, experiment, self.version) if adapts else None
         self.threads: list[threading.Thread] = []
-        self.identity, self.numbers = secrets.token_hex(10), itertools.count()
 
     @property
     def coverage(self) -> float:
@@ -264,11 +267,14 @@ class Live:
             changed = merged != now
         if changed:
             # First, so that no conversation that another server has begun changes its arm.
-            self.conversations.restore(self.engine, self.experiment.name)
+            self._gather()
             self._set(merged)
-        if time.monotonic() - self.shared > SHARE:
-            self.shared = time.monotonic()
-            self.count(time.time() - LATE)
+        moment = time.monotonic()
+        if moment - self.gathered > GATHER:
+            self._gather()
+        elif moment - self.shared > SHARE:
+            self.count(time.time() - SOON)
+            self.shared = moment
         dropped = self.writer.dropped
         if dropped > self.reported:
             self._note(state.DROPPED, count=dropped - self.reported)
@@ -283,6 +289,14 @@ class Live:
                     state.STAGE, stage=stage, reason=f"every arm is inside of every guardrail at {self.coverage:g}"
                 )
                 self._set(self.state._replace(stage=stage))
+
+    def _gather(self) -> None:
+        """Read everything that other servers have answered since this was last done. Raises SQLAlchemyError."""
+        now = time.monotonic()
+        seconds = now - self.gathered + LATE
+        self.conversations.restore(self.engine, self.experiment.name, self.identity, seconds)
+        self.count(time.time() - seconds)
+        self.gathered = self.shared = now
 
     def stop(self, reason: str) -> None:
         """Send new conversations to the control from now on, and note it in the log."""
@@ -306,13 +320,13 @@ class Live:
         return Guard(self.experiment.control.name, names, self.experiment.guardrails)
 
     def count(self, since: float = 0.0) -> None:
-        """Let the guard count the answers of this stage in the log, from `since` on, that it has not counted yet.
+        """Let the guard count other servers' answers of this stage in the log, from `since` on, that it has not yet.
 
         Raises SQLAlchemyError.
         """
         with self.lock:
             stage = self.state.stage
-        for row in counted.in_log(self.engine, self.experiment.name, self.version, stage, since):
+        for row in counted.in_log(self.engine, self.experiment.name, self.version, stage, since, self.identity):
             with self.lock:
                 if self.counted.add(row["id"]) and stage == self.state.stage:
                     self.guard.add(row)

@@ -13,7 +13,8 @@ import trials
 from sqlalchemy import select
 
 from steer.experiments.assignment import Decision, Identity
-from steer.experiments.running import guardrails, live
+from steer.experiments.running import counted, guardrails, live
+from steer.experiments.running.conversations import Conversations
 from steer.experiments.running.live import Live
 from steer.experiments.storage import state
 from steer.experiments.storage.database import write
@@ -148,6 +149,29 @@ def test_servers_of_one_log_judge_the_guardrails_by_the_answers_of_all(start: St
         }
         each.check()
         assert each.state.stopped.startswith("arm friendly is outside of the guardrail error_rate"), each.state
+
+
+def test_a_server_reads_the_answers_of_others_and_not_its_own_again(start: Start) -> None:
+    """Also when a stop is read: what it has answered itself it remembers, and a busy log has many thousands of it."""
+    one, other = start(), start()
+    for name in NAMES:
+        answered(one, one.decide(conversation(name)), response=f"chat {name}")
+    for name in NAMES[:7]:
+        answered(other, other.decide(conversation(f"other {name}")), response=f"other {name}")
+    assert one.writer.flush(10)
+    assert other.writer.flush(10)
+    read = Conversations()
+    read.restore(one.engine, one.experiment.name, one.identity)
+    assert len(read.begun) == len(read.responses) == 7
+    rows = list(counted.in_log(one.engine, one.experiment.name, one.version, 0, 0.0, one.identity))
+    assert len(rows) == 7
+    other.stop("enough")
+    assert other.writer.flush(10)
+    one.poll()
+    assert one.state.stopped == "enough"
+    assert {one.decide(conversation(f"other {name}")).reason for name in NAMES[:7]} == {"assigned"}
+    assert one.decide(conversation("new")).reason == "stopped"
+    assert sum(arm.answers for arm in one.guard.arms.values()) == len(NAMES) + 7
 
 
 def test_a_conversation_that_is_known_by_its_first_message_begins_anew_without_an_answer(start: Start) -> None:
