@@ -60,7 +60,7 @@ class Trial(NamedTuple):
 
 
 def write_experiments(folder: Path, url: str) -> None:
-    """tone in PostgreSQL, with an arm that ends its answers at once and one like the control; choice, with the same arms
+    """tone in PostgreSQL, with an arm that ends its answers at once and one like the control; choice, with these arms
     and adaptive weights, and the others in SQLite."""
     model = save_model(folder, "llama")
     weights = load_file(next(model.glob("*.safetensors")))
