@@ -26,24 +26,46 @@ def shuffles(labels: Tensor, fold: Tensor, seed: int, count: int) -> list[Tensor
     return [shuffle_within(labels, fold, child_seed(seed, "shuffle", repeat)) for repeat in range(count)]
 
 
-def covariance_direction(states: Tensor, length: float, seed: int) -> Tensor:
-    """A random direction of this length with the covariance of states [tokens, hidden]; float32 [hidden].
+def covariance_direction(states: Tensor, seed: int) -> Tensor:
+    """A random direction with the covariance of states [tokens, hidden]; float64 [hidden], of no particular length.
 
     A combination of the centred states with normal weights has exactly their covariance. An isotropic direction would
     lie almost wholly outside the subspace that a model uses, so that to beat one proves little (arXiv:2602.06801).
+    With one seed the same tokens have the same weights at every layer, so that directions of neighbouring layers, whose
+    states are alike, are as alike: drawn apart, the shifts of several layers would mostly cancel.
     """
     generator = torch.Generator().manual_seed(seed)
     weights = torch.randn(len(states), generator=generator, dtype=torch.float64)
-    centred = states.double() - states.double().mean(0)
-    return _of_length(weights @ centred, length)
+    return weights @ (states.double() - states.double().mean(0))
 
 
-def without(direction: Tensor, other: Tensor, length: float) -> Tensor:
-    """The part of a direction orthogonal to `other`, at this length; float32 [hidden], zero where nothing is left."""
-    unit = other.double() / other.double().norm().clamp_min(torch.finfo(torch.float64).tiny)
-    return _of_length(direction.double() - (direction.double() @ unit) * unit, length)
+def as_alike(drawn: Tensor, originals: Tensor, *, orthogonal: bool = False) -> Tensor:
+    """Drawn directions [n, hidden] with the lengths of the originals [n, hidden] and their inner products, so that any
+    sum of them is as long as that of the originals; float32 [n, hidden].
+
+    What is left of the first drawn one keeps its direction. With `orthogonal` none has a part along any original. A
+    direction that is zero, or of which nothing is left, becomes zero.
+    """
+    drawn, originals = drawn.double(), originals.double()
+    if orthogonal:
+        _, values, span = torch.linalg.svd(originals, full_matrices=False)
+        span = span[values > _NOTHING * values.max()]
+        rest = drawn - drawn @ span.T @ span
+        drawn = torch.where((rest.norm(dim=1) > _NOTHING * drawn.norm(dim=1))[:, None], rest, 0.0)
+    units, _ = _orthonormal(drawn)
+    _, inner = _orthonormal(originals)
+    return (inner.T @ units).float()
 
 
-def _of_length(direction: Tensor, length: float) -> Tensor:
-    norm = direction.norm()
-    return (direction * (length / norm) if float(norm) > 0 else torch.zeros_like(direction)).float()
+_NOTHING = 1e-9  # a share of a length below which only rounding is left
+
+
+def _orthonormal(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Orthonormal rows [n, hidden] and the upper triangle [n, n] with rows = triangle.T @ orthonormal, of which the
+    diagonal is positive (Gram & Schmidt); a row that the ones before it span gets a unit of zeros."""
+    columns, triangle = torch.linalg.qr(rows.T)
+    diagonal = triangle.diagonal()
+    signs = torch.where(diagonal < 0, -1.0, 1.0)
+    spanned = diagonal.abs() <= _NOTHING * rows.norm(dim=1)
+    units = (columns * torch.where(spanned, 0.0, signs)).T
+    return units, triangle * signs[:, None]

@@ -105,7 +105,8 @@ def _add_vector_controls(
             families["negation"] = [negated]
     if wanted.has("shuffled") and wanted.shuffled_from is not None:
         method = next((str(v.metadata.get("method", {}).get("name", "")) for v in arm.vectors.values()), "")
-        directions = _shuffled(loaded, wanted, controls.acting_layers(arm), method, on_event)
+        count = SHUFFLES * wanted.draws * len(arm.vectors)  # an extraction for each vector of a draw
+        directions = _shuffled(loaded, wanted, controls.acting_layers(arm), count, method, on_event)
         families["shuffled"] = controls.shuffled_arms(arm, directions, states)
     drawn = controls.random_arms(arm, states, wanted.draws, wanted.seed)
     if wanted.has("random"):
@@ -127,10 +128,10 @@ def _add_vector_controls(
 
 
 def _shuffled(
-    loaded: LoadedModel, wanted: Wanted, layers: Sequence[int], method: str, on_event: OnEvent
+    loaded: LoadedModel, wanted: Wanted, layers: Sequence[int], count: int, method: str, on_event: OnEvent
 ) -> list[dict[int, Tensor]]:
     assert wanted.shuffled_from is not None
-    arguments = {"count": SHUFFLES * wanted.draws, "seed": child_seed(wanted.seed, "shuffled"), "on_event": on_event}
+    arguments = {"count": count, "seed": child_seed(wanted.seed, "shuffled"), "on_event": on_event}
     try:
         return shuffled_directions(loaded, wanted.shuffled_from, layers, method=method or "diffmean", **arguments)  # type: ignore[arg-type]
     except SteerError:  # a vector that another tool made names a method that we do not have

@@ -1,6 +1,7 @@
 """The controls of an arm that steers by vectors: the same expression, with every vector replaced.
 
-A control vector has the length of the one that it replaces, layer by layer, so that what is compared is the direction.
+Control vectors have the lengths of those that they replace, layer by layer, and are as alike, so that what is compared
+is the direction: a sum of vectors, over terms or over layers, is not shorter because its parts were drawn apart.
 """
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
-from probes.controls import covariance_direction, without
+from probes.controls import as_alike, covariance_direction
 from probes.seeds import child_seed
 from steer.evaluation.arms.arm import Arm
 from vectors.errors import ArtifactError, ExpressionError
@@ -28,8 +30,8 @@ CONTROLS = {
     "donor": "the vector of another behaviour, at the subject's norm",
 }
 
-# From the name of a vector, a layer and its direction [hidden] to the direction that replaces it.
-Replacement = Callable[[str, int, Tensor], Tensor]
+# From a layer and its directions [vectors, hidden], in the order of their names, to those that replace them.
+Replacement = Callable[[int, Mapping[str, Tensor]], Tensor]
 
 
 def acting_layers(arm: Arm) -> list[int]:
@@ -39,20 +41,25 @@ def acting_layers(arm: Arm) -> list[int]:
     return sorted({layer for term in arm.composition.terms for layer in arm.vectors[term.name].acting(term.layers)})
 
 
-def replaced(arm: Arm, name: str, direction: Replacement, states: Mapping[int, Tensor] | None = None) -> Arm:
+def replaced(arm: Arm, name: str, replacement: Replacement, states: Mapping[int, Tensor] | None = None) -> Arm:
     """The arm with each of its vectors replaced, at the layers where it acts; a zero vector stays zero.
 
     For an ablation to the mean, the mean is that of `states` [tokens, hidden] by layer.
     """
     assert arm.composition is not None
-    layers: dict[str, set[int]] = {}
-    for term in arm.composition.terms:
-        layers.setdefault(term.name, set()).update(arm.vectors[term.name].acting(term.layers))
+    by_layer: dict[int, dict[str, Tensor]] = {}
+    for term in sorted(arm.composition.terms, key=lambda term: term.name):
+        vector = arm.vectors[term.name]
+        for layer in vector.acting(term.layers):
+            by_layer.setdefault(layer, {})[term.name] = vector.layers[layer]
+    drawn: dict[str, dict[int, Tensor]] = {term.name: {} for term in arm.composition.terms}
+    for layer in sorted(by_layer):
+        for vector_name, direction in zip(by_layer[layer], replacement(layer, by_layer[layer]), strict=True):
+            drawn[vector_name][layer] = direction
     operations = {term.operation for term in arm.composition.terms}
     vectors = {}
-    for vector_name, wanted in layers.items():
+    for vector_name, directions in drawn.items():
         vector = arm.vectors[vector_name]
-        directions = {layer: direction(vector_name, layer, vector.layers[layer]) for layer in sorted(wanted)}
         apply = [layer for layer in vector.apply if layer in directions] or list(directions)
         base = {"base": dict(vector.base)} if vector.base else {}
         measured = {
@@ -74,39 +81,49 @@ def negation(arm: Arm) -> Arm | None:
 
 
 def random_arms(arm: Arm, states: Mapping[int, Tensor], count: int, seed: int) -> list[Arm]:
-    """Arms with random directions of the covariance of states [tokens, hidden] by layer."""
-
-    def draw(index: int) -> Replacement:
-        return lambda name, layer, direction: covariance_direction(
-            states[layer], float(direction.norm()), child_seed(seed, "random", index, name, layer)
-        )
-
-    return [replaced(arm, f"{arm.name}: random {index + 1}", draw(index), states) for index in range(count)]
+    """Arms with random directions of the covariance of states [tokens, hidden] by layer, of the same tokens at each."""
+    return _drawn(arm, "random", states, count, seed)
 
 
 def orthogonal_arms(arm: Arm, states: Mapping[int, Tensor], count: int, seed: int) -> list[Arm]:
     """Random directions without their part along the subject's: a perturbation of the same length and no more."""
+    return _drawn(arm, "orthogonal", states, count, seed)
 
+
+def _drawn(arm: Arm, kind: str, states: Mapping[int, Tensor], count: int, seed: int) -> list[Arm]:
     def draw(index: int) -> Replacement:
-        def direction(name: str, layer: int, original: Tensor) -> Tensor:
-            length = float(original.norm())
-            drawn = covariance_direction(states[layer], length, child_seed(seed, "orthogonal", index, name, layer))
-            return without(drawn, original, length)
+        def directions(layer: int, originals: Mapping[str, Tensor]) -> Tensor:
+            # One seed for all layers, so that what is drawn at one adds to what is drawn at the next.
+            seeds = [child_seed(seed, kind, index, name) for name in originals]
+            drawn = torch.stack([covariance_direction(states[layer], each) for each in seeds])
+            return as_alike(drawn, torch.stack([*originals.values()]), orthogonal=kind == "orthogonal")
 
-        return direction
+        return directions
 
-    return [replaced(arm, f"{arm.name}: orthogonal {index + 1}", draw(index), states) for index in range(count)]
+    return [replaced(arm, f"{arm.name}: {kind} {index + 1}", draw(index), states) for index in range(count)]
 
 
 def shuffled_arms(
     arm: Arm, directions: Sequence[Mapping[int, Tensor]], states: Mapping[int, Tensor] | None = None
 ) -> list[Arm]:
-    """Arms with re-extracted directions [hidden] by layer, each at the length of the one that it replaces."""
+    """Arms with re-extracted directions [hidden] by layer, at the lengths of those that they replace.
 
-    def draw(extracted: Mapping[int, Tensor]) -> Replacement:
-        return lambda _name, layer, direction: _at_length(extracted[layer], float(direction.norm()))
+    Each vector of an arm takes an extraction of its own: with one for all, a difference of vectors would come to
+    nothing. What is left over of the `directions` is not used.
+    """
+    assert arm.composition is not None
+    names = sorted({term.name for term in arm.composition.terms})
 
-    return [replaced(arm, f"{arm.name}: shuffled {n}", draw(each), states) for n, each in enumerate(directions, 1)]
+    def draw(extracted: Mapping[str, Mapping[int, Tensor]]) -> Replacement:
+        return lambda layer, originals: as_alike(
+            torch.stack([extracted[name][layer] for name in originals]), torch.stack([*originals.values()])
+        )
+
+    return [
+        replaced(arm, f"{arm.name}: shuffled {start // len(names) + 1}",
+                 draw(dict(zip(names, directions[start:], strict=False))), states)
+        for start in range(0, len(directions) - len(names) + 1, len(names))
+    ]  # fmt: skip
 
 
 def donor_arm(arm: Arm, donor: SteeringVector, name: str, states: Mapping[int, Tensor] | None = None) -> Arm:
@@ -117,14 +134,21 @@ def donor_arm(arm: Arm, donor: SteeringVector, name: str, states: Mapping[int, T
             f"the donor {name} holds no layer {spans(missing)}, at which {arm.name} acts",
             f"it holds {spans(donor.layers)}; extract it at all layers",
         )
-    return replaced(
-        arm,
-        f"{arm.name}: donor {name}",
-        lambda _name, layer, direction: _at_length(donor.layers[layer], float(direction.norm())),
-        states,
-    )
+
+    def directions(layer: int, originals: Mapping[str, Tensor]) -> Tensor:
+        along = _along_the_sum(arm, layer, originals)
+        return torch.outer(along, donor.layers[layer] / donor.layers[layer].norm().clamp_min(1e-30))
+
+    return replaced(arm, f"{arm.name}: donor {name}", directions, states)
 
 
-def _at_length(direction: Tensor, length: float) -> Tensor:
-    norm = float(direction.norm())
-    return direction * (length / norm) if norm > 0 else direction
+def _along_the_sum(arm: Arm, layer: int, originals: Mapping[str, Tensor]) -> Tensor:
+    """How long a vector's replacement must be, float32 [vectors], where one direction replaces them all: the length of
+    a single one, the parts of several along what they add up to, so that they add up to the same length."""
+    assert arm.composition is not None
+    stacked = torch.stack([*originals.values()])
+    terms = [term for term in arm.composition.terms if layer in arm.vectors[term.name].acting(term.layers)]
+    total = torch.stack([term.value * originals[term.name] for term in terms]).sum(0)
+    if len(originals) == 1 or any(term.operation != "add" for term in terms) or not total.any():
+        return stacked.norm(dim=1)
+    return stacked @ (total / total.norm())

@@ -43,9 +43,10 @@ def states() -> dict[int, torch.Tensor]:
 def test_random_directions_have_the_covariance_of_the_states() -> None:
     scales = torch.linspace(0, 3, HIDDEN)
     rows = torch.randn(400, HIDDEN, generator=torch.Generator().manual_seed(5)) * scales + 7
-    drawn = torch.stack([covariance_direction(rows, 1.0, seed) for seed in range(400)])
-    torch.testing.assert_close(drawn.norm(dim=1), torch.ones(400))
-    wanted = scales.square() / scales.square().sum()
+    drawn = torch.stack([covariance_direction(rows, seed) for seed in range(400)])
+    drawn = drawn / drawn.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(drawn.norm(dim=1), torch.ones(400).double())
+    wanted = (scales.square() / scales.square().sum()).double()
     torch.testing.assert_close(drawn.square().mean(0), wanted, rtol=0, atol=0.03)
     assert float(drawn.mean(0).norm()) < 0.15
 
@@ -69,6 +70,63 @@ def test_orthogonal_directions_are_orthogonal() -> None:
         for name, layer in (("v", 2), ("w", 3)):
             a, b = control.vectors[name].layers[layer], arm.vectors[name].layers[layer]
             assert abs(float(a @ b)) < 1e-4 * float(a.norm() * b.norm())
+
+
+def test_a_control_of_several_layers_adds_up_as_its_subject_does() -> None:
+    """Five equal unit directions add up to 5; drawn apart at each layer they came to the root of 5."""
+    generator = torch.Generator().manual_seed(4)
+    stream = (
+        torch.randn(6, 50, HIDDEN, generator=generator) * torch.tensor([3.0, 1, 1, 1, 1, 1])[:, None, None]
+    ).cumsum(0)
+    direction = torch.nn.functional.normalize(torch.randn(HIDDEN, generator=generator), dim=0)
+    vector = SteeringVector(dict.fromkeys(range(1, 6), direction), {"apply": [1, 2, 3, 4, 5]})
+    arm = Arm("s", composition=parse("v"), vectors={"v": vector})
+    layers = {i: stream[i] for i in range(1, 6)}
+    for control in [*random_arms(arm, layers, 4, 0), *orthogonal_arms(arm, layers, 4, 0)]:
+        directions = torch.stack([*control.vectors["v"].layers.values()])
+        torch.testing.assert_close(directions.norm(dim=1), torch.ones(5))
+        assert float(directions.sum(0).norm()) > 4
+
+
+def alike(expression: str) -> Arm:
+    """Two vectors at one layer, of which one is nearly the other."""
+    generator = torch.Generator().manual_seed(6)
+    v, other = torch.randn(2, HIDDEN, generator=generator)
+    vectors = {"v": SteeringVector({2: v}), "w": SteeringVector({2: 2 * v + 0.5 * other})}
+    return Arm("s", composition=parse(expression), vectors=vectors)
+
+
+def at_layer_2(arm: Arm) -> torch.Tensor:
+    return torch.stack([arm.vectors[name].layers[2] for name in ("v", "w")])
+
+
+@pytest.mark.parametrize(("expression", "weights"), [("v + w", (1.0, 1.0)), ("2*v - w", (2.0, -1.0))])
+def test_a_control_of_several_vectors_adds_up_as_its_subject_does(
+    expression: str, weights: tuple[float, float]
+) -> None:
+    """Also a difference of them, which was nothing where one direction replaced both."""
+    arm = alike(expression)
+    extracted = [{2: row} for row in torch.randn(5, HIDDEN, generator=torch.Generator().manual_seed(7))]
+    shuffled = shuffled_arms(arm, extracted)
+    assert [each.name for each in shuffled] == ["s: shuffled 1", "s: shuffled 2"]
+    drawn = [*random_arms(arm, states(), 2, 0), *orthogonal_arms(arm, states(), 2, 0), *shuffled]
+    originals = at_layer_2(arm)
+    for control in drawn:
+        torch.testing.assert_close(at_layer_2(control) @ at_layer_2(control).T, originals @ originals.T)
+    donor = SteeringVector({2: torch.ones(HIDDEN)})
+    total = torch.tensor(weights) @ originals
+    for control in [*drawn, donor_arm(arm, donor, "other")]:
+        torch.testing.assert_close((torch.tensor(weights) @ at_layer_2(control)).norm(), total.norm())
+    for control in orthogonal_arms(arm, states(), 2, 0):
+        assert float((at_layer_2(control) @ originals.T).abs().max()) < 1e-4 * float(total.norm() ** 2)
+
+
+def test_what_is_nothing_stays_nothing() -> None:
+    zero = SteeringVector({2: torch.zeros(HIDDEN)})
+    arm = Arm("s", composition=parse("v + w"), vectors={"v": alike("v").vectors["v"], "w": zero})
+    for control in [*random_arms(arm, states(), 1, 0), *shuffled_arms(arm, [{2: torch.zeros(HIDDEN)}] * 2)]:
+        assert not control.vectors["w"].layers[2].any()
+    assert not shuffled_arms(arm, [{2: torch.zeros(HIDDEN)}] * 2)[0].vectors["v"].layers[2].any()
 
 
 def test_a_draw_does_not_depend_on_how_many_there_are() -> None:
