@@ -63,6 +63,9 @@ def check_point(vector: str) -> None:
 
     print("\n== The recommended point: is it within the budget, and is the text coherent?\n", flush=True)
     report = json.loads(Path(vector).with_suffix(".sweep").joinpath("report.json").read_text())
+    if report["chosen"] is None:
+        output.fail([f"nothing is recommended: {report['nothing_recommended']}"], "report this: it is a defect")
+        sys.exit(1)
     cost, budget = report["test"]["p95"], report["config"]["budget"]
     strength = report["recommended"]["strength"]
     composition, vectors = compose(vector)

@@ -12,10 +12,18 @@ from steer.cli.output import out
 if TYPE_CHECKING:
     from steer.evaluation.sweeping.record import Result
 
+VERDICTS = {
+    "moves": "moves the test items", "does not move": "does not move the test items",
+    "moves the other way": "moves the test items the other way",
+}  # fmt: skip
+
 
 def finish(result: Result, target: Path, folder: Path, model: str, *, always: bool = False) -> None:
     """Write the vector if a point was chosen, or `always`, and print the sweep."""
-    written = result.vector.save(target) if always or result.swept.chosen is not None else ""
+    written = ""
+    if always or result.swept.chosen is not None:
+        out.say(output.replacing(target))
+        written = result.vector.save(target)
     data = {"vector": str(target), "vector_digest": written, "report": str(folder / "report.html"), **result.report}
     out.result(data, lambda: show(result, target, folder, written, model))
 
@@ -27,9 +35,14 @@ def show(result: Result, target: Path, folder: Path, written: str, model: str) -
     out.table(list(COLUMNS), rows(result.report["points"]), 1)
     test, counts = result.swept.test, result.swept.counts
     if result.swept.chosen is None:
-        out.line(
-            f"\nno point stays within the budget of {result.report['config']['budget']:g} nats; {target} is as it was"
-        )
+        if written:  # a vector that was extracted in the same go, whose reason holds the sweep's
+            begin = result.vector.metadata["recommended"]
+            out.line(f"\nnothing is recommended; to begin with: strength {begin['strength']:g}: {begin['reason']}")
+            out.line(f"wrote {target}  {written}")
+        else:
+            out.line(f"\nnothing is recommended: {result.report['nothing_recommended']}")
+            out.line(f"nothing was written to {target}")
+        out.say(f"\nreport: {folder / 'report.html'}")
         return
     recommended = result.report["recommended"]
     steps = ", ".join(
@@ -40,9 +53,7 @@ def show(result: Result, target: Path, folder: Path, written: str, model: str) -
     if test["verdict"] == "too few items to say":
         out.line(f"verdict: {counts['test']} test items are too few to say")
     else:
-        out.line(
-            f"verdict: the point {test['verdict']} the test items; `steer eval` says if more than control vectors do"
-        )
+        out.line(f"verdict: the point {VERDICTS[test['verdict']]}; `steer eval` says if more than control vectors do")
     if result.swept.learning:
         out.line()
         out.table(

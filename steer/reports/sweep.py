@@ -36,7 +36,7 @@ def html(report: Mapping[str, Any], record: str) -> str:
     points, chosen, test = report["points"], report["chosen"], report["test"]
     counts, budget = report["counts"], report["config"]["budget"]
     if chosen is None:
-        verdict = f"<p>No point stays within the budget of {budget:g} nats.</p>"
+        verdict = f"<p>Nothing is recommended: {escaping.escape(report['nothing_recommended'])}.</p>"
     else:
         verdict = f"<p>{escaping.escape(report['recommended']['reason'])}.</p>" + page.table(
             ["multiple of the strength", *(f"{each:g}" for each in test["multiples"])],

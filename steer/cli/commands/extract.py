@@ -92,7 +92,7 @@ def command(**values: Any) -> None:
         replacing = output.replacing(request.out)
     output.say_preparing(request.model)
     if request.sweep:
-        _sweep(request, replacing)
+        _sweep(request)
         return
     arguments = {name: value for name, value in vars(request).items() if name not in ("force", "sweep")}
     if request.budget_kl is None:
@@ -115,7 +115,7 @@ def command(**values: Any) -> None:
     out.result({**data, **extraction.report()}, lambda: _print(extraction, file, request.model))
 
 
-def _sweep(request: Request, replacing: str) -> None:
+def _sweep(request: Request) -> None:
     """Extract and sweep in one go."""
     from probes.data.reading import read
     from steer.cli.sweeping import finish
@@ -145,7 +145,6 @@ def _sweep(request: Request, replacing: str) -> None:
             match=request.match, truncate=request.truncate, device=request.device, dtype=request.dtype,
             ray=request.ray, on_event=on_event,
         )  # fmt: skip
-    out.say(replacing)
     finish(result, request.out, folder, request.model, always=True)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from probes.arms import BUDGET
-from steer.cli import options, output, requests
+from steer.cli import options, requests
 from steer.cli.output import out
 from steer.cli.sweeping import finish
 from vectors.errors import SteerError, UsageError, collecting, raise_together
@@ -127,5 +127,4 @@ def command(**values: Any) -> None:
             report=folder, model=request.model, allow_overlap=request.allow_overlap, any_base=request.any_base,
             device=request.device, dtype=request.dtype, ray=request.ray, seed=request.seed, on_event=on_event,
         )  # fmt: skip
-    out.say(output.replacing(target))
     finish(result, target, folder, request.model or "")

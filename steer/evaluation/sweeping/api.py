@@ -66,8 +66,9 @@ def sweep(
     such as "8-20,10+14,8..12"; `strengths` a grid, else each candidate is tried at the greatest strength whose KL on
     neutral text (nats, 95th percentile per token) is within `budget_kl`. `methods` are extraction methods to compare,
     and `examples` the sizes of a learning curve: both extract anew from a part of the files. The vector of the result
-    holds the recommendation, and is written to `out`. `report` is a folder for the report and for what was measured,
-    from which an ended sweep goes on. `ray` is the address of a Ray cluster, or "local".
+    holds the recommendation, and is written to `out`; where nothing is recommended, the vector is as it was, nothing is
+    written, and the report says why (`nothing_recommended`). `report` is a folder for the report and for what was
+    measured, from which an ended sweep goes on. `ray` is the address of a Ray cluster, or "local".
     Raises SteerError with all problems before a model is loaded.
     """
     errors: list[SteerError] = []
@@ -216,8 +217,11 @@ def sweep_examples(
         ready, parts.extraction, method=chosen, which=tokens, seed=settings.seed, truncate=truncate, match=match,
         planned=planned, on_event=on_event,
     )  # fmt: skip
+    vector = extraction.vector
+    if swept.chosen is None:
+        vector = record.doubted(vector, swept, settings.budget)
     return record.result(
-        swept, extraction.vector, source, settings, ready, record.record_of(parts.dev, parts.test)
+        swept, vector, source, settings, ready, record.record_of(parts.dev, parts.test)
     )  # fmt: skip
 
 

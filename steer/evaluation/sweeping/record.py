@@ -63,6 +63,8 @@ def result(
         changed = {"recommended": recommended, "apply": recommended["layers"], "chosen_on": dict(development)}
         vector = SteeringVector(vector.layers, dict(vector.metadata) | changed)
         report["recommended"] = recommended
+    else:
+        report["nothing_recommended"] = why_nothing(swept, settings.budget)
     if settings.folder is not None:
         _write(settings.folder, report, config, inputs, metrics)
     return Result(swept, vector, report)
@@ -93,6 +95,32 @@ def recommendation(swept: Swept, budget: float) -> dict[str, Any]:
     if not test["steady"]:
         reason += f"; but from -2 to 2 times the strength the test {swept.metric} does not rise throughout"
     return {"layers": layers, "strength": point.strength, "reason": reason}
+
+
+def why_nothing(swept: Swept, budget: float) -> str:
+    """Why no point is recommended, and what to do about it."""
+    within, items = [point for point in swept.points if point.within], f"{swept.counts['dev']} development items"
+    if not within:
+        return f"no point stays within the budget of {budget:g} nats; give a greater one, or smaller strengths"
+    least = min(within, key=lambda point: point.effect)
+    if least.opposite and all(point.effect < 0 for point in within):
+        return (
+            f"every point within the budget of {budget:g} nats lowers the {swept.metric} of the {items}, at most by "
+            f"{-least.effect:.3g} {UNITS[swept.metric]} ({least.candidate.method} at layer "
+            f"{spans(least.candidate.layers)}, strength {least.strength:g}), so the vector steers the other way; "
+            "exchange the files of the two classes, or use it negated, such as '-1*NAME' in an expression"
+        )
+    return (
+        f"at no point within the budget of {budget:g} nats does the {swept.metric} of the {items} both rise at the "
+        "strength and fall at minus the strength; extract from more examples, or try --methods"
+    )
+
+
+def doubted(vector: SteeringVector, swept: Swept, budget: float) -> SteeringVector:
+    """A vector that was extracted for a sweep that recommends nothing: its file says so, beside where to begin."""
+    begin = dict(vector.metadata["recommended"])
+    begin["reason"] += f"; but a sweep recommends nothing: {why_nothing(swept, budget)}"
+    return SteeringVector(vector.layers, dict(vector.metadata) | {"recommended": begin})
 
 
 def _write(folder: Path, report: dict[str, Any], config: Any, inputs: Any, metrics: Any) -> None:

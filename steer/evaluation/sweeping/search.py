@@ -36,6 +36,11 @@ class Point(NamedTuple):
     steady: bool
     within: bool
 
+    @property
+    def opposite(self) -> bool:
+        """Whether the means fall from the lesser multiple to the greater, with the unsteered model's between."""
+        return self.margins[0] > self.margins[1] - self.effect > self.margins[1]
+
     def value(self) -> dict[str, object]:
         """The point as JSON values."""
         figures: dict[str, object] = {"method": self.candidate.method, "layers": list(self.candidate.layers)}
@@ -129,8 +134,10 @@ class Search:
 
 
 def chosen(points: Sequence[Point]) -> Point | None:
-    """The point with the largest effect of those within the budget, steady ones first; None if there is none."""
-    return max((point for point in points if point.within), key=lambda p: (p.steady, p.effect), default=None)
+    """The point with the largest effect of those within the budget, steady ones first and those that steer the other
+    way last; None if there is none. So one that steers the other way is chosen only where all do."""
+    order = ((p.steady, not p.opposite, p.effect, p) for p in points if p.within)
+    return max(order, key=lambda each: each[:3], default=(None,))[-1]
 
 
 def golden(count: int, point: Callable[[int], Point]) -> None:

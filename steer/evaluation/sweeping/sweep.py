@@ -36,7 +36,8 @@ CELLS = 5  # that a candidate takes, about
 class Swept(NamedTuple):
     """What a sweep measured: all points, the chosen one with its test figures, and the learning curve, if any.
 
-    `metric` is what is measured of the items: "margin" or "log-odds".
+    A point is chosen only if it is steady: one that raises the margin whichever its sign, or lowers it, steers nothing
+    or the other way. `metric` is what is measured of the items: "margin" or "log-odds".
     """
 
     points: list[Point]
@@ -107,6 +108,8 @@ def sweep(
     points = list(search.points)
     best = chosen(points)
     figures: dict[str, Any] = {}
+    if best is not None and best.opposite:  # as all are, and less of it is no remedy
+        best = None
     if best is not None:
         check = neutral_text(loaded, sides.check, seed=settings.seed + 1)
 
@@ -117,10 +120,13 @@ def sweep(
         if strength != best.strength:
             best = search.at(best.candidate, strength, search.cost(best.candidate, strength))
         best, weaker = _steady(search, best)
-        p95 = cost(best.strength) if weaker else p95
-        figures = _test(best, test, sides.test, settings.seed) | {"p95": p95}
         if all(best is not each for each in points):
             points.append(best)
+        if best.steady:
+            p95 = cost(best.strength) if weaker else p95
+            figures = _test(best, test, sides.test, settings.seed) | {"p95": p95}
+        else:
+            best = None
     learning: list[dict[str, Any]] = []
     if settings.examples and best is not None and source.subset is not None:
         subset_of, at = source.subset, best
@@ -141,14 +147,16 @@ def sweep(
 
 
 def _steady(search: Search, point: Point) -> tuple[Point, bool]:
-    """The point weakened until the margin rises throughout, and whether it was; as it is where that does not help."""
-    weaker = point
+    """The point weakened until the margin rises throughout, and whether it was; where that does not help, the strongest
+    steady point, or as it is."""
+    weaker = steady = point
     for _ in range(LOWERED):
         if search.throughout(weaker):
             return weaker, weaker is not point
         strength = rounded(0.7 * weaker.strength)
         weaker = search.at(point.candidate, strength, search.cost(point.candidate, strength))
-    return point, False
+        steady = steady if steady.steady else weaker
+    return (steady, steady is not point) if steady.steady else (point, False)
 
 
 def _inside(layer: int, loaded: LoadedModel) -> bool:
@@ -201,8 +209,13 @@ def _test(point: Point, test: Items, items: Sequence[Item], seed: int) -> dict[s
         "margins": means,
         "steady": all(a < b for a, b in itertools.pairwise(means)),
         "effect": effect.mean, "low": effect.low, "high": effect.high,
-        "verdict": "too few items to say" if len(items) < FEWEST else "moves" if effect.low > 0 else "does not move",
+        "verdict": "too few items to say" if len(items) < FEWEST else verdict_of(effect.low, effect.high),
     }  # fmt: skip
+
+
+def verdict_of(low: float, high: float) -> str:
+    """What the interval of an effect says."""
+    return "moves" if low > 0 else "moves the other way" if high < 0 else "does not move"
 
 
 def digest_of(config: Any, inputs: Any, metrics: Any) -> str:

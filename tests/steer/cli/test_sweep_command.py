@@ -45,6 +45,19 @@ def test_a_sweep_writes_its_choice_into_the_vector_and_goes_on_where_it_was(
     assert "test items are among the development items of the sweep that chose" in error_of(outcome)
 
 
+def test_a_sweep_over_exchanged_files_leaves_the_vector_as_it_was(
+    files: list[str], extracted: Path, steer: Callable[..., Outcome], model_folder: Path
+) -> None:
+    files[1::2] = files[3::-2]
+    before = extracted.read_bytes()
+    arguments = ["sweep", extracted, *files, "--model", model_folder, "--layers", "1,2", "--budget-kl", "0.4"]
+    code, out, err = steer(*arguments)
+    assert code == 0, err
+    assert "nothing is recommended: every point within the budget of 0.4 nats lowers the margin" in out
+    assert f"nothing was written to {extracted}" in out
+    assert extracted.read_bytes() == before
+
+
 def test_extraction_and_sweep_in_one_go(files: list[str], steer: Callable[..., Outcome], model_folder: Path) -> None:
     code, out, err = steer(
         "extract", *files, "--model", model_folder, "--sweep", "--layers", "1,2", "--budget-kl", "0.4", "--json"

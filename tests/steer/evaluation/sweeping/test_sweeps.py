@@ -27,10 +27,12 @@ from steer.evaluation.sweeping.api import sweep_examples
 from steer.evaluation.sweeping.groups import parse_groups
 from steer.evaluation.sweeping.measured import Candidate, Items
 from steer.evaluation.sweeping.parts import parts_of
-from steer.evaluation.sweeping.record import record_of
+from steer.evaluation.sweeping.record import doubted, record_of, why_nothing
+from steer.evaluation.sweeping.record import result as record_result
 from steer.evaluation.sweeping.request import Settings, Sides, Source, sides_of
-from steer.evaluation.sweeping.search import golden
-from steer.evaluation.sweeping.sweep import Swept, sweep
+from steer.evaluation.sweeping.search import Point, golden
+from steer.evaluation.sweeping.sweep import Swept, sweep, verdict_of
+from steer.reports import sweep as page
 from vectors.errors import ExampleError, UsageError
 from vectors.steering import SteeringVector
 
@@ -125,8 +127,8 @@ def test_single_layers_pairs_and_bands_are_compared(loaded: LoadedModel, source:
 
 
 def test_choices_are_swept_by_their_log_odds_and_not_mixed_with_pairs(loaded: LoadedModel, source: Source) -> None:
-    choices = [
-        Choice(f"{side} {i}?", ("yes", "no"), i % 2, letters=False, id=f"{side}{i}") for side in "ab" for i in range(5)
+    choices = [  # without a space before them, it is "no" that the vector makes likelier
+        Choice(f"{side} {i}?", ("yes", "no"), 1, letters=False, id=f"{side}{i}") for side in "ab" for i in range(5)
     ]
     sides = sides_of(choices[:5], choices[5:], NEUTRAL)
     result = sweep(loaded, source, sides, settings(layers="2", strengths=(0.2,)))
@@ -194,6 +196,42 @@ def test_where_nothing_stays_within_the_budget_nothing_is_chosen(loaded: LoadedM
     result = swept(loaded, source, strengths=(500.0,), budget=0.001)
     assert result.chosen is None
     assert result.test == {}
+
+
+def test_a_vector_that_steers_the_other_way_gets_no_recommendation(loaded: LoadedModel, source: Source) -> None:
+    result = swept(loaded, source, layers="1")
+    assert result.chosen is None
+    assert result.test == {}
+    assert result.points[0].opposite
+    assert result.points[0].within
+    assert "exchange the files of the two classes" in why_nothing(result, 0.3)
+    given = SteeringVector({1: torch.ones(4)}, {"recommended": {"layers": [1], "strength": 2.0, "reason": "given"}})
+    after = record_result(result, given, source, settings(), loaded, {})
+    assert after.vector.metadata == given.metadata
+    assert "lowers the margin of the 6 development items" in after.report["nothing_recommended"]
+    assert "exchange the files" in page.html(after.report, "report.json")
+    begin = doubted(given, result, 0.3).metadata["recommended"]
+    assert begin["reason"].startswith("given; but a sweep recommends nothing: every point")
+
+
+@pytest.mark.parametrize(
+    ("margins", "effect", "within", "words"),
+    [
+        ([0.1, 0.3], 0.1, False, "no point stays within the budget of 0.3 nats"),
+        ([0.3, 0.1], -0.1, True, "steers the other way"),
+        ([0.3, 0.3], 0.1, True, "both rise at the strength and fall at minus the strength"),
+        ([0.1, 0.1], -0.1, True, "both rise at the strength and fall at minus the strength"),
+    ],
+)
+def test_why_nothing_is_recommended_is_said(margins: list[float], effect: float, within: bool, words: str) -> None:
+    point = Point(Candidate("given", (2,), {}), 1.0, 0.1, effect, margins, False, within)
+    assert words in why_nothing(Swept([point], None, {}, [], {"dev": 6}, {}, "margin"), 0.3)
+
+
+def test_an_interval_below_zero_is_said_to_be_the_other_way() -> None:
+    assert [verdict_of(*ends) for ends in ((0.1, 0.2), (-0.1, 0.2), (-0.2, -0.1))] == [
+        "moves", "does not move", "moves the other way",
+    ]  # fmt: skip
 
 
 def test_what_is_wrong_is_refused_at_once(loaded: LoadedModel, source: Source) -> None:
