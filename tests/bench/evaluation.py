@@ -1,11 +1,13 @@
 """How long the commands take that say if a vector steers: `steer extract` with its calibration, and `steer eval`.
 
-    .venv/bin/python tests/bench/evaluation.py [--rounds 3]
+    .venv/bin/python tests/bench/evaluation.py [--rounds 3] [--persona FILE] [--eval-only]
 
 Each is a whole command on all cores, from the start of Python to its end. The evaluation has every control: negation,
 16 draws of shuffled labels, 8 of each kind of random direction, at equal norm and at equal KL, a donor, the prompt, the
-prompt with the vector; the curve of eight strengths; the answers to ten prompts; 64 test items, which are the project's
-own pairs (warm and cold, formal and casual).
+prompt with the vector; the curve of eight strengths; the answers to ten prompts; 64 test items. These are the project's
+own pairs (warm and cold, formal and casual), about 40 tokens each side, or statements of a persona (`--persona`, a file
+in the form of Anthropic's model-written evaluations), about 15: the vector is extracted from 300 of each side, and 140
+other pairs are divided into development and test.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from pathlib import Path
 from figures import machine, spread
 
 DATA = Path(__file__).parents[2] / "examples" / "data"
+ANSWERS = ("Yes", "No")  # that match the behaviour: of its positive and of its negative statements
 
 
 def pairs(*sides: tuple[str, str]) -> list[str]:
@@ -41,35 +44,64 @@ def seconds(*words: str | Path) -> float:
     return time.perf_counter() - started
 
 
+def statements(persona: Path, folder: Path) -> dict[str, list[str | Path]]:
+    """The statements of a persona as files of the folder: those to extract from, and those to evaluate on."""
+    rows = [json.loads(line) for line in persona.open()]
+    sides = [
+        [row["statement"] for row in rows if row["answer_matching_behavior"].strip() == answer] for answer in ANSWERS
+    ]
+    for name, first, last in (("examples", 0, 300), ("items", 300, 440)):
+        for side, found in zip(("positive", "negative"), sides, strict=True):
+            lines = (json.dumps({"text": text}) for text in found[first:last])
+            (folder / f"{name}-{side}.jsonl").write_text("\n".join(lines))
+    return {
+        name: ["--pos", folder / f"{name}-positive.jsonl", "--neg", folder / f"{name}-negative.jsonl"]
+        for name in ("examples", "items")
+    }
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args().rounds
+    parser.add_argument(
+        "--persona", type=Path, help="a file of persona statements instead of the project's own examples"
+    )
+    parser.add_argument("--eval-only", action="store_true", help="extract once, and measure the evaluation alone")
+    arguments = parser.parse_args()
     took: dict[str, list[float]] = {"extract": [], "extract --budget-kl 0": [], "eval": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "pairs.jsonl").write_text("\n".join(pairs(("warm", "cold"), ("formal", "casual"))))
-        warm = ("--pos", DATA / "warm.jsonl", "--neg", DATA / "cold.jsonl")
         formal = ("--pos", DATA / "formal.jsonl", "--neg", DATA / "casual.jsonl")
+        if arguments.persona:
+            files = statements(arguments.persona, folder)
+            examples, items = files["examples"], files["items"]
+        else:
+            (folder / "pairs.jsonl").write_text("\n".join(pairs(("warm", "cold"), ("formal", "casual"))))
+            examples = ["--pos", DATA / "warm.jsonl", "--neg", DATA / "cold.jsonl"]
+            items = ["--pairs", folder / "pairs.jsonl", "--allow-overlap"]
+        vector = folder / "vector.safetensors"
         seconds("extract", *formal, "-o", folder / "formal.safetensors")
-        for number in range(rounds):
-            took["extract"].append(seconds("extract", *warm, "--force", "-o", folder / "warm.safetensors"))
-            plain = seconds("extract", *warm, "--force", "--budget-kl", "0", "-o", folder / "plain.safetensors")
-            took["extract --budget-kl 0"].append(plain)
+        seconds("extract", *examples, "-o", vector)
+        for number in range(arguments.rounds):
+            if not arguments.eval_only:
+                took["extract"].append(seconds("extract", *examples, "--force", "-o", vector))
+                plain = seconds("extract", *examples, "--budget-kl", "0", "--force", "-o", folder / "plain.safetensors")
+                took["extract --budget-kl 0"].append(plain)
             took["eval"].append(
                 seconds(
-                    "eval", folder / "warm.safetensors", "--pairs", folder / "pairs.jsonl", "--allow-overlap",
-                    "--donor", folder / "formal.safetensors", "--prompt", "Answer warmly.",
+                    "eval", vector, *items, "--donor", folder / "formal.safetensors", "--prompt", "Answer warmly.",
                     "--out", folder / f"report-{number}",
                 )
             )  # fmt: skip
-            print(", ".join(f"{each} {values[-1]:.1f} s" for each, values in took.items()), flush=True)
-    print(f"{machine()}, smollm2, float32, {rounds} rounds")
+            print(", ".join(f"{each} {values[-1]:.1f} s" for each, values in took.items() if values), flush=True)
+    print(f"{machine()}, smollm2, float32, {arguments.rounds} rounds")
     for each, values in took.items():
-        print(f"steer {each:22} {spread(values, '.1f')} s")
-    calibrated = [a - b for a, b in zip(took["extract"], took["extract --budget-kl 0"], strict=True)]
-    print(f"the calibration        {spread(calibrated, '.1f')} s")
+        if values:
+            print(f"steer {each:22} {spread(values, '.1f')} s")
+    if took["extract"]:
+        calibrated = [a - b for a, b in zip(took["extract"], took["extract --budget-kl 0"], strict=True)]
+        print(f"the calibration        {spread(calibrated, '.1f')} s")
 
 
 if __name__ == "__main__":
