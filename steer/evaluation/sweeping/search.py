@@ -143,7 +143,8 @@ def chosen(points: Sequence[Point]) -> Point | None:
 def golden(count: int, point: Callable[[int], Point]) -> None:
     """Golden-section search for the largest effect of `count` candidates in a row; `point` measures each at most once.
 
-    Kiefer 1953. The effect over the candidates is taken to rise and then to fall.
+    Kiefer 1953. The effect over the candidates is taken to rise and then to fall. Where neither of two candidates stays
+    within the budget, nothing says on which side of them others do, so all that are left are measured.
     """
     measured: dict[int, float] = {}
 
@@ -159,6 +160,8 @@ def golden(count: int, point: Callable[[int], Point]) -> None:
         a, b = high - step, low + step
         if a >= b:
             a, b = (low + high) // 2, (low + high) // 2 + 1
+        if max(effect(a), effect(b)) == -math.inf:
+            break
         if effect(a) >= effect(b):
             high = b if b < high else b - 1
         else:

@@ -277,6 +277,19 @@ def test_an_evaluation_recognises_what_a_sweep_chose_on_and_with_its_seed_there_
     )
 
 
+@pytest.mark.parametrize("affordable", [range(3), range(16, 21), range(10, 11), range(0)])
+def test_the_golden_section_finds_the_layers_within_the_budget_wherever_they_are(affordable: range) -> None:
+    tried: list[int] = []
+
+    def point(layer: int) -> Any:
+        tried.append(layer)
+        return type("Point", (), {"effect": 1.0, "within": layer in affordable})
+
+    golden(21, point)
+    assert set(affordable) <= set(tried)
+    assert len(tried) == len(set(tried))
+
+
 def contrast(count: int, *, paired: bool = False) -> Contrast:
     sides = [[Example(f" {text} {i}", f"q {i}?") for i in range(count)] for text in ("yes the warm", "no and cold")]
     return Contrast(*sides, paired, {"pos": "sha256:1", "neg": "sha256:2"})
