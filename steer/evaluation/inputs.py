@@ -12,7 +12,7 @@ from probes.data.reading import Contrast, read
 from probes.models.loading import OpenedModel, choose_device, choose_dtype, open_model
 from probes.models.residual import text_part
 from steer.evaluation.arms.controls import acting_layers
-from steer.evaluation.arms.subjects import Subject, base_reference, subjects_of
+from steer.evaluation.arms.subjects import Subject, base_reference, problems_of_names, subjects_of
 from steer.evaluation.exports import harness_vector
 from steer.evaluation.planning import contrast_of
 from steer.evaluation.request import CONTROL_NAMES, Request
@@ -92,6 +92,9 @@ def read_inputs(request: Request) -> Inputs:
             request.subjects, request.vectors, strength=request.strength, allow_strength=request.allow_strength
         )
         reference = request.model or base_reference(subjects)
+    problems = problems_of_names(subjects, request.prompt)
+    if problems:
+        errors.append(UsageError(problems, "write it in another way: 1*NAME for a vector, ./NAME for a file or folder"))
     if "lm-eval" in request.export:
         reasons = [reason for subject in subjects for reason in harness_vector.problems_of(subject.arm)]
         if reasons:

@@ -143,7 +143,7 @@ def _curve(arm: Arm, factors: Sequence[float]) -> dict[float, Arm]:
         return {}
     try:
         return {
-            factor: arm.scaled(factor, f"{arm.name} x {factor:g}") if factor else Arm(BASE)
+            factor: arm.scaled(factor, f"{arm.name} x {factor!r}") if factor else Arm(BASE)
             for factor in sorted(factors)
         }
     except ExpressionError:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from merges.inputs import locations
-from steer.evaluation.arms.arm import Arm
+from steer.evaluation.arms.arm import BASE, Arm
+from steer.evaluation.arms.controls import CONTROLS
 from vectors.errors import ArtifactError, SteerError, UsageError, collecting, raise_together
 from vectors.fit import recommended_strength
 from vectors.references import DEFAULT
@@ -57,11 +58,30 @@ def subjects_of(
             subjects.append(_subject(text, vectors or {}, strength, allow_strength, resolvers))
     repeated = sorted({text for text in texts if texts.count(text) > 1})
     if repeated:
-        errors.append(UsageError(f"the subject {repeated[0]} is given twice", "give each subject once"))
+        problems = [f"the subject {text} is given {texts.count(text)} times" for text in repeated]
+        errors.append(UsageError(problems, "give each subject once"))
     if not texts:
         errors.append(UsageError("there is no subject", "steer eval warm.safetensors --pos P --neg N"))
     raise_together(errors)
     return subjects
+
+
+def problems_of_names(subjects: Sequence[Subject], prompt: str | None = None) -> list[str]:
+    """What is wrong with subjects' names: arms are told apart by name, and one is that of another arm of the evaluation.
+
+    `prompt` is the system prompt that subjects are compared with.
+    """
+    problems = []
+    for name in (subject.name for subject in subjects):
+        if name == BASE:
+            problems.append(f"the subject {name!r} has the name of the unsteered model")
+        for other in (subject.name for subject in subjects if subject.name != name):
+            control = name.removeprefix(f"{other}: ").split()[:1] if name.startswith(f"{other}: ") else []
+            if set(control) & CONTROLS.keys() or name.startswith(f"{other} x "):
+                problems.append(f"the subject {name!r} may have the name of an arm of the subject {other!r}")
+        if prompt is not None and name in (f"prompt + {subject.name}" for subject in subjects):
+            problems.append(f"the subject {name!r} has the name of a subject with the prompt of --prompt")
+    return problems
 
 
 def base_reference(subjects: Sequence[Subject]) -> str:

@@ -14,6 +14,8 @@ import torch
 
 from probes.data import overlap
 from probes.data.examples import Example
+from steer.evaluation.arms.arm import Arm
+from steer.evaluation.arms.subjects import Subject, problems_of_names
 from steer.evaluation.api import evaluate, references_of
 from steer.evaluation.evaluation import Evaluation
 from steer.evaluation.report import report
@@ -206,6 +208,31 @@ def test_all_problems_are_named_before_a_model_is_loaded(folder: Path, tmp_path:
         evaluated(folder, str(folder / "warm.safetensors"), control=("randm",))
     with pytest.raises(TypeError, match="did you mean pairs"):
         evaluate("warm", pair="x")
+
+
+def test_a_subject_with_the_name_of_another_arm_is_refused(folder: Path) -> None:
+    """The arm of that name was measured in its place: a vector named base had an effect of exactly 0."""
+    vectors = {name: folder / "warm.safetensors" for name in ("base", "warm", "prompt")}
+    with pytest.raises(UsageError) as caught:
+        evaluated(folder, "base", "warm", "prompt + warm", vectors=vectors, prompt="Be kind.", device="quantum")
+    text = "\n".join(caught.value.problems)
+    assert "the subject 'base' has the name of the unsteered model" in text
+    assert "the subject 'prompt + warm' has the name of a subject with the prompt of --prompt" in text
+    assert "quantum" in text
+    assert "1*NAME for a vector" in str(caught.value.hint)
+    found = evaluated(folder, "1*base", vectors=vectors, control=("none",), max_tokens=0, items=32)
+    assert found.subjects[0].judged[0].effect.mean > 0.1
+
+
+def test_a_name_is_refused_where_the_controls_of_another_subject_have_it() -> None:
+    def problems(*names: str, prompt: str | None = None) -> list[str]:
+        return problems_of_names([Subject(name, "model", Arm(name), "") for name in names], prompt)
+
+    assert problems("warm", "warm: random 1") == [
+        "the subject 'warm: random 1' may have the name of an arm of the subject 'warm'"
+    ]
+    assert len(problems("warm", "warm x 2.0", "warm: negation", "base")) == 3
+    assert problems("warm", "cold", "prompt + warm", "warm: a folder", "prompt: Be kind.", "prompt") == []
 
 
 def test_the_folder_holds_the_record_the_report_and_a_page_and_the_vector_refers_to_it(
