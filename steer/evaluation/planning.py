@@ -139,12 +139,13 @@ def _shuffled(
 
 
 def _curve(arm: Arm, factors: Sequence[float]) -> dict[float, Arm]:
-    if arm.composition is None:
+    """The arms of the curve, with 0 (its changes are counted from there) and 1; none without factors."""
+    if arm.composition is None or not factors:
         return {}
     try:
         return {
             factor: arm.scaled(factor, f"{arm.name} x {factor!r}") if factor else Arm(BASE)
-            for factor in sorted(factors)
+            for factor in sorted({0.0, 1.0, *map(float, factors)})
         }
     except ExpressionError:
         return {}

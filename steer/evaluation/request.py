@@ -19,8 +19,8 @@ SCORES = "Scores of the answers"
 
 
 def factors(texts: str | tuple[str, ...]) -> tuple[float, ...]:
-    """The numbers of --curve, ascending, with 0 and 1. Raises UsageError with every malformed one."""
-    values, problems = {0.0, 1.0}, []
+    """The numbers of --curve, ascending. Raises UsageError with every malformed one."""
+    values, problems = set[float](), []
     for part in ",".join((texts,) if isinstance(texts, str) else texts).split(","):
         value = number(part.strip())
         if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e6:
@@ -68,7 +68,7 @@ class Request:
     )
     curve: tuple[float, ...] = option(
         (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0), help="The strengths of the curve on development items, as factors "
-        "of the strength.", parse=factors, metavar="FACTORS", default_text="-2,-1,-0.5,0,0.5,1,1.5,2",
+        "of the strength; 0 and 1 are always on it.", parse=factors, metavar="FACTORS", default_text="-2,-1,-0.5,0,0.5,1,1.5,2",
     )  # fmt: skip
     control: tuple[str, ...] = option(
         (), help="A control that the subject must beat; may be given several times.", choices=CONTROL_NAMES,

@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluated(folder: Path, *subjects: str, **options: Any) -> Evaluation:
-    settings: dict[str, Any] = {"model": str(folder / "model"), "max_tokens": 4, "draws": 4, "curve": (-1.0, 0.0, 1.0)}
+    settings: dict[str, Any] = {"model": str(folder / "model"), "max_tokens": 4, "draws": 4, "curve": (-1, 1)}
     if not {"pairs", "suite"} & set(options):
         settings["pairs"] = folder / "pairs.jsonl"
     return evaluate(*subjects, **(settings | options))
