@@ -47,7 +47,7 @@ class Point(NamedTuple):
 class Judged(NamedTuple):
     """A subject under one metric: its effect on test items, its verdict, and how single items answer to strength.
 
-    `slopes` are over the test items at -1, 0 and 1 times the strength, None without a negation. `by_answer` is the
+    `slopes` are over the test items at -1, 0 and 1 times the strength, None of what has no opposite sign. `by_answer` is the
     effect on the items of each answer, None where answers are not balanced. `in_template` is the
     effect on test items whose group development items share, `out_of_template` on those of other groups.
     """
@@ -102,12 +102,10 @@ def judged(
     base, subject = of("base"), of(plan.subject.arm.name)
     families = {name: torch.stack([balanced_of(arm.name) for arm in arms]) for name, arms in plan.controls.items()}
     change, balanced_subject = subject - base, balanced_of(plan.subject.arm.name)
-    negation = plan.controls.get("negation")
     of_items = None
-    if negation:
-        of_items = distribution(
-            slopes([-1.0, 0.0, 1.0], torch.stack([of(negation[0].name), base, subject])), metric.groups
-        )
+    if plan.negation is not None:
+        points_of_items = torch.stack([of(plan.negation.name), base, subject])
+        of_items = distribution(slopes([-1.0, 0.0, 1.0], points_of_items), metric.groups)
     points, monotonicity, of_each = [], None, None
     if curve and dev_metric is not None and len(dev_metric.columns) > 1:
         measured = {factor: dev_metric.of(values) for factor, values in curve.items()}

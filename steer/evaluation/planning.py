@@ -23,12 +23,14 @@ from vectors.events import OnEvent, ignore
 from vectors.steering import SteeringVector
 
 SHUFFLES = 2  # times as many draws of shuffled labels: of all families their effects lie the farthest apart
+SCALED = ("adapter", "task-vector")  # kinds of subjects in the weights that a factor scales
 SHUFFLED_FROM = 100  # most development items that labels are shuffled of
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The arms of one subject. `controls` are what it must beat, by family; `others` are compared for information.
+    """The arms of one subject. `controls` are what it must beat, by family; `others` are compared for information,
+    `opposite` among them: the subject with the opposite sign, where it is no control.
 
     `curve` are the arms of the curve by factor, the base at 0; `notes` say which controls do not apply, and why.
     """
@@ -38,6 +40,11 @@ class Plan:
     others: Mapping[str, Arm] = field(default_factory=dict)
     curve: Mapping[float, Arm] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def negation(self) -> Arm | None:
+        """The subject with the opposite sign, a control or not; None for one that can't be scaled."""
+        return self.controls["negation"][0] if "negation" in self.controls else self.others.get("opposite")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +79,20 @@ def plan_of(
     """
     arm = subject.arm
     families: dict[str, list[Arm]] = {BASE: [Arm(BASE)]}
+    others: dict[str, Arm] = {}
     notes: list[str] = []
     if arm.composition is not None:
         _add_vector_controls(families, notes, loaded, arm, wanted, states, measure, on_event)
-    elif arm.model is not None and subject.kind != "model" and wanted.has("negation"):
-        families["negation"] = [replace(arm, name=f"{arm.name}: negation", weight=-arm.weight)]
+    negated = controls.negation(arm) if arm.composition is not None or subject.kind in SCALED else None
+    if negated is not None and wanted.has("negation"):
+        families["negation"] = [negated]
+    elif negated is not None:
+        others["opposite"] = negated
+        notes.append(f"{negated.name} is measured for the slopes of single items, and is no control")
+    elif arm.composition is not None:
+        notes.append(f"{arm.name} has no negation, and single items have no slopes: clamp sets a level")
     else:
-        notes.append(f"{subject.name} is no vector: it is compared with the base alone")
-    others = {}
+        notes.append(f"{subject.name} is no vector: it is compared with the base alone, and single items have no slopes")
     if wanted.prompt is not None:
         others["prompt"] = Arm(f"prompt: {wanted.prompt}", system=wanted.prompt)
         if arm.system is None:
@@ -97,12 +110,6 @@ def _add_vector_controls(
     measure: Measure,
     on_event: OnEvent,
 ) -> None:
-    if wanted.has("negation"):
-        negated = controls.negation(arm)
-        if negated is None:
-            notes.append(f"{arm.name} has no negation: clamp sets a level")
-        else:
-            families["negation"] = [negated]
     if wanted.has("shuffled") and wanted.shuffled_from is not None:
         method = next((str(v.metadata.get("method", {}).get("name", "")) for v in arm.vectors.values()), "")
         count = SHUFFLES * wanted.draws * len(arm.vectors)  # an extraction for each vector of a draw

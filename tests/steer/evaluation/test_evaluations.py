@@ -136,6 +136,18 @@ def test_the_report_is_json_and_names_what_it_measured(both: Evaluation) -> None
     assert value["subjects"][0]["operating_point"]["dose"] > 0
 
 
+def test_single_items_have_slopes_whichever_controls_are_asked_for_or_a_note_says_why_not(folder: Path) -> None:
+    warm, options = str(folder / "warm.safetensors"), {"max_tokens": 0, "items": 32, "curve": ()}
+    without, level = evaluated(folder, warm, "clamp(warm, 1)", vectors={"warm": folder / "warm.safetensors"},
+                               control=("none",), **options).subjects  # fmt: skip
+    (beaten,) = evaluated(folder, warm, control=("negation",), **options).subjects
+    assert without.judged[0].slopes == beaten.judged[0].slopes is not None
+    assert [each.control for each in without.judged[0].verdict.against] == ["base"]
+    assert "is no control" in without.plan.notes[0]
+    assert level.judged[0].slopes is None
+    assert "single items have no slopes" in level.plan.notes[0]
+
+
 def test_the_items_of_development_do_not_enter_the_figures_of_the_test(folder: Path) -> None:
     """With the classes of all development items exchanged, the test figures of what no items made are the same."""
     lines = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
