@@ -108,16 +108,15 @@ def read_inputs(request: Request) -> Inputs:
     for path in request.entangled:
         with collecting(errors):
             other = read_suite(Sources(suite=path), request.seed)
+            _require_test_items(other, f"the suite {path}: ")
             entangled.append((other, chosen(other.of("test"), request.items, request.seed)))
     if request.out is not None:
         with collecting(errors):
             require_free_output(request.out)
     test = chosen(suite.of("test"), request.items, request.seed)
     dev = chosen(suite.of("dev"), max(1, request.items // 2), request.seed)
-    if suite.items and not test:
-        errors.append(
-            ExampleError("all items are for development, so there is none for the test", "give more items, or --seed")
-        )
+    with collecting(errors):
+        _require_test_items(suite)
     if donor is not None:
         errors += _problems_of_donor(donor, subjects)
     found = [sentence for subject in subjects for sentence in overlaps(subject, test)]
@@ -168,6 +167,12 @@ def overlaps(subject: Subject, items: Sequence[Item]) -> list[str]:
                     f"{len(seen)} of the {len(items)} test items {became.format(name)} (the first: {_shown(seen[0])!r})"
                 )
     return sentences
+
+
+def _require_test_items(suite: Suite, prefix: str = "") -> None:
+    if suite.items and not suite.of("test"):
+        problem = f"{prefix}all items are for development, so there is none for the test"
+        raise ExampleError(problem, "give more items, or --seed")
 
 
 def _shown(item: Item) -> str:

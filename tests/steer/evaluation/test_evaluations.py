@@ -19,6 +19,8 @@ from steer.evaluation.arms.subjects import Subject, problems_of_names
 from steer.evaluation.api import evaluate, references_of
 from steer.evaluation.evaluation import Evaluation
 from steer.evaluation.report import report
+from steer.evaluation.suites.files import pairs_of
+from steer.evaluation.suites.items import Pair
 from vectors.errors import ExampleError, SteerError, UsageError
 from vectors.storage.runs import read_json
 
@@ -220,6 +222,23 @@ def test_all_problems_are_named_before_a_model_is_loaded(folder: Path, tmp_path:
         evaluated(folder, str(folder / "warm.safetensors"), control=("randm",))
     with pytest.raises(TypeError, match="did you mean pairs"):
         evaluate("warm", pair="x")
+
+
+def test_a_suite_of_another_behaviour_without_test_items_is_refused_as_the_main_one_is(
+    folder: Path, tmp_path: Path
+) -> None:
+    """It made the entanglement NaN, after everything was measured."""
+    found = [pairs_of(None, None, [{"prompt": f"p{i}", "positive": "a", "negative": "b"}], 0)[0][0] for i in range(30)]
+    dev = next(item for item in found if item.side == "dev")
+    assert isinstance(dev, Pair)
+    entry = {"kind": "pair", "prompt": dev.positive.context, "positive": "a", "negative": "b"}
+    for name in ("first.yaml", "second.yaml"):
+        (tmp_path / name).write_text(json.dumps({"items": [entry]}))
+    entangled = (tmp_path / "first.yaml", tmp_path / "second.yaml")
+    with pytest.raises(ExampleError) as caught:
+        evaluated(folder, str(folder / "warm.safetensors"), suite=entangled[0], entangled=entangled, model="nowhere")
+    problem = "all items are for development, so there is none for the test"
+    assert caught.value.problems == [*(f"the suite {path}: {problem}" for path in entangled), problem]
 
 
 def test_a_subject_with_the_name_of_another_arm_is_refused(folder: Path) -> None:
