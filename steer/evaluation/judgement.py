@@ -47,9 +47,9 @@ class Point(NamedTuple):
 class Judged(NamedTuple):
     """A subject under one metric: its effect on test items, its verdict, and how single items answer to strength.
 
-    `slopes` are over the test items at -1, 0 and 1 times the strength, None of what has no opposite sign. `by_answer` is the
-    effect on the items of each answer, None where answers are not balanced. `in_template` is the
-    effect on test items whose group development items share, `out_of_template` on those of other groups.
+    `slopes` are over the test items at -1, 0 and 1 times the strength, None of what has no opposite sign. `by_answer`
+    is the effect on the items of each answer, None where answers are not balanced. `in_template` is the effect on test
+    items whose group development items share, `out_of_template` on those of other groups.
     """
 
     metric: Metric

@@ -92,7 +92,9 @@ def plan_of(
     elif arm.composition is not None:
         notes.append(f"{arm.name} has no negation, and single items have no slopes: clamp sets a level")
     else:
-        notes.append(f"{subject.name} is no vector: it is compared with the base alone, and single items have no slopes")
+        notes.append(
+            f"{subject.name} is no vector: it is compared with the base alone, and single items have no slopes"
+        )
     if wanted.prompt is not None:
         others["prompt"] = Arm(f"prompt: {wanted.prompt}", system=wanted.prompt)
         if arm.system is None:

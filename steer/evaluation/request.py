@@ -68,7 +68,8 @@ class Request:
     )
     curve: tuple[float, ...] = option(
         (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0), help="The strengths of the curve on development items, as factors "
-        "of the strength; 0 and 1 are always on it.", parse=factors, metavar="FACTORS", default_text="-2,-1,-0.5,0,0.5,1,1.5,2",
+        "of the strength; 0 and 1 are always on it.", parse=factors, metavar="FACTORS",
+        default_text="-2,-1,-0.5,0,0.5,1,1.5,2",
     )  # fmt: skip
     control: tuple[str, ...] = option(
         (), help="A control that the subject must beat; may be given several times.", choices=CONTROL_NAMES,

@@ -73,7 +73,7 @@ def replaced(arm: Arm, name: str, replacement: Replacement, states: Mapping[int,
 
 
 def negation(arm: Arm) -> Arm | None:
-    """The arm of a composition, an adapter or a task vector with the opposite sign; None for one that can't be scaled."""
+    """The arm of a composition, an adapter or a task vector with the opposite sign; None where it can't be scaled."""
     if arm.composition is None:
         return replace(arm, name=f"{arm.name}: negation", weight=-arm.weight)
     try:

@@ -67,7 +67,7 @@ def subjects_of(
 
 
 def problems_of_names(subjects: Sequence[Subject], prompt: str | None = None) -> list[str]:
-    """What is wrong with subjects' names: arms are told apart by name, and one is that of another arm of the evaluation.
+    """What is wrong with the names of subjects: arms are told apart by name, and one is that of another arm.
 
     `prompt` is the system prompt that subjects are compared with.
     """

@@ -14,9 +14,9 @@ import torch
 
 from probes.data import overlap
 from probes.data.examples import Example
+from steer.evaluation.api import evaluate, references_of
 from steer.evaluation.arms.arm import Arm
 from steer.evaluation.arms.subjects import Subject, problems_of_names
-from steer.evaluation.api import evaluate, references_of
 from steer.evaluation.evaluation import Evaluation
 from steer.evaluation.report import report
 from steer.evaluation.suites.files import pairs_of
