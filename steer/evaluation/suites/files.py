@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from probes.data.reading import SHOWN, Contrast, Source, read_bytes
 from probes.data.reading import read as read_contrast
 from probes.seeds import child_seed
 from steer.evaluation.suites.items import Choice, Item, Pair, Prompt, Side
-from steer.evaluation.suites.sides import content_of, identifier, side_of, subject_of, with_sides
+from steer.evaluation.suites.sides import content_of, held_out_groups, identifier, side_of, subject_of, with_sides
 from vectors.errors import ExampleError
 from vectors.storage.files import digest_bytes, digest_json
 
@@ -28,53 +28,74 @@ def pairs_of(
     """The pairs of example files with their sides, the files' digests, and notes.
 
     Examples without a partner are paired by a hash of their content within each side, so that adding one moves no
-    other to the other side. Raises ExampleError.
+    other to the other side; within a group where both classes have groups, since a pair of two groups would make them
+    depend on each other. Raises ExampleError.
     """
     contrast = read_contrast(pos, neg, pairs)
-    groups = {**_groups(pos), **_groups(neg), **_groups(pairs)}
     notes = [*contrast.notes, *contrast.warnings]
     if contrast.paired:
-        items = [
-            Pair(p, n, group=groups.get(p.origin, ""))
-            for p, n in zip(contrast.positive, contrast.negative, strict=True)
-        ]
+        partners = list(zip(contrast.positive, contrast.negative, strict=True))
+        items = [Pair(*pair, group=group) for pair, group in zip(partners, _groups_of(partners), strict=True)]
         return with_sides([item._replace(id=identifier(item)) for item in items], seed), contrast.digests, notes
+    held_out = held_out_groups([example.group for example in (*contrast.positive, *contrast.negative)], seed)
+    grouped = all(any(e.group for e in examples) for examples in (contrast.positive, contrast.negative))
     matched: list[Item] = []
     for side in ("dev", "test"):
-        positive, negative = _of_side(contrast, side, seed)
-        matched += [
-            Pair(p, n, side=side, group=groups.get(p.origin, "")) for p, n in zip(positive, negative, strict=False)
+        left = {"positive": 0, "negative": 0}
+        for positive, negative in _of_side(contrast, side, held_out, grouped, seed):
+            matched += [
+                Pair(p, n, side=side, group=p.group or n.group) for p, n in zip(positive, negative, strict=False)
+            ]
+            left["positive"] += max(0, len(positive) - len(negative))
+            left["negative"] += max(0, len(negative) - len(positive))
+        where = " in their group" if grouped else ""
+        notes += [
+            f"{count} {name} examples of the {side} side have no partner{where} and are left out"
+            for name, count in left.items()
+            if count
         ]
-        left = abs(len(positive) - len(negative))
-        if left:
-            more = "positive" if len(positive) > len(negative) else "negative"
-            notes.append(f"{left} {more} examples of the {side} side have no partner and are left out")
+    if not matched and grouped:
+        problem = "no group has both positive and negative examples, on one side at least"
+        raise ExampleError(problem, "name the groups alike in both files, or leave them out")
+    if not matched:
+        raise ExampleError("no positive and negative example are on the same side", "give more examples, or --seed")
     return tuple(item._replace(id=identifier(item)) for item in matched), contrast.digests, notes
 
 
-def _of_side(contrast: Contrast, side: Side, seed: int) -> tuple[list[Example], list[Example]]:
-    """The examples of one side in the order of a hash; a text that stands twice counts once."""
-    sides = []
+def _of_side(
+    contrast: Contrast, side: Side, held_out: Container[str], grouped: bool, seed: int
+) -> list[tuple[list[Example], list[Example]]]:
+    """The examples of one side, group by group if they are `grouped`, in the order of a hash; a text that stands twice
+    counts once."""
+    sides: list[dict[str, list[Example]]] = []
     for examples in (contrast.positive, contrast.negative):
-        by_content = {digest_json(content_of(e)): e for e in examples if side_of(subject_of(e), seed) == side}
-        sides.append([by_content[key] for key in sorted(by_content, key=lambda key: child_seed(seed, "partner", key))])
-    return sides[0], sides[1]
+        by_content = {
+            digest_json(content_of(e)): e
+            for e in examples
+            if ("test" if e.group in held_out else side_of(subject_of(e), seed)) == side
+        }
+        by_group: dict[str, list[Example]] = {}
+        for key in sorted(by_content, key=lambda key: child_seed(seed, "partner", key)):
+            by_group.setdefault(by_content[key].group if grouped else "", []).append(by_content[key])
+        sides.append(by_group)
+    positive, negative = sides
+    return [(positive.get(group, []), negative.get(group, [])) for group in sorted({*positive, *negative})]
 
 
-def _groups(source: Source | None) -> dict[str, str]:
-    """The group of each line of a source that states one, by its origin FILE:LINE."""
-    if not isinstance(source, str | Path):
-        return {}
-    path = Path(source)
-    try:
-        records = layouts.records(str(source), layouts.decoded(path, path.read_bytes()))
-    except OSError:
-        return {}
-    return {
-        record.origin: record.value["group"]
-        for record in records
-        if isinstance(record.value, dict) and isinstance(record.value.get("group"), str)
-    }
+def _groups_of(pairs: Sequence[tuple[Example, Example]]) -> list[str]:
+    """The group of each pair, "" where there is none; the two groups that a pair names are one."""
+    leader: dict[str, str] = {}
+
+    def lead(name: str) -> str:
+        while leader.setdefault(name, name) != name:
+            name = leader[name]
+        return name
+
+    for p, n in pairs:
+        if p.group and n.group:
+            first, second = sorted((lead(p.group), lead(n.group)))
+            leader[second] = first
+    return [lead(p.group or n.group) for p, n in pairs]
 
 
 def choices_of(path: Path, seed: int) -> tuple[tuple[Item, ...], str]:
@@ -111,19 +132,23 @@ def choice_of(record: dict[str, Any]) -> Choice:
     question = text(record, "question")
     matching = text(record, "answer_matching_behavior").strip()
     other = text(record, "answer_not_matching_behavior").strip()
-    group = record.get("group") if isinstance(record.get("group"), str) else ""
+    group = record.get("group")
+    if not isinstance(group, str | int | None):
+        raise ValueError(f"the group {group!r} is neither text nor a whole number")
     if matching == other:
         raise ValueError(f"both answers are {matching!r}")
     parts = _OPTION.split(question)
     letters, options = parts[1::2], [part.strip() for part in parts[2::2]]
     if not options:
         ordered = tuple(sorted((matching, other), reverse=True))  # Yes before No, whichever matches
-        return Choice(question.strip(), ordered, ordered.index(matching), letters=False, group=str(group))
+        return Choice(
+            question.strip(), ordered, ordered.index(matching), letters=False, group="" if group is None else str(group)
+        )
     answer = matching.strip("()")
     if letters != [chr(ord("A") + index) for index in range(len(letters))] or answer not in letters:
         raise ValueError(f"the answer {matching!r} is none of the options ({', '.join(letters)})")
     asked = _CHOICES.sub("", parts[0]).strip()
-    return Choice(asked, tuple(options), letters.index(answer), group=str(group))
+    return Choice(asked, tuple(options), letters.index(answer), group="" if group is None else str(group))
 
 
 def prompts_of(texts: Sequence[str], group: str = "") -> tuple[Prompt, ...]:

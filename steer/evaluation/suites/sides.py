@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from probes.data.examples import Example, Message
 from probes.seeds import child_seed
@@ -31,13 +31,18 @@ def subject_of(example: Example) -> object:
 
 def with_sides(items: Sequence[Item], seed: int) -> tuple[Item, ...]:
     """The items with their sides by content, and those of some groups, whole, on the test's side."""
-    groups = sorted({item.group for item in items if item.group})
-    held_out: set[str] = set()
-    if len(groups) >= FEWEST_GROUPS:
-        held_out = {group for group in groups if child_seed(seed, "group", group) % HELD_OUT_GROUPS == 0}
+    held_out = held_out_groups([item.group for item in items], seed)
     return tuple(
         item._replace(side="test" if item.group in held_out else side_of(_subject(item), seed)) for item in items
     )
+
+
+def held_out_groups(groups: Iterable[str], seed: int) -> set[str]:
+    """Those of the groups that belong to the test as a whole; "" is none."""
+    names = {group for group in groups if group}
+    if len(names) < FEWEST_GROUPS:
+        return set()
+    return {group for group in names if child_seed(seed, "group", group) % HELD_OUT_GROUPS == 0}
 
 
 def identifier(item: Item) -> str:

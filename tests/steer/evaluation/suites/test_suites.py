@@ -105,6 +105,52 @@ def test_some_groups_are_seen_by_the_test_alone() -> None:
     assert len(test) == 10
 
 
+def grouped(word: str, count: int, groups: int = 12) -> list[dict[str, str]]:
+    return [{"text": f"{word} {i}", "group": f"g{i % groups}"} for i in range(count)]
+
+
+def test_examples_without_partners_meet_one_of_their_group_and_whole_groups_are_held_out() -> None:
+    """A negative of another group made the two groups depend on each other, so that the interval was too narrow."""
+    items, _, notes = pairs_of(grouped("good", 120), grouped("bad", 110), None, 0)
+    assert len(items) > 70
+    for item in items:
+        assert isinstance(item, Pair)
+        assert item.positive.group == item.negative.group == item.group
+    dev, test = ({item.group for item in items if item.side == side} for side in ("dev", "test"))
+    assert dev < test
+    assert len(test) == 12
+    examples = 2 * len(items) + sum(int(note.split()[0]) for note in notes if "no partner in their group" in note)
+    assert examples == 230
+    more, _, _ = pairs_of([*grouped("good", 120), {"text": "one more", "group": "g3"}], grouped("bad", 110), None, 0)
+    sides = [
+        {e.completion: item.side for item in each for e in (item.positive, item.negative)}  # type: ignore[union-attr]
+        for each in (items, more)
+    ]
+    both = sides[0].keys() & sides[1].keys()
+    assert len(both) > 130
+    assert all(sides[0][text] == sides[1][text] for text in both)
+
+
+def test_groups_of_one_file_alone_are_those_of_its_pairs() -> None:
+    ungrouped = [f"bad {i}" for i in range(60)]
+    assert {item.group for item in pairs_of(grouped("good", 60, 3), ungrouped, None, 0)[0]} == {"g0", "g1", "g2"}
+    assert {item.group for item in pairs_of(ungrouped, grouped("good", 60, 3), None, 0)[0]} == {"g0", "g1", "g2"}
+
+
+def test_files_of_which_no_group_has_both_classes_are_refused() -> None:
+    other = [{**line, "group": f"other {line['group']}"} for line in grouped("bad", 60)]
+    with pytest.raises(ExampleError, match="no group has both positive and negative examples"):
+        pairs_of(grouped("good", 60), other, None, 0)
+
+
+def test_the_groups_of_a_pair_are_one() -> None:
+    good = [{"prompt": f"p{i}", "completion": "a", "group": f"g{i % 4}"} for i in range(40)]
+    bad = [{"prompt": f"p{i}", "completion": "b", "group": f"g{i % 4 // 2}"} for i in range(40)]
+    assert {item.group for item in pairs_of(good, bad, None, 0)[0]} == {"g0"}
+    assert {item.group for item in pairs_of(good[::2], bad[::2], None, 0)[0]} == {"g0", "g1"}
+    assert {item.group for item in pairs_of([{**line, "group": ""} for line in good], bad, None, 0)[0]} == {"g0", "g1"}
+
+
 def test_the_choice_of_fewer_items_follows_their_content() -> None:
     items = pairs_of(None, None, [{"prompt": f"{i}", "positive": "a", "negative": "b"} for i in range(20)], 0)[0]
     assert {item.id for item in chosen(items, 5, 0)} == {item.id for item in chosen(items[::-1], 5, 0)}
@@ -124,6 +170,9 @@ def test_persona_and_caa_lines_are_choices() -> None:
         "answer_not_matching_behavior": "(A)",
     }
     assert choice_of(caa)[:4] == ("Pick.", ("red", "blue"), 1, True)
+    assert choice_of({**persona, "group": 3}).group == "3"
+    with pytest.raises(ValueError, match=r"the group .* is neither text nor a whole number"):
+        choice_of({**persona, "group": [3]})
     with pytest.raises(ValueError, match="none of the options"):
         choice_of({**caa, "answer_matching_behavior": "(C)"})
 
