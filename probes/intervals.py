@@ -85,8 +85,19 @@ def interval(scores: Tensor, labels: Tensor, counts: Tensor) -> tuple[float, flo
     return low, high
 
 
+def supported(scores: Tensor, labels: Tensor, counts: Tensor, groups: Sequence[str] = ()) -> tuple[float, float]:
+    """`interval`, no narrower than so many examples of each class allow (`provable`); `groups` are those of all
+    examples, as `draw_resamples` takes them, and count as one example each."""
+    low, high = interval(scores, labels, counts)
+    names = [group or i for i, group in enumerate(groups or [""] * len(labels))]
+    positive, negative = ({names[i] for i in side.nonzero()[:, 0].tolist()} for side in (labels, ~labels))
+    least, greatest = provable(len(positive), len(negative))
+    return min(low, greatest), max(high, least)
+
+
 def provable(positive: int, negative: int) -> tuple[float, float]:
-    """The lowest upper and the highest lower bound on an AUROC that so many examples can support, at 95 % confidence.
+    """The lowest upper and the highest lower bound on an AUROC that so many independent examples can support, at 95 %
+    confidence.
 
     If a sample's classes are perfectly separated, every bootstrap resample gives the same AUROC: the interval has no
     width, however few the examples. But if a share p of the rarer class lies on the wrong side, none of its k examples

@@ -112,7 +112,7 @@ def extract(
         elsewhere = None if spread is None else spread(tokenised, wanted)
         pooled = activations(model, tokenised, wanted, elsewhere=elsewhere, on_event=on_event)
         with pooled.spill:
-            draws = draw(labels, fold, seed)
+            draws = draw(labels, fold, seed, [example.group for example in both])
             directions, validated, projections = {}, {}, {}
             for position, layer in enumerate(wanted):
                 on_event(Event("validating directions on held-out folds", position, len(wanted), "layers"))

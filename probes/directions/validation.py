@@ -8,6 +8,7 @@ everything with labels shuffled inside each fold.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from probes.controls import shuffles
 from probes.directions.evidence import CHUNK, Rows, evidence_of_others, piece, pieces
 from probes.directions.methods import ExtractionMethod, scaled
-from probes.intervals import auroc, cohens_d, draw_resamples, interval, provable
+from probes.intervals import auroc, cohens_d, draw_resamples, supported
 from vectors.errors import ExampleError
 
 SHUFFLES = 5
@@ -38,15 +39,17 @@ class Validation(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """The random draws: bootstrap counts, int16 [RESAMPLES, n], and labels shuffled inside each fold, bool [n] each."""
+    """The random draws: bootstrap counts, int16 [draws, n], labels shuffled inside each fold, bool [n] each, and the
+    groups of the examples, which were drawn as a whole."""
 
     resamples: Tensor
     shuffled: list[Tensor]
+    groups: Sequence[str]
 
 
-def draw(labels: Tensor, fold: Tensor, seed: int) -> Draws:
+def draw(labels: Tensor, fold: Tensor, seed: int, groups: Sequence[str] = ()) -> Draws:
     """The resamples and the shuffles. They serve every layer, so that layers are compared on the same ones."""
-    return Draws(draw_resamples(labels, seed), shuffles(labels, fold, seed, SHUFFLES))
+    return Draws(draw_resamples(labels, seed, groups), shuffles(labels, fold, seed, SHUFFLES), groups)
 
 
 def validate(
@@ -61,9 +64,7 @@ def validate(
     if method.NEEDS == "activations" or len(labels) * rows.shape[1] <= CHUNK:
         rows = piece(rows, 0, len(labels))  # once, for all that follows
     scores = held_out_scores(method, rows, labels, fold, paired=paired)
-    low, high = interval(scores, labels, draws.resamples)
-    least, greatest = provable(int(labels.sum()), int((~labels).sum()))
-    low, high = min(low, greatest), max(high, least)
+    low, high = supported(scores, labels, draws.resamples, draws.groups)
     shuffled_auroc, shuffled_d = [], []
     for shuffled in draws.shuffled[: 1 if method.NEEDS == "activations" else SHUFFLES]:
         # Shuffling breaks the pairs too.

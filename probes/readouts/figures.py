@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from probes.intervals import auroc, draw_resamples, interval, provable
+from probes.intervals import auroc, draw_resamples, supported
 from probes.readouts import calibration
 
 
@@ -47,17 +47,16 @@ class Figures(NamedTuple):
         return {key: None if math.isnan(value) else round(value, 4) for key, value in flat.items()}
 
 
-def figures(scores: Tensor, labels: Tensor, threshold: float, resamples: Tensor) -> Figures:
+def figures(scores: Tensor, labels: Tensor, threshold: float, resamples: Tensor, groups: Sequence[str] = ()) -> Figures:
     """The figures of scores float64 [n] with labels bool [n], of which each class has one at least.
 
-    `resamples` are what `probes.intervals.draw_resamples` made of the labels.
+    `resamples` are what `probes.intervals.draw_resamples` made of the labels and these groups.
     """
-    low, high = interval(scores, labels, resamples)
-    least, greatest = provable(int(labels.sum()), int((~labels).sum()))
+    low, high = supported(scores, labels, resamples, groups)
     return Figures(
         auroc(scores[labels], scores[~labels]),
-        min(low, greatest),
-        max(high, least),
+        low,
+        high,
         calibration.brier(scores, labels),
         calibration.cross_entropy(scores, labels),
         calibration.calibration_error(calibration.curve(scores, labels)),
@@ -73,7 +72,7 @@ def of_classes(
 
     scores = torch.cat([positive, negative]).double()
     labels = torch.arange(len(scores)) < len(positive)
-    return figures(scores, labels, threshold, draw_resamples(labels, seed, groups)), scores, labels
+    return figures(scores, labels, threshold, draw_resamples(labels, seed, groups), groups), scores, labels
 
 
 def confusion(scores: Tensor, labels: Tensor, threshold: float) -> Confusion:

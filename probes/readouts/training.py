@@ -95,7 +95,8 @@ def train(
     both = [*contrast.positive, *contrast.negative]
     labels = torch.arange(len(both)) < len(contrast.positive)
     fold = torch.cat(folds(contrast.positive, contrast.negative, settings.seed, contrast.paired))
-    resamples = draw_resamples(labels, settings.seed, [example.group for example in both])
+    groups = [example.group for example in both]
+    resamples = draw_resamples(labels, settings.seed, groups)
     readouts: dict[int, Readout] = {}
     found: dict[int, Figures] = {}
     scores: dict[int, Tensor] = {}
@@ -108,7 +109,7 @@ def train(
                 fitted = fit(method, rows.spill.layer(position), units, settings.pool)
                 if fitted is not None:
                     readouts[layer], scores[layer] = fitted
-                    found[layer] = figures(fitted.held_out, labels, 0.0, resamples)
+                    found[layer] = figures(fitted.held_out, labels, 0.0, resamples, groups)
     if not readouts:
         raise ExampleError(
             f"the activations of both classes are the same at layer {spans(layers)}, so there is nothing to read",

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from probes.intervals import CONFIDENCE, RESAMPLES, auroc, cohens_d, draw_resamples, interval, provable
+from probes.intervals import CONFIDENCE, RESAMPLES, auroc, cohens_d, draw_resamples, interval, provable, supported
 
 SCORES = st.lists(st.integers(-4, 4), min_size=1, max_size=12)  # few values, so that ties are common
 
@@ -84,6 +84,17 @@ def test_the_interval_covers_the_true_auroc_as_often_as_it_says() -> None:
 def test_an_interval_of_perfectly_separated_classes_is_a_point() -> None:
     labels = labels_of(6, 4)
     assert interval(labels.double(), labels, draw_resamples(labels, 0)) == (1.0, 1.0)
+
+
+def test_few_groups_support_no_more_than_as_many_examples() -> None:
+    """Four separated groups of ten examples gave a lower bound of 0.93, as if all examples were independent."""
+    labels, groups = labels_of(40, 40), [f"g{i // 10}" for i in range(80)]
+    counts = draw_resamples(labels, 0, groups)
+    assert supported(labels.double(), labels, counts, groups) == (pytest.approx(0.025 ** (1 / 4)), 1.0)
+    assert supported(labels.double(), labels, counts, [*groups[:40], *[""] * 40])[0] == pytest.approx(0.025 ** (1 / 4))
+    assert supported(labels.double(), labels, counts)[0] == pytest.approx(0.025 ** (1 / 40))
+    one = ["g"] * 80
+    assert supported(labels.double(), labels, draw_resamples(labels, 0, one), one)[0] == pytest.approx(0.025)
 
 
 def test_the_bound_of_separated_classes_is_exact() -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from probes.intervals import auroc, draw_resamples, interval
+from probes.intervals import auroc, draw_resamples, supported
 from steer.evaluation import scorers
 from steer.evaluation.judging.agreement import FEW, Labels, agreement
 from steer.evaluation.scorers import GeneratedText, Resources
@@ -74,5 +74,5 @@ def _validated(
     if not bool(yes.any()) or bool(yes.all()):
         return Validated(judge.name, AUROC, None, None, count, missing)
     scored: Any = torch.tensor([value for value, _ in pairs], dtype=torch.float64)
-    ends = interval(scored, yes, draw_resamples(yes, seed))
+    ends = supported(scored, yes, draw_resamples(yes, seed))
     return Validated(judge.name, AUROC, auroc(scored[yes], scored[~yes]), ends, count, missing)

@@ -170,6 +170,18 @@ def test_other_tokens_give_another_vector_and_are_recorded(loaded: LoadedModel, 
 # Judgement of few examples
 
 
+def test_groups_of_examples_count_once_in_the_interval(loaded: LoadedModel) -> None:
+    """Four groups of which every layer is sure: no interval of them is narrower than that of four examples."""
+    contrast = contrasting(12)
+    grouped = [
+        [example._replace(group=f"{name}{i % 4}") for i, example in enumerate(examples)]
+        for name, examples in (("p", contrast.positive), ("n", contrast.negative))
+    ]
+    found = extract(loaded, contrast._replace(positive=grouped[0], negative=grouped[1]), layers="2").validated[2]
+    assert found.auroc_low <= 0.025 ** (1 / 4) + 1e-9
+    assert extract(loaded, contrasting(12), layers="2").validated[2].auroc_low > found.auroc_low
+
+
 @pytest.mark.parametrize("method", methods())
 @pytest.mark.parametrize("counts", [(1, 1), (1, 5), (5, 1)], ids=str)
 def test_one_example_of_a_class_works_without_a_judgement(

@@ -49,6 +49,20 @@ def test_perfect_separation_of_a_few_examples_is_no_certainty(counts: tuple[int,
         assert found.auroc_low == pytest.approx(0.025 ** (1 / min(counts)))
 
 
+def test_examples_of_a_group_count_once_in_the_interval() -> None:
+    """Eight groups whose level differs more than their classes do."""
+    labels, groups = labels_of(40, 40), [f"g{i % 8}" for i in range(80)]
+    rows = normal(80, 3) + 2.0 * labels[:, None] + 2.0 * normal(8, 1, seed=1).repeat(10, 1)
+    fold = even_folds(40, 40)
+    plain = validate(method("diffmean"), rows, labels, fold, draw(labels, fold, 0), paired=False)
+    grouped = validate(method("diffmean"), rows, labels, fold, draw(labels, fold, 0, groups), paired=False)
+    assert grouped.auroc == plain.auroc
+    assert (grouped.auroc_low, grouped.auroc_high) != (plain.auroc_low, plain.auroc_high)
+    separated = rows + 1e3 * labels[:, None]
+    found = validate(method("diffmean"), separated, labels, fold, draw(labels, fold, 0, groups), paired=False)
+    assert found.auroc_low == pytest.approx(0.025 ** (1 / 8))
+
+
 @pytest.mark.parametrize("name", methods())
 def test_a_score_is_made_without_the_example_that_it_judges(name: str) -> None:
     rows, labels, fold = normal(40, 6).float(), labels_of(20, 20), even_folds(20, 20)

@@ -238,7 +238,7 @@ def test_a_suite_of_another_behaviour_without_test_items_is_refused_as_the_main_
     with pytest.raises(ExampleError) as caught:
         evaluated(folder, str(folder / "warm.safetensors"), suite=entangled[0], entangled=entangled, model="nowhere")
     problem = "all items are for development, so there is none for the test"
-    assert caught.value.problems == [*(f"the suite {path}: {problem}" for path in entangled), problem]
+    assert [*caught.value.problems] == [*(f"the suite {path}: {problem}" for path in entangled), problem]
 
 
 def test_a_subject_with_the_name_of_another_arm_is_refused(folder: Path) -> None:
