@@ -2,17 +2,21 @@
 
 Two fractions of one unit decide, each a SHA-256 of canonical JSON: whether the unit takes part (below the coverage),
 and which arm it has (cumulative weights). Since the second does not depend on the coverage, a growing coverage adds
-units and moves none. Another salt gives independent fractions, so two experiments do not influence each other.
+units and moves none. Another salt gives independent fractions, so two experiments do not influence each other; those
+of one server must have different ones (`require_apart`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import itertools
+import secrets
+from collections.abc import Mapping, Sequence
 from json.encoder import encode_basestring
 from typing import NamedTuple
 
-from steer.experiments.specification import Arm, Experiment
+from steer.experiments.specification import Arm, Experiment, Namespace
+from vectors.errors import UsageError
 
 OUTSIDE, ASSIGNED = "outside", "assigned"
 
@@ -75,6 +79,40 @@ def assign(
         if position < cumulative:
             return Assignment(arm.name, ASSIGNED)
     return Assignment(next(arm.name for arm in reversed(experiment.arms) if arm.weight > 0), ASSIGNED)
+
+
+def require_apart(experiments: Sequence[Experiment]) -> None:
+    """Raise UsageError where experiments would influence each other, with every problem.
+
+    With one salt, a unit has the same fractions in both, so that the effects of their arms can't be told apart. Two
+    experiments of one name are another problem, which is left out here.
+    """
+    problems, hints = [], []
+    for one, two in itertools.combinations(experiments, 2):
+        if one.name == two.name:
+            continue
+        both = f"the experiments {one.name} and {two.name}"
+        if one.salt == two.salt:
+            problems.append(f"{both} have the same salt: whoever gets the first arm of one gets that of the other")
+            hints.append(f"write in {two.file}: salt: {two.name}-{secrets.token_hex(8)}")
+        first, second = one.namespace, two.namespace
+        if first is None or second is None or first.name != second.name:
+            continue
+        shared = f"{both} share the namespace {first.name}"
+        if max(first.start, second.start) < min(first.end, second.end):
+            problems.append(f"{shared}, and their ranges overlap: {_range(first)} and {_range(second)}")
+            hints.append(
+                "give the experiments of a namespace ranges that do not overlap, such as [0, 0.5] and [0.5, 1]"
+            )
+        if one.unit != two.unit:
+            problems.append(f"{shared}, and have different units, {one.unit} and {two.unit}: both may get one user")
+            hints.append("give the experiments of a namespace the same unit")
+    if problems:
+        raise UsageError(problems, "; ".join(dict.fromkeys(hints)))
+
+
+def _range(space: Namespace) -> str:
+    return f"[{space.start:g}, {space.end:g}]"
 
 
 def hashed(salt: str, unit: str, kind: str = "unit") -> str:

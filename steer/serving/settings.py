@@ -29,14 +29,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steer.experiments import document
+from steer.experiments import assignment, document
 from steer.experiments.running import readouts
 from steer.experiments.specification import Experiment
 from vectors.documents import yaml_text
 from vectors.documents.json_text import read_bounded
 from vectors.documents.schema import mapping_of, problems_of, strict
 from vectors.documents.schema import text as a_text
-from vectors.errors import SteerError, UsageError
+from vectors.errors import SteerError, UsageError, collecting
 from vectors.expression import Composition, parse
 from vectors.probe import Probe, is_probe, reading_of
 from vectors.steering import SteeringVector
@@ -227,6 +227,7 @@ def _experiments(
         problems.append(f"experiments is {values!r}, not a mapping from files to digests")
         return ()
     experiments: dict[str, Experiment] = {}
+    errors: list[SteerError] = []
     for file, digest in values.items():
         try:
             experiment = document.read(folder / os.path.expanduser(file))
@@ -239,6 +240,8 @@ def _experiments(
             hints.append("start the server again")
         if experiment.name in experiments:
             problems.append(f"two experiments are called {experiment.name}")
+        with collecting(errors):
+            document.require_salt(experiment)
         experiments[experiment.name] = experiment
         for name, source in readouts.sources(experiment).items():
             known = vectors.get(name) or probes.get(name)
@@ -253,6 +256,10 @@ def _experiments(
     if len(taking) > 1:
         problems.append(f"the experiments {', '.join(taking)} all take the requests for the model")
         hints.append("write clients_call: experiment in all but one")
+    with collecting(errors):
+        assignment.require_apart(tuple(experiments.values()))
+    problems += [problem for error in errors for problem in error.problems]
+    hints += [error.hint for error in errors]
     return tuple(experiments.values())
 
 

@@ -18,7 +18,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
 
 
 def write(folder: Path, name: str, **changes: Any) -> str:
-    values = {"name": name, "salt": "s", "arms": {"control": {}, "warm": {"system": "Be warm."}}}
+    values = {"name": name, "salt": f"{name}-s", "arms": {"control": {}, "warm": {"system": "Be warm."}}}
     values = {**values, "metric": {"name": "thumbs"}, **changes}
     (folder / f"{name}.yaml").write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
     return str(folder / f"{name}.yaml")
@@ -46,3 +46,12 @@ def test_a_file_without_a_salt_is_not_served(tmp_path: Path, capsys: pytest.Capt
     model = str(pico.save(tmp_path / "model"))
     status, error = refused(capsys, model, "--experiment", write(tmp_path, "tone", salt=None))
     assert (status, "has no salt" in error) == (2, True)
+
+
+def test_a_copied_file_is_refused_together_with_what_else_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(pico.save(tmp_path / "model"))
+    files = [write(tmp_path, name, salt="copied") for name in ("one", "two")]
+    status, error = refused(capsys, model, *(word for file in (*files, "three") for word in ("--experiment", file)))
+    assert (status, "one and two have the same salt" in error, "'three'" in error) == (2, True, True)

@@ -102,9 +102,10 @@ def test_json_is_yaml(folder: Path) -> None:
 def written(folder: Path, name: str = "tone", **changes: Any) -> str:
     """The file of an experiment whose arm names the vector `warm`."""
     arms = {"control": {}, "friendly": {"steer": "1.2*warm"}}
-    values = {"name": name, "salt": name, "arms": arms, "metric": {"name": "thumbs"}}
+    values = {"name": name, "salt": f"{name}-salt", "arms": arms, "metric": {"name": "thumbs"}}
     values["vectors"] = {"warm": "vectors/warm.safetensors"}
-    (folder / f"{name}.yaml").write_text(json.dumps({**values, **changes}))
+    given = {key: value for key, value in {**values, **changes}.items() if value is not None}
+    (folder / f"{name}.yaml").write_text(json.dumps(given))
     return f"{name}.yaml"
 
 
@@ -177,3 +178,28 @@ def test_probes_turn_gates_on_at_the_layers_that_they_and_the_arms_read(folder: 
             settings.check({"vectors": both, **wrong}, folder)
     with pytest.raises(UsageError, match="uses fury, but no vector has that name"):
         settings.check({"vectors": both, "arms": {"a": "warm[3]@when:fury>1"}}, folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"salt": "one-salt"}, "one and two have the same salt"),
+        ({"salt": None}, "two.yaml has no salt"),
+        ({"namespace": {"name": "chat", "range": [0.4, 1]}}, "ranges overlap: [0, 0.5] and [0.4, 1]"),
+        ({"namespace": {"name": "chat", "range": [0.5, 1]}, "unit": "user"}, "different units, conversation and user"),
+        ({"namespace": {"name": "chat", "range": [0.5, 1]}}, None),
+        ({"namespace": {"name": "other", "range": [0, 1]}, "unit": "user"}, None),
+    ],
+)
+def test_experiments_of_a_server_are_independent_or_exclusive(
+    changes: dict[str, Any], problem: str | None, folder: Path
+) -> None:
+    one = written(folder, "one", namespace={"name": "chat", "range": [0, 0.5]})
+    values = {"experiments": {one: None, written(folder, "two", **changes): None}}
+    if problem is None:
+        assert len(settings.check(values, folder).experiments) == 2
+        return
+    with pytest.raises(UsageError) as raised:
+        settings.check(values, folder)
+    assert [problem in each for each in raised.value.problems] == [True]
+    assert "one-salt" not in str(raised.value) + raised.value.hint  # who reads the log of a server must not know it
