@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import Engine
@@ -54,31 +55,40 @@ def problem_of(decision: Decision, arm: Arm, experiment: Experiment) -> str | No
     return f"the experiment {experiment.name} does not decide for {arm.name}: {decision.state} ({decision.reason})"
 
 
-def lines_of(arm: Arm, experiment: Experiment, model: str, version: str = "") -> list[str]:
-    """The commands that serve the arm for all requests, and that bake it into the weights where that is possible.
+def lines_of(arm: Arm, experiment: Experiment, model: str, version: str = "", rank: int = 0) -> list[str]:
+    """The commands that serve the arm with all its parts, and that bake its steering where that is possible.
 
-    `version` is the name in the store that stands for the arm now, if one does.
+    `version` is the name in the store that stands for the arm now, if one does; `rank` that of its adapter, as vLLM
+    takes it. What a command can't do is behind it, as a comment.
     """
     folder = experiment.file.parent
     files = {name: experiment.files.get(name, folder / f"{name}.safetensors") for name in arm.vectors}
     # Vectors of the store have no file here: the expression names their version.
     vectors = [f"--vector {shlex.quote(f'{name}={file}')}" for name, file in files.items() if file.is_file()]
-    serve = f"steer serve {shlex.quote(model)}"
-    if arm.plain:
-        return [serve]
-    if version and not (arm.system or arm.lora):
-        bake = f"steer bake {version} --model {shlex.quote(model)} -o {arm.name}-model/"
-        return [f"steer serve {version}", *([] if arm.conditional else [bake])]
-    if arm.system:
-        return [f"{serve}    # with this system prompt in every request: {shlex.quote(arm.system)}"]
+    serve, steered = ["steer serve", version or shlex.quote(model)], arm.name
+    if version:
+        steered = version.rpartition("@")[2]
+    elif arm.steer:
+        serve += [*vectors, f"--arm {shlex.quote(f'{arm.name}={arm.written}')}"]
     if arm.lora:
-        return [f"{serve} -- --enable-lora --lora-modules {shlex.quote(f'{arm.name}={arm.lora}')}"]
-    named = " ".join([*vectors, f"--arm {shlex.quote(f'{arm.name}={arm.written}')}"])
-    bake = " ".join(
-        [f"steer bake {shlex.quote(arm.written)} --model {shlex.quote(model)}", *vectors, f"-o {arm.name}-model/"]
-    )
-    # No weights decide while the model runs.
-    return [f"{serve} {named}"] if arm.conditional else [f"{serve} {named}", bake]
+        module = json.dumps({"name": arm.name, "path": arm.lora}, ensure_ascii=False)
+        serve.append(f"-- --enable-lora --max-lora-rank {rank} --lora-modules {shlex.quote(module)}")
+    called = f"{arm.name}:{steered}" if arm.steer else arm.name  # else the adapter is not steered
+    # On one line: the next one of a prompt would be a command of its own.
+    prompt = f"the system prompt {json.dumps(arm.system, ensure_ascii=False)}" if arm.system else ""
+    asked = [f"the model {called}"] if arm.lora else []
+    lines = [_commented(serve, "every request needs ", [*asked, *([prompt] if prompt else [])])]
+    # No weights decide while the model runs; an adapter was made for weights that are not baked.
+    if arm.steer and not arm.conditional and not arm.lora:
+        what = [version] if version else [shlex.quote(arm.written)]
+        bake = ["steer bake", *what, f"--model {shlex.quote(model)}", *([] if version else vectors)]
+        bake.append(f"-o {shlex.quote(f'{arm.name}-model/')}")
+        lines.append(_commented(bake, "served with ", [prompt] if prompt else []))
+    return lines
+
+
+def _commented(command: Sequence[str], begins: str, comments: Sequence[str]) -> str:
+    return " ".join(command) + (f"    # {begins}{' and '.join(comments)}" if comments else "")
 
 
 def move_alias(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from steer.cli import options, requests, versions
@@ -40,6 +41,7 @@ def command(**values: Any) -> None:
     from steer.experiments import document, promotion
     from steer.experiments.storage import state
     from steer.experiments.storage.database import write
+    from steer.serving.lora import lora_rank
 
     request = requests.build(Request, values)
     experiment = document.read(document.find(request.experiment))
@@ -69,7 +71,8 @@ def command(**values: Any) -> None:
             reason += f"; {moved.alias} is {moved.commit[7:15]}"
         write(log.engine, [("events", state.event(experiment.name, version, state.PROMOTED, reason=reason))])
     model = experiment.model or request.model or "MODEL"
-    lines = promotion.lines_of(arm, experiment, model, "" if moved is None else moved.alias)
+    rank = lora_rank([Path(arm.lora)]) if arm.lora else 0
+    lines = promotion.lines_of(arm, experiment, model, "" if moved is None else moved.alias, rank)
     data = {**found, "commands": lines, "alias": None if moved is None else moved._asdict()}
     out.result(data, lambda: out.line("\n".join(lines)))
     if moved is not None:
