@@ -81,8 +81,8 @@ class Analysis(NamedTuple):
         else:
             values = [columns.mean, columns.mean_squared]
         query = select(columns.arm, columns.slot, columns.units, *values).where(
-            columns.experiment == self.experiment, columns.version == self.version, columns.metric == metric.name,
-            columns.units > 0,
+            columns.experiment == self.experiment, columns.version == self.version, columns.units > 0,
+            columns.metric.in_(unit_sums.names_of(metric.name)),
         )  # fmt: skip
         result = {arm: [EMPTY] * BUCKETS for arm in self.units.by_arm}
         for arm, slot, *found in self.connection.execute(query):

@@ -86,6 +86,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE units ADD COLUMN epoch INTEGER",
     ),
     ("CREATE INDEX exposures_outside ON exposures (experiment, unit) WHERE reason = 'outside'",),
+    ("DELETE FROM tallies",),  # sums are by the size of a unit's value; they are added up anew when they are read
 )
 
 

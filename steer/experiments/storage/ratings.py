@@ -7,6 +7,7 @@ and conversations in question, and changes the ratings and all that follows from
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -43,9 +44,24 @@ from steer.experiments.storage.tables import (
 )
 from steer.experiments.storage.unit_sums import Changes, Row, among, of_version
 
-_OF_ANSWERS = (unit_sums.WHOLE, *SUMMED)  # metrics that no feedback gives
+# Metrics that no feedback gives.
+_OF_ANSWERS = (unit_sums.WHOLE, *(name for metric in SUMMED for name in unit_sums.names_of(metric)))
 Values = dict[str, tuple[float, float]]  # of a unit, by metric: the sum of its ratings, and how many there are
+_INTEGERS = 2.0**50  # a thousand of them are added without rounding
 _Key = tuple[str, int, str]  # of a rating: what it is about, version, metric
+
+
+class _Change(NamedTuple):
+    """The ratings that a unit no longer has, and those that are new."""
+
+    gone: list[float]
+    new: list[float]
+
+    def exact(self, y: float) -> bool:
+        """Whether the sum of a unit's ratings, `y` before, has no rounding error after the change: nothing is taken
+        away from it, or all of its numbers are integers."""
+        numbers = (y, *self.gone, *self.new)
+        return not self.gone or all(each.is_integer() and abs(each) < _INTEGERS for each in numbers)
 
 
 class _Kind(NamedTuple):
@@ -98,13 +114,12 @@ def refresh(connection: Connection, experiment: str, abouts: Iterable[str]) -> N
     """Bring the ratings of responses and conversations up to date with the rows of the log. Raises SQLAlchemyError."""
     names = list(abouts)
     old, new = dict(_ratings(connection, experiment, names)), _wanted(connection, experiment, names)
-    changes: dict[int, dict[str, dict[str, list[float]]]] = {}  # by version, unit and metric: of y and x
+    changes: dict[int, dict[str, dict[str, _Change]]] = {}  # by version, unit and metric
     for ratings, sign in ((old, -1), (new, 1)):
         for (about, version, metric), (unit, value) in ratings.items():
             if old.get((about, version, metric)) != new.get((about, version, metric)):
-                entry = changes.setdefault(version, {}).setdefault(unit, {}).setdefault(metric, [0.0, 0.0])
-                entry[0] += sign * value
-                entry[1] += sign
+                entry = changes.setdefault(version, {}).setdefault(unit, {}).setdefault(metric, _Change([], []))
+                (entry.gone if sign < 0 else entry.new).append(value)
     if not changes:
         return
     columns = ("about", "version", "metric")
@@ -136,7 +151,7 @@ def give(changes: Changes, unit: Row, slot: int, values: Values, sign: int) -> N
     if unit["arms"] == 1:
         for metric, (y, x) in values.items():
             if x > 0:
-                unit_sums.add_to(unit_sums.sum_of(changes, metric, unit["arm"], slot), y, x, sign)
+                unit_sums.add_unit(changes, metric, unit["arm"], slot, y, x, sign)
 
 
 def count(connection: Connection, rows: Iterable[Row], sign: int) -> None:
@@ -206,15 +221,17 @@ def _added_up(connection: Connection, experiment: str, version: int) -> Changes:
         return {}
     origin = unit_sums.origin_of(connection, experiment, version, float(earliest))
     slot = unit_sums.slot_column(connection, units.first - origin).label("slot")
+    scale = unit_sums.scale_column(given.y).label("scale")
     query = (
-        select(given.metric, units.arm, slot, func.count(),
+        select(given.metric, scale, units.arm, slot, func.count(),
                *(func.sum(part) for part in unit_sums.given(given.y, given.x)))
         .join_from(UNIT_RATINGS, UNITS, and_(units.experiment == given.experiment, units.version == given.version,
                                              units.unit == given.unit))
         .where(of_version(UNIT_RATINGS, experiment, version), units.arms == 1)
-        .group_by(given.metric, units.arm, slot)
+        .group_by(given.metric, scale, units.arm, slot)
     )  # fmt: skip
-    return {(metric, arm, number): [*found] for metric, arm, number, *found in connection.execute(query)}
+    return {(unit_sums.named(metric, size), arm, number): [*found]
+            for metric, size, arm, number, *found in connection.execute(query)}  # fmt: skip
 
 
 def _of(experiment: str) -> ColumnElement[bool]:
@@ -284,18 +301,25 @@ def _ratings(
 
 
 def _change_units(
-    connection: Connection, experiment: str, version: int, by_unit: dict[str, dict[str, list[float]]]
+    connection: Connection, experiment: str, version: int, by_unit: dict[str, dict[str, _Change]]
 ) -> None:
     """Change what the ratings of units add up to, and the sums over units."""
     names = sorted(by_unit)
     old = of_units(connection, experiment, version, names)
     new: dict[str, Values] = {}
+    inexact: set[str] = set()
     for unit, changed in by_unit.items():
         before = old.get(unit, {})
-        for metric, (y, x) in changed.items():
-            was = before.get(metric, (0.0, 0.0))
-            new.setdefault(unit, {})[metric] = was[0] + y, was[1] + x
+        for metric, each in changed.items():
+            y, x = before.get(metric, (0.0, 0.0))
+            if not each.exact(y):
+                inexact.add(unit)
+            sum_now = math.fsum((y, *each.new, *(-value for value in each.gone)))
+            new.setdefault(unit, {})[metric] = sum_now, x + len(each.new) - len(each.gone)
         old[unit] = {metric: value for metric, value in before.items() if metric in changed}
+    for unit, metric, y in _added_again(connection, experiment, version, inexact):
+        if metric in new[unit]:
+            new[unit][metric] = y, new[unit][metric][1]
     keys = [
         ({"experiment": experiment, "version": version, "unit": unit, "metric": metric}, value)
         for unit, values in new.items() for metric, value in values.items()
@@ -316,6 +340,24 @@ def _change_units(
         give(changes, row, slot, old[row["unit"]], -1)
         give(changes, row, slot, new[row["unit"]], 1)
     unit_sums.change(connection, experiment, version, changes)
+
+
+def _added_again(
+    connection: Connection, experiment: str, version: int, units: set[str]
+) -> Iterator[tuple[str, str, float]]:
+    """The ratings of units added up anew: (unit, metric, sum)."""
+    if not units:
+        return
+    shown = EXPOSURES.c  # as in `_of`, an expression, so that the index of the units is used
+    query = select(shown.response, shown.conversation).where(
+        shown.experiment.concat("") == experiment, shown.version + 0 == version, among(connection, shown.unit, units)
+    )
+    abouts = {about for row in connection.execute(query).mappings() for about in abouts_of(row)}
+    values: dict[tuple[str, str], list[float]] = {}
+    for (_, of, metric), (unit, value) in _ratings(connection, experiment, sorted(abouts)):
+        if of == version and unit in units:
+            values.setdefault((unit, metric), []).append(value)
+    yield from ((unit, metric, math.fsum(each)) for (unit, metric), each in values.items())
 
 
 def _delete(connection: Connection, table: Any, columns: Sequence[str], keys: Sequence[Row]) -> None:

@@ -22,13 +22,15 @@ from steer.experiments.storage.unit_sums import (
     WHOLE,
     Changes,
     Row,
-    add_to,
+    add_unit,
     among,
     change,
     given,
+    named,
     of_version,
     origin_of,
     put,
+    scale_column,
     slot_column,
     slot_of,
     sum_of,
@@ -164,12 +166,15 @@ def _add_up_units(connection: Connection, experiment: str, version: int) -> None
         y, x = (case((kept[f"x_{name}"] > 0, kept[f"{kind}_{name}"])) for kind in "yx")
         each = given(y, x)
         columns += [func.count(x), *(func.coalesce(func.sum(value), 0.0) for value in each)]
-    query = select(kept.arm, slot, func.count(), *columns).where(units, kept.arms == 1).group_by(kept.arm, slot)
+    scales = [scale_column(kept[f"y_{name}"]).label(f"scale_{name}") for name in SUMMED]
+    query = select(kept.arm, slot, func.count(), *scales, *columns).where(units, kept.arms == 1)
     width = 1 + len(PARTS)
-    for arm, number, count, *found in connection.execute(query):
-        changes[WHOLE, arm, number] = [count, *(0.0 for _ in PARTS)]
-        for index, name in enumerate(SUMMED):
-            changes[name, arm, number] = [*found[width * index : width * (index + 1)]]
+    for arm, number, count, *found in connection.execute(query.group_by(kept.arm, slot, *scales)):
+        sum_of(changes, WHOLE, arm, number)[0] += count
+        for index, (name, scale) in enumerate(zip(SUMMED, found, strict=False)):
+            start = len(SUMMED) + width * index
+            total = sum_of(changes, named(name, scale), arm, number)
+            total[:] = map(operator.add, total, found[start : start + width])
     known = and_(units, kept.arms == 1, kept.epoch.is_not(None))
     query = select(kept.epoch, kept.arm, func.count()).where(known).group_by(kept.epoch, kept.arm)
     for epoch, arm, count in connection.execute(query):
@@ -223,7 +228,7 @@ def _give(changes: Changes, unit: Row, rated: Mapping[str, ratings.Values], orig
     sum_of(changes, WHOLE, arm, slot)[0] += sign
     for name, of_y, of_x in _PAIRS:
         if unit[of_x] > 0:
-            add_to(sum_of(changes, name, arm, slot), unit[of_y], unit[of_x], sign)
+            add_unit(changes, name, arm, slot, unit[of_y], unit[of_x], sign)
     ratings.give(changes, unit, slot, rated.get(unit["unit"], {}), sign)
 
 

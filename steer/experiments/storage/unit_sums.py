@@ -1,6 +1,10 @@
 """Sums over units: the slots of time in which they are taken, what a unit gives to them, and their changes.
 
 Sums over time are by slots, which grow with the time since the first: a day has about 400.
+
+A unit that is taken away leaves the rounding error of the greatest value that was in the sum: of one rating of 1e15,
+whose square is 1e30, one that erases the squares of all others. So units of very different size are in sums of their
+own (`scale_of`), which the reader adds.
 """
 
 from __future__ import annotations
@@ -20,10 +24,12 @@ SECONDS, HALF = 64, 32  # slots of one second; then each time twice as long, in 
 OCTAVES = 26  # until a century after the first
 WHOLE = ""  # the metric that counts the units themselves
 EPOCH = "epoch "  # with a number: the metric that counts the units of that epoch; no metric of a file has a space
+STEP = 10  # powers of 2 from one scale to the next
+LOWEST, HIGHEST = -3, 6
 PARTS = ("mean", "mean_squared", "y", "yy", "x", "xx", "xy")
 
 Row = Mapping[str, Any]
-Sum = tuple[str, str, int]  # a row of the sums: metric, arm, slot
+Sum = tuple[str, str, int]  # a row of the sums: metric, by `named`, arm, slot
 Changes = dict[Sum, list[float]]  # of units, and of PARTS
 
 
@@ -57,6 +63,35 @@ def slot_column(connection: Connection, elapsed: ColumnElement[float]) -> Column
         *((elapsed < 2 * start, SECONDS + HALF * k + whole((elapsed - start) / 2.0 ** (k + 1))) for k, start in starts),
         else_=SECONDS + HALF * OCTAVES - 1,
     )  # fmt: skip
+
+
+def scale_of(y: float) -> int:
+    """The scale of a unit by its sum: 0 for 0 and for sizes from 2**-10 to below 2**10, then one for each 2**10."""
+    size = abs(y)
+    if size >= 2.0**STEP:
+        return min((math.frexp(size)[1] - 1) // STEP, HIGHEST)
+    if 0 < size < 2.0**-STEP:
+        return max(-(-math.frexp(size)[1] // STEP), LOWEST)
+    return 0
+
+
+def scale_column(y: ColumnElement[float]) -> ColumnElement[int]:
+    """`scale_of` as SQL."""
+    size = func.abs(y)
+    great = [(size >= 2.0 ** (STEP * scale), scale) for scale in range(HIGHEST, 0, -1)]
+    small = [(size < 2.0 ** (STEP * scale), scale) for scale in range(LOWEST, 0)]
+    return case(*great, (size == 0, 0), *small, else_=0)
+
+
+def named(metric: str, scale: int) -> str:
+    """The metric of a sum over the units of one scale; no metric of a file has a space, nor is it EPOCH with a
+    number."""
+    return f"{scale} {metric}" if scale else metric
+
+
+def names_of(metric: str) -> list[str]:
+    """The metrics of the sums over the units of every scale."""
+    return [named(metric, scale) for scale in range(LOWEST, HIGHEST + 1)]
 
 
 def origin_of(connection: Connection, experiment: str, version: int, first: float) -> float:
@@ -93,8 +128,10 @@ def sum_of(changes: Changes, metric: str, arm: str, slot: int) -> list[float]:
     return changes[key]
 
 
-def add_to(found: list[float], y: float, x: float, sign: int) -> None:
-    """Add `given` to a sum, or with `sign` -1 take it away. Written out, since it is done for every logged answer."""
+def add_unit(changes: Changes, metric: str, arm: str, slot: int, y: float, x: float, sign: int) -> None:
+    """Add `given` to the sum for a unit, or with `sign` -1 take it away. Written out, since it is done for every logged
+    answer."""
+    found = sum_of(changes, named(metric, scale_of(y)), arm, slot)
     mean, signed = y / x, sign * y
     found[0] += sign
     found[1] += sign * mean
@@ -136,6 +173,8 @@ def _putting(dialect: str, table: Table, changes: tuple[tuple[str, str | None], 
     for name, how in changes:
         if how == "+":
             what[name] = old[name] + new[name]
+            if table is UNIT_SUMS and name in PARTS:  # without units, nothing of them stays
+                what[name] = case((old.units + new.units == 0, 0.0), else_=what[name])
         elif how is None:
             what[name] = new[name]
         else:

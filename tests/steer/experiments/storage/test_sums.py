@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, select
+from sqlalchemy import Double, delete, literal, select
 from trials import Log
 
 from steer.experiments import exports
@@ -154,6 +154,45 @@ def in_batches(log: Log, seed: int) -> list[dict[str, Any]]:
 def test_sums_follow_whatever_is_written(log: Log, seed: int) -> None:
     in_batches(log, seed)
     assert_right(log)
+
+
+def test_a_corrected_outlier_leaves_no_trace(log: Log) -> None:
+    """The square of 9e14 has no digit left for those of other units, nor 9e14 for other ratings of its unit."""
+    chosen = random.Random(7)
+    units = [(f"u{i}", ("control", "friendly")[i % 2]) for i in range(40)]
+    log.write("exposures", *(log.answer(arm, unit, f"{unit}r{k}", at=1e9) for unit, arm in units for k in range(2)))
+    for name in ("stars", "thumbs"):
+        values = {f"{unit}r{k}": chosen.uniform(1, 5) for unit, _ in units for k in range(2)}
+        log.write("feedback", *(log.said(of, value=value, metric=name, at=1e9) for of, value in values.items()))
+    with analysis(log.engine, "tone", 1) as found:
+        before = state_of(found)
+    for at, outlier in enumerate((9e14, 1e9, 1e4, 1e-9), 1):  # in each arm, by a whole unit and by one of its ratings
+        log.write("feedback", *(log.said(f"u{i}r{k}", value=outlier, metric="stars", at=1e9 + at)
+                                for i, k in ((0, 0), (0, 1), (1, 0), (1, 1), (2, 1), (3, 1))))  # fmt: skip
+    log.write("exposures", log.answer("control", "late", "out", at=1e9))
+    log.write("feedback", log.said("out", value=9e14, metric="stars", at=1e9))
+    log.write("feedback", *(log.said(of, value=value, metric="stars", at=2e9) for of, value in
+                            ((f"u{i}r{k}", 3.25 + i / 7) for i in range(4) for k in range(2))))  # fmt: skip
+    exports.forget(log.engine, "tone", log.experiment.salt, "late")
+    with analysis(log.engine, "tone", 1) as found:
+        after = state_of(found)
+    assert after["units"] == before["units"]
+    assert after["sums"][-1] != before["sums"][-1]
+    assert_right(log)
+
+
+@pytest.mark.parametrize("y", [0.0, 2.0**-10, 0.3, 1023.9])
+def test_most_values_have_one_scale(y: float) -> None:
+    assert (unit_sums.scale_of(y), unit_sums.scale_of(-y)) == (0, 0)
+
+
+def test_scales_are_alike_in_python_and_in_the_database(log: Log) -> None:
+    edges = [2.0 ** (10 * power) for power in range(-5, 8)]
+    values = [0.0, *edges, *(edge * (1 - 2.0**-52) for edge in edges), *(-1.5 * edge for edge in edges), 1e200]
+    with log.engine.connect() as connection:
+        found = [connection.execute(select(unit_sums.scale_column(literal(y, Double)))).scalar_one() for y in values]
+    assert found == [unit_sums.scale_of(y) for y in values]
+    assert {*found} == {*range(unit_sums.LOWEST, unit_sums.HIGHEST + 1)}
 
 
 def thumbs(log: Log, version: int = 1) -> dict[str, tuple[float, ...]]:
