@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,8 @@ from vectors.storage.files import canonical_json
 LARGEST = 256 * 1024  # bytes of the body
 GREATEST = 1e15  # of a value: a database must be able to add up the squares of all
 
-_ID = schema.text(r"[^\0]{1,512}", "text of 1 to 512 characters")
+_ANY_ID = r"[^\0]{1,512}"
+_ID = schema.text(_ANY_ID, "text of 1 to 512 characters")
 _TEXT = schema.text(longest=100_000)
 _MESSAGES = schema.list_of(schema.record({"role": schema.text(longest=40)}), 1000)
 _FEEDBACK = schema.record(
@@ -70,6 +72,16 @@ def _check(body: Any, name: str, metrics: Mapping[str, Metric]) -> Iterator[str]
         low, high = metric.low, metric.high
         if (low is not None and value < low) or (high is not None and value > high):
             yield f"value is {schema.excerpt(value)}, outside of the metric's range from {low} to {high}"
+
+
+def response_known_as(identity: str) -> str:
+    """What the log knows a response by: its id, or the SHA-256 of one that feedback could not name.
+
+    Clients choose ids, of any length; what is longer than an index of PostgreSQL takes would never reach the log.
+    """
+    if re.fullmatch(_ANY_ID, identity):
+        return identity
+    return f"sha256:{hashlib.sha256(identity.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
 def row_of(

@@ -11,7 +11,15 @@ from typing import Any
 import sqlalchemy
 from sqlalchemy import Connection, Engine, Table, event
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    ProgrammingError,
+    SQLAlchemyError,
+    StatementError,
+)
 
 from steer.experiments.storage import forgetting, ratings, sums
 from steer.experiments.storage.migrations import MIGRATED, migrate, pending
@@ -167,6 +175,29 @@ def write(engine: Engine, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> None
 def interrupted(error: BaseException) -> bool:
     """Whether a signal has ended a statement."""
     return reason_of(error) == "interrupted"
+
+
+# What PostgreSQL says of values: cardinality, data, integrity, a view's check, limits (such as that of an entry of an
+# index); and the two codes of values of another type. All else is about the database: a connection, memory, space,
+# rights, tables that are not there, locks.
+_OF_ROWS = ("21", "22", "23", "44", "54", "42804", "42846")
+
+
+def about_the_rows(error: BaseException) -> bool:
+    """Whether a database has refused rows for their values, so that it would refuse them again, and take others.
+
+    An error that is not known counts as one of the database: rows that wait are not lost.
+    """
+    if not isinstance(error, DBAPIError):  # raised before the database is asked: a value that has no form for it
+        return isinstance(error, OverflowError | StatementError)
+    if error.connection_invalidated:
+        return False
+    state = getattr(error.orig, "sqlstate", None)
+    if state is not None:
+        return bool(state.startswith(_OF_ROWS))
+    if isinstance(error.orig, sqlite3.Error):  # by the driver's names: IntegrityError, DataError (too big), and others
+        return isinstance(error, IntegrityError | DataError | ProgrammingError | InterfaceError)
+    return isinstance(error, DataError | ProgrammingError)  # psycopg, of a value that it can't send
 
 
 def shown(url: str) -> str:

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import Engine, select
-from sqlalchemy.exc import InternalError, OperationalError, SQLAlchemyError
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from steer.experiments.storage import journal
-from steer.experiments.storage.database import prepare, reason_of, write
+from steer.experiments.storage.database import about_the_rows, prepare, reason_of, write
 from steer.experiments.storage.journal import Journal, Row, cleaned
 from steer.experiments.storage.tables import ALL, EVENTS
 from vectors.errors import SteerError
@@ -121,20 +121,16 @@ class Writer:
 def written(engine: Engine, rows: Sequence[Row]) -> int:
     """Write rows in one transaction; a row that the database refuses is left out. Return how many were left out.
 
-    Raises SQLAlchemyError where the database is away.
+    Raises SQLAlchemyError where the database is away, or refuses for reasons of its own.
     """
     known = [row for row in rows if row[0] in ALL]
     unknown = len(rows) - len(known)
     try:
         write(engine, known)
         return unknown
-    except (OperationalError, InternalError):
-        raise
-    # A value that has no place in its column (SQLite's driver raises OverflowError); or tables that are not there.
-    except (SQLAlchemyError, OverflowError):
-        with engine.connect() as connection:
-            for name in {name for name, _ in known}:
-                connection.execute(select(ALL[name]).limit(0))
+    except (SQLAlchemyError, OverflowError) as error:
+        if not about_the_rows(error):
+            raise
     if len(known) == 1:
         return unknown + 1
     half = len(known) // 2

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from steer.experiments.assignment import Decision, Identity
+from steer.experiments.feedback import response_known_as
 from steer.serving.engine.resolved import EXPRESSION, RESOLVED
 from steer.serving.http import bodies
 from steer.serving.http.answers import Message
@@ -117,7 +118,7 @@ def identify(scope: Message, route: str, value: Mapping[str, Any], live: Live) -
         unit = bodies.header(scope, live.experiment.unit.removeprefix("header:").encode()).decode("latin-1") or None
     conversation, source, begins = conversation_of(scope, value, unit or user)
     previous = value.get("previous_response_id")
-    previous = previous if isinstance(previous, str) else ""
+    previous = response_known_as(previous) if isinstance(previous, str) and previous else ""
     if unit is not None:
         source = live.experiment.unit.partition(":")[0]
     return Identity(conversation if unit is None else unit, source, conversation, begins, previous)

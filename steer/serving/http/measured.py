@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from steer.experiments.feedback import response_known_as
 from steer.experiments.outcomes import FAILED, FIRST_ERROR, GONE
 from steer.experiments.running.measures import refuses, repetition
 from steer.serving.engine.receipts import HttpRequest
@@ -235,7 +236,7 @@ class MeasuredAnswer:
         texts = self.exposed.live.experiment.store_texts
         return {
             "at": self.at,
-            "response": self.id,
+            "response": response_known_as(self.id) if self.id else None,
             "composition": receipt.get("digest"),
             "status": self.outcome(),
             "answers": receipt.get("answers", max(len(self.stops), 1)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 import postgres
 import pytest
 import sqlalchemy
+import trials
 from sqlalchemy import Engine, func, select
 
 from steer.experiments.storage import state
 from steer.experiments.storage import writer as writers
 from steer.experiments.storage.database import engine_of, open_log
 from steer.experiments.storage.tables import EVENTS, EXPOSURES
-from steer.experiments.storage.writer import Writer, recover
+from steer.experiments.storage.writer import Writer, recover, written
 
 
 def event(number: int, **more: Any) -> dict[str, Any]:
@@ -67,6 +69,54 @@ def test_a_number_that_no_database_takes_ends_nothing(url: str, tmp_path: Path) 
     assert writer.flush(10)
     assert (count(engine), writer.state().dropped) == (2, 1)
     writer.close()
+
+
+def test_an_entry_that_no_index_takes_blocks_neither_the_writer_nor_a_restart(
+    postgresql: postgres.Server, tmp_path: Path
+) -> None:
+    """PostgreSQL calls it an operational error, as it does a connection that is lost."""
+    log = trials.Log(tmp_path, postgresql.new_log())
+    longest = secrets.token_hex(5000)  # which compression makes no smaller than the limit
+    rows = [log.answer("control", f"u{i}", longest if i == 1 else f"r{i}") for i in range(3)]
+    writer = Writer(log.engine, tmp_path / "journal")
+    for row in rows:
+        writer.add("exposures", row)
+    assert writer.flush(20)
+    assert (writer.dropped, writer.away) == (1, "")
+    writer.close()
+    gone = Writer(engine_of("postgresql+psycopg://nobody@127.0.0.1:1/nothing"), tmp_path / "journal")
+    gone.add("exposures", {**rows[1], "id": "1"})
+    gone.add("exposures", {**rows[2], "id": "2"})
+    assert gone.close(0.1)
+    damaged: list[int] = []
+    assert (recover(log.engine, tmp_path / "journal", damaged.append), damaged) == (2, [1])
+    with log.engine.connect() as connection:
+        assert sorted(connection.execute(select(EXPOSURES.c.response)).scalars()) == ["r0", "r2", "r2"]
+
+
+def test_rows_wait_while_the_database_refuses_all(url: str, tmp_path: Path) -> None:
+    """Tables that are away, rights that are taken, a file that is no database: nothing is lost for it."""
+    log = trials.Log(tmp_path, url)
+    rows = [("exposures", log.answer("control", f"u{i}")) for i in range(2)]
+    if "postgres" in url:
+        refusals = [
+            "SET default_transaction_read_only = on",
+            "SET ROLE pg_read_all_data",
+            "ALTER TABLE units RENAME TO u",
+        ]
+    else:
+        refusals = ["PRAGMA query_only = on", "ALTER TABLE units RENAME TO u"]
+    for refusal in refusals:
+        with log.engine.connect() as connection:
+            connection.exec_driver_sql(refusal)
+            connection.commit()
+        with pytest.raises(sqlalchemy.exc.SQLAlchemyError):
+            written(log.engine, rows)
+        if "ALTER" not in refusal:
+            log.engine.dispose()
+    with log.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE u RENAME TO units")
+    assert written(log.engine, rows) == 0
 
 
 def test_a_failure_of_any_kind_is_shown_and_the_writer_goes_on(tmp_path: Path) -> None:

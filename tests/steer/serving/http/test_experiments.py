@@ -476,6 +476,21 @@ def test_feedback_is_joined_to_its_answer(served: Served) -> None:
     assert (row["version"], row["value"], row["comment"], row["mark"]) == (1, 1.0, "<b>'; DROP", "")
 
 
+def test_an_id_that_feedback_could_not_name_is_a_hash_in_the_log(served: Served) -> None:
+    """Clients choose ids (X-Request-Id) of any length, which no index takes."""
+    previous = None
+    for identity in ("i" * 512, "i" * 513, "a\0b", "end"):
+        served.parts = [json.dumps({"id": identity, "output": [], "status": "completed"}).encode()]
+        body = {"model": "tone", "input": f"after {previous}", "previous_response_id": previous}
+        served.ask(body, "/v1/responses")
+        previous = identity
+    rows = served.rows()
+    known = [row["response"] for row in rows]
+    assert [response[:7] for response in known] == ["i" * 7, "sha256:", "sha256:", "end"]
+    assert max(map(len, known)) == 512
+    assert len({row["conversation"] for row in rows}) == 1
+
+
 def test_feedback_is_idempotent_by_its_key(served: Served) -> None:
     said = {"response_id": "chat-1", "metric": "thumbs", "value": True, "idempotency_key": "k1"}
     assert served.say(said)[1]["id"] == served.say(said)[1]["id"]
