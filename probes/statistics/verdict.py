@@ -41,6 +41,20 @@ class Verdict(NamedTuple):
     against: list[Compared]
 
 
+def too_few_to_say(items: int, groups: int) -> str:
+    """Why so many items, in so many groups, are too few for a verdict; empty where they are enough.
+
+    An item without a group is one of its own. With fewer groups the interval of a mean is too narrow: of 2 groups whose
+    true means are zero, one in five comes out as an effect at the 5 % level.
+    """
+    if items < FEWEST:
+        return f"there are only {items} items; a verdict takes at least {FEWEST}"
+    if groups < FEWEST_GROUPS:
+        belong = f"the items belong to {groups} group{'s'[: groups != 1]}"
+        return f"{belong}; a verdict takes at least {FEWEST_GROUPS}"
+    return ""
+
+
 def verdict(
     subject: Tensor, controls: Mapping[str, Tensor], groups: Sequence[str] | None = None, *, seed: int = 0
 ) -> Verdict:
@@ -66,13 +80,9 @@ def verdict(
         Compared(name, each, p, p < 1 - CONFIDENCE and each.mean > 0, len(controls[name]), detectable[name])
         for (name, each), p in zip(differences.items(), adjusted, strict=True)
     ]
-    items = len(subject)
-    clusters = len(set(groups)) if groups is not None else items
-    if items < FEWEST:
-        return Verdict("too few items", f"there are only {items} items; a verdict takes at least {FEWEST}", against)
-    if clusters < FEWEST_GROUPS:
-        reason = f"the items belong to {clusters} groups; a verdict takes at least {FEWEST_GROUPS}"
-        return Verdict("too few items", reason, against)
+    too_few = too_few_to_say(len(subject), len(subject) if groups is None else len(set(groups)))
+    if too_few:
+        return Verdict("too few items", too_few, against)
     unbeaten = [each.control for each in against if not each.beaten]
     if not against:
         return Verdict("does not work", "there is nothing to compare it with", against)

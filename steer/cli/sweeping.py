@@ -33,7 +33,7 @@ def show(result: Result, target: Path, folder: Path, written: str, model: str) -
     from steer.reports.sweep import COLUMNS, rows
 
     out.table(list(COLUMNS), rows(result.report["points"]), 1)
-    test, counts = result.swept.test, result.swept.counts
+    test = result.swept.test
     if result.swept.chosen is None:
         if written:  # a vector that was extracted in the same go, whose reason holds the sweep's
             begin = result.vector.metadata["recommended"]
@@ -50,8 +50,8 @@ def show(result: Result, target: Path, folder: Path, written: str, model: str) -
     )
     out.line(f"\nrecommended: strength {recommended['strength']:g}: {recommended['reason']}")
     out.line(f"test {result.swept.metric} by multiple of the strength: {steps}")
-    if test["verdict"] == "too few items to say":
-        out.line(f"verdict: {counts['test']} test items are too few to say")
+    if test["too_few"]:
+        out.line(f"verdict: none, since {test['too_few']}")
     else:
         out.line(f"verdict: the point {VERDICTS[test['verdict']]}; `steer eval` says if more than control vectors do")
     if result.swept.learning:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,12 +90,18 @@ def recommendation(swept: Swept, budget: float) -> dict[str, Any]:
         f"{point.candidate.method} at layer {spans(layers)} has the largest effect on {swept.counts['dev']} "
         f"development items ({point.effect:+.3g} {UNITS[swept.metric]}) of {len(swept.points)} points, of those within "
         f"the budget of {budget:g} nats; on {swept.counts['test']} test items {test['effect']:+.3g} "
-        f"({test['low']:+.3g} to {test['high']:+.3g}), at {test['p95']:.2g} nats on neutral text "
+        f"({_interval(test)}), at {test['p95']:.2g} nats on neutral text "
         "(95th percentile of the KL divergence)"
     )
     if not test["steady"]:
         reason += f"; but from -2 to 2 times the strength the test {swept.metric} does not rise throughout"
     return {"layers": layers, "strength": point.strength, "reason": reason}
+
+
+def _interval(test: Mapping[str, Any]) -> str:
+    """The interval in words, with what makes it too narrow; a single group, or item, has none."""
+    interval = f"{test['low']:+.3g} to {test['high']:+.3g}" if math.isfinite(test["low"]) else "without an interval"
+    return f"{interval}; no verdict, since {test['too_few']}" if test["too_few"] else interval
 
 
 def why_nothing(swept: Swept, budget: float) -> str:

@@ -11,8 +11,8 @@ import torch
 
 from probes.arms.equal_divergence import rounded
 from probes.models.loading import LoadedModel
-from probes.statistics.paired import difference
-from probes.statistics.verdict import FEWEST
+from probes.statistics.paired import Difference, difference
+from probes.statistics.verdict import too_few_to_say
 from steer.cluster import Cluster
 from steer.evaluation.suites.items import Item, groups_of, metric_of
 from steer.evaluation.sweeping.cells import Cells
@@ -124,7 +124,7 @@ def sweep(
             points.append(best)
         if best.steady:
             p95 = cost(best.strength) if weaker else p95
-            figures = _test(best, test, sides.test, settings.seed) | {"p95": p95}
+            figures = figures_of_test(best, test, sides.test, settings.seed) | {"p95": p95}
         else:
             best = None
     learning: list[dict[str, Any]] = []
@@ -194,7 +194,7 @@ def _first(candidate: Candidate, norms: dict[int, float]) -> float:
     return FIRST / sum(shares) if sum(shares) > 0 else 1.0
 
 
-def _test(point: Point, test: Items, items: Sequence[Item], seed: int) -> dict[str, Any]:
+def figures_of_test(point: Point, test: Items, items: Sequence[Item], seed: int) -> dict[str, Any]:
     """The figures of the chosen point on the test items, in nats."""
     base, *rows = test.figures([None, *(point.candidate.at(point.strength * multiple) for multiple in MULTIPLES)])
     means = [sum(row) / len(row) for row in [*rows[:2], base, *rows[2:]]]
@@ -208,14 +208,16 @@ def _test(point: Point, test: Items, items: Sequence[Item], seed: int) -> dict[s
         "multiples": [*MULTIPLES[:2], 0.0, *MULTIPLES[2:]],
         "margins": means,
         "steady": all(a < b for a, b in itertools.pairwise(means)),
-        "effect": effect.mean, "low": effect.low, "high": effect.high,
-        "verdict": "too few items to say" if len(items) < FEWEST else verdict_of(effect.low, effect.high),
+        "effect": effect.mean, "low": effect.low, "high": effect.high, "groups": effect.clusters,
+        "verdict": verdict_of(effect), "too_few": too_few_to_say(effect.items, effect.clusters),
     }  # fmt: skip
 
 
-def verdict_of(low: float, high: float) -> str:
-    """What the interval of an effect says."""
-    return "moves" if low > 0 else "moves the other way" if high < 0 else "does not move"
+def verdict_of(effect: Difference) -> str:
+    """What the interval of an effect on test items says, where they are enough."""
+    if too_few_to_say(effect.items, effect.clusters):
+        return "too few items to say"
+    return "moves" if effect.low > 0 else "moves the other way" if effect.high < 0 else "does not move"
 
 
 def digest_of(config: Any, inputs: Any, metrics: Any) -> str:

@@ -61,12 +61,13 @@ class Compared(NamedTuple):
 
     def sentence(self) -> str:
         """What the interval says."""
-        from probes.statistics.verdict import FEWEST
+        from probes.statistics.verdict import too_few_to_say
 
         if self.change is None:
             return "not comparable: no items that both were evaluated on"
-        if self.change.items < FEWEST:
-            return f"no verdict from {self.change.items} items; it takes {FEWEST}"
+        too_few = too_few_to_say(self.change.items, self.change.clusters)
+        if too_few:
+            return f"no verdict: {too_few}"
         if self.change.low > 0:
             return "more of the behaviour"
         return "less of the behaviour" if self.change.high < 0 else "no difference shown"

@@ -67,7 +67,7 @@ def test_the_newest_evaluation_counts_and_few_items_give_no_verdict(store):
     attach(store, "HEAD", [0.0] * 8)
     (each,) = compared(store)
     assert each.change.mean == -1
-    assert "no verdict from 8 items" in each.sentence()
+    assert "no verdict: there are only 8 items" in each.sentence()
 
 
 def test_items_of_one_template_are_resampled_together(store):
@@ -76,6 +76,7 @@ def test_items_of_one_template_are_resampled_together(store):
     for version, factor in (("HEAD~1", 0.0), ("HEAD", 1.0)):
         attach(store, version, [factor * (i % 4) for i in range(40)], group="template")
     assert compared(store)[0].change.clusters == 4
+    assert "no verdict: the items belong to 4 groups" in compared(store)[0].sentence()
 
 
 def test_other_suites_are_listed_and_not_compared(store):

@@ -16,6 +16,7 @@ from probes.arms.scores import Completions
 from probes.data.examples import Example
 from probes.data.reading import Contrast
 from probes.models.loading import LoadedModel
+from probes.statistics.paired import Difference
 from steer.evaluation.arms.controls import acting_layers
 from steer.evaluation.arms.subjects import subjects_of
 from steer.evaluation.inputs import overlaps
@@ -27,11 +28,11 @@ from steer.evaluation.sweeping.api import sweep_examples
 from steer.evaluation.sweeping.groups import parse_groups
 from steer.evaluation.sweeping.measured import Candidate, Items
 from steer.evaluation.sweeping.parts import parts_of
-from steer.evaluation.sweeping.record import doubted, record_of, why_nothing
+from steer.evaluation.sweeping.record import doubted, recommendation, record_of, why_nothing
 from steer.evaluation.sweeping.record import result as record_result
 from steer.evaluation.sweeping.request import Settings, Sides, Source, sides_of
 from steer.evaluation.sweeping.search import Point, golden
-from steer.evaluation.sweeping.sweep import Swept, sweep, verdict_of
+from steer.evaluation.sweeping.sweep import Swept, figures_of_test, sweep, verdict_of
 from steer.reports import sweep as page
 from vectors.errors import ExampleError, UsageError
 from vectors.steering import SteeringVector
@@ -229,9 +230,29 @@ def test_why_nothing_is_recommended_is_said(margins: list[float], effect: float,
 
 
 def test_an_interval_below_zero_is_said_to_be_the_other_way() -> None:
-    assert [verdict_of(*ends) for ends in ((0.1, 0.2), (-0.1, 0.2), (-0.2, -0.1))] == [
-        "moves", "does not move", "moves the other way",
-    ]  # fmt: skip
+    effects = [
+        Difference(0.0, low, high, 0.01, 0.1, 0.1, 64, 64) for low, high in ((0.1, 0.2), (-0.1, 0.2), (-0.2, -0.1))
+    ]
+    assert [verdict_of(effect) for effect in effects] == ["moves", "does not move", "moves the other way"]
+
+
+@pytest.mark.parametrize(
+    ("groups", "verdict"), [(1, "too few items to say"), (7, "too few items to say"), (8, "moves")]
+)
+def test_a_verdict_of_test_items_takes_as_many_groups_as_one_of_an_evaluation(groups: int, verdict: str) -> None:
+    items = [Pair(Example("a"), Example("b"), group=f"g{i % groups}", id=f"{i}") for i in range(40)]
+
+    class Measured:
+        def figures(self, compositions: list[Any]) -> list[list[float]]:
+            return [[0.0 if at is None else 1.0 + 0.01 * i for i in range(40)] for at in compositions]
+
+    point = Point(Candidate("given", (2,), {2: torch.ones(4)}), 1.0, 0.1, 1.0, [-1.0, 1.0], True, True)
+    test = figures_of_test(point, Measured(), items, 0) | {"p95": 0.1}  # type: ignore[arg-type]
+    assert test["verdict"] == verdict
+    swept = Swept([point], point, test, [], {"dev": 20, "test": 40}, {}, "margin")
+    reason = recommendation(swept, 0.3)["reason"]
+    assert ("no verdict, since the items belong to" in reason) == (groups < 8)
+    assert "inf" not in reason
 
 
 def test_what_is_wrong_is_refused_at_once(loaded: LoadedModel, source: Source) -> None:
