@@ -16,6 +16,7 @@ from probes.logits import completion_logits
 from probes.models import templates
 from probes.models.completions import Completion
 from probes.models.loading import LoadedModel, OpenedModel
+from probes.models.markers import given_markers, require_sections
 from probes.models.residual import context_length, text_part
 from probes.models.tokens import plain_ids, rendered
 from probes.scores import Measured, likelihood
@@ -24,7 +25,7 @@ from probes.steered import steered
 from vectors import fit
 from vectors.errors import SteerError, UsageError, collecting, raise_together
 from vectors.events import Event, OnEvent, ignore
-from vectors.expression import Composition
+from vectors.expression import Composition, Condition
 from vectors.probe import Probe
 from vectors.steering import SteeringVector
 
@@ -56,11 +57,13 @@ def require_fitting(
     prompts: Sequence[str],
     columns: Sequence[Column] = (Column(),),
     *,
+    conditions: Sequence[Condition] = (),
+    markers: Mapping[str, Sequence[str]] | None = None,
     max_tokens: int,
     any_base: bool = False,
 ) -> None:
-    """Refuse, before a model's weights are loaded, vectors and probes that do not fit it, and prompts beyond its
-    context.
+    """Refuse, before a model's weights are loaded, vectors and probes that do not fit it, prompts beyond its context,
+    and sections among `conditions` whose markers it does not have. `markers` are those that are given.
 
     Raises one error with all problems: ArtifactError, UsageError or ExampleError.
     """
@@ -74,6 +77,8 @@ def require_fitting(
             base=opened.identity,
             any_base=any_base,
         )
+    with collecting(errors):
+        require_sections(conditions, given_markers(opened.tokenizer, markers))
     with collecting(errors):
         _prompt_ids(prompts, columns, opened.tokenizer, opened.config, max_tokens)
     raise_together(errors)

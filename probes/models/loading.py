@@ -11,10 +11,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from probes.models.markers import markers_of
+from probes.models.markers import given_markers
 from vectors import references
 from vectors.errors import ModelError, UsageError
-from vectors.language.markers import FLAG
 from vectors.references import ModelSource
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -67,10 +66,7 @@ def load(
     chosen_device, device_reason = choose_device(device)
     chosen_dtype, dtype_reason = choose_dtype(dtype, chosen_device)
     source, identity, config, tokenizer = reference if isinstance(reference, OpenedModel) else open_model(reference)
-    try:
-        found = markers_of(tokenizer, markers)
-    except ValueError as error:
-        raise UsageError(str(error), f"{FLAG} thinking='<think>,</think>' gives others") from error
+    found = given_markers(tokenizer, markers)
 
     from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vectors.errors import UsageError
 from vectors.expression import Condition
+from vectors.language.markers import FLAG
 
 # The text that begins and the one that ends; one of several tokens is given as these tokens.
 Form = tuple[str | tuple[str, ...], str]
@@ -84,6 +86,20 @@ def markers_of(tokenizer: Any, given: Mapping[str, Sequence[str]] | None = None)
         )
         pairs[what] = begin, end
     return Markers(**pairs)
+
+
+def given_markers(tokenizer: Any, given: Mapping[str, Sequence[str]] | None = None) -> Markers:
+    """`markers_of`, for markers that a user gives. Raises UsageError."""
+    try:
+        return markers_of(tokenizer, given)
+    except ValueError as error:
+        raise UsageError(str(error), f"{FLAG} thinking='<think>,</think>' gives others") from error
+
+
+def require_sections(conditions: Sequence[Condition], markers: Markers) -> None:
+    """Refuse sections that a model with these markers can't tell. Raises UsageError."""
+    if problems := problems_of_sections(conditions, markers):
+        raise UsageError(list(dict.fromkeys(problems)), f"give them: {FLAG} thinking=BEGIN,END, or tools=BEGIN,END")
 
 
 def _sequences_of(text: str, tokenizer: Any, vocabulary: Mapping[str, int], what: str) -> Sequences:

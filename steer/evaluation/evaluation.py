@@ -82,11 +82,14 @@ def run(request: Request, *, through: Through | None = None, on_event: OnEvent =
     `through` gives the engine for all arms that share the base's weights; by default they run through hooks.
     """
     inputs = read_inputs(request)
-    opened = open_fitting(inputs, request.any_base)
+    markers = markers_in(request.steer_markers)
+    opened = open_fitting(inputs, request.any_base, markers)
+    arms = [each.arm for each in inputs.subjects if each.arm.model is None]
+    start = through(opened, arms, markers) if through else None
     on_event(Event("loading the model"))
-    base = load(opened, request.device, request.dtype, markers_in(request.steer_markers))
+    base = load(opened, request.device, request.dtype, markers)
     on_event(Event("loading the model", message=f"model {base.source}, on {base.choice}"))
-    running = through(base, on_event) if through else nullcontext(Hooks(base, request.any_base, on_event))
+    running = start(base, on_event) if start else nullcontext(Hooks(base, request.any_base, on_event))
     with running as engine, packed_linear(base.model):  # packed once for all stages
         return _evaluation(request, inputs, base, engine, on_event)
 

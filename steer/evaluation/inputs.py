@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from probes.data import overlap, prompts
 from probes.data.reading import Contrast, read
 from probes.models.loading import OpenedModel, choose_device, choose_dtype, open_model
+from probes.models.markers import given_markers, require_sections
 from probes.models.residual import text_part
 from steer.evaluation.arms.controls import acting_layers
 from steer.evaluation.arms.subjects import Subject, base_reference, problems_of_names, subjects_of
@@ -138,8 +139,11 @@ def read_inputs(request: Request) -> Inputs:
     )  # fmt: skip
 
 
-def open_fitting(inputs: Inputs, any_base: bool) -> OpenedModel:
-    """The base without its weights, which every vector fits. Raises ModelError, ArtifactError with all problems."""
+def open_fitting(inputs: Inputs, any_base: bool, markers: Mapping[str, Sequence[str]] | None = None) -> OpenedModel:
+    """The base without its weights, which every vector fits, and whose markers, or those given, tell every section.
+
+    Raises ModelError, ArtifactError and UsageError with all problems.
+    """
     opened = open_model(inputs.reference)
     text = text_part(opened.config)
     vectors: list[tuple[str, SteeringVector | Probe]] = [
@@ -147,10 +151,17 @@ def open_fitting(inputs: Inputs, any_base: bool) -> OpenedModel:
     ]
     if inputs.donor is not None:
         vectors.append(inputs.donor)
-    fit.require_fit(
-        vectors, hidden_size=int(text.hidden_size), layers=int(text.num_hidden_layers), base=opened.identity,
-        any_base=any_base,
-    )  # fmt: skip
+    compositions = [each.arm.composition for each in inputs.subjects if each.arm.composition is not None]
+    errors: list[SteerError] = []
+    with collecting(errors):
+        fit.require_fit(
+            vectors, hidden_size=int(text.hidden_size), layers=int(text.num_hidden_layers), base=opened.identity,
+            any_base=any_base,
+        )  # fmt: skip
+    with collecting(errors):
+        conditions = [condition for each in compositions for condition in each.conditions]
+        require_sections(conditions, given_markers(opened.tokenizer, markers))
+    raise_together(errors)
     return opened
 
 

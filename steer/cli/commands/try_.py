@@ -120,7 +120,10 @@ def command(**values: Any) -> None:
 
     output.say_preparing(reference)
     ready = open_model(reference)
-    require_fitting(ready, vectors, probes, prompts, columns, max_tokens=request.max_tokens, any_base=request.any_base)
+    require_fitting(
+        ready, vectors, probes, prompts, columns, conditions=composition.conditions if composition is not None else (),
+        markers=given, max_tokens=request.max_tokens, any_base=request.any_base,
+    )  # fmt: skip
     with out.progress() as on_event:
         on_event(Event("loading the model"))
         loaded = load(ready, request.device, request.dtype, given)

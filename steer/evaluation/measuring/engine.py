@@ -6,13 +6,13 @@ to the model what was evaluated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 from torch import Tensor
 
-from probes.models.loading import LoadedModel
+from probes.models.loading import LoadedModel, OpenedModel
 from steer.evaluation.arms.arm import Arm
 from steer.evaluation.measuring import divergences, figures, generations
 from steer.evaluation.measuring.divergences import Neutral
@@ -38,7 +38,10 @@ class Engine(Protocol):
 
 
 # From the base, and what is called with progress, to a context in which an engine runs it.
-Through = Callable[[LoadedModel, OnEvent], AbstractContextManager[Engine]]
+Start = Callable[[LoadedModel, OnEvent], AbstractContextManager[Engine]]
+# From the base without its weights, the arms of the subjects, and given markers of sections, to what starts the engine.
+# Raises UsageError for what the engine can't run, before weights are loaded.
+Through = Callable[[OpenedModel, Sequence[Arm], Mapping[str, Sequence[str]]], Start]
 
 
 def measured_once(engine: Engine, neutral: Neutral) -> Measure:

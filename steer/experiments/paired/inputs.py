@@ -10,6 +10,7 @@ import torch
 
 from probes.data.reading import read_prompts
 from probes.models.loading import OpenedModel, choose_device, choose_dtype, open_model
+from probes.models.markers import given_markers, require_sections
 from probes.models.residual import context_length, text_part
 from probes.models.tokens import rendered
 from probes.strengths import with_system
@@ -76,6 +77,9 @@ def read_inputs(request: Request) -> Inputs:
             layers=int(text.num_hidden_layers), base=opened.identity, any_base=request.any_base,
         )  # fmt: skip
     arms, ids = arms_of(experiment), dict[str | None, list[list[int]]]()
+    with collecting(errors):
+        conditions = [each for arm in arms if arm.composition is not None for each in arm.composition.conditions]
+        require_sections(conditions, given_markers(opened.tokenizer))
     with collecting(errors):
         ids = {None: rendered(prompts, opened.tokenizer)}
         ids |= {arm.system: with_system(prompts, arm.system, opened.tokenizer) for arm in arms}

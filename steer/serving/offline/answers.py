@@ -5,28 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from steer.evaluation.arms.arm import Arm
+from probes.models.markers import given_markers
 from steer.experiments.paired.answers import Answer, rows_of, seed_of
 from steer.experiments.paired.inputs import Inputs
 from steer.experiments.paired.request import Request
-from steer.serving.offline.engine import OfflineEngine, Written, gates_for, offline_engine
+from steer.serving.offline.arms import text_of
+from steer.serving.offline.engine import OfflineEngine, Written, offline_engine
 from steer.serving.offline.engine import Request as Text
+from steer.serving.offline.needs import require_possible, settings_for
 from vectors.events import Event, OnEvent
 
 
 def write(inputs: Inputs, request: Request, on_event: OnEvent) -> dict[str, list[Answer]]:
-    """The answers of every arm to every row. Raises UsageError where vLLM is not installed, ModelError."""
+    """The answers of every arm to every row.
+
+    Raises UsageError where vLLM is not installed or can't run an arm, ModelError.
+    """
+    settings = settings_for(inputs.arms)
+    require_possible(inputs.arms, settings, given_markers(inputs.opened.tokenizer))
     adapters = [Path(arm.model) for arm in inputs.arms if arm.model is not None]
     on_event(Event("starting vLLM"))
     longest = inputs.longest + request.max_tokens
     path = inputs.opened.source.path
-    gates = gates_for((arm.composition, arm.probes) for arm in inputs.arms)
-    with offline_engine(path, max_tokens=longest, dtype=request.dtype, adapters=adapters, gates=gates) as engine:
+    with offline_engine(path, settings, max_tokens=longest, dtype=request.dtype, adapters=adapters) as engine:
         written = texts_of(engine, inputs, request, on_event)
         scores = {} if adapters else _likelihoods(engine, inputs, request, written, on_event)
     if adapters and request.likelihood:
         # vLLM 0.32 fails on a CPU where an engine with adapters scores the tokens of a prompt.
-        with offline_engine(path, max_tokens=longest, dtype=request.dtype) as engine:
+        with offline_engine(path, settings, max_tokens=longest, dtype=request.dtype) as engine:
             scores = _likelihoods(engine, inputs, request, written, on_event)
     tokenizer = inputs.opened.tokenizer
     return {
@@ -49,7 +55,7 @@ def texts_of(engine: OfflineEngine, inputs: Inputs, request: Request, on_event: 
     # On a CPU, vLLM 0.32 applies an adapter to every request of a batch, so each adapter has a batch of its own.
     for adapter in dict.fromkeys(arm.model for arm in inputs.arms):
         arms = [arm for arm in inputs.arms if arm.model == adapter]
-        texts = [_text(arm, inputs.prompt_ids[arm.system][row.prompt]) for arm in arms for row in rows]
+        texts = [text_of(inputs.prompt_ids[arm.system][row.prompt], arm=arm) for arm in arms for row in rows]
         # The same seed for every arm: vLLM draws a request's tokens from a generator of its own.
         seeds = [seed_of(row, request.seed) for _ in arms for row in rows] if request.temperature > 0 else []
         found = engine.generate(texts, request.max_tokens, temperature=request.temperature, seeds=seeds)
@@ -75,7 +81,3 @@ def _likelihoods(
     texts = [Text([*inputs.prompt_ids[None][prompt], *ids], len(ids)) for prompt, ids in answers]
     found = engine.likelihoods(texts)
     return {answer: sum(values) / len(values) for answer, values in zip(answers, found, strict=True)}
-
-
-def _text(arm: Arm, ids: Sequence[int]) -> Text:
-    return Text(ids, 0, arm.composition, arm.vectors, None if arm.model is None else Path(arm.model), arm.probes)

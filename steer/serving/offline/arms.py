@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,20 @@ from torch import Tensor
 
 from probes.generation import end_tokens
 from probes.models.completions import Completion
-from probes.models.loading import LoadedModel
+from probes.models.loading import LoadedModel, OpenedModel
+from probes.models.markers import given_markers
 from probes.models.residual import context_length
 from probes.strengths import with_system
 from steer.evaluation.arms.arm import Arm
 from steer.evaluation.measuring import divergences, figures
 from steer.evaluation.measuring.divergences import Neutral
+from steer.evaluation.measuring.engine import Start
 from steer.evaluation.measuring.figures import figures_of
 from steer.evaluation.measuring.generations import Generation
 from steer.evaluation.measuring.rendering import rendered_items
 from steer.evaluation.suites.items import Item
 from steer.serving.offline.engine import OfflineEngine, Request, offline_engine
+from steer.serving.offline.needs import require_possible, settings_for
 from vectors.events import Event, OnEvent, counter, ignore
 
 LONGEST = 2048  # tokens of a text, so that the keys and values of a batch fit into little memory
@@ -72,8 +76,15 @@ def measure_divergences(engine: OfflineEngine, tokenizer: Any, neutral: Neutral,
 
 def request_of(completion: Completion, arm: Arm | None = None) -> Request:
     """A prompt with a given completion, under an arm."""
-    given = len(completion.completion_ids)
-    return Request(completion.ids, given, *((arm.composition, arm.vectors) if arm else ()))
+    return text_of(completion.ids, len(completion.completion_ids), arm)
+
+
+def text_of(ids: Sequence[int], given: int = 0, arm: Arm | None = None) -> Request:
+    """A text under an arm, all of it, of which the last `given` tokens are only scored."""
+    if arm is None:
+        return Request(ids, given)
+    adapter = None if arm.model is None else Path(arm.model)
+    return Request(ids, given, arm.composition, arm.vectors, adapter, arm.probes)
 
 
 class VllmEngine:
@@ -99,7 +110,7 @@ class VllmEngine:
         self._stage("writing answers", "answers")
         tokenizer, ends = self.base.tokenizer, end_tokens(self.base.model, self.base.tokenizer)
         by_system = {arm.system: with_system(prompts, arm.system, tokenizer) for arm in arms}
-        requests = [Request(ids, 0, arm.composition, arm.vectors) for arm in arms for ids in by_system[arm.system]]
+        requests = [text_of(ids, arm=arm) for arm in arms for ids in by_system[arm.system]]
         written = iter(self.engine.generate(requests, max_tokens))
         answers = {}
         for arm in arms:
@@ -117,11 +128,22 @@ class VllmEngine:
         self.engine.progress = counter(self.on_event, name, unit)
 
 
+def through_vllm(opened: OpenedModel, arms: Sequence[Arm], markers: Mapping[str, Sequence[str]]) -> Start:
+    """What runs arms of a base in vLLM, as far as they and those that follow from them differ in vectors alone.
+
+    `markers` are those that are given for its sections. Raises UsageError where vLLM is not installed, or can't run an
+    arm.
+    """
+    settings = settings_for(arms, markers)
+    require_possible(arms, settings, given_markers(opened.tokenizer, markers))
+    return partial(_running, settings)
+
+
 @contextlib.contextmanager
-def through_vllm(base: LoadedModel, on_event: OnEvent = ignore) -> Iterator[VllmEngine]:
-    """A context with vLLM on the base's folder, in its dtype. Raises UsageError, ModelError."""
+def _running(settings: Mapping[str, Any], base: LoadedModel, on_event: OnEvent = ignore) -> Iterator[VllmEngine]:
+    """A context with vLLM on the base's folder, in its dtype. Raises ModelError."""
     on_event(Event("starting vLLM"))
     limit = min(context_length(base.model.config) or LONGEST, LONGEST)
     dtype = str(base.model.dtype).removeprefix("torch.")
-    with offline_engine(Path(base.source.path), max_tokens=limit - 1, dtype=dtype) as engine:
+    with offline_engine(Path(base.source.path), settings, max_tokens=limit - 1, dtype=dtype) as engine:
         yield VllmEngine(engine, base, limit - 1, on_event)

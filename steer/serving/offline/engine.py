@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from steer.serving.lora import lora_arguments
-from vectors.errors import ModelError, UsageError
+from vectors.errors import ModelError
 from vectors.expression import Composition
-from vectors.probe import Probe, reading_of
+from vectors.probe import Probe
 from vectors.steering import SteeringVector
 from vectors.storage.files import write_atomically
 from vectors.storage.locks import remove_leftovers, temporary_folder_and_lock
@@ -30,8 +29,6 @@ ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "HF_HUB_OFFLINE": "1",
 }
-# What a server would refuse a client, an evaluation must measure: random directions, and strengths far too great.
-SETTINGS = {"any_base": True, "allow_strength": True, "rows": 256, "directions": 16, "phases": 16}
 
 
 class Request(NamedTuple):
@@ -155,31 +152,16 @@ def _as_written(gate: dict[str, Any], request: Request) -> dict[str, Any]:
     raise ModelError(f"vLLM's receipt has the condition {gate['condition']}, which was not sent", "report this")
 
 
-def gates_for(requests: Iterable[tuple[Composition | None, Mapping[str, Probe | SteeringVector]]]) -> dict[str, Any]:
-    """The settings with which an engine decides the conditions of compositions, given with what these read."""
-    given = [(composition.conditions, sources) for composition, sources in requests if composition is not None]
-    most = max((len(conditions) for conditions, _ in given), default=0)
-    if not most:
-        return {}
-    layers = {
-        reading_of(sources[each.name], each.layer)[0]
-        for conditions, sources in given for each in conditions if not each.is_section
-    }  # fmt: skip
-    return {"gates": most, **({"gate_layers": sorted(layers)} if layers else {})}
-
-
 @contextlib.contextmanager
 def offline_engine(
-    model: Path, *, max_tokens: int, dtype: str = "auto", adapters: Sequence[Path] = (), gates: Mapping[str, Any] = {}
+    model: Path, settings: Mapping[str, Any], *, max_tokens: int, dtype: str = "auto", adapters: Sequence[Path] = ()
 ) -> Iterator[OfflineEngine]:
     """A context with a vLLM engine on a model folder, which ends with it, whatever happens.
 
-    `max_tokens` is the longest text, `adapters` are the LoRA adapters of its requests, `gates` come from `gates_for`.
-    `dtype` auto is float32 on a CPU, as everywhere here, and the model's own on a
-    GPU. Raises UsageError where vLLM is not installed, ModelError for a model that it can't load.
+    `settings` are those of the plugin (`needs.settings_for`), `max_tokens` is the longest text, `adapters` are the LoRA
+    adapters of its requests. `dtype` auto is float32 on a CPU, as everywhere here, and the model's own on a GPU. Raises
+    ModelError for a model that it can't load.
     """
-    if importlib.util.find_spec("vllm") is None:
-        raise UsageError("--engine vllm needs vLLM, which is not installed", "pip install 'steer-workbench[vllm]'")
     import torch
 
     on_cpu = not torch.cuda.is_available()
@@ -187,7 +169,7 @@ def offline_engine(
     temporary = Path(tempfile.gettempdir()).absolute()
     remove_leftovers(temporary)
     with temporary_folder_and_lock(temporary / "steer-eval") as (folder, _), tempfile.TemporaryFile("w+") as printed:
-        write_atomically(folder / "steer.json", json.dumps({**SETTINGS, **gates}).encode())
+        write_atomically(folder / "steer.json", json.dumps(dict(settings)).encode())
         environment = {**os.environ, **ENVIRONMENT, "STEER_CONFIG": str(folder / "steer.json")}
         environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         process = subprocess.Popen(

@@ -76,6 +76,19 @@ def test_a_planted_direction_works_and_one_along_nothing_does_not(both: Evaluati
     assert warm.judged[0].slopes.anti_steered < 0.1
 
 
+def test_a_section_that_the_model_has_no_markers_for_is_refused_before_it_is_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from steer.evaluation import evaluation
+
+    monkeypatch.setattr(evaluation, "load", lambda *_: pytest.fail("the model was loaded"))
+    vectors = {"warm": folder / "warm.safetensors"}
+    with pytest.raises(UsageError, match="@answer needs the model's markers of thinking") as caught:
+        evaluated(folder, "warm@answer", "warm@thinking", vectors=vectors)
+    assert len(caught.value.problems) == 2
+    assert "--steer-markers thinking=BEGIN,END" in caught.value.hint
+
+
 def test_effect_and_slope_are_those_of_the_closed_form(both: Evaluation) -> None:
     subject = both.subjects[0].plan.subject.arm
     direction = next(iter(subject.vectors.values())).layers[1]

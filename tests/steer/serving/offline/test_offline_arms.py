@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import engine_process
@@ -10,12 +11,14 @@ import pytest
 import torch
 
 from probes.data.examples import Example
-from probes.models.loading import load
+from probes.models.loading import load, open_model
 from steer.evaluation.arms.arm import Arm
 from steer.evaluation.measuring import divergences, figures, generations
 from steer.evaluation.suites.items import Choice, Pair
 from vectors.errors import ModelError
+from vectors.events import ignore
 from vectors.expression import parse
+from vectors.probe import Probe, Readout
 from vectors.steering import SteeringVector
 
 pytestmark = [
@@ -31,23 +34,36 @@ ITEMS = [
 NEUTRAL = ["What is an algorithm?", "Name a river."]
 
 
-def arms_of(vectors: dict[str, SteeringVector], count: int) -> list[Arm]:
-    expressions = ("1.5*v", "-1.5*v", "ablate(w) + v@prompt", "2*v@first:4", "2*v@response", "0.5*v - 1.2*w")
-    steered = [Arm(text, composition=parse(text), vectors=vectors) for text in expressions[-count:]]
+MARKERS = {"thinking": ["lovely", "hear"]}  # of a section within the first item's completion
+CONDITIONS = (
+    "2*v@when:mood>0", "1.5*v@while:mood>0 + w@response", "2.5*v@answer", "v@answer@while:w[0]<0 - w@thinking",
+    "v + rotate(w, 20)",
+)  # fmt: skip
+EXPRESSIONS = ("1.5*v", "-1.5*v", "ablate(w) + v@prompt", "2*v@first:4", "2*v@response", "0.5*v - 1.2*w")
+
+
+def arms_of(
+    vectors: dict[str, SteeringVector], expressions: Sequence[str], probes: Mapping[str, Probe | SteeringVector]
+) -> list[Arm]:
+    steered = [Arm(text, composition=parse(text), vectors=vectors, probes=probes) for text in expressions]
     other = Arm("donor", composition=parse("v"), vectors={"v": vectors["w"]})  # the same name, another vector
     return [Arm("base"), *steered, other, Arm("prompt", system="Answer warmly.")]
 
 
-def difference(model: Path, vectors: dict[str, SteeringVector], tokens: int, count: int = 6) -> tuple[float, float]:
+def difference(
+    model: Path, vectors: dict[str, SteeringVector], tokens: int, expressions: Sequence[str],
+    probes: Mapping[str, Probe | SteeringVector] = {},
+) -> tuple[float, float]:  # fmt: skip
     """The greatest differences of figures and of divergences between the two engines, in nats."""
     from steer.serving.offline import arms as through_vllm
 
-    loaded = load(model, "cpu", "float32")
-    arms = arms_of(vectors, count)
+    opened = open_model(model)
+    loaded = load(opened, "cpu", "float32", MARKERS)
+    arms = arms_of(vectors, expressions, probes)
     expected = figures.measure_arms(loaded, ITEMS, arms)
     neutral = divergences.neutral_text(loaded, NEUTRAL, tokens=tokens)
     expected_kl = divergences.measure_divergences(loaded, neutral, arms)
-    with through_vllm.through_vllm(loaded) as vllm:
+    with through_vllm.through_vllm(opened, arms, MARKERS)(loaded, ignore) as vllm:
         engine = vllm.engine
         found = vllm.measure_arms(ITEMS, arms)
         kl = vllm.measure_divergences(neutral, arms)
@@ -63,11 +79,13 @@ def difference(model: Path, vectors: dict[str, SteeringVector], tokens: int, cou
 def test_all_arms_in_one_batch_have_the_figures_of_transformers_on_a_pico_model(tmp_path: Path) -> None:
     folder = engine_process.save_model(tmp_path, "llama")
     generator = torch.Generator().manual_seed(5)
-    vectors = {
-        name: SteeringVector({1: 3 * torch.nn.functional.normalize(torch.randn(128, generator=generator), dim=0)})
-        for name in ("v", "w")
-    }
-    effect, kl = difference(folder, vectors, tokens=8)
+
+    def direction() -> torch.Tensor:
+        return 3 * torch.nn.functional.normalize(torch.randn(128, generator=generator), dim=0)
+
+    vectors = {name: SteeringVector({0: direction(), 1: direction()}, {"apply": [1]}) for name in ("v", "w")}
+    mood = Probe({0: Readout(direction() / 3, 0.0)})
+    effect, kl = difference(folder, vectors, 8, [*EXPRESSIONS, *CONDITIONS], {"mood": mood, "w": vectors["w"]})
     assert effect < 1e-3
     assert kl < 1e-3
 
@@ -78,6 +96,6 @@ def test_effects_and_divergences_on_smollm2_agree_within_a_thousandth() -> None:
         name: SteeringVector({12: 25 * torch.nn.functional.normalize(torch.randn(576, generator=generator), dim=0)})
         for name in ("v", "w")
     }
-    effect, kl = difference(Path("smollm2"), vectors, tokens=6, count=2)
+    effect, kl = difference(Path("smollm2"), vectors, 6, EXPRESSIONS[-2:])
     assert effect < 1e-3
     assert kl < 1e-3

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 from steer.experiments.paired import through_transformers
 from steer.experiments.paired.inputs import Inputs, read_inputs
 from steer.experiments.paired.request import Request
-from steer.serving.offline.engine import OfflineEngine, gates_for, offline_engine
+from steer.serving.offline.engine import OfflineEngine, offline_engine
+from steer.serving.offline.needs import settings_for
 from vectors.events import ignore
 from vectors.probe import Probe, Readout
 
@@ -48,8 +49,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Request
     )  # fmt: skip
     inputs = read_inputs(request)
     adapters = [Path(arm.model) for arm in inputs.arms if arm.model is not None]
-    gates = gates_for((arm.composition, arm.probes) for arm in inputs.arms)
-    with offline_engine(model, max_tokens=inputs.longest + 8, adapters=adapters, gates=gates) as engine:
+    with offline_engine(model, settings_for(inputs.arms), max_tokens=inputs.longest + 8, adapters=adapters) as engine:
         yield request, inputs, engine
 
 
