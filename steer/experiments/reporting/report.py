@@ -164,8 +164,9 @@ def _excesses(found: Analysis, experiment: Experiment) -> list[dict[str, Any]]:
             arm.answers += tally.answers - tally.gone - tally.refused
             arm.errors, arm.refusals = arm.errors + tally.failed, arm.refusals + tally.refusals
             arm.tokens, arm.repetition = added(arm.tokens, tally.tokens), added(arm.repetition, tally.repetition)
-    for name, arm in arms.items():
-        arm.latencies.extend(found.latencies(name, guardrails.LATENCIES))
+    for name, latencies in found.latencies(guardrails.LATENCIES).items():
+        if name in arms:
+            arms[name].latencies = latencies
     control, shown = arms[experiment.control.name], []
     for name in compared_arms(experiment):
         worst: dict[str, guardrails.Excess] = {}  # of a guardrail that has two sides

@@ -47,11 +47,11 @@ def in_log(
     columns = EXPOSURES.c
     query = (
         select(columns.id, columns.arm, columns.status, columns.refusal, columns.response_tokens, columns.repetition,
-               columns.latency)
+               columns.latency, columns.at)
         .where(columns.experiment == experiment, columns.version == version, columns.at >= since,
                columns.stage == stage, columns.reason == ASSIGNED, ~columns.id.startswith(but))
         .order_by(columns.at.desc()).limit(RESTORED)
     )  # fmt: skip
     with engine.connect() as connection:
         latest = connection.execute(query).mappings().all()
-    yield from reversed(latest)  # in order, since the guard keeps the latest latencies
+    yield from reversed(latest)

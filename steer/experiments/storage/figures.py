@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Engine, and_, case, func, literal_column, select, true
 
+from steer.experiments.outcomes import FIRST_ERROR
 from steer.experiments.specification import Metric
 from steer.experiments.statistics import moments
 from steer.experiments.statistics.moments import Estimate, Sums, added
@@ -153,16 +154,20 @@ class Analysis(NamedTuple):
         )  # fmt: skip
         return [float(value) for (value,) in self.connection.execute(query)]
 
-    def latencies(self, arm: str, most: int) -> list[float]:
-        """The latest seconds to the end of the answers of an arm that count and did not fail, the latest first."""
+    def latencies(self, most: int) -> dict[str, list[float]]:
+        """Seconds to the end of the latest answers that count and did not fail, by arm. They are the latest of all arms
+        together, so that they are of one period: latencies change with the load."""
         columns = EXPOSURES.c
         query = (
-            select(columns.latency)
+            select(columns.arm, columns.latency)
             .where(columns.experiment == self.experiment, columns.version == self.version, columns.counted == true(),
-                   columns.status < 400, columns.arm == arm, columns.latency.is_not(None))
+                   columns.status < FIRST_ERROR, columns.latency.is_not(None))
             .order_by(columns.at.desc()).limit(most)
         )  # fmt: skip
-        return [latency for (latency,) in self.connection.execute(query)]
+        found: dict[str, list[float]] = {}
+        for arm, latency in self.connection.execute(query):
+            found.setdefault(arm, []).append(latency)
+        return found
 
     def _compared(self) -> ColumnElement[bool]:
         """The units that are compared."""

@@ -327,14 +327,14 @@ def test_clients_that_go_away_or_are_refused_say_nothing_about_an_arm(start: Sta
     assert not running.state.stopped
 
 
-def test_a_restart_restores_the_latest_latencies(start: Start) -> None:
+def test_a_restart_restores_the_latest_latencies(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guardrails, "LATENCIES", 200)
     running, now = start(), time.time()
     decision = running.decide(conversation("ann"))
-    late = guardrails.LATENCIES
-    for i in range(late + 500):
+    for i in range(700):
         running.record(decision, {**ANSWER, "at": now + i, "latency": float(i)})
     assert running.writer.flush(10)
-    assert list(start().guard.arms[decision.arm.name].latencies) == [500.0 + i for i in range(late)]
+    assert [latency for _, _, latency in start().guard.latest] == [500.0 + i for i in range(200)]
 
 
 def test_damaged_lines_of_a_killed_server_are_noted_in_the_log(start: Start, tmp_path: Path) -> None:
