@@ -25,7 +25,7 @@ from steer.evaluation.sweeping.measured import Candidate
 from steer.evaluation.sweeping.parts import MOST_ITEMS, parts_of
 from steer.evaluation.sweeping.record import Result
 from steer.evaluation.sweeping.request import Settings, Source, sides_of
-from steer.evaluation.sweeping.sweep import subset
+from steer.evaluation.sweeping.sweep import require_settings, subset
 from steer.evaluation.sweeping.sweep import sweep as run
 from vectors import fit
 from vectors.errors import ExampleError, SteerError, collecting, raise_together
@@ -129,7 +129,12 @@ def sweep_vector(
             contrast, settings, model=model or _model_of(loaded_vector), methods=names, device=device, dtype=dtype,
             ray=ray, on_event=on_event,
         )  # fmt: skip
-    suite = read_suite(sources, settings.seed)
+    errors: list[SteerError] = []
+    with collecting(errors):
+        require_settings(settings, sorted(loaded_vector.layers), extracts=False)
+    with collecting(errors):
+        suite = read_suite(sources, settings.seed)
+    raise_together(errors)
     known = overlap.recorded_examples(
         loaded_vector.metadata.get("data", {}),
         [example for item in suite.items for example in examples_of(item)],
@@ -187,6 +192,7 @@ def sweep_examples(
     config = opened.config if opened is not None else model.model.config  # type: ignore[union-attr]
     tokenizer = opened.tokenizer if opened is not None else model.tokenizer  # type: ignore[union-attr]
     planned = plan(parts.extraction, tokenizer, config, which=tokens, truncate=truncate, match=match)
+    require_settings(settings, planned.layers, extracts=True)
     if ready is None:
         on_event(Event("loading the model"))
         ready = load(opened, device, dtype)  # type: ignore[arg-type]

@@ -64,12 +64,7 @@ def sweep(
     cluster, with the same numbers. Raises UsageError for layers without directions,
     ExampleError for items beyond the context.
     """
-    groups = parse_groups(settings.layers)
-    problems = [*settings.problems(), *([] if groups is None else problems_of_groups(groups, source.layers))]
-    if settings.examples and source.subset is None:
-        problems.append("a learning curve needs examples to extract from")
-    if problems:
-        raise UsageError(problems, "`steer sweep --help` lists what is allowed")
+    groups = require_settings(settings, source.layers, extracts=source.subset is not None)
     neutral = neutral_text(loaded, sides.neutral, seed=settings.seed, on_event=on_event)
     dev, test = Items(loaded, sides.dev), Items(loaded, sides.test)
     context = {
@@ -144,6 +139,26 @@ def sweep(
     counts = {"dev": len(sides.dev), "test": len(sides.test), "neutral": len(sides.neutral)}
     measured = {"measured": cells.measured, "reused": cells.reused}
     return Swept(points, best, figures, learning, counts, measured, metric_of(sides.dev[0]))
+
+
+def require_settings(settings: Settings, layers: Sequence[int], *, extracts: bool) -> list[tuple[int, ...]] | None:
+    """The groups of layers of the settings, as of `parse_groups`; `layers` are those that there are directions for.
+
+    Raises UsageError with all problems, so it is called before a model is loaded.
+    """
+    groups, problems = None, settings.problems()
+    try:
+        groups = parse_groups(settings.layers)
+    except UsageError as error:
+        problems += error.problems
+    problems += [] if groups is None else problems_of_groups(groups, layers)
+    if settings.examples and not extracts:
+        problems.append("a learning curve needs examples to extract from")
+    if problems:
+        other_way = any(strength < 0 for strength in settings.strengths)
+        hint = "; to steer the other way, exchange the files of the two classes" if other_way else ""
+        raise UsageError(problems, f"`steer sweep --help` lists what is allowed{hint}")
+    return groups
 
 
 def _steady(search: Search, point: Point) -> tuple[Point, bool]:

@@ -11,6 +11,7 @@ import planted
 import pytest
 import torch
 
+import steer
 from probes.arms.neutral import continuations, summary
 from probes.arms.scores import Completions
 from probes.data.examples import Example
@@ -34,7 +35,7 @@ from steer.evaluation.sweeping.request import Settings, Sides, Source, sides_of
 from steer.evaluation.sweeping.search import Point, golden
 from steer.evaluation.sweeping.sweep import Swept, figures_of_test, sweep, verdict_of
 from steer.reports import sweep as page
-from vectors.errors import ExampleError, UsageError
+from vectors.errors import ExampleError, SteerError, UsageError
 from vectors.steering import SteeringVector
 
 NEUTRAL = ["How are you?", "What is it?", "Why?", "Tell me more."]
@@ -259,6 +260,25 @@ def test_what_is_wrong_is_refused_at_once(loaded: LoadedModel, source: Source) -
     with pytest.raises(UsageError) as error:
         swept(loaded, source, layers="2,7", strengths=(-1.0,), examples=(1,), budget=0.0)
     assert len(error.value.problems) == 5  # with a learning curve of a vector alone
+
+
+def test_what_is_wrong_with_the_settings_is_said_before_a_model_is_opened(tmp_path: Path) -> None:
+    vector = SteeringVector({2: torch.ones(4)}, {"base": {"digest": "sha256:0", "name": "no such model"}})
+    with pytest.raises(SteerError) as error:
+        steer.sweep(vector, pairs=tmp_path / "absent.jsonl", layers="7", strengths=(-1,), budget_kl=-1)
+    for words in ("-1 nats is not positive", "the strength -1 is not", "no direction at layer 7", "absent.jsonl"):
+        assert words in str(error.value)
+    assert "exchange the files" in error.value.hint
+    with pytest.raises(UsageError, match="no direction at layer 9"):
+        sweep_examples(contrast(60), settings(layers="9"), model=unloaded())
+
+
+def unloaded() -> LoadedModel:
+    """What would fail if anything went through it."""
+    whole = planted.loaded(planted.transparent_model())
+    for block in whole.model.model.layers:
+        block.forward = None
+    return whole
 
 
 def test_groups_of_layers_are_read() -> None:
