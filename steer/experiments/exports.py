@@ -115,7 +115,9 @@ def forget(engine: Engine, name: str, salt: str, unit: str) -> Forgotten:
 
     Those that servers have not written yet never arrive. Raises SQLAlchemyError.
     """
-    hashes = [hashed(salt, unit), hashed(salt, unit, "conversation")]
+    # An earlier release took the bytes of a header for Latin-1.
+    written = {unit, unit.encode("utf-8", "surrogatepass").decode("latin-1")}
+    hashes = [hashed(salt, text, kind) for text in sorted(written) for kind in ("unit", "conversation")]
     shown, given = EXPOSURES.c, FEEDBACK.c
     theirs = or_(shown.unit.in_(hashes), shown.conversation.in_(hashes))
     with writing(engine) as connection:

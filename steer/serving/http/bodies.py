@@ -140,3 +140,13 @@ def header(scope: Message, name: bytes) -> bytes:
         if len(key) == len(name) and key.lower() == name:
             return bytes(value)
     return b""
+
+
+def header_text(scope: Message, name: bytes) -> str:
+    """The first value of a header as text: UTF-8, as clients send an id elsewhere and as its owner types it, or else
+    Latin-1."""
+    value = header(scope, name)
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")

@@ -56,7 +56,7 @@ def exposed(
 
     `value` is the body, `live` the experiment that its model names, `adapters` the served names of LoRA arms by arm.
     """
-    forced = bodies.header(scope, ARM_HEADER).decode("latin-1")
+    forced = bodies.header_text(scope, ARM_HEADER)
     if live is None or not isinstance(value, dict):
         if forced and isinstance(value, dict):
             raise Refused("X-Steer-Arm", f"X-Steer-Arm forces an arm of an experiment, and {_shown(value)} is none")
@@ -115,7 +115,7 @@ def identify(scope: Message, route: str, value: Mapping[str, Any], live: Live) -
     user = user_of(route, value)
     unit = user if live.experiment.unit == "user" else None
     if live.experiment.unit.startswith("header:"):
-        unit = bodies.header(scope, live.experiment.unit.removeprefix("header:").encode()).decode("latin-1") or None
+        unit = bodies.header_text(scope, live.experiment.unit.removeprefix("header:").encode()) or None
     conversation, source, begins = conversation_of(scope, value, unit or user)
     previous = value.get("previous_response_id")
     previous = response_known_as(previous) if isinstance(previous, str) and previous else ""
@@ -151,7 +151,7 @@ def prompt_of(value: Mapping[str, Any]) -> Any:
 
 def _conversation(scope: Message, value: Mapping[str, Any]) -> str | None:
     """The id of a conversation, as the client sends it; None where it sends none."""
-    header = bodies.header(scope, CONVERSATION_HEADER).decode("latin-1")
+    header = bodies.header_text(scope, CONVERSATION_HEADER)
     field = value.get("conversation")
     if isinstance(field, dict):
         field = field.get("id")

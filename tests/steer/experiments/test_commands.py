@@ -239,6 +239,27 @@ def test_a_user_who_is_no_unit_can_t_be_forgotten_and_the_next_step_is_named(log
     assert "X-Steer-Conversation" in said
 
 
+@pytest.mark.parametrize("written_as", ["müller", "mÃ¼ller"])
+def test_an_id_in_any_letters_is_forgotten_also_as_an_earlier_release_read_it(
+    log: Log, ab: Ab, written_as: str
+) -> None:
+    log.write("exposures", log.answer("control", written_as, "r1"))
+    log.write("feedback", log.said("r1", value=1.0))
+    status, data, said = ab("forget", "tone", "müller")
+    assert (status, data["answers"], data["feedback"], "warning" in said) == (0, 1, 1, False)
+
+
+@pytest.mark.parametrize(
+    ("unit", "sent"), [("user", "in the field `user`"), ({"header": "X-Id"}, "in the header X-Id")]
+)
+def test_who_is_not_in_the_log_is_never_forgotten_in_silence(tmp_path: Path, ab: Ab, unit: Any, sent: str) -> None:
+    Log(tmp_path, f"sqlite:///{tmp_path}/tone.db", unit=unit)
+    status, data, said = ab("forget", "tone", "nobody")
+    assert (status, data["answers"]) == (0, 0)
+    assert "holds nothing of 'nobody'" in said
+    assert sent in said
+
+
 def test_times_are_in_utc(log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                           capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)

@@ -15,8 +15,9 @@ import fakes
 import pytest
 from starlette.routing import Route
 
-from steer.experiments import document
+from steer.experiments import document, exports
 from steer.experiments import feedback as given_feedback
+from steer.experiments.assignment import hashed
 from steer.experiments.overview import overview
 from steer.experiments.running import live
 from steer.experiments.running.live import Live
@@ -24,7 +25,7 @@ from steer.experiments.specification import Metric
 from steer.experiments.storage import epochs
 from steer.serving.engine import frontend_hooks, receipts
 from steer.serving.engine.admission import Admission
-from steer.serving.http import experiments, feedback
+from steer.serving.http import bodies, experiments, feedback
 from steer.serving.http.bodies import Limits
 from steer.serving.http.fields import Serving
 from steer.serving.http.measured import renamed
@@ -291,6 +292,21 @@ def test_a_unit_may_be_a_header(tmp_path: Path) -> None:
     assert len(arms) == 1
     assert served.ask(chat("x", "y"))[1]["x-steer-unit"] == "first message; assigned"
     served.live.end()
+
+
+def test_an_id_in_a_header_is_the_text_that_its_owner_types(tmp_path: Path) -> None:
+    served = Served(tmp_path, unit={"header": "X-User"})
+    try:
+        served.ask(chat("ann"), x_user="müller", x_steer_conversation="größe")
+        (row,) = served.rows()
+        assert row["unit"] == hashed("salt", "müller")
+        assert exports.forget(served.live.engine, "tone", "salt", "müller").answers == 1
+        served.parts = [answer()]
+        said = {"metric": "thumbs", "value": True, "conversation_id": "größe"}
+        assert served.say(said)[1]["mark"] is None
+    finally:
+        served.live.end()
+    assert bodies.header_text({"headers": [(b"X-User", "müller".encode("latin-1"))]}, b"x-user") == "müller"
 
 
 @pytest.mark.parametrize("unit", ["user", {"header": "X-Session"}])
