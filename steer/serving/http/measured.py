@@ -20,6 +20,9 @@ from vectors.storage.files import canonical_json
 
 # Events after which a client has everything: it may close the connection before the empty part that follows.
 _ENDS = ("message_stop", "response.completed", "response.incomplete", "response.failed")
+# Fields of what a stream has written so far; `reasoning_content` is that of releases of vLLM before `reasoning`.
+_WRITTEN = ("content", "text", "reasoning", "reasoning_content", "thinking", "partial_json")
+_BEGINS = ("content_block_start", "response.output_item.added")
 LONGEST_TEXT = 1_000_000  # characters of an answer that are measured, and stored where texts are
 _CLIENT_ERRORS = ("BadRequestError", "invalid_request_error")  # of an event that has no code
 _BAGGAGE = 4096  # bytes of the client's baggage that are sent back
@@ -41,7 +44,7 @@ class MeasuredAnswer:
         self.parts: list[bytes] = []
         self.held = b""
         self.ended = False  # whether the last event of the stream has come
-        self.first: float | None = None  # when the first token arrived
+        self.first: float | None = None  # when the first token arrived, be it of thinking
         self.last = 0.0
         self.id: str | None = None
         self.texts: list[str] = []
@@ -142,9 +145,8 @@ class MeasuredAnswer:
             value = json.loads(data)
         except ValueError:
             return event
-        texts = len(self.texts)
         self._read(value)
-        if len(self.texts) > texts:
+        if brings_tokens(value):
             self.last = time.monotonic()
             self.first = self.first or self.last
         if value.get("type") in _ENDS:
@@ -256,6 +258,22 @@ class MeasuredAnswer:
             "prompt": json.dumps(self.exposed.prompt) if texts else None,
             "answer": text if texts else None,
         }
+
+
+def brings_tokens(event: Mapping[str, Any]) -> bool:
+    """Whether an event of a stream, of any of the four routes, brings tokens: of the text, of thinking, or of a call of
+    a tool, which the number of tokens counts alike."""
+    for choice in event.get("choices") or ():
+        part = choice.get("delta") or choice
+        if part.get("tool_calls") or any(isinstance(part.get(name), str) for name in _WRITTEN):
+            return True
+    kind, delta = str(event.get("type")), event.get("delta")
+    if isinstance(delta, dict):  # Messages
+        return any(isinstance(delta.get(name), str) for name in _WRITTEN)
+    if kind.endswith(".delta"):  # Responses
+        return isinstance(delta, str)
+    begun = event.get("content_block") or event.get("item")  # the name of a tool comes without a delta
+    return kind in _BEGINS and isinstance(begun, dict) and str(begun.get("type")).endswith(("tool_use", "_call"))
 
 
 def renamed(body: bytes, value: dict[str, Any], served: str, called: str) -> bytes:

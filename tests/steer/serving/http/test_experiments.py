@@ -28,7 +28,7 @@ from steer.serving.engine.admission import Admission
 from steer.serving.http import bodies, experiments, feedback
 from steer.serving.http.bodies import Limits
 from steer.serving.http.fields import Serving
-from steer.serving.http.measured import renamed
+from steer.serving.http.measured import brings_tokens, renamed
 from steer.serving.http.middleware import Middleware
 from steer.serving.http.routes import KINDS
 from steer.serving.settings import Settings
@@ -219,6 +219,37 @@ def test_a_stream_is_measured_and_the_counts_that_only_we_asked_for_are_left_out
         assert row["ttft"] is not None
         assert row["inter_token"] is not None
     assert ours["characters"] == len('a "model":"model" b')
+
+
+ROLE = {"choices": [{"delta": {"role": "assistant"}}]}
+MESSAGE = {"type": "message_start", "message": {"id": "m", "content": [], "usage": {"input_tokens": 2}}}
+
+
+@pytest.mark.parametrize(
+    ("begin", "tokens"),
+    [
+        (ROLE, [{"choices": [{"delta": {"reasoning": text}}]} for text in ("I", " think")]),
+        (ROLE, [{"choices": [{"delta": {"reasoning_content": text}}]} for text in ("I", " think")]),
+        (ROLE, [{"choices": [{"delta": {"tool_calls": [{"index": 0}]}}]} for _ in range(2)]),
+        (MESSAGE, [{"type": "content_block_delta", "delta": {"type": "thinking_delta", "thinking": "I"}}] * 2),
+        (MESSAGE, [{"type": "content_block_start", "content_block": {"type": "tool_use", "name": "f"}},
+                   {"type": "content_block_delta", "delta": {"type": "input_json_delta", "partial_json": "{}"}}]),
+        ({"type": "response.created"}, [{"type": "response.reasoning_text.delta", "delta": "I"}] * 2),
+        ({"type": "response.created"}, [{"type": "response.output_item.added", "item": {"type": "function_call"}},
+                                        {"type": "response.function_call_arguments.delta", "delta": "{}"}]),
+    ],
+)  # fmt: skip
+def test_thinking_and_calls_of_tools_are_tokens_too(served: Served, begin: Any, tokens: list[Any]) -> None:
+    """They are among the tokens that the client is told, so the first of them is the first."""
+    rest = [{"type": "content_block_delta", "delta": {"type": "signature_delta", "signature": "s"}},
+            {"choices": [], "usage": {"completion_tokens": 3}}]  # fmt: skip
+    assert list(map(brings_tokens, [begin, *tokens, *rest])) == [False, True, True, False, False]
+    served.kind, served.parts = STREAM, events(begin, *tokens, *rest)
+    served.ask(chat(stream=True))
+    (row,) = served.rows()
+    assert 0 < row["ttft"] < row["latency"]
+    assert 0 < row["inter_token"] < row["latency"]
+    assert row["characters"] == 0
 
 
 @pytest.mark.parametrize("last", [b"data: [DONE]\n\n", b'event: message_stop\ndata: {"type":"message_stop"}\n\n'])
