@@ -171,7 +171,7 @@ class Live:
             with self.lock:  # before it is in the log, where it could be another server's
                 if self.counted.add(row["id"]) and decision.stage == self.state.stage:
                     self.guard.add(row)
-        on_disk = self.writer.add("exposures", row)
+        on_disk = self.writer.add("exposures", row) == "disk"
         if decision.reason == ASSIGNED and time.monotonic() - self.checked > CHECK:
             self.check()
         return on_disk

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -25,6 +25,8 @@ INTERVAL = (
 )
 WAITING = 10_000  # rows in memory, while the journal can't be written
 LONGEST_PAUSE = 2.0  # seconds between attempts while the database is away
+
+Place = Literal["disk", "memory", "dropped"]
 
 
 class LogState(NamedTuple):
@@ -53,16 +55,19 @@ class Writer:
         self.thread = threading.Thread(target=self._run, name="steer-log", daemon=True)
         self.thread.start()
 
-    def add(self, table: str, row: Mapping[str, Any]) -> bool:
-        """Take a row; whether it is on disk, where it outlives this process."""
-        on_disk = self.journal.append((table, row))
-        if not on_disk and len(self.memory) < self.most_waiting:
+    def add(self, table: str, row: Mapping[str, Any]) -> Place:
+        """Take a row; where it is now: on disk, where it outlives this process, in memory, or dropped, as both are
+        full."""
+        place: Place = "disk"
+        if not self.journal.append((table, row)):
+            place = "memory" if len(self.memory) < self.most_waiting else "dropped"
+        if place == "memory":
             self.memory.append((table, cleaned(row)))
-        elif not on_disk:
+        elif place == "dropped":
             self.dropped += 1
         if table == EVENTS.name:  # such as a stop, which other servers are to see
             self.attempt_now.set()
-        return on_disk
+        return place
 
     def state(self) -> LogState:
         """How the log is doing now."""

@@ -71,7 +71,8 @@ async def receive(scope: Message, receive_message: bodies.Receive, lives: Mappin
         body, live.experiment, version=version, mark=mark,
         conversation=None if conversation is None else hashed(live.experiment.salt, conversation, "conversation"),
     )  # fmt: skip
-    if not live.writer.add("feedback", row) and not await _in_thread(live.writer.flush, WAIT):
+    place = live.writer.add("feedback", row)
+    if place == "dropped" or (place == "memory" and not await _in_thread(live.writer.flush, WAIT)):
         return _error(503, "the log can't be written now; send it again, with an idempotency_key")
     exposure_metrics.received(live, row["metric"])
     return 200, {"id": row["id"], "experiment": experiment, "mark": mark or None}

@@ -538,6 +538,19 @@ def test_an_id_that_feedback_could_not_name_is_a_hash_in_the_log(served: Served)
     assert len({row["conversation"] for row in rows}) == 1
 
 
+def test_feedback_that_is_lost_is_never_acknowledged(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    served.chat()
+    said = {"response_id": "chat-1", "metric": "thumbs", "value": True, "idempotency_key": "k"}
+    monkeypatch.setattr(served.live.writer.journal, "append", lambda row: False)  # the disk is full, and memory too
+    monkeypatch.setattr(served.live.writer, "most_waiting", 0)
+    status, body = served.say(said)
+    assert (status, "send it again" in body["error"]["message"]) == (503, True)
+    assert (served.rows("feedback"), served.live.writer.dropped) == ([], 1)
+    monkeypatch.setattr(served.live.writer, "most_waiting", 1)
+    assert served.say(said)[0] == 200  # from memory it reaches the database
+    assert len(served.rows("feedback")) == 1
+
+
 def test_feedback_is_idempotent_by_its_key(served: Served) -> None:
     said = {"response_id": "chat-1", "metric": "thumbs", "value": True, "idempotency_key": "k1"}
     assert served.say(said)[1]["id"] == served.say(said)[1]["id"]
