@@ -268,6 +268,7 @@ def _experiments(request: Request) -> list[Experiment]:
     if importlib.util.find_spec("sqlalchemy") is None:
         raise UsageError("experiments need SQLAlchemy, which is not installed", "pip install 'steer-workbench[ab]'")
     from steer.experiments import assignment, document
+    from steer.experiments.running.questions import require_keys
     from steer.experiments.storage.database import open_log
 
     errors: list[SteerError] = []
@@ -276,6 +277,7 @@ def _experiments(request: Request) -> list[Experiment]:
         with collecting(errors):
             experiments.append(document.read(document.find(str(file)), model=request.model))
             document.require_salt(experiments[-1])
+            require_keys(experiments[-1])
             open_log(experiments[-1].log).dispose()
     with collecting(errors):
         assignment.require_apart(experiments)

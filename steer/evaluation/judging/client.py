@@ -161,6 +161,8 @@ def request(endpoint: Endpoint, prompt: str) -> str:
         raise _Failure(
             f"the judge can't be reached: {cut(str(reason) or type(reason).__name__, 200)}", again=True
         ) from error
+    except ValueError as error:  # of a header, whose text would hold the key
+        raise _Failure(f"the request to the judge can't be sent: {type(error).__name__}", final=True) from None
     return _content(content)
 
 

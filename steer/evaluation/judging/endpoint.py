@@ -95,10 +95,15 @@ def endpoint(
         file = values.pop("key_file", None)
         given = key_file or (folder / Path(file).expanduser() if isinstance(file, str) else None)
         key = read_key(given) if given else (os.environ if environment is None else environment).get(KEY, "").strip()
-        if key and (not key.isascii() or not key.isprintable() or " " in key):
-            raise UsageError("the judge's API key holds signs that no header can carry", f"check {given or KEY}")
+        require_sendable(key, str(given or KEY))
     raise_together(errors)
     return Endpoint(**{**values, "url": values["url"].rstrip("/")}, key=key)
+
+
+def require_sendable(key: str, source: str) -> None:
+    """Raise UsageError for a key that no header can carry, without showing it; `source` is where it was read."""
+    if not key.isascii() or (key and not key.isprintable()) or " " in key:
+        raise UsageError("the judge's API key holds signs that no header can carry", f"check {source}")
 
 
 def problems_of_url(url: str) -> list[str]:

@@ -21,6 +21,7 @@ from steer.evaluation.judging.endpoint import Endpoint, endpoint
 from steer.evaluation.scorers import ConfiguredScorer
 from steer.experiments import document
 from steer.experiments.paired.request import Request
+from steer.experiments.running.questions import require_keys
 from steer.experiments.specification import Experiment
 from vectors import fit, references
 from vectors.errors import ExampleError, SteerError, UsageError, collecting, raise_together
@@ -56,6 +57,7 @@ def read_inputs(request: Request) -> Inputs:
     prompts, digest = [""], ""
     with collecting(errors):
         experiment = document.read(document.find(request.experiment), model=request.model)
+        require_keys(experiment)
     with collecting(errors):
         prompts, digest = read_prompts(request.prompt_file)
     with collecting(errors):

@@ -7,6 +7,7 @@ behind a bounded queue: a slow judge, or none, holds up nothing, and what finds 
 from __future__ import annotations
 
 import json
+import logging
 import queue
 import threading
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from steer.experiments.running.readouts import Read, value_of
 from steer.experiments.specification import Experiment, Judge
 from steer.experiments.storage.writer import Writer
 from vectors.errors import SteerError
+
+_log = logging.getLogger("steer")
 
 WAITING = 256  # answers that wait for a judge
 TOGETHER = 8  # answers that a judge is sent at once
@@ -40,6 +43,7 @@ class Judging:
         self.resources = Resources()
         self.skipped = 0  # sampled answers that found no place
         self.failed = 0  # that a judge did not score
+        self.logged: set[tuple[str, str]] = set()  # judges and kinds of errors
         self.waiting: queue.Queue[_Answer | None] = queue.Queue(WAITING)
         self.thread = threading.Thread(target=self._run, name="steer-judge", daemon=True)
         self.thread.start()
@@ -67,9 +71,21 @@ class Judging:
                 answers.append(self.waiting.get())
             present = [answer for answer in answers if answer is not None]
             for judge in self.experiment.judges:
-                self._judge(judge, [a for a in present if sampled(self.experiment, judge, a.response)])
+                chosen = [answer for answer in present if sampled(self.experiment, judge, answer.response)]
+                try:
+                    self._judge(judge, chosen)
+                except Exception as error:  # the thread goes on, for the other judges too
+                    self.failed += len(chosen)
+                    self._say(judge, error)
             if len(present) < len(answers):
                 return
+
+    def _say(self, judge: Judge, error: Exception) -> None:
+        """Log the kind of an error, once: its text may hold what is secret, such as a key or an answer."""
+        kind = judge.name, type(error).__name__
+        if kind not in self.logged:
+            self.logged.add(kind)
+            _log.error("experiment %s: the judge %s fails: %s", self.experiment.name, *kind)
 
     def _judge(self, judge: Judge, answers: list[_Answer]) -> None:
         metric = self.experiment.metrics()[judge.name]

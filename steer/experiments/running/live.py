@@ -25,6 +25,7 @@ from steer.experiments.running.conversations import Answered, Begun, Conversatio
 from steer.experiments.running.counted import Counted
 from steer.experiments.running.guardrails import Guard, described
 from steer.experiments.running.judges import Judging
+from steer.experiments.running.questions import require_keys
 from steer.experiments.running.readouts import Read
 from steer.experiments.specification import Arm, Experiment
 from steer.experiments.storage import state
@@ -338,7 +339,9 @@ def journal_folder(experiment: Experiment) -> Path:
 
 
 def begin(experiment: Experiment, read: Read | None = None) -> Live:
-    """Open the log of an experiment, and take into it what killed servers have left. Raises LogError."""
+    """Open the log of an experiment, and take into it what killed servers have left. Raises LogError, and
+    UsageError for the key of a judge that can't be sent."""
+    require_keys(experiment)
     engine = open_log(experiment.log)
     try:
         return Live(experiment, engine, journal_folder(experiment), read)

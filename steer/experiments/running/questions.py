@@ -7,11 +7,12 @@ import re
 from collections.abc import Sequence
 
 from steer.evaluation.judging.client import ask
-from steer.evaluation.judging.endpoint import Endpoint
+from steer.evaluation.judging.endpoint import Endpoint, require_sendable
 from steer.evaluation.judging.ratings import block, without_reasoning
 from steer.evaluation.scorers import GeneratedText
 from steer.experiments.feedback import GREATEST
-from steer.experiments.specification import Judge, Metric
+from steer.experiments.specification import Experiment, Judge, Metric
+from vectors.errors import SteerError, collecting, raise_together
 from vectors.events import OnEvent, ignore
 
 _SCORE = re.compile(r"\[\[\s*([^\]\n]{1,20}?)\s*\]\]")
@@ -27,10 +28,27 @@ def scores_by(
     timeout: float = 120.0,
 ) -> list[float | None]:  # fmt: skip
     """The judge's score of each text; None where there is none. `timeout` is in seconds, for one request."""
-    key = os.environ.get(judge.key_variable, "") if judge.key_variable else ""
-    endpoint = Endpoint(url=judge.url.rstrip("/"), model=judge.model, key=key, attempts=attempts, timeout=timeout)
+    endpoint = Endpoint(
+        url=judge.url.rstrip("/"), model=judge.model, key=key_of(judge), attempts=attempts, timeout=timeout
+    )
     replies = ask(endpoint, [question(judge, metric, text.prompt, text.response) for text in texts], on_event)
     return [None if each.text is None else score(metric, each.text) for each in replies]
+
+
+def key_of(judge: Judge) -> str:
+    """The API key of a judge; empty where it has none. Raises UsageError for one that can't be sent."""
+    key = os.environ.get(judge.key_variable, "").strip() if judge.key_variable else ""
+    require_sendable(key, f"the environment variable {judge.key_variable}, for the judge {judge.name}")
+    return key
+
+
+def require_keys(experiment: Experiment) -> None:
+    """Raise UsageError, with all problems, where the key of a judge can't be sent."""
+    errors: list[SteerError] = []
+    for judge in experiment.judges:
+        with collecting(errors):
+            key_of(judge)
+    raise_together(errors)
 
 
 def question(judge: Judge, metric: Metric, prompt: str, text: str) -> str:

@@ -42,6 +42,16 @@ def test_an_experiment_about_another_model_is_refused(tmp_path: Path, capsys: py
     assert (status, f"is about the model {other}, not {model}" in error) == (2, True)
 
 
+def test_the_key_of_a_judge_that_can_t_be_sent_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "sk-abc\u2026")
+    judge = {"name": "kind", "url": "http://h/v1", "model": "m", "instruction": "?", "key_variable": "JUDGE_KEY"}
+    file = write(tmp_path, "tone", judges=[judge], secondary=[{"name": "kind"}])
+    status, error = refused(capsys, str(pico.save(tmp_path / "model")), "--experiment", file)
+    assert (status, "no header can carry" in error, "sk-abc" in error) == (2, True, False)
+
+
 def test_a_file_without_a_salt_is_not_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = str(pico.save(tmp_path / "model"))
     status, error = refused(capsys, model, "--experiment", write(tmp_path, "tone", salt=None))

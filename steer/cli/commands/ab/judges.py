@@ -46,6 +46,7 @@ def command(**values: Any) -> None:
     from steer.evaluation.scorers import Resources
     from steer.experiments import document
     from steer.experiments.paired.inputs import base_of
+    from steer.experiments.running.questions import require_keys
     from steer.experiments.running.validation import validate
     from steer.experiments.storage import state
     from steer.experiments.storage.database import write
@@ -58,6 +59,7 @@ def command(**values: Any) -> None:
         experiment = document.read(document.find(request.experiment), model=request.model)
         if not experiment.judges:
             raise UsageError(f"the experiment {experiment.name} has no judges", "docs/ab.md says how to write one")
+        require_keys(experiment)
     with collecting(errors):
         labels = read_labels(request.labels)
     raise_together(errors)

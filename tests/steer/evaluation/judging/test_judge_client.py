@@ -79,6 +79,15 @@ def test_a_refused_key_ends_the_questions_at_once_and_is_never_repeated_in_the_r
     assert {reply.problem for reply in replies} == {'the judge answers with HTTP 401: {"error": "bad key: (the key)"}'}
 
 
+@pytest.mark.parametrize("key", ["sk-secret\n", "sk-secret\u2026"])
+def test_a_key_that_can_t_be_sent_is_a_failure_that_does_not_show_it(key: str) -> None:
+    with judge(lambda _: "yes") as server:
+        (reply,) = ask(reached(server, key=key), ["a"])
+        assert server.requests == []
+    assert "the request to the judge can't be sent" in reply.problem
+    assert "sk-secret" not in reply.problem
+
+
 def test_one_request_that_is_refused_does_not_end_the_others() -> None:
     answers: Any = lambda body: (400, {}, b"too long") if asked(body) == "b" else "yes"  # noqa: E731
     with judge(answers) as server:

@@ -19,13 +19,15 @@ from steer.experiments.running import judges, live, questions
 from steer.experiments.specification import Judge, Metric
 from steer.experiments.storage.tables import FEEDBACK
 from steer.reports import experiment as pages
+from vectors.errors import UsageError
 from vectors.probe import Probe, Readout
 
 ANSWER = {"status": 200, "latency": 0.1, "response_tokens": 3}
 
 
-def running(folder: Path, url: str, rate: float = 1.0) -> live.Live:
+def running(folder: Path, url: str, rate: float = 1.0, **more: str) -> live.Live:
     one = {"name": "polite", "url": url, "model": "m", "instruction": "Is the answer polite?", "sample_rate": rate}
+    one |= more
     return live.begin(trials.experiment(folder, judges=[one], secondary=[{"name": "polite"}]))
 
 
@@ -143,6 +145,54 @@ def test_a_judge_that_is_not_there_holds_up_nothing(tmp_path: Path, monkeypatch:
     until(lambda: (experiment.judging is not None) and experiment.judging.failed > 0)
     assert scores(experiment) == {}
     assert experiment.summary()["judges"]["skipped"] > 0
+    experiment.end()
+
+
+BAD_KEYS = ["sk-abc\ndef", "sk-abc\u2026", "sk-abc\x07", "sk abc"]
+
+
+@pytest.mark.parametrize("key", BAD_KEYS)
+def test_a_key_that_can_t_be_sent_is_refused_before_anything_is_served_and_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", key)
+    with pytest.raises(UsageError, match="no header can carry") as raised:
+        running(tmp_path, "http://127.0.0.1:9/v1", key_variable="JUDGE_KEY")
+    assert "JUDGE_KEY" in str(raised.value.hint)
+    assert key not in f"{raised.value} {raised.value.hint}"
+    assert not (tmp_path / "tone.db").exists()
+
+
+def test_the_end_of_a_line_is_no_part_of_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "sk-abc\n")
+    with judge(lambda _: "Answer: [[yes]]") as server:
+        experiment = running(tmp_path, server.url, key_variable="JUDGE_KEY")
+        answered(experiment, 1)
+        until(lambda: len(scores(experiment)) == 1)
+        assert server.headers[0]["Authorization"] == "Bearer sk-abc"
+        experiment.end()
+
+
+def test_a_judge_that_raises_is_counted_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The error's text may hold a key, and stays out of the log."""
+    one = {"name": "kind", "url": "http://h/v1", "model": "m", "instruction": "?", "sample_rate": 1.0}
+    two = {"name": "polite", "scorer": "regex:please", "sample_rate": 1.0}
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("Bearer sk-abc")
+
+    monkeypatch.setattr(judges, "scores_by", broken)
+    made = trials.experiment(tmp_path, judges=[one, two], secondary=[{"name": "polite"}, {"name": "kind"}])
+    experiment = live.begin(made)
+    for _ in range(2):
+        answered(experiment, 3)
+        until(lambda: len(scores(experiment)) == 3)
+    until(lambda: experiment.summary()["judges"]["failed"] == 6)
+    said = [record.getMessage() for record in caplog.records if "the judge kind" in record.getMessage()]
+    assert said == ["experiment tone: the judge kind fails: RuntimeError"]  # once
+    assert "sk-abc" not in caplog.text
     experiment.end()
 
 
