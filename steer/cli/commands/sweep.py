@@ -67,7 +67,8 @@ class Request(options.AnyBase, options.Devices, options.Spread, options.Seeded):
     strengths: str | None = option(None, help=STRENGTHS, metavar="LIST")
     methods: str | None = option(
         None, help="Extraction methods to compare: the files are split three ways, and directions are extracted from "
-        "the first part: {names}.", names=methods, metavar="LIST",
+        "the first part and replace those of the vector (--out keeps its file): {names}.", names=methods,
+        metavar="LIST",
     )  # fmt: skip
     examples: str | None = option(None, help=EXAMPLES, metavar="LIST")
     budget_kl: float = option(

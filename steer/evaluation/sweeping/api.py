@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from probes.arms import BUDGET
 from probes.data import overlap
 from probes.data.examples import Example
-from probes.data.reading import Contrast, read
+from probes.data.reading import Contrast, read, read_prompts
 from probes.directions.extraction import extract
 from probes.directions.methods import method as find_method
-from probes.directions.plan import plan
+from probes.directions.plan import Plan, plan
 from probes.directions.pooled import pooled_examples
-from probes.models.loading import LoadedModel, load, open_model
+from probes.models.loading import LoadedModel, OpenedModel, load, open_model
 from probes.models.packed_linear import packed_linear
 from steer.cluster import cluster, require_cluster
-from steer.evaluation.suites.items import examples_of
+from steer.evaluation.suites.items import Item, Pair, examples_of
 from steer.evaluation.suites.reading import Sources, read_suite
 from steer.evaluation.suites.sides import chosen as chosen_items
 from steer.evaluation.sweeping import record
@@ -28,10 +30,11 @@ from steer.evaluation.sweeping.request import Settings, Source, sides_of
 from steer.evaluation.sweeping.sweep import require_settings, subset
 from steer.evaluation.sweeping.sweep import sweep as run
 from vectors import fit
-from vectors.errors import ExampleError, SteerError, collecting, raise_together
+from vectors.errors import ExampleError, SteerError, UsageError, collecting, raise_together
 from vectors.events import Event, OnEvent, ignore
+from vectors.registry.layers import spans
 from vectors.steering import SteeringVector
-from vectors.storage.files import require_writable
+from vectors.storage.files import digest_json, require_writable
 
 
 def sweep(
@@ -64,8 +67,9 @@ def sweep(
     Items come from `suite`, from files of examples as `steer.extract` takes, or from `choices` (as `steer.evaluate`
     takes). `layers` is "auto", "all" or a list
     such as "8-20,10+14,8..12"; `strengths` a grid, else each candidate is tried at the greatest strength whose KL on
-    neutral text (nats, 95th percentile per token) is within `budget_kl`. `methods` are extraction methods to compare,
-    and `examples` the sizes of a learning curve: both extract anew from a part of the files. The vector of the result
+    neutral text (nats, 95th percentile per token) is within `budget_kl`. `methods` are extraction methods to compare:
+    directions that are extracted from a part of the files replace the vector's. `examples` are the sizes of a learning
+    curve, which changes nothing else. The vector of the result
     holds the recommendation, and is written to `out`; where nothing is recommended, the vector is as it was, nothing is
     written, and the report says why (`nothing_recommended`). `report` is a folder for the report and for what was
     measured, from which an ended sweep goes on. `ray` is the address of a Ray cluster, or "local".
@@ -115,25 +119,36 @@ def sweep_vector(
 ) -> Result:
     """Sweep the layers and strengths of a vector over the items of a suite, and recommend the best point in it.
 
-    With `methods` (or a learning curve) the files of `sources` are split three ways by content, and directions are
-    extracted from the first part; else items that the vector was extracted from are refused, unless `allow_overlap`.
+    Items that the vector was extracted from are refused, unless `allow_overlap`. A learning curve extracts from pairs
+    of the test's side, as the vector was extracted, and is measured on the items for development; it chooses nothing.
+    With `methods` the files of `sources` are split three ways by content, and directions extracted from the first part,
+    with the vector's tokens and match, take the place of the vector's.
     `ray` is the address of a Ray cluster, or "local", over which candidates are spread, with the same numbers.
     Raises SteerError with all problems before a model is loaded.
     """
     require_cluster(ray)
     loaded_vector = vector if isinstance(vector, SteeringVector) else SteeringVector.load(vector)
-    if methods or settings.examples:
-        contrast = read(sources.pos, sources.neg, sources.pairs)
-        names = list(methods) or [str(loaded_vector.metadata.get("method", {}).get("name", "diffmean"))]
+    method = loaded_vector.metadata.get("method", {})
+    name, parameters = method.get("name"), method.get("parameters") or {}
+    as_before: dict[str, Any] = {
+        "truncate": bool(parameters.get("truncate")), "match": parameters.get("match"),
+    }  # fmt: skip
+    tokens = str(parameters.get("tokens", "completion"))
+    if methods:
+        contrast, neutral = _to_extract_from(sources, settings, allow_overlap)
         return sweep_examples(
-            contrast, settings, model=model or _model_of(loaded_vector), methods=names, device=device, dtype=dtype,
-            ray=ray, on_event=on_event,
+            contrast, settings, model=model or _model_of(loaded_vector), methods=methods, tokens=tokens,
+            neutral=neutral, device=device, dtype=dtype, ray=ray, on_event=on_event, **as_before,
         )  # fmt: skip
     errors: list[SteerError] = []
     with collecting(errors):
-        require_settings(settings, sorted(loaded_vector.layers), extracts=False)
+        require_settings(settings, sorted(loaded_vector.layers), extracts=True)
+    curve_from: Contrast | None = None
     with collecting(errors):
         suite = read_suite(sources, settings.seed)
+        if settings.examples:
+            find_method(str(name or "diffmean"))
+            curve_from = _contrast_of(suite.of("test"))
     raise_together(errors)
     known = overlap.recorded_examples(
         loaded_vector.metadata.get("data", {}),
@@ -146,19 +161,38 @@ def sweep_vector(
         )
     dev, test = (chosen_items(suite.of(side), MOST_ITEMS, settings.seed) for side in ("dev", "test"))
     sides = sides_of(dev, test, [prompt.text for prompt in suite.neutral])
-    ready = _loaded(model or _model_of(loaded_vector), device, dtype, on_event)
+    opened = model if isinstance(model, LoadedModel) else open_model(model or _model_of(loaded_vector))
+    planned: Plan | None = None
+    if curve_from is not None:
+        config = opened.model.config if isinstance(opened, LoadedModel) else opened.config
+        planned = plan(
+            curve_from, opened.tokenizer, config, layers=spans(loaded_vector.layers), which=tokens, **as_before
+        )
+    ready = _loaded(opened, device, dtype, on_event)
     fit.require_fit(
         [("vector", loaded_vector)], hidden_size=int(ready.model.config.get_text_config().hidden_size),
         layers=int(ready.model.config.get_text_config().num_hidden_layers), base=ready.identity,
         any_base=settings.any_base,
     )  # fmt: skip
-    name = str(loaded_vector.metadata.get("method", {}).get("name", "vector"))
     source = Source(
-        [name], sorted(loaded_vector.layers),
+        [str(name or "vector")], sorted(loaded_vector.layers),
         lambda method, layers: Candidate(method, layers, {i: loaded_vector.layers[i] for i in layers}),
         {"vector": loaded_vector.digest, "data": dict(suite.digests), "overlap": len(known)},
     )  # fmt: skip
-    with cluster(ray, ready) as on, packed_linear(ready.model):  # packed once for all cells
+    with contextlib.ExitStack() as stack:
+        on = stack.enter_context(cluster(ray, ready))
+        if curve_from is not None and planned is not None:
+            spread = None if on is None else on.passes
+            pooled = stack.enter_context(pooled_examples(ready, curve_from, planned, spread=spread, on_event=on_event))
+            count, paired = len(curve_from.positive), curve_from.paired
+
+            def few(_method: str, layers: tuple[int, ...], size: int, repeat: int) -> Candidate:
+                numbers = subset(size, count, count, paired, settings.seed, repeat)
+                directions = {i: pooled.direction(str(name or "diffmean"), i, numbers) for i in layers}
+                return Candidate(str(name or "diffmean"), layers, directions)
+
+            source = source._replace(subset=few, most=count)
+        stack.enter_context(packed_linear(ready.model))  # packed once for all cells
         swept = run(ready, source, sides, settings, on=on, on_event=on_event)
     return record.result(
         swept, loaded_vector, source, settings, ready, record.record_of(dev, suite.of("test"))
@@ -174,6 +208,7 @@ def sweep_examples(
     tokens: str = "completion",
     match: str | None = None,
     truncate: bool = False,
+    neutral: Sequence[str] = (),
     device: str = "auto",
     dtype: str = "auto",
     ray: str | None = None,
@@ -196,7 +231,7 @@ def sweep_examples(
     if ready is None:
         on_event(Event("loading the model"))
         ready = load(opened, device, dtype)  # type: ignore[arg-type]
-    sides = sides_of(parts.dev, parts.test, [])
+    sides = sides_of(parts.dev, parts.test, neutral)
     with (
         cluster(ray, ready) as on,
         pooled_examples(
@@ -214,9 +249,8 @@ def sweep_examples(
             numbers = subset(size, positives, negatives, contrast.paired, settings.seed, repeat)
             return candidate(method, layers, numbers)
 
-        source = Source(
-            list(methods), planned.layers, candidate, {"data": dict(contrast.digests)}, few, min(positives, negatives)
-        )
+        inputs = {"data": dict(contrast.digests)} | ({"neutral": digest_json(list(neutral))} if neutral else {})
+        source = Source(list(methods), planned.layers, candidate, inputs, few, min(positives, negatives))
         swept = run(ready, source, sides, settings, on=on, on_event=on_event)
     chosen = swept.chosen.candidate.method if swept.chosen is not None else methods[0]
     extraction = extract(
@@ -240,8 +274,42 @@ def _model_of(vector: SteeringVector) -> str:
     return str(vector.base.get("name") or "smollm2")
 
 
-def _loaded(model: str | Path | LoadedModel, device: str, dtype: str, on_event: OnEvent) -> LoadedModel:
+def _loaded(model: OpenedModel | LoadedModel, device: str, dtype: str, on_event: OnEvent) -> LoadedModel:
     if isinstance(model, LoadedModel):
         return model
     on_event(Event("loading the model"))
-    return load(open_model(model), device, dtype)
+    return load(model, device, dtype)
+
+
+def _to_extract_from(sources: Sources, settings: Settings, allow_overlap: bool) -> tuple[Contrast, list[str]]:
+    """The examples and neutral prompts of a sweep that extracts anew. Raises SteerError with all problems."""
+    errors: list[SteerError] = []
+    given = {
+        "--suite": sources.suite, "--choices": sources.choices, "--allow-overlap": allow_overlap,
+        "--any-base": settings.any_base,
+    }  # fmt: skip
+    unused = [flag for flag, value in given.items() if value]
+    if unused:
+        problem = f"--methods extracts anew from files of examples, and has no use for {', '.join(unused)}"
+        errors.append(UsageError(problem, "leave out either; examples are given by --pos and --neg, or --pairs"))
+    contrast, neutral = None, []
+    with collecting(errors):
+        contrast = read(sources.pos, sources.neg, sources.pairs)
+    if sources.neutral is not None:
+        with collecting(errors):
+            neutral = read_prompts(sources.neutral)[0]
+    raise_together(errors)
+    assert contrast is not None
+    return contrast, neutral
+
+
+def _contrast_of(items: Sequence[Item]) -> Contrast:
+    """The examples of pairs, to extract from. Raises UsageError for choices."""
+    pairs = [item for item in items if isinstance(item, Pair)]
+    if len(pairs) < len(items):
+        raise UsageError(
+            "a learning curve extracts from pairs of examples, and there are multiple-choice questions",
+            "leave out --examples, or give --pos and --neg, or --pairs",
+        )
+    paired = all(pair.positive.context and pair.positive.context == pair.negative.context for pair in pairs)
+    return Contrast([pair.positive for pair in pairs], [pair.negative for pair in pairs], paired, {})

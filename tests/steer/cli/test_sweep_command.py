@@ -79,6 +79,7 @@ def test_extraction_and_sweep_in_one_go(files: list[str], steer: Callable[..., O
         (["--strengths", "-1", "--layers", "1"], "the strength -1 is not positive"),
         (["--methods", "diffmean,nothing"], "'nothing'"),
         (["--examples", "2.5"], "'2.5' is not a list of whole numbers"),
+        (["--methods", "diffmean", "--allow-overlap"], "has no use for --allow-overlap"),
     ],
 )
 def test_what_a_sweep_refuses(
@@ -87,6 +88,26 @@ def test_what_a_sweep_refuses(
     outcome = steer("sweep", extracted, *files, "--model", model_folder, *more)
     assert outcome[0] != 0
     assert words in outcome[2]
+
+
+def test_a_learning_curve_leaves_the_directions_of_the_vector_and_its_choice(
+    files: list[str], extracted: Path, steer: Callable[..., Outcome], model_folder: Path
+) -> None:
+    Path("neutral.txt").write_text("How are you?\nWhy?\n")
+    arguments = ["sweep", extracted, *files, "--model", model_folder, "--layers", "1", "--budget-kl", "0.4"]
+    arguments += ["--neutral", "neutral.txt", "--json"]
+    reports = []
+    for more in ([], ["--examples", "8,100"]):
+        code, out, err = steer(*arguments, *more, "--out", f"{len(reports)}.safetensors")
+        assert code == 0, err
+        reports.append(json.loads(out))
+    plain, curve = reports
+    assert curve["points"] == plain["points"]
+    assert curve["test"] == plain["test"]
+    assert [each["repeats"] for each in curve["learning"]] == [5, 1]
+    before, after = SteeringVector.load(extracted), SteeringVector.load("1.safetensors")
+    assert all(after.layers[i].equal(before.layers[i]) for i in before.layers)
+    assert after.metadata["data"] == before.metadata["data"]
 
 
 def test_items_that_the_vector_was_extracted_from_are_refused(
