@@ -144,7 +144,10 @@ def compose_gated(
     unreadable = fit.problems_of_conditions(composition, vectors, probes)
     if unreadable:
         problems += unreadable
-        hints.append("a probe reads a layer below every layer that its term steers, such as anger[10]")
+        hints.append(
+            "a condition needs a probe that was trained without --site, at a layer below every layer that its term "
+            "steers, such as anger[10]"
+        )
     composition = composition if strength == 1 else composition.scaled(strength)
     excessive = [] if allow_strength else fit.problems_of_strength(composition, vectors)
     if excessive:

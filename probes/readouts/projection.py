@@ -40,7 +40,8 @@ def readouts_of(reader: SteeringVector | Probe, layers: Sequence[int] | None = N
     wanted = list(layers) if layers is not None else [reader.layer] if isinstance(reader, Probe) else [*reader.apply]
     missing = [i for i in wanted if i not in reader.layers]
     if missing:
-        raise ArtifactError(f"there is no layer {spans(missing)} in it", f"it holds {spans(reader.layers)}")
+        kind = "probe" if isinstance(reader, Probe) else "vector"
+        raise ArtifactError(f"the {kind} holds no layer {spans(missing)}", f"it holds {spans(reader.layers)}")
     if isinstance(reader, Probe):
         return {i: reader.layers[i] for i in wanted}
     zero = [i for i in wanted if not float(reader.layers[i].norm()) > 0]

@@ -250,3 +250,4 @@ def test_a_condition_that_can_not_be_read_below_its_term_is_refused_with_the_rea
     with pytest.raises(ExpressionError) as caught:
         compose_gated(text, bindings)
     assert reason in str(caught.value)
+    assert "inner" not in text or "trained without --site" in caught.value.hint

@@ -241,7 +241,7 @@ def test_a_character_over_several_tokens_is_written_once(planted_model: Path, pr
 
 def test_a_layer_that_a_vector_lacks_or_where_it_is_zero_is_refused(planted_model: Path) -> None:
     vector = steer.SteeringVector({1: torch.zeros(pico.HIDDEN)})
-    with pytest.raises(ArtifactError, match="there is no layer 3 in it"):
+    with pytest.raises(ArtifactError, match="the vector holds no layer 3"):
         steer.project("a", vector, layers=[3], model=planted_model)
     with pytest.raises(ArtifactError, match="the vector is zero at layer 1"):
         steer.project("a", vector, model=planted_model)
