@@ -144,8 +144,10 @@ class Guard:
 
     def excesses(self, only: str | None = None) -> list[Excess]:
         """How every arm, or only one, stands against every guardrail that can be judged already."""
-        for name, arm in self.arms.items():
-            arm.latencies = [latency for _, of, latency in self.latest if of == name]
+        for arm in self.arms.values():
+            arm.latencies = []
+        for _, name, latency in self.latest:
+            self.arms[name].latencies.append(latency)
         control = self.arms[self.control]
         others = [name for name in self.arms if name != self.control and only in (None, self.control, name)]
         return [excess for name in others for excess in excesses(control, self.arms[name], name, self.limits)]
