@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from probes.data.examples import Message
@@ -52,3 +53,11 @@ def _whole(key: str, value: str) -> None:
     r"""JSON can hold half a character (an escape such as \ud83d alone), which no tokenizer takes. Raises ValueError."""
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise ValueError(f"{key} holds half a character (an unpaired surrogate)")
+
+
+def group_of(record: dict[str, Any]) -> str:
+    """The group that a line names by a text or a whole number; "" where it names none. Raises ValueError."""
+    group = record.get("group")
+    if not isinstance(group, str | int | None):
+        raise ValueError(f"the group {json.dumps(group)[:40]} is neither text nor a whole number")
+    return "" if group is None else str(group)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from probes.data import formats, layouts
 from probes.data.examples import Example
+from probes.data.fields import group_of
 from vectors.errors import ExampleError, shortened
 from vectors.storage.files import digest_bytes
 
@@ -268,9 +269,5 @@ def _parse(record: Any, origin: str) -> tuple[list[Example], str]:
         raise ValueError(f"no known form has the keys {', '.join(sorted(record)) or '(none)'}")
     name = max(matching)[1]
     parsed = formats.available()[name].parse(record, origin)
-    group = record.get("group")
-    if group is None or group == "":
-        return parsed, name
-    if not isinstance(group, str | int):
-        raise ValueError(f"the group {json.dumps(group)[:40]} is neither text nor a whole number")
-    return [example._replace(group=str(group)) for example in parsed], name
+    group = group_of(record)
+    return [example._replace(group=group) for example in parsed] if group else parsed, name

@@ -9,7 +9,7 @@ from typing import Any
 
 from probes.data import layouts
 from probes.data.examples import Example
-from probes.data.fields import text
+from probes.data.fields import group_of, text
 from probes.data.reading import SHOWN, Contrast, Source, read_bytes
 from probes.data.reading import read as read_contrast
 from probes.seeds import child_seed
@@ -132,23 +132,19 @@ def choice_of(record: dict[str, Any]) -> Choice:
     question = text(record, "question")
     matching = text(record, "answer_matching_behavior").strip()
     other = text(record, "answer_not_matching_behavior").strip()
-    group = record.get("group")
-    if not isinstance(group, str | int | None):
-        raise ValueError(f"the group {group!r} is neither text nor a whole number")
+    group = group_of(record)
     if matching == other:
         raise ValueError(f"both answers are {matching!r}")
     parts = _OPTION.split(question)
     letters, options = parts[1::2], [part.strip() for part in parts[2::2]]
     if not options:
         ordered = tuple(sorted((matching, other), reverse=True))  # Yes before No, whichever matches
-        return Choice(
-            question.strip(), ordered, ordered.index(matching), letters=False, group="" if group is None else str(group)
-        )
+        return Choice(question.strip(), ordered, ordered.index(matching), letters=False, group=group)
     answer = matching.strip("()")
     if letters != [chr(ord("A") + index) for index in range(len(letters))] or answer not in letters:
         raise ValueError(f"the answer {matching!r} is none of the options ({', '.join(letters)})")
     asked = _CHOICES.sub("", parts[0]).strip()
-    return Choice(asked, tuple(options), letters.index(answer), group="" if group is None else str(group))
+    return Choice(asked, tuple(options), letters.index(answer), group=group)
 
 
 def prompts_of(texts: Sequence[str], group: str = "") -> tuple[Prompt, ...]:

@@ -133,7 +133,7 @@ def sweep_vector(
     as_before: dict[str, Any] = {
         "truncate": bool(parameters.get("truncate")), "match": parameters.get("match"),
     }  # fmt: skip
-    tokens = str(parameters.get("tokens", "completion"))
+    tokens, extracted_by = str(parameters.get("tokens", "completion")), str(name or "diffmean")
     if methods:
         contrast, neutral = _to_extract_from(sources, settings, allow_overlap)
         return sweep_examples(
@@ -147,7 +147,7 @@ def sweep_vector(
     with collecting(errors):
         suite = read_suite(sources, settings.seed)
         if settings.examples:
-            find_method(str(name or "diffmean"))
+            find_method(extracted_by)
             curve_from = _contrast_of(suite.of("test"))
     raise_together(errors)
     known = overlap.recorded_examples(
@@ -188,8 +188,8 @@ def sweep_vector(
 
             def few(_method: str, layers: tuple[int, ...], size: int, repeat: int) -> Candidate:
                 numbers = subset(size, count, count, paired, settings.seed, repeat)
-                directions = {i: pooled.direction(str(name or "diffmean"), i, numbers) for i in layers}
-                return Candidate(str(name or "diffmean"), layers, directions)
+                directions = {i: pooled.direction(extracted_by, i, numbers) for i in layers}
+                return Candidate(extracted_by, layers, directions)
 
             source = source._replace(subset=few, most=count)
         stack.enter_context(packed_linear(ready.model))  # packed once for all cells

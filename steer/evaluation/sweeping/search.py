@@ -136,8 +136,8 @@ class Search:
 def chosen(points: Sequence[Point]) -> Point | None:
     """The point with the largest effect of those within the budget, steady ones first and those that steer the other
     way last; None if there is none. So one that steers the other way is chosen only where all do."""
-    order = ((p.steady, not p.opposite, p.effect, p) for p in points if p.within)
-    return max(order, key=lambda each: each[:3], default=(None,))[-1]
+    within = (point for point in points if point.within)
+    return max(within, key=lambda p: (p.steady, not p.opposite, p.effect), default=None)
 
 
 def golden(count: int, point: Callable[[int], Point]) -> None:
