@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from steer.serving import keys
+from steer.serving import keys, processor
 from steer.serving.address import Address, address_of, answers, problems_of_flags
 from steer.serving.flags import served_name
 from steer.serving.settings import CONFIG, NAME
@@ -121,6 +121,9 @@ def _served(
     arguments = ["--host", address.host, "--port", str(address.port), *flags]
     if served_name(flags) is None:
         arguments += ["--served-model-name", name]
+    if cpu_build() and (chosen := processor.dtype_flags(model, flags)):
+        arguments += chosen
+        on_event(Event("starting vLLM", message=processor.REASON))
     try:
         output = log.open("ab")
     except OSError as error:
