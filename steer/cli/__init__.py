@@ -92,7 +92,8 @@ def run(arguments: list[str]) -> int:
             if shared["debug"] and not isinstance(error, click.ClickException | click.exceptions.Exit | SystemExit):
                 traceback.print_exc()
             # A library that calls Python back may have put an exception of its own in the place of ours.
-            return _report(Terminated(TERMINATED) if signals else error)
+            # An exit that a command chose itself stays: to a server, SIGTERM is no failure.
+            return _report(error if type(error) is SystemExit or not signals else Terminated(TERMINATED))
 
 
 def _report(error: BaseException) -> int:

@@ -164,6 +164,24 @@ def test_sigterm_ends_like_an_interrupt_with_its_own_code(data: Path, model_fold
     assert sorted(path.name for path in data.iterdir()) == ["cold.jsonl", "many.jsonl", "warm.jsonl"]
 
 
+def test_a_command_that_sigterm_is_to_end_says_of_no_failure() -> None:
+    """As `steer serve` does it; run here, the signal would end the tests where nothing handles it."""
+    code = """
+import os, signal, time
+from steer import cli
+def serve(*_, **__):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    except SystemExit as ended:
+        raise SystemExit(ended.code) from None
+cli.root.main = serve
+cli.main(["serve"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "")
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_a_completion_script_asks_steer_itself(shell: str, steer: Callable[..., Outcome]) -> None:
     code, out, _ = steer("completion", shell)
