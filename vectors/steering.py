@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vectors import artifact, formats
-from vectors.documents.artifacts import STEERING
+from vectors.documents.artifacts import SKETCH, STEERING
 from vectors.documents.schema import problems_of
 from vectors.errors import ArtifactError
 from vectors.registry.layers import spans
@@ -225,7 +225,24 @@ def _derived(operation: str, *parts: tuple[SteeringVector, float]) -> dict[str, 
     for key in ("base", "licence"):
         if key in first.metadata:
             metadata[key] = first.metadata[key]
+    for key in ("data", "chosen_on"):
+        if examples := _examples([vector.metadata.get(key) for vector, _ in parts]):
+            metadata[key] = examples
     return metadata
+
+
+def _examples(recorded: Iterable[Any]) -> dict[str, list[str]]:
+    """The digests of examples and prompts that any of several vectors records, so that they stay out of a test.
+
+    The smallest digests of all together are what one vector would record of all examples.
+    """
+    entries = [each for each in recorded if isinstance(each, Mapping)]
+    examples: dict[str, list[str]] = {}
+    for key in ("example_digests", "prompt_digests"):
+        listed = [each[key] for each in entries if isinstance(each.get(key), list)]
+        if digests := {digest for each in listed for digest in each if isinstance(digest, str)}:
+            examples[key] = sorted(digests)[:SKETCH]
+    return examples
 
 
 def _require_comparable(a: SteeringVector, b: SteeringVector) -> None:

@@ -7,9 +7,9 @@ from itertools import combinations, product
 from typing import Any
 
 from probes.data.examples import Example, Message
+from vectors.documents.artifacts import SKETCH
 from vectors.storage.files import digest_json
 
-SKETCH = 1024  # digests that a vector records of its examples, and of their prompts
 SHORT = 16  # hexadecimal digits of a recorded digest
 
 

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vectors.documents.artifacts import SKETCH
 from vectors.errors import ArtifactError, OutputError
 from vectors.steering import SteeringVector
 
@@ -211,6 +212,36 @@ def test_a_derived_vector_keeps_its_base_and_licence_but_not_what_was_measured_o
     assert derived.base == BASE
     assert derived.metadata["licence"] == "mit"
     assert "measured" not in derived.metadata
+
+
+COMBINED: dict[str, Callable[[SteeringVector, SteeringVector], SteeringVector]] = {
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "project_out": lambda a, b: a.project_out(b),
+    "a scaled sum": lambda a, b: 0.5 * (a + 2.0 * b),
+}
+
+
+@pytest.mark.parametrize("combine", COMBINED.values(), ids=COMBINED)
+def test_a_derived_vector_records_the_examples_of_all_its_parts(combine: Any) -> None:
+    a = build(0, data={"digests": {"positive": "x"}, "example_digests": ["03", "01"], "prompt_digests": ["11"]})
+    b = build(1, data={"example_digests": ["01", "02"]}, chosen_on={"example_digests": ["04"], "prompt_digests": []})
+    derived = combine(a, b)
+    assert derived.metadata["data"] == {"example_digests": ["01", "02", "03"], "prompt_digests": ["11"]}
+    assert derived.metadata["chosen_on"] == {"example_digests": ["04"]}
+    assert derived.encode()  # metadata that a file may hold
+
+
+def test_of_many_examples_a_derived_vector_records_what_one_vector_of_all_would() -> None:
+    digests = [f"{number:04x}" for number in range(3000)]
+    one, two, both = (sorted(part)[:SKETCH] for part in (digests[::2], digests[1::2], digests))
+    derived = build(0, data={"example_digests": one}) + build(1, data={"example_digests": two})
+    assert derived.metadata["data"]["example_digests"] == both
+
+
+def test_what_is_no_list_of_digests_is_not_handed_on() -> None:
+    derived = build(0, data={"example_digests": "0123", "examples": {"positive": 3}}) + build(1)
+    assert "data" not in derived.metadata
 
 
 OPERATIONS: dict[str, Callable[[SteeringVector, SteeringVector], object]] = {

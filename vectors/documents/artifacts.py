@@ -47,6 +47,7 @@ def _measured(value: Any, name: str) -> Iterator[str]:
         yield from mapping_of(mapping_of(optional(number)))(layers, name)
 
 
+SKETCH = 1024  # digests that a vector or a probe records of its examples, and of their prompts
 STEERING = record(
     {},
     {

@@ -118,25 +118,28 @@ def _evaluated(request: DistilRequest) -> dict[Path, list[Example]]:
 
 
 def _warn_of_extraction_examples(request: DistilRequest, vectors: Mapping[str, SteeringVector]) -> None:
-    """Warn of examples to evaluate that a vector was extracted from, by their content or by the digest of the file."""
+    """Warn of examples to evaluate that a vector was extracted from, by their content or by the digest of the file, and
+    of those on which a sweep chose its layers and strength."""
     from probes.data.overlap import recorded_examples
     from steer.training.data.files import file_digest
 
-    seen = []
-    for path, examples in _evaluated(request).items():
-        shared: set[str] = set()
-        for vector in vectors.values():
-            whole = file_digest(path) in _data_digests(vector)
-            data = vector.metadata.get("data")
-            shared |= {example.origin for example in (examples if whole else recorded_examples(data, examples))}
-        if shared:
-            part = "" if len(shared) == len(examples) else f"{len(shared)} of the {len(examples)} examples of "
-            seen.append(f"{part}{path}")
-    if seen:
-        warnings.warn(
-            f"{' and '.join(seen)} made the vector too: the trait's margin on them is not held out of the extraction",
-            stacklevel=3,
-        )
+    for key, did in (("data", "made the vector"), ("chosen_on", "chose where and how strongly the vector acts,")):
+        seen = []
+        for path, examples in _evaluated(request).items():
+            shared: set[str] = set()
+            for vector in vectors.values():
+                whole = key == "data" and file_digest(path) in _data_digests(vector)
+                known = examples if whole else recorded_examples(vector.metadata.get(key), examples)
+                shared |= {example.origin for example in known}
+            if shared:
+                part = "" if len(shared) == len(examples) else f"{len(shared)} of the {len(examples)} examples of "
+                seen.append(f"{part}{path}")
+        if seen:
+            warnings.warn(
+                f"{' and '.join(seen)} {did} too: the trait's margin on them is not held out of "
+                f"{'the extraction' if key == 'data' else 'the sweep'}",
+                stacklevel=3,
+            )
 
 
 def _warn_of_shared_prompts(request: DistilRequest, user_prompts: Sequence[str]) -> None:

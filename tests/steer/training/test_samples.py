@@ -121,3 +121,16 @@ def test_copies_of_the_extraction_and_prompts_that_are_trained_on_are_named(
     total = len(examples) + 1
     assert any(f"{len(examples)} of the {total} examples of {copy} made the vector too" in m for m in messages)
     assert any(f"the prompts of 1 of the {total} examples of {copy} are in --prompts" in m for m in messages)
+
+
+@pytest.mark.filterwarnings("ignore:the prompts of 20 of the 25 examples")
+def test_held_out_examples_on_which_a_sweep_chose_the_strength_are_named(
+    folder: Path, asked: Path, held_out: tuple[Path, Path], tmp_path: Path
+) -> None:
+    examples = read_class(held_out[0], "--pos")[0]
+    vector = tmp_path / "warm.safetensors"
+    SteeringVector({1: torch.ones(pico.HIDDEN)}, {"chosen_on": record(examples[:3])}).save(vector)
+    request = distilling(vector, asked, folder, tmp_path / "out", pos=held_out[0], neg=held_out[1])
+    told = f"3 of the {len(examples)} examples of .* chose where and how strongly the vector acts, too: .* of the sweep"
+    with pytest.warns(UserWarning, match=told):
+        distil.mode(request)
