@@ -29,8 +29,10 @@ def loaded_arm(base: LoadedModel, arm: Arm, device: str = "auto", dtype: str = "
                 f"{arm.model} has a vocabulary of {_size(loaded)} tokens, the base {_size(base)}",
                 "compare models with one tokenizer, or name the base: --model MODEL",
             )
+        loaded.model.steer_markers = base.model.steer_markers
         return loaded
     loaded = load(str(base.source.path), device, dtype)
+    loaded.model.steer_markers = base.model.steer_markers  # which may have been given
     source = open_source(arm.model, open_source(str(base.source.path)))
     if source.vector is not None and source.vector.base.get("digest") not in (None, base.identity["digest"]):
         raise ModelError(

@@ -26,12 +26,14 @@ from steer.experiments.specification import Experiment
 from vectors import fit, references
 from vectors.errors import ExampleError, SteerError, UsageError, collecting, raise_together
 from vectors.expression import parse
+from vectors.language.markers import markers_in
 
 
 class Inputs(NamedTuple):
     """The experiment, its arms as an evaluation has them (the control first), the prompts, and the opened model.
 
-    `prompt_ids` are the ids of every prompt by the arms' system prompts (None: without one).
+    `prompt_ids` are the ids of every prompt by the arms' system prompts (None: without one), and `markers` those that
+    the request gives for sections of an answer, by their kind.
     """
 
     experiment: Experiment
@@ -43,6 +45,7 @@ class Inputs(NamedTuple):
     scorers: list[ConfiguredScorer]
     judge: Endpoint | None
     out: Path
+    markers: dict[str, list[str]]
 
     @property
     def longest(self) -> int:
@@ -55,11 +58,14 @@ def read_inputs(request: Request) -> Inputs:
     errors: list[SteerError] = []
     experiment: Experiment | None = None
     prompts, digest = [""], ""
+    markers = dict[str, list[str]]()
     with collecting(errors):
         experiment = document.read(document.find(request.experiment), model=request.model)
         require_keys(experiment)
     with collecting(errors):
         prompts, digest = read_prompts(request.prompt_file)
+    with collecting(errors):
+        markers = markers_in(request.steer_markers)
     with collecting(errors):
         choose_device(request.device)
     with collecting(errors):
@@ -81,13 +87,13 @@ def read_inputs(request: Request) -> Inputs:
     arms, ids = arms_of(experiment), dict[str | None, list[list[int]]]()
     with collecting(errors):
         conditions = [each for arm in arms if arm.composition is not None for each in arm.composition.conditions]
-        require_sections(conditions, given_markers(opened.tokenizer))
+        require_sections(conditions, given_markers(opened.tokenizer, markers))
     with collecting(errors):
         ids = {None: rendered(prompts, opened.tokenizer)}
         ids |= {arm.system: with_system(prompts, arm.system, opened.tokenizer) for arm in arms}
     raise_together(errors)
     out = request.out or experiment.file.with_name(f"{experiment.file.stem}.paired")
-    inputs = Inputs(experiment, arms, prompts, digest, opened, ids, configured, judge, out)
+    inputs = Inputs(experiment, arms, prompts, digest, opened, ids, configured, judge, out, markers)
     limit = context_length(opened.config)
     if limit is not None and inputs.longest + request.max_tokens > limit:
         raise ExampleError(

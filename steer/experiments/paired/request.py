@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steer.evaluation.judging import options as judging
+from vectors.language.markers import OPTION as MARKERS
 from vectors.registry.options import option
 
 ENGINES = ("auto", "vllm", "transformers")
@@ -26,6 +27,7 @@ class Request:
     max_tokens: int = option(60, help="The most tokens of an answer.", low=1)
     temperature: float = option(0.7, help="The sampling temperature; 0 is greedy decoding.", low=0)
     likelihood: bool = option(True, help="Measure how likely the answers are under the unsteered model.", group=SCORES)
+    steer_markers: tuple[str, ...] = option((), **MARKERS)
     scorer: tuple[str, ...] = judging.scorer(SCORES)
     judge: str | None = judging.judge(SCORES, "that votes between the answers of two arms")
     judge_model: str | None = judging.judge_model(SCORES)

@@ -71,6 +71,7 @@ def _identity(inputs: Inputs, request: Request, engine: str) -> dict[str, Any]:
         "model": inputs.opened.identity["digest"],
         "engine": engine,
         **settings,
+        **({"markers": inputs.markers} if inputs.markers else {}),
     }
 
 
@@ -81,7 +82,7 @@ def _require_folder(out: Path, identity: Mapping[str, Any], force: bool) -> None
     present = storing.stored(out) if out.is_dir() else None
     if present is None:
         raise OutputError(f"the output {out} exists, and is no paired experiment", "choose another --out")
-    changed = sorted(key for key in identity if present[0].get(key) != identity[key])
+    changed = sorted(key for key in {*identity, *present[0]} if present[0].get(key) != identity.get(key))
     if changed and not force:
         raise OutputError(
             f"{out} holds other answers: they differ in {', '.join(changed)}", "choose another --out, or --force"

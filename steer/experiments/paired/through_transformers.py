@@ -28,7 +28,7 @@ ROWS = 64  # of a batch
 def write(inputs: Inputs, request: Request, on_event: OnEvent) -> dict[str, list[Answer]]:
     """The answers of every arm to every row. Raises ModelError, also when memory runs out."""
     on_event(Event("loading the model"))
-    base = load(inputs.opened, request.device, request.dtype)
+    base = load(inputs.opened, request.device, request.dtype, inputs.markers)
     on_event(Event("loading the model", message=f"model {base.source}, on {base.choice}"))
     rows, completions = rows_of(inputs, request), dict[str, list[_Written]]()
     groups: dict[str, list[Arm]] = {}

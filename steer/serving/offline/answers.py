@@ -21,8 +21,8 @@ def write(inputs: Inputs, request: Request, on_event: OnEvent) -> dict[str, list
 
     Raises UsageError where vLLM is not installed or can't run an arm, ModelError.
     """
-    settings = settings_for(inputs.arms)
-    require_possible(inputs.arms, settings, given_markers(inputs.opened.tokenizer))
+    settings = settings_for(inputs.arms, inputs.markers)
+    require_possible(inputs.arms, settings, given_markers(inputs.opened.tokenizer, inputs.markers))
     adapters = [Path(arm.model) for arm in inputs.arms if arm.model is not None]
     on_event(Event("starting vLLM"))
     longest = inputs.longest + request.max_tokens

@@ -95,6 +95,30 @@ def test_the_shorter_arm_is_better_and_its_twin_writes_what_the_control_writes(
     assert set(record["outputs"]) == {"answers.json", "report.json", "report.html"}
 
 
+def test_markers_that_are_given_tell_the_sections_of_answers_and_belong_to_the_answers(
+    made: Path, paired: Paired, tmp_path: Path
+) -> None:
+    write(made, {"control": {}, "brief": {"steer": "end@answer"}})
+    status, refused = paired(prompts="few.jsonl")
+    assert status != 0
+    assert "--steer-markers thinking=BEGIN,END" in refused["hint"]
+
+    def tokens(markers: str, *words: str) -> float:
+        status, report = paired("--steer-markers", f"thinking={markers}", *words, prompts="few.jsonl")
+        assert status == 0, report
+        (length,) = (each for each in report["measures"] if each["main"])
+        return float(length["arms"]["brief"]["mean"])
+
+    steered = tokens("warm,cold")  # the prompt ends behind its thinking, so the answer is steered from its first token on
+    assert steered < 3
+    status, refused = paired("--steer-markers", "thinking=cold,warm", prompts="few.jsonl")
+    assert status != 0
+    assert "they differ in markers" in refused["error"]
+    assert tokens("cold,warm", "--force") > steered + 1  # it ends inside its thinking
+    problem = paired("--steer-markers", "mood=a,b", prompts="few.jsonl")[1]["error"]
+    assert "'mood=a,b' is not thinking or tools" in problem
+
+
 def test_arms_with_conditions_act_where_these_hold_and_a_probe_judges_the_answers(
     made: Path, paired: Paired, tmp_path: Path
 ) -> None:
