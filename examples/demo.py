@@ -129,7 +129,7 @@ def serve() -> None:
 
     try:
         path = references.resolve("smollm2").path
-        show = lambda event: print(f"{event.stage} …", flush=True)  # noqa: E731
+        show = lambda event: print(event.message or f"{event.stage} …", flush=True)  # noqa: E731
         with served(path, settings, name="smollm2", port=port, flags=flags, log=log, on_event=show) as server:
             models = ("smollm2", "smollm2:champion")
             with ThreadPoolExecutor() as pool:
