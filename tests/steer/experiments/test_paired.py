@@ -109,7 +109,7 @@ def test_markers_that_are_given_tell_the_sections_of_answers_and_belong_to_the_a
         (length,) = (each for each in report["measures"] if each["main"])
         return float(length["arms"]["brief"]["mean"])
 
-    steered = tokens("warm,cold")  # the prompt ends behind its thinking, so the answer is steered from its first token on
+    steered = tokens("warm,cold")  # the prompt ends behind its thinking, so the answer is steered throughout
     assert steered < 3
     status, refused = paired("--steer-markers", "thinking=cold,warm", prompts="few.jsonl")
     assert status != 0
