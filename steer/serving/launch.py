@@ -266,7 +266,7 @@ def _environment(settings: Path) -> dict[str, str]:
         # OpenMP's threads would spin while they wait, and starve what runs beside them.
         variables["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
         # By default vLLM reserves nearly all memory, and refuses to start when other programs use some of it.
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**30
+        memory = processor.memory() // 2**30
         variables["VLLM_CPU_KVCACHE_SPACE"] = os.environ.get("VLLM_CPU_KVCACHE_SPACE", str(max(1, min(8, memory // 6))))
         if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ and len(os.sched_getaffinity(0)) > 1:
             # The threads of the engine spin while they wait; the API server needs a core of its own beside them.

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from merges.inputs.checkpoints import quantiser
 from steer.serving.flags import value_of
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -24,9 +25,13 @@ def dtype_flags(model: Path, flags: Sequence[str]) -> list[str]:
     """
     if value_of(flags, "--dtype", "--dt") is not None or not _lacks_avx512() or _is_quantised(model, flags):
         return []
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     weights = sum(path.stat().st_size for path in model.glob("*.safetensors"))
-    return ["--dtype", "float32"] if 0 < 2 * weights <= SHARE * memory else []
+    return ["--dtype", "float32"] if 0 < 2 * weights <= SHARE * memory() else []
+
+
+def memory() -> int:
+    """The bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _lacks_avx512() -> bool:
@@ -47,7 +52,7 @@ def _is_quantised(model: Path, flags: Sequence[str]) -> bool:
         return True
     return (
         not isinstance(configuration, dict)
-        or "quantization_config" in configuration
+        or quantiser(configuration) is not None
         or value_of(flags, "--quantization", "--quantiz") is not None
         or value_of(flags, "-q", "-q") is not None
     )

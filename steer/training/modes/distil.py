@@ -123,9 +123,10 @@ def _warn_of_extraction_examples(request: DistilRequest, vectors: Mapping[str, S
     from probes.data.overlap import recorded_examples
     from steer.training.data.files import file_digest
 
+    evaluated = _evaluated(request)
     for key, did in (("data", "made the vector"), ("chosen_on", "chose where and how strongly the vector acts,")):
         seen = []
-        for path, examples in _evaluated(request).items():
+        for path, examples in evaluated.items():
             shared: set[str] = set()
             for vector in vectors.values():
                 whole = key == "data" and file_digest(path) in _data_digests(vector)

@@ -53,8 +53,12 @@ def test_other_flags_with_dtype_in_their_name_do_not_count(model: Path) -> None:
     assert processor.dtype_flags(model, ["--kv-cache-dtype", "auto"]) == FLOAT32
 
 
-def test_a_quantised_model_keeps_the_choice_of_vllm(model: Path) -> None:
-    (model / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "awq"}}))
+QUANTISED = {"quantization_config": {"quant_method": "awq"}}
+
+
+@pytest.mark.parametrize("configuration", [QUANTISED, {"text_config": QUANTISED}, {"text_config": None, **QUANTISED}])
+def test_a_quantised_model_keeps_the_choice_of_vllm(configuration: dict[str, object], model: Path) -> None:
+    (model / "config.json").write_text(json.dumps(configuration))
     assert processor.dtype_flags(model, []) == []
 
 
