@@ -51,7 +51,8 @@ vllm-changes: setup
 parity: setup triton
 	STEER_TEST_EVERY_DECODER=1 STEER_TEST_V2=all STEER_RECORD_PARITY=1 .venv/bin/python -m pytest \
 	  tests/steer/serving/engine/test_parity.py tests/steer/serving/engine/test_every_decoder.py
-	STEER_TEST_EVERY_DECODER=1 .venv/bin/python -m pytest -m "not v2" tests/steer/serving/engine/test_compiled.py
+	STEER_TEST_EVERY_DECODER=1 .venv/bin/python -m pytest -m "not v2" tests/steer/serving/engine/test_compiled.py \
+	  tests/steer/serving/engine/test_together.py
 
 lint: setup
 	.venv/bin/python -m ruff check .

@@ -30,7 +30,7 @@ TORCH = "2.13.0"
 TRITON = "3.6.0"  # one that works with torch's CPU build
 TRITON_WHEELS = ROOT / "scripts" / "triton.sha256"
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # the CPU builds are not on every index
-EXACTLY = ("--no-deps", "--require-hashes", "--only-binary", ":all:")  # nothing is resolved, nothing compiled
+EXACTLY = ("--no-deps", "--require-hashes", "--only-binary", ":all:", "--no-compile")  # nothing is resolved or built
 IMPORTS = "import steer, torch; from transformers import AutoModelForCausalLM, AutoTokenizer"
 AGAIN = "run it again: it goes on where it stopped"
 NO_VENV = "on Debian and Ubuntu: apt install python3-venv"
@@ -152,6 +152,8 @@ def install():
     group.unlink()
     say("installing steer")
     need("installing steer", "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--editable", ".")
+    say("compiling what was installed, on all cores")  # pip takes one; some packages hold files of an older Python
+    run(PYTHON, "-I", "-m", "compileall", "-qq", "-j", "0", *VENV.glob("lib/python*/site-packages"))
     need("importing what was installed", "-c", IMPORTS, hint="rm -rf .venv, then make setup")
 
 

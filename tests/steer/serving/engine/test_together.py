@@ -19,6 +19,7 @@ from engine_process import (
     write_settings,
 )
 from test_engine import one_fails
+from test_every_decoder import ALL
 from test_parity import CLOSE, COMPOSITIONS
 from transformers import AutoModelForCausalLM
 
@@ -63,7 +64,7 @@ def two(engines: Engines, engine_environment: dict[str, str], tmp_path: Path) ->
     process.close()
 
 
-@pytest.mark.parametrize("how", ["tensor", "pipeline"])
+@pytest.mark.parametrize("how", ["tensor", *(["pipeline"] if ALL else [])])
 def test_a_model_cut_over_two_processes_is_steered_as_a_whole_one_and_faults_end_one_request_or_the_engine(
     how: str, two: Engines, tmp_path: Path
 ) -> None:

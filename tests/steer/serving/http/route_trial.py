@@ -20,6 +20,7 @@ from steer.serving.engine import receipts
 from steer.serving.engine.admission import Admission
 from steer.serving.http.bodies import Limits
 from steer.serving.http.fields import Serving
+from steer.serving.http.routes import STEERED
 from steer.serving.settings import Settings
 from vectors.expression import parse
 
@@ -130,8 +131,11 @@ async def trial(app: Any, paths: list[str], root: str = "") -> list[dict[str, An
     return results
 
 
-def of_vllm(flags: list[str], tasks: tuple[str, ...], root: str) -> dict[str, Any]:
-    """The routes of vLLM's application, and the trial over them. Runs in a process of its own: vLLM keeps state."""
+def of_vllm(flags: list[str], tasks: tuple[str, ...], root: str, tried: frozenset[str]) -> dict[str, Any]:
+    """The routes of vLLM's application, and the trial over those that were not tried and those that steer.
+
+    Runs in a process of its own: vLLM keeps state.
+    """
     from starlette.routing import Mount
     from vllm.entrypoints.launchers.app import build_app
     from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -152,18 +156,21 @@ def of_vllm(flags: list[str], tasks: tuple[str, ...], root: str) -> dict[str, An
             table.append((method, getattr(route, "path", repr(route))))
         if not isinstance(route, Mount) and getattr(route, "methods", None):
             route.app = stand_in(route.path)
-    paths = sorted({path for method, path in table if method not in ("MOUNT", "WEBSOCKET")})
+    paths = sorted({path for method, path in table if method not in ("MOUNT", "WEBSOCKET")} - tried)
     return {"table": table, "results": asyncio.run(trial(app, paths, root))}
 
 
 def main() -> None:
     """Print the routes and the results for vLLM's application with each set of flags, as one JSON object a line."""
     everything = ("generate", "transcription", "realtime", "embed", "classify", "score", "token_embed")
+    tried: frozenset[str] = frozenset()
     for flags, tasks, root in (
         ([], ("generate",), ""),
         (["--enable-scale-out", "--enable-tokenizer-info-endpoint"], everything, "/prefix"),
     ):
-        print("TRIAL", json.dumps(of_vllm(flags, tasks, root)), flush=True)
+        found = of_vllm(flags, tasks, root, tried)
+        print("TRIAL", json.dumps(found), flush=True)
+        tried = frozenset(path for _, path in found["table"]) - set(STEERED)
 
 
 if __name__ == "__main__":
