@@ -152,9 +152,14 @@ def install():
     group.unlink()
     say("installing steer")
     need("installing steer", "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--editable", ".")
-    say("compiling what was installed, on all cores")  # pip takes one; some packages hold files of an older Python
-    run(PYTHON, "-I", "-m", "compileall", "-qq", "-j", "0", *VENV.glob("lib/python*/site-packages"))
+    say("compiling what was installed")
+    compile_in(*VENV.glob("lib/python*/site-packages"))
     need("importing what was installed", "-c", IMPORTS, hint="rm -rf .venv, then make setup")
+
+
+def compile_in(*folders):
+    """Bytecode, on all cores, where pip takes one. What fails is for an older Python: some packages hold such files."""
+    run(PYTHON, "-I", "-m", "compileall", "-qq", "-j", "0", *folders)
 
 
 def install_triton():
@@ -173,6 +178,7 @@ def install_triton():
     need("installing triton", "-m", "pip", "install", *EXACTLY, "--target", str(partial), "-r", str(requirement))
     requirement.unlink()
     partial.rename(folder)
+    compile_in(folder)
 
 
 def packages():

@@ -131,7 +131,7 @@ async def trial(app: Any, paths: list[str], root: str = "") -> list[dict[str, An
     return results
 
 
-def of_vllm(flags: list[str], tasks: tuple[str, ...], root: str, tried: frozenset[str]) -> dict[str, Any]:
+def of_vllm(flags: list[str], tasks: tuple[str, ...], root: str, tried: set[tuple[str, str]]) -> dict[str, Any]:
     """The routes of vLLM's application, and the trial over those that were not tried and those that steer.
 
     Runs in a process of its own: vLLM keeps state.
@@ -156,21 +156,22 @@ def of_vllm(flags: list[str], tasks: tuple[str, ...], root: str, tried: frozense
             table.append((method, getattr(route, "path", repr(route))))
         if not isinstance(route, Mount) and getattr(route, "methods", None):
             route.app = stand_in(route.path)
-    paths = sorted({path for method, path in table if method not in ("MOUNT", "WEBSOCKET")} - tried)
+    untried = {(method, path) for method, path in table if (method, path) not in tried or path in STEERED}
+    paths = sorted({path for method, path in untried if method not in ("MOUNT", "WEBSOCKET")})
     return {"table": table, "results": asyncio.run(trial(app, paths, root))}
 
 
 def main() -> None:
     """Print the routes and the results for vLLM's application with each set of flags, as one JSON object a line."""
     everything = ("generate", "transcription", "realtime", "embed", "classify", "score", "token_embed")
-    tried: frozenset[str] = frozenset()
+    tried: set[tuple[str, str]] = set()
     for flags, tasks, root in (
         ([], ("generate",), ""),
         (["--enable-scale-out", "--enable-tokenizer-info-endpoint"], everything, "/prefix"),
     ):
         found = of_vllm(flags, tasks, root, tried)
         print("TRIAL", json.dumps(found), flush=True)
-        tried = frozenset(path for _, path in found["table"]) - set(STEERED)
+        tried |= set(found["table"])
 
 
 if __name__ == "__main__":
