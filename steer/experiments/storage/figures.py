@@ -118,9 +118,10 @@ class Analysis(NamedTuple):
         columns, units = EXPOSURES.c, UNITS.c
         values: list[Any] = []
         for number, metric in enumerate(metrics):
-            total, count = units[f"y_{metric.name}"], units[f"x_{metric.name}"]
-            y = case((func.min(count) > 0, func.min(total) / func.min(count)))
-            values += [y.label(f"y{number}"), func.avg(sums.number(metric.name)).label(f"x{number}")]
+            total, count = func.min(units[f"y_{metric.name}"]), func.min(units[f"x_{metric.name}"])
+            before = func.avg(sums.number(metric.name))
+            both = and_(count > 0, before.is_not(None))  # a unit with one of them alone says nothing
+            values += [case((both, total / count)).label(f"y{number}"), case((both, before)).label(f"x{number}")]
         outside = columns.reason == literal_column("'outside'")  # no parameter, so that the index of these is used
         # A conversation that began outside goes on as that, also after its unit has entered with another one.
         each = (
@@ -133,8 +134,7 @@ class Analysis(NamedTuple):
         parts: list[Any] = []
         for number in range(len(metrics)):
             y, x = each.c[f"y{number}"], each.c[f"x{number}"]
-            y, x = case((x.is_not(None), y)), case((y.is_not(None), x))
-            parts += [func.count(x * y), *(func.sum(value) for value in (y, y * y, x, x * x, x * y))]
+            parts += [func.count(x), *(func.sum(value) for value in (y, y * y, x, x * x, x * y))]
         found: dict[str, dict[str, Sums]] = {metric.name: {} for metric in metrics}
         for arm, *row in self.connection.execute(select(each.c.arm, *parts).group_by(each.c.arm)):
             for number, metric in enumerate(metrics):

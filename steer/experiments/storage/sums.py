@@ -11,7 +11,7 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Float, and_, case, cast, delete, func, select, true
+from sqlalchemy import ColumnElement, Connection, Float, and_, case, cast, delete, func, literal_column, select, true
 
 from steer.experiments import outcomes
 from steer.experiments.storage import ratings
@@ -59,7 +59,7 @@ def number(name: str) -> ColumnElement[float]:
     if name == "refusal":
         return case((column == true(), 1.0), (column.is_not(None), 0.0))
     value = cast(column, Float)
-    return case((func.abs(value) < LARGEST, value))
+    return case((func.abs(value) < literal_column(repr(LARGEST)), value))  # no parameter: SQLite sees equal terms
 
 
 def add(connection: Connection, rows: Sequence[Row]) -> None:

@@ -262,7 +262,7 @@ def test_feedback_and_answers_find_each_other_by_an_index_and_a_report_reads_the
     assert not [each for each in read if "feedback_by_response" in each or "exposures_by_response" in each]
     with figures.analysis(log.engine, "tone", log.version) as analysis:
         analysis.before([Metric("latency", "number")])
-    assert "SEARCH exposures USING INDEX exposures_outside (experiment=?)" in read[-1]
+    assert "SEARCH exposures USING COVERING INDEX exposures_outside (experiment=?)" in read[-1]
 
 
 def _plan(connection: Any, statement: str, values: Any) -> str:
