@@ -22,7 +22,7 @@ class Request(options.Force, options.AnyBase, options.Devices, options.Seeded, o
     probe: Path = option(help="The probe file.", argument=True, complete="vectors")
     neg: Path = option(help="Texts on which the gate must stay closed.")
     pos: Path | None = option(None, help="Texts on which it must open; they only report, the threshold ignores them.")
-    fpr: float = option(0.01, help="The false-positive rate.", low=0, high=1, open_low=True)
+    fpr: float = option(0.01, help="The false-positive rate, above 0 and below 1.")
     per_token: bool = option(False, help="Decide at every token, as @while: does, instead of once, as @when: does.")
     out: Path | None = option(None, help="A .safetensors file for the probe with its threshold.", flag=("-o", "--out"))
 

@@ -213,8 +213,9 @@ def test_a_gate_can_decide_at_every_token(planted_model: Path, probe: Probe, tex
 def test_a_rate_that_so_few_texts_cannot_show_is_refused(planted_model: Path, probe: Probe, texts: Texts) -> None:
     with pytest.raises(ExampleError, match=r"too few for a false-positive rate of 0\.001"):
         gate(probe, texts("", 40, 7), fpr=0.001, model="/absent")
-    with pytest.raises(UsageError, match="does not lie between 0 and 1"):
-        gate(probe, texts("", 40, 7), fpr=1.5, model=planted_model)
+    for rate in (0.0, 1.0, 1.5):
+        with pytest.raises(UsageError, match=f"the false-positive rate {rate:g} does not lie between 0 and 1"):
+            gate(probe, texts("", 40, 7), fpr=rate, model=planted_model)
 
 
 # Token by token
