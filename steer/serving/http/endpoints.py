@@ -35,6 +35,7 @@ class Endpoints:
     def __init__(self) -> None:
         self.engine: Any = None
         self.models: Any = None
+        self.serving: Serving | None = None  # before the start
         self.servers = 1
         self.limits = bodies.Limits(0, 0)  # of the body of a request to vLLM's routes
         self.experiments: dict[str, Live] = {}  # those that run, by name
@@ -155,6 +156,7 @@ class Endpoints:
         self.followed = followed.begin(self.admission.settings.versions, self.admission)
         if self.followed and self.servers == 1:  # several front ends share no names, so their arms stay what they are
             self.following.append(asyncio.create_task(followed.follow(engine_client, self.followed)))
+        self.serving = self._serving()
 
     @property
     def admission(self) -> Admission:
@@ -246,8 +248,10 @@ class Endpoints:
         return bool(self.models.is_base_model(name) or name in self.models.lora_requests)
 
     def _find(self) -> Serving | None:
-        if self.engine is None:
-            return None
+        return self.serving
+
+    def _serving(self) -> Serving:
+        """What the middleware reads at every request, made once."""
         from vllm import envs
 
         return Serving(
