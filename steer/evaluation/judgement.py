@@ -49,7 +49,8 @@ class Judged(NamedTuple):
 
     `slopes` are over the test items at -1, 0 and 1 times the strength, None of what has no opposite sign. `by_answer`
     is the effect on the items of each answer, None where answers are not balanced. `in_template` is the effect on test
-    items whose group development items share, `out_of_template` on those of other groups.
+    items whose group development items share, `out_of_template` on those of other groups. `beyond_prompt` is the
+    figure of the subject less that of the prompt baseline, `added_to_prompt` that of both together less the prompt's.
     """
 
     metric: Metric
@@ -62,6 +63,8 @@ class Judged(NamedTuple):
     in_template: Difference | None
     out_of_template: Difference | None
     by_answer: dict[str, float] | None
+    beyond_prompt: Difference | None = None
+    added_to_prompt: Difference | None = None
 
 
 def metrics_of(items: Sequence[Item]) -> list[Metric]:
@@ -123,10 +126,18 @@ def judged(
             if rows:
                 part, groups = _part(metric, change, rows), [metric.groups[i] for i in rows]
                 templates[position] = difference(part, groups, seed=seed)
+    by_answer = None if metric.strata is None else by_stratum(change, metric.strata)
+    prompts: list[Difference | None] = [None, None]
+    if "prompt" in plan.others:
+        alone = balanced_of(plan.others["prompt"].name)
+        prompts[0] = difference(balanced_subject - alone, metric.groups, seed=seed)
+        if "prompt + subject" in plan.others:
+            both = balanced_of(plan.others["prompt + subject"].name)
+            prompts[1] = difference(both - alone, metric.groups, seed=seed)
     return Judged(
         metric, difference(balanced_subject - balanced_of("base"), metric.groups, seed=seed),
         verdict(balanced_subject, families, metric.groups, seed=seed), of_items, points, monotonicity, of_each,
-        templates[0], templates[1], None if metric.strata is None else by_stratum(change, metric.strata),
+        templates[0], templates[1], by_answer, prompts[0], prompts[1],
     )  # fmt: skip
 
 
@@ -198,4 +209,6 @@ def value_of(each: Judged) -> dict[str, Any]:
         "in_template": each.in_template and each.in_template._asdict(),
         "out_of_template": each.out_of_template and each.out_of_template._asdict(),
         "by_answer": each.by_answer,
+        "beyond_prompt": each.beyond_prompt and each.beyond_prompt._asdict(),
+        "added_to_prompt": each.added_to_prompt and each.added_to_prompt._asdict(),
     }  # fmt: skip

@@ -112,6 +112,36 @@ def _verdict(subject: Mapping[str, Any]) -> str:
     )
 
 
+_PROMPT = (  # what is compared with the prompt alone; what to write where it is more, less, neither, and too few items
+    ("beyond_prompt", "it moves the {0} more than the prompt does", "the prompt moves the {0} more than it does",
+     "no difference from the prompt is shown", "the {0} less the prompt's, on too few items to say which is greater"),
+    ("added_to_prompt", "added to the prompt, it raises the {0}", "added to the prompt, it lowers the {0}",
+     "added to the prompt, no effect of it is shown", "added to the prompt, on too few items to say whether it acts"),
+)  # fmt: skip
+
+
+def against_prompt(metric: Mapping[str, Any]) -> list[str]:
+    """What the subject does beside the prompt baseline, in paired differences, in sentences; none without a prompt."""
+    lines = []
+    for key, more, less, neither, few in _PROMPT:
+        found = metric[key]
+        if found is None:
+            continue
+        figures = f"{found['mean']:+.3f}"
+        if found["low"] is not None:
+            figures += f" ({found['low']:+.3f} to {found['high']:+.3f})"
+        if metric["outcome"] == "too few items":
+            what = few
+        elif found["low"] > 0:
+            what = more
+        elif found["high"] < 0:
+            what = less
+        else:
+            what, figures = neither, f"{figures}, where {found['detectable']:.3f} would be detected"
+        lines.append(f"{what.format(metric['metric'])}: {figures}")
+    return lines
+
+
 def _per_item(subject: Mapping[str, Any]) -> str:
     """What single items show, in sentences."""
     lines = []
@@ -135,6 +165,7 @@ def _per_item(subject: Mapping[str, Any]) -> str:
                 f"{metric['metric']}: by the answer that shows the behaviour {listed}; each answer counts equally, so "
                 "that a preference for one of them cancels"
             )
+        lines += against_prompt(metric)
         for key, name in (("in_template", "in templates of development"), ("out_of_template", "in other templates")):
             if metric[key]:
                 effect = metric[key]

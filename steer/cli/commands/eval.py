@@ -54,7 +54,7 @@ def _through(request: Request) -> Through | None:
 
 
 def _print(value: dict[str, Any], folder: Path | None) -> None:
-    from steer.reports.evaluation import arm_rows, text_rows
+    from steer.reports.evaluation import against_prompt, arm_rows, text_rows
     from steer.reports.text_scores import score_tables, validity
 
     header, rows = arm_rows(value)
@@ -79,6 +79,8 @@ def _print(value: dict[str, Any], folder: Path | None) -> None:
                     f"{slopes['anti_steered']:.0%} of the items go the wrong way "
                     f"({slopes['anti_steered_low']:.0%} to {slopes['anti_steered_high']:.0%}, {metric['metric']})"
                 )
+            for sentence in against_prompt(metric):
+                out.line(sentence)
     for sentence in value["overlap"]:
         out.warn(sentence)
     for note in value["notes"]:

@@ -18,9 +18,11 @@ from steer.evaluation.api import evaluate, references_of
 from steer.evaluation.arms.arm import Arm
 from steer.evaluation.arms.subjects import Subject, problems_of_names
 from steer.evaluation.evaluation import Evaluation
+from steer.evaluation.judgement import value_of
 from steer.evaluation.report import report
 from steer.evaluation.suites.files import pairs_of
 from steer.evaluation.suites.items import Pair
+from steer.reports.evaluation import against_prompt
 from vectors.errors import ExampleError, SteerError, UsageError
 from vectors.storage.runs import read_json
 
@@ -74,6 +76,40 @@ def test_a_planted_direction_works_and_one_along_nothing_does_not(both: Evaluati
     assert "works: it moves the margin by" in warm.sentence
     assert warm.judged[0].slopes is not None
     assert warm.judged[0].slopes.anti_steered < 0.1
+
+
+def test_the_prompt_is_compared_in_pairs_alone_and_with_the_subject(both: Evaluation) -> None:
+    warm, other = (subject.judged[0] for subject in both.subjects)
+    means = {name: effect.mean for name, effect in both.effects["margin"].items()}
+    prompt, added = means["prompt: Be kind."], means["prompt + " + both.subjects[0].plan.subject.arm.name]
+    assert warm.beyond_prompt is not None
+    assert warm.added_to_prompt is not None
+    assert warm.beyond_prompt.mean == pytest.approx(warm.effect.mean - prompt, abs=1e-6)
+    assert warm.added_to_prompt.mean == pytest.approx(added - prompt, abs=1e-6)
+    lines = against_prompt(value_of(warm))
+    assert lines[0].startswith("it moves the margin more than the prompt does: +")
+    assert lines[1].startswith("added to the prompt, it raises the margin: +")
+    assert against_prompt(value_of(other))[1].startswith("added to the prompt, it lowers the margin: -")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "low", "high", "said"),
+    [
+        ("works", 0.1, 0.3, "it moves the margin more than the prompt does: +0.200 (+0.100 to +0.300)"),
+        ("works", -0.3, -0.1, "the prompt moves the margin more than it does: -0.200 (-0.300 to -0.100)"),
+        ("does not work", -0.1, 0.1, "no difference from the prompt is shown: +0.000 (-0.100 to +0.100), where 0.150"),
+        ("too few items", None, None, "the margin less the prompt's, on too few items to say which is greater: +0.2"),
+    ],
+)
+def test_a_comparison_with_the_prompt_says_which_is_greater_only_where_the_interval_does(
+    outcome: str, low: float | None, high: float | None, said: str
+) -> None:
+    mean = 0.2 if low is None or high is None else (low + high) / 2
+    found = {"mean": mean, "low": low, "high": high, "detectable": 0.15}
+    metric = {"metric": "margin", "outcome": outcome, "beyond_prompt": found, "added_to_prompt": None}
+    (line,) = against_prompt(metric)
+    assert line.startswith(said)
+    assert against_prompt({**metric, "beyond_prompt": None}) == []
 
 
 def test_a_section_that_the_model_has_no_markers_for_is_refused_before_it_is_loaded(
@@ -292,6 +328,7 @@ def test_the_folder_holds_the_record_the_report_and_a_page_and_the_vector_refers
     assert "<b>kind</b>" not in page
     assert "&lt;b&gt;kind&lt;/b&gt;" in page
     assert "works" in page
+    assert "it moves the margin more than the prompt does" in page
     assert not {"<script", "<img", "<link", "src=", "@import"} & set(page.split())
     _, record = read_json(out)
     assert record["command"] == "eval"

@@ -7,8 +7,11 @@ import torch
 
 from probes.statistics.paired import difference
 from probes.statistics.verdict import verdict
-from steer.evaluation.judgement import Judged, Metric, sentence
+from steer.evaluation.arms.arm import Arm
+from steer.evaluation.arms.subjects import Subject
+from steer.evaluation.judgement import Judged, Metric, judged, sentence
 from steer.evaluation.measuring.divergences import Divergence
+from steer.evaluation.planning import Plan
 
 KL = Divergence(*[0.0] * len(Divergence._fields))
 
@@ -50,3 +53,22 @@ def test_what_is_too_few_is_named(items: int, groups: list[str] | None, reason: 
     said = sentence("warm", [judgement(0.2, items=items, groups=groups)], KL)
     assert said.startswith("warm can't be judged: ")
     assert reason in said
+
+
+def test_what_a_prompt_does_to_each_item_cancels_where_the_subject_is_added_to_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    base, prompted = torch.randn(2, 64, generator=generator)
+    moves = 0.2 + 0.05 * torch.randn(64, generator=generator)
+    figures = {"base": base, "warm": base + moves, "kind": base + 3 * prompted, "both": base + 3 * prompted + moves}
+    subject = Subject("warm", "composition", Arm("warm"), "1*warm")
+    others = {"prompt": Arm("kind"), "prompt + subject": Arm("both")}
+    metric = Metric("margin", "nats per token", list(range(64)), None, None)
+    plan = Plan(subject, {"base": [Arm("base")]}, others)
+    found = judged(plan, metric, figures, None, {}, {}, 0.0, frozenset(), 0)
+    assert found.added_to_prompt is not None
+    assert found.beyond_prompt is not None
+    assert found.added_to_prompt.mean == pytest.approx(float(moves.mean()), abs=1e-6)
+    assert found.added_to_prompt.error == pytest.approx(found.effect.error, rel=1e-6)
+    assert found.beyond_prompt.error > 20 * found.added_to_prompt.error
+    alone = judged(Plan(subject, plan.controls), metric, figures, None, {}, {}, 0.0, frozenset(), 0)
+    assert (alone.beyond_prompt, alone.added_to_prompt) == (None, None)
