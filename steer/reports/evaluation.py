@@ -112,18 +112,14 @@ def _verdict(subject: Mapping[str, Any]) -> str:
     )
 
 
-_PROMPT = (  # what is compared with the prompt alone; what to write where it is more, less, neither, and too few items
-    ("beyond_prompt", "it moves the {0} more than the prompt does", "the prompt moves the {0} more than it does",
-     "no difference from the prompt is shown", "the {0} less the prompt's, on too few items to say which is greater"),
-    ("added_to_prompt", "added to the prompt, it raises the {0}", "added to the prompt, it lowers the {0}",
-     "added to the prompt, no effect of it is shown", "added to the prompt, on too few items to say whether it acts"),
-)  # fmt: skip
-
-
 def against_prompt(metric: Mapping[str, Any]) -> list[str]:
     """What the subject does beside the prompt baseline, in paired differences, in sentences; none without a prompt."""
     lines = []
-    for key, more, less, neither, few in _PROMPT:
+    for key, what, greater, smaller in (
+        ("beyond_prompt", "subject less prompt", "the subject moves it more", "the prompt moves it more"),
+        ("added_to_prompt", "prompt + subject less prompt", "the subject adds to the prompt",
+         "the subject takes away from the prompt"),
+    ):  # fmt: skip
         found = metric[key]
         if found is None:
             continue
@@ -131,14 +127,14 @@ def against_prompt(metric: Mapping[str, Any]) -> list[str]:
         if found["low"] is not None:
             figures += f" ({found['low']:+.3f} to {found['high']:+.3f})"
         if metric["outcome"] == "too few items":
-            what = few
+            conclusion = "too few items to say which is greater"
         elif found["low"] > 0:
-            what = more
+            conclusion = greater
         elif found["high"] < 0:
-            what = less
+            conclusion = smaller
         else:
-            what, figures = neither, f"{figures}, where {found['detectable']:.3f} would be detected"
-        lines.append(f"{what.format(metric['metric'])}: {figures}")
+            conclusion = f"no difference is shown, and one of {found['detectable']:.3f} would be detected"
+        lines.append(f"{metric['metric']}, {what}: {figures}; {conclusion}")
     return lines
 
 

@@ -86,19 +86,26 @@ def test_the_prompt_is_compared_in_pairs_alone_and_with_the_subject(both: Evalua
     assert warm.added_to_prompt is not None
     assert warm.beyond_prompt.mean == pytest.approx(warm.effect.mean - prompt, abs=1e-6)
     assert warm.added_to_prompt.mean == pytest.approx(added - prompt, abs=1e-6)
-    lines = against_prompt(value_of(warm))
-    assert lines[0].startswith("it moves the margin more than the prompt does: +")
-    assert lines[1].startswith("added to the prompt, it raises the margin: +")
-    assert against_prompt(value_of(other))[1].startswith("added to the prompt, it lowers the margin: -")
+    more, adds = against_prompt(value_of(warm))
+    assert more.startswith("margin, subject less prompt: +")
+    assert more.endswith("; the subject moves it more")
+    assert adds.startswith("margin, prompt + subject less prompt: +")
+    assert adds.endswith("; the subject adds to the prompt")
+    assert against_prompt(value_of(other))[1].endswith("; the subject takes away from the prompt")
 
 
 @pytest.mark.parametrize(
     ("outcome", "low", "high", "said"),
     [
-        ("works", 0.1, 0.3, "it moves the margin more than the prompt does: +0.200 (+0.100 to +0.300)"),
-        ("works", -0.3, -0.1, "the prompt moves the margin more than it does: -0.200 (-0.300 to -0.100)"),
-        ("does not work", -0.1, 0.1, "no difference from the prompt is shown: +0.000 (-0.100 to +0.100), where 0.150"),
-        ("too few items", None, None, "the margin less the prompt's, on too few items to say which is greater: +0.2"),
+        ("works", 0.1, 0.3, "+0.200 (+0.100 to +0.300); the subject moves it more"),
+        ("works", -0.3, -0.1, "-0.200 (-0.300 to -0.100); the prompt moves it more"),
+        (
+            "does not work",
+            -0.1,
+            0.1,
+            "+0.000 (-0.100 to +0.100); no difference is shown, and one of 0.150 would be detected",
+        ),
+        ("too few items", None, None, "+0.200; too few items to say which is greater"),
     ],
 )
 def test_a_comparison_with_the_prompt_says_which_is_greater_only_where_the_interval_does(
@@ -108,7 +115,7 @@ def test_a_comparison_with_the_prompt_says_which_is_greater_only_where_the_inter
     found = {"mean": mean, "low": low, "high": high, "detectable": 0.15}
     metric = {"metric": "margin", "outcome": outcome, "beyond_prompt": found, "added_to_prompt": None}
     (line,) = against_prompt(metric)
-    assert line.startswith(said)
+    assert line == f"margin, subject less prompt: {said}"
     assert against_prompt({**metric, "beyond_prompt": None}) == []
 
 
@@ -328,7 +335,7 @@ def test_the_folder_holds_the_record_the_report_and_a_page_and_the_vector_refers
     assert "<b>kind</b>" not in page
     assert "&lt;b&gt;kind&lt;/b&gt;" in page
     assert "works" in page
-    assert "it moves the margin more than the prompt does" in page
+    assert "margin, subject less prompt: " in page
     assert not {"<script", "<img", "<link", "src=", "@import"} & set(page.split())
     _, record = read_json(out)
     assert record["command"] == "eval"
