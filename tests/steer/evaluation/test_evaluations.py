@@ -132,6 +132,19 @@ def test_a_section_that_the_model_has_no_markers_for_is_refused_before_it_is_loa
     assert "--steer-markers thinking=BEGIN,END" in caught.value.hint
 
 
+def test_conditions_that_hold_at_no_token_are_named_where_they_make_the_figures_those_of_the_base(folder: Path) -> None:
+    options: dict[str, Any] = {"vectors": {"warm": folder / "warm.safetensors"}, "control": ("negation",)}
+    nowhere = evaluated(folder, "warm@thinking", steer_markers=("thinking=xqzx,yqzy",), **options)
+    notes = report(nowhere)["notes"]
+    assert "warm@thinking changes no test item: @thinking holds at none of their tokens" in notes
+    assert any(
+        note.startswith("@thinking holds at no token of the neutral text, so the KL says nothing") for note in notes
+    )
+    somewhere = evaluated(folder, "warm@answer", steer_markers=("thinking=xqzx,yqzy",), **options)
+    assert somewhere.subjects[0].judged[0].effect.mean > 0.1
+    assert not any("holds at no" in note for note in report(somewhere)["notes"])
+
+
 def test_effect_and_slope_are_those_of_the_closed_form(both: Evaluation) -> None:
     subject = both.subjects[0].plan.subject.arm
     direction = next(iter(subject.vectors.values())).layers[1]
