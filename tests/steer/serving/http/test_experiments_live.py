@@ -68,7 +68,7 @@ def write_experiments(folder: Path, url: str) -> None:
     SteeringVector({3: 400 * end / end.norm()}).save(folder / "end.safetensors")
     generous = {"length_ratio": 100.0, "repetition": 1.0, "latency_p95": 100.0}
     tone: dict[str, Any] = {
-        # The arms differ by several tokens or by none, and lengths vary in every run: an effect of 1 left one undecided.
+        # The arms differ by several tokens or by none. Lengths vary in every run: an effect of 1 left one undecided.
         "metric": {"name": "response_tokens", "better": "lower", "smallest_effect": 2},
         "secondary": [{"name": "thumbs"}],
         "guardrails": generous, "arms": {"control": {}, "brief": {"steer": "end"}, "twin": {"steer": "0*warm"}},
