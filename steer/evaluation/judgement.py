@@ -126,18 +126,17 @@ def judged(
             if rows:
                 part, groups = _part(metric, change, rows), [metric.groups[i] for i in rows]
                 templates[position] = difference(part, groups, seed=seed)
-    by_answer = None if metric.strata is None else by_stratum(change, metric.strata)
-    prompts: list[Difference | None] = [None, None]
-    if "prompt" in plan.others:
-        alone = balanced_of(plan.others["prompt"].name)
-        prompts[0] = difference(balanced_subject - alone, metric.groups, seed=seed)
-        if "prompt + subject" in plan.others:
-            both = balanced_of(plan.others["prompt + subject"].name)
-            prompts[1] = difference(both - alone, metric.groups, seed=seed)
+
+    def less_prompt(values: Tensor) -> Difference:
+        return difference(values - balanced_of(plan.others["prompt"].name), metric.groups, seed=seed)
+
+    both = plan.others.get("prompt + subject")
     return Judged(
         metric, difference(balanced_subject - balanced_of("base"), metric.groups, seed=seed),
         verdict(balanced_subject, families, metric.groups, seed=seed), of_items, points, monotonicity, of_each,
-        templates[0], templates[1], by_answer, prompts[0], prompts[1],
+        templates[0], templates[1], None if metric.strata is None else by_stratum(change, metric.strata),
+        less_prompt(balanced_subject) if "prompt" in plan.others else None,
+        None if both is None else less_prompt(balanced_of(both.name)),
     )  # fmt: skip
 
 

@@ -106,7 +106,7 @@ def notes(evaluation: Evaluation) -> list[str]:
     """Sentences about what was measured, and what could not be."""
     inputs = evaluation.inputs
     lines = [*inputs.suite.notes, *(note for result in evaluation.subjects for note in result.plan.notes)]
-    lines += [line for result in evaluation.subjects for line in _of_conditions(evaluation, result)]
+    lines += [line for result in evaluation.subjects for line in of_conditions(evaluation, result)]
     families = {family for _, family in evaluation.families.values()}
     if "shuffled" in families:
         lines.append(f"shuffled labels are those of {inputs.shuffled_source}")
@@ -117,13 +117,13 @@ def notes(evaluation: Evaluation) -> list[str]:
     return lines
 
 
-def _of_conditions(evaluation: Evaluation, result: SubjectResult) -> list[str]:
+def of_conditions(evaluation: Evaluation, result: SubjectResult) -> list[str]:
     """Where the conditions of a subject hold at no token, so that its figures are the base's, up to rounding."""
     arm = result.plan.subject.arm
     if arm.composition is None or not arm.composition.conditions:
         return []
     listed, lines = ", ".join(map(str, arm.composition.conditions)), []
-    if all(max(abs(each.effect.low), abs(each.effect.high)) < ROUNDING for each in result.judged):
+    if result.judged and all(max(abs(each.effect.low), abs(each.effect.high)) < ROUNDING for each in result.judged):
         lines.append(f"{arm.name} changes no test item: {listed} holds at none of their tokens")
     if evaluation.divergences[arm.name].mean < ROUNDING**2:
         lines.append(f"{listed} holds at no token of the neutral text, so the KL says nothing of what {arm.name} costs "

@@ -19,7 +19,7 @@ from steer.evaluation.arms.arm import Arm
 from steer.evaluation.arms.subjects import Subject, problems_of_names
 from steer.evaluation.evaluation import Evaluation
 from steer.evaluation.judgement import value_of
-from steer.evaluation.report import report
+from steer.evaluation.report import of_conditions, report
 from steer.evaluation.suites.files import pairs_of
 from steer.evaluation.suites.items import Pair
 from steer.reports.evaluation import against_prompt
@@ -140,6 +140,8 @@ def test_conditions_that_hold_at_no_token_are_named_where_they_make_the_figures_
     assert any(
         note.startswith("@thinking holds at no token of the neutral text, so the KL says nothing") for note in notes
     )
+    (result,) = nowhere.subjects  # what has no test items changes none, and that says nothing
+    assert not any("changes no test item" in line for line in of_conditions(nowhere, result._replace(judged=[])))
     somewhere = evaluated(folder, "warm@answer", steer_markers=("thinking=xqzx,yqzy",), **options)
     assert somewhere.subjects[0].judged[0].effect.mean > 0.1
     assert not any("holds at no" in note for note in report(somewhere)["notes"])
