@@ -6,7 +6,7 @@ import html as escaping
 from collections.abc import Mapping
 from typing import Any
 
-from steer.reports import page
+from steer.reports import cells, page
 
 Table = tuple[list[str], list[list[str]]]
 WIDTH, LEFT, ROW = 760, 230, 26
@@ -19,8 +19,8 @@ def html(report: Mapping[str, Any], record: str) -> str:
     body = [*map(_sentence, sentences(report)), page.table(header, rows)]
     body += ["<h2>Differences from the control</h2>", *(_forest(each, report) for each in report["measures"])]
     body.append(page.table(*difference_rows(report)))
-    for title, (head, cells) in vote_tables(report).items():
-        body += [f"<h2>{title}</h2>", page.table(head, cells)]
+    for title, (head, rows) in vote_tables(report).items():
+        body += [f"<h2>{title}</h2>", page.table(head, rows)]
     if report["examples"]:
         listed = [(each["prompt"], each["answers"]) for each in report["examples"]]
         body += ["<h2>Answers</h2>", page.side_by_side(listed)]
@@ -53,7 +53,8 @@ def arm_rows(report: Mapping[str, Any]) -> Table:
     """The mean of every measure under every arm."""
     measures = report["measures"]
     return ["arm", *(each["name"] for each in measures)], [
-        [arm["name"], *(_number(each["arms"][arm["name"]]["mean"]) for each in measures)] for arm in report["arms"]
+        [arm["name"], *(cells.number(each["arms"][arm["name"]]["mean"], ".3g") for each in measures)]
+        for arm in report["arms"]
     ]
 
 
@@ -151,11 +152,5 @@ def _cut(name: str) -> str:
     return name if len(name) <= 28 else f"{name[:27]}…"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
-
-
 def _interval(gain: Mapping[str, Any]) -> str:
-    if gain["low"] is None or gain["low"] == float("-inf"):
-        return "-"
-    return f"{gain['low']:+.3g} to {gain['high']:+.3g}"
+    return cells.interval(gain["low"], gain["high"], "+.3g")

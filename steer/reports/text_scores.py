@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from steer.reports import page
+from steer.reports import cells, page
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -58,10 +58,10 @@ def _rates(scores: Sequence[Mapping[str, Any]]) -> Table:
                 [
                     f"{scorer['name']} ({scorer['unit']})",
                     name,
-                    _number(rate["mean"]),
-                    _interval(*(rate["interval"] or (None, None))),
-                    _number(gain and gain["mean"], "+.3f"),
-                    _interval(gain and gain["low"], gain and gain["high"], "+.3f"),
+                    cells.number(rate["mean"]),
+                    cells.interval(*(rate["interval"] or (None, None))),
+                    cells.number(gain and gain["mean"], "+.3f"),
+                    cells.interval(gain and gain["low"], gain and gain["high"], "+.3f"),
                     str(rate["scored"]),
                     str(sum(rate["missing"].values())),
                 ]
@@ -79,7 +79,8 @@ def _preferences(scores: Sequence[Mapping[str, Any]]) -> Table:
                 counts = [pairs["wins"], pairs["losses"], pairs["ties"], pairs["abstained"]]
                 rows.append(
                     [
-                        scorer["name"], name, _number(pairs["rate"]), _interval(*(pairs["interval"] or (None, None))),
+                        scorer["name"], name, cells.number(pairs["rate"]),
+                        cells.interval(*(pairs["interval"] or (None, None))),
                         *map(str, counts), str(sum(pairs["missing"].values())),
                     ]
                 )  # fmt: skip
@@ -93,18 +94,10 @@ def _tasks(tasks: Sequence[Mapping[str, Any]]) -> Table:
         gain = task["difference"]
         rows.append(
             [
-                task["task"], task["arm"], task["metric"], _number(task["value"]), _number(task["error"]),
-                _number(gain and gain["mean"], "+.3f"),
-                _interval(gain and gain["low"], gain and gain["high"], "+.3f"),
+                task["task"], task["arm"], task["metric"], cells.number(task["value"]), cells.number(task["error"]),
+                cells.number(gain and gain["mean"], "+.3f"),
+                cells.interval(gain and gain["low"], gain and gain["high"], "+.3f"),
                 str(task["documents"]),
             ]
         )  # fmt: skip
     return header, rows
-
-
-def _number(value: float | None, form: str = ".3f") -> str:
-    return "-" if value is None else format(value, form)
-
-
-def _interval(low: float | None, high: float | None, form: str = ".3f") -> str:
-    return "-" if low is None or high is None else f"{format(low, form)} to {format(high, form)}"
