@@ -1,14 +1,15 @@
 """A sweep over layers and strengths beside the naive loop, on the same items, paired and interleaved.
 
-    .venv/bin/python tests/bench/sweep.py [--items 64] [--layers 30] [--rounds 3] [--persona FILE]
+    .venv/bin/python tests/bench/sweep.py [--items 64] [--layers 30] [--rounds 3] [--persona FILE] [--naive-only]
 
 All give the log-likelihood of every token of every completion at every layer and strength. The naive loop takes one
 composition and one text at a time: hooks on the model, its logits at every token. The batched loop takes one
 composition at a time too, but eight texts of like length a pass, and logits of completion tokens only. Ours computes
 what compositions share once (`probes.arms`). A round measures each layer once by all, in turn, so that a drift of the
 machine meets them alike; the order changes from layer to layer. `--layers N` takes N evenly spaced layers, whose mean
-is that of all, so that a few stand for the full sweep. Seconds are those that the process had a processor, with one
-thread.
+is that of all: a few stand for the loops' full sweep, while ours pays a greater part for the pass below them. One of
+the seven strengths is 0, which the loops compute at every layer. `--naive-only` leaves out the batched loop. Seconds
+are those that the process had a processor, with one thread.
 
 The limit is the multiplications that every composition needs, whatever is shared: its blocks above the steered layer
 for each distinct token, and the head for each distinct position, at the rate at which this machine multiplies matrices
@@ -72,7 +73,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--persona", help="a file of persona statements instead of the project's own examples")
+    parser.add_argument("--naive-only", action="store_true", help="compare with the naive loop alone")
     arguments = parser.parse_args()
+    references = ("naive",) if arguments.naive_only else ("naive", "batched")
     torch.set_num_threads(1)
     loaded = loading.load("smollm2", "cpu", "float32")
     model, completions = loaded.model, items_of(arguments, loaded)
@@ -104,7 +107,7 @@ def main() -> None:
             results.append([logs[i] for i in range(len(completions))])
         return results
 
-    seconds: dict[str, list[float]] = {"naive": [], "batched": [], "steer": []}
+    seconds: dict[str, list[float]] = {name: [] for name in (*references, "steer")}
     greatest = 0.0
     tokens = positions = 0
     for number in range(arguments.rounds):
@@ -112,20 +115,15 @@ def main() -> None:
         took = dict.fromkeys(seconds, 0.0)
         for turn, layer in enumerate(layers):
 
-            def ours(layer: int = layer, scored: Completions = scored) -> list[Any]:
+            def ours(layer: int, scored: Completions = scored) -> list[Any]:
                 return scored.scores([{layer: s * directions[layer]} if s else None for s in STRENGTHS])
 
-            results: dict[str, list[Any]] = {}
-            contestants = [
-                ("naive", lambda layer=layer: naive(layer)),
-                ("batched", lambda layer=layer: batched(layer)),
-                ("steer", ours),
-            ]
-            for name, run in contestants[:: 1 if (turn + number) % 2 else -1]:
+            results: dict[str, Any] = {}
+            for name in [*seconds][:: 1 if (turn + number) % 2 else -1]:
                 started = time.process_time()
-                results[name] = run()
+                results[name] = {"naive": naive, "batched": batched, "steer": ours}[name](layer)
                 took[name] += time.process_time() - started
-            for reference in ("naive", "batched"):
+            for reference in references:
                 for theirs, mine in zip(results[reference], results["steer"], strict=True):
                     for a, b in zip(theirs, mine.log_likelihoods, strict=True):
                         greatest = max(greatest, float((torch.tensor(a).double() - b).abs().max()))
@@ -146,7 +144,7 @@ def main() -> None:
     print(f"greatest difference of a token's log-likelihood: {greatest:.1e}")
     for name, values in seconds.items():
         print(f"{name:7} {spread(values)} s")
-    for name in ("naive", "batched"):
+    for name in references:
         ratios = [a / b for a, b in zip(seconds[name], seconds["steer"], strict=True)]
         print(f"{name + ' / steer':15} {spread(ratios)}")
     print(f"limit {limit:.1f} s: steer takes {spread([value / limit for value in seconds['steer']])} times that")
