@@ -40,8 +40,8 @@ WITH RECURSIVE k(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM k WHERE i + 1 < {an
 SELECT printf('%032x', i), 'large', 1,
     CASE WHEN (i / {each}) * 2654435761 % 1000 < 500 OR {outside} THEN 'control' ELSE 'long' END,
     CASE WHEN {outside} THEN 'outside' ELSE 'assigned' END, 0, NOT {outside},
-    1.8e9 + i * 0.05, printf('%016x%016x', (i / {each}) * 2654435761 % 4294967296, i / {each}),
-    'first message', printf('%016x%016x', (i / {each}) * 40503 % 4294967296, i / {each}),
+    1.8e9 + i * 0.05, printf('%08x%024x', (i / {each}) * 2654435761 % 4294967296, i / {each}),
+    'first message', printf('%08x%024x', (i / {each}) * 40503 % 4294967296, i / {each}),
     printf('chatcmpl-%016x%016x', i * 2654435761 % 4294967296, i),
     printf('sha256:%064x', 1), 200, 1, 30, 0, abs(random()) % 100 + 20, abs(random()) % 1000 / 1000.0, 'stop',
     abs(random()) % 400, abs(random()) % 100 / 1000.0, abs(random()) % 50 = 0
