@@ -7,7 +7,7 @@ of one conversation are not: a guardrail errs on the side of stopping.
 Latencies change with the load, so those of the arms are of one period: of the latest answers of all arms together. Over
 a window that moves, the sequence holds at every look until the window is full, and from then on for each look alone
 (0.02 % at 4,000 answers): of an arm that is exactly at the limit, about 0.3 % of the windows that follow each other
-have a look that errs. The control's percentile is taken as known.
+have a look that errs. The control's percentile is as uncertain as its number of answers makes it.
 """
 
 from __future__ import annotations
@@ -98,17 +98,23 @@ def _estimates(guardrail: str, limit: float, control: Arm, other: Arm) -> list[t
         return [long, (_times(mean(other.tokens), limit), mean(control.tokens))]
     if not control.latencies or not other.latencies:
         return []
-    # The percentile of the control is taken as known: P(latency > limit * p95) must be at most 5 %.
-    threshold = limit * percentile(control.latencies, 1 - EXCEEDING)
-    above = _share(sum(latency > threshold for latency in other.latencies), len(other.latencies))
-    known = Estimate(len(control.latencies), EXCEEDING, 0.0)
-    return [(known, above)]
+    # No more of the arm's latencies may lie above the limit times the control's percentile than of the control's own
+    # lie above the percentile.
+    threshold, allowed = _exceeded(control.latencies)
+    above = _share(sum(latency > limit * threshold for latency in other.latencies), len(other.latencies))
+    return [(allowed, above)]
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which this share of the values lies (nearest rank)."""
-    ordered = sorted(values)
-    return ordered[min(math.ceil(share * len(ordered)), len(ordered)) - 1]
+def _exceeded(latencies: Sequence[float]) -> tuple[float, Estimate]:
+    """The 95th percentile of latencies (nearest rank), and the share of all such latencies that lie above it.
+
+    The share below the k-th of n values is distributed as Beta(k, n + 1 - k), whatever the distribution of the values
+    (David & Nagaraja 2003, Order Statistics, 2.1).
+    """
+    ordered, count = sorted(latencies), len(latencies)
+    rank = math.ceil((1 - EXCEEDING) * count)
+    share = (count + 1 - rank) / (count + 1)
+    return ordered[rank - 1], Estimate(count, share, share * (1 - share) * count / (count + 2))
 
 
 def _share(count: int, of: int) -> Estimate:
