@@ -47,7 +47,7 @@ class MeasuredAnswer:
         self.first: float | None = None  # when the first token arrived, be it of thinking
         self.last = 0.0
         self.id: str | None = None
-        self.texts: list[str] = []
+        self.texts: dict[int, list[str]] = {}  # of each answer, by its index: those of a stream come interleaved
         self.usage: Mapping[str, Any] = {}
         self.stops: list[str] = []
         self.error: Mapping[str, Any] = {}  # that vLLM has answered, also in the middle of a stream
@@ -165,9 +165,10 @@ class MeasuredAnswer:
             self.error = error
         if isinstance(inner.get("usage"), dict):
             self.usage = {**self.usage, **{k: v for k, v in inner["usage"].items() if v is not None}}
-        for choice in value.get("choices") or ():
+        for number, choice in enumerate(value.get("choices") or ()):
             part = choice.get("message") or choice.get("delta") or choice
-            self._text(part.get("content") if part is not choice else choice.get("text"))
+            index, text = choice.get("index"), part.get("content") if part is not choice else choice.get("text")
+            self._text(text, index if isinstance(index, int) else number)
             self._stop(choice.get("finish_reason"))
         delta = value.get("delta")
         if isinstance(delta, dict):  # Messages
@@ -183,18 +184,23 @@ class MeasuredAnswer:
                 for part in item.get("content") or (item,) if isinstance(item, dict) else ():
                     self._text(part.get("text") if isinstance(part, dict) else None)
 
-    def _text(self, text: Any) -> None:
+    def _text(self, text: Any, answer: int = 0) -> None:
         if isinstance(text, str):
-            self.texts.append(text)
+            self.texts.setdefault(answer, []).append(text)
 
     def _stop(self, reason: Any) -> None:
         if isinstance(reason, str) and reason:
             self.stops.append(reason)
 
     @functools.cached_property
+    def answers(self) -> list[str]:
+        """The text of each answer that the request asked for, once they are recorded."""
+        return ["".join(self.texts[answer])[:LONGEST_TEXT] for answer in sorted(self.texts)] or [""]
+
+    @property
     def text(self) -> str:
-        """The text of the answer, once it is recorded."""
-        return "".join(self.texts)[:LONGEST_TEXT]
+        """The text of all answers, a paragraph each."""
+        return "\n\n".join(self.answers)
 
     def record(self) -> None:
         """Record the answer, once."""
@@ -227,7 +233,7 @@ class MeasuredAnswer:
 
     def measured(self) -> dict[str, Any]:
         """What is measured of the answer, as columns of the exposures."""
-        now, usage, text = time.monotonic(), self.usage, self.text
+        now, usage, answers = time.monotonic(), self.usage, self.answers
         receipt = (self.request.total() if self.request is not None else None) or {}
         details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
         # Counted as in the answers of arms that are not steered. A receipt counts the tokens that the model has read,
@@ -251,12 +257,12 @@ class MeasuredAnswer:
             "stop": ",".join(sorted(set(self.stops)))[:100] or None,
             "weight_version": receipt.get("weight_version", self.exposed.live.weight_version),
             "gates": canonical_json(receipt["gates"]) if receipt.get("gates") else None,
-            "characters": len(text),
-            "repetition": repetition(text),
-            "refusal": refuses(text),
+            "characters": sum(map(len, answers)),
+            "repetition": sum(map(repetition, answers)) / len(answers),
+            "refusal": any(map(refuses, answers)),
             "trace": self.exposed.trace,
             "prompt": json.dumps(self.exposed.prompt) if texts else None,
-            "answer": text if texts else None,
+            "answer": self.text if texts else None,
         }
 
 

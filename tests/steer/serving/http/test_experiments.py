@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import sqlite3
 import threading
@@ -21,6 +22,7 @@ from steer.experiments.assignment import hashed
 from steer.experiments.overview import overview
 from steer.experiments.running import live
 from steer.experiments.running.live import Live
+from steer.experiments.running.measures import repetition
 from steer.experiments.specification import Metric
 from steer.experiments.storage import epochs
 from steer.serving.engine import frontend_hooks, receipts
@@ -512,6 +514,32 @@ def test_texts_are_stored_only_if_the_file_says_so(tmp_path: Path) -> None:
     served.chat(x_steer_arm="prompt")
     (row,) = served.rows()
     assert (json.loads(row["prompt"]), row["answer"]) == ([{"role": "user", "content": "Hello"}], "Hi there")
+    served.live.end()
+
+
+@pytest.mark.parametrize("field", ["message", "text"])
+def test_several_answers_are_measured_each_for_itself_also_where_a_stream_brings_them_interleaved(
+    tmp_path: Path, field: str
+) -> None:
+    texts = ["a b c d e a b c d", "Sorry, I can't help", "a b c d e a b c d"]
+    choices = [{"index": i, field: {"content": text} if field == "message" else text} for i, text in enumerate(texts)]
+    served = Served(tmp_path, store_texts=True)
+    served.parts = [json.dumps({"id": "r1", "model": "model", "choices": choices}).encode()]
+    served.ask(chat(n=3))
+    words = [text.replace(" ", "\0 ").split("\0") for text in texts]
+    pieces = [
+        {"id": "r2", "choices": [{"index": i, **({"text": word} if field == "text" else {"delta": {"content": word}})}]}
+        for i, word in ((i, word) for at in itertools.zip_longest(*words) for i, word in enumerate(at))
+        if word is not None
+    ]  # fmt: skip
+    served.kind, served.parts = STREAM, [*events(*pieces), b"data: [DONE]\n\n"]
+    served.ask(chat(n=3, stream=True))
+    for row in served.rows():
+        assert row["answer"] == "\n\n".join(texts)
+        assert row["characters"] == sum(map(len, texts))
+        assert row["repetition"] == pytest.approx((2 * repetition(texts[0]) + repetition(texts[1])) / 3)
+        assert row["repetition"] > 0
+        assert row["refusal"] == 1
     served.live.end()
 
 
