@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,7 +57,10 @@ def arms_of(values: Mapping[str, Any], folder: Path, resolvers: Sequence[Resolve
                 commit = "" if resolvers is not None else commit_of(arm["steer"], folder, bindings)
         except SteerError as error:
             problems += [f"arm {name}: {problem}" for problem in error.problems]
-            hints.append(error.hint)
+            # The file binds names, not an option of a command.
+            hints.append(
+                re.sub(r"^bind it: --vector (\S+)=FILE.*", r"bind it in the file: vectors: {\1: FILE}", error.hint)
+            )
         if "lora" in arm:
             try:
                 adapter = adapter_digest(folder / os.path.expanduser(arm["lora"]))
@@ -69,9 +73,7 @@ def arms_of(values: Mapping[str, Any], folder: Path, resolvers: Sequence[Resolve
         )
     if len(given) < 2:
         problems.append(f"an experiment compares at least two arms, and this one has {len(given)}")
-    plain = [
-        name for name, arm in given.items() if not any((arm or {}).get(key) for key in ("steer", "lora", "system"))
-    ]
+    plain = plain_arms(given)
     if len(plain) != 1:
         problems.append(
             f"exactly one arm must be the control, with neither steer, lora nor system; there are {len(plain)}"
@@ -79,6 +81,11 @@ def arms_of(values: Mapping[str, Any], folder: Path, resolvers: Sequence[Resolve
         )
         hints.append("write control: {}")
     return Arms(tuple(arms), vectors, probes, problems, hints)
+
+
+def plain_arms(arms: Mapping[str, Any]) -> list[str]:
+    """The names of the arms of a file that change nothing."""
+    return [name for name, arm in arms.items() if not any((arm or {}).get(key) for key in ("steer", "lora", "system"))]
 
 
 def commit_of(text: str, folder: Path, bindings: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from steer.evaluation.judging.endpoint import problems_of_url
-from steer.experiments.arms import Arms, arms_of, problems_of_model
+from steer.experiments.arms import Arms, arms_of, plain_arms, problems_of_model
 from steer.experiments.specification import (
     CALLED,
     DIRECTIONS,
@@ -30,6 +30,7 @@ from steer.experiments.specification import (
     METHODS,
     ON_BREACH,
     PER,
+    RATIOS,
     SERVER_METRICS,
     UNITS,
     Allocation,
@@ -44,24 +45,13 @@ from vectors.errors import SteerError, UsageError, guess
 from vectors.probe import Probe
 from vectors.resolve import Resolver
 
+_EVERY_KEY = "steer ab init writes a file with every key explained"
 LEAST_SHARE = 0.0001  # of an arm with adaptive weights, which have four decimals
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 _NAME = schema.text(NAME, "a name of letters, digits, _, . and -, of at most 64 characters")
 _LINE = schema.text(r"[^\0]{0,4096}", "text of at most 4096 characters")
+_POSTGRESQL = r"^postgres(ql)?(\+\w+)?://"
 _TEXTS = ("name", "salt", "steer", "system", "lora", "model", "log", "url", "header", "instruction", "key_variable")
-
-
-def share(value: Any, name: str) -> Iterator[str]:
-    """A share: a number from 0 to 1, or a percentage such as 5%."""
-    if _share(value) is None:
-        yield f"{name} is {schema.excerpt(value)}, not a share from 0 to 1, or a percentage such as 5%"
-
-
-def _share(value: Any) -> float | None:
-    if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d{1,3}(?:\.\d{1,12})?)\s*%\s*", value)):
-        value = float(match[1]) / 100
-    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
-    return float(value) if good else None
 
 
 def known(required: Mapping[str, schema.Check], optional: Mapping[str, schema.Check]) -> schema.Check:
@@ -79,17 +69,30 @@ def known(required: Mapping[str, schema.Check], optional: Mapping[str, schema.Ch
     return check
 
 
-def _positive(value: Any, name: str) -> Iterator[str]:
-    yield from schema.number(value, name)
-    if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
-        yield f"{name} is {schema.excerpt(value)}, not above 0"
+def _limit_of_ratio(value: Any, name: str) -> Iterator[str]:
+    yield from schema.positive(value, name)
+    if isinstance(value, int | float) and 0 < value < 1:
+        yield f"{name} is {schema.excerpt(value)}, below 1: an arm that is like the control would be outside of it"
+
+
+def _limit_of_share(value: Any, name: str) -> Iterator[str]:
+    yield from schema.positive(value, name)
+    if isinstance(value, int | float) and value > 1:
+        yield f"{name} is {schema.excerpt(value)}, and no share exceeds another by more than 1"
+
+
+def _log(value: Any, name: str) -> Iterator[str]:
+    yield from _LINE(value, name)
+    scheme = re.match(r"(\w[\w+.-]*)://", value) if isinstance(value, str) else None
+    if scheme and scheme[1] != "sqlite" and not re.match(_POSTGRESQL, value):
+        yield f"{name} is a URL of {scheme[1]}://, not the path of a SQLite file, or postgresql://…"
 
 
 _METRIC = known(
     {"name": _NAME},
     {
-        "kind": schema.one_of(*KINDS), "better": schema.one_of(*DIRECTIONS), "smallest_effect": _positive,
-        "baseline": schema.number, "spread": _positive, "low": schema.number, "high": schema.number,
+        "kind": schema.one_of(*KINDS), "better": schema.one_of(*DIRECTIONS), "smallest_effect": schema.positive,
+        "baseline": schema.number, "spread": schema.positive, "low": schema.number, "high": schema.number,
         "per": schema.one_of(*PER),
     },
 )  # fmt: skip
@@ -100,7 +103,7 @@ _JUDGE = known(
         "model": _LINE,
         "instruction": _LINE,
         "scorer": _LINE,
-        "sample_rate": share,
+        "sample_rate": schema.share,
         "key_variable": schema.text(r"[A-Za-z_]\w{0,99}", "the name of an environment variable"),
     },
 )
@@ -109,21 +112,22 @@ _UNIT = schema.either(
     known({"header": schema.text(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}", "the name of a header")}, {}),
     wanted="conversation, user, or {header: NAME}",
 )
-_ARM = known({}, {"steer": _LINE, "lora": _LINE, "system": schema.text(longest=100_000), "weight": share})
+_RANGE = schema.tuple_of(schema.share, schema.share, wanted="a range like [0, 0.5]")
+_ARM = known({}, {"steer": _LINE, "lora": _LINE, "system": schema.text(longest=100_000), "weight": schema.share})
 EXPERIMENT = known(
     {"name": _NAME, "arms": schema.mapping_of(schema.optional(_ARM), _NAME), "metric": _METRIC},
     {
-        "model": _LINE, "vectors": schema.mapping_of(_LINE), "unit": _UNIT, "coverage": share,
+        "model": _LINE, "vectors": schema.mapping_of(_LINE), "unit": _UNIT, "coverage": schema.share,
         "salt": schema.text(r"[^\0]{1,200}", "text of 1 to 200 characters"),
-        "namespace": known({"name": _NAME, "range": schema.tuple_of(share, share, wanted="a range like [0, 0.5]")}, {}),
+        "namespace": known({"name": _NAME, "range": _RANGE}, {}),
         "allocation": known(
-            {"method": schema.one_of(*METHODS)}, {"smallest_share": share, "every": schema.whole(1, 86_400)}
+            {"method": schema.one_of(*METHODS)}, {"smallest_share": schema.share, "every": schema.whole(1, 86_400)}
         ),
         "secondary": schema.list_of(_METRIC, 50),
-        "guardrails": known({}, dict.fromkeys(GUARDRAILS, _positive)),
-        "judges": schema.list_of(_JUDGE, 20), "ramp": schema.list_of(share, 20),
+        "guardrails": known({}, {n: _limit_of_ratio if n in RATIOS else _limit_of_share for n in GUARDRAILS}),
+        "judges": schema.list_of(_JUDGE, 20), "ramp": schema.list_of(schema.share, 20),
         "ramp_responses": schema.whole(1, 10**9), "on_breach": schema.one_of(*ON_BREACH),
-        "clients_call": schema.one_of(*CALLED), "store_texts": schema.boolean, "log": _LINE,
+        "clients_call": schema.one_of(*CALLED), "store_texts": schema.boolean, "log": _log,
     },
 )  # fmt: skip
 
@@ -154,7 +158,8 @@ def _values(file: Path) -> Any:
         return yaml_text.parse(read_bounded(file, yaml_text.LARGEST).decode("utf-8-sig"), texts=_TEXTS)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
-        raise UsageError(f"the experiment {file} can't be read: {reason}", "make one: steer ab init FILE") from error
+        hint = "make one: steer ab init FILE" if isinstance(error, FileNotFoundError) else _EVERY_KEY
+        raise UsageError(f"the experiment {file} can't be read: {reason}", hint) from error
 
 
 def check(
@@ -178,7 +183,7 @@ def check(
     if problems:
         raise UsageError(
             [f"{file.name}: {problem}" for problem in problems],
-            "; ".join(dict.fromkeys(hint for hint in composed.hints if hint)) or "docs/ab.md describes every key",
+            "; ".join(dict.fromkeys(hint for hint in composed.hints if hint)) or _EVERY_KEY,
         )
     return _built(values, file, composed, readouts)
 
@@ -189,8 +194,15 @@ def _problems_of_weights(arms: Mapping[str, Any]) -> list[str]:
     if given and len(given) < len(weights):
         without = [name for name, weight in weights.items() if weight is None]
         return [f"the arms {', '.join(without)} have no weight: give one to every arm, or to none"]
-    total = sum(_share(weight) or 0.0 for weight in given)
-    return [f"the weights of the arms sum to {total:.6g}, not to 1"] if given and abs(total - 1) > 1e-6 else []
+    total = sum(schema.share_of(weight) or 0.0 for weight in given)
+    if given and abs(total - 1) > 1e-6:
+        return [f"the weights of the arms sum to {total:.6g}, not to 1"]
+    plain = plain_arms(arms)
+    if any(weight is not None and not schema.share_of(weight) for name, weight in weights.items() if name in plain):
+        return [f"the control {plain[0]} has the weight 0, so no arm can be compared with it"]
+    if given and not any(schema.share_of(weight) for name, weight in weights.items() if name not in plain):
+        return ["no arm beside the control has a weight above 0, so nothing is compared with it"]
+    return []
 
 
 def _problems_of_allocation(values: Mapping[str, Any], arms: Mapping[str, Any]) -> list[str]:
@@ -201,14 +213,14 @@ def _problems_of_allocation(values: Mapping[str, Any], arms: Mapping[str, Any]) 
     if isinstance(metric, Mapping) and metric.get("smallest_effect") is None:
         problems.append("allocation needs metric.smallest_effect: arms that differ by less are equally good")
     given = values["allocation"].get("smallest_share")
-    smallest = _share(Allocation.smallest_share if given is None else given)
+    smallest = schema.share_of(Allocation.smallest_share if given is None else given)
     if smallest is None:
         return problems
     if smallest < LEAST_SHARE or not smallest * len(arms) < 1:
         return [*problems, f"allocation.smallest_share is {smallest:g}, which {len(arms)} arms can't have each: "
                 f"give one from {LEAST_SHARE:g} on and below {1 / max(len(arms), 1):.3g}"]  # fmt: skip
     for name, arm in arms.items():
-        weight = _share((arm or {}).get("weight", 1 / len(arms)))
+        weight = schema.share_of((arm or {}).get("weight", 1 / len(arms)))
         if weight is not None and weight < smallest:
             problems.append(f"the arm {name} has the weight {weight:g}, below allocation.smallest_share {smallest:g}")
     return problems
@@ -237,7 +249,7 @@ def _problems_between(values: Mapping[str, Any], folder: Path) -> list[str]:
     """What is wrong between fields that are each possible by themselves."""
     problems = []
     ramp = values.get("ramp") or []
-    steps = [_share(step) for step in ramp] if isinstance(ramp, list) else []
+    steps = [schema.share_of(step) for step in ramp] if isinstance(ramp, list) else []
     numbers = [step for step in steps if step is not None]
     if any(later <= earlier for earlier, later in itertools.pairwise(numbers)):
         problems.append("ramp does not ascend")
@@ -245,7 +257,7 @@ def _problems_between(values: Mapping[str, Any], folder: Path) -> list[str]:
         problems.append("ramp has a step of 0, at which nobody takes part")
     space = values.get("namespace")
     if isinstance(space, Mapping) and isinstance(space.get("range"), list) and len(space["range"]) == 2:
-        start, end = map(_share, space["range"])
+        start, end = map(schema.share_of, space["range"])
         if start is not None and end is not None and start >= end:
             problems.append("namespace.range is empty: its start is not below its end")
     metrics = [m for m in [values.get("metric"), *_list(values.get("secondary"))] if isinstance(m, Mapping)]
@@ -305,7 +317,7 @@ def _built(values: Mapping[str, Any], file: Path, composed: Arms, readouts: Mapp
     guardrails |= {name: float(limit) for name, limit in values.get("guardrails", {}).items() if limit is not None}
     judges = tuple(
         Judge(**{key: value for key, value in judge.items() if key != "sample_rate"},
-              sample_rate=_share(judge.get("sample_rate", 0.1)) or 0.0,
+              sample_rate=schema.share_of(judge.get("sample_rate", 0.1)) or 0.0,
               digest=readouts[judge["name"]].digest if judge["name"] in readouts else "")
         for judge in values.get("judges", ())
     )  # fmt: skip
@@ -316,13 +328,13 @@ def _built(values: Mapping[str, Any], file: Path, composed: Arms, readouts: Mapp
         salt=values.get("salt", values["name"]),
         model=values.get("model", ""),
         unit=unit if isinstance(unit, str) else f"header:{unit['header'].lower()}",
-        coverage=_share(values.get("coverage", 1.0)) or 0.0,
-        namespace=Namespace(space["name"], *map(float, map(_share, space["range"]))) if space else None,  # type: ignore[arg-type]
+        coverage=schema.share_of(values.get("coverage", 1.0)) or 0.0,
+        namespace=Namespace(space["name"], *map(float, map(schema.share_of, space["range"]))) if space else None,  # type: ignore[arg-type]
         allocation=_allocation(values["allocation"]) if "allocation" in values else None,
         secondary=tuple(map(_metric, values.get("secondary", ()))),
         guardrails=guardrails,
         judges=judges,
-        ramp=tuple(_share(step) or 0.0 for step in values.get("ramp", ())),
+        ramp=tuple(schema.share_of(step) or 0.0 for step in values.get("ramp", ())),
         ramp_responses=values.get("ramp_responses", 200),
         on_breach=values.get("on_breach", "stop"),
         clients_call=values.get("clients_call", "experiment"),
@@ -339,7 +351,7 @@ def _built(values: Mapping[str, Any], file: Path, composed: Arms, readouts: Mapp
 def _allocation(values: Mapping[str, Any]) -> Allocation:
     given = {key: value for key, value in values.items() if value is not None}
     if "smallest_share" in given:
-        given["smallest_share"] = _share(given["smallest_share"])
+        given["smallest_share"] = schema.share_of(given["smallest_share"])
     return Allocation(**given)
 
 
@@ -360,7 +372,7 @@ def address(reference: str) -> Address:
     """
     file = find(reference)
     values = _values(file)
-    wanted = schema.record({"name": _NAME}, {"salt": schema.text(r"[^\0]{1,200}"), "log": _LINE})
+    wanted = schema.record({"name": _NAME}, {"salt": schema.text(r"[^\0]{1,200}"), "log": _log})
     problems = schema.problems_of(values, wanted)
     if problems:
         raise UsageError([f"{file.name}: {problem}" for problem in problems], f"steer ab check {file} says more")
@@ -371,8 +383,8 @@ def address(reference: str) -> Address:
 
 def log_url(text: str, folder: Path) -> str:
     """The URL of a log: a URL as it is, or the path of a SQLite file, relative to the folder of the experiment."""
-    if re.match(r"postgres(ql)?(\+\w+)?://", text):
-        return re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql+psycopg://", text)
+    if re.match(_POSTGRESQL, text):
+        return re.sub(_POSTGRESQL, "postgresql+psycopg://", text)
     path = text.removeprefix("sqlite:///")
     return f"sqlite:///{(folder / Path(path).expanduser()).absolute()}"
 

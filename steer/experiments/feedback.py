@@ -26,8 +26,9 @@ _ID = schema.text(_ANY_ID, "text of 1 to 512 characters")
 _TEXT = schema.text(longest=100_000)
 _MESSAGES = schema.list_of(schema.record({"role": schema.text(longest=40)}), 1000)
 _FEEDBACK = schema.record(
-    {"metric": schema.text(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", "the name of a metric")},
+    {},
     {
+        "metric": schema.text(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", "the name of a metric"),
         "response_id": _ID, "conversation_id": _ID, "experiment": _ID, "idempotency_key": _ID,
         "value": schema.either(schema.boolean, schema.number, wanted="true, false or a number"),
         "comment": _TEXT, "demonstration": _TEXT,
@@ -56,7 +57,9 @@ def _check(body: Any, name: str, metrics: Mapping[str, Metric]) -> Iterator[str]
         yield "give a value, a comment or a demonstration"
     metric = metrics.get(body["metric"]) if isinstance(body.get("metric"), str) else None
     if metric is None:
-        if "value" in body:
+        if "value" in body and "metric" not in body:
+            yield f"metric is missing; metrics: {', '.join(metrics)}"
+        elif "value" in body:
             yield f"the experiment has no metric {schema.excerpt(body.get('metric'))}; metrics: {', '.join(metrics)}"
         return
     if metric.source == "server" and "value" in body:
@@ -94,9 +97,11 @@ def row_of(
     for several answers, or metrics, has a row for each.
     """
     key = body.get("idempotency_key")
+    # Comments and demonstrations count for no metric, and need not name one.
+    metric = body.get("metric", "demonstration" if "demonstration" in body else "comment")
     row_id = uuid.uuid4().hex
     if key is not None:
-        about = body.get("response_id"), conversation, body["metric"]
+        about = body.get("response_id"), conversation, metric
         text = canonical_json([experiment.name, source, key, *about]).encode("utf-8", "surrogatepass")
         row_id = hashlib.sha256(text).hexdigest()[:32]
     prompt, value = body.get("prompt"), body.get("value")
@@ -106,7 +111,7 @@ def row_of(
         "version": version,
         "response": body.get("response_id"),
         "conversation": conversation,
-        "metric": body["metric"],
+        "metric": metric,
         "value": None if value is None else float(value),
         "comment": body.get("comment"),
         "demonstration": body.get("demonstration"),

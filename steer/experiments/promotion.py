@@ -30,14 +30,19 @@ class Moved(NamedTuple):
 
 
 def decision_of(engine: Engine, experiment: Experiment, version: int, arm: Arm) -> Decision:
-    """The report's decision about an arm; about the control, that of its health alone. Raises SQLAlchemyError."""
+    """The report's decision about an arm; about the control, whether the experiment is healthy and no arm is better.
+    Raises SQLAlchemyError."""
     found = report(engine, experiment, version)
     if found["allocation"] is not None:
         return _of_selection(found["allocation"], arm.name)
     if arm.name in found["decisions"]:
         return Decision(**found["decisions"][arm.name])
-    healthy = found["sample_ratio"]["healthy"]
-    return Decision("keep running", "the control") if healthy else Decision("unhealthy", "the shares are wrong")
+    if not found["sample_ratio"]["healthy"]:
+        return Decision("unhealthy", "the shares are wrong")
+    better = [name for name, each in found["decisions"].items() if each["state"] == "ship"]
+    if better:
+        return Decision("not selected", f"better than the control: {', '.join(better)}")
+    return Decision("keep running", "the control")
 
 
 def _of_selection(found: Mapping[str, Any], arm: str) -> Decision:

@@ -36,6 +36,7 @@ GUARDRAILS: Mapping[str, tuple[float, str]] = {
     "repetition": (0.1, "mean share of repeated 4-grams of words, above the control's"),
     "refusals": (0.1, "share of answers that refuse, above the control's"),
 }
+RATIOS = ("latency_p95", "length_ratio")  # those whose limit is a factor, 1 for the control's own figure
 
 
 @dataclass(frozen=True)

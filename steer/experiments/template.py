@@ -66,7 +66,7 @@ on_breach: stop       # or warn
 # - {{name: cheerful, scorer: "classifier:org/name", sample_rate: 5%}}
 # - {{name: warmth, scorer: "probe:warmth-probe.safetensors", sample_rate: 5%}}
 
-clients_call: experiment   # `model`: requests for the served model take part too, without changes to clients
+clients_call: experiment   # `model`: requests for the served model take part too, those that can get every arm
 store_texts: false         # true stores prompts and answers in the log
 log: {log}           # a SQLite file, or postgresql://USER@HOST/DATABASE for several servers
 """

@@ -6,7 +6,7 @@ import html as markup
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from steer.reports import cells, page, text_scores
+from steer.reports import page, text_scores
 from steer.reports import pictures as draw
 
 COLOURS = {"works": "#1a7f37", "does not work": "#b42318", "too few items": "#8a6d00"}
@@ -65,7 +65,7 @@ def arm_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         effects = [[arm["effects"][metric]["mean"] for arm in members] for metric in metrics]
         if len(members) == 1:
             effect = first["effects"][metrics[0]]
-            interval = cells.interval(effect["low"], effect["high"], "+.3f")
+            interval = page.interval(effect["low"], effect["high"], "+.3f")
         else:
             interval = f"draws {min(effects[0]):+.3f} to {max(effects[0]):+.3f}"
         figures = [f"{sum(values) / len(values):+.3f}" for values in effects]
@@ -93,10 +93,10 @@ def text_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = [
         [
             arm["arm"],
-            cells.number(arm["texts"]["perplexity"], ".2f"),
-            cells.number(arm["texts"]["repeated_4grams"], ".1%"),
-            cells.number(arm["texts"]["distinct_2"], ".1%"),
-            cells.number(arm["texts"]["length_ratio"], ".2f"),
+            page.number(arm["texts"]["perplexity"], ".2f"),
+            page.number(arm["texts"]["repeated_4grams"], ".1%"),
+            page.number(arm["texts"]["distinct_2"], ".1%"),
+            page.number(arm["texts"]["length_ratio"], ".2f"),
         ]
         for arm in report["arms"]
         if arm["texts"]
@@ -165,11 +165,11 @@ def _per_item(subject: Mapping[str, Any]) -> str:
         for key, name in (("in_template", "in templates of development"), ("out_of_template", "in other templates")):
             if metric[key]:
                 effect = metric[key]
-                interval = cells.interval(effect["low"], effect["high"], "+.3f")
+                interval = page.interval(effect["low"], effect["high"], "+.3f")
                 lines.append(f"{metric['metric']} {name}: {effect['mean']:+.3f} ({interval}), {effect['items']} items")
     if subject["entangled"]:
         listed = ", ".join(f"{each['suite']} {each['mean']:+.3f}" for each in subject["entangled"])
-        lines.append(f"other behaviours: {listed}; root mean square {cells.number(subject['entanglement'], '.3f')}")
+        lines.append(f"other behaviours: {listed}; root mean square {page.number(subject['entanglement'], '.3f')}")
     return page.notes(lines) if lines else ""
 
 
@@ -181,7 +181,7 @@ def _controls(subject: Mapping[str, Any]) -> str:
             [
                 each["control"] + (f" ({each['draws']} draws)" if each["draws"] > 1 else ""),
                 f"{each['mean']:+.3f}",
-                cells.interval(each["low"], each["high"], "+.3f"),
+                page.interval(each["low"], each["high"], "+.3f"),
                 f"{each['p_holm']:.3g}",
                 "yes" if each["beaten"] else "no",
             ]

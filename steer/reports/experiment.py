@@ -23,6 +23,18 @@ def number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
+GUARDRAIL_COLUMNS = ("guardrail", "arm", "limit", "beyond the limit by", "state")
+
+
+def guardrail_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """A row for each guardrail and arm. The excess is in a unit of its own, which the limit may not have."""
+    return [
+        [each["guardrail"], each["arm"], number(each["limit"]), f"{number(each['excess'])} {each['excess_in']}",
+         each["state"]]
+        for each in report["guardrails"]
+    ]  # fmt: skip
+
+
 def metric_rows(report: Mapping[str, Any], primary: bool) -> list[list[str]]:
     """A row for each metric and arm besides the control: means, difference with interval, p-value. With adaptive
     weights, for each arm: units, mean with interval, difference."""
@@ -114,12 +126,7 @@ def html(report: Mapping[str, Any], record: str) -> str:
     else:
         body.append("<p>Results are not shown: the experiment is unhealthy.</p>")
     if report["guardrails"]:
-        body += ["<h2>Guardrails</h2>", page.table(
-            ["guardrail", "arm", "limit", "beyond the limit by", "state"],
-            [[each["guardrail"], each["arm"], number(each["limit"]), number(each["excess"]), each["state"]]
-             for each in report["guardrails"]],
-            ("arm", "state"),
-        )]  # fmt: skip
+        body += ["<h2>Guardrails</h2>", page.table(GUARDRAIL_COLUMNS, guardrail_rows(report), ("arm", "state"))]
     if report["conversations"]:
         body += ["<h2>Sample conversations</h2>", page.table(
             ["arm", "prompt", "answer"],

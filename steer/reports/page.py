@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -77,3 +78,15 @@ def page(title: str, body: str, record: str) -> str:
         f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>{body}"
         f"<p class='note'>Everything in numbers: {html.escape(record)}.</p></html>\n"
     )
+
+
+def number(value: float | None, form: str = ".3f") -> str:
+    """The number in this format; a dash for None."""
+    return "-" if value is None else format(value, form)
+
+
+def interval(low: float | None, high: float | None, form: str = ".3f") -> str:
+    """Both bounds in this format; a dash where one is missing or infinite, as with a single item."""
+    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
+        return "-"
+    return f"{format(low, form)} to {format(high, form)}"

@@ -6,7 +6,7 @@ import html as escaping
 from collections.abc import Mapping
 from typing import Any
 
-from steer.reports import cells, page
+from steer.reports import page
 
 Table = tuple[list[str], list[list[str]]]
 WIDTH, LEFT, ROW = 760, 230, 26
@@ -53,7 +53,7 @@ def arm_rows(report: Mapping[str, Any]) -> Table:
     """The mean of every measure under every arm."""
     measures = report["measures"]
     return ["arm", *(each["name"] for each in measures)], [
-        [arm["name"], *(cells.number(each["arms"][arm["name"]]["mean"], ".3g") for each in measures)]
+        [arm["name"], *(page.number(each["arms"][arm["name"]]["mean"], ".3g") for each in measures)]
         for arm in report["arms"]
     ]
 
@@ -153,4 +153,4 @@ def _cut(name: str) -> str:
 
 
 def _interval(gain: Mapping[str, Any]) -> str:
-    return cells.interval(gain["low"], gain["high"], "+.3g")
+    return page.interval(gain["low"], gain["high"], "+.3g")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from steer.reports import cells, page
+from steer.reports import page
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -58,10 +58,10 @@ def _rates(scores: Sequence[Mapping[str, Any]]) -> Table:
                 [
                     f"{scorer['name']} ({scorer['unit']})",
                     name,
-                    cells.number(rate["mean"]),
-                    cells.interval(*(rate["interval"] or (None, None))),
-                    cells.number(gain and gain["mean"], "+.3f"),
-                    cells.interval(gain and gain["low"], gain and gain["high"], "+.3f"),
+                    page.number(rate["mean"]),
+                    page.interval(*(rate["interval"] or (None, None))),
+                    page.number(gain and gain["mean"], "+.3f"),
+                    page.interval(gain and gain["low"], gain and gain["high"], "+.3f"),
                     str(rate["scored"]),
                     str(sum(rate["missing"].values())),
                 ]
@@ -79,8 +79,8 @@ def _preferences(scores: Sequence[Mapping[str, Any]]) -> Table:
                 counts = [pairs["wins"], pairs["losses"], pairs["ties"], pairs["abstained"]]
                 rows.append(
                     [
-                        scorer["name"], name, cells.number(pairs["rate"]),
-                        cells.interval(*(pairs["interval"] or (None, None))),
+                        scorer["name"], name, page.number(pairs["rate"]),
+                        page.interval(*(pairs["interval"] or (None, None))),
                         *map(str, counts), str(sum(pairs["missing"].values())),
                     ]
                 )  # fmt: skip
@@ -94,9 +94,9 @@ def _tasks(tasks: Sequence[Mapping[str, Any]]) -> Table:
         gain = task["difference"]
         rows.append(
             [
-                task["task"], task["arm"], task["metric"], cells.number(task["value"]), cells.number(task["error"]),
-                cells.number(gain and gain["mean"], "+.3f"),
-                cells.interval(gain and gain["low"], gain and gain["high"], "+.3f"),
+                task["task"], task["arm"], task["metric"], page.number(task["value"]), page.number(task["error"]),
+                page.number(gain and gain["mean"], "+.3f"),
+                page.interval(gain and gain["low"], gain and gain["high"], "+.3f"),
                 str(task["documents"]),
             ]
         )  # fmt: skip

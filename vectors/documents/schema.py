@@ -198,3 +198,24 @@ def _inside(name: str, label: Any) -> str:
 
 def _wrong(name: str, value: Any, wanted: str) -> str:
     return f"{name or 'the value'} is {excerpt(value)}, not {wanted}"
+
+
+def share(value: Any, name: str) -> Iterator[str]:
+    """A share: a number from 0 to 1, or a percentage such as 5%."""
+    if share_of(value) is None:
+        yield f"{name} is {excerpt(value)}, not a share from 0 to 1, or a percentage such as 5%"
+
+
+def share_of(value: Any) -> float | None:
+    """The share that a number or a percentage states; None for anything else."""
+    if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d{1,3}(?:\.\d{1,12})?)\s*%\s*", value)):
+        value = float(match[1]) / 100
+    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+    return float(value) if good else None
+
+
+def positive(value: Any, name: str) -> Iterator[str]:
+    """A number above 0."""
+    yield from number(value, name)
+    if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
+        yield f"{name} is {excerpt(value)}, not above 0"

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from steer.experiments.overview import counts, described
-from steer.experiments.planning import alpha_of, compared_arms
+from steer.experiments.planning import alpha_of, compared_arms, plan
 from steer.experiments.reporting import adaptive
 from steer.experiments.reporting.comparing import Comparison, compare_all, over_time
 from steer.experiments.reporting.texts import conversations
@@ -107,8 +107,11 @@ def _decision(
     )
     if compared and min(compared[0].estimates[name].units for name in (experiment.control.name, arm)) < FEWEST:
         found = found._replace(low=math.nan, high=math.nan, standard_error=math.nan)  # figures, and no verdict
+    planned, shares = plan(experiment).units, [experiment.arm(arm), experiment.control]
+    both = sum(each.weight for each in shares if each is not None)
     return decide(
         found, experiment.metric.smallest_effect or 0.0,
+        planned=None if planned is None else math.ceil(planned * both),
         higher_is_better=experiment.metric.better == "higher",
         unhealthy=tuple(unhealthy), breached=tuple(outside), alpha=alpha,
     )  # fmt: skip
@@ -176,7 +179,8 @@ def _excesses(found: Analysis, experiment: Experiment) -> list[dict[str, Any]]:
         for each in worst.values():
             state = "outside" if each.low > 0 else "inside" if each.high < 0 else "undecided"
             shown.append({"guardrail": each.guardrail, "arm": name, "limit": experiment.guardrails[each.guardrail],
-                          "compares": GUARDRAILS[each.guardrail][1], "excess": each.estimate, "low": each.low,
+                          "compares": GUARDRAILS[each.guardrail][1], "excess": each.estimate,
+                          "excess_in": guardrails.UNITS.get(each.guardrail, "of answers"), "low": each.low,
                           "high": each.high, "state": state})  # fmt: skip
     return shown
 

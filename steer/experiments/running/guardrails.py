@@ -30,6 +30,10 @@ LATENCIES = 4_000  # that are kept, the latest of all arms together: an arm with
 EXCEEDING = 0.05  # share of latencies above the 95th percentile
 
 
+# What an excess is measured in; "of answers", a share of them, for the others.
+UNITS = {"length_ratio": "tokens", "repetition": "of 4-grams"}
+
+
 class Excess(NamedTuple):
     """By how much an arm exceeds what a guardrail allows: above 0 is worse. `low` and `high` bound it on one side each:
     the first at every look, the second for one look."""

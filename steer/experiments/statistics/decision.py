@@ -16,7 +16,7 @@ State = Literal["unhealthy", "keep running", "ship", "roll back", "no difference
 class Decision(NamedTuple):
     """A state, the sentence that says why, and about how many more units it takes (0 once it is decided).
 
-    The last two states are of adaptive weights.
+    The last two states are of adaptive weights, the last also of a control that an arm is better than.
     """
 
     state: State
@@ -34,11 +34,13 @@ def decide(
     alpha: float = ALPHA,
     tuned_at: float = TUNED_AT,
     fewest: int = FEWEST,
+    planned: int | None = None,
 ) -> Decision:
     """The decision about one arm against the control, on the primary metric.
 
     `unhealthy` are reasons why no result can be believed (a sample-ratio mismatch); `breached` names guardrails whose
-    one-sided bound is outside of the limit. `smallest_effect` > 0 is the smallest effect of interest.
+    one-sided bound is outside of the limit. `smallest_effect` > 0 is the smallest effect of interest; `planned` the
+    units of both arms that see it, by what was expected before there were any, where that is known.
     """
     if unhealthy:
         return Decision("unhealthy", "; ".join(unhealthy))
@@ -47,7 +49,7 @@ def decide(
     if math.isnan(difference.low):
         if difference.standard_error == 0:
             return Decision("keep running", "the metric has not varied yet", fewest)
-        return Decision("keep running", f"fewer than {fewest} units in an arm", max(2 * fewest - difference.units, 1))
+        return Decision("keep running", f"fewer than {fewest} units in an arm", _left(difference, fewest, planned))
     low, high = (difference.low, difference.high) if higher_is_better else (-difference.high, -difference.low)
     if low > 0:
         return Decision("ship", "better than the control: the interval lies above no difference")
@@ -59,6 +61,10 @@ def decide(
         )
     more = more_units(difference, smallest_effect, alpha=alpha, tuned_at=tuned_at)
     return Decision("keep running", "the interval still holds both no difference and one that matters", more)
+
+
+def _left(difference: Difference, fewest: int, planned: int | None) -> int:
+    return max(max(2 * fewest, planned or 0) - difference.units, 1)
 
 
 def more_units(

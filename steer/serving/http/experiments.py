@@ -67,10 +67,10 @@ def exposed(
         if called != experiment.name:
             return None  # a request for the base model that is steered by itself
         raise Refused(field, f"the experiment {called} decides how its requests are steered; {field!r} is refused")
-    if is_true(value.get("use_beam_search")) and any(arm.steer for arm in experiment.arms):
-        raise Refused("use_beam_search", f"the experiment {called} has a steered arm, and beam search can't be steered")
-    if is_true(value.get("background")):
-        raise Refused("background", "a response in the background can't take part in an experiment")
+    if (impossible := _impossible(route, value, live)) is not None:
+        if called != experiment.name and not forced:
+            return None  # a request for the base model as the client has always made it
+        raise Refused(*impossible)
     identity = identify(scope, route, value, live)
     try:
         decision = live.decide(identity, forced.removeprefix(f"{experiment.name}:") or None)
@@ -79,10 +79,6 @@ def exposed(
         raise Refused(
             "X-Steer-Arm", f"the experiment {experiment.name} has no arm {forced[:64]!r}; arms: {names}"
         ) from None
-    if route == "/v1/completions" and any(arm.system for arm in experiment.arms):
-        raise Refused(
-            "model", f"the experiment {called} has an arm with a system prompt, which {route} has no place for"
-        )
     served = adapters.get(decision.arm.name, base)
     body = {**value, "model": served}
     if decision.arm.steer:
@@ -95,6 +91,18 @@ def exposed(
     if is_true(value.get("stream")) and route in ("/v1/chat/completions", "/v1/completions"):
         body["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
     return Exposed(live, decision, prompt_of(value), body, served, called, usage, trace_of(scope))
+
+
+def _impossible(route: str, value: Mapping[str, Any], live: Live) -> tuple[str, str] | None:
+    """Why a request can't get every arm of an experiment, whichever it is assigned: the parameter, and the reason."""
+    arms, name = live.experiment.arms, live.experiment.name
+    if is_true(value.get("use_beam_search")) and any(arm.steer for arm in arms):
+        return "use_beam_search", f"the experiment {name} has a steered arm, and beam search can't be steered"
+    if is_true(value.get("background")):
+        return "background", "a response in the background can't take part in an experiment"
+    if route == "/v1/completions" and any(arm.system for arm in arms):
+        return "model", f"the experiment {name} has an arm with a system prompt, which {route} has no place for"
+    return None
 
 
 async def recall(scope: Message, route: str, value: Any, live: Live | None) -> None:

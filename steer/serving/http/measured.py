@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ _WRITTEN = ("content", "text", "reasoning", "reasoning_content", "thinking", "pa
 _BEGINS = ("content_block_start", "response.output_item.added")
 LONGEST_TEXT = 1_000_000  # characters of an answer that are measured, and stored where texts are
 _CLIENT_ERRORS = ("BadRequestError", "invalid_request_error")  # of an event that has no code
+_OURS = re.compile(rb"\s*steer\.(experiment|arm)\s*=")  # members of baggage that the server alone says
 _BAGGAGE = 4096  # bytes of the client's baggage that are sent back
 
 
@@ -109,7 +111,8 @@ class MeasuredAnswer:
         baggage = bodies.header(self.scope, b"baggage")
         if self.exposed.trace is not None or baggage:
             ours = f"steer.experiment={name},steer.arm={decision.arm.name}".encode()
-            headers.append((b"baggage", b",".join(part for part in (baggage[:_BAGGAGE], ours) if part)))
+            theirs = [member for member in baggage[:_BAGGAGE].split(b",") if not _OURS.match(member)]
+            headers.append((b"baggage", b",".join(part for part in (*theirs, ours) if part)))
         if self.exposed.trace is not None:
             headers.append((b"traceparent", bodies.header(self.scope, b"traceparent")))
         return headers

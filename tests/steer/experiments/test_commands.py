@@ -103,6 +103,15 @@ def test_promote_prints_what_serves_and_bakes_the_winner(log: Log, ab: Ab) -> No
     assert ab("status", "tone")[1]["events"][-1]["reason"] == "friendly: ship"
 
 
+def test_promote_refuses_the_control_where_an_arm_is_better(log: Log, ab: Ab) -> None:
+    write(log.engine, [*units(150, "control", log, 70), *units(150, "friendly", log, 75)])
+    assert ab("promote", "tone", "control")[0] == 0
+    write(log.engine, [("feedback", log.said(f"friendly{i}", value=1.0)) for i in range(150)])
+    status, data, _ = ab("promote", "tone", "control")
+    assert (status, "not selected (better than the control: friendly)" in data["error"]) == (1, True)
+    assert ab("promote", "tone", "control", "--force")[0] == 0
+
+
 def test_promote_refuses_what_is_undecided_or_unhealthy(log: Log, ab: Ab) -> None:
     write(log.engine, [*units(150, "control", log, 70), *units(150, "friendly", log, 75)])
     status, data, _ = ab("promote", "tone", "friendly")

@@ -117,6 +117,15 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         ({"secondary": [{"name": "thumbs"}]}, "the metric thumbs is given twice"),
         ({"guardrails": {"error_rate": -1}}, "guardrails.error_rate is -1, not above 0"),
         ({"guardrails": {"errors": 1}}, "did you mean"),
+        ({"guardrails": {"length_ratio": 0.5}}, "guardrails.length_ratio is 0.5, below 1: an arm that is like"),
+        ({"guardrails": {"latency_p95": 0.99}}, "guardrails.latency_p95 is 0.99, below 1"),
+        ({"guardrails": {"refusals": 1.5}}, "guardrails.refusals is 1.5, and no share exceeds another by more than 1"),
+        ({"log": "mysql://me:secret@x/y"}, "log is a URL of mysql://, not the path of a SQLite file, or postgresql"),
+        (
+            {"arms": {"control": {"weight": 0}, "a": {"steer": "warm", "weight": 1}}},
+            "the control control has the weight 0",
+        ),
+        ({"arms": {"control": {"weight": 1}, "a": {"steer": "warm", "weight": "0%"}}}, "no arm beside the control has"),
         ({"coverage": "101%"}, "coverage is"),
         ({"judges": [{"name": "kind", "url": "ftp://x", "model": "m", "instruction": "?"}]}, "judges[0].url is"),
         (
@@ -134,6 +143,25 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
 )
 def test_a_mistake_is_named(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:
     assert problem in "\n".join(problems(tmp_path, **changes))
+
+
+def test_hints_say_what_to_write_in_the_file(tmp_path: Path) -> None:
+    hints = {
+        "bind it in the file: vectors: {missing: FILE}": {"arms": {"control": {}, "a": {"steer": "missing"}}},
+        "steer ab init writes a file with every key explained": {"coverage": 2},
+    }
+    for hint, changes in hints.items():
+        with pytest.raises(UsageError) as raised:
+            trials.experiment(tmp_path, **changes)
+        assert raised.value.hint == hint
+    (tmp_path / "tabs.yaml").write_text("name:\n\t- x")
+    for file, hint in (
+        ("tabs.yaml", "steer ab init writes a file with every key explained"),
+        ("no.yaml", "steer ab init FILE"),
+    ):
+        with pytest.raises(UsageError) as raised:
+            document.read(tmp_path / file)
+        assert hint in raised.value.hint
 
 
 def test_a_vector_of_another_model_is_refused(tmp_path: Path) -> None:

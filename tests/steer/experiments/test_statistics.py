@@ -216,6 +216,7 @@ def test_too_few_units_decide_nothing_and_say_how_many_are_missing():
     decision = decide(result, 0.1)
     assert decision.state == "keep running"
     assert decision.more_units == 80
+    assert decide(result, 0.1, planned=6000).more_units == 5880
 
 
 def test_a_metric_that_never_varied_decides_nothing():

@@ -106,9 +106,7 @@ def _print(data: Mapping[str, Any]) -> None:
             out.table(list(pages.metric_columns(data)), secondary, 2)
     if data["guardrails"]:
         out.line()
-        rows = [[g["guardrail"], g["arm"], pages.number(g["limit"]), pages.number(g["excess"]), g["state"]]
-                for g in data["guardrails"]]  # fmt: skip
-        out.table(["guardrail", "arm", "limit", "beyond it by", "state"], rows, 2)
+        out.table(list(pages.GUARDRAIL_COLUMNS), pages.guardrail_rows(data), 2)
     out.line()
     out.line("\n".join(pages.notes(data, f"{100 * data['level']:.4g} %")))
     if data.get("files"):

@@ -386,6 +386,19 @@ def test_raw_prompts_are_refused_where_an_arm_is_a_system_prompt(served: Served,
     assert served.ask({"model": "tone", "prompt": "x"}, "/v1/completions")[0] == 400
 
 
+@pytest.mark.parametrize("more", [{"use_beam_search": True}, {"background": True}, {"prompt": "x"}])
+def test_what_can_t_get_every_arm_takes_no_part_where_clients_call_the_model(tmp_path: Path, more: Any) -> None:
+    """They call it as they did before there was an experiment; who names the experiment is refused."""
+    served = Served(tmp_path, clients_call="model")
+    body, path = {**chat(), **more}, "/v1/completions" if "prompt" in more else CHAT
+    assert served.ask({**body, "model": "model"}, path)[0] == 200
+    assert served.body == {**body, "model": "model"}
+    status, _, text = served.ask({**body, "model": "model"}, path, x_steer_arm="friendly")
+    assert (status, served.rows()) == (400, [])
+    assert b"the experiment tone" in text or "background" in more
+    served.live.end()
+
+
 def test_routes_that_can_t_be_steered_refuse_an_experiment(served: Served) -> None:
     assert served.ask({"model": "tone"}, "/v1/audio/transcriptions")[0] == 400
     assert served.ask({"model": "tone", "prompt": "x"}, "/tokenize")[0] == 200
@@ -487,6 +500,8 @@ def test_traces_are_read_and_sent_back(served: Served) -> None:
     _, headers, _ = served.chat(traceparent=parent, baggage="team=x")
     arm = headers["x-steer-arm"].removeprefix("tone:")
     assert (headers["traceparent"], headers["baggage"]) == (parent, f"team=x,steer.experiment=tone,steer.arm={arm}")
+    _, headers, _ = served.chat(baggage="steer.arm=evil, steer.experiment = no,team=x")
+    assert headers["baggage"] == f"team=x,steer.experiment=tone,steer.arm={arm}"
     assert served.rows()[0]["trace"] == "a" * 32
     _, headers, _ = served.chat(traceparent="nonsense")
     assert "traceparent" not in headers
@@ -577,6 +592,15 @@ def test_feedback_that_is_lost_is_never_acknowledged(served: Served, monkeypatch
     monkeypatch.setattr(served.live.writer, "most_waiting", 1)
     assert served.say(said)[0] == 200  # from memory it reaches the database
     assert len(served.rows("feedback")) == 1
+
+
+def test_comments_and_demonstrations_need_no_metric(served: Served) -> None:
+    served.chat()
+    about = {"response_id": "chat-1"}
+    assert served.say({**about, "comment": "good"})[0] == served.say({**about, "demonstration": "Hi!"})[0] == 200
+    assert {row["metric"]: row["value"] for row in served.rows("feedback")} == {"comment": None, "demonstration": None}
+    status, body = served.say({**about, "value": True})
+    assert (status, "metric is missing; metrics: thumbs" in body["error"]["message"]) == (400, True)
 
 
 def test_feedback_is_idempotent_by_its_key(served: Served) -> None:
