@@ -6,6 +6,7 @@ import contextlib
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy
@@ -36,8 +37,17 @@ class LogError(SteerError):
     """A log that can't be opened, read or written."""
 
 
+class NoLogFile(LogError):
+    """A log whose SQLite file is not there, so that nothing has been written to it yet, or it has been moved away."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(f"the log {file} can't be opened: there is no such file", "check the log's address")
+        self.file = file
+
+
 def engine_of(url: str) -> Engine:
-    """An engine for the log at a URL, which is not opened yet. Raises LogError for a URL that is none."""
+    """An engine for the log at a URL, which is not opened yet; it never creates a SQLite file. Raises LogError for a
+    URL that is none."""
     try:
         made = sqlalchemy.engine.make_url(url)
         lite = made.get_backend_name() == "sqlite"
@@ -48,9 +58,20 @@ def engine_of(url: str) -> Engine:
     except (SQLAlchemyError, ImportError, ValueError) as error:
         raise LogError(f"the log {shown(url)} can't be opened: {error}", "write a file, or postgresql://…") from error
     if lite:
+        event.listen(engine, "do_connect", _connect_to_existing)
         event.listen(engine, "connect", _prepare)
         event.listen(engine, "begin", _begin)
     return engine
+
+
+def file_of(engine: Engine) -> Path | None:
+    """The file of a log in SQLite; None for one in PostgreSQL."""
+    return None if engine.dialect.name != "sqlite" else Path(str(engine.url.database)).absolute()
+
+
+def _connect_to_existing(dialect: Any, _record: Any, arguments: list[Any], options: dict[str, Any]) -> Any:
+    """A new connection to a SQLite file that is there. SQLite by itself would make an empty one in its place."""
+    return dialect.connect(f"{Path(arguments[0]).absolute().as_uri()}?mode=rw", uri=True, **options)
 
 
 def _prepare(connection: sqlite3.Connection, _record: Any) -> None:
@@ -85,9 +106,16 @@ def _begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.info.get("writing") else "BEGIN")
 
 
-def open_log(url: str) -> Engine:
-    """An engine for the log at a URL, with all tables. Raises LogError, NewerLog."""
+def open_log(url: str, *, create: bool = True) -> Engine:
+    """An engine for the log at a URL, with all tables. A SQLite file that is not there is begun where `create` says so,
+    as it does for a server. Raises LogError, NewerLog, and NoLogFile where nothing is to be created."""
     engine = engine_of(url)
+    file = file_of(engine)
+    if file is not None and _missing(file):
+        if not create:
+            raise NoLogFile(file)
+        with contextlib.suppress(OSError):  # SQLite says what is wrong with the place
+            file.touch(0o644)
     try:
         prepare(engine)
     except SQLAlchemyError as error:
@@ -96,6 +124,15 @@ def open_log(url: str) -> Engine:
             f"the log {shown(url)} can't be opened: {reason_of(error)}", "check the log's address"
         ) from error
     return engine
+
+
+def _missing(file: Path) -> bool:
+    """Whether there is no such file, as far as one may look; of all else that is wrong with it, SQLite says what."""
+    try:
+        file.stat()
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
+    return False
 
 
 def prepare(engine: Engine) -> None:

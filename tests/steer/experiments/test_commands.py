@@ -50,6 +50,48 @@ def test_an_experiment_that_was_never_served_says_so(tmp_path: Path, ab: Ab) -> 
     assert "no experiment 'other'" in ab("status", "other")[1]["error"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("status",), ("report",), ("stop",), ("promote", "friendly"), ("promote", "friendly", "--force"),
+        ("forget", "ann"), ("export", "-o", "all.jsonl"), ("export", "--demonstrations", "-o", "pairs.jsonl"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_command_about_an_experiment_that_has_no_log_begins_none(
+    tmp_path: Path, ab: Ab, words: tuple[str, ...]
+) -> None:
+    trials.written(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    status, data, _ = ab(words[0], "tone", *words[1:])
+    assert (status, "tone has not been served yet" in data["error"]) == (2, True)
+    assert f"no file {tmp_path / 'tone.db'}" in data["error"]
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_judges_are_measured_without_a_log_and_begin_none(tmp_path: Path, ab: Ab) -> None:
+    judge = {"name": "polite", "scorer": "regex:please"}
+    trials.written(tmp_path, judges=[judge], secondary=[{"name": "polite"}])
+    lines = [json.dumps({"response": text, "label": label}) for text, label in (("please", "yes"), ("no", "no"))]
+    (tmp_path / "labels.jsonl").write_text("\n".join(lines))
+    before = sorted(tmp_path.iterdir())
+    status, data, said = ab("judges", "tone", "--labels", "labels.jsonl")
+    assert (status, data["version"], "has not been served" in said) == (0, None, True)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_waits_for_a_log_that_was_moved_away_goes_on_waiting(tmp_path: Path, ab: Ab) -> None:
+    log = Log(tmp_path, f"sqlite:///{tmp_path}/tone.db")
+    journal = Journal(journal_of(tmp_path / "tone.yaml", "tone"))
+    journal.append(("exposures", log.answer("control", "u1")))
+    journal.close()
+    log.engine.dispose()
+    (tmp_path / "tone.db").rename(tmp_path / "away.db")
+    assert ab("status", "tone")[0] == 2
+    (tmp_path / "away.db").rename(tmp_path / "tone.db")
+    assert ab("status", "tone")[1]["arms"]["control"]["answers"] == 1
+
+
 def test_stop_works_without_the_vectors_and_once(log: Log, ab: Ab, tmp_path: Path) -> None:
     (tmp_path / "warm.safetensors").unlink()
     assert ab("stop", "tone", "--reason", "users complain")[1]["stopped"] == "users complain"

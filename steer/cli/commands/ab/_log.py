@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from steer.cli.output import out
+from vectors.errors import UsageError
 from vectors.registry.options import option
 
 if TYPE_CHECKING:
@@ -39,18 +40,36 @@ class OpenLog(NamedTuple):
     address: Address
 
 
+class NotServed(UsageError):
+    """An experiment whose log no server has begun, or whose SQLite file has been moved away."""
+
+
 @contextlib.contextmanager
 def opened(reference: str) -> Iterator[OpenLog]:
-    """A context with the log of an experiment. Raises UsageError, LogError."""
+    """A context with the log of an experiment, which is never begun here: only a server does. Raises UsageError,
+    NotServed, LogError."""
     from sqlalchemy.exc import SQLAlchemyError
 
     from steer.experiments import document
-    from steer.experiments.storage.database import LogError, interrupted, open_log, reason_of, shown
+    from steer.experiments.storage.database import (
+        LogError,
+        NoLogFile,
+        interrupted,
+        open_log,
+        reason_of,
+        shown,
+    )
     from steer.experiments.storage.journal import journal_of
     from steer.experiments.storage.writer import recover
 
     address = document.address(reference)
-    engine = open_log(address.log)
+    try:
+        engine = open_log(address.log, create=False)
+    except NoLogFile as error:
+        raise NotServed(
+            f"the experiment {address.name} has not been served yet: there is no file {error.file}",
+            "steer serve MODEL --experiment FILE begins it; one that was moved away can be put back",
+        ) from error
     try:
         damaged: list[int] = []
         count = recover(engine, journal_of(address.file, address.name), damaged.append)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ def command(**values: Any) -> None:
             loaded = load(request.model or experiment.model or base_of(experiment), request.device)
         resources = Resources(loaded=loaded, device=request.device, seed=request.seed, on_event=on_event)
         found = validate(experiment, labels, resources, request.seed)
-    with _log.opened(request.experiment) as log:
+    version = None
+    with contextlib.suppress(_log.NotServed), _log.opened(request.experiment) as log:
         version = state.version_of(log.engine, experiment.name, experiment.digest)
         if version is not None:
             events = [state.event(experiment.name, version, state.VALIDATED, reason=each.sentence()) for each in found]

@@ -137,6 +137,18 @@ def test_texts_are_data(url: str, text: str) -> None:
     assert state.state_of(engine, text, 1).stopped == text
 
 
+def test_only_what_begins_a_log_creates_its_file(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/100% of ä#.db"  # which SQLite would read as an address
+    with pytest.raises(database.NoLogFile, match="no such file"):
+        open_log(url, create=False)
+    with pytest.raises(sqlalchemy.exc.OperationalError, match="unable to open"), engine_of(url).connect():
+        pass
+    assert list(tmp_path.iterdir()) == []
+    open_log(url).dispose()
+    open_log(url, create=False).dispose()
+    assert [one.name for one in tmp_path.iterdir()] == ["100% of ä#.db"]
+
+
 def test_a_log_that_is_not_there_is_named_without_its_password(tmp_path: Path) -> None:
     with pytest.raises(LogError) as raised:
         open_log("postgresql+psycopg://me:secret@127.0.0.1:1/db")
