@@ -79,13 +79,3 @@ def _drawn(count: int, seed: int, resamples: int) -> Tensor:
     drawn = torch.randint(count, (resamples, count), generator=generator)
     times = torch.zeros(resamples, count, dtype=torch.float64)
     return times.scatter_add_(1, drawn, torch.ones_like(times))
-
-
-def design_effect(values: Tensor, groups: Sequence[str] | None) -> float:
-    """How many times larger clusters make the variance of the mean of values [items], at least 1 (Kish 1965)."""
-    if groups is None or len(values) < 2:
-        return 1.0
-    alone, together = standard_error(clusters_of(values)), standard_error(clusters_of(values, groups))
-    if not alone > 0 or math.isnan(together):
-        return 1.0
-    return max(1.0, (together / alone) ** 2)

@@ -5,15 +5,13 @@ Tan et al. 2024, arXiv:2407.12404: a mean effect can hide that half of the items
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from probes.statistics.clusters import design_effect
-from probes.statistics.paired import normal_quantile
+from probes.statistics.proportions import proportion
 
 
 class Slopes(NamedTuple):
@@ -42,18 +40,6 @@ def distribution(values: Tensor, groups: Sequence[str] | None = None) -> Slopes:
     negative = (values < 0).double()
     share, lowest, highest = proportion(negative, groups)
     return Slopes(float(values.mean()), low, median, high, share, lowest, highest, len(values))
-
-
-def proportion(hits: Tensor, groups: Sequence[str] | None = None) -> tuple[float, float, float]:
-    """The share of hits (0 or 1) [items], and its 95 % score interval (Wilson 1927).
-
-    Where items share groups they count as fewer, by the design effect.
-    """
-    share, count = float(hits.double().mean()), len(hits) / design_effect(hits, groups)
-    z = normal_quantile(0.975)
-    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return share, max(0.0, middle - half), min(1.0, middle + half)
 
 
 def spearman(strengths: Sequence[float], values: Tensor) -> float:

@@ -171,7 +171,7 @@ def rate(scored: Sequence[Scored], groups: Sequence[str] = (), seed: int = 0) ->
     import torch  # imported here, since the command line lists the scorers
 
     from probes.statistics.paired import difference
-    from probes.statistics.slopes import proportion
+    from probes.statistics.proportions import proportion
 
     chosen = [groups[i] for i in present] if groups else None
     if set(values) <= {0.0, 1.0}:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from scipy import stats
 
-from probes.statistics.clusters import clusters_of, design_effect, standard_error
+from probes.statistics.clusters import clusters_of, standard_error
 from probes.statistics.correction import holm
 from probes.statistics.paired import against_draws, difference, student_quantile, student_two_sided
-from probes.statistics.slopes import distribution, proportion, slopes, spearman
+from probes.statistics.proportions import design_effect, proportion
+from probes.statistics.slopes import distribution, slopes, spearman
 
 RUNS = 150
 
