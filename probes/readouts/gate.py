@@ -21,7 +21,7 @@ class Gate(NamedTuple):
     """A threshold of one layer, and the rates above it on the part that had no influence on it.
 
     `true_positive` is None without positives. With `per_token` rates are of tokens, else of texts. `probe` holds the
-    threshold.
+    threshold. `grouped` is whether several negatives share a group, a prompt or a text, so that they count as fewer.
     """
 
     layer: int
@@ -31,11 +31,13 @@ class Gate(NamedTuple):
     true_positive: Rate | None
     per_token: bool
     probe: Probe
+    grouped: bool = False
 
     @property
     def probability(self) -> float | None:
-        """That of so many false positives or more, if both parts are of one kind; None for decisions at tokens."""
-        if self.per_token:  # the tokens of a text are alike, which the distribution does not know
+        """That of so many false positives or more, if both parts are of one kind; None for decisions at tokens, and
+        where negatives share groups."""
+        if self.per_token or self.grouped:  # tokens of a text, and texts of a group, are alike: that is not known to it
             return None
         return self.threshold.probability_of(self.false_positive.above, self.false_positive.total)
 
@@ -81,7 +83,6 @@ def gate(
     examples, scores = negatives
     choosing = sides_of_negatives(examples, seed)
     chosen = [each for each, first in zip(scores, choosing, strict=True) if first]
-    others = [each for each, first in zip(scores, choosing, strict=True) if not first]
 
     def decisions(texts: Sequence[Tensor]) -> Tensor:
         if per_token:
@@ -90,16 +91,22 @@ def gate(
 
     threshold = threshold_for(decisions(chosen), rate)
 
-    def rate_of(texts: Sequence[Tensor]) -> Rate:
+    def rate_of(examples: Sequence[Example], texts: Sequence[Tensor]) -> Rate | None:
+        reported = [index for index, first in enumerate(sides(examples, seed)) if not first]
+        if not reported:
+            return None
+        others, groups = [texts[index] for index in reported], [group_of(examples[index]) for index in reported]
         if per_token:
-            return rate_of_tokens_above(texts, threshold.value, seed)
-        return rate_above(decisions(texts), threshold.value)
+            return rate_of_tokens_above(others, threshold.value, seed, groups)
+        return rate_above(decisions(others), threshold.value, groups)
 
-    true_positive = None
-    if positives is not None:
-        reported = [each for each, first in zip(positives[1], sides(positives[0], seed), strict=True) if not first]
-        true_positive = rate_of(reported) if reported else None
-    found = Gate(layer, rate, threshold, rate_of(others), true_positive, per_token, probe)
+    false_positive = rate_of(examples, scores)
+    assert false_positive is not None, "both parts of the negatives have some"
+    true_positive = None if positives is None else rate_of(*positives)
+    found = Gate(
+        layer, rate, threshold, false_positive, true_positive, per_token, probe,
+        len({group_of(example) for example in examples}) < len(examples),
+    )  # fmt: skip
     thresholds = dict(probe.metadata.get("thresholds") or {}) | {str(layer): threshold.value}
     recommended = dict(probe.metadata.get("recommended") or {})
     if recommended.get("layer") != layer:
@@ -121,6 +128,10 @@ def sides_of_negatives(examples: Sequence[Example], seed: int) -> list[bool]:
 
 
 def sides(examples: Sequence[Example], seed: int) -> list[bool]:
-    """Whether each example belongs to the part that chooses: by its group, else its prompt, else its text."""
-    digests = [e.group or prompt_digest(e) or example_digest(e) for e in examples]
-    return [child_seed(seed, "gate", digest) % 2 == 0 for digest in digests]
+    """Whether each example belongs to the part that chooses, by its group (`group_of`)."""
+    return [child_seed(seed, "gate", group_of(example)) % 2 == 0 for example in examples]
+
+
+def group_of(example: Example) -> str:
+    """What names the examples that are alike: their group, else their prompt, else their text."""
+    return example.group or prompt_digest(example) or example_digest(example)

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from probes.intervals import CONFIDENCE, RESAMPLES
 from probes.seeds import child_seed
+from probes.statistics.clusters import clusters_of
+from probes.statistics.proportions import proportion
 from vectors.errors import ExampleError
 
 DECIMALS = 4  # of a threshold, so that what is printed is what was measured
@@ -92,27 +94,38 @@ def threshold_for(negative: Tensor, rate: float) -> Threshold:
     return Threshold(value, count, above / (count + 1))
 
 
-def rate_above(scores: Tensor, threshold: float) -> Rate:
-    """The share of scores above a threshold, with the exact interval of Clopper & Pearson (1934)."""
-    count, total = int((scores > threshold).sum()), len(scores)
-    low, high = clopper_pearson(count, total)
+def rate_above(scores: Tensor, threshold: float, groups: Sequence[str] | None = None) -> Rate:
+    """The share of scores above a threshold, with the exact interval of Clopper & Pearson (1934).
+
+    Where scores share groups, the interval is Wilson's, in which they count as fewer (`proportions.proportion`).
+    """
+    above = scores > threshold
+    count, total = int(above.sum()), len(scores)
+    if groups is not None and len(set(groups)) < total:
+        _, low, high = proportion(above.double(), groups)
+    else:
+        low, high = clopper_pearson(count, total)
     return Rate(count, total, low, high)
 
 
-def rate_of_tokens_above(texts: Sequence[Tensor], threshold: float, seed: int) -> Rate:
+def rate_of_tokens_above(
+    texts: Sequence[Tensor], threshold: float, seed: int, groups: Sequence[str] | None = None
+) -> Rate:
     """The share of all tokens' scores above a threshold; `texts` are the scores of each text's tokens.
 
-    The interval is a bootstrap over texts, since the tokens of a text are alike; of a rate of 0 or 1, which has no
-    width in any resample, it is the exact one for as many texts.
+    The interval is a bootstrap over texts, or over groups of them, since the tokens of a text are alike; of a rate of 0
+    or 1, which has no width in any resample, it is the exact one for as many texts or groups.
     """
-    counts = torch.tensor([float((scores > threshold).sum()) for scores in texts], dtype=torch.float64)
-    sizes = torch.tensor([float(len(scores)) for scores in texts], dtype=torch.float64)
-    count, total = int(counts.sum()), int(sizes.sum())
+    names = [str(index) for index in range(len(texts))] if groups is None else groups
+    above = torch.tensor([float((scores > threshold).sum()) for scores in texts], dtype=torch.float64)
+    sizes = clusters_of(torch.tensor([float(len(scores)) for scores in texts]), names).sums
+    counts = clusters_of(above, names).sums
+    count, total, clusters = int(counts.sum()), int(sizes.sum()), len(sizes)
     if count in (0, total):
-        low, high = clopper_pearson(0 if count == 0 else len(texts), len(texts))
+        low, high = clopper_pearson(0 if count == 0 else clusters, clusters)
         return Rate(count, total, low, high)
     generator = torch.Generator().manual_seed(child_seed(seed, "bootstrap of texts"))
-    drawn = torch.randint(len(texts), (RESAMPLES, len(texts)), generator=generator)
+    drawn = torch.randint(clusters, (RESAMPLES, clusters), generator=generator)
     rates = counts[drawn].sum(1) / sizes[drawn].sum(1)
     tail = (1 - CONFIDENCE) / 2
     low, high = torch.quantile(rates, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()

@@ -83,6 +83,17 @@ def test_tokens_of_a_text_that_are_alike_widen_the_interval() -> None:
     assert none.high == pytest.approx(clopper_pearson(0, 30)[1])
 
 
+def test_texts_of_one_group_count_as_one_where_they_are_alike() -> None:
+    groups = [str(i // 5) for i in range(60)]
+    none = rate_above(torch.zeros(60), 0.5, groups)
+    assert (none.above, none.total) == (0, 60)
+    assert none.high > rate_above(torch.zeros(12), 0.5).high - 0.01 > 3 * rate_above(torch.zeros(60), 0.5).high
+    apart = [str(i) for i in range(60)]
+    assert rate_above(torch.zeros(60), 0.5, apart) == rate_above(torch.zeros(60), 0.5)
+    tokens = [torch.zeros(7)] * 60
+    assert rate_of_tokens_above(tokens, 0.5, 0, groups).high == clopper_pearson(0, 12)[1]
+
+
 def test_an_example_never_changes_sides_and_copies_stay_together() -> None:
     examples = [Example(f"answer {i}", f"question {i % 50}") for i in range(100)]
     found = sides(examples, 0)
