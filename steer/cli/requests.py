@@ -31,7 +31,7 @@ from click.core import ParameterSource
 from steer.cli import completion
 from steer.cli.output import warn
 from vectors.errors import SteerError, UsageError, collecting, raise_together
-from vectors.registry.options import OPTION, Flag, problems_of
+from vectors.registry.options import OPTION, Flag, problems_of_option
 
 R = TypeVar("R")
 
@@ -182,10 +182,6 @@ def build(request: type[R], values: Mapping[str, Any]) -> R:
     built = _build(request, values, errors)
     raise_together(errors)
     assert built is not None
-    problems = problems_of(built)
-    if problems:
-        context = click.get_current_context(silent=True)
-        raise UsageError(problems, f"see {context.command_path if context else 'steer'} --help")
     return built
 
 
@@ -200,6 +196,7 @@ def _build(request: type[R], values: Mapping[str, Any], errors: list[SteerError]
                 continue  # not given: the default of the field
             with collecting(errors):
                 given[field.name] = _value(fields[field.name], value)
+                _require_allowed(fields[field.name], given[field.name])
         elif isinstance(hints[field.name], type) and dataclasses.is_dataclass(hints[field.name]):
             given[field.name] = _build(hints[field.name], values, errors)
     return None if errors else request(**given)
@@ -213,6 +210,14 @@ def _value(field: Field, value: Any) -> Any:
         pairs = parse_named(value, field.flag.word(field.name), (field.flag.metavar or "NAME=VALUE").partition("=")[2])
         return {name: kind(text) if kind in (Path, int, float) else text for name, text in pairs.items()}
     return value
+
+
+def _require_allowed(field: Field, value: Any) -> None:
+    """Refuse an unknown choice, or a number out of range. Raises UsageError."""
+    problems = problems_of_option(field.flag, field.name, value)
+    if problems:
+        context = click.get_current_context(silent=True)
+        raise UsageError(problems, f"see {context.command_path if context else 'steer'} --help")
 
 
 def parse_named(texts: tuple[str, ...], word: str, what: str) -> dict[str, str]:

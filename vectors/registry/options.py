@@ -146,7 +146,8 @@ def flags_of(request: Any) -> dict[str, Flag]:
 
 
 def problems_of(request: Any) -> list[str]:
-    """What is wrong with the values of a request, one sentence each: unknown choices and numbers out of range.
+    """What is wrong with the values of a request, one sentence each: unknown choices, and numbers out of
+    range or not finite.
 
     Requests nested in its fields are checked too.
     """
@@ -158,21 +159,27 @@ def problems_of(request: Any) -> list[str]:
         if OPTION not in field.metadata or value is None:
             continue
         flag: Flag = field.metadata[OPTION]
-        for item in value if isinstance(value, tuple) else (value,):
-            problem = _problem(flag, flag.word(field.name), item)
-            problems += [problem] if problem else []
+        problems += problems_of_option(flag, field.name, value)
     return problems
+
+
+def problems_of_option(flag: Flag, name: str, value: Any) -> list[str]:
+    """What is wrong with the value, or the values, of the field `name`, one sentence each."""
+    values = value if isinstance(value, tuple) else (value,)
+    return [problem for item in values if (problem := _problem(flag, flag.word(name), item))]
 
 
 def _problem(flag: Flag, word: str, value: Any) -> str | None:
     if flag.choices and value not in flag.choices:
         known = ", ".join(flag.choices[:-1]) + " or " * (len(flag.choices) > 1) + flag.choices[-1]
         return f"{word} is {value!r}, not {known}{guess(str(value), flag.choices)}"
-    if (flag.low is None and flag.high is None) or isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     low, high = (-math.inf if flag.low is None else flag.low), (math.inf if flag.high is None else flag.high)
     if low <= value <= high and not (flag.open_low and value == low):
-        return None
+        return f"{word} is {value:g}, not a finite number" if value in (math.inf, -math.inf) else None
+    if flag.low is None and flag.high is None:  # nan, which lies in no range
+        return f"{word} is {value:g}, not a finite number"
     if high == math.inf:
         return f"{word} is {value:g}, not {'above' if flag.open_low else 'at least'} {low:g}"
     return f"{word} is {value:g}, outside {Option(word, value, '', low=low, high=high, open_low=flag.open_low).range()}"

@@ -169,3 +169,15 @@ def test_modules_of_an_adapter_are_named_with_commas_or_one_by_one(words: list[s
 )
 def test_options_of_training_are_read_as_they_are_typed(words: list[str], field: str, value: Any) -> None:
     assert getattr(built(*words, kind=training.TrainingSettings), field) == value
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_number_that_is_not_finite_is_refused_with_the_other_problems(value: str) -> None:
+    """No option has a use for one, whether it has a range or not."""
+    with pytest.raises(UsageError) as caught:
+        built("-o", "x", f"--lr={value}", "--share", value, "--steps", "0")
+    for word, wanted in (("--lr", "not a finite number"), ("--share", "outside"), ("--steps", "not at least 1")):
+        assert any(problem.startswith(f"{word} is") and wanted in problem for problem in caught.value.problems)
+    with pytest.raises(UsageError) as caught:
+        built("-o", "x", "--share", value, "--vector", "a")  # one that can't be read, and one out of range
+    assert len(caught.value.problems) == 2
