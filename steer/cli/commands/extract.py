@@ -118,7 +118,7 @@ def command(**values: Any) -> None:
 def _sweep(request: Request) -> None:
     """Extract and sweep in one go."""
     from probes.data.reading import read
-    from steer.cli.sweeping import finish
+    from steer.cli.sweeping import finish, require_own_folder
     from steer.evaluation.sweeping.api import sweep_examples
     from steer.evaluation.sweeping.request import Settings
     from steer.extraction import require_output
@@ -129,6 +129,8 @@ def _sweep(request: Request) -> None:
     errors: list[SteerError] = []
     with collecting(errors):
         require_output(request.out, {"--pos": request.pos, "--neg": request.neg, "--pairs": request.pairs})
+    with collecting(errors):
+        require_own_folder(folder, request.force, "--out FILE")
     with collecting(errors):
         contrast = read(request.pos, request.neg, request.pairs)
     with collecting(errors):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,8 @@ from typing import Any
 from probes.arms import BUDGET
 from steer.cli import options, requests
 from steer.cli.output import out
-from steer.cli.sweeping import finish
+from steer.cli.sweeping import finish, require_outputs
+from vectors.documents.numbers import number
 from vectors.errors import SteerError, UsageError, collecting, raise_together
 from vectors.registry import plugins
 from vectors.registry.options import option
@@ -27,29 +30,69 @@ def methods() -> list[str]:
     return plugins.names("probes.directions.methods", "steer.extraction_methods")
 
 
-def numbers(text: str) -> tuple[float, ...]:
-    """Numbers separated by commas. Raises UsageError."""
-    try:
-        return tuple(float(part) for part in names(text))
-    except ValueError as error:
-        raise UsageError(f"{text!r} is not a list of numbers", "write 0.5,1,2") from error
+def numbers(option: str, texts: str | Sequence[str], example: str = "0.5,1,2") -> tuple[float, ...]:
+    """The numbers of an option, separated by commas. Raises UsageError with every malformed one."""
+    values = [(part, number(part)) for part in names(texts)]
+    problems = [
+        f"{option}: {part!r} is not a number"
+        for part, value in values
+        if not isinstance(value, int | float) or not abs(value) < math.inf
+    ]
+    if problems:
+        raise UsageError(problems, f"write numbers separated by commas: {option} {example}")
+    return tuple(float(value) for _, value in values)
 
 
-def counts(text: str) -> tuple[int, ...]:
-    """Whole numbers separated by commas. Raises UsageError."""
-    values = numbers(text)
-    if not all(value.is_integer() for value in values):
-        raise UsageError(f"{text!r} is not a list of whole numbers", "write 10,25,50")
-    return tuple(int(value) for value in values)
+def strengths(texts: str | Sequence[str]) -> tuple[float, ...]:
+    """The numbers of --strengths. Raises UsageError."""
+    from steer.evaluation.sweeping.request import Settings, require_possible
+
+    values = numbers("--strengths", texts)
+    require_possible(Settings(strengths=values).problems(), values)
+    return values
 
 
-def names(text: str) -> tuple[str, ...]:
-    """Names separated by commas."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+def counts(texts: str | Sequence[str]) -> tuple[int, ...]:
+    """The whole numbers of --examples. Raises UsageError."""
+    from steer.evaluation.sweeping.request import Settings, require_possible
+
+    values = numbers("--examples", texts, "10,25,50")
+    problems = [f"--examples: {value:g} is not a whole number" for value in values if not value.is_integer()]
+    if problems:
+        raise UsageError(problems, "write whole numbers separated by commas: --examples 10,25,50")
+    sizes = tuple(int(value) for value in values)
+    require_possible(Settings(examples=sizes).problems())
+    return sizes
+
+
+def layers_of(text: str) -> str:
+    """The text of --layers, whose form is checked. Raises UsageError."""
+    from steer.evaluation.sweeping.groups import parse_groups
+
+    parse_groups(text)
+    return text
+
+
+def methods_of(texts: str | Sequence[str]) -> tuple[str, ...]:
+    """The methods that --methods names. Raises UsageError with every unknown one."""
+    from probes.directions.methods import method
+
+    errors: list[SteerError] = []
+    for name in names(texts):
+        with collecting(errors):
+            method(name)
+    raise_together(errors)
+    return names(texts)
+
+
+def names(texts: str | Sequence[str]) -> tuple[str, ...]:
+    """Names separated by commas, in one text or several."""
+    together = texts if isinstance(texts, str) else ",".join(texts)
+    return tuple(part.strip() for part in together.split(",") if part.strip())
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(options.AnyBase, options.Devices, options.Spread, options.Seeded):
+class Request(options.Force, options.AnyBase, options.Devices, options.Spread, options.Seeded):
     """The arguments and options of `steer sweep`."""
 
     vector: Path = option(help="The vector, which gets the recommendation.", argument=True, complete="vectors")
@@ -63,14 +106,14 @@ class Request(options.AnyBase, options.Devices, options.Spread, options.Seeded):
     neutral: Path | None = option(
         None, help="Neutral prompts, on whose continuations the cost is measured.", default_text="built-in prompts"
     )
-    layers: str = option("auto", help=LAYERS)
-    strengths: str | None = option(None, help=STRENGTHS, metavar="LIST")
-    methods: str | None = option(
-        None, help="Extraction methods to compare: the files are split three ways, and directions are extracted from "
+    layers: str = option("auto", help=LAYERS, parse=layers_of)
+    strengths: tuple[float, ...] = option((), help=STRENGTHS, metavar="LIST", parse=strengths)
+    methods: tuple[str, ...] = option(
+        (), help="Extraction methods to compare: the files are split three ways, and directions are extracted from "
         "the first part and replace those of the vector (--out keeps its file): {names}.", names=methods,
-        metavar="LIST",
+        metavar="LIST", parse=methods_of,
     )  # fmt: skip
-    examples: str | None = option(None, help=EXAMPLES, metavar="LIST")
+    examples: tuple[int, ...] = option((), help=EXAMPLES, metavar="LIST", parse=counts)
     budget_kl: float = option(
         BUDGET, low=0, open_low=True,
         help="What the point may cost on neutral text: nats, the 95th percentile of the KL divergence per token.",
@@ -106,26 +149,19 @@ def command(**values: Any) -> None:
     """
     request = requests.build(Request, values)
     from steer.evaluation.sweeping.api import sweep
-    from vectors.storage.files import require_writable
 
     target = request.out or request.vector
-    strengths: tuple[float, ...] = ()
-    examples: tuple[int, ...] = ()
-    errors: list[SteerError] = []
-    with collecting(errors):
-        require_writable(target)
-    with collecting(errors):
-        strengths = numbers(request.strengths or "")
-    with collecting(errors):
-        examples = counts(request.examples or "")
-    raise_together(errors)
     folder = request.report or target.with_name(f"{target.stem}.sweep")
+    inputs = {"--suite": request.suite, "--pos": request.pos, "--neg": request.neg, "--pairs": request.pairs,
+              "--choices": request.choices, "--neutral": request.neutral}  # fmt: skip
+    require_outputs(target, folder, request.force, swept=request.vector, inputs=inputs)
     with out.progress() as on_event:
         result = sweep(
             request.vector, suite=request.suite, pos=request.pos, neg=request.neg, pairs=request.pairs,
-            choices=request.choices, neutral=request.neutral, layers=request.layers, strengths=strengths,
-            methods=names(request.methods or ""), examples=examples, budget_kl=request.budget_kl,
-            report=folder, model=request.model, allow_overlap=request.allow_overlap, any_base=request.any_base,
-            device=request.device, dtype=request.dtype, ray=request.ray, seed=request.seed, on_event=on_event,
+            choices=request.choices, neutral=request.neutral, layers=request.layers,
+            strengths=request.strengths, methods=request.methods, examples=request.examples,
+            budget_kl=request.budget_kl, report=folder, model=request.model, allow_overlap=request.allow_overlap,
+            any_base=request.any_base, device=request.device, dtype=request.dtype, ray=request.ray,
+            seed=request.seed, on_event=on_event,
         )  # fmt: skip
     finish(result, target, folder, request.model or "")

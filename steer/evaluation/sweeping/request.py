@@ -42,6 +42,14 @@ class Settings:
         return problems
 
 
+def require_possible(problems: Sequence[str], strengths: Sequence[float] = ()) -> None:
+    """Refuse settings that have problems. Raises UsageError."""
+    if problems:
+        other_way = any(strength < 0 for strength in strengths)
+        hint = "; to steer the other way, exchange the files of the two classes" if other_way else ""
+        raise UsageError(list(problems), f"`steer sweep --help` lists what is allowed{hint}")
+
+
 class Sides(NamedTuple):
     """The items of both sides, and neutral prompts: those to choose by, and others to check the choice on."""
 

@@ -20,7 +20,7 @@ from steer.evaluation.sweeping.elsewhere import Elsewhere
 from steer.evaluation.sweeping.groups import AUTO, parse_groups, problems_of_groups
 from steer.evaluation.sweeping.learning import REPEATS, curve, repeats_of, subset
 from steer.evaluation.sweeping.measured import MULTIPLES, Candidate, Items, NeutralText, ids_of, neutral_text
-from steer.evaluation.sweeping.request import Settings, Sides, Source
+from steer.evaluation.sweeping.request import Settings, Sides, Source, require_possible
 from steer.evaluation.sweeping.search import Point, Search, Trial, chosen, golden, safe_strength
 from vectors.errors import UsageError
 from vectors.events import OnEvent, ignore
@@ -154,10 +154,7 @@ def require_settings(settings: Settings, layers: Sequence[int], *, extracts: boo
     problems += [] if groups is None else problems_of_groups(groups, layers)
     if settings.examples and not extracts:
         problems.append("a learning curve needs examples to extract from")
-    if problems:
-        other_way = any(strength < 0 for strength in settings.strengths)
-        hint = "; to steer the other way, exchange the files of the two classes" if other_way else ""
-        raise UsageError(problems, f"`steer sweep --help` lists what is allowed{hint}")
+    require_possible(problems, settings.strengths)
     return groups
 
 

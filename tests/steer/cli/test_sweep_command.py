@@ -75,10 +75,13 @@ def test_extraction_and_sweep_in_one_go(files: list[str], steer: Callable[..., O
     [
         (["--layers", "x"], "'x' in 'x' is not a layer"),
         (["--layers", "9"], "there is no direction at layer 9"),
-        (["--strengths", "a"], "'a' is not a list of numbers"),
+        (["--strengths", "a"], "--strengths: 'a' is not a number"),
+        (["--strengths", "inf"], "--strengths: 'inf' is not a number"),
+        (["--budget-kl", "nan"], "--budget-kl is nan"),
+        (["--budget-kl", "inf"], "--budget-kl is inf, not a finite number"),
         (["--strengths", "-1", "--layers", "1"], "the strength -1 is not positive"),
         (["--methods", "diffmean,nothing"], "'nothing'"),
-        (["--examples", "2.5"], "'2.5' is not a list of whole numbers"),
+        (["--examples", "2.5"], "--examples: 2.5 is not a whole number"),
         (["--methods", "diffmean", "--allow-overlap"], "has no use for --allow-overlap"),
     ],
 )
@@ -116,3 +119,35 @@ def test_items_that_the_vector_was_extracted_from_are_refused(
     files[1::2] = ["warm.jsonl", "cold.jsonl"]
     outcome = steer("sweep", extracted, *files, "--model", model_folder)
     assert "the vector was extracted from" in error_of(outcome)
+
+
+def test_all_options_of_a_sweep_that_are_wrong_are_named_at_once(
+    files: list[str], extracted: Path, steer: Callable[..., Outcome]
+) -> None:
+    wrong = ["--layers", "x", "--strengths", "abc", "--budget-kl", "-1", "--methods", "foo", "--examples", "y"]
+    message = error_of(steer("sweep", extracted, *files, *wrong), 2)
+    parts = ("'x'", "--strengths: 'abc'", "--budget-kl is -1, not above 0", "'foo'", "--examples: 'y'")
+    assert [part for part in parts if part not in message] == []
+
+
+def test_a_sweep_replaces_no_other_file_and_no_report_of_another_command_without_force(
+    files: list[str], extracted: Path, steer: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    Path("other.safetensors").write_bytes(extracted.read_bytes())
+    Path("evaluated").mkdir()
+    Path("evaluated/run.json").write_text('{"command": "eval"}')
+    Path("evaluated/report.html").write_text("a report")
+    Path("evaluated/cells").mkdir()  # an earlier sweep had begun there
+    more = ["--out", "other.safetensors", "--report", "evaluated"]
+    message = error_of(steer("sweep", extracted, *files, *more))
+    assert "the output other.safetensors exists" in message
+    assert "evaluated holds run.json, report.html of `steer eval`" in message
+    forced = error_of(steer("sweep", extracted, *files, *more, "--force", "--model", "nowhere"))
+    assert "exists" not in forced
+    assert "nowhere" in forced
+    same = error_of(steer("sweep", extracted, *files, "--out", files[1], "--force"))
+    assert f"the output {files[1]} is the file given as --pos" in same
+    Path("one.sweep").mkdir()
+    Path("one.sweep/report.html").write_text("mine")
+    message = error_of(steer("extract", *files, "--out", "one.safetensors", "--sweep", "--model", "nowhere"))
+    assert "one.sweep holds report.html of no sweep" in message
