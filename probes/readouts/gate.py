@@ -20,8 +20,9 @@ from vectors.probe import Probe
 class Gate(NamedTuple):
     """A threshold of one layer, and the rates above it on the part that had no influence on it.
 
-    `true_positive` is None without positives. With `per_token` rates are of tokens, else of texts. `probe` holds the
-    threshold. `grouped` is whether several negatives share a group, a prompt or a text, so that they count as fewer.
+    `true_positive` is None without positives; `left_out` counts positives that share a group, prompt or text with
+    negatives that chose. With `per_token` rates are of tokens, else of texts. `probe` holds the threshold. `grouped` is
+    whether several negatives share a group, a prompt or a text, so that they count as fewer.
     """
 
     layer: int
@@ -32,6 +33,7 @@ class Gate(NamedTuple):
     per_token: bool
     probe: Probe
     grouped: bool = False
+    left_out: int = 0
 
     @property
     def probability(self) -> float | None:
@@ -53,6 +55,7 @@ class Gate(NamedTuple):
             "false_positive": _rate(self.false_positive),
             "probability_of_so_many": self.probability,
             "true_positive": None if self.true_positive is None else _rate(self.true_positive),
+            "positives_left_out": self.left_out,
         }
 
 
@@ -77,7 +80,8 @@ def gate(
     `tokens`, which says what counted, is only recorded.
 
     Half of the negatives choose it, by a hash of their prompt or text, so that copies stay together and an example
-    never changes sides; the others, and the positives of their side, are for the report. With `per_token` a decision is
+    never changes sides. The others are for the report, and so are the positives, on which the threshold does not
+    depend, but for those that share a group, prompt or text with a negative that chose. With `per_token` a decision is
     made at each token, else once for a text. Raises ExampleError where either half is too small.
     """
     examples, scores = negatives
@@ -91,21 +95,24 @@ def gate(
 
     threshold = threshold_for(decisions(chosen), rate)
 
-    def rate_of(examples: Sequence[Example], texts: Sequence[Tensor]) -> Rate | None:
-        reported = [index for index, first in enumerate(sides(examples, seed)) if not first]
-        if not reported:
-            return None
-        others, groups = [texts[index] for index in reported], [group_of(examples[index]) for index in reported]
+    def rate_of(examples: Sequence[Example], texts: Sequence[Tensor]) -> Rate:
+        groups = [group_of(each) for each in examples]
         if per_token:
-            return rate_of_tokens_above(others, threshold.value, seed, groups)
-        return rate_above(decisions(others), threshold.value, groups)
+            return rate_of_tokens_above(texts, threshold.value, seed, groups)
+        return rate_above(decisions(texts), threshold.value, groups)
 
-    false_positive = rate_of(examples, scores)
-    assert false_positive is not None, "both parts of the negatives have some"
-    true_positive = None if positives is None else rate_of(*positives)
+    def reporting(side: tuple[Sequence[Example], Sequence[Tensor]]) -> tuple[list[Example], list[Tensor]]:
+        """The examples, with their scores, that share nothing with a negative that chose."""
+        kept = [(each, score) for each, score in zip(*side, strict=True) if group_of(each) not in used]
+        return [each for each, _ in kept], [score for _, score in kept]
+
+    used = {group_of(each) for each, first in zip(examples, choosing, strict=True) if first}
+    reported = None if positives is None else reporting(positives)
     found = Gate(
-        layer, rate, threshold, false_positive, true_positive, per_token, probe,
+        layer, rate, threshold, rate_of(*reporting(negatives)),
+        rate_of(*reported) if reported and reported[0] else None, per_token, probe,
         len({group_of(example) for example in examples}) < len(examples),
+        0 if positives is None or reported is None else len(positives[0]) - len(reported[0]),
     )  # fmt: skip
     thresholds = dict(probe.metadata.get("thresholds") or {}) | {str(layer): threshold.value}
     recommended = dict(probe.metadata.get("recommended") or {})

@@ -39,7 +39,8 @@ def command(**values: Any) -> None:
     """Choose the threshold for conditional steering at a stated false-positive rate.
 
     Half of the negatives choose it: further negatives of their kind exceed it at the stated rate or less, whatever the
-    distribution of scores. The other half, and positives, report. Prints the condition for an expression, where it
+    distribution of scores. The other half reports, and so do the positives, but for those that share a group, prompt or
+    text with a negative that chose. Prints the condition for an expression, where it
     reads what the scores are of: the last token of a prompt (--tokens prompt), or with --per-token those of a response.
     """
     request = requests.build(Request, values)
@@ -76,7 +77,12 @@ def _print(gated: Gated, file: Path, written: Path | None) -> None:
     rows = [["negatives above it", *_cells(found.false_positive)]]
     if found.true_positive is not None:
         rows.append(["positives above it", *_cells(found.true_positive)])
-    out.table(["on the other half", "rate", "95 % interval", unit], rows, left=1)
+    out.table(["on what did not choose", "rate", "95 % interval", unit], rows, left=1)
+    if found.left_out:
+        out.line(
+            f"\n{found.left_out} positives share a group, prompt or text with negatives that chose the threshold, and "
+            "are left out"
+        )
     if found.probability is not None and found.probability < 0.025:
         out.line(
             f"\nso many false positives have a probability of {found.probability:.2g} if both halves are of one kind: "

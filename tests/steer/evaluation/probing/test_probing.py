@@ -13,7 +13,9 @@ import torch
 from planted_texts import DISTANCE, direction, lines
 
 import steer
-from probes.readouts.gate import Gate
+from probes.data.examples import Example
+from probes.readouts.gate import Gate, sides
+from probes.readouts.gate import gate as choose_threshold
 from probes.readouts.methods import methods
 from probes.readouts.thresholds import Rate, Threshold
 from steer.evaluation.probing.gate import Gated, gate
@@ -178,6 +180,19 @@ def test_a_gates_false_positive_rate_is_as_stated_on_the_other_half(
     assert not again.warnings
     last = measure(written, texts(" warm", 30, 3), texts(" cold", 30, 4), model=planted_model, tokens="last")
     assert "was chosen on other scores (completion, mean) than those of the test (last, mean)" in last.warnings[0]
+
+
+def test_all_positives_report_but_those_whose_group_chose_the_threshold(probe: Probe) -> None:
+    negatives = [Example(f"no {i}", group=f"g{i}") for i in range(60)]
+    chose = [each for each, first in zip(negatives, sides(negatives, 0), strict=True) if first]
+    positives = [Example(f"yes {i}") for i in range(20)] + [Example("yes", group=each.group) for each in chose[:3]]
+    found = choose_threshold(
+        probe, 1, 0.1, (negatives, [torch.tensor([float(i)]) for i in range(60)]),
+        (positives, [torch.tensor([100.0])] * 23), tokens="last", pool="last", per_token=False, seed=0,
+    )  # fmt: skip
+    assert found.true_positive is not None
+    assert (found.true_positive.above, found.true_positive.total) == (20, 20)
+    assert found.report()["positives_left_out"] == 3
 
 
 def gated(tokens: str = "prompt", per_token: bool = False, site: str = "resid_post") -> Gated:
