@@ -49,8 +49,10 @@ def subjects_of(
 ) -> list[Subject]:
     """The subjects that these words name. `strength` multiplies every expression, instead of what vectors recommend.
 
+    A prompt may stand in quotation marks, as in prompt:"Answer warmly.", which are no part of it.
     Raises one error with all problems: UsageError, ExpressionError, ArtifactError.
     """
+    texts = [unquoted(text) for text in texts]
     errors: list[SteerError] = []
     subjects: list[Subject] = []
     for text in texts:
@@ -64,6 +66,15 @@ def subjects_of(
         errors.append(UsageError("there is no subject", "steer eval warm.safetensors --pos P --neg N"))
     raise_together(errors)
     return subjects
+
+
+def unquoted(text: str) -> str:
+    """A subject without the quotation marks around its prompt, which a shell takes away and Python does not."""
+    prompt = text.removeprefix(PROMPT).strip()
+    mark, inner, last = prompt[:1], prompt[1:-1], prompt[-1:]
+    if text.startswith(PROMPT) and len(prompt) > 1 and mark in "\"'" and mark == last and mark not in inner:
+        return PROMPT + inner
+    return text
 
 
 def problems_of_names(subjects: Sequence[Subject], prompt: str | None = None) -> list[str]:

@@ -16,9 +16,11 @@ import steer
 from probes.models.loading import load
 from steer.evaluation.api import evaluate
 from steer.evaluation.arms.arm import Arm
+from steer.evaluation.arms.subjects import subjects_of
 from steer.evaluation.arms.weights import loaded_arm
 from steer.evaluation.evaluation import Evaluation
 from steer.evaluation.measuring.figures import measure_arms
+from vectors.errors import UsageError
 
 CHANGED = "model.layers.2.mlp.down_proj"
 SCALE = 6 / 2  # lora_alpha / r
@@ -108,3 +110,15 @@ def test_a_version_of_the_store_is_evaluated_and_its_report_lets_it_be_promoted(
     assert "attached to the composition" in err
     code, out, err = steer("promote", "--require-eval")
     assert code == 0, err
+
+
+def test_quotation_marks_around_a_prompt_are_no_part_of_it() -> None:
+    """In Python, and inside single quotes of a shell, they stay, and changed the figures."""
+    first, second = subjects_of(['prompt:"Answer warmly."', 'prompt:Say "yes"'])
+    assert (first.name, first.arm.system, second.arm.system) == ("prompt:Answer warmly.", "Answer warmly.", 'Say "yes"')
+    (two,) = subjects_of(["prompt:'a' or 'b'"])
+    assert two.arm.system == "'a' or 'b'"
+    with pytest.raises(UsageError, match="is empty"):
+        subjects_of(['prompt:""'])
+    with pytest.raises(UsageError, match="is given 2 times"):
+        subjects_of(["prompt:'a'", "prompt:a"])
