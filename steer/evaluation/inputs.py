@@ -17,7 +17,8 @@ from steer.evaluation.arms.subjects import Subject, base_reference, problems_of_
 from steer.evaluation.exports import harness_vector
 from steer.evaluation.planning import contrast_of
 from steer.evaluation.request import CONTROL_NAMES, Request
-from steer.evaluation.suites.items import Choice, Item, Suite, examples_of
+from steer.evaluation.suites.copies import shown
+from steer.evaluation.suites.items import Item, Suite, examples_of
 from steer.evaluation.suites.reading import Sources, read_suite
 from steer.evaluation.suites.sides import chosen
 from steer.evaluation.text_scores import Requested, read_requested
@@ -175,7 +176,7 @@ def overlaps(subject: Subject, items: Sequence[Item]) -> list[str]:
             seen = [item for item in items if overlap.recorded_examples(data, examples_of(item))]
             if seen:
                 sentences.append(
-                    f"{len(seen)} of the {len(items)} test items {became.format(name)} (the first: {_shown(seen[0])!r})"
+                    f"{len(seen)} of the {len(items)} test items {became.format(name)} (the first: {shown(seen[0])!r})"
                 )
     return sentences
 
@@ -183,12 +184,7 @@ def overlaps(subject: Subject, items: Sequence[Item]) -> list[str]:
 def _require_test_items(suite: Suite, prefix: str = "") -> None:
     if suite.items and not suite.of("test"):
         problem = f"{prefix}all items are for development, so there is none for the test"
-        raise ExampleError(problem, "give more items, or --seed")
-
-
-def _shown(item: Item) -> str:
-    text = item.question if isinstance(item, Choice) else item.positive.completion
-    return text.strip()[:60]
+        raise ExampleError(problem, "; ".join(["give more items, or --seed", *suite.notes]))
 
 
 def _problems_of_donor(donor: tuple[str, SteeringVector], subjects: Sequence[Subject]) -> list[SteerError]:

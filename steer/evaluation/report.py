@@ -105,7 +105,8 @@ def examples(evaluation: Evaluation) -> list[dict[str, Any]]:
 def notes(evaluation: Evaluation) -> list[str]:
     """Sentences about what was measured, and what could not be."""
     inputs = evaluation.inputs
-    lines = [*inputs.suite.notes, *(note for result in evaluation.subjects for note in result.plan.notes)]
+    lines = [*inputs.suite.notes, *(f"{suite.name}: {note}" for suite, _ in inputs.entangled for note in suite.notes)]
+    lines += [note for result in evaluation.subjects for note in result.plan.notes]
     lines += [line for result in evaluation.subjects for line in of_conditions(evaluation, result)]
     families = {family for _, family in evaluation.families.values()}
     if "shuffled" in families:

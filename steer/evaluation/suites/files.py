@@ -124,7 +124,7 @@ def choices_of(path: Path, seed: int) -> tuple[tuple[Item, ...], str]:
         more = [f"… and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
         hint = 'a line is {"question","answer_matching_behavior","answer_not_matching_behavior"}'
         raise ExampleError(problems[:SHOWN] + more, hint)
-    return with_sides(list({item.id: item for item in items}.values()), seed), digest_bytes(content)
+    return with_sides(items, seed), digest_bytes(content)
 
 
 def choice_of(record: dict[str, Any]) -> Choice:

@@ -20,6 +20,7 @@ from typing import Any
 
 from probes.data.examples import Example
 from probes.data.reading import Source, read_bytes, read_prompts
+from steer.evaluation.suites.copies import without_copies
 from steer.evaluation.suites.files import choices_of, pairs_of, prompts_of
 from steer.evaluation.suites.items import Choice, Item, Pair, Prompt, Suite
 from steer.evaluation.suites.sides import identifier, with_sides
@@ -97,16 +98,16 @@ def read_suite(sources: Sources, seed: int = 0) -> Suite:
     if not parts and not errors:
         raise UsageError("there is nothing to evaluate on", "give --suite FILE, or --pos FILE and --neg FILE")
     raise_together(errors)
-    items: dict[str, Item] = {item.id: item for part in parts for item in part.items}
+    items, of_copies = without_copies([item for part in parts for item in part.items])
     if not items:
         raise ExampleError("the suite has no item that is scored: it holds prompts only", "add pairs or choices to it")
     return Suite(
         parts[0].name,
-        tuple(items.values()),
+        tuple(items),
         tuple({prompt.text: prompt for part in parts for prompt in part.prompts}.values()),
         tuple({prompt.text: prompt for part in parts for prompt in part.neutral}.values()),
         {name: digest for part in parts for name, digest in part.digests.items()},
-        tuple(note for part in parts for note in part.notes),
+        (*(note for part in parts for note in part.notes), *of_copies),
     )
 
 
@@ -120,7 +121,8 @@ def _document(path: Path, seed: int) -> Suite:
     if problems:
         raise ExampleError([f"{path}: {problem}" for problem in problems], "docs/eval.md shows a suite")
     listed = [_scored(entry) for entry in value.get("items", ()) if entry["kind"] in ("pair", "choice")]
-    problems = _repeated([entry.id for entry in listed])
+    different, _ = without_copies(listed)
+    problems = _repeated([entry.id for entry in different])
     if problems:
         raise ExampleError([f"{path}: {problem}" for problem in problems], "give each item an id of its own")
     files = {name: path.parent / file for name, file in value.get("files", {}).items()}
@@ -158,7 +160,9 @@ def _scored(entry: Mapping[str, Any]) -> Item:
 
 
 def _repeated(ids: list[str]) -> list[str]:
-    return [f"the item {name!r} stands {ids.count(name)} times" for name in dict.fromkeys(ids) if ids.count(name) > 1]
+    return [
+        f"{ids.count(name)} different items have the id {name!r}" for name in dict.fromkeys(ids) if ids.count(name) > 1
+    ]
 
 
 def _of_files(sources: Sources, seed: int) -> Suite:

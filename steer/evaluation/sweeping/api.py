@@ -150,6 +150,8 @@ def sweep_vector(
             find_method(extracted_by)
             curve_from = _contrast_of(suite.of("test"))
     raise_together(errors)
+    for note in suite.notes:
+        on_event(Event("reading the suite", message=note))
     known = overlap.recorded_examples(
         loaded_vector.metadata.get("data", {}),
         [example for item in suite.items for example in examples_of(item)],

@@ -185,3 +185,44 @@ def test_nothing_and_prompts_alone_are_refused(tmp_path: Path) -> None:
         read_suite(Sources(suite=tmp_path / "suite.yaml"))
     with pytest.raises(ExampleError, match="one class only"):
         read_suite(Sources(pos=["a"]))
+
+
+def test_items_of_one_content_count_once_whatever_their_ids_and_groups(tmp_path: Path) -> None:
+    pair = {"kind": "pair", "prompt": "How was it?", "positive": "Lovely!", "negative": "Fine."}
+    choice = {"kind": "choice", "question": "Is it so?", "options": ["yes", "no"], "positive": "yes"}
+    items = [
+        *({**pair, "id": f"c{i}"} for i in range(60)),
+        {**pair, "positive": " Lovely!", "group": "talk"},
+        choice, {**choice, "options": ["no", "yes"]},  # asked in both orders anyway
+        {**pair, "prompt": "And now?"}, {**choice, "positive": "no"}, {**choice, "letters": False},
+    ]  # fmt: skip
+    (tmp_path / "suite.json").write_text(json.dumps({"items": items}))
+    suite = read_suite(Sources(suite=tmp_path / "suite.json"))
+    assert len(suite.items) == 5
+    assert suite.items[0].id == "c0"
+    (note,) = suite.notes
+    assert note.startswith("61 items of the suite repeat the content of another")
+    assert "'Lovely!' stands 61 times (ids c0, c1, c2, …; the first has no group)" in note
+
+
+def test_a_file_of_a_suite_that_repeats_its_items_adds_none(tmp_path: Path) -> None:
+    lines(
+        tmp_path / "pairs.jsonl",
+        {"prompt": "p", "positive": "a", "negative": "b"},
+        {"prompt": "q", "positive": "a", "negative": "b"},
+    )
+    document = {"files": {"pairs": "pairs.jsonl"}, "items": [
+        {"kind": "pair", "prompt": "p", "positive": "a", "negative": "b", "id": "mine", "group": "g"}
+    ]}  # fmt: skip
+    (tmp_path / "suite.json").write_text(json.dumps(document))
+    suite = read_suite(Sources(suite=tmp_path / "suite.json", pairs=tmp_path / "pairs.jsonl"))
+    assert [item.group for item in suite.items] == ["g", ""]
+    assert "3 items of the suite repeat" in suite.notes[-1]
+
+
+def test_different_items_of_one_id_are_refused(tmp_path: Path) -> None:
+    pair = {"kind": "pair", "positive": "Lovely!", "id": "one"}
+    items = [{**pair, "negative": "Fine."}, {**pair, "negative": "Bad."}]
+    (tmp_path / "suite.json").write_text(json.dumps({"items": items}))
+    with pytest.raises(ExampleError, match="2 different items have the id 'one'"):
+        read_suite(Sources(suite=tmp_path / "suite.json"))
