@@ -14,20 +14,41 @@ import itertools
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 Check = Callable[[Any, str], Iterator[str]]
 
-MOST = 20  # problems that are listed of one value
+MOST = 20  # problems that are listed of one value's fields, and as many of the entries of its lists
+SCANNED = 100_000  # problems that are read to find those of other kinds
 SHOWN = 60  # characters of a value that a problem shows
+_INDEX = re.compile(r"\[\d+\]")
+_ENTRY = re.compile(r"[^\s\[]*\[\d+\]\S*(?: has the unknown key \S+| \w+)?")  # a name with an index, and what is wrong
 LONGEST_TEXT = 1_000_000  # characters
 
 
 def problems_of(value: Any, check: Check, name: str = "") -> list[str]:
-    """What is wrong with a value, at most `MOST` problems; `name` is that of the value itself."""
-    problems = list(itertools.islice(check(value, name), MOST + 1))
-    return problems if len(problems) <= MOST else [*problems[:MOST], "there are more problems like these"]
+    """What is wrong with a value; `name` is that of the value itself.
+
+    At most `MOST` of its fields, and then as many of the entries of lists: the first of each kind, then the second of
+    each, since a list of many wrong entries would hide all other problems.
+    """
+    of_fields: list[str] = []
+    of_entries: list[tuple[int, int, str]] = []  # how many of its kind came before, its place, the problem
+    alike = Counter[str]()
+    count = 0
+    for count, problem in enumerate(itertools.islice(check(value, name), SCANNED), 1):
+        entry = _ENTRY.match(problem)
+        kind = "" if entry is None else _INDEX.sub("[]", entry[0])
+        alike[kind] += 1
+        if entry is None and alike[kind] <= MOST:
+            of_fields.append(problem)
+        elif entry is not None and alike[kind] <= MOST:
+            of_entries.append((alike[kind], count, problem))
+    chosen = sorted(sorted(of_entries)[:MOST], key=lambda entry: entry[1])
+    problems = [*of_fields, *(problem for _, _, problem in chosen)]
+    return problems if len(problems) == count else [*problems, "there are more problems like these"]
 
 
 def excerpt(value: Any) -> str:
