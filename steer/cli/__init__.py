@@ -105,6 +105,11 @@ def _report(error: BaseException) -> int:
         case click.exceptions.NoArgsIsHelpError():  # a group without a command shows its help, which is no error
             click.echo(error.format_message())
             return 0
+        case click.NoSuchOption() if error.option_name[:2].lstrip("-")[:1] in set("0123456789."):
+            where = error.ctx.command_path if error.ctx else "steer"
+            hint = f'an expression that begins with a minus stands last, behind --: {where} … -- "-1*NAME"'
+            out.fail([error.format_message()], hint)
+            return error.exit_code
         case click.ClickException():
             where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "steer"
             out.fail([error.format_message()], f"{where} --help")

@@ -39,13 +39,16 @@ def require_free_output(out: Path, needed: int = 0, *, have: int = 0) -> None:
         hints.append(f"mkdir -p {parent}")
     else:
         remove_leftovers(parent)  # first, since they may be what fills the disk
-        free = shutil.disk_usage(parent).free + have
-        if free < needed + RESERVE:
-            problems.append(f"the output takes {needed / 1e9:.2f} GB, and {parent} has {free / 1e9:.2f} GB free")
-            hints.append("free some space, or choose another --out")
-        if not os.access(parent, os.W_OK):
+        disk = shutil.disk_usage(parent)
+        if disk.total == 0 or not os.access(parent, os.W_OK):  # /proc and the like hold no files of anyone
             problems.append(f"{parent} can't be written")
             hints.append("choose another --out")
+        elif disk.free + have < needed + RESERVE:
+            room = (
+                f"{parent} has {(disk.free + have) / 1e9:.2f} GB free, of which {RESERVE / 1e9:.2f} GB are never used"
+            )
+            problems.append(f"the output takes {needed / 1e9:.2f} GB, and {room}")
+            hints.append("free some space, or choose another --out")
     if problems:
         raise OutputError(problems, "; ".join(hints))
 

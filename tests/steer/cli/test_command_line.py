@@ -93,6 +93,11 @@ def test_a_wrong_command_is_wrong_usage(steer: Callable[..., Outcome]) -> None:
     assert steer("--version")[1].startswith("steer 0.")
 
 
+def test_an_expression_that_begins_with_a_minus_is_shown_where_it_belongs(steer: Callable[..., Outcome]) -> None:
+    assert 'steer eval … -- "-1*NAME"' in steer("eval", "-1*warm")[2]
+    assert "-- " not in steer("eval", "--wrong")[2]
+
+
 def test_a_failure_with_json_is_one_object_with_the_same_exit_code(steer: Callable[..., Outcome]) -> None:
     for arguments, code, words in (
         (["vectors", "show", "missing.safetensors", "--json"], 1, "missing.safetensors"),

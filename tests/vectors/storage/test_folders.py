@@ -101,6 +101,9 @@ def test_an_output_that_exists_or_can_not_be_made_is_refused_before_any_work(tmp
     assert caught.value.hint == f"mkdir -p {tmp_path}/none"
     with pytest.raises(OutputError, match=r"takes 1000000000\.00 GB"):
         require_free_output(tmp_path / "out", 10**18)
+    with pytest.raises(OutputError, match="/proc can't be written") as caught:
+        require_free_output(Path("/proc/out"))
+    assert "takes" not in str(caught.value)
 
 
 def test_an_output_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
