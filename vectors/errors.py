@@ -12,7 +12,7 @@ SteerError
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 LONGEST, MOST = 2_000, 100  # characters of a problem, and problems of an error; the rest is cut off
@@ -106,6 +106,15 @@ def collecting(errors: list[SteerError]) -> Iterator[None]:
         yield
     except SteerError as error:
         errors.append(error)
+
+
+@contextlib.contextmanager
+def naming(rename: Callable[[str], str], prefix: str = "") -> Iterator[None]:
+    """A context whose SteerError calls options as `rename` says, with each problem after `prefix`."""
+    try:
+        yield
+    except SteerError as error:
+        raise type(error)([prefix + rename(problem) for problem in error.problems], rename(error.hint)) from error
 
 
 def raise_together(errors: Sequence[SteerError]) -> None:

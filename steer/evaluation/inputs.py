@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -23,7 +24,16 @@ from steer.evaluation.suites.reading import Sources, read_suite
 from steer.evaluation.suites.sides import chosen
 from steer.evaluation.text_scores import Requested, read_requested
 from vectors import fit
-from vectors.errors import ArtifactError, ExampleError, SteerError, UsageError, collecting, guess, raise_together
+from vectors.errors import (
+    ArtifactError,
+    ExampleError,
+    SteerError,
+    UsageError,
+    collecting,
+    guess,
+    naming,
+    raise_together,
+)
 from vectors.language.markers import markers_in
 from vectors.probe import Probe
 from vectors.registry.layers import spans
@@ -35,6 +45,7 @@ RECORDED = {
     "data": "are among the examples that {} was extracted from",
     "chosen_on": "are among the development items of the sweep that chose where and how strongly {} acts",
 }
+_ONE_LAYER = ", or restrict the expression to one layer, as in warm[12]"
 NEUTRAL = 12  # built-in neutral prompts that are continued
 ANSWERED = 10  # prompts that are answered where the suite has none
 
@@ -100,12 +111,17 @@ def read_inputs(request: Request) -> Inputs:
     if "lm-eval" in request.export:
         reasons = [reason for subject in subjects for reason in harness_vector.problems_of(subject.arm)]
         if reasons:
-            errors.append(UsageError(reasons, "leave out --export lm-eval, or restrict the expression to one layer"))
+            errors.append(
+                UsageError(
+                    reasons,
+                    f"leave out --export lm-eval{_ONE_LAYER * all('acts at layers' in each for each in reasons)}",
+                )
+            )
     if request.donor is not None:
         with collecting(errors):
             donor = (request.donor.stem, SteeringVector.load(request.donor))
     if any((request.extraction_pos, request.extraction_neg, request.extraction_pairs)):
-        with collecting(errors):
+        with collecting(errors), naming(_of_extraction):
             extraction = read(request.extraction_pos, request.extraction_neg, request.extraction_pairs)
     for path in request.entangled:
         with collecting(errors):
@@ -185,6 +201,11 @@ def _require_test_items(suite: Suite, prefix: str = "") -> None:
     if suite.items and not suite.of("test"):
         problem = f"{prefix}all items are for development, so there is none for the test"
         raise ExampleError(problem, "; ".join(["give more items, or --seed", *suite.notes]))
+
+
+def _of_extraction(text: str) -> str:
+    """A sentence about the options of examples as one about those of the extraction."""
+    return re.sub(r"--(pos|neg|pairs)\b", r"--extraction-\1", text)
 
 
 def _problems_of_donor(donor: tuple[str, SteeringVector], subjects: Sequence[Subject]) -> list[SteerError]:

@@ -169,7 +169,7 @@ def contrast_of(items: Sequence[Item]) -> Contrast | None:
             positive.append(item.positive)
             negative.append(item.negative)
         elif isinstance(item, Choice):
-            answers = [Example(option, item.question, origin=item.id) for option in item.options]
+            answers = [Example(option, item.question, origin=item.origin or item.id) for option in item.options]
             positive.append(answers.pop(item.positive))
             negative.append(answers[0])
     return Contrast(positive, negative, False, {}) if len(positive) >= 4 else None

@@ -88,7 +88,7 @@ def answers_of(item: Choice) -> list[Example]:
         else:
             question = f"{item.question}\n\nAnswer {', '.join(listed[:-1])} or {listed[-1]}."
             answers = list(item.options)
-        examples += [Example(answer, question, origin=item.id) for answer in answers]
+        examples += [Example(answer, question, origin=item.origin or item.id) for answer in answers]
     return examples
 
 

@@ -115,7 +115,7 @@ def choices_of(path: Path, seed: int) -> tuple[tuple[Item, ...], str]:
             if not isinstance(record.value, dict):
                 raise ValueError("a line must be an object")
             item = choice_of(record.value)
-            items.append(item._replace(id=identifier(item)))
+            items.append(item._replace(id=identifier(item), origin=record.origin))
         except ValueError as error:
             problems.append(f"{record.origin}: {error}")
     if not items and not problems:

@@ -42,6 +42,7 @@ class Choice(NamedTuple):
     side: Side = "test"
     group: str = ""
     id: str = ""
+    origin: str = ""  # FILE:LINE or the like, for messages
 
 
 class Prompt(NamedTuple):

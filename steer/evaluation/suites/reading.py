@@ -13,6 +13,7 @@ Paths are relative to the document.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +26,13 @@ from steer.evaluation.suites.files import choices_of, pairs_of, prompts_of
 from steer.evaluation.suites.items import Choice, Item, Pair, Prompt, Suite
 from steer.evaluation.suites.sides import identifier, with_sides
 from vectors.documents import yaml_text
-from vectors.documents.schema import Check, boolean, list_of, one_of, problems_of, strict, text
-from vectors.errors import ExampleError, SteerError, UsageError, collecting, raise_together
+from vectors.documents.schema import Check, boolean, either, list_of, one_of, problems_of, strict, text, whole
+from vectors.errors import ExampleError, SteerError, UsageError, collecting, naming, raise_together
 from vectors.storage.files import digest_bytes
 
 _TEXT = text(r"[\s\S]*\S[\s\S]*", "text that is not blank")
-_COMMON: dict[str, Check] = {"group": text(longest=1000), "id": text(longest=1000)}
+_GROUP = either(text(longest=1000), whole(-(2**63), 2**63), wanted="text or a whole number")
+_COMMON: dict[str, Check] = {"group": _GROUP, "id": text(longest=1000)}
 _KINDS: dict[str, Check] = {
     "pair": strict(
         {"kind": one_of("pair"), "positive": _TEXT, "negative": _TEXT}, {"prompt": _TEXT, **_COMMON}
@@ -99,6 +101,8 @@ def read_suite(sources: Sources, seed: int = 0) -> Suite:
         raise UsageError("there is nothing to evaluate on", "give --suite FILE, or --pos FILE and --neg FILE")
     raise_together(errors)
     items, of_copies = without_copies([item for part in parts for item in part.items])
+    if not any((part.items or part.prompts or part.neutral) for part in parts):
+        raise ExampleError(f"{sources.suite} holds no item", "add pairs or choices to it; docs/eval.md shows a suite")
     if not items:
         raise ExampleError("the suite has no item that is scored: it holds prompts only", "add pairs or choices to it")
     return Suite(
@@ -120,16 +124,19 @@ def _document(path: Path, seed: int) -> Suite:
     problems = problems_of(value, DOCUMENT)
     if problems:
         raise ExampleError([f"{path}: {problem}" for problem in problems], "docs/eval.md shows a suite")
-    listed = [_scored(entry) for entry in value.get("items", ()) if entry["kind"] in ("pair", "choice")]
-    different, _ = without_copies(listed)
-    problems = _repeated([entry.id for entry in different])
+    numbered = [(f"items[{i}]", entry) for i, entry in enumerate(value.get("items", ()))]
+    listed = [_scored(entry, name) for name, entry in numbered if entry["kind"] in ("pair", "choice")]
+    problems = _repeated(without_copies(listed)[0])
     if problems:
         raise ExampleError([f"{path}: {problem}" for problem in problems], "give each item an id of its own")
     files = {name: path.parent / file for name, file in value.get("files", {}).items()}
-    more = _of_files(Sources(**files), seed) if files else Suite("", ())
+    more = Suite("", ())
+    if files:
+        with naming(_keyed, f"{path}: "):
+            more = _of_files(Sources(**files), seed)
     prompts = {
         kind: tuple(
-            Prompt(entry["prompt"], entry.get("group", ""), entry.get("id", ""))
+            Prompt(entry["prompt"], str(entry.get("group", "")), entry.get("id", ""))
             for entry in value.get("items", ())
             if entry["kind"] == kind
         )
@@ -145,23 +152,32 @@ def _document(path: Path, seed: int) -> Suite:
     )
 
 
-def _scored(entry: Mapping[str, Any]) -> Item:
-    """A pair or a choice of the document."""
-    group, name = entry.get("group", ""), entry.get("id", "")
+def _keyed(text: str) -> str:
+    """A sentence about options as one about the keys of a suite's `files`."""
+    return re.sub(r"--(\w+)\b", lambda option: f"files.{option[1]}" if option[1] in _FILES else option[0], text)
+
+
+def _scored(entry: Mapping[str, Any], origin: str) -> Item:
+    """A pair or a choice of the document; `origin` names it in messages."""
+    group, name = str(entry.get("group", "")), entry.get("id", "")
     item: Item
     if entry["kind"] == "pair":
         prompt = entry.get("prompt")
-        item = Pair(Example(entry["positive"], prompt), Example(entry["negative"], prompt), group=group)
+        positive, negative = (Example(entry[side], prompt, origin=origin) for side in ("positive", "negative"))
+        item = Pair(positive, negative, group=group)
     else:
         options = tuple(entry["options"])
-        positive = options.index(entry["positive"])
-        item = Choice(entry["question"], options, positive, entry.get("letters", True), group=group)
+        index, letters = options.index(entry["positive"]), entry.get("letters", True)
+        item = Choice(entry["question"], options, index, letters, group=group, origin=origin)
     return item._replace(id=name or identifier(item))
 
 
-def _repeated(ids: list[str]) -> list[str]:
+def _repeated(different: Sequence[Item]) -> list[str]:
+    places: dict[str, list[str]] = {}
+    for item in different:
+        places.setdefault(item.id, []).append(item.origin if isinstance(item, Choice) else item.positive.origin)
     return [
-        f"{ids.count(name)} different items have the id {name!r}" for name in dict.fromkeys(ids) if ids.count(name) > 1
+        f"{' and '.join(same[:4])} differ and have the id {name!r}" for name, same in places.items() if len(same) > 1
     ]
 
 

@@ -287,7 +287,14 @@ def test_all_problems_are_named_before_a_model_is_loaded(folder: Path, tmp_path:
             model="nowhere", prompt=" ", extraction_pos=tmp_path / "absent.jsonl",
         )  # fmt: skip
     text = "\n".join(caught.value.problems)
-    for wanted in ("itmes", "'nothing'", "absent.safetensors", "quantum", "--prompt is empty", "--neg is missing"):
+    for wanted in (
+        "itmes",
+        "'nothing'",
+        "absent.safetensors",
+        "quantum",
+        "--prompt is empty",
+        "--extraction-neg is missing",
+    ):
         assert wanted in text
     with pytest.raises(UsageError, match="--control is 'randm'"):
         evaluated(folder, str(folder / "warm.safetensors"), control=("randm",))

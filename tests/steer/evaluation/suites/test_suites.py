@@ -183,6 +183,12 @@ def test_nothing_and_prompts_alone_are_refused(tmp_path: Path) -> None:
     (tmp_path / "suite.yaml").write_text("items: [{kind: prompt, prompt: Hello}]")
     with pytest.raises(ExampleError, match="no item that is scored"):
         read_suite(Sources(suite=tmp_path / "suite.yaml"))
+    (tmp_path / "suite.yaml").write_text("items: []")
+    with pytest.raises(ExampleError, match=r"suite\.yaml holds no item"):
+        read_suite(Sources(suite=tmp_path / "suite.yaml"))
+    (tmp_path / "suite.yaml").write_text("files: {pos: p.jsonl}")
+    with pytest.raises(ExampleError, match=r"suite\.yaml: one class only: files\.neg is missing"):
+        read_suite(Sources(suite=tmp_path / "suite.yaml"))
     with pytest.raises(ExampleError, match="one class only"):
         read_suite(Sources(pos=["a"]))
 
@@ -224,5 +230,35 @@ def test_different_items_of_one_id_are_refused(tmp_path: Path) -> None:
     pair = {"kind": "pair", "positive": "Lovely!", "id": "one"}
     items = [{**pair, "negative": "Fine."}, {**pair, "negative": "Bad."}]
     (tmp_path / "suite.json").write_text(json.dumps({"items": items}))
-    with pytest.raises(ExampleError, match="2 different items have the id 'one'"):
+    with pytest.raises(ExampleError, match=r"items\[0\] and items\[1\] differ and have the id 'one'"):
+        read_suite(Sources(suite=tmp_path / "suite.json"))
+
+
+def test_many_wrong_items_hide_no_problem_of_another_kind(tmp_path: Path) -> None:
+    items = [{"kind": "pair", "positive": "a"}] * 60 + [{"kind": "quiz"}]
+    (tmp_path / "suite.json").write_text(json.dumps({"items": items, "nmae": "x", "files": {"psoitive": "p"}}))
+    with pytest.raises(ExampleError) as caught:
+        read_suite(Sources(suite=tmp_path / "suite.json"))
+    text = "\n".join(caught.value.problems)
+    for wanted in (
+        '"nmae"',
+        '"psoitive"',
+        "items[0].negative is missing",
+        "items[60].kind is 'quiz'",
+        "there are more",
+    ):
+        assert wanted in text
+    assert len(caught.value.problems) == 2 + 20 + 1
+
+
+def test_an_item_without_an_id_is_named_by_its_place_and_its_group_may_be_a_number(tmp_path: Path) -> None:
+    pair: dict[str, Any] = {"kind": "pair", "positive": "a", "negative": "b", "group": 3}
+    choice = {"kind": "choice", "question": "q", "options": ["a", "b"], "positive": "a"}
+    (tmp_path / "suite.json").write_text(json.dumps({"items": [{"kind": "prompt", "prompt": "p"}, pair, choice]}))
+    first, second = read_suite(Sources(suite=tmp_path / "suite.json")).items
+    assert isinstance(first, Pair)
+    assert not isinstance(second, Pair)
+    assert (first.negative.origin, second.origin, first.group) == ("items[1]", "items[2]", "3")
+    (tmp_path / "suite.json").write_text(json.dumps({"items": [{**pair, "group": 1.5}]}))
+    with pytest.raises(ExampleError, match=r"group is 1.5, not text or a whole number"):
         read_suite(Sources(suite=tmp_path / "suite.json"))
