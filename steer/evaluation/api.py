@@ -15,7 +15,7 @@ from steer.reports import evaluation as page
 from vectors.documents import json_text
 from vectors.errors import ArtifactError, UsageError, guess
 from vectors.events import OnEvent, ignore
-from vectors.registry.options import problems_of
+from vectors.registry.options import problems_of, several
 from vectors.storage.files import canonical_json, digest_bytes, readable_json, write_atomically
 from vectors.storage.folders import new_folder
 
@@ -39,7 +39,9 @@ def evaluate(*subjects: str, through: Through | None = None, on_event: OnEvent =
     for name in paths:
         if isinstance(options.get(name), str):
             options[name] = Path(options[name])
-    return evaluate_request(Request(subjects=tuple(subjects), **options), through=through, on_event=on_event)
+    return evaluate_request(
+        Request(subjects=tuple(subjects), **several(Request, options)), through=through, on_event=on_event
+    )
 
 
 def evaluate_request(request: Request, *, through: Through | None = None, on_event: OnEvent = ignore) -> Evaluation:

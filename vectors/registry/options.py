@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+import os
+import typing
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from vectors.documents.numbers import number
@@ -143,6 +146,18 @@ class Flag(NamedTuple):
 def flags_of(request: Any) -> dict[str, Flag]:
     """The fields of a request, or of its type, that were made by `option`."""
     return {field.name: field.metadata[OPTION] for field in dataclasses.fields(request) if OPTION in field.metadata}
+
+
+def several(request: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a request's fields, where a field that holds several takes one value or any sequence of them."""
+    hints = typing.get_type_hints(request)
+    made = dict(values)
+    for name, value in values.items():
+        if typing.get_origin(hints.get(name)) is tuple:
+            item, one = typing.get_args(hints[name])[0], isinstance(value, str | bytes | os.PathLike | int | float)
+            listed = (value,) if one else tuple(value or ())
+            made[name] = tuple(Path(each) if item is Path else each for each in listed)
+    return made
 
 
 def problems_of(request: Any) -> list[str]:

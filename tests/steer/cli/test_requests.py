@@ -12,9 +12,10 @@ import pytest
 from click.testing import CliRunner
 
 from steer.cli import options, requests
+from steer.evaluation.request import Request as Evaluation
 from steer.training import requests as training
 from vectors.errors import UsageError
-from vectors.registry.options import option, problems_of
+from vectors.registry.options import option, problems_of, several
 
 
 def rate_of(text: str) -> float | None:
@@ -181,3 +182,12 @@ def test_a_number_that_is_not_finite_is_refused_with_the_other_problems(value: s
     with pytest.raises(UsageError) as caught:
         built("-o", "x", "--share", value, "--vector", "a")  # one that can't be read, and one out of range
     assert len(caught.value.problems) == 2
+
+
+def test_a_field_of_several_values_takes_one_or_any_sequence_in_python() -> None:
+    """`control="none"` was taken as four controls, and a list as one."""
+    for given in ("none", ["none"], ("none",)):
+        assert several(Evaluation, {"control": given, "seed": 3}) == {"control": ("none",), "seed": 3}
+    assert several(Evaluation, {"entangled": "a.yaml", "curve": [1, 2]}) == {
+        "entangled": (Path("a.yaml"),), "curve": (1, 2),
+    }  # fmt: skip
