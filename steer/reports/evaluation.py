@@ -214,6 +214,11 @@ def _metrics(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(metric["metric"], metric["unit"]) for metric in report["subjects"][0]["metrics"]]
 
 
+def _short(name: str) -> str:
+    """A name that fits beside a picture: both ends, since a control's kind stands at the end of its name."""
+    return name if len(name) < 44 else f"{name[:24]}…{name[-18:]}"
+
+
 def _dose_response(report: Mapping[str, Any]) -> str | None:
     metrics = _metrics(report)
     figure = draw.figure(9, 3.6 * len(metrics))
@@ -225,7 +230,7 @@ def _dose_response(report: Mapping[str, Any]) -> str | None:
             curve: list[Any] = next((m["curve"] for m in subject["metrics"] if m["metric"] == name), [])
             colour = f"C{number}"
             factors, means = [p["factor"] for p in curve], [p["mean"] for p in curve]
-            row[0].plot(factors, means, "o-", color=colour, label=subject["subject"], markersize=4)
+            row[0].plot(factors, means, "o-", color=colour, label=_short(subject["subject"]), markersize=4)
             if all(p["low"] is not None for p in curve):
                 row[0].fill_between(
                     factors, [p["low"] for p in curve], [p["high"] for p in curve], color=colour, alpha=0.2, linewidth=0
@@ -258,7 +263,7 @@ def _arms(report: Mapping[str, Any]) -> str | None:
             axes.plot([e["mean"] for e in effects], [position] * len(effects), "o", color=colour, markersize=4,
                       alpha=0.9 if len(members) == 1 else 0.5)  # fmt: skip
         axes.axvline(0, color="#888", linewidth=0.8)
-        axes.set_yticks(range(len(names)), [name if len(name) < 44 else f"{name[:42]}…" for name in names], fontsize=9)
+        axes.set_yticks(range(len(names)), [_short(name) for name in names], fontsize=9)
         axes.invert_yaxis()
         axes.set_xlabel(f"change of the {metric} from the base ({unit})")
     return draw.svg(figure)
@@ -275,14 +280,17 @@ def _frontier(report: Mapping[str, Any]) -> str | None:
             curve: list[Any] = next((m["curve"] for m in subject["metrics"] if m["metric"] == metric), [])
             points = sorted((p["kl"]["p95"], p["mean"]) for p in curve if p["factor"] >= 0)
             if points:
-                label = f"{subject['subject']}: curve (development)"
+                label = f"{_short(subject['subject'])}: curve (development)"
                 axes.plot(*zip(*points, strict=True), "-", color=f"C{number}", alpha=0.5, label=label)
-        for number, (name, members) in enumerate(families(report).items()):
-            is_subject = members[0]["family"] == "subject"
+        listed = families(report)
+        subjects = [name for name, members in listed.items() if members[0]["family"] == "subject"]
+        for number, (name, members) in enumerate(listed.items()):
+            is_subject = name in subjects
+            place = subjects.index(name) if is_subject else number + len(subjects)
             axes.plot(
                 [arm["kl"]["p95"] for arm in members], [arm["effects"][metric]["mean"] for arm in members],
-                "D" if is_subject else "ov^s<>px"[number % 8], markersize=8 if is_subject else 5,
-                color="C0" if is_subject else f"C{number % 9 + 1}", linestyle="none", label=name[:44], alpha=0.7,
+                "DPX*hH8d"[place % 8] if is_subject else "ov^s<>px"[number % 8], markersize=8 if is_subject else 5,
+                color=f"C{place % 10}", linestyle="none", label=_short(name), alpha=0.7,
             )  # fmt: skip
         axes.axhline(0, color="#888", linewidth=0.8)
         axes.set(xlabel="95th percentile of the KL on neutral text (nats)", ylabel=f"change of the {metric} ({unit})")

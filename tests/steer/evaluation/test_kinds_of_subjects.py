@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pico
 import planted
@@ -20,6 +21,7 @@ from steer.evaluation.arms.subjects import subjects_of
 from steer.evaluation.arms.weights import loaded_arm
 from steer.evaluation.evaluation import Evaluation
 from steer.evaluation.measuring.figures import measure_arms
+from steer.reports import evaluation as page
 from vectors.errors import UsageError
 
 CHANGED = "model.layers.2.mlp.down_proj"
@@ -122,3 +124,21 @@ def test_quotation_marks_around_a_prompt_are_no_part_of_it() -> None:
         subjects_of(['prompt:""'])
     with pytest.raises(UsageError, match="is given 2 times"):
         subjects_of(["prompt:'a'", "prompt:a"])
+
+
+def test_subjects_differ_in_a_picture_of_several_and_long_names_have_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    drawn: list[Any] = []
+    monkeypatch.setattr(page.draw, "svg", lambda figure: drawn.append(figure) or "")
+    names = [f"{'a long expression over vectors ' * 2}{i}" for i in range(3)]
+    arms = [
+        {"arm": name, "family": family, "subject": name, "kl": {"p95": 0.1}, "effects": {"margin": {"mean": 0.2}}}
+        for name, family in ((names[0], "subject"), (names[1], "subject"), (f"{names[0]}: negation", "negation"))
+    ]
+    metric = {"metric": "margin", "unit": "nats", "curve": []}
+    page._frontier({"arms": arms, "subjects": [{"subject": name, "metrics": [metric]} for name in names[:2]]})
+    lines = [line for line in drawn[0].axes[0].get_lines() if not line.get_label().startswith("_")]
+    assert len({line.get_marker() for line in lines}) == 3
+    assert len({line.get_color() for line in lines}) == 3
+    assert all("…" in line.get_label() for line in lines)
+    assert lines[-1].get_label().endswith(": negation")
