@@ -72,8 +72,8 @@ class Request:
         default_text="-2,-1,-0.5,0,0.5,1,1.5,2",
     )  # fmt: skip
     control: tuple[str, ...] = option(
-        (), help="A control that the subject must beat; may be given several times.", choices=CONTROL_NAMES,
-        default_text="all that apply", group="Controls",
+        (), help=f"A control that the subject must beat: {', '.join(CONTROL_NAMES)}; may be given several times.",
+        choices=CONTROL_NAMES, default_text="all that apply", group="Controls",
     )  # fmt: skip
     donor: Path | None = option(None, help="The vector of another behaviour, as a control.", group="Controls")
     prompt: str | None = option(
@@ -81,7 +81,8 @@ class Request:
         metavar="TEXT", group="Controls",
     )  # fmt: skip
     draws: int = option(
-        8, help="Random directions of each kind; of shuffled labels, which come nearest to a behaviour, twice as many.",
+        8, help="Random directions of each kind, 3 to 100; of shuffled labels, which come nearest to a behaviour, "
+        "twice as many.",
         low=3, high=100, group="Controls",
     )  # fmt: skip
     extraction_pos: Path | None = option(
