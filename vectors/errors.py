@@ -109,12 +109,12 @@ def collecting(errors: list[SteerError]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def naming(rename: Callable[[str], str], prefix: str = "") -> Iterator[None]:
-    """A context whose SteerError calls options as `rename` says, with each problem after `prefix`."""
+def naming(worded: Callable[[str], str], prefix: str = "") -> Iterator[None]:
+    """A context whose SteerError calls options as `worded` says, with each problem after `prefix`."""
     try:
         yield
     except SteerError as error:
-        raise type(error)([prefix + rename(problem) for problem in error.problems], rename(error.hint)) from error
+        raise type(error)([prefix + worded(problem) for problem in error.problems], worded(error.hint)) from error
 
 
 def raise_together(errors: Sequence[SteerError]) -> None:
