@@ -23,7 +23,8 @@ class Difference(NamedTuple):
     """The mean difference, its 95 % interval, a two-sided p-value, and its standard error.
 
     `detectable` is the smallest true difference that the same test would find with 80 % probability, at the level of
-    its interval: what the test takes, and Student's quantile of that power, in units of the error (Bloom 1995).
+    its interval: what the test takes, and Student's quantile of that power, in units of the error (Bloom 1995). It is
+    NaN where the error is 0, which says nothing of how another difference would vary.
     """
 
     mean: float
@@ -72,7 +73,7 @@ def against_draws(
         error = 0.0
     if error == 0 and between == 0:
         sign_test = 1.0 if abs(mean) <= 1e-12 else min(1.0, 2.0 ** (1 - count))
-        return Difference(mean, mean, mean, sign_test, 0.0, 0.0, len(values), count)
+        return Difference(mean, mean, mean, sign_test, 0.0, math.nan, len(values), count)
     half = p = detectable = 0.0
     if error > 0:
         reach = (error * studentised(clusters, seed)).abs()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -22,7 +23,7 @@ class Compared(NamedTuple):
 
     `draws` is the number of arms that were drawn at random for this control; 1 for a single arm. `detectable` is the
     smallest true difference that would be found with 80 % probability, at the level that Holm's correction asks for
-    where all controls are beaten.
+    where all controls are beaten; NaN where nothing varies.
     """
 
     control: str
@@ -67,9 +68,14 @@ def verdict(
         name: against_draws(subject, draws, groups, seed=seed) for name, draws in controls.items() if len(draws)
     }
     adjusted = holm([each.p for each in differences.values()])
+
     # All are rejected if the p-values are at most 5 %, 5 % / 2, ... in any order. What is hardest to tell apart has the
     # greatest one.
-    order = sorted(differences, key=lambda name: -differences[name].detectable)
+    def hardness(name: str) -> float:
+        size = differences[name].detectable
+        return 0.0 if math.isnan(size) else size
+
+    order = sorted(differences, key=hardness, reverse=True)
     detectable = {
         name: against_draws(
             subject, controls[name], groups, seed=seed, confidence=1 - (1 - CONFIDENCE) / rank

@@ -47,7 +47,8 @@ class Point(NamedTuple):
 class Judged(NamedTuple):
     """A subject under one metric: its effect on test items, its verdict, and how single items answer to strength.
 
-    `slopes` are over the test items at -1, 0 and 1 times the strength, None of what has no opposite sign. `by_answer`
+    `slopes` are over the test items at -1, 0 and 1 times the strength, None of what has no opposite sign
+    or changes nothing. `by_answer`
     is the effect on the items of each answer, None where answers are not balanced. `in_template` is the effect on test
     items whose group development items share, `out_of_template` on those of other groups. `beyond_prompt` is the
     figure of the subject less that of the prompt baseline, `added_to_prompt` that of both together less the prompt's.
@@ -108,7 +109,9 @@ def judged(
     of_items = None
     if plan.negation is not None:
         points_of_items = torch.stack([of(plan.negation.name), base, subject])
-        of_items = distribution(slopes([-1.0, 0.0, 1.0], points_of_items), metric.groups)
+        of_each_item = slopes([-1.0, 0.0, 1.0], points_of_items)
+        if bool(of_each_item.any()):  # of what changes nothing, no item goes a way
+            of_items = distribution(of_each_item, metric.groups)
     points, monotonicity, of_each = [], None, None
     if curve and dev_metric is not None and len(dev_metric.columns) > 1:
         measured = {factor: dev_metric.of(values) for factor, values in curve.items()}
@@ -170,11 +173,12 @@ def sentence(name: str, judgements: Sequence[Judged], divergence: Divergence) ->
 
 
 def _detectable(found: Verdict) -> str:
-    """The smallest difference that would be found from the control of which that is the largest."""
-    # The negation lies as far beyond the base as the subject before it: a difference from it is two effects.
-    hardest = max(found.against, key=lambda c: c.detectable / (2 if c.control == "negation" else 1))
-    if not math.isfinite(hardest.detectable):
+    """The smallest difference that would be found from the control of which that is the largest; "" of none."""
+    known = [each for each in found.against if math.isfinite(each.detectable)]
+    if not known:
         return ""
+    # The negation lies as far beyond the base as the subject before it: a difference from it is two effects.
+    hardest = max(known, key=lambda c: c.detectable / (2 if c.control == "negation" else 1))
     return f"; a difference of {hardest.detectable:.3f} from {hardest.control} would be detected"
 
 

@@ -108,6 +108,7 @@ def notes(evaluation: Evaluation) -> list[str]:
     lines = [*inputs.suite.notes, *(f"{suite.name}: {note}" for suite, _ in inputs.entangled for note in suite.notes)]
     lines += [note for result in evaluation.subjects for note in result.plan.notes]
     lines += [line for result in evaluation.subjects for line in of_conditions(evaluation, result)]
+    lines += [line for result in evaluation.subjects for line in of_no_change(evaluation, result)]
     families = {family for _, family in evaluation.families.values()}
     if "shuffled" in families:
         lines.append(f"shuffled labels are those of {inputs.shuffled_source}")
@@ -130,6 +131,17 @@ def of_conditions(evaluation: Evaluation, result: SubjectResult) -> list[str]:
         lines.append(f"{listed} holds at no token of the neutral text, so the KL says nothing of what {arm.name} costs "
                      "where it acts")  # fmt: skip
     return lines
+
+
+def of_no_change(evaluation: Evaluation, result: SubjectResult) -> list[str]:
+    """A note where a subject's figures are exactly the base's, so that nothing is known of how items would vary."""
+    arm, names = result.plan.subject.arm, list(evaluation.arms)
+    if arm.composition is not None and arm.composition.conditions:
+        return []  # `of_conditions` says why
+    if not evaluation.figures[names.index(arm.name)].equal(evaluation.figures[names.index("base")]):
+        return []
+    return [f"{result.plan.subject.name} changes nothing on the test items: all differences from the base are exactly "
+            "0, so there is no detectable difference, and no share of items that go the wrong way"]  # fmt: skip
 
 
 def command(evaluation: Evaluation) -> str:

@@ -132,6 +132,8 @@ def against_prompt(metric: Mapping[str, Any]) -> list[str]:
             conclusion = greater
         elif found["high"] < 0:
             conclusion = smaller
+        elif found["detectable"] is None:
+            conclusion = "no test item differs"
         else:
             conclusion = f"no difference is shown, and one of {found['detectable']:.3f} would be detected"
         lines.append(f"{metric['metric']}, {what}: {figures}; {conclusion}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from probes.statistics.paired import against_draws
@@ -105,8 +107,14 @@ def test_an_effect_in_the_wrong_direction_does_not_work() -> None:
 
 
 def test_a_subject_that_changes_nothing_does_not_work() -> None:
-    base = World(0).base
-    assert verdict(base, {"base": base[None]}).outcome == "does not work"
+    world = World(0)
+    base = world.base
+    found = verdict(base, {"base": base[None]})
+    assert found.outcome == "does not work"
+    assert math.isnan(found.against[0].detectable)
+    drawn = torch.stack([world.arm(0, 0.3) for _ in range(4)])
+    _, random = verdict(base, {"base": base[None], "random": drawn}).against
+    assert random.detectable == against_draws(base, drawn).detectable > 0
 
 
 def test_a_subject_without_controls_has_no_verdict_that_it_works() -> None:

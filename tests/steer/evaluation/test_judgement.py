@@ -9,9 +9,10 @@ from probes.statistics.paired import difference
 from probes.statistics.verdict import verdict
 from steer.evaluation.arms.arm import Arm
 from steer.evaluation.arms.subjects import Subject
-from steer.evaluation.judgement import Judged, Metric, judged, sentence
+from steer.evaluation.judgement import Judged, Metric, judged, sentence, value_of
 from steer.evaluation.measuring.divergences import Divergence
 from steer.evaluation.planning import Plan
+from vectors.storage.files import finite
 
 KL = Divergence(*[0.0] * len(Divergence._fields))
 
@@ -40,6 +41,19 @@ def test_the_detectable_difference_is_that_of_the_control_that_is_hardest_to_bea
     _, negation, shuffled = even.verdict.against
     assert negation.detectable > shuffled.detectable
     assert "from negation would be" not in sentence("warm", [even], KL)
+
+
+def test_what_changes_no_item_has_no_detectable_difference_and_no_share_of_items() -> None:
+    base = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    figures = {name: base for name in ("base", "none", "minus none")}
+    subject = Subject("none", "composition", Arm("none"), "0*warm")
+    plan = Plan(subject, {"base": [Arm("base")]}, {"opposite": Arm("minus none")})
+    metric = Metric("margin", "nats per token", list(range(64)), None, None)
+    found = judged(plan, metric, figures, None, {}, {}, 0.0, frozenset(), 0)
+    assert found.slopes is None
+    assert found.verdict.outcome == "does not work"
+    assert "would be detected" not in sentence("none", [found], KL)
+    assert finite(value_of(found))["against"][0]["detectable"] is None
 
 
 @pytest.mark.parametrize(
