@@ -23,13 +23,13 @@ class Compared(NamedTuple):
 
     `draws` is the number of arms that were drawn at random for this control; 1 for a single arm. `detectable` is the
     smallest true difference that would be found with 80 % probability, at the level that Holm's correction asks for
-    where all controls are beaten; NaN where nothing varies.
+    where all controls are beaten; NaN where nothing varies. `beaten` is None where items or groups are too few to say.
     """
 
     control: str
     difference: Difference
     p_adjusted: float
-    beaten: bool
+    beaten: bool | None
     draws: int
     detectable: float
 
@@ -88,7 +88,7 @@ def verdict(
     ]
     too_few = too_few_to_say(len(subject), len(subject) if groups is None else len(set(groups)))
     if too_few:
-        return Verdict("too few items", too_few, against)
+        return Verdict("too few items", too_few, [each._replace(beaten=None) for each in against])
     unbeaten = [each.control for each in against if not each.beaten]
     if not against:
         return Verdict("does not work", "there is nothing to compare it with", against)

@@ -185,7 +185,7 @@ def _controls(subject: Mapping[str, Any]) -> str:
                 f"{each['mean']:+.3f}",
                 page.interval(each["low"], each["high"], "+.3f"),
                 f"{each['p_holm']:.3g}",
-                "yes" if each["beaten"] else "no",
+                {True: "yes", False: "no", None: "too few"}[each["beaten"]],
             ]
             for each in metric["against"]
         ]

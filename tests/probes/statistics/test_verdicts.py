@@ -97,6 +97,7 @@ def test_few_groups_give_no_verdict() -> None:
     found = verdict(torch.ones(60), {"base": torch.zeros(1, 60)}, [str(i % 3) for i in range(60)])
     assert found.outcome == "too few items"
     assert found.reason == "the items belong to 3 groups; a verdict takes at least 8"
+    assert [each.beaten for each in found.against] == [None]
 
 
 def test_an_effect_in_the_wrong_direction_does_not_work() -> None:
