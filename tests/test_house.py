@@ -177,6 +177,7 @@ MAY_WRITE = {
     ("steer/serving/launch.py", "open"): "a log grows while the server runs",
     ("steer/serving/launch.py", "mkstemp"): "the log of a server that died stays after its temporary folder",
     ("steer/serving/launch.py", "move"): "the log of a server that died stays after its temporary folder",
+    ("steer/experiments/storage/database.py", "touch"): "a log begins as an empty file; no other connection makes one",
     ("steer/experiments/storage/journal.py", "open"): "a journal grows while the server runs; a lock says whose it is",
     ("steer/experiments/storage/journal.py", "rename"): "a file of a journal gets its name under its lock",
     ("steer/cli/__init__.py", "open"): "the null device, where the reader of a pipe has gone",

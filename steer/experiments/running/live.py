@@ -61,7 +61,8 @@ class Live:
         self.version = state.register(engine, experiment)
         damaged: list[int] = []
         recover(engine, folder, damaged.append)
-        self.writer = Writer(engine, folder)
+        # A file that takes the place of the log must know this version: its rows would be those of another one there.
+        self.writer = Writer(engine, folder, lambda: state.is_registered(engine, experiment, self.version))
         if damaged:
             self._note(state.DROPPED, count=sum(damaged), reason="lines of a killed server that can't be read")
         self.judging = Judging(experiment, self.writer, read) if experiment.judges else None

@@ -15,6 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import (
     DataError,
     DBAPIError,
+    DisconnectionError,
     IntegrityError,
     InterfaceError,
     ProgrammingError,
@@ -29,6 +30,7 @@ from vectors.errors import SteerError
 
 INSTRUCTIONS = 1_000_000  # of SQLite, about 20 ms, after which signals are handled
 WAIT = 5  # seconds for a lock, and for a connection
+_OPENED = "file"  # key of what a connection has open
 _PARAMETERS = 500  # of one statement, which some builds of SQLite allow 999 of
 _MIGRATING = 0x73746565_72616262 & 0x7FFFFFFF_FFFFFFFF  # key of the lock of PostgreSQL under which a log is migrated
 
@@ -60,6 +62,7 @@ def engine_of(url: str) -> Engine:
     if lite:
         event.listen(engine, "do_connect", _connect_to_existing)
         event.listen(engine, "connect", _prepare)
+        event.listen(engine, "checkout", _require_unmoved)
         event.listen(engine, "begin", _begin)
     return engine
 
@@ -69,9 +72,27 @@ def file_of(engine: Engine) -> Path | None:
     return None if engine.dialect.name != "sqlite" else Path(str(engine.url.database)).absolute()
 
 
-def _connect_to_existing(dialect: Any, _record: Any, arguments: list[Any], options: dict[str, Any]) -> Any:
+def _connect_to_existing(dialect: Any, record: Any, arguments: list[Any], options: dict[str, Any]) -> Any:
     """A new connection to a SQLite file that is there. SQLite by itself would make an empty one in its place."""
-    return dialect.connect(f"{Path(arguments[0]).absolute().as_uri()}?mode=rw", uri=True, **options)
+    file = Path(arguments[0]).absolute()
+    record.info[_OPENED] = file, identity_of(file)  # before it is opened, so that no later file passes for it
+    return dialect.connect(f"{file.as_uri()}?mode=rw", uri=True, **options)
+
+
+def identity_of(file: Path) -> tuple[int, int] | None:
+    """What a path names now: the device and the inode of its file; None where there is none that can be seen."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _require_unmoved(_connection: Any, record: Any, _proxy: Any) -> None:
+    """Let nobody use a connection to a file that its path does not name any more: what is written there is lost."""
+    file, opened = record.info[_OPENED]
+    if opened is None or identity_of(file) != opened:
+        raise DisconnectionError(f"{file} is another file than before")  # the pool opens the one that is there, if any
 
 
 def _prepare(connection: sqlite3.Connection, _record: Any) -> None:

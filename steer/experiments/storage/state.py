@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Connection, Engine, func, inspect, select
 from sqlalchemy.exc import IntegrityError
 
 from steer.experiments.specification import Experiment
@@ -60,6 +60,14 @@ def version_of(engine: Engine, name: str, digest: str | None = None) -> int | No
     query = select(func.max(EXPERIMENTS.c.version)).where(EXPERIMENTS.c.experiment == name)
     with engine.connect() as connection:
         return connection.execute(query if digest is None else query.where(EXPERIMENTS.c.digest == digest)).scalar()
+
+
+def is_registered(engine: Engine, experiment: Experiment, version: int) -> bool:
+    """Whether a log, which may be an empty database, knows an experiment under this version. Raises SQLAlchemyError."""
+    with engine.connect() as connection:
+        if not inspect(connection).has_table(EXPERIMENTS.name):
+            return False
+    return version_of(engine, experiment.name, experiment.digest) == version
 
 
 def started_last(engine: Engine, name: str) -> int | None:

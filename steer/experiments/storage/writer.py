@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +15,20 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from steer.experiments.storage import journal
-from steer.experiments.storage.database import about_the_rows, prepare, reason_of, write
+from steer.experiments.storage.database import (
+    LogError,
+    about_the_rows,
+    file_of,
+    identity_of,
+    prepare,
+    reason_of,
+    write,
+)
 from steer.experiments.storage.journal import Journal, Row, cleaned
 from steer.experiments.storage.tables import ALL, EVENTS
 from vectors.errors import SteerError
+
+_log = logging.getLogger("steer")
 
 BATCH = 1000  # rows of one transaction
 INTERVAL = (
@@ -40,11 +51,21 @@ class LogState(NamedTuple):
 class Writer:
     """Writes rows to a log through a journal in `folder`. `add` never waits for the database and never raises.
 
-    Ends with `close`.
+    `is_log` says whether a SQLite file that has taken the place of the log may have the rows. Ends with `close`.
     """
 
-    def __init__(self, engine: Engine, folder: Path, *, waiting: int = WAITING, **journal_options: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        folder: Path,
+        is_log: Callable[[], bool] = lambda: True,
+        *,
+        waiting: int = WAITING,
+        **journal_options: int,
+    ) -> None:
         self.engine, self.journal = engine, Journal(folder, **journal_options)
+        self.file, self.is_log = file_of(engine), is_log
+        self.checked: tuple[int, int] | None = None  # the file that is known to be the log
         self.most_waiting = waiting
         self.memory: collections.deque[Row] = collections.deque()
         self.dropped = 0
@@ -96,15 +117,14 @@ class Writer:
             self.attempt_now.wait(pause)
             self.attempt_now.clear()
             try:
+                self._require_log()
                 while self._write_batch():
                     pass
-                pause, self.away = INTERVAL, ""
+                pause = INTERVAL
+                self._is_back()
             except Exception as error:  # whatever it is, the thread goes on, and the state says why rows wait
-                self.away = reason_of(error)
+                self._is_away(error)
                 pause = min(pause * 2, LONGEST_PAUSE)
-                with contextlib.suppress(SQLAlchemyError, OSError, SteerError):
-                    self.engine.dispose()
-                    prepare(self.engine)  # a database that comes back may be an empty one
             with self.idle:
                 self.idle.notify_all()
 
@@ -112,15 +132,65 @@ class Writer:
         """Write some rows; whether there may be more. Raises SQLAlchemyError where the database is away."""
         rows, size = self.journal.read(BATCH)
         if rows:
-            self.dropped += written(self.engine, rows)
+            self._write(rows)
             self.journal.done(len(rows), size)
             return True
         rows = [self.memory[i] for i in range(min(len(self.memory), BATCH))]
         if rows:
-            self.dropped += written(self.engine, rows)
+            self._write(rows)
             for _ in rows:
                 self.memory.popleft()
         return bool(rows)
+
+    def _write(self, rows: Sequence[Row]) -> None:
+        """Write rows to the file that the log's path names before and after. Raises LogError, SQLAlchemyError."""
+        self._require_log()
+        dropped = written(self.engine, rows)
+        if self.file is not None and identity_of(self.file) != self.checked:
+            raise LogError(f"{self.file.name} has been moved or replaced")  # rows are written again, which is harmless
+        self.dropped += dropped
+
+    def _require_log(self) -> None:
+        """See that the SQLite file of the log is there, and that one which has taken its place is the log too.
+
+        An empty one is not: stages, stops and epochs would be gone. Raises LogError, NewerLog, SQLAlchemyError.
+        """
+        if self.file is None:
+            return
+        now = identity_of(self.file)
+        if now is None:
+            raise LogError(
+                f"{self.file.name} is not there any more: put it back, with the -wal file that was beside it, or "
+                "restart the server, which begins a new log"
+            )
+        if now == self.checked:
+            return
+        if not self.is_log():
+            raise LogError(
+                f"{self.file.name} is another file, which does not know the version that is served: put the log back, "
+                "or restart the server, which goes on with this one"
+            )
+        prepare(self.engine)
+        self.checked = now
+
+    def _is_away(self, error: Exception) -> None:
+        """Note why the database is away, say it once, and let go of it, so that the next attempt opens it anew."""
+        if not self.away:
+            _log.warning(
+                "the log %s is away, and rows wait in the journal: %s",
+                self.engine.url.render_as_string(),
+                reason_of(error),
+            )
+        self.away, self.checked = reason_of(error), None
+        with contextlib.suppress(SQLAlchemyError, OSError, SteerError):
+            self.engine.dispose()
+            if self.file is None:
+                prepare(self.engine)  # a database that comes back may be an empty one
+
+    def _is_back(self) -> None:
+        if self.away:
+            _log.warning("the log %s is back, and has the rows that waited", self.engine.url.render_as_string())
+        self.away = ""
 
 
 def written(engine: Engine, rows: Sequence[Row]) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
+import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,16 @@ import sqlalchemy
 import trials
 from sqlalchemy import Engine, func, select
 
+from steer.experiments.assignment import Identity
+from steer.experiments.running import live
 from steer.experiments.storage import state
 from steer.experiments.storage import writer as writers
 from steer.experiments.storage.database import engine_of, open_log
+from steer.experiments.storage.journal import Row
 from steer.experiments.storage.tables import EVENTS, EXPOSURES
 from steer.experiments.storage.writer import Writer, recover, written
+
+MEASURED = {"status": 200, "at": 1.0, "response_tokens": 20, "latency": 0.5, "repetition": 0.0, "refusal": False}
 
 
 def event(number: int, **more: Any) -> dict[str, Any]:
@@ -28,6 +35,12 @@ def event(number: int, **more: Any) -> dict[str, Any]:
 def count(engine: Engine) -> int:
     with engine.connect() as connection:
         return connection.execute(select(func.count()).select_from(EVENTS)).scalar_one()
+
+
+def answers(url: str) -> int:
+    """How many answers the file has that stands at this address."""
+    with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
+        return int(connection.execute("SELECT count(*) FROM exposures").fetchone()[0])
 
 
 def until(true: Callable[[], bool], seconds: float = 20) -> None:
@@ -218,4 +231,100 @@ def test_an_event_waits_for_no_other_rows_and_takes_those_that_wait_along(
     writer.add("events", event(1))
     until(lambda: writer.state().waiting == 0)
     assert count(engine) == 1
+    writer.close()
+
+
+def test_rows_wait_while_the_file_of_the_log_is_away_and_are_written_once_it_is_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = trials.Log(tmp_path, f"sqlite:///{tmp_path}/tone.db")
+    writer = Writer(log.engine, tmp_path / "journal", lambda: state.is_registered(log.engine, log.experiment, 1))
+    writer.add("exposures", log.answer("control", "u1"))
+    assert writer.flush(10)
+    (tmp_path / "tone.db").rename(tmp_path / "away.db")
+    for number in range(3):
+        writer.add("exposures", log.answer("control", f"away {number}"))
+    until(lambda: bool(writer.away))
+    assert not writer.flush(1.5)
+    assert (writer.state().waiting, writer.dropped) == (3, 0)
+    assert writer.away.startswith("tone.db is not there any more: put it back")
+    assert not (tmp_path / "tone.db").exists()
+    (tmp_path / "away.db").rename(tmp_path / "tone.db")
+    assert writer.flush(10)
+    until(lambda: not writer.away)
+    assert answers(log.experiment.log) == 4
+    assert [record.message.split(": ")[0].split(".db ")[1] for record in caplog.records] == [
+        "is away, and rows wait in the journal", "is back, and has the rows that waited",
+    ]  # fmt: skip
+    writer.close()
+
+
+def test_a_file_that_goes_away_is_noticed_without_any_rows(tmp_path: Path) -> None:
+    writer = Writer(open_log(f"sqlite:///{tmp_path}/log.db"), tmp_path / "journal")
+    for file in tmp_path.glob("log.db*"):
+        file.unlink()
+    until(lambda: "log.db is not there any more" in writer.away)
+    writer.close()
+
+
+@pytest.mark.parametrize("empty", [True, False], ids=["an empty file", "a log of nothing"])
+def test_a_file_without_the_version_that_is_served_gets_no_rows_before_a_restart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, empty: bool
+) -> None:
+    """Its stages, its stops and its epochs are not there, and its version of this number may be another one."""
+    running = live.begin(trials.experiment(tmp_path, log="tone.db"))
+    running.start()
+    for file in tmp_path.glob("tone.db*"):
+        file.unlink()
+    if empty:
+        (tmp_path / "tone.db").touch()
+    else:
+        open_log(running.experiment.log).dispose()
+    running.record(running.decide(Identity("c", "conversation", "c", True)), MEASURED)
+    until(lambda: "tone.db is another file" in running.writer.away)
+    assert not running.writer.flush(1.5)
+    assert running.writer.state()[:2] == (1, 0)
+    running.end()
+    with contextlib.closing(sqlite3.connect(tmp_path / "tone.db")) as connection:
+        assert empty == (connection.execute("SELECT name FROM sqlite_master").fetchall() == [])
+    assert "a check failed" not in caplog.text
+    again = live.begin(running.experiment)
+    assert (again.version, answers(running.experiment.log)) == (1, 1)
+    again.end()
+
+
+def test_a_copy_of_the_log_in_its_place_gets_the_rows(tmp_path: Path) -> None:
+    running = live.begin(trials.experiment(tmp_path, log="tone.db"))
+    running.writer.flush(10)
+    backup = sqlite3.connect(tmp_path / "backup.db")
+    with contextlib.closing(sqlite3.connect(tmp_path / "tone.db")) as log:
+        log.backup(backup)
+    backup.close()
+    for file in tmp_path.glob("tone.db*"):
+        file.unlink()
+    (tmp_path / "backup.db").rename(tmp_path / "tone.db")
+    running.record(running.decide(Identity("c", "conversation", "c", True)), MEASURED)
+    assert running.writer.flush(10)
+    assert answers(running.experiment.log) == 1
+    running.end()
+
+
+def test_rows_that_were_written_while_the_file_was_replaced_are_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_log(f"sqlite:///{tmp_path}/log.db")
+    writer = Writer(engine, tmp_path / "journal")
+
+    def replaced(engine: Engine, rows: Sequence[Row]) -> int:
+        count = written(engine, rows)
+        monkeypatch.undo()
+        for file in tmp_path.glob("log.db*"):
+            file.unlink()
+        open_log(f"sqlite:///{tmp_path}/log.db").dispose()
+        return count
+
+    monkeypatch.setattr(writers, "written", replaced)
+    writer.add("events", event(1))
+    assert writer.flush(10)
+    assert count(open_log(f"sqlite:///{tmp_path}/log.db")) == 1
     writer.close()
