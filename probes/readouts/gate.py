@@ -107,13 +107,14 @@ def gate(
         return [each for each, _ in kept], [score for _, score in kept]
 
     used = {group_of(each) for each, first in zip(examples, choosing, strict=True) if first}
-    reported = None if positives is None else reporting(positives)
-    found = Gate(
-        layer, rate, threshold, rate_of(*reporting(negatives)),
-        rate_of(*reported) if reported and reported[0] else None, per_token, probe,
-        len({group_of(example) for example in examples}) < len(examples),
-        0 if positives is None or reported is None else len(positives[0]) - len(reported[0]),
-    )  # fmt: skip
+    grouped = len({group_of(each) for each in examples}) < len(examples)
+    true_positive, left_out = None, 0
+    if positives is not None:
+        reported = reporting(positives)
+        left_out = len(positives[0]) - len(reported[0])
+        true_positive = rate_of(*reported) if reported[0] else None
+    false_positive = rate_of(*reporting(negatives))
+    found = Gate(layer, rate, threshold, false_positive, true_positive, per_token, probe, grouped, left_out)
     thresholds = dict(probe.metadata.get("thresholds") or {}) | {str(layer): threshold.value}
     recommended = dict(probe.metadata.get("recommended") or {})
     if recommended.get("layer") != layer:

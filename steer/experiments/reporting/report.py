@@ -56,9 +56,15 @@ def report(engine: Engine, experiment: Experiment, version: int) -> dict[str, An
         outside = {arm: _outside(arm, excesses, state["stopped"]) for arm in others}
         if adapts:
             selection = adaptive.selection(found, experiment, epochs, unhealthy, outside)
-    decisions = {
-        arm: _decision(experiment, arm, compared, unhealthy, outside[arm], alpha) for arm in others if not adapts
+    units_of_all = None if adapts else plan(experiment).units
+    planned = {
+        arm: None if units_of_all is None else math.ceil(units_of_all * (weights[control] + weights[arm]))
+        for arm in others
     }
+    decisions = {
+        arm: _decision(experiment, arm, compared, unhealthy, outside[arm], alpha, planned[arm])
+        for arm in others if not adapts
+    }  # fmt: skip
     data = {
         "format": FORMAT,
         "experiment": experiment.name, "version": version, "digest": state["digest"],
@@ -100,18 +106,15 @@ def _metrics(experiment: Experiment) -> list[Metric]:
 
 def _decision(
     experiment: Experiment, arm: str, compared: Sequence[Comparison], unhealthy: Sequence[str],
-    outside: Sequence[str], alpha: float,
+    outside: Sequence[str], alpha: float, planned: int | None,
 ) -> Decision:  # fmt: skip
     found = (
         compared[0].differences[arm] if compared else Difference(math.nan, math.nan, math.nan, math.nan, 0, math.nan)
     )
     if compared and min(compared[0].estimates[name].units for name in (experiment.control.name, arm)) < FEWEST:
         found = found._replace(low=math.nan, high=math.nan, standard_error=math.nan)  # figures, and no verdict
-    planned, shares = plan(experiment).units, [experiment.arm(arm), experiment.control]
-    both = sum(each.weight for each in shares if each is not None)
     return decide(
-        found, experiment.metric.smallest_effect or 0.0,
-        planned=None if planned is None else math.ceil(planned * both),
+        found, experiment.metric.smallest_effect or 0.0, planned=planned,
         higher_is_better=experiment.metric.better == "higher",
         unhealthy=tuple(unhealthy), breached=tuple(outside), alpha=alpha,
     )  # fmt: skip

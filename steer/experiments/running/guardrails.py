@@ -28,8 +28,6 @@ FEWEST = 30  # answers of each arm before anything is concluded
 INSIDE = 0.05  # level of the bounds that allow a step
 LATENCIES = 4_000  # that are kept, the latest of all arms together: an arm with 1 % of the units has more than `FEWEST`
 EXCEEDING = 0.05  # share of latencies above the 95th percentile
-
-
 # What an excess is measured in; "of answers", a share of them, for the others.
 UNITS = {"length_ratio": "tokens", "repetition": "of 4-grams"}
 
