@@ -26,6 +26,7 @@ from vectors.steering import SteeringVector
 
 Bindings = Mapping[str, str | Path | SteeringVector | Probe]
 _ALONE = re.compile(r"[\w.:@~-]+")  # what can be the name of a version, without quotes
+BIND = "bind it: --vector {name}=FILE (quote a name that contains signs: 'warm-v2')"  # how a command binds a name
 
 
 class Compound(NamedTuple):
@@ -95,12 +96,14 @@ def compose_gated(
     *,
     resolvers: Sequence[Resolver] | None = None,
     allow_strength: bool = False,
+    bind: str = BIND,
 ) -> Composed:
     """Parse an expression, or take the path of one vector, and load every vector and probe that it names.
 
     Names are looked up in `bindings`, then in `resolvers` in order, by default `default_resolvers`. `strength` scales
     the composition, which is refused where it is far beyond a recommended one (`fit.problems_of_strength`), unless
-    `allow_strength` is set. All problems are reported at once. Raises ExpressionError.
+    `allow_strength` is set. `bind` is the hint about an unknown `{name}`. All problems are reported at once.
+    Raises ExpressionError.
     """
     bindings = dict(bindings or {})
     resolvers = default_resolvers() if resolvers is None else resolvers
@@ -116,7 +119,7 @@ def compose_gated(
     hints: list[str] = []
     for name in dict.fromkeys((*composition.names, *composition.probes)):
         try:
-            source = _find(name, all_resolvers)
+            source = _find(name, all_resolvers, bind)
         except SteerError as error:
             problems += error.problems
             hints.append(error.hint)
@@ -285,7 +288,7 @@ def file_of(name: str, folder: Path = Path()) -> Path | None:
     return folder / file if file.name == str(file) and os.path.isfile(folder / file) else None
 
 
-def _find(name: str, resolvers: Sequence[Resolver]) -> SteeringVector | Probe:
+def _find(name: str, resolvers: Sequence[Resolver], bind: str) -> SteeringVector | Probe:
     """The vector or probe that the first resolver knows by this name. Raises ExpressionError, ArtifactError."""
     for resolver in resolvers:
         source = resolver.find(name)
@@ -294,5 +297,5 @@ def _find(name: str, resolvers: Sequence[Resolver]) -> SteeringVector | Probe:
     suggestions = [known for resolver in resolvers for known in resolver.names()]
     raise ExpressionError(
         f"the name {name!r} is not bound, and there is no file {name}.safetensors here{guess(name, suggestions)}",
-        f"bind it: --vector {name}=FILE (quote a name that contains signs: 'warm-v2')",
+        bind.replace("{name}", name),
     )

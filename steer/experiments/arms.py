@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from vectors.steering import SteeringVector
 from vectors.storage.files import digest_file, digest_json
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # the files of a LoRA adapter in PEFT's form
+BIND = "bind it in the file: vectors: {{name}: FILE}"
 
 
 class Arms(NamedTuple):
@@ -49,7 +49,7 @@ def arms_of(values: Mapping[str, Any], folder: Path, resolvers: Sequence[Resolve
         expression, digests, adapter, commit = "", {}, "", ""
         try:
             if "steer" in arm:
-                composition, named, read = compose_gated(arm["steer"], bindings, resolvers=searched)
+                composition, named, read = compose_gated(arm["steer"], bindings, resolvers=searched, bind=BIND)
                 expression = str(composition)
                 digests = {key: source.digest for key, source in {**named, **read}.items()}
                 vectors |= named
@@ -57,10 +57,7 @@ def arms_of(values: Mapping[str, Any], folder: Path, resolvers: Sequence[Resolve
                 commit = "" if resolvers is not None else commit_of(arm["steer"], folder, bindings)
         except SteerError as error:
             problems += [f"arm {name}: {problem}" for problem in error.problems]
-            # The file binds names, not an option of a command.
-            hints.append(
-                re.sub(r"^bind it: --vector (\S+)=FILE.*", r"bind it in the file: vectors: {\1: FILE}", error.hint)
-            )
+            hints.append(error.hint)
         if "lora" in arm:
             try:
                 adapter = adapter_digest(folder / os.path.expanduser(arm["lora"]))

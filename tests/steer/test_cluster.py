@@ -56,7 +56,7 @@ def test_a_cluster_gives_the_bits_of_one_process_though_one_of_its_processes_is_
     """The examples of the extraction are shards, the layers and methods are cells, and so is the learning curve."""
     options: dict[str, Any] = {**examples, "model": model_folder, "layers": "1,2", "examples": (8,), "budget_kl": 0.4}
     vector = steer.extract(**examples, model=model_folder, budget_kl=0).vector
-    alone = steer.sweep(vector, methods=("diffmean",), **options)
+    alone = steer.sweep(vector, methods="diffmean", **options)
     from ray import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])

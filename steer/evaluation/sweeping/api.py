@@ -33,6 +33,7 @@ from vectors import fit
 from vectors.errors import ExampleError, SteerError, UsageError, collecting, raise_together
 from vectors.events import Event, OnEvent, ignore
 from vectors.registry.layers import spans
+from vectors.registry.options import several
 from vectors.steering import SteeringVector
 from vectors.storage.files import digest_json, require_writable
 
@@ -47,9 +48,9 @@ def sweep(
     suite: str | Path | None = None,
     neutral: str | Path | None = None,
     layers: str = "auto",
-    strengths: Sequence[float] = (),
-    methods: Sequence[str] = (),
-    examples: Sequence[int] = (),
+    strengths: float | Sequence[float] = (),
+    methods: str | Sequence[str] = (),
+    examples: int | Sequence[int] = (),
     budget_kl: float = BUDGET,
     out: str | Path | None = None,
     report: str | Path | None = None,
@@ -83,13 +84,14 @@ def sweep(
         require_cluster(ray)
     with collecting(errors):
         parse_groups(layers)
+    methods = (methods,) if isinstance(methods, str) else methods
     for name in methods:
         with collecting(errors):
             find_method(name)
     raise_together(errors)
     settings = Settings(
-        layers=layers, strengths=tuple(strengths), examples=tuple(examples), budget=budget_kl, seed=seed,
-        any_base=any_base, folder=None if report is None else Path(report),
+        layers=layers, budget=budget_kl, seed=seed, any_base=any_base, folder=None if report is None else Path(report),
+        **several(Settings, {"strengths": strengths, "examples": examples}),
     )  # fmt: skip
     paths = [None if each is None else Path(each) for each in (suite, pos, neg, pairs, choices, neutral)]
     sources = Sources(

@@ -265,7 +265,7 @@ def test_what_is_wrong_is_refused_at_once(loaded: LoadedModel, source: Source) -
 def test_what_is_wrong_with_the_settings_is_said_before_a_model_is_opened(tmp_path: Path) -> None:
     vector = SteeringVector({2: torch.ones(4)}, {"base": {"digest": "sha256:0", "name": "no such model"}})
     with pytest.raises(SteerError) as error:
-        steer.sweep(vector, pairs=tmp_path / "absent.jsonl", layers="7", strengths=(-1,), budget_kl=-1)
+        steer.sweep(vector, pairs=tmp_path / "absent.jsonl", layers="7", strengths=-1, budget_kl=-1)
     for words in ("-1 nats is not positive", "the strength -1 is not", "no direction at layer 7", "absent.jsonl"):
         assert words in str(error.value)
     assert "exchange the files" in error.value.hint
