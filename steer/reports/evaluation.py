@@ -140,6 +140,18 @@ def against_prompt(metric: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def other_behaviours(subject: Mapping[str, Any]) -> list[str]:
+    """The changes on the suites of --entangled with their intervals, in a sentence; none without such suites."""
+    listed = []
+    for each in subject["entangled"]:
+        interval = page.interval(each["low"], each["high"], "+.3f")
+        within = f"{interval}; " if interval != "-" else ""
+        listed.append(f"{each['suite']} {each['mean']:+.3f} ({within}{each['items']} item{'s'[: each['items'] != 1]})")
+    if not listed:
+        return []
+    return [f"other behaviours: {', '.join(listed)}; root mean square {page.number(subject['entanglement'], '.3f')}"]
+
+
 def _per_item(subject: Mapping[str, Any]) -> str:
     """What single items show, in sentences."""
     lines = []
@@ -169,9 +181,7 @@ def _per_item(subject: Mapping[str, Any]) -> str:
                 effect = metric[key]
                 interval = page.interval(effect["low"], effect["high"], "+.3f")
                 lines.append(f"{metric['metric']} {name}: {effect['mean']:+.3f} ({interval}), {effect['items']} items")
-    if subject["entangled"]:
-        listed = ", ".join(f"{each['suite']} {each['mean']:+.3f}" for each in subject["entangled"])
-        lines.append(f"other behaviours: {listed}; root mean square {page.number(subject['entanglement'], '.3f')}")
+    lines += other_behaviours(subject)
     return page.notes(lines) if lines else ""
 
 
@@ -230,6 +240,8 @@ def _dose_response(report: Mapping[str, Any]) -> str | None:
     for row, (name, unit) in zip(grid, metrics, strict=True):
         for number, subject in enumerate(report["subjects"]):
             curve: list[Any] = next((m["curve"] for m in subject["metrics"] if m["metric"] == name), [])
+            if not curve:  # a prompt or a folder, which no factor scales
+                continue
             colour = f"C{number}"
             factors, means = [p["factor"] for p in curve], [p["mean"] for p in curve]
             row[0].plot(factors, means, "o-", color=colour, label=_short(subject["subject"]), markersize=4)
@@ -245,7 +257,8 @@ def _dose_response(report: Mapping[str, Any]) -> str | None:
         for axes in row:
             axes.axhline(0, color="#888", linewidth=0.8)
             axes.axvline(0, color="#888", linewidth=0.8)
-    grid[0][0].legend(frameon=False, fontsize=9)
+    if grid[0][0].get_legend_handles_labels()[0]:
+        grid[0][0].legend(frameon=False, fontsize=9)
     return draw.svg(figure)
 
 

@@ -54,7 +54,7 @@ def _through(request: Request) -> Through | None:
 
 
 def _print(value: dict[str, Any], folder: Path | None) -> None:
-    from steer.reports.evaluation import against_prompt, arm_rows, text_rows
+    from steer.reports.evaluation import against_prompt, arm_rows, other_behaviours, text_rows
     from steer.reports.text_scores import score_tables, validity
 
     header, rows = arm_rows(value)
@@ -81,6 +81,8 @@ def _print(value: dict[str, Any], folder: Path | None) -> None:
                 )
             for sentence in against_prompt(metric):
                 out.line(sentence)
+        for sentence in other_behaviours(subject):
+            out.line(sentence)
     for sentence in value["overlap"]:
         out.warn(sentence)
     for note in value["notes"]:

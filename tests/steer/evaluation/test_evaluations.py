@@ -22,7 +22,7 @@ from steer.evaluation.judgement import value_of
 from steer.evaluation.report import of_conditions, report
 from steer.evaluation.suites.files import pairs_of
 from steer.evaluation.suites.items import Pair
-from steer.reports.evaluation import against_prompt
+from steer.reports.evaluation import against_prompt, other_behaviours, pictures
 from vectors.errors import ExampleError, SteerError, UsageError
 from vectors.storage.runs import read_json
 
@@ -368,6 +368,27 @@ def test_the_folder_holds_the_record_the_report_and_a_page_and_the_vector_refers
     assert found.subjects[0].entanglement == pytest.approx(abs(found.subjects[0].entangled[0].change.mean))
 
 
+def test_what_changes_of_other_behaviours_has_its_interval_where_there_is_one() -> None:
+    change = {"mean": 0.091, "low": 0.030, "high": 0.152, "items": 23}
+    few = {"suite": "tone", "mean": -0.5, "low": None, "high": None, "items": 1}
+    (line,) = other_behaviours({"entangled": [{"suite": "science", **change}, few], "entanglement": 0.359})
+    assert line == (
+        "other behaviours: science +0.091 (+0.030 to +0.152; 23 items), tone -0.500 (1 item); root mean square 0.359"
+    )
+    assert other_behaviours({"entangled": [], "entanglement": None}) == []
+
+
+def test_a_subject_without_a_curve_is_not_in_the_legend_of_the_curves(both: Evaluation) -> None:
+    value = report(both)
+    names = [subject["subject"] for subject in value["subjects"]]
+    value["subjects"][1]["metrics"][0]["curve"] = []
+    drawn = pictures(value)["dose-response"]
+    assert [name[-18:] in drawn for name in names] == [True, False]
+    for subject in value["subjects"]:
+        subject["metrics"][0]["curve"] = []
+    assert names[0][-18:] not in pictures(value)["dose-response"]
+
+
 def _suite(folder: Path) -> Path:
     path = folder / "other.yaml"
     path.write_text("name: other\nfiles: {pairs: pairs.jsonl}\n")
@@ -379,12 +400,13 @@ def test_the_command_prints_a_verdict_and_the_same_in_json(
 ) -> None:
     arguments = [
         "eval", folder / "warm.safetensors", "--pairs", folder / "pairs.jsonl", "--model", folder / "model",
-        "--control", "negation", "--max-tokens", 1, "--curve", "-1,1", "--items", 32,
+        "--control", "negation", "--max-tokens", 1, "--curve", "-1,1", "--items", 32, "--entangled", _suite(folder),
     ]  # fmt: skip
     code, out, err = steer(*arguments)
     assert code == 0, err
     assert "works: it moves the margin by +" in out
     assert "KL p95" in out
+    assert "other behaviours: other +" in out
     code, out, _ = steer(*arguments, "--json")
     value = json.loads(out)
     assert value["subjects"][0]["outcome"] == "works"
