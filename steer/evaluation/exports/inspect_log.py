@@ -85,9 +85,13 @@ def write(path: Path, log: Mapping[str, Any]) -> None:
 
 
 def file_name(arm: str) -> str:
-    """The name of an arm's log: its name as far as files can have it, and a part of its digest."""
-    plain = "".join(sign if sign.isascii() and (sign.isalnum() or sign in "-_") else "-" for sign in arm)[:60]
-    return f"{plain.strip('-') or 'arm'}-{digest_json(arm).removeprefix('sha256:')[:8]}.json"
+    """The name of an arm's log: the time of CREATED, its name as far as files can have it, and a part of its digest.
+
+    Inspect lists only files whose names begin with a time, and takes `_` for the end of a part of the name.
+    """
+    plain = "".join(sign if sign.isascii() and (sign.isalnum() or sign == "-") else "-" for sign in arm)[:60]
+    time = CREATED[:19].replace(":", "-")
+    return f"{time}_{plain.strip('-') or 'arm'}-{digest_json(arm).removeprefix('sha256:')[:8]}.json"
 
 
 def _result(metric: Metric, samples: Sequence[Sample]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pico
@@ -41,8 +42,11 @@ def test_a_log_is_the_one_that_inspect_has_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("inspect_ai") is None, reason="needs inspect-ai")
-def test_inspect_reads_the_log() -> None:
-    from inspect_ai.log import read_eval_log
+def test_inspect_lists_and_reads_the_log(tmp_path: Path) -> None:
+    from inspect_ai.log import list_eval_logs, read_eval_log
+
+    inspect_log.write(tmp_path / inspect_log.file_name("1.5*warm"), log())
+    assert len(list_eval_logs(str(tmp_path))) == 1
 
     read = read_eval_log(str(FIXTURE))
     assert read.status == "success"
@@ -63,7 +67,8 @@ def test_samples_of_all_arms_have_the_same_ids_and_every_arm_its_file() -> None:
         inspect_log.file_name(arm) for arm in ("1.5*warm", "-1.5*warm", "", "prompt: Sei freundlich!", "1.5*warm ")
     }
     assert len(names) == 5
-    assert all("/" not in name and name.endswith(".json") for name in names)
+    # What Inspect lists: a time, and one part behind it.
+    assert all(re.fullmatch(r"\d{4}-\d{2}-\d{2}T\d{2}-\d{2}-\d{2}_[^_/]+\.json", name) for name in names)
 
 
 def arm(text: str, **vectors: SteeringVector) -> Arm:
