@@ -6,20 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from steer.evaluation import evaluation as core
+from steer.evaluation import references
 from steer.evaluation.evaluation import Evaluation
 from steer.evaluation.export_files import write_exports
 from steer.evaluation.measuring.engine import Through
 from steer.evaluation.report import record, report
 from steer.evaluation.request import Request
 from steer.reports import evaluation as page
-from vectors.documents import json_text
-from vectors.errors import ArtifactError, UsageError, guess
+from vectors.errors import UsageError, guess
 from vectors.events import OnEvent, ignore
 from vectors.registry.options import problems_of, several
-from vectors.storage.files import canonical_json, digest_bytes, readable_json, write_atomically
+from vectors.storage.files import digest_bytes, readable_json, write_atomically
 from vectors.storage.folders import new_folder
-
-REFERENCES = "evaluations.json"  # beside a vector's file, as NAME.evaluations.json
 
 
 def evaluate(*subjects: str, through: Through | None = None, on_event: OnEvent = ignore, **options: Any) -> Evaluation:
@@ -85,27 +83,9 @@ def write(evaluation: Evaluation, out: Path) -> dict[str, str]:
         if len(subject.files) == 1 and len(subject.arm.vectors) == 1:
             (file,) = subject.files.values()
             digest = next(iter(subject.arm.vectors.values())).digest
-            _refer(file, {
+            references.add(file, {
                 "vector": digest, "report": digests["report.json"], "folder": str(out),
-                "expression": str(subject.arm.composition), "outcome": result.outcome,
+                "expression": str(subject.arm.composition), "outcome": result.outcome, "sentence": result.sentence,
                 "suite": dict(evaluation.inputs.suite.digests),
             })  # fmt: skip
     return digests
-
-
-def references_of(file: Path) -> list[dict[str, Any]]:
-    """The evaluations that are recorded beside a vector's file, for any of its versions. Raises ArtifactError."""
-    path = file.with_name(f"{file.stem}.{REFERENCES}")
-    if not path.is_file():
-        return []
-    value = json_text.read(path, ArtifactError, "remove it, and evaluate again")
-    listed = value.get("evaluations") if isinstance(value, dict) else None
-    if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
-        raise ArtifactError(f"{path} is no list of evaluations", "remove it, and evaluate again")
-    return listed
-
-
-def _refer(file: Path, entry: dict[str, Any]) -> None:
-    listed = [each for each in references_of(file) if each.get("report") != entry["report"]]
-    content = canonical_json({"evaluations": [*listed, entry]}) + "\n"
-    write_atomically(file.with_name(f"{file.stem}.{REFERENCES}"), content.encode())

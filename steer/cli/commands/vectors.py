@@ -22,10 +22,14 @@ def command() -> None:
     """Show, convert, compare and plot steering vectors."""
 
 
-@options.subcommand(command, "show", "Show a vector's origin, layers and validation.")
+@options.subcommand(command, "show", "Show a vector's origin, layers, validation and evaluations.")
 @click.argument("file", type=options.File, help="The vector file.", shell_complete=completion.vectors)
 def show(file: Path) -> None:
-    """Show a vector's origin, layers and validation; of a task vector, its base and the parameters it changes."""
+    """Show a vector's origin, layers, validation, and the evaluations of it that stand in NAME.evaluations.json.
+
+    Of a task vector, show its base and the parameters it changes.
+    """
+    from steer.evaluation import references
     from vectors.steering import SteeringVector
     from vectors.storage.files import digest_file
     from vectors.task import is_task_vector
@@ -39,15 +43,25 @@ def show(file: Path) -> None:
     measured = vector.metadata.get("measured", {})
     layers = [{"layer": i, "norm": norm, **measured.get(str(i), {})} for i, norm in norms.items()]
     data = {key: value for key, value in vector.metadata.items() if key != "measured"}
+    evaluations: list[dict[str, Any]] = []
+    others = 0
+    try:
+        evaluations, others = references.bound_to(file, (digest, vector.digest))
+    except ArtifactError as error:  # of a file beside the vector, which is whole
+        out.warn(f"{error}; {error.hint}")
     data |= {"vector": str(file), "digest": digest, "hidden_size": vector.hidden_size, "layers": layers}
-    out.result(data, lambda: _print_vector(file, vector, digest))
+    data |= {"evaluations": evaluations, "evaluations_of_other_content": others}
+    out.result(data, lambda: _print_vector(file, vector, digest, evaluations, others))
 
 
-def _print_vector(file: Path, vector: SteeringVector, digest: str) -> None:
+def _print_vector(
+    file: Path, vector: SteeringVector, digest: str, evaluations: Sequence[dict[str, Any]], others: int
+) -> None:
     from vectors.registry.layers import spans
 
     measured = vector.metadata.get("measured", {})
     base, method = vector.base, vector.metadata.get("method", {})
+    run = (vector.metadata.get("recommended") or {}).get("run")
     facts = {
         "vector": str(file),
         "digest": digest,
@@ -57,12 +71,16 @@ def _print_vector(file: Path, vector: SteeringVector, digest: str) -> None:
         "layers": spans(vector.layers),
         "acts at": spans(vector.apply),
         "recommended": _recommendation(vector),
+        "by the run": f"{run}  (the `digest` in the sweep's report.json)" if run else "",
         "licence": vector.metadata.get("licence", ""),
     }
     lines = [
         *facts.items(),
         *((f"parent x {p['strength']:g}", p["digest"]) for p in vector.metadata.get("parents", [])),
+        *(("evaluation", each) for each in map(_evaluation, evaluations)),
     ]
+    if others:
+        lines.append(("evaluations", f"{others} more of other content that the file had"))
     out.line("\n".join(f"{key:12} {value}" for key, value in lines if value))
     rows = [
         ["*" if i in vector.apply else "", str(i), f"{norm:.2f}", *_cells(measured.get(str(i), {}))]
@@ -78,6 +96,12 @@ def _recommendation(vector: SteeringVector) -> str:
     strength = recommended.get("strength")
     where = f"strength {strength:g} at layer {', '.join(map(str, recommended.get('layers', [])))}: " if strength else ""
     return f"{where}{recommended.get('reason', '')}"
+
+
+def _evaluation(entry: dict[str, Any]) -> str:
+    """An evaluation in words: what it found, where its report was written, and the digest of that file."""
+    found = entry.get("sentence") or f"{entry.get('expression')}: {entry.get('outcome')}"
+    return f"{found}\n{'':12} {Path(str(entry.get('folder'))) / 'report.json'}  {entry.get('report')}"
 
 
 def _cells(entry: dict[str, Any]) -> list[str]:

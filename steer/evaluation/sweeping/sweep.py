@@ -233,5 +233,8 @@ def verdict_of(effect: Difference) -> str:
 
 
 def digest_of(config: Any, inputs: Any, metrics: Any) -> str:
-    """The digest of a run: of what was asked, read and measured; what it wrote holds this digest."""
+    """The digest of a run: of what was asked, read and measured.
+
+    No file has it, since the report and the vector hold it: it is that of `config`, `inputs` and `metrics` of run.json.
+    """
     return digest_json([config, inputs, metrics])

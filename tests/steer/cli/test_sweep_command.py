@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,11 @@ def test_a_sweep_writes_its_choice_into_the_vector_and_goes_on_where_it_was(
     assert vector.digest == report["vector_digest"]
     assert vector.metadata["recommended"] == report["recommended"]
     assert report["recommended"]["run"] == report["digest"]
+    record = json.loads(Path("swept.sweep/run.json").read_text())  # from which docs/sweep.md says how to check it
+    parts = [record["config"], record["inputs"], record["metrics"]]
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert report["digest"] == "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+    assert f"by the run   {report['digest']}  (" in steer("vectors", "show", "swept.safetensors")[1]
     assert report["test"]["p95"] <= 0.4
     assert Path("swept.sweep/report.html").is_file()
     before = SteeringVector.load(extracted)

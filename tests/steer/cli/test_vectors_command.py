@@ -10,6 +10,7 @@ import pytest
 import torch
 from outcomes import Outcome, error_of
 
+from steer.evaluation import references
 from vectors.steering import SteeringVector
 from vectors.storage.files import digest_file
 
@@ -81,6 +82,31 @@ def test_the_recommendation_of_a_vector_is_shown(extracted: Path, steer: Callabl
     recommended = SteeringVector.load(extracted).metadata["recommended"]
     shown = steer("vectors", "show", extracted)[1]
     assert f"strength {recommended['strength']:g} at layer {recommended['layers'][0]}: {recommended['reason']}" in shown
+
+
+def test_the_evaluations_of_a_vector_are_shown_and_those_of_what_its_file_held_before_are_counted(
+    extracted: Path, steer: Callable[..., Outcome]
+) -> None:
+    facts = json.loads(steer("vectors", "show", extracted, "--json")[1])
+    assert (facts["evaluations"], facts["evaluations_of_other_content"]) == ([], 0)
+    entry = {
+        "vector": facts["digest"], "report": "sha256:1", "folder": "one", "expression": "0.5*warm", "outcome": "works",
+    }  # fmt: skip
+    newer = {**entry, "report": "sha256:2", "folder": "two", "sentence": "warm works: it moves the margin by +0.1"}
+    former = {**entry, "vector": "sha256:0", "report": "sha256:3"}
+    for each in (entry, newer, former):
+        references.add(extracted, each)
+    shown = steer("vectors", "show", extracted)[1]
+    assert "evaluation   0.5*warm: works\n             one/report.json  sha256:1\n" in shown
+    assert "evaluation   warm works: it moves the margin by +0.1\n             two/report.json  sha256:2\n" in shown
+    assert "evaluations  1 more of other content that the file had" in shown
+    facts = json.loads(steer("vectors", "show", extracted, "--json")[1])
+    assert (facts["evaluations"], facts["evaluations_of_other_content"]) == ([entry, newer], 1)
+    references.path_of(extracted).write_text("{}")
+    code, shown, err = steer("vectors", "show", extracted)
+    assert code == 0
+    assert "diffmean" in shown
+    assert "warm.evaluations.json is no list of evaluations" in err
 
 
 def test_many_vectors_are_compared_in_pairs(data: Path, steer: Callable[..., Outcome]) -> None:
