@@ -104,6 +104,7 @@ def show(result: Result, target: Path, folder: Path, written: str, model: str) -
     out.table(list(COLUMNS), rows(result.report["points"]), 1)
     test = result.swept.test
     if result.swept.chosen is None:
+        without = result.report.get("no_learning_curve")
         if written:  # a vector that was extracted in the same go, whose reason holds the sweep's
             begin = result.vector.metadata["recommended"]
             out.line(f"\nnothing is recommended; to begin with: strength {begin['strength']:g}: {begin['reason']}")
@@ -111,6 +112,8 @@ def show(result: Result, target: Path, folder: Path, written: str, model: str) -
         else:
             out.line(f"\nnothing is recommended: {result.report['nothing_recommended']}")
             out.line(f"nothing was written to {target}")
+        if without:
+            out.line(without)
         out.say(f"\nreport: {folder / 'report.html'}")
         return
     recommended = result.report["recommended"]

@@ -1,4 +1,4 @@
-"""The evaluations of a vector's file, listed beside it in NAME.evaluations.json: the way from a vector to its reports."""
+"""The evaluations of a vector's file, which NAME.evaluations.json beside it lists: the way from it to its reports."""
 
 from __future__ import annotations
 

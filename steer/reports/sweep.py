@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steer.reports import page
-from vectors.registry.layers import spans
+from vectors.registry.layers import together
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 760, 320, 64, 16, 44
 COLUMNS = ("candidate", "strength", "effect", "p95 KL", "steady")
@@ -28,7 +28,7 @@ def rows(points: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 def name(point: Mapping[str, Any]) -> str:
     """A candidate in words."""
-    return f"{point['method']} {spans(point['layers'])}"
+    return f"{point['method']} {together(point['layers'])}"
 
 
 def html(report: Mapping[str, Any], record: str) -> str:
@@ -49,6 +49,8 @@ def html(report: Mapping[str, Any], record: str) -> str:
         "<h2>Effect by layer and strength</h2>",
         heat_map(points, chosen),
     ]
+    if report.get("no_learning_curve"):
+        body.append(page.notes([report["no_learning_curve"]]))
     if report["learning"]:
         body += ["<h2>How many examples it needs</h2>", learning_curve(report["learning"], report["unit"])]
     body += [
@@ -138,7 +140,7 @@ def heat_map(points: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any] | No
     for column, layers in enumerate(columns):
         parts.append(
             f"<text x='{150 + cell * (column + 0.5) - 1:.1f}' y='{bottom}' text-anchor='middle' font-size='11'>"
-            f"{escaping.escape(spans(layers))}</text>"
+            f"{escaping.escape(together(layers))}</text>"
         )
     parts.append(f"<text x='140' y='{bottom}' text-anchor='end' fill='#666'>layer</text>")
     return _svg(parts, "Effect by layer and strength", bottom + 10)

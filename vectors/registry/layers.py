@@ -19,6 +19,17 @@ def spans(layers: Iterable[int]) -> str:
     return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
 
 
+def together(layers: Iterable[int]) -> str:
+    """Layers that act together, as `steer sweep --layers` takes them: `12`, the pair `8+12`, the band `8..12`.
+
+    Others are joined, such as `3+8-12`; `8-12` by itself are five layers of which each acts alone.
+    """
+    group = sorted(set(layers))
+    if len(group) > 2 and group[-1] - group[0] == len(group) - 1:
+        return f"{group[0]}..{group[-1]}"
+    return "+".join(map(str, group)) if len(group) < 3 else spans(group).replace(",", "+")
+
+
 def parse_layers(text: str) -> list[int] | None:
     """Read layers such as `12`, `8-15` or `3,5,12-15`: sorted, each once; None for `all`.
 

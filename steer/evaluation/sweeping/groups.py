@@ -21,12 +21,21 @@ def parse_groups(text: str) -> list[tuple[int, ...]] | None:
             if "+" in part:
                 groups.append(tuple(sorted({layer for each in part.split("+") for layer in _layers(each)})))
             elif ".." in part:
-                low, _, high = part.partition("..")
-                groups.append(tuple(_layers(f"{low.strip()}-{high.strip()}")))
+                groups.append(_band(part))
             else:
                 groups += [(layer,) for layer in _layers(part)]
     raise_together(errors)
     return list(dict.fromkeys(groups))
+
+
+def _band(text: str) -> tuple[int, ...]:
+    """The layers of a band such as `8..12`. Raises UsageError."""
+    low, _, high = (each.strip() for each in text.partition(".."))
+    if not (low.isdecimal() and high.isdecimal()):
+        raise UsageError(f"{text!r} is not a band of layers", "write a band such as 8..12")
+    if int(high) < int(low):
+        raise UsageError(f"the band {text} descends", f"write {high}..{low}")
+    return tuple(_layers(f"{low}-{high}"))
 
 
 def _layers(text: str) -> list[int]:

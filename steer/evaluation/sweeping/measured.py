@@ -18,7 +18,7 @@ from steer.evaluation.measuring.figures import figures_of
 from steer.evaluation.measuring.rendering import rendered_items
 from steer.evaluation.suites.items import Item, strata_of
 from vectors.events import OnEvent, ignore
-from vectors.registry.layers import spans
+from vectors.registry.layers import together
 from vectors.storage.files import digest_bytes
 
 NEAR, FAR = (-1.0, 1.0), (-2.0, 2.0)  # multiples of a strength: of every point, and of the chosen one
@@ -35,7 +35,7 @@ class Candidate(NamedTuple):
     @property
     def name(self) -> str:
         """The candidate in words."""
-        return f"{self.method}[{spans(self.layers)}]"
+        return f"{self.method}[{together(self.layers)}]"
 
     @property
     def digest(self) -> str:

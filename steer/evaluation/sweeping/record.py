@@ -14,12 +14,21 @@ from steer.evaluation.suites.items import UNITS, Item, examples_of
 from steer.evaluation.sweeping.request import Settings, Source
 from steer.evaluation.sweeping.sweep import Swept, digest_of
 from steer.reports import sweep as page
-from vectors.registry.layers import spans
+from vectors.registry.layers import together
 from vectors.steering import SteeringVector
 from vectors.storage import runs
 from vectors.storage.files import digest_file, finite, readable_json, write_atomically
 
 REPORT, PAGE = "report.json", "report.html"
+# What to do about a vector that steers the other way: one that a sweep is given, and one that it extracts itself.
+EXCHANGE = (
+    "exchange the two classes in `steer extract` or in `steer sweep`, whichever has them the wrong way round (in both, "
+    "nothing changes), or use it negated, such as '-1*NAME' in an expression"
+)
+EXCHANGED = (
+    "with the two classes exchanged it would, too: extract from more examples, or use it negated, such as '-1*NAME' in "
+    "an expression"
+)
 
 
 class Result(NamedTuple):
@@ -65,7 +74,13 @@ def result(
         vector = SteeringVector(vector.layers, dict(vector.metadata) | changed)
         report["recommended"] = recommended
     else:
-        report["nothing_recommended"] = why_nothing(swept, settings.budget)
+        report["nothing_recommended"] = why_nothing(swept, settings.budget, anew="vector" not in source.inputs)
+        if settings.examples:
+            sizes = ", ".join(map(str, settings.examples))
+            report["no_learning_curve"] = (
+                f"there is no learning curve (--examples {sizes}): it is measured at the point that is recommended, "
+                "and nothing is"
+            )
     if settings.folder is not None:
         _write(settings.folder, report, config, inputs, metrics)
     return Result(swept, vector, report)
@@ -87,7 +102,7 @@ def recommendation(swept: Swept, budget: float) -> dict[str, Any]:
     assert point is not None
     layers = list(point.candidate.layers)
     reason = (
-        f"{point.candidate.method} at layer {spans(layers)} has the largest effect on {swept.counts['dev']} "
+        f"{point.candidate.method} at layer {together(layers)} has the largest effect on {swept.counts['dev']} "
         f"development items ({point.effect:+.3g} {UNITS[swept.metric]}) of {len(swept.points)} points, of those within "
         f"the budget of {budget:g} nats; on {swept.counts['test']} test items {test['effect']:+.3g} "
         f"({_interval(test)}), at {test['p95']:.2g} nats on neutral text "
@@ -104,8 +119,9 @@ def _interval(test: Mapping[str, Any]) -> str:
     return f"{interval}; no verdict, since {test['too_few']}" if test["too_few"] else interval
 
 
-def why_nothing(swept: Swept, budget: float) -> str:
-    """Why no point is recommended, and what to do about it."""
+def why_nothing(swept: Swept, budget: float, *, anew: bool = False) -> str:
+    """Why no point is recommended, and what to do about it; `anew` says that the sweep extracted the directions itself,
+    from the files of its items, so that an exchange of the two classes turns both."""
     within, items = [point for point in swept.points if point.within], f"{swept.counts['dev']} development items"
     if not within:
         return f"no point stays within the budget of {budget:g} nats; give a greater one, or smaller strengths"
@@ -114,8 +130,8 @@ def why_nothing(swept: Swept, budget: float) -> str:
         return (
             f"every point within the budget of {budget:g} nats lowers the {swept.metric} of the {items}, at most by "
             f"{-least.effect:.3g} {UNITS[swept.metric]} ({least.candidate.method} at layer "
-            f"{spans(least.candidate.layers)}, strength {least.strength:g}), so the vector steers the other way; "
-            "exchange the files of the two classes, or use it negated, such as '-1*NAME' in an expression"
+            f"{together(least.candidate.layers)}, strength {least.strength:g}), so the vector steers the other way; "
+            + (EXCHANGED if anew else EXCHANGE)
         )
     return (
         f"at no point within the budget of {budget:g} nats does the {swept.metric} of the {items} both rise at the "
@@ -126,7 +142,7 @@ def why_nothing(swept: Swept, budget: float) -> str:
 def doubted(vector: SteeringVector, swept: Swept, budget: float) -> SteeringVector:
     """A vector that was extracted for a sweep that recommends nothing: its file says so, beside where to begin."""
     begin = dict(vector.metadata["recommended"])
-    begin["reason"] += f"; but a sweep recommends nothing: {why_nothing(swept, budget)}"
+    begin["reason"] += f"; but a sweep recommends nothing: {why_nothing(swept, budget, anew=True)}"
     return SteeringVector(vector.layers, dict(vector.metadata) | {"recommended": begin})
 
 

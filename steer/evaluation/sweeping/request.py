@@ -46,7 +46,8 @@ def require_possible(problems: Sequence[str], strengths: Sequence[float] = ()) -
     """Refuse settings that have problems. Raises UsageError."""
     if problems:
         other_way = any(strength < 0 for strength in strengths)
-        hint = "; to steer the other way, exchange the files of the two classes" if other_way else ""
+        both = "exchange the two classes, here and in the `steer extract` that made the vector"
+        hint = f"; to steer the other way, {both}" if other_way else ""
         raise UsageError(list(problems), f"`steer sweep --help` lists what is allowed{hint}")
 
 

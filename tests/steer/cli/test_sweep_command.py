@@ -57,8 +57,9 @@ def test_a_sweep_over_exchanged_files_leaves_the_vector_as_it_was(
     files[1::2] = files[3::-2]
     before = extracted.read_bytes()
     arguments = ["sweep", extracted, *files, "--model", model_folder, "--layers", "1,2", "--budget-kl", "0.4"]
-    code, out, err = steer(*arguments)
+    code, out, err = steer(*arguments, "--examples", "10,25")
     assert code == 0, err
+    assert "there is no learning curve (--examples 10, 25): it is measured at the point that is recommended" in out
     assert "nothing is recommended: every point within the budget of 0.4 nats lowers the margin" in out
     assert f"nothing was written to {extracted}" in out
     assert extracted.read_bytes() == before

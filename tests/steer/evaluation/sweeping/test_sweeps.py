@@ -36,6 +36,7 @@ from steer.evaluation.sweeping.search import Point, golden
 from steer.evaluation.sweeping.sweep import Swept, figures_of_test, sweep, verdict_of
 from steer.reports import sweep as page
 from vectors.errors import ExampleError, SteerError, UsageError
+from vectors.registry.layers import together
 from vectors.steering import SteeringVector
 
 NEUTRAL = ["How are you?", "What is it?", "Why?", "Tell me more."]
@@ -206,12 +207,18 @@ def test_a_vector_that_steers_the_other_way_gets_no_recommendation(loaded: Loade
     assert result.test == {}
     assert result.points[0].opposite
     assert result.points[0].within
-    assert "exchange the files of the two classes" in why_nothing(result, 0.3)
+    assert "exchange the two classes in `steer extract` or in `steer sweep`" in why_nothing(result, 0.3)
+    assert "with the two classes exchanged it would, too" in why_nothing(result, 0.3, anew=True)
     given = SteeringVector({1: torch.ones(4)}, {"recommended": {"layers": [1], "strength": 2.0, "reason": "given"}})
-    after = record_result(result, given, source, settings(), loaded, {})
+    of_vector = source._replace(inputs={"vector": given.digest})
+    after = record_result(result, given, of_vector, settings(examples=(10, 25)), loaded, {})
     assert after.vector.metadata == given.metadata
     assert "lowers the margin of the 6 development items" in after.report["nothing_recommended"]
-    assert "exchange the files" in page.html(after.report, "report.json")
+    without = "there is no learning curve (--examples 10, 25)"
+    assert after.report["no_learning_curve"].startswith(without)
+    for words in ("exchange the two classes in `steer extract`", without):
+        assert words in page.html(after.report, "report.json")
+    assert "no_learning_curve" not in record_result(result, given, of_vector, settings(), loaded, {}).report
     begin = doubted(given, result, 0.3).metadata["recommended"]
     assert begin["reason"].startswith("given; but a sweep recommends nothing: every point")
 
@@ -268,7 +275,7 @@ def test_what_is_wrong_with_the_settings_is_said_before_a_model_is_opened(tmp_pa
         steer.sweep(vector, pairs=tmp_path / "absent.jsonl", layers="7", strengths=-1, budget_kl=-1)
     for words in ("-1 nats is not positive", "the strength -1 is not", "no direction at layer 7", "absent.jsonl"):
         assert words in str(error.value)
-    assert "exchange the files" in error.value.hint
+    assert "exchange the two classes, here and in the `steer extract`" in error.value.hint
     with pytest.raises(UsageError, match="no direction at layer 9"):
         sweep_examples(contrast(60), settings(layers="9"), model=unloaded())
 
@@ -285,8 +292,20 @@ def test_groups_of_layers_are_read() -> None:
     assert parse_groups("3-5, 10+14, 8..10") == [(3,), (4,), (5,), (10, 14), (8, 9, 10)]
     assert parse_groups("auto") is None
     with pytest.raises(UsageError) as error:
-        parse_groups("x,3+y")
-    assert len(error.value.problems) == 2
+        parse_groups("x,3+y,a..b,9..8")
+    assert error.value.problems == (
+        "'x' in 'x' is not a layer or a range of layers", "'y' in 'y' is not a layer or a range of layers",
+        "'a..b' is not a band of layers", "the band 9..8 descends",
+    )  # fmt: skip
+    assert error.value.hint.endswith("write a band such as 8..12; write 8..9")
+
+
+@pytest.mark.parametrize("text", ["3", "0+1", "2+5", "0..2", "8..12", "3+8-12", "1+3+5", "1-2+4"])
+def test_layers_that_act_together_are_written_as_they_are_typed(text: str) -> None:
+    (group,) = parse_groups(text) or []
+    assert together(group) == text
+    assert Candidate("diffmean", group, {}).name == f"diffmean[{text}]"
+    assert page.name({"method": "diffmean", "layers": list(group)}) == f"diffmean {text}"
 
 
 @pytest.mark.parametrize("best", range(0, 21, 4))
