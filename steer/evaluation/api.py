@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from steer.evaluation import evaluation as core
-from steer.evaluation import references
 from steer.evaluation.evaluation import Evaluation
 from steer.evaluation.export_files import write_exports
+from steer.evaluation.exports import references
 from steer.evaluation.measuring.engine import Through
 from steer.evaluation.report import record, report
 from steer.evaluation.request import Request

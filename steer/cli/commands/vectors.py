@@ -29,7 +29,7 @@ def show(file: Path) -> None:
 
     Of a task vector, show its base and the parameters it changes.
     """
-    from steer.evaluation import references
+    from steer.evaluation.exports import references
     from vectors.steering import SteeringVector
     from vectors.storage.files import digest_file
     from vectors.task import is_task_vector

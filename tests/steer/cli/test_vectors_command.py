@@ -10,7 +10,7 @@ import pytest
 import torch
 from outcomes import Outcome, error_of
 
-from steer.evaluation import references
+from steer.evaluation.exports import references
 from vectors.steering import SteeringVector
 from vectors.storage.files import digest_file
 

@@ -18,8 +18,8 @@ from steer.evaluation.api import evaluate
 from steer.evaluation.arms.arm import Arm
 from steer.evaluation.arms.subjects import Subject, problems_of_names
 from steer.evaluation.evaluation import Evaluation
+from steer.evaluation.exports.references import references_of
 from steer.evaluation.judgement import value_of
-from steer.evaluation.references import references_of
 from steer.evaluation.report import of_conditions, report
 from steer.evaluation.suites.files import pairs_of
 from steer.evaluation.suites.items import Pair
