@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from probes.intervals import CONFIDENCE, RESAMPLES
+from probes.intervals import CONFIDENCE
 from probes.models import residual
 from probes.models.tokens import Tokens
-from probes.seeds import child_seed
+from probes.statistics.family import family
+from probes.statistics.verdict import FEWEST
 from vectors.errors import ExampleError, ModelError
 from vectors.events import Event, OnEvent, ignore
 
@@ -82,14 +83,20 @@ def of_weights(weights: Tensor, window: int | None = None) -> tuple[Tensor, Tens
 
 
 class Change(NamedTuple):
-    """The mean change of one figure of one head over texts, with the 95 % bootstrap interval of the paired changes."""
+    """The mean change of one figure of one head over texts, with the 95 % interval of the paired changes.
+
+    `p_adjusted` is corrected for the number of heads. `changed` says whether it is below 5 %; it is None for fewer
+    texts than a verdict takes. A single text has no interval and no p-value.
+    """
 
     layer: int
     head: int
     before: float
     after: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+    p_adjusted: float | None
+    changed: bool | None
 
     @property
     def change(self) -> float:
@@ -98,19 +105,20 @@ class Change(NamedTuple):
 
 
 def changes(before: dict[int, Tensor], after: dict[int, Tensor], seed: int) -> list[Change]:
-    """The changes of a figure from one model to another on the same texts, the greatest first."""
-    found = []
-    for layer in before:
-        a, b = before[layer], after[layer]
-        generator = torch.Generator().manual_seed(child_seed(seed, "attention", layer))
-        drawn = torch.randint(len(a), (RESAMPLES, len(a)), generator=generator)
-        means = (b - a)[drawn].mean(1)
-        tail = (1 - CONFIDENCE) / 2
-        low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)
-        found += [
-            Change(layer, head, float(a[:, head].mean()), float(b[:, head].mean()), float(low[head]), float(high[head]))
-            for head in range(a.shape[1])
-        ]
+    """The changes of a figure [texts, heads] by layer from one model to another on the same texts, the greatest first.
+
+    All heads are one family (`probes.statistics.family`).
+    """
+    places = [(layer, head) for layer, rows in before.items() for head in range(rows.shape[1])]
+    a, b = (torch.cat([each[layer] for layer in before], 1) for each in (before, after))
+    judged = len(a) >= FEWEST
+    found = [
+        Change(
+            *place, float(a[:, i].mean()), float(b[:, i].mean()), member.low, member.high, member.p_adjusted,
+            member.p_adjusted < 1 - CONFIDENCE if judged and member.p_adjusted is not None else None,
+        )
+        for i, (place, member) in enumerate(zip(places, family(b - a, seed=seed), strict=True))
+    ]  # fmt: skip
     return sorted(found, key=lambda each: (-abs(each.change), each.layer, each.head))
 
 

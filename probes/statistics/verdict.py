@@ -42,14 +42,16 @@ class Verdict(NamedTuple):
     against: list[Compared]
 
 
-def too_few_to_say(items: int, groups: int) -> str:
-    """Why so many items, in so many groups, are too few for a verdict; empty where they are enough.
+def too_few_to_say(items: int, groups: int, what: str = "item") -> str:
+    """Why so many items (or what they are called), in so many groups, are too few for a verdict; empty where they are
+    enough.
 
     An item without a group is one of its own. With fewer groups the interval of a mean is too narrow: of 2 groups whose
     true means are zero, one in five comes out as an effect at the 5 % level.
     """
     if items < FEWEST:
-        return f"there are only {items} items; a verdict takes at least {FEWEST}"
+        only = f"is only 1 {what}" if items == 1 else f"are only {items} {what}s"
+        return f"there {only}; a verdict takes at least {FEWEST}"
     if groups < FEWEST_GROUPS:
         belong = f"the items belong to {groups} group{'s'[: groups != 1]}"
         return f"{belong}; a verdict takes at least {FEWEST_GROUPS}"

@@ -77,16 +77,33 @@ def test_queries_of_zero_attend_uniformly_and_long_ones_saturate() -> None:
 
 def test_the_changes_of_heads_come_with_an_interval_the_greatest_first() -> None:
     model = pico.build("llama")
-    before = heads(model, TEXTS)
+    texts = [Tokens(ids, list(range(1, len(ids)))) for ids in pico.sequences(30, 5, 9)]
+    before = heads(model, texts)
     with torch.no_grad():
         model.model.layers[1].self_attn.q_proj.weight[:8] = 0  # head 0
-    found = changes(before.entropy, heads(model, TEXTS).entropy, 0)
+    found = changes(before.entropy, heads(model, texts).entropy, 0)
     first = found[0]
     assert (first.layer, first.head) == (1, 0)
     assert first.change == pytest.approx(1 - first.before)
+    assert first.changed
     assert 0 < first.low <= first.change <= first.high
     untouched = next(each for each in found if (each.layer, each.head) == (1, 1))
-    assert (untouched.low, untouched.change, untouched.high) == (0, 0, 0)
+    assert (untouched.low, untouched.change, untouched.high, untouched.changed) == (0, 0, 0, False)
+
+
+def test_few_texts_give_figures_and_no_verdict_and_one_text_no_interval() -> None:
+    before = torch.rand(29, 4, generator=torch.Generator().manual_seed(0)).double()
+    after = before + 1 + before**2
+    few = changes({0: before}, {0: after}, 0)
+    assert all(each.changed is None and each.low > 0 for each in few)
+    single = changes({0: before[:1]}, {0: after[:1]}, 0)
+    assert {(each.low, each.high, each.p_adjusted, each.changed) for each in single} == {(None, None, None, None)}
+
+
+def test_heads_that_only_vary_have_not_changed_however_many_there_are() -> None:
+    generator = torch.Generator().manual_seed(0)
+    before, after = ({i: torch.rand(40, 9, generator=generator).double() for i in range(30)} for _ in range(2))
+    assert not any(each.changed for each in changes(before, after, 0))
 
 
 def test_a_text_of_one_token_is_refused(llama: Any) -> None:

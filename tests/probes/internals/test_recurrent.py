@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
+
 import pico
 import pytest
 import torch
+from torch import nn
 
-from probes.internals.recurrent import movements, states
+from probes.internals import recurrent
+from probes.internals.recurrent import Where, movements, states
 from probes.models.tokens import Tokens
 from probes.steered import steered
 from vectors.errors import ModelError
@@ -21,11 +26,14 @@ def vector(seed: int = 0, layer: int = 0) -> SteeringVector:
     return SteeringVector({layer: torch.randn(pico.HIDDEN, generator=generator)}, {"apply": [layer]})
 
 
+def after_steering(model: nn.Module, by: SteeringVector) -> Callable[[Tokens], dict[Where, torch.Tensor]]:
+    return lambda context: states(model, context, lambda: steered(model, by))
+
+
 @NAMES
 def test_a_model_that_does_what_the_vector_does_has_moved_by_1(name: str) -> None:
     model = pico.build(name)
-    after = states(model, CONTEXTS, lambda: steered(model, vector() * 2.0))
-    every = movements(model, after, CONTEXTS, vector(), 2.0, 0)
+    every = movements(model, after_steering(model, vector() * 2.0), CONTEXTS, vector(), 2.0, 0)
     assert {each.layer for each in every} == {"lfm2": {2}, "qwen3-next": {1, 2}}[name]  # above the vector's layer 0
     for found in every:
         assert found.movement == pytest.approx(1.0, abs=1e-9)
@@ -36,22 +44,47 @@ def test_a_model_that_does_what_the_vector_does_has_moved_by_1(name: str) -> Non
 def test_a_model_that_has_not_changed_has_not_moved() -> None:
     model = pico.build("lfm2")
     for found in movements(model, model, CONTEXTS, vector(), 1.0, 0):
-        assert (found.movement, found.floor, found.size) == (0.0, 0.0, 0.0)
-        assert not found.beyond_floor
+        assert (found.movement, found.floor, found.size, found.p_adjusted) == (0.0, 0.0, 0.0, 1.0)
 
 
-def test_a_small_step_along_the_vector_is_beyond_the_floor_and_one_along_another_is_not() -> None:
+def test_a_small_step_along_the_vector_is_beyond_the_floor_and_one_along_another_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recurrent, "FEWEST", len(CONTEXTS))
     model = pico.build("lfm2")
-    along = states(model, CONTEXTS, lambda: steered(model, vector() * 0.1))
-    found = movements(model, along, CONTEXTS, vector(), 0.1, 0)
+    found = movements(model, after_steering(model, vector() * 0.1), CONTEXTS, vector(), 0.1, 0)
     assert all(each.beyond_floor for each in found)
-    other = states(model, CONTEXTS, lambda: steered(model, vector(seed=7) * 0.1))
+    other = after_steering(model, vector(seed=7) * 0.1)
     assert not all(each.beyond_floor for each in movements(model, other, CONTEXTS, vector(), 0.1, 0))
+
+
+def test_few_contexts_give_figures_and_no_verdict() -> None:
+    model = pico.build("lfm2")
+    for found in movements(model, after_steering(model, vector()), CONTEXTS, vector(), 1.0, 0):
+        assert found.movement > found.floor
+        assert found.beyond_floor is None
+
+
+def test_the_states_of_one_context_are_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = pico.build("lfm2")
+    alive: list[weakref.ref[torch.Tensor]] = []
+    held: list[int] = []
+
+    def counted(*args: object) -> dict[Where, torch.Tensor]:
+        found = states(*args)  # type: ignore[arg-type]
+        held.append(sum(each() is not None for each in alive))
+        alive.extend(weakref.ref(each) for each in found.values())
+        return found
+
+    monkeypatch.setattr(recurrent, "states", counted)
+    movements(model, model, CONTEXTS, vector(), 1.0, 0)
+    passes = len(held) // len(CONTEXTS)
+    assert max(held[passes:]) <= max(held[:passes])  # no more after any context than within the first
 
 
 def test_a_model_without_recurrent_layers_is_refused() -> None:
     with pytest.raises(ModelError, match="no recurrent layers"):
-        states(pico.build("llama"), CONTEXTS)
+        states(pico.build("llama"), CONTEXTS[0])
 
 
 def test_a_vector_above_every_recurrent_layer_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from steer.cli.output import out
 from vectors.registry.options import option
 
 if TYPE_CHECKING:
+    from probes.internals.attention import Change
     from steer.evaluation.probing.internals import Saturation
 
 MOST = 12  # changed heads that are shown
@@ -42,6 +44,9 @@ def command(**values: Any) -> None:
 
     Entropy is relative to uniform attention over what a token sees: 1 is uniform, 0 is one token. Saturated are tokens
     with more than 95 % of their attention on one token. Heads with little entropy learn little more.
+
+    With --against, a head has changed where its p-value, corrected for the number of heads, is below 0.05; fewer than
+    30 texts give figures and no verdict.
     """
     request = requests.build(Request, values)
     from steer.cli import output
@@ -71,18 +76,32 @@ def _print(found: Saturation) -> None:
         header += ["entropy after", "saturated after"]
         for row, (_, means, _) in zip(rows, by_layer(found.after), strict=True):
             row += [f"{means['entropy']:.3f}", f"{means['saturated']:.3f}"]
-    out.line(f"means over heads, on {found.texts} texts:")
+    out.line(f"means over heads, on {found.texts} text{'s'[: found.texts != 1]}:")
     out.table(header, rows)
-    if found.after is None:
-        return
-    every = found.changes["entropy"]
-    moved = [each for each in every if each.low > 0 or each.high < 0]
-    out.line(f"\n{len(moved)} of {len(every)} heads changed their entropy (the interval excludes 0); the greatest:")
+    if found.after is not None:
+        _print_changes(found.changes["entropy"], found.texts)
+
+
+def _print_changes(every: Sequence[Change], texts: int) -> None:
+    from probes.statistics.verdict import too_few_to_say
+    from steer.reports import page
+
+    too_few = too_few_to_say(texts, texts, "text")
+    if too_few:
+        out.line(f"\n{too_few}; the heads whose entropy changed most:")
+    else:
+        moved = sum(bool(each.changed) for each in every)
+        out.line(
+            f"\n{moved} of {len(every)} heads changed their entropy (p below 0.05, corrected for the number of heads); "
+            "the greatest:"
+        )
+    header = ["head", "entropy", "after", "change", "95 % interval", "p, corrected"]
     rows = [
         [
             f"{each.layer}.{each.head}", f"{each.before:.3f}", f"{each.after:.3f}", f"{each.change:+.3f}",
-            f"{each.low:+.3f} to {each.high:+.3f}",
+            page.interval(each.low, each.high, "+.3f"), "-" if each.p_adjusted is None else f"{each.p_adjusted:.3g}",
         ]
         for each in every[:MOST]
     ]  # fmt: skip
-    out.table(["head", "entropy", "after", "change", "95 % interval"], rows)
+    shown = len(header) if texts > 1 else header.index("95 % interval")
+    out.table(header[:shown], [row[:shown] for row in rows])

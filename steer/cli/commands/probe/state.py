@@ -40,8 +40,8 @@ def command(**values: Any) -> None:
     """Measure how far training moved the recurrent states after a context along a behaviour's direction.
 
     For Gated DeltaNet (Qwen3-Next, Qwen3.5) and LFM2's convolutions. The direction in a state is how steering by the
-    vector changes it; 1 is as far as the vector moves it. The floor is the greatest of eight vectors with shuffled
-    coordinates.
+    vector changes it; 1 is as far as the vector moves it. The floor is the greatest of eight vectors whose coordinates
+    are shuffled and change their sign at random. Fewer than 30 contexts give figures and no verdict.
     """
     request = requests.build(Request, values)
     from steer.evaluation.probing.inputs import contexts_of
@@ -56,22 +56,34 @@ def command(**values: Any) -> None:
     data = {
         "before": request.before, "after": request.after, "vector": str(request.vector), "strength": strength,
         "contexts": len(contexts),
-        "states": [each._asdict() | {"beyond_floor": each.beyond_floor} for each in found],
+        "states": [each._asdict() for each in found],
     }  # fmt: skip
     out.result(data, lambda: _print(found, strength, len(contexts)))
 
 
 def _print(found: list[Movement], strength: float, contexts: int) -> None:
-    out.line(f"movement along the vector (1 is what strength {strength:g} does), on {contexts} contexts:")
+    from probes.statistics.verdict import too_few_to_say
+    from steer.reports import page
+
+    out.line(
+        f"movement along the vector (1 is what strength {strength:g} does), on {contexts} "
+        f"context{'s'[: contexts != 1]}:"
+    )
     out.table(
         ["", "layer", "state", "movement", "95 % interval", "floor", "cosine", "whole movement"],
         [
             [
                 "*" if each.beyond_floor else "", str(each.layer), each.kind, f"{each.movement:+.3f}",
-                f"{each.low:+.3f} to {each.high:+.3f}", f"{each.floor:.3f}", f"{each.cosine:+.3f}",
+                page.interval(each.low, each.high, "+.3f"), f"{each.floor:.3f}", f"{each.cosine:+.3f}",
                 f"{each.size:.1%}",
             ]
             for each in found
         ],
     )  # fmt: skip
-    out.line("\n*: the interval lies beyond the floor. The whole movement is relative to the state's norm.")
+    too_few = too_few_to_say(contexts, contexts, "context")
+    out.line(
+        f"\nNo movement is marked: {too_few}."
+        if too_few
+        else "\n*: the movement lies beyond the floor (p below 0.05, corrected for the number of states)."
+    )
+    out.line("The whole movement is relative to the state's norm.")

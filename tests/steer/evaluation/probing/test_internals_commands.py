@@ -33,7 +33,17 @@ def test_saturation_before_and_after_training(tmp_path: Path, capsys: pytest.Cap
     after = changed(tmp_path / "after", "llama", "layers.3.self_attn.q_proj")
     arguments = ["probe", "saturation", str(before), "--against", str(after), "-t", "some text", "-t", "another one"]
     assert run(arguments) == 0
-    assert "of 16 heads changed their entropy" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "on 2 texts:" in printed
+    assert "there are only 2 texts; a verdict takes at least 30; the heads whose entropy changed most:" in printed
+    assert run([*arguments[:-2], "--texts", str(lines(tmp_path / "texts.jsonl", " warm", 30, 1))]) == 0
+    assert (
+        "of 16 heads changed their entropy (p below 0.05, corrected for the number of heads)" in capsys.readouterr().out
+    )
+    assert run(arguments[:-2]) == 0
+    printed = capsys.readouterr().out
+    assert "on 1 text:" in printed
+    assert "95 % interval" not in printed
     assert run([*arguments, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert len(report["heads"]) == 16
@@ -54,7 +64,9 @@ def test_the_state_of_a_model_that_did_not_change(tmp_path: Path, capsys: pytest
     report = json.loads(capsys.readouterr().out)
     assert [(each["layer"], each["kind"], each["movement"]) for each in report["states"]] == [(2, "convolution", 0.0)]
     assert run([*arguments, "-p", "How are you?"]) == 0
-    assert "+0.000 to +0.000" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "+0.000 to +0.000" in printed
+    assert "No movement is marked: there are only 2 contexts; a verdict takes at least 30." in printed
 
 
 @pytest.mark.slow
