@@ -99,8 +99,9 @@ def _notes(
     metric = inputs.experiment.metric
     lines = [
         f"All arms answered the same {count} prompts with the same random numbers; differences are taken prompt by "
-        f"prompt, with {confidence:.1%} intervals (studentised bootstrap over prompts), so that those of all arms "
-        "together hold at 95 %.",
+        f"prompt, with {confidence:.1%} intervals (studentised bootstrap over prompts, no narrower than "
+        "Student's t), so that those of all arms together hold at 95 %. A p-value is of the same test: it is below "
+        f"{1 - confidence:.2g} exactly where the interval leaves out zero.",
     ]
     if count < FEWEST:
         lines.append(f"{count} prompts give figures and no verdict: it takes {FEWEST}.")

@@ -60,6 +60,41 @@ def test_the_interval_is_in_units_of_the_differences_however_few_differ(few: int
         assert found.p == pytest.approx(unit.p)
 
 
+KINDS: dict[str, Callable[[int, torch.Generator], torch.Tensor]] = {
+    "normal": lambda n, g: torch.randn(n, generator=g),
+    "skewed": lambda n, g: -torch.rand(n, generator=g).log() - 1 + 0.2 * torch.randn((), generator=g),
+    "few differ": lambda n, g: (torch.rand(n, generator=g) < 4 / n).double() * (1 + 11 * torch.rand((), generator=g)),
+    "votes": lambda n, g: torch.randint(-1, 2, (n,), generator=g).double() + 0.3 * (torch.rand(n, generator=g) < 0.5),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("confidence", [0.95, 1 - 0.05 / 3])
+def test_the_p_value_is_below_the_level_exactly_where_the_interval_holds_no_zero(kind: str, confidence: float) -> None:
+    source, level = generator(11), 1 - confidence
+    for run in range(20):
+        values = KINDS[kind](int(torch.randint(30, 60, (), generator=source)), source).double()
+        found = difference(values, seed=run, confidence=confidence)
+        if found.error == 0:
+            continue
+        # Shifted so that the interval ends about at zero, where the two could disagree.
+        for factor in (0.999, 1.001):
+            shifted = values - found.mean + factor * (found.high - found.mean)
+            at = difference(shifted, seed=run, confidence=confidence)
+            assert (at.p < level) == (at.low > 0) == (factor > 1), at
+            if kind != "few differ":  # whose resamples hold few values, so that p-values are far apart
+                assert at.p < 1.2 * level, at
+
+
+def test_the_interval_is_not_narrower_than_students_t_where_one_item_differs() -> None:
+    """Of 31 answers one was shorter: the interval ended a hundredth beyond zero, beside a p-value of 0.44."""
+    one = torch.zeros(31, dtype=torch.float64).index_fill(0, torch.arange(1), -1.0)
+    found = difference(one, confidence=1 - 0.05 / 3)
+    half = stats.t.ppf(1 - 0.05 / 6, 30) / 31
+    assert found.high - found.mean == pytest.approx(half, rel=1e-6)
+    assert found.p >= 2 * stats.t.sf(1, 30)
+
+
 def test_the_interval_covers_where_items_share_groups_and_would_not_without_them() -> None:
     groups = [str(i // 5) for i in range(60)]
 
