@@ -43,7 +43,7 @@ def sentences(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = []
     for each in report["verdicts"]:
         difference = _difference(report, each["metric"], each["arm"])
-        word = "no verdict" if each["verdict"] == "too few prompts" else each["verdict"]
+        word = "no verdict" if each["verdict"] in ("too few prompts", "cut off") else each["verdict"]
         figures = "" if difference is None else f" differs by {difference['mean']:+.3g} ({_interval(difference)})"
         found.append((each["verdict"], f"{each['arm']}: {word}. {each['metric']}{figures}; {each['reason']}."))
     return found

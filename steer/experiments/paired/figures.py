@@ -28,7 +28,9 @@ MEASURES: Mapping[str, str] = {
     "refusal": "share of answers that refuse",
     "likelihood": "nats per token under the unsteered model",
 }
-Verdict = Literal["better", "worse", "no difference", "undecided", "too few prompts"]
+LENGTHS = ("response_tokens", "characters")  # measures that --max-tokens limits
+MOST_CUT = 0.1  # share of an arm's answers that may be cut before lengths give no verdict
+Verdict = Literal["better", "worse", "no difference", "undecided", "too few prompts", "cut off"]
 Scores = dict[str, list[float | None]]  # by arm, in the order of the rows
 
 
@@ -41,6 +43,22 @@ class Compared(NamedTuple):
     mean: float | None
     difference: Difference | None
     missing: int
+
+
+class Cut(NamedTuple):
+    """The shares of the answers of an arm and of the control that are as long as --max-tokens, the limit, allows."""
+
+    arm: float
+    control: float
+    limit: int
+
+    def hides(self, gain: Difference) -> bool:
+        """Whether a difference in lengths may be another one than that of whole answers.
+
+        If only the control's answers are cut, an arm that is shorter is shorter by even more, and the other way round.
+        """
+        shorter, longer = gain.high < 0, gain.low > 0
+        return (self.arm > MOST_CUT and not longer) or (self.control > MOST_CUT and not shorter)
 
 
 class Judged(NamedTuple):
@@ -117,11 +135,20 @@ def compared(scores: Scores, rows: Sequence[Row], control: str, seed: int, confi
     return result
 
 
-def verdict_of(arm: str, metric: Metric, gain: Difference | None) -> Judged:
-    """What the difference in the main metric says of an arm, by its direction and the smallest effect that matters."""
+def verdict_of(arm: str, metric: Metric, gain: Difference | None, cut: Cut) -> Judged:
+    """What the difference in the main metric says of an arm, by its direction and the smallest effect that matters.
+
+    Lengths of answers that are cut off say nothing, unless that can only have made the difference smaller.
+    """
     if gain is None or gain.clusters < FEWEST:
         count = 0 if gain is None else gain.clusters
         return Judged(arm, metric.name, "too few prompts", f"{count} prompts; a verdict needs {FEWEST}")
+    if metric.name in LENGTHS and cut.hides(gain):
+        return Judged(
+            arm, metric.name, "cut off",
+            f"{cut.arm:.0%} of its answers and {cut.control:.0%} of the control's are cut at {cut.limit} tokens, so "
+            f"their lengths are not known: raise --max-tokens above {cut.limit}",
+        )  # fmt: skip
     low, high = (gain.low, gain.high) if metric.better == "higher" else (-gain.high, -gain.low)
     if low > 0:
         return Judged(arm, metric.name, "better", "the interval of the difference lies on the better side")

@@ -8,7 +8,7 @@ from typing import Any
 
 from probes.statistics.verdict import FEWEST
 from steer.experiments.paired.answers import Answer, Row
-from steer.experiments.paired.figures import Compared, Judged, verdict_of
+from steer.experiments.paired.figures import LENGTHS, MOST_CUT, Compared, Cut, Judged, verdict_of
 from steer.experiments.paired.inputs import Inputs
 from steer.experiments.paired.ranking import Pairing, pairings, strengths
 from steer.experiments.paired.request import Request
@@ -24,12 +24,13 @@ def report_of(
     """Everything that was found; `measures` are (unit, comparison by arm), intervals are at `confidence`."""
     experiment, names = inputs.experiment, [arm.name for arm in inputs.arms]
     main = experiment.metric if experiment.metric.name in measures else None
+    cut = {name: sum(len(a.ids) >= request.max_tokens for a in answers[name]) / len(rows) for name in names}
     verdicts = [] if main is None else [
-        verdict_of(arm, main, each.difference) for arm, each in measures[main.name][1].items() if arm != names[0]
+        verdict_of(arm, main, each.difference, Cut(cut[arm], cut[names[0]], request.max_tokens))
+        for arm, each in measures[main.name][1].items() if arm != names[0]
     ]  # fmt: skip
     voted = _votes(names, votes, request.seed, 1 - confidence)
     count = len(inputs.prompts)
-    cut = {name: sum(len(a.ids) >= request.max_tokens for a in answers[name]) / len(rows) for name in names}
     return {
         "experiment": experiment.name,
         "digest": experiment.digest,
@@ -40,7 +41,7 @@ def report_of(
         "settings": {key: getattr(request, key) for key in ("max_tokens", "temperature", "seed")},
         "confidence": confidence,
         "arms": [
-            {"name": arm.name, "does": arm.text(), "digest": arm.digest, "control": arm.plain}
+            {"name": arm.name, "does": arm.text(), "digest": arm.digest, "control": arm.plain, "cut": cut[arm.name]}
             for arm in sorted(experiment.arms, key=lambda each: not each.plain)
         ],
         "measures": [
@@ -106,9 +107,10 @@ def _notes(
     if count < FEWEST:
         lines.append(f"{count} prompts give figures and no verdict: it takes {FEWEST}.")
     lines += [
-        f"{share:.0%} of the answers of {name} are as long as --max-tokens allows: their lengths are cut."
+        f"{share:.0%} of the answers of {name} are as long as --max-tokens allows, so {' and '.join(LENGTHS)} are "
+        "those of cut answers: raise --max-tokens."
         for name, share in cut.items()
-        if share > 0.1
+        if share > MOST_CUT
     ]
     if no_metric:
         lines.append(f"The experiment's metric {metric.name} comes from users, so answers alone give no verdict on it.")

@@ -23,7 +23,7 @@ from judge_server import asked, judge
 from steer.cli import run
 from steer.evaluation import scorers
 from steer.experiments.paired.answers import Row
-from steer.experiments.paired.figures import compared, verdict_of
+from steer.experiments.paired.figures import Cut, compared, verdict_of
 from steer.experiments.paired.ranking import pairings, strengths
 from steer.experiments.paired.votes import Vote
 from steer.experiments.specification import Metric
@@ -79,7 +79,7 @@ def test_the_shorter_arm_is_better_and_its_twin_writes_what_the_control_writes(
     status, report = paired()
     assert status == 0, report
     verdicts = {each["arm"]: each["verdict"] for each in report["verdicts"]}
-    assert verdicts == {"brief": "better", "twin": "no difference"}
+    assert verdicts == {"brief": "better", "twin": "cut off"}  # all answers of the twin and the control are cut
     (length,) = (each for each in report["measures"] if each["main"])
     assert length["arms"]["brief"]["mean"] < 1.1  # the end token, in nearly all
     gain = length["arms"]["brief"]["difference"]
@@ -292,6 +292,38 @@ def test_an_arm_that_wins_every_vote_has_a_finite_strength() -> None:
     assert found["b"].high < 20
 
 
+WHOLE = Cut(0.0, 0.0, 60)
+
+
+@pytest.mark.parametrize(
+    ("cut", "arm", "verdict"),
+    [
+        (Cut(1.0, 1.0, 24), "twin", "cut off"),
+        (Cut(0.05, 0.05, 24), "twin", "no difference"),
+        (Cut(0.05, 0.2, 24), "twin", "cut off"),
+        (Cut(0.05, 0.2, 24), "brief", "better"),  # the control's answers are longer still
+        (Cut(0.2, 0.2, 24), "brief", "cut off"),
+        (Cut(0.2, 0.05, 24), "long", "worse"),
+    ],
+)
+def test_answers_that_are_cut_give_no_verdict_on_lengths_unless_the_difference_can_only_be_greater(
+    cut: Cut, arm: str, verdict: str
+) -> None:
+    rows = [Row(i, 0) for i in range(40)]
+    scores: dict[str, list[float | None]] = {
+        name: [24.0 + shift + i % 2 * (shift != 0) for i in range(40)]
+        for name, shift in {"control": 0, "twin": 0, "brief": -9, "long": 9}.items()
+    }
+    gain = compared(scores, rows, "control", 0, 0.95)[arm].difference
+    found = verdict_of(arm, Metric("response_tokens", "number", "lower", smallest_effect=1), gain, cut)
+    assert found.verdict == verdict
+    if verdict == "cut off":
+        assert f"{cut.arm:.0%} of its answers and {cut.control:.0%} of the control's" in found.reason
+        assert "raise --max-tokens above 24" in found.reason
+    other = verdict_of(arm, Metric("refusal", "bool", "lower", smallest_effect=1), gain, cut)
+    assert other.verdict != "cut off"  # of what is not a length
+
+
 def test_the_verdict_follows_the_direction_of_the_metric() -> None:
     rows = [Row(i, 0) for i in range(40)]
     scores: dict[str, list[float | None]] = {
@@ -299,8 +331,8 @@ def test_the_verdict_follows_the_direction_of_the_metric() -> None:
         "more": [i + 2.0 + i % 2 for i in range(40)],
     }
     gain = compared(scores, rows, "control", 0, 0.95)["more"].difference
-    assert verdict_of("more", Metric("x", "number", "higher"), gain).verdict == "better"
-    assert verdict_of("more", Metric("x", "number", "lower"), gain).verdict == "worse"
+    assert verdict_of("more", Metric("x", "number", "higher"), gain, WHOLE).verdict == "better"
+    assert verdict_of("more", Metric("x", "number", "lower"), gain, WHOLE).verdict == "worse"
     scores["more"][3] = None  # a prompt without a score in both arms is left out
     found = compared(scores, rows, "control", 0, 0.95)["more"]
     assert (found.missing, found.difference.items if found.difference else 0) == (1, 39)
