@@ -25,6 +25,8 @@ from vectors.registry.places import PLACES
 from vectors.steering import SteeringVector
 
 Bindings = Mapping[str, str | Path | SteeringVector | Probe]
+# Text that can only be a path: no expression has a slash outside of quotes. One before a digit may mean a quotient.
+_PATH = re.compile(r"[^\s*()+'\"\[\],@:]*/(?!\s*\d)[^'\"*()]*")
 _ALONE = re.compile(r"[\w.:@~-]+")  # what can be the name of a version, without quotes
 BIND = "bind it: --vector {name}=FILE (quote a name that contains signs: 'warm-v2')"  # how a command binds a name
 
@@ -107,7 +109,7 @@ def compose_gated(
     """
     bindings = dict(bindings or {})
     resolvers = default_resolvers() if resolvers is None else resolvers
-    composition, compounds = expand(text, bindings, resolvers=resolvers)
+    composition, compounds = expand(text, bindings, resolvers=resolvers, bind=bind)
     bindings |= compounds
     path = Path(text)
     if text not in bindings and os.path.isfile(path):
@@ -166,11 +168,12 @@ def expand(
     bindings: Bindings | None = None,
     *,
     resolvers: Sequence[Resolver] | None = None,
+    bind: str = BIND,
 ) -> tuple[Composition, dict[str, Path]]:
     """Parse an expression, and put in place of each name that stands for a composition its terms.
 
     Returns the files of those terms too. A version is written in quotes, since `@` begins a scope, or alone as it is.
-    Raises ExpressionError with all problems.
+    `bind` is as of `compose_gated`, about a path in place of a name. Raises ExpressionError with all problems.
     """
     bindings = bindings or {}
     resolvers = default_resolvers() if resolvers is None else resolvers
@@ -191,6 +194,11 @@ def expand(
     except ExpressionError as error:
         if os.path.isdir(path):
             raise _is_folder(text) from None
+        if _PATH.fullmatch(text):
+            raise ExpressionError(f"there is no file or folder {text}", "check the path") from None
+        if "/" in re.sub(r"'[^']*'|\"[^\"]*\"", "", text):
+            hint = f"a file in an expression stands by a name; {bind.replace('{name}', 'NAME')}"
+            raise ExpressionError(error.problems, hint) from None
         hints = _quoted_names(text, resolvers)
         raise ExpressionError(error.problems, "; ".join(hints)) if hints else error from None
     return _with_compounds(composition, [bindings_resolver(bindings), *resolvers])

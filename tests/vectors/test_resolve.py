@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,6 +92,21 @@ def test_a_path_wins_over_a_binding_of_its_stem(save: Callable[[str, float], Pat
 def test_a_path_that_is_not_there_is_an_error_of_a_missing_file(save: Callable[[str, float], Path], name: str) -> None:
     with pytest.raises(ExpressionError, match=f"there is no file {name}"):
         compose(name)
+
+
+@pytest.mark.parametrize("text", ["./pw-fold", "models/warm", "../up", "~/warm", "/absent/my model", "a-b/c+d", "x/"])
+def test_a_path_of_what_is_not_there_is_no_mistake_in_an_expression(
+    save: Callable[[str, float], Path], text: str
+) -> None:
+    with pytest.raises(ExpressionError, match=f"there is no file or folder {re.escape(text)}$"):
+        compose(text)
+
+
+def test_a_path_in_an_expression_gets_the_hint_to_bind_it(save: Callable[[str, float], Path]) -> None:
+    for text in ("0.5*./warm.safetensors", "warm/2", "ablate(a/b)"):
+        with pytest.raises(ExpressionError, match="is wrong at character") as caught:
+            compose(text)
+        assert caught.value.hint.startswith("a file in an expression stands by a name; bind it: --vector NAME=FILE")
 
 
 @pytest.mark.parametrize(
