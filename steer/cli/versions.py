@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from steer.cli.output import out
+from vectors.errors import UsageError
 
 if TYPE_CHECKING:
     from steer.evaluation.evaluation import Evaluation
@@ -174,9 +175,9 @@ def is_version(text: str) -> bool:
 
 
 def with_versions(request: Request) -> tuple[Request, dict[str, str]]:
-    """A request of an evaluation with versions of the store as expressions over their files.
+    """A request of an evaluation with versions of the store as expressions over their files, under their names.
 
-    Returns the composition's digest by the expression that stands for it.
+    Returns the composition's digest by the name of the version. Raises UsageError for two names of one composition.
     """
     from dataclasses import replace
 
@@ -184,18 +185,25 @@ def with_versions(request: Request) -> tuple[Request, dict[str, str]]:
     from steer.store.using.resolver import version_of
 
     subjects, files, digests, bases = [], dict(request.vectors), {}, set()
+    names: dict[str, str] = {}  # of versions, by expression
+    problems: list[str] = []
     for text in request.subjects:
         if is_version(text):
             version = version_of(layout.require(), text)
             expression = str(version.composition)
+            if names.setdefault(expression, text) != text:
+                problems.append(f"{names[expression]} and {text} are versions of one composition, {expression}")
+                continue
             subjects.append(expression)
             files |= version.files
-            digests[expression] = version.recipe
+            digests[text] = version.recipe
             bases.add(version.base)
         else:
             subjects.append(text)
+    if problems:
+        raise UsageError(problems, "there is nothing to compare: give one of them")
     model = request.model or (bases.pop() if len(bases) == 1 else None)
-    return replace(request, subjects=tuple(subjects), vectors=files, model=model), digests
+    return replace(request, subjects=tuple(subjects), vectors=files, model=model, subject_names=names), digests
 
 
 def attach_evaluation(digests: Mapping[str, str], evaluation: Evaluation, value: Mapping[str, Any]) -> None:

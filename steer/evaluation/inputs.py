@@ -102,8 +102,9 @@ def read_inputs(request: Request) -> Inputs:
         )  # fmt: skip
     with collecting(errors):
         subjects = subjects_of(
-            request.subjects, request.vectors, strength=request.strength, allow_strength=request.allow_strength
-        )
+            request.subjects, request.vectors, strength=request.strength, allow_strength=request.allow_strength,
+            names=request.subject_names,
+        )  # fmt: skip
         reference = request.model or base_reference(subjects)
     problems = problems_of_names(subjects, request.prompt)
     if problems:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from steer.evaluation.judging import options as judging
@@ -133,3 +133,6 @@ class Request:
     device: str = option("auto", help="The device to compute on: auto, cpu, cuda, cuda:N or mps.", group="Computing")
     dtype: str = option("auto", help="The dtype to compute in: auto, float32, bfloat16 or float16.", group="Computing")
     seed: int = option(0, help="The random seed.", group="Computing")
+    # The names of subjects in tables and reports, by the text of the subject: of a version of the store, whose text is
+    # an expression over its files.
+    subject_names: Mapping[str, str] = field(default_factory=dict)

@@ -71,7 +71,8 @@ def _print(value: dict[str, Any], folder: Path | None) -> None:
     for subject in value["subjects"]:
         out.line(f"\n{subject['sentence']}")
         if subject["kind"] == "composition":
-            out.line(f"operating point: {subject['operating_point']['from']}")
+            point = subject["operating_point"]
+            out.line(f"operating point: {point['expression']} ({point['from']})")
         for metric in subject["metrics"]:
             slopes = metric["slopes"]
             if slopes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os.path
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from merges.inputs import locations
@@ -46,21 +46,25 @@ def subjects_of(
     strength: float | None = None,
     allow_strength: bool = False,
     resolvers: Sequence[Resolver] | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> list[Subject]:
     """The subjects that these words name. `strength` multiplies every expression, instead of what vectors recommend.
 
+    `names` are those that subjects get in tables and reports, by their words, which are the names of all others.
     A prompt may stand in quotation marks, as in prompt:"Answer warmly.", which are no part of it.
     Raises one error with all problems: UsageError, ExpressionError, ArtifactError.
     """
-    texts = [unquoted(text) for text in texts]
+    texts, names = [unquoted(text) for text in texts], names or {}
     errors: list[SteerError] = []
     subjects: list[Subject] = []
     for text in texts:
         with collecting(errors):
-            subjects.append(_subject(text, vectors or {}, strength, allow_strength, resolvers))
+            subject = _subject(text, vectors or {}, strength, allow_strength, resolvers)
+            name = names.get(text, text)
+            subjects.append(replace(subject, name=name, arm=replace(subject.arm, name=name)))
     repeated = sorted({text for text in texts if texts.count(text) > 1})
     if repeated:
-        problems = [f"the subject {text} is given {texts.count(text)} times" for text in repeated]
+        problems = [f"the subject {names.get(text, text)} is given {texts.count(text)} times" for text in repeated]
         errors.append(UsageError(problems, "give each subject once"))
     if not texts:
         errors.append(UsageError("there is no subject", "steer eval warm.safetensors --pos P --neg N"))

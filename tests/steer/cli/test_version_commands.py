@@ -7,8 +7,10 @@ import json
 import pytest
 from personalities import NAMES, vector
 
+from steer.evaluation.arms.subjects import subjects_of
 from steer.store import layout, names, referrers
 from steer.store.objects.model import read_commit
+from vectors.errors import UsageError
 
 
 @pytest.fixture
@@ -115,4 +117,9 @@ def test_a_promotion_is_gated_and_a_champion_is_an_arm(steer, here):
     assert _with_versions(Request(model="pico")) == (Request(model="pico"), {})
     request, digests = versions.with_versions(EvaluationRequest(subjects=("tone@champion", "prompt:tone", "warm")))
     assert request.subjects == (f"1.2*{name}", "prompt:tone", "warm")
-    assert digests == {f"1.2*{name}": composition}
+    assert digests == {"tone@champion": composition}
+    assert request.subject_names == {f"1.2*{name}": "tone@champion"}
+    subject, _ = subjects_of(request.subjects[:2], request.vectors, names=request.subject_names)
+    assert (subject.name, subject.arm.name, str(subject.arm.composition)) == (*2 * ("tone@champion",), f"1.2*{name}")
+    with pytest.raises(UsageError, match=r"tone@champion and tone~1 are versions of one composition, 1\.2"):
+        versions.with_versions(EvaluationRequest(subjects=("tone@champion", "tone~1", "tone@challenger")))

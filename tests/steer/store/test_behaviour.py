@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from personalities import commit, new_store, vector
@@ -235,8 +236,13 @@ def test_two_versions_answer_the_same_prompts_and_an_evaluation_is_attached_with
     ]
     (store.work / "warm.yaml").write_text(json.dumps({"name": "warm", "items": pairs}))
     few = ["--suite", "warm.yaml", "--control", "none", "--max-tokens", "0", "--curve", "1", "--allow-overlap"]
-    code, _, err = steer("eval", "HEAD~1", "HEAD", *few)
+    code, shown, err = steer("eval", "HEAD~1", "HEAD", *few, "-o", "evaluated")
     assert code == 0, err
+    assert "\nHEAD~1 " in shown
+    assert "\noperating point: 4*warm." in shown
+    report = json.loads(Path("evaluated/report.json").read_text())
+    assert [subject["subject"] for subject in report["subjects"]] == ["HEAD~1", "HEAD"]
+    assert [*store.root.rglob("*.evaluations.json")] == []  # the store keeps its evaluations itself
     (each,) = json.loads(steer("diff", "--behaviour", "--json")[1])["behaviour"]
     assert each["change"]["items"] > 5
     assert each["change"]["mean"] == pytest.approx(each["after"]["mean"] - each["before"]["mean"], abs=1e-6)
