@@ -62,12 +62,24 @@ def resolve(reference: str) -> ModelSource:
     if reference == DEFAULT:
         return ModelSource(bundled.prepare(), DEFAULT)
     name, _, revision = reference.partition("@")
-    if name.count("/") != 1 or reference.startswith((".", "/", "~")) or name.endswith("/"):
+    if not _is_hub_id(reference):
         raise ModelError(
             f"there is no model {reference!r}: it is neither a folder nor a hub id",
             f"use a folder, an id like org/name@revision, or {DEFAULT}",
         )
     return _from_hub(name, revision or None)
+
+
+def at_hand(reference: str) -> bool:
+    """Whether a reference is resolved, or refused, at once: without a download, or converting the bundled model."""
+    if os.path.exists(os.path.expanduser(reference)):
+        return True
+    return bundled.folder().is_dir() if reference == DEFAULT else not _is_hub_id(reference)
+
+
+def _is_hub_id(reference: str) -> bool:
+    name = reference.partition("@")[0]
+    return name.count("/") == 1 and not reference.startswith((".", "/", "~")) and not name.endswith("/")
 
 
 def _from_hub(name: str, revision: str | None) -> ModelSource:

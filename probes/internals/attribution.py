@@ -43,6 +43,17 @@ class Attribution(NamedTuple):
     components: list[Component]
 
 
+def require_acting(vector: SteeringVector, layer: int) -> list[int]:
+    """The layers up to `layer` where a vector acts. Raises UsageError where there are none."""
+    acting = [i for i in vector.apply if i <= layer]
+    if not acting:
+        raise UsageError(
+            f"the vector acts at layers {sorted(vector.apply)}, all above layer {layer} whose stream is read",
+            "choose a higher --layer",
+        )
+    return acting
+
+
 def attribute(
     bridge: Any,
     texts: Sequence[Tokens],
@@ -60,12 +71,7 @@ def attribute(
     length. `bridge` is the model in TransformerLens. With `heads`, attention is split into its heads. Raises ModelError
     where the components do not add up, UsageError for a vector that acts nowhere up to the layer.
     """
-    acting = [i for i in vector.apply if i <= layer]
-    if not acting:
-        raise UsageError(
-            f"the vector acts at layers {sorted(vector.apply)}, all above layer {layer} whose stream is read",
-            "choose a higher --layer",
-        )
+    acting = require_acting(vector, layer)
     first = min(acting)
     names = {f"blocks.{layer}.hook_resid_post": "total"}
     known = bridge.hook_dict

@@ -23,12 +23,13 @@ from probes.seeds import child_seed
 from probes.statistics.family import family
 from probes.statistics.verdict import FEWEST
 from probes.steered import steered
-from vectors.errors import ModelError
+from vectors.errors import ModelError, SteerError
 from vectors.events import Event, OnEvent, ignore
 from vectors.steering import SteeringVector
 
 SHUFFLES = 8
 KINDS = {"recurrent_states": "recurrent", "conv_states": "convolution"}  # attributes of a layer of the cache
+SIZES = ("linear_", "conv_", "mamba_")  # how the sizes of recurrent layers begin in configurations
 TINY = 1e-300  # in place of a norm of 0 that is divided by
 
 Where = tuple[int, str]  # a layer, and the kind of its state
@@ -98,10 +99,7 @@ def states(
                 if isinstance(state, Tensor) and state.numel():
                     found[layer, kind] = state.double().flatten().cpu()
     if not found:
-        raise ModelError(
-            "the model has no recurrent layers, so there is no state",
-            "use a model with Gated DeltaNet (Qwen3-Next, Qwen3.5) or convolutions (LFM2)",
-        )
+        raise _without_state()
     return found
 
 
@@ -131,7 +129,7 @@ def movements(
                 products.setdefault(where, []).append(each)
     along, *shuffled = ({where: rows for where, rows in each.items() if _reached(rows)} for each in kept)
     if not along:
-        raise unreached(vector, {layer for layer, _ in kept[0]})
+        raise _unreached(vector, {layer for layer, _ in kept[0]})
     floors = torch.tensor(
         [max((abs(_components(each[where]).mean().item()) for each in shuffled if where in each), default=0.0)
          for where in along], dtype=torch.float64,
@@ -160,7 +158,7 @@ def _products(
     plain = states(before, context)
     moved = states(after, context) if isinstance(after, nn.Module) else after(context)
     if {where: len(row) for where, row in plain.items()} != {where: len(row) for where, row in moved.items()}:
-        raise ModelError("the two models have states of different shapes", "give a model and its fine-tuned copy")
+        raise _other_shapes()
     changes = {where: moved.pop(where) - row for where, row in plain.items()}
     norms = {where: (float(changes[where].norm()), float(row.norm())) for where, row in plain.items()}
     found = []
@@ -176,8 +174,40 @@ def _products(
     return found
 
 
-def unreached(vector: SteeringVector, layers: Iterable[int]) -> ModelError:
-    """The error about a vector that acts below none of the recurrent layers."""
+def problems_of_states(configs: Sequence[Any], vector: SteeringVector | None) -> list[SteerError]:
+    """What the configurations of models (of their text parts) show to be wrong before they are loaded."""
+    from transformers import DynamicCache
+
+    layers = [
+        [i for i, kept in enumerate(DynamicCache(config=each).layers) if any(hasattr(kept, name) for name in KINDS)]
+        for each in configs
+    ]
+    if not all(layers):
+        return [_without_state()]
+    sizes = [
+        [each.hidden_size]
+        + [f"{name}: {value}" for name, value in sorted(each.to_dict().items()) if name.startswith(SIZES)]
+        for each in configs
+    ]
+    if any(each != layers[0] for each in layers) or any(each != sizes[0] for each in sizes):
+        return [_other_shapes()]
+    if vector is not None and layers and not any(i > min(vector.apply) for i in layers[0]):
+        return [_unreached(vector, layers[0])]
+    return []
+
+
+def _without_state() -> ModelError:
+    return ModelError(
+        "the model has no recurrent layers, so there is no state",
+        "use a model with Gated DeltaNet (Qwen3-Next, Qwen3.5) or convolutions (LFM2)",
+    )
+
+
+def _other_shapes() -> ModelError:
+    return ModelError("the two models have states of different shapes", "give a model and its fine-tuned copy")
+
+
+def _unreached(vector: SteeringVector, layers: Iterable[int]) -> ModelError:
     return ModelError(
         f"the vector reaches no recurrent state: it acts at layers {sorted(vector.apply)}, the states are those of "
         f"layers {sorted(layers)}",

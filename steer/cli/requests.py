@@ -176,16 +176,23 @@ def _type(kind: Any) -> Any:
     return click.Path(path_type=Path) if kind is Path else kind if kind in (int, float, bool) else str
 
 
-def build(request: type[R], values: Mapping[str, Any]) -> R:
-    """A request from the values of click's parameters. Raises UsageError with every problem."""
-    errors: list[SteerError] = []
-    built = _build(request, values, errors)
-    raise_together(errors)
+def build(request: type[R], values: Mapping[str, Any], errors: list[SteerError] | None = None) -> R:
+    """A request from the values of click's parameters. Raises UsageError with every problem.
+
+    With `errors` problems are collected there instead, and an option that has one keeps its default, so that the
+    command can report what else is wrong with its input; it must raise them before any work.
+    """
+    found: list[SteerError] = []
+    built = _build(request, values, found, defaults=errors is not None)
+    if errors is None or built is None:
+        raise_together(found)
     assert built is not None
+    if errors is not None:
+        errors += found
     return built
 
 
-def _build(request: type[R], values: Mapping[str, Any], errors: list[SteerError]) -> R | None:
+def _build(request: type[R], values: Mapping[str, Any], errors: list[SteerError], defaults: bool) -> R | None:
     given: dict[str, Any] = {}
     fields = {field.name: field for field in fields_of(request)}
     hints = typing.get_type_hints(request)
@@ -195,11 +202,18 @@ def _build(request: type[R], values: Mapping[str, Any], errors: list[SteerError]
             if value is None or value == ():
                 continue  # not given: the default of the field
             with collecting(errors):
-                given[field.name] = _value(fields[field.name], value)
-                _require_allowed(fields[field.name], given[field.name])
+                read = _value(fields[field.name], value)
+                _require_allowed(fields[field.name], read)
+                given[field.name] = read
         elif isinstance(hints[field.name], type) and dataclasses.is_dataclass(hints[field.name]):
-            given[field.name] = _build(hints[field.name], values, errors)
-    return None if errors else request(**given)
+            given[field.name] = _build(hints[field.name], values, errors, defaults)
+    # A nested request that could not be made is None.
+    whole = all(
+        given.get(field.name) is not None
+        for field in dataclasses.fields(request)  # type: ignore[arg-type]
+        if field.name in given or (field.name in fields and fields[field.name].default is dataclasses.MISSING)
+    )
+    return request(**given) if not errors or (defaults and whole) else None
 
 
 def _value(field: Field, value: Any) -> Any:

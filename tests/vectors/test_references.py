@@ -110,6 +110,13 @@ def test_an_existing_path_wins_over_every_other_meaning(
     assert resolve(reference) == ModelSource(Path(reference))
 
 
+def test_what_needs_no_download_is_at_hand(folder: Path) -> None:
+    """A path that does not exist is refused at once; an id of the hub may have to be fetched."""
+    assert [references.at_hand(each) for each in (str(folder), "./absent", "absent", "org/absent@main")] == [
+        True, True, True, False,
+    ]  # fmt: skip
+
+
 def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has no config\.json") as caught:
         resolve(str(tmp_path))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import operator
+from collections.abc import Iterable, Sequence
 
 from vectors.documents.artifacts import HIGHEST_LAYER
 from vectors.errors import UsageError
@@ -28,6 +29,25 @@ def together(layers: Iterable[int]) -> str:
     if len(group) > 2 and group[-1] - group[0] == len(group) - 1:
         return f"{group[0]}..{group[-1]}"
     return "+".join(map(str, group)) if len(group) < 3 else spans(group).replace(",", "+")
+
+
+def layers_given(layers: str | int | Sequence[int]) -> list[int] | None:
+    """Layers as a text (`parse_layers`), a number or several, in the order given; None for `all`.
+
+    Raises UsageError.
+    """
+    if isinstance(layers, str):
+        return parse_layers(layers)
+    try:
+        numbers = [operator.index(i) for i in (layers if isinstance(layers, Iterable) else [layers])]
+    except TypeError as error:
+        raise UsageError(f"{layers!r} are no layers", 'write "8-15", 12, or [3, 5, 12]') from error
+    if not numbers:
+        raise UsageError("no layer is given", 'write "8-15", 12, or [3, 5, 12]')
+    outside = [i for i in numbers if not 0 <= i <= HIGHEST_LAYER]
+    if outside:
+        raise UsageError([f"no model has a layer {i}" for i in outside], "layers count from 0")
+    return numbers
 
 
 def parse_layers(text: str) -> list[int] | None:

@@ -23,7 +23,7 @@ from vectors.documents.artifacts import RESIDUAL
 from vectors.errors import SteerError, UsageError, collecting, raise_together
 from vectors.events import OnEvent, ignore
 from vectors.probe import Probe
-from vectors.registry.layers import parse_layers
+from vectors.registry.layers import layers_given, spans
 
 
 class Applied(NamedTuple):
@@ -37,7 +37,7 @@ def project(
     text: str,
     vector: str | Path | Reader,
     *,
-    layers: Sequence[int] | None = None,
+    layers: str | int | Sequence[int] | None = None,
     model: str | Path | LoadedModel | None = None,
     any_base: bool = False,
     device: str = "auto",
@@ -46,46 +46,57 @@ def project(
     """A text onto a vector or a probe, token by token: `.tokens`, and `.values` float32 [tokens, layers].
 
     Of a vector a value is the component along it, in mean displacements; of a probe it is the score, in log-odds.
-    `layers` are those where the vector acts, or the one that the probe recommends; `model` is the one it was made on.
+    `layers` are those where the vector acts, or the one that the probe recommends, or such as "8-15", 12 or [3, 5];
+    `model` is the one it was made on.
 
     Raises ArtifactError, ModelError, UsageError, ExampleError.
     """
+    name = opening.name_of(vector)
     found = apply(
-        {"VECTOR": vector}, [Example(text, origin="the text")], layers=layers, model=model, any_base=any_base,
+        {name: vector}, [Example(text, origin="the text")], layers=layers, model=model, any_base=any_base,
         device=device, dtype=dtype,
     )  # fmt: skip
-    return found["VECTOR"].texts[0]
+    return found[name].texts[0]
 
 
 def apply(
     readers: Mapping[str, str | Path | Reader],
     examples: Sequence[Example],
     *,
-    layers: Sequence[int] | None = None,
+    layers: str | int | Sequence[int] | None = None,
     tokens: str = "all",
     model: str | Path | LoadedModel | None = None,
     any_base: bool = False,
     device: str = "auto",
     dtype: str = "auto",
+    errors: list[SteerError] | None = None,
     on_event: OnEvent = ignore,
 ) -> dict[str, Applied]:
-    """Several vectors and probes on the same texts. Raises as `project` does, with all problems."""
-    errors: list[SteerError] = []
+    """Several vectors and probes on the same texts. Raises as `project` does, with all problems.
+
+    `errors` are problems that were found before, in which case there may be no examples.
+    """
+    errors = [] if errors is None else errors
     known: dict[str, Reader] = {}
+    wanted = None
+    with collecting(errors):
+        wanted = None if layers is None else layers_given(layers)
+    every = isinstance(layers, str) and layers.strip() == "all"
+    readouts = {}
     for name, each in readers.items():
         with collecting(errors):
-            known[name] = opening.read(each)
+            known[name] = reader = opening.read(each)
+            opening.require_site(_site(reader), errors)
+            readouts[name] = readouts_of(reader, [*reader.layers] if every else wanted)
     with collecting(errors):
         require_tokens(tokens)
-    raise_together(errors)
-    readouts = {}
-    for name, reader in known.items():
+    opening.require_devices(device, dtype, errors)
+    opened = opening.open_for([*known.items()], model, errors, any_base=any_base)
+    if opened is not None:
         with collecting(errors):
-            readouts[name] = readouts_of(reader, layers)
-        opening.require_site(_site(reader), errors)
+            texts = tokenised(examples, opened.tokenizer, tokens, longest=opened.context_length)
     raise_together(errors)
-    opened = opening.open_for(known, model, any_base=any_base)
-    texts = tokenised(examples, opened.tokenizer, tokens, longest=opened.context_length)
+    assert opened is not None
     loaded = opening.loaded(opened, device, dtype, on_event)
     found = {}
     for name, reader in known.items():
@@ -109,7 +120,7 @@ class TextActivations(NamedTuple):
 
 def activations(
     texts: str | Sequence[str],
-    layers: str | Sequence[int] = "all",
+    layers: str | int | Sequence[int] = "all",
     sites: str | Sequence[str] = RESIDUAL,
     *,
     model: str | Path | LoadedModel = "smollm2",
@@ -117,7 +128,7 @@ def activations(
     dtype: str = "auto",
     on_event: OnEvent = ignore,
 ) -> list[TextActivations]:
-    """The activations of plain texts at `layers` (such as "8-15", or numbers) and `sites`, with the text of each token.
+    """The activations of plain texts at `layers` (such as "8-15", 12 or [3, 5]) and `sites`, with each token's text.
 
     "resid_post" is the output of blocks; other sites need the extra `lens` (`probes.readouts.sites.SITES`, or any hook
     of TransformerLens). What further dimensions a site has, such as heads, are put in a row. `model` is a folder, a hub
@@ -130,18 +141,24 @@ def activations(
     for site in wanted_sites:
         opening.require_site(site, errors)
     with collecting(errors):
-        spelled = layers if isinstance(layers, str) else ",".join(map(str, layers))
-        parse_layers(spelled)
+        given = layers_given(layers)
+        spelled = "all" if given is None else spans(given)
     listed = [texts] if isinstance(texts, str) else list(texts)
     if not listed or not all(isinstance(text, str) and text for text in listed):
         errors.append(UsageError("there is no text, or one is empty", "give texts that are not empty"))
+    opening.require_devices(device, dtype, errors)
+    right = not errors
+    opened = opening.open_for([], model, errors)
+    if opened is not None and right:
+        with collecting(errors):
+            numbers = layers_of(spelled, int(residual.text_part(opened.config).num_hidden_layers))
+        with collecting(errors):
+            read: list[Tokens] = tokenised(
+                [Example(text, origin=f"text {n}") for n, text in enumerate(listed, 1)], opened.tokenizer, "all",
+                longest=opened.context_length,
+            )  # fmt: skip
     raise_together(errors)
-    opened = opening.open_for({}, model)
-    numbers = layers_of(spelled, int(residual.text_part(opened.config).num_hidden_layers))
-    read: list[Tokens] = tokenised(
-        [Example(text, origin=f"text {n}") for n, text in enumerate(listed, 1)], opened.tokenizer, "all",
-        longest=opened.context_length,
-    )  # fmt: skip
+    assert opened is not None
     loaded = opening.loaded(opened, device, dtype, on_event)
     found = [
         TextActivations(text, token_strings(each.ids, loaded.tokenizer), list(each.ids), {})

@@ -77,6 +77,7 @@ def gate(
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
+    errors: list[SteerError] | None = None,
     on_event: OnEvent = ignore,
 ) -> Gated:
     """Choose a threshold for a false-positive rate on one half of the negatives, and report its rates on the other.
@@ -84,9 +85,12 @@ def gate(
     `tokens`, `pool` and `layer` are those that the probe was trained with and recommends, unless given. With
     `per_token` each token is a decision, else each text is one. A condition reads the same states where these are the
     tokens of the completions (`@while:`) or the last one of the prompts (`@when:`). With `out`, the probe is written
-    there with its threshold. Raises ExampleError, ArtifactError, ModelError, UsageError, OutputError.
+    there with its threshold. `errors` are problems that were found before.
+
+    Raises ExampleError, ArtifactError, ModelError, UsageError, OutputError.
     """
-    errors: list[SteerError] = []
+    errors = [] if errors is None else errors
+    chosen = negatives = None
     with collecting(errors):
         chosen = opening.read_probe(probe)
     with collecting(errors):
@@ -103,25 +107,34 @@ def gate(
             require_output(
                 Path(out), {"--pos": pos, "--neg": neg, "PROBE": None if isinstance(probe, Probe) else probe}
             )
-    raise_together(errors)
+    opening.require_devices(device, dtype, errors)
     warnings: list[str] = []
-    with collecting(errors):
-        which, pooling = parameters_of(chosen, tokens, pool)
-        require_tokens(which)
-    with collecting(errors):
-        readout = {chosen.layer if layer is None else layer: chosen.at(layer)}
-    opening.require_site(chosen.site, errors)
-    for examples, flag in ((negatives, "--neg"), (positives or [], "--pos")):
+    if chosen is not None:
         with collecting(errors):
-            warnings += require_unseen(chosen, examples, flag, allow_overlap)
-    with collecting(errors):
-        choosing = sides_of_negatives(negatives, seed)
-        if not per_token:
-            require_enough(sum(choosing), fpr)
+            which, pooling = parameters_of(chosen, tokens, pool)
+            require_tokens(which)
+        with collecting(errors):
+            readout = {chosen.layer if layer is None else layer: chosen.at(layer)}
+        opening.require_site(chosen.site, errors)
+        for examples, flag in ((negatives or [], "--neg"), (positives or [], "--pos")):
+            with collecting(errors):
+                warnings += require_unseen(chosen, examples, flag, allow_overlap)
+    if negatives is not None:
+        with collecting(errors):
+            choosing = sides_of_negatives(negatives, seed)
+            if not per_token and 0 < fpr < 1:
+                require_enough(sum(choosing), fpr)
+    right = not errors
+    readers: list[tuple[str, opening.Reader]] = [] if chosen is None else [(opening.name_of(probe), chosen)]
+    opened = opening.open_for(readers, model, errors, any_base=any_base)
+    if opened is not None and right:
+        with collecting(errors):
+            both = [*(negatives or []), *(positives or [])]
+            texts = tokenised(both, opened.tokenizer, which, longest=opened.context_length)
     raise_together(errors)
-    opened = opening.open_for({"PROBE": chosen}, model, any_base=any_base)
-    both = [*negatives, *(positives or [])]
-    texts = tokenised(both, opened.tokenizer, which, longest=opened.context_length)
+    assert chosen is not None
+    assert negatives is not None
+    assert opened is not None
     ready = opening.loaded(opened, device, dtype, on_event)
     states = opening.states_of(ready, chosen.site, list(readout))
     scores = token_scores(states, texts, readout, on_event=on_event)

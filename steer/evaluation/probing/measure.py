@@ -80,15 +80,19 @@ def measure(
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
+    errors: list[SteerError] | None = None,
     on_event: OnEvent = ignore,
 ) -> Measurement:
     """Test a probe on examples in its distribution, and on others out of it where they are given.
 
     `layer`, `threshold`, `tokens` and `pool` are the probe's, unless given. Examples that it was trained on are refused
-    unless `allow_overlap`. Raises ExampleError, ArtifactError, ModelError, UsageError.
+    unless `allow_overlap`. `errors` are problems that were found before.
+
+    Raises ExampleError, ArtifactError, ModelError, UsageError.
     """
-    errors: list[SteerError] = []
+    errors = [] if errors is None else errors
     sets: dict[str, Contrast] = {}
+    chosen = None
     with collecting(errors):
         chosen = opening.read_probe(probe)
     with collecting(errors):
@@ -96,29 +100,34 @@ def measure(
     if any(source is not None for source in (ood_pos, ood_neg, ood_pairs)):
         with collecting(errors):
             sets[OUT] = read(ood_pos, ood_neg, ood_pairs)
-    raise_together(errors)
+    opening.require_devices(device, dtype, errors)
     warnings: list[str] = []
-    with collecting(errors):
-        which, pooling = parameters_of(chosen, tokens, pool)
-        require_tokens(which)
-    with collecting(errors):
-        number = chosen.layer if layer is None else layer
-        readout = {number: chosen.at(number)}
-        if threshold is None:
-            warnings += _of_other_scores(chosen, number, which, pooling)
-    opening.require_site(chosen.site, errors)
-    for name, contrast in sets.items():
+    if chosen is not None:
         with collecting(errors):
-            both = [*contrast.positive, *contrast.negative]
-            warnings += require_unseen(chosen, both, f"the test {name}", allow_overlap)
+            which, pooling = parameters_of(chosen, tokens, pool)
+            require_tokens(which)
+        with collecting(errors):
+            number = chosen.layer if layer is None else layer
+            readout = {number: chosen.at(number)}
+        opening.require_site(chosen.site, errors)
+        for name, contrast in sets.items():
+            with collecting(errors):
+                both = [*contrast.positive, *contrast.negative]
+                warnings += require_unseen(chosen, both, f"the test {name}", allow_overlap)
+    right = not errors
+    readers: list[tuple[str, opening.Reader]] = [] if chosen is None else [(opening.name_of(probe), chosen)]
+    opened = opening.open_for(readers, model, errors, any_base=any_base)
+    texts = {}
+    if opened is not None and right:
+        for name, contrast in sets.items():
+            with collecting(errors):
+                both = [*contrast.positive, *contrast.negative]
+                texts[name] = tokenised(both, opened.tokenizer, which, longest=opened.context_length)
     raise_together(errors)
-    opened = opening.open_for({"PROBE": chosen}, model, any_base=any_base)
-    texts = {
-        name: tokenised(
-            [*contrast.positive, *contrast.negative], opened.tokenizer, which, longest=opened.context_length
-        )
-        for name, contrast in sets.items()
-    }
+    assert chosen is not None
+    assert opened is not None
+    if threshold is None:
+        warnings += _of_other_scores(chosen, number, which, pooling)
     ready = opening.loaded(opened, device, dtype, on_event)
     states = opening.states_of(ready, chosen.site, [number])
     limit = chosen.threshold_at(number) if threshold is None else threshold

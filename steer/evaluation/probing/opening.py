@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
+from probes.data.examples import Example
 from probes.models import residual
-from probes.models.loading import LoadedModel, OpenedModel, load, open_model
+from probes.models.loading import LoadedModel, OpenedModel, choose_device, choose_dtype, load, open_model
+from probes.models.tokens import Tokens
 from probes.readouts import sites
 from probes.readouts.rows import States, residual_states
-from vectors import fit
+from probes.readouts.texts import tokenised
+from vectors import fit, references
 from vectors.documents.artifacts import RESIDUAL
-from vectors.errors import ArtifactError, SteerError, UsageError, collecting
+from vectors.errors import ArtifactError, ModelError, SteerError, UsageError, collecting
 from vectors.events import Event, OnEvent
 from vectors.probe import Probe, is_probe
 from vectors.steering import SteeringVector
@@ -47,45 +52,93 @@ def read_probe(item: str | Path | Probe) -> Probe:
     return item if isinstance(item, Probe) else Probe.load(item)
 
 
-def open_for(
-    readers: Mapping[str, Reader], model: str | Path | LoadedModel | None, *, any_base: bool = False
-) -> Opened:
-    """Open a model, by default the one that `readers` record as their base, and refuse readers that do not fit it.
+def name_of(item: str | Path | Reader) -> str:
+    """What messages call a vector or a probe, after its kind: its file, where it was read from one."""
+    return str(item) if isinstance(item, str | Path) else "that was given"
 
-    Raises ModelError, ArtifactError and UsageError, before weights are loaded.
+
+def open_for(
+    readers: Sequence[tuple[str, Reader]],
+    model: str | Path | LoadedModel | None,
+    errors: list[SteerError],
+    *,
+    any_base: bool = False,
+) -> Opened | None:
+    """Open a model, by default the one that `readers` record as their base, and collect why readers do not fit it.
+
+    None where it can't be opened, or need not be: without a model and readers there is none to be found, and what must
+    be downloaded first is not while `errors` holds a problem. Weights are not loaded. `readers` come with their names.
     """
-    if isinstance(model, LoadedModel):
-        opened = Opened(model, model.model.config, model.tokenizer)
-    else:
-        ready = open_model(model if model is not None else base_reference(readers))
-        opened = Opened(ready, ready.config, ready.tokenizer)
+    opened = None
+    with collecting(errors):
+        if model is None and not readers:
+            if errors:  # of those that were to be read
+                return None
+            raise UsageError("no model is given", "give it: --model MODEL")
+        if isinstance(model, LoadedModel):
+            opened = Opened(model, model.model.config, model.tokenizer)
+        else:
+            reference = str(model) if model is not None else base_reference(readers)
+            if errors and not references.at_hand(reference):
+                return None
+            ready = open_model(reference)
+            opened = Opened(ready, ready.config, ready.tokenizer)
+    if opened is None:
+        return None
     text = residual.text_part(opened.config)
     facts: dict[str, Any] = {
         "hidden_size": int(text.hidden_size),
         "layers": int(text.num_hidden_layers),
-        "base": opened.ready.identity,
+        # A folder has no name of its own, and a digest would tell nobody which model it is.
+        "base": {"name": str(opened.ready.source), **opened.ready.identity},
         "any_base": any_base,
     }
     problems = []
-    for name, reader in readers.items():
+    for name, reader in readers:
         if isinstance(reader, Probe):
             problems += fit.problems_of_probe(name, reader, **facts)
         else:
             problems += fit.problems_of(name, reader, **facts)
     if problems:
-        raise ArtifactError(problems, "use the model that it was made on, or allow others of the same size: --any-base")
+        hint = "use the model that it was made on, or allow others of the same size: --any-base"
+        errors.append(ArtifactError(problems, hint))
     return opened
 
 
-def base_reference(readers: Mapping[str, Reader]) -> str:
+def same_tokens(
+    examples: Sequence[Example], models: Sequence[Opened], which: str, errors: list[SteerError]
+) -> list[Tokens]:
+    """The tokens of examples, of which models to compare must have the same; their problems are collected."""
+    found: list[list[Tokens]] = []
+    for model in models:
+        with collecting(errors):
+            found.append(tokenised(examples, model.tokenizer, which, longest=model.context_length))
+    if len(found) > 1 and [each.ids for each in found[0]] != [each.ids for each in found[1]]:
+        errors.append(ModelError("the two models have different tokenizers", "give a model and its fine-tuned copy"))
+    return found[0] if found else []
+
+
+def base_reference(readers: Sequence[tuple[str, Reader]]) -> str:
     """The model that all readers record as their base. Raises UsageError when they record none, or several."""
-    bases = [reader.base for reader in readers.values() if "name" in reader.base]
+    bases = [reader.base for _, reader in readers if "name" in reader.base]
     names = {f"{base['name']}@{base['revision']}" if "revision" in base else str(base["name"]) for base in bases}
     if len(names) == 1:
         return names.pop()
     if names:
         raise UsageError(f"they belong to different models: {', '.join(sorted(names))}", "choose one: --model MODEL")
-    raise UsageError(f"{', '.join(readers)} records no model that could be found again", "give it: --model FOLDER")
+    unnamed = [f"the {'probe' if isinstance(reader, Probe) else 'vector'} {name}" for name, reader in readers]
+    raise UsageError(
+        f"{' and '.join(unnamed)} record{'s'[: len(unnamed) == 1]} no model that could be found again",
+        "give it: --model FOLDER",
+    )
+
+
+def require_devices(device: str, dtype: str, errors: list[SteerError]) -> None:
+    """Collect what is wrong with a device and a dtype."""
+    with collecting(errors):
+        choose_device(device)
+    with collecting(errors):
+        choose_dtype(dtype, torch.device("cpu"))
 
 
 def loaded(opened: Opened, device: str, dtype: str, on_event: OnEvent) -> LoadedModel:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from probes.data.reading import Source, read
 from probes.directions.plan import equal_tokens, layers_of
 from probes.models import residual
-from probes.models.loading import LoadedModel, choose_device, choose_dtype
+from probes.models.loading import LoadedModel
 from probes.readouts.methods import method as find_method
 from probes.readouts.scoring import require_pool
 from probes.readouts.texts import require_tokens, tokenised
@@ -40,6 +38,7 @@ def train(
     truncate: bool = False,
     device: str = "auto",
     dtype: str = "auto",
+    errors: list[SteerError] | None = None,
     on_event: OnEvent = ignore,
 ) -> Trained:
     """Train a probe on two sets of examples, and measure it on held-out folds.
@@ -47,11 +46,11 @@ def train(
     Sources, `layers`, `model`, `device`, `dtype` and `out` are as of `steer.extract`; so is `tokens`, which may also be
     "prompt": the last token of the prompt as a server sees it. With `per_token` each token is an example, else the mean
     of a text's. `pool` ("mean" or "max") makes the score of a text of its tokens'; "max" needs `per_token`. `site` is
-    "resid_post" or a site of TransformerLens.
+    "resid_post" or a site of TransformerLens. `errors` are problems that were found before.
 
     Raises ExampleError, ModelError, UsageError, OutputError, each with all problems.
     """
-    errors: list[SteerError] = []
+    errors = [] if errors is None else errors
     with collecting(errors):
         find_method(method)
     with collecting(errors):
@@ -63,28 +62,26 @@ def train(
         if chosen != "mean" and not per_token:
             raise UsageError(f"--pool {pool} needs the scores of tokens, and each text is one mean", "add --per-token")
     opening.require_site(site, errors)
-    with collecting(errors):
-        choose_device(device)
-    with collecting(errors):
-        choose_dtype(dtype, torch.device("cpu"))
+    opening.require_devices(device, dtype, errors)
     with collecting(errors):
         contrast = read(pos, neg, pairs)
     if out is not None:
         with collecting(errors):
             require_output(Path(out), {"--pos": pos, "--neg": neg, "--pairs": pairs})
-    raise_together(errors)
-    opened = opening.open_for({}, model)
-    with collecting(errors):
-        count = int(residual.text_part(opened.config).num_hidden_layers)
-        wanted = layers_of(layers, count)
+    right = not errors
+    opened = opening.open_for([], model, errors)
     warnings: list[str] = []
-    with collecting(errors):
-        texts = tokenised(
-            [*contrast.positive, *contrast.negative], opened.tokenizer, tokens,
-            longest=opened.context_length, truncate=truncate,
-        )  # fmt: skip
-        warnings = equal_tokens(texts, contrast, [])
+    if opened is not None and right:
+        with collecting(errors):
+            wanted = layers_of(layers, int(residual.text_part(opened.config).num_hidden_layers))
+        with collecting(errors):
+            texts = tokenised(
+                [*contrast.positive, *contrast.negative], opened.tokenizer, tokens,
+                longest=opened.context_length, truncate=truncate,
+            )  # fmt: skip
+            warnings = equal_tokens(texts, contrast, [])
     raise_together(errors)
+    assert opened is not None
     ready = opening.loaded(opened, device, dtype, on_event)
     states = None if site == RESIDUAL else opening.states_of(ready, site, wanted)
     settings = Settings(method, tokens, per_token, chosen, seed, truncate, site)

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from steer.cli import options, requests
 from steer.evaluation.request import Request as Evaluation
 from steer.training import requests as training
-from vectors.errors import UsageError
+from vectors.errors import SteerError, UsageError
 from vectors.registry.options import option, problems_of, several
 
 
@@ -191,3 +191,14 @@ def test_a_field_of_several_values_takes_one_or_any_sequence_in_python() -> None
     assert several(Evaluation, {"entangled": "a.yaml", "curve": [1, 2]}) == {
         "entangled": (Path("a.yaml"),), "curve": (1, 2),
     }  # fmt: skip
+
+
+def test_an_option_with_a_problem_keeps_its_default_where_problems_are_collected() -> None:
+    values = {"out": Path("m"), "steps": 0, "share": 0.25, "as_": "neither"}
+    errors: list[SteerError] = []
+    built = requests.build(Train, values, errors)
+    assert (built.out, built.numbers.steps, built.numbers.share, built.as_) == (Path("m"), 200, 0.25, "model")
+    assert len(errors) == 2
+    with pytest.raises(UsageError) as caught:
+        requests.build(Train, values)
+    assert len(caught.value.problems) == 2

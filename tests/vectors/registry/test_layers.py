@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vectors.errors import UsageError
-from vectors.registry.layers import parse_layers, spans
+from vectors.registry.layers import layers_given, parse_layers, spans
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,13 @@ def test_layers_are_written_as_people_write_them(layers: list[int], text: str) -
 )
 def test_layers_are_named_by_numbers_and_ranges(text: str, layers: list[int] | None) -> None:
     assert parse_layers(text) == layers
+
+
+def test_layers_are_given_as_a_text_a_number_or_several_in_their_order() -> None:
+    assert [layers_given(each) for each in ("1-2", 3, [3, 1], range(2), "all")] == [[1, 2], [3], [3, 1], [0, 1], None]
+    for wrong in (1.5, [1.5], [], -1, [2, 10**9], None):
+        with pytest.raises(UsageError, match="layer"):
+            layers_given(wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

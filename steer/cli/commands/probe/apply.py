@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from steer.cli import options, output, requests
 from steer.cli.output import out
-from vectors.errors import UsageError
+from vectors.errors import SteerError, UsageError, collecting
 from vectors.registry.options import option
 
 if TYPE_CHECKING:
@@ -50,22 +50,28 @@ def command(**values: Any) -> None:
     along it, in mean displacements: 1 is what strength 1 adds. Colours count from a probe's threshold, and from a
     vector's mean over the texts.
     """
-    request = requests.build(Request, values)
+    errors: list[SteerError] = []
+    request = requests.build(Request, values, errors)
     from steer.evaluation.probing.apply import apply
+    from steer.evaluation.probing.inputs import examples_of
     from steer.reports import tokens as reports
-    from vectors.registry.layers import parse_layers
 
     if not request.files:
-        raise UsageError("no probe or vector is given", "steer probe apply FILE -t TEXT")
-    output.require_page(request.html, request.force)
-    layers = None if request.layers is None else parse_layers(request.layers)
-    if request.layers is not None and layers is None:
-        raise UsageError("--layers all would read every layer", "name layers, such as 12 or 8-15")
+        errors.append(UsageError("no probe or vector is given", "steer probe apply FILE -t TEXT"))
+    with collecting(errors):
+        output.require_page(request.html, request.force)
+    if request.layers is not None and request.layers.strip() == "all":
+        errors.append(UsageError("--layers all would read every layer", "name layers, such as 12 or 8-15"))
+    examples: list[Example] = []
+    with collecting(errors):
+        if not request.texts and request.file is None:
+            raise UsageError("no text is given", "-t TEXT, or --texts FILE")
+        examples = examples_of(request.texts, request.file, chat=request.chat)
     readers = {_name(path, request.files): path for path in request.files}
     with out.progress() as on_event:
         applied = apply(
-            readers, _examples(request), layers=layers, tokens="all", model=request.model, any_base=request.any_base,
-            device=request.device, dtype=request.dtype, on_event=on_event,
+            readers, examples, layers=request.layers, tokens="all", model=request.model, any_base=request.any_base,
+            device=request.device, dtype=request.dtype, errors=errors, on_event=on_event,
         )  # fmt: skip
     report = reports.report(applied)
     if request.html is not None:
@@ -77,22 +83,6 @@ def command(**values: Any) -> None:
 def _name(path: Path, files: tuple[Path, ...]) -> str:
     """A name that tells a file from the others."""
     return path.stem if sum(other.stem == path.stem for other in files) == 1 else str(path)
-
-
-def _examples(request: Request) -> list[Example]:
-    from probes.data.examples import Example
-    from probes.data.reading import read_class
-
-    examples = [
-        # A conversation of one turn is put into the template.
-        Example(text, () if request.chat else None, role="user", origin=f"--text {n}")
-        for n, text in enumerate(request.texts, 1)
-    ]
-    if request.file is not None:
-        examples += read_class(request.file, "--texts")[0]
-    if not examples:
-        raise UsageError("no text is given", "-t TEXT, or --texts FILE")
-    return examples
 
 
 def _print(report: Mapping[str, Any], page: Path | None) -> None:

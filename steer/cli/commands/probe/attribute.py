@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from steer.cli import options, requests
 from steer.cli.output import out
+from vectors.errors import SteerError, collecting
 from vectors.registry.options import option
 
 if TYPE_CHECKING:
+    from probes.data.examples import Example
     from probes.internals.attribution import Attribution
 
 MOST = 20  # components that are shown
@@ -54,16 +56,19 @@ def command(**values: Any) -> None:
     Steered against not, the stream changes by the vector and by what attention and MLP of each block above it add
     differently. Along a probe's weight the parts add up to the change of its score. Needs the extra `lens`.
     """
-    request = requests.build(Request, values)
+    errors: list[SteerError] = []
+    request = requests.build(Request, values, errors)
     from steer.evaluation.probing.inputs import examples_of
     from steer.evaluation.probing.internals import attribute
 
-    examples = examples_of(request.texts, request.file)
+    examples: list[Example] = []
+    with collecting(errors):
+        examples = examples_of(request.texts, request.file)
     with out.progress() as on_event:
         found, strength = attribute(
             request.vector, examples, probe=request.probe, layer=request.layer, strength=request.strength,
             tokens=request.tokens, heads=request.heads, model=request.model, any_base=request.any_base,
-            device=request.device, dtype=request.dtype, on_event=on_event,
+            device=request.device, dtype=request.dtype, errors=errors, on_event=on_event,
         )  # fmt: skip
     data = {
         "vector": str(request.vector), "probe": None if request.probe is None else str(request.probe),

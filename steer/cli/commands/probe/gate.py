@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from steer.cli import options, output, requests
 from steer.cli.output import out
+from vectors.errors import SteerError, collecting
 from vectors.registry.options import option
 
 if TYPE_CHECKING:
@@ -43,16 +44,18 @@ def command(**values: Any) -> None:
     text with a negative that chose. Prints the condition for an expression, where it
     reads what the scores are of: the last token of a prompt (--tokens prompt), or with --per-token those of a response.
     """
-    request = requests.build(Request, values)
+    errors: list[SteerError] = []
+    request = requests.build(Request, values, errors)
     from steer.evaluation.probing.gate import gate
 
     replacing = ""
     if request.out is not None:
-        output.require_absent(request.out, request.force)
+        with collecting(errors):
+            output.require_absent(request.out, request.force)
         replacing = output.replacing(request.out)
     arguments = {name: value for name, value in vars(request).items() if name != "force"}
     with out.progress() as on_event:
-        gated = gate(**arguments, on_event=on_event)
+        gated = gate(**arguments, errors=errors, on_event=on_event)
     out.say(replacing)
     for warning in gated.warnings:
         out.warn(warning)

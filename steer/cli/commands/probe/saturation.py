@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from steer.cli import options, requests
 from steer.cli.output import out
+from vectors.errors import SteerError, collecting
 from vectors.registry.options import option
 
 if TYPE_CHECKING:
+    from probes.data.examples import Example
     from probes.internals.attention import Change
     from steer.evaluation.probing.internals import Saturation
 
@@ -48,17 +50,20 @@ def command(**values: Any) -> None:
     With --against, a head has changed where its p-value, corrected for the number of heads, is below 0.05; fewer than
     30 texts give figures and no verdict.
     """
-    request = requests.build(Request, values)
+    errors: list[SteerError] = []
+    request = requests.build(Request, values, errors)
     from steer.cli import output
     from steer.evaluation.probing.inputs import examples_of
     from steer.evaluation.probing.internals import report_of_heads, saturation
 
-    examples = examples_of(request.texts, request.file)
+    examples: list[Example] = []
+    with collecting(errors):
+        examples = examples_of(request.texts, request.file)
     output.say_preparing(request.model)
     with out.progress() as on_event:
         found = saturation(
             request.model, request.against, examples, seed=request.seed, device=request.device, dtype=request.dtype,
-            on_event=on_event,
+            errors=errors, on_event=on_event,
         )  # fmt: skip
     data = {"model": request.model, "against_model": request.against, **report_of_heads(found)}
     out.result(data, lambda: _print(found))

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from steer.cli import options, requests
 from steer.cli.output import out
+from vectors.errors import SteerError, collecting
 from vectors.registry.options import option
 
 if TYPE_CHECKING:
+    from probes.data.examples import Example
     from probes.internals.recurrent import Movement
 
 
@@ -43,15 +45,18 @@ def command(**values: Any) -> None:
     vector changes it; 1 is as far as the vector moves it. The floor is the greatest of eight vectors whose coordinates
     are shuffled and change their sign at random. Fewer than 30 contexts give figures and no verdict.
     """
-    request = requests.build(Request, values)
+    errors: list[SteerError] = []
+    request = requests.build(Request, values, errors)
     from steer.evaluation.probing.inputs import contexts_of
     from steer.evaluation.probing.internals import state
 
-    contexts = contexts_of(request.prompts, request.prompt_file)
+    contexts: list[Example] = []
+    with collecting(errors):
+        contexts = contexts_of(request.prompts, request.prompt_file)
     with out.progress() as on_event:
         found, strength = state(
             request.before, request.after, request.vector, contexts, strength=request.strength, seed=request.seed,
-            any_base=request.any_base, device=request.device, dtype=request.dtype, on_event=on_event,
+            any_base=request.any_base, device=request.device, dtype=request.dtype, errors=errors, on_event=on_event,
         )  # fmt: skip
     data = {
         "before": request.before, "after": request.after, "vector": str(request.vector), "strength": strength,

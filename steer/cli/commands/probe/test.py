@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from steer.cli import options, output, requests
 from steer.cli.output import out
+from vectors.errors import SteerError, collecting
 from vectors.registry.options import option
 
 if TYPE_CHECKING:
@@ -46,14 +47,16 @@ def command(**values: Any) -> None:
     Both classes count the same in every figure, however many examples they have. Examples that the probe was trained on
     are recognised by their digests, and refused.
     """
-    request = requests.build(Request, values)
+    errors: list[SteerError] = []
+    request = requests.build(Request, values, errors)
     from steer.evaluation.probing.measure import measure
     from steer.reports import probes as reports
 
-    output.require_page(request.html, request.force)
+    with collecting(errors):
+        output.require_page(request.html, request.force)
     arguments = {name: value for name, value in vars(request).items() if name not in ("force", "html")}
     with out.progress() as on_event:
-        measured = measure(**arguments, on_event=on_event)
+        measured = measure(**arguments, errors=errors, on_event=on_event)
     for warning in measured.warnings:
         out.warn(warning)
     data = {"probe": str(request.probe), **measured.report()}

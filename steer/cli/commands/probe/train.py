@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from steer.cli import options, output, requests
 from steer.cli.output import out
 from vectors.documents.artifacts import RESIDUAL
+from vectors.errors import SteerError, collecting
 from vectors.registry import plugins
 from vectors.registry.options import option
 
@@ -69,19 +70,21 @@ def command(**values: Any) -> None:
     source = values["pos"] or values["pairs"]
     if values["out"] is None and source is not None:
         values["out"] = Path(f"{source.stem}-probe.safetensors")
-    request = requests.build(Request, values)
+    errors: list[SteerError] = []
+    request = requests.build(Request, values, errors)
     from steer.evaluation.probing.train import train
     from vectors.storage.files import require_distinct
 
     replacing = ""
     if request.out is not None:
-        require_distinct(request.out, {"--pos": request.pos, "--neg": request.neg, "--pairs": request.pairs})
-        output.require_absent(request.out, request.force)
+        with collecting(errors):
+            require_distinct(request.out, {"--pos": request.pos, "--neg": request.neg, "--pairs": request.pairs})
+            output.require_absent(request.out, request.force)
         replacing = output.replacing(request.out)
     output.say_preparing(request.model)
     arguments = {name: value for name, value in vars(request).items() if name != "force"}
     with out.progress() as on_event:
-        trained = train(**arguments, on_event=on_event)
+        trained = train(**arguments, errors=errors, on_event=on_event)
     out.say(replacing)
     for note in trained.notes:
         out.say(note)

@@ -12,6 +12,8 @@ from planted_texts import DISTANCE, direction, lines
 
 import steer
 from steer.cli import run
+from steer.evaluation.probing import opening
+from vectors.errors import UsageError
 from vectors.probe import Probe
 from vectors.steering import SteeringVector
 
@@ -121,3 +123,96 @@ def test_a_probe_of_another_site_is_trained_tested_and_applied_there(
     probe = Probe.load("p.safetensors")
     scores = steer.project("ab warm", probe, layers=[1], model=loaded).values[:, 0]
     torch.testing.assert_close(scores, probe.at(1).scores(found.sites["mlp_out"][1]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (
+            ["state", "./nope", "./nope2", "--vector", "no.safetensors", "--strength", "nan", "--prompts", "no.txt",
+             "--device", "abacus"],
+            ["--strength is nan", "no.txt", "no.safetensors", "'./nope'", "'./nope2'", "abacus"],
+        ),
+        (
+            ["saturation", "./nope", "--against", "./nope2", "--texts", "no.jsonl", "-t", " ", "--dtype", "int3"],
+            ["no.jsonl", "--text 1 is empty", "'./nope'", "'./nope2'", "int3"],
+        ),
+        (
+            ["apply", "no.safetensors", "v.safetensors", "--texts", "no.jsonl", "--html", "x.txt", "--layers", "99",
+             "--model", "./nope"],
+            ["no.safetensors", "no.jsonl", "x.txt", "holds no layer 99", "'./nope'"],
+        ),
+        (
+            ["attribute", "no.safetensors", "--probe", "p.safetensors", "-t", "", "--tokens", "many",
+             "--model", "./nope"],
+            ["no.safetensors", "p.safetensors", "--text 1 is empty", "many", "'./nope'"],
+        ),
+        (
+            ["gate", "p.safetensors", "--neg", "no.jsonl", "--fpr", "2", "-o", "v.safetensors", "--model", "./nope"],
+            ["p.safetensors", "no.jsonl", "rate 2", "v.safetensors exists", "'./nope'"],
+        ),
+        (
+            ["test", "p.safetensors", "--pos", "no.jsonl", "--neg", "no2.jsonl", "--html", "x.txt",
+             "--model", "./nope"],
+            ["p.safetensors", "no.jsonl", "no2.jsonl", "x.txt", "'./nope'"],
+        ),
+        (
+            ["train", "--pos", "no.jsonl", "--neg", "no2.jsonl", "-o", "v.safetensors", "--method", "svm",
+             "--model", "./nope"],
+            ["no.jsonl", "no2.jsonl", "v.safetensors exists", "svm", "'./nope'"],
+        ),
+    ],
+)  # fmt: skip
+def test_everything_wrong_with_a_command_is_said_at_once(
+    arguments: list[str],
+    parts: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    SteeringVector({1: torch.ones(4)}).save("v.safetensors")
+    assert run(["probe", *arguments]) != 0
+    printed = capsys.readouterr().err
+    assert [part for part in parts if part not in printed] == []
+
+
+def test_models_that_cannot_be_compared_are_refused_before_one_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(opening, "loaded", lambda *_: pytest.fail("a model was loaded"))
+    lfm2, next_, llama = (str(pico.save(tmp_path / name, name)) for name in ("lfm2", "qwen3-next", "llama"))
+    vectors = {layer: str(tmp_path / f"{layer}.safetensors") for layer in (0, 3)}
+    for layer, file in vectors.items():
+        SteeringVector({layer: torch.ones(pico.HIDDEN)}).save(file)
+    state = ["probe", "state", "-p", "a", "-p", "b", "--vector"]
+    for arguments, problem in (
+        ([*state, vectors[0], lfm2, next_], "states of different shapes"),
+        ([*state, vectors[0], llama, llama], "no recurrent layers"),
+        ([*state, vectors[3], lfm2, lfm2], "reaches no recurrent state"),
+        (["probe", "saturation", llama, "--against", str(pico.save(tmp_path / "l", num_hidden_layers=2))],
+         "different layers or heads"),
+    ):  # fmt: skip
+        assert run(arguments) == 1
+        assert problem in capsys.readouterr().err
+
+
+def test_a_hub_model_is_not_fetched_while_something_else_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(opening, "open_model", lambda *_: pytest.fail("the model was opened"))
+    assert run(["probe", "saturation", "org/absent", "--texts", "/no.jsonl"]) == 1
+    assert "no.jsonl" in capsys.readouterr().err
+
+
+def test_a_message_names_the_file_and_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, file = pico.save(tmp_path / "lfm2", "lfm2"), tmp_path / "v.safetensors"
+    vector = SteeringVector({0: torch.ones(pico.HIDDEN)}, {"base": {"digest": "sha256:" + "0" * 64}})
+    vector.save(file)
+    arguments = ["probe", "state", str(folder), str(folder), "-p", "a", "-p", "b", "--vector", str(file)]
+    assert run(arguments) == 1
+    assert f"the vector {file} belongs to sha256:{'0' * 64}, not to {folder}" in capsys.readouterr().err
+    with pytest.raises(UsageError, match=rf"the vector {file} records no model"):
+        steer.project("a", file)
+    with pytest.raises(UsageError, match="the vector that was given records no model"):
+        steer.project("a", vector)

@@ -155,7 +155,7 @@ def test_options_that_do_not_go_together_are_refused(
 
 
 def test_a_probe_of_another_model_is_refused_unless_allowed(probe: Probe, model_folder: Path, texts: Texts) -> None:
-    with pytest.raises(ArtifactError, match="the probe PROBE was trained on"):
+    with pytest.raises(ArtifactError, match="the probe that was given was trained on"):
         measure(probe, texts(" warm", 4, 3), texts(" cold", 4, 4), model=model_folder)
     assert measure(probe, texts(" warm", 4, 3), texts(" cold", 4, 4), model=model_folder, any_base=True).sets
 
@@ -261,6 +261,17 @@ def test_a_layer_that_a_vector_lacks_or_where_it_is_zero_is_refused(planted_mode
         steer.project("a", vector, layers=[3], model=planted_model)
     with pytest.raises(ArtifactError, match="the vector is zero at layer 1"):
         steer.project("a", vector, model=planted_model)
+
+
+def test_layers_are_a_text_a_number_or_several(planted_model: Path) -> None:
+    vector = steer.SteeringVector({i: torch.ones(pico.HIDDEN) for i in (0, 1, 3)}, {"apply": [1]})
+    for layers, read in (("0,3", [0, 3]), ("0-1", [0, 1]), (3, [3]), ([3, 1], [3, 1]), ("all", [0, 1, 3])):
+        assert steer.project("a", vector, layers=layers, model=planted_model).layers == read
+    (found,) = steer.activations("a", 2, model=planted_model)
+    assert list(found.sites["resid_post"]) == [2]
+    for wrong in ("x", [], [1.5], -1, None):
+        with pytest.raises(UsageError, match="layer"):
+            steer.activations("a", wrong, model=planted_model)
 
 
 def test_activations_come_with_the_text_of_each_token(planted_model: Path) -> None:
