@@ -15,7 +15,7 @@ from torch import Tensor
 
 from probes.intervals import CONFIDENCE
 from probes.statistics.clusters import RESAMPLES, clusters_of, standard_error, studentised
-from probes.statistics.paired import student_quantile
+from probes.statistics.paired import student_quantile, student_two_sided
 
 
 class Member(NamedTuple):
@@ -59,10 +59,12 @@ def family(values: Tensor, beyond: Tensor | None = None, *, seed: int = 0) -> li
         halves[index] = error * max(
             float(reach[:, index].quantile(CONFIDENCE)), student_quantile(CONFIDENCE, items - 1)
         )
+    # As of a single difference: no smaller than Student's, since resamples hold few values where few items differ.
+    alone = [student_two_sided(each, items - 1) for each in statistics.tolist()]
     adjusted = step_down(statistics, reach).tolist()
     return [
-        Member(mean, mean - half, mean + half, p)
-        for mean, half, p in zip(means.tolist(), halves, adjusted, strict=True)
+        Member(mean, mean - half, mean + half, max(p, q))
+        for mean, half, p, q in zip(means.tolist(), halves, adjusted, alone, strict=True)
     ]
 
 

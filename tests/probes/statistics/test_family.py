@@ -30,6 +30,14 @@ def test_a_figure_that_stands_alone_has_the_interval_and_the_p_value_of_a_paired
     assert (found.mean, found.low, found.high) == pytest.approx((alone.mean, alone.low, alone.high), abs=0.01)
 
 
+def test_a_figure_of_which_few_items_differ_is_judged_as_a_paired_difference_is() -> None:
+    drawn = torch.zeros(31, 1)
+    drawn[:2] = torch.tensor([[1.0], [1.2]])
+    (found,) = family(drawn)
+    assert found.p_adjusted == pytest.approx(difference(drawn[:, 0]).p)
+    assert found.low < 0 < found.high
+
+
 def test_copies_of_one_figure_cost_no_power() -> None:
     drawn = values(40, 1) + 0.5
     (alone,) = family(drawn)
