@@ -22,7 +22,7 @@ from probes.models.tokens import plain_ids, rendered
 from probes.scores import Measured, likelihood
 from probes.scores.repetition import repetition
 from probes.steered import steered
-from vectors import fit
+from vectors import fit, references
 from vectors.errors import SteerError, UsageError, collecting, raise_together
 from vectors.events import Event, OnEvent, ignore
 from vectors.expression import Composition, Condition
@@ -74,7 +74,7 @@ def require_fitting(
             [*vectors.items(), *probes.items()],
             hidden_size=int(text.hidden_size),
             layers=int(text.num_hidden_layers),
-            base=opened.identity,
+            base=references.identified(opened.source, opened.identity),
             any_base=any_base,
         )
     with collecting(errors):

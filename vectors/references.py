@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -183,6 +184,11 @@ def _lasting(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _lasting(inner) for key, inner in value.items() if key not in VOLATILE}
     return [_lasting(inner) for inner in value] if isinstance(value, list) else value
+
+
+def identified(source: ModelSource, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's identity for messages: a folder without a name is called by its path, not by the digest alone."""
+    return {"name": str(source), **identity}
 
 
 def licence(source: ModelSource) -> str | None:

@@ -23,7 +23,7 @@ from steer.evaluation.suites.items import Item, Suite, examples_of
 from steer.evaluation.suites.reading import Sources, read_suite
 from steer.evaluation.suites.sides import chosen
 from steer.evaluation.text_scores import Requested, read_requested
-from vectors import fit
+from vectors import fit, references
 from vectors.errors import (
     ArtifactError,
     ExampleError,
@@ -173,8 +173,8 @@ def open_fitting(inputs: Inputs, any_base: bool, markers: Mapping[str, Sequence[
     errors: list[SteerError] = []
     with collecting(errors):
         fit.require_fit(
-            vectors, hidden_size=int(text.hidden_size), layers=int(text.num_hidden_layers), base=opened.identity,
-            any_base=any_base,
+            vectors, hidden_size=int(text.hidden_size), layers=int(text.num_hidden_layers),
+            base=references.identified(opened.source, opened.identity), any_base=any_base,
         )  # fmt: skip
     with collecting(errors):
         conditions = [condition for each in compositions for condition in each.conditions]

@@ -111,7 +111,8 @@ def problems_of_model(
     if reference is None:
         return problems_between(sources)
     try:
-        identity = references.identity(references.resolve(reference))
+        source_of_model = references.resolve(reference)
+        identity = references.identified(source_of_model, references.identity(source_of_model))
         if served is not None and named is not None and served != named:
             other = references.identity(references.resolve(named))
             if other["digest"] != identity["digest"]:

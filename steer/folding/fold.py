@@ -154,9 +154,11 @@ def _of_the_extraction(evaluated: Sequence[str], vectors: Mapping[str, SteeringV
 def require_fitting_vectors(source: Source, vectors: Mapping[str, SteeringVector], any_base: bool) -> None:
     """Refuse vectors that do not fit the model, all at once. Raises ArtifactError."""
     base = identity_of(source)
+    assert source.model is not None  # which has an identity
     fit.require_fit(
-        vectors.items(), hidden_size=base["hidden_size"], layers=base["layers"], base=base, any_base=any_base
-    )
+        vectors.items(), hidden_size=base["hidden_size"], layers=base["layers"],
+        base=references.identified(source.model, base), any_base=any_base,
+    )  # fmt: skip
 
 
 def identity_of(source: Source) -> dict[str, Any]:

@@ -89,8 +89,7 @@ def open_for(
     facts: dict[str, Any] = {
         "hidden_size": int(text.hidden_size),
         "layers": int(text.num_hidden_layers),
-        # A folder has no name of its own, and a digest would tell nobody which model it is.
-        "base": {"name": str(opened.ready.source), **opened.ready.identity},
+        "base": references.identified(opened.ready.source, opened.ready.identity),
         "any_base": any_base,
     }
     problems = []

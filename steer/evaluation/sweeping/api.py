@@ -29,7 +29,7 @@ from steer.evaluation.sweeping.record import Result
 from steer.evaluation.sweeping.request import Settings, Source, sides_of
 from steer.evaluation.sweeping.sweep import require_settings, subset
 from steer.evaluation.sweeping.sweep import sweep as run
-from vectors import fit
+from vectors import fit, references
 from vectors.errors import ExampleError, SteerError, UsageError, collecting, raise_together
 from vectors.events import Event, OnEvent, ignore
 from vectors.registry.layers import spans
@@ -166,18 +166,19 @@ def sweep_vector(
     dev, test = (chosen_items(suite.of(side), MOST_ITEMS, settings.seed) for side in ("dev", "test"))
     sides = sides_of(dev, test, [prompt.text for prompt in suite.neutral])
     opened = model if isinstance(model, LoadedModel) else open_model(model or _model_of(loaded_vector))
+    config = opened.model.config if isinstance(opened, LoadedModel) else opened.config
+    called = str(vector) if isinstance(vector, str | Path) else "that was given"
+    fit.require_fit(
+        [(called, loaded_vector)], hidden_size=int(config.get_text_config().hidden_size),
+        layers=int(config.get_text_config().num_hidden_layers),
+        base=references.identified(opened.source, opened.identity), any_base=settings.any_base,
+    )  # fmt: skip
     planned: Plan | None = None
     if curve_from is not None:
-        config = opened.model.config if isinstance(opened, LoadedModel) else opened.config
         planned = plan(
             curve_from, opened.tokenizer, config, layers=spans(loaded_vector.layers), which=tokens, **as_before
         )
     ready = _loaded(opened, device, dtype, on_event)
-    fit.require_fit(
-        [("vector", loaded_vector)], hidden_size=int(ready.model.config.get_text_config().hidden_size),
-        layers=int(ready.model.config.get_text_config().num_hidden_layers), base=ready.identity,
-        any_base=settings.any_base,
-    )  # fmt: skip
     source = Source(
         [str(name or "vector")], sorted(loaded_vector.layers),
         lambda method, layers: Candidate(method, layers, {i: loaded_vector.layers[i] for i in layers}),

@@ -82,7 +82,8 @@ def read_inputs(request: Request) -> Inputs:
     with collecting(errors):
         fit.require_fit(
             {**experiment.probes, **experiment.vectors}.items(), hidden_size=int(text.hidden_size),
-            layers=int(text.num_hidden_layers), base=opened.identity, any_base=request.any_base,
+            layers=int(text.num_hidden_layers),
+            base=references.identified(opened.source, opened.identity), any_base=request.any_base,
         )  # fmt: skip
     arms, ids = arms_of(experiment), dict[str | None, list[list[int]]]()
     with collecting(errors):

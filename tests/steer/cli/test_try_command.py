@@ -112,7 +112,7 @@ def test_a_vector_of_another_model_is_refused_unless_allowed(
     other.save_pretrained(tmp_path / "other")
     AutoTokenizer.from_pretrained(model_folder).save_pretrained(tmp_path / "other")
     arguments = ["try", extracted, "-p", "a", "--model", tmp_path / "other", "--max-tokens", 2]
-    assert "belongs to" in error_of(steer(*arguments))
+    assert f"not to {tmp_path / 'other'}" in error_of(steer(*arguments))
     assert steer(*arguments, "--any-base")[0] == 0
 
 

@@ -35,7 +35,7 @@ from steer.evaluation.sweeping.request import Settings, Sides, Source, sides_of
 from steer.evaluation.sweeping.search import Point, golden
 from steer.evaluation.sweeping.sweep import Swept, figures_of_test, sweep, verdict_of
 from steer.reports import sweep as page
-from vectors.errors import ExampleError, SteerError, UsageError
+from vectors.errors import ArtifactError, ExampleError, SteerError, UsageError
 from vectors.registry.layers import together
 from vectors.steering import SteeringVector
 
@@ -278,6 +278,14 @@ def test_what_is_wrong_with_the_settings_is_said_before_a_model_is_opened(tmp_pa
     assert "exchange the two classes, here and in the `steer extract`" in error.value.hint
     with pytest.raises(UsageError, match="no direction at layer 9"):
         sweep_examples(contrast(60), settings(layers="9"), model=unloaded())
+
+
+def test_a_vector_of_another_size_is_refused_by_its_file_before_the_model_is_loaded(tmp_path: Path) -> None:
+    SteeringVector({2: torch.ones(4)}).save(tmp_path / "v.safetensors")
+    lines = [{"prompt": f"{i}?", "positive": " yes", "negative": " no"} for i in range(60)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(ArtifactError, match=rf"the vector {tmp_path / 'v.safetensors'} has hidden size 4"):
+        steer.sweep(tmp_path / "v.safetensors", pairs=tmp_path / "pairs.jsonl", model=unloaded())
 
 
 def unloaded() -> LoadedModel:
