@@ -54,8 +54,19 @@ def described(engine: Engine, name: str, version: int) -> dict[str, Any]:
         "dropped": sum(event["count"] or 0 for event in events if event["kind"] == state.DROPPED),
         "arms": [arm["name"] for arm in content["arms"]],
         "allocation": _allocation(engine, name, version, content),
+        "judges": _judges(content, events),
         "events": [{key: event[key] for key in ("at", "kind", "stage", "count", "reason")} for event in events],
     }
+
+
+def _judges(content: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """By judge, why it gave no score, and to at least how many answers of a server."""
+    found: dict[str, dict[str, int]] = {judge["name"]: {} for judge in content["judges"]}
+    for event in events:
+        name, _, reason = event["reason"].partition(": ")
+        if event["kind"] == state.UNSCORED and name in found:
+            found[name][reason] = max(found[name].get(reason, 0), event["count"] or 0)
+    return found
 
 
 def _allocation(engine: Engine, name: str, version: int, content: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -162,6 +162,10 @@ def notes(report: Mapping[str, Any], level: str) -> list[str]:
                 f"{of_judge[-1]}." if of_judge else f"{metric['name']}: scored by a judge that has not been validated "
                 f"here: steer ab judges {report['experiment']} --labels FILE."
             )  # fmt: skip
+            for reason, count in report["judges"].get(metric["name"], {}).items():
+                lines.append(f"{metric['name']}: ratings are missing, of at least {count} answers: {reason}.")
+            if all(not each["units"] for each in metric["arms"].values()):
+                lines.append(f"{metric['name']}: there is no rating of the judge at all.")
         few = [arm for arm, each in metric["differences"].items() if each["interval"].startswith("empirical")]
         if few:
             lines.append(f"{metric['name']}: for few units, the interval of {', '.join(few)} is an empirical Bernstein "

@@ -82,6 +82,7 @@ def report(engine: Engine, experiment: Experiment, version: int) -> dict[str, An
         "decisions": {arm: decision._asdict() for arm, decision in decisions.items()},
         "over_time": course,
         "conversations": conversations(engine, experiment.name, version) if experiment.store_texts else [],
+        "judges": state["judges"],
         "events": state["events"],
     }  # fmt: skip
     clean: dict[str, Any] = json.loads(readable_json(data))

@@ -65,7 +65,7 @@ class Live:
         self.writer = Writer(engine, folder, lambda: state.is_registered(engine, experiment, self.version))
         if damaged:
             self._note(state.DROPPED, count=sum(damaged), reason="lines of a killed server that can't be read")
-        self.judging = Judging(experiment, self.writer, read) if experiment.judges else None
+        self.judging = Judging(experiment, self.writer, read, self._unscored) if experiment.judges else None
         self.conversations = Conversations()
         self.conversations.restore(engine, experiment.name, self.identity)
         self.lock = threading.Lock()  # of the state and the guard
@@ -241,7 +241,7 @@ class Live:
             "answers": answers,
             "log": {"waiting": log.waiting, "dropped": log.dropped, "away": log.away or None},
             "weight_version": self.weight_version,
-            "judges": None if judging is None else {"skipped": judging.skipped, "failed": judging.failed},
+            "judges": None if judging is None else judging.state(),
         }
 
     def _repeat(self, seconds: float, *steps: Callable[[], None]) -> None:
@@ -315,6 +315,9 @@ class Live:
 
     def _note(self, kind: str, **more: Any) -> None:
         self.writer.add("events", state.event(self.experiment.name, self.version, kind, **more))
+
+    def _unscored(self, reason: str, count: int) -> None:
+        self._note(state.UNSCORED, reason=reason, count=count)
 
     def _set(self, new: State) -> None:
         with self.lock:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from steer.evaluation.judging.client import ask
 from steer.evaluation.judging.endpoint import Endpoint, require_sendable
 from steer.evaluation.judging.ratings import block, without_reasoning
-from steer.evaluation.scorers import GeneratedText
+from steer.evaluation.scorers import GeneratedText, Scored
 from steer.experiments.feedback import GREATEST
 from steer.experiments.specification import Experiment, Judge, Metric
 from vectors.errors import SteerError, collecting, raise_together
@@ -24,15 +24,40 @@ _FORMAT = {
 
 
 def scores_by(
+    judge: Judge, metric: Metric, texts: Sequence[GeneratedText], on_event: OnEvent = ignore
+) -> list[float | None]:
+    """The judge's score of each text; None where there is none."""
+    return [each.value for each in scored_by(judge, metric, texts, on_event)]
+
+
+def scored_by(
     judge: Judge, metric: Metric, texts: Sequence[GeneratedText], on_event: OnEvent = ignore, *, attempts: int = 5,
     timeout: float = 120.0,
-) -> list[float | None]:  # fmt: skip
-    """The judge's score of each text; None where there is none. `timeout` is in seconds, for one request."""
+) -> list[Scored]:  # fmt: skip
+    """The judge's score of each text, or why there is none. `timeout` is in seconds, for one request."""
     endpoint = Endpoint(
         url=judge.url.rstrip("/"), model=judge.model, key=key_of(judge), attempts=attempts, timeout=timeout
     )
     replies = ask(endpoint, [question(judge, metric, text.prompt, text.response) for text in texts], on_event)
-    return [None if each.text is None else score(metric, each.text) for each in replies]
+    return [
+        Scored(None, reason=kind_of(each.problem)) if each.text is None else _read(metric, each.text)
+        for each in replies
+    ]
+
+
+def kind_of(problem: str) -> str:
+    """Why a judge gave no answer, in words that hold nothing of what was sent or answered."""
+    refused = re.match(r"the judge answers with (HTTP \d+)", problem)
+    error = re.search(r"\[Errno -?\d+\] ([A-Za-z ]+)$", problem)
+    known = re.search(r"timed out$|the judge's answer is not a chat completion$", problem)
+    if refused or error:
+        return (refused or error or [problem, problem])[1].lower().replace("http", "HTTP")
+    return known[0] if known else problem.partition(": ")[0]
+
+
+def _read(metric: Metric, reply: str) -> Scored:
+    value = score(metric, reply)
+    return Scored(value, reason="unreadable" if value is None else "")
 
 
 def key_of(judge: Judge) -> str:

@@ -21,6 +21,7 @@ from vectors.storage.files import canonical_json
 
 STARTED, STAGE, STOPPED, WARNED, DROPPED, PROMOTED = "started", "stage", "stopped", "warned", "dropped", "promoted"
 VALIDATED = "validated"  # a judge, by hand labels
+UNSCORED = "unscored"  # answers by a judge: its name, why, and so far how many
 
 
 class State(NamedTuple):

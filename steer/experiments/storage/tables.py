@@ -75,8 +75,8 @@ FEEDBACK = Table(
     Column("at", Double, nullable=False),
 )
 
-# What happened to an experiment: started, stage, stopped, warned, dropped, promoted, validated (its judges); forgotten
-# (see `forgetting`).
+# What happened to an experiment: started, stage, stopped, warned, dropped, promoted, validated (its judges), unscored
+# (answers, by a judge); forgotten (see `forgetting`).
 EVENTS = Table(
     "events",
     METADATA,
@@ -85,7 +85,7 @@ EVENTS = Table(
     Column("version", Integer, nullable=False),
     Column("kind", Text, nullable=False),
     Column("stage", Integer),
-    Column("count", Integer),  # of rows that were dropped
+    Column("count", Integer),  # of rows that were dropped, or answers without a score
     Column("reason", Text, nullable=False),
     Column("at", Double, nullable=False),
 )
