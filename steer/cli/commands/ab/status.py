@@ -59,6 +59,12 @@ def _print(data: Mapping[str, Any]) -> None:
         keys = ["received", "unknown", "late"]
         rows = [[metric, *(str(counts[key]) for key in keys)] for metric, counts in data["feedback"].items()]
         out.table(["feedback", *keys], rows, 1)
+    for judge, reasons in data["judges"].items():
+        received = data["feedback"].get(judge, {"received": 0})["received"]
+        missing = ", ".join(f"{reason} (at least {count} answers)" for reason, count in reasons.items())
+        if missing or (not received and any(counts["answers"] for counts in data["arms"].values())):
+            why = missing or "none has arrived yet; GET /steer/experiments of the server says more"
+            out.line(f"\nratings of the judge {judge} are missing: {why}")
     if data["events"]:
         out.line()
         out.line("\n".join(f"{_time(event['at'])}  {event['kind']}  {event['reason']}" for event in data["events"]))
