@@ -109,6 +109,11 @@ class Output:
             finally:
                 self.active_progress = None
 
+    def end_stage(self) -> None:
+        """Take the progress bar away until the next event: below a question it would wipe what is typed."""
+        if self.active_progress is not None:
+            self.active_progress.end()
+
     def _note(self, text: str) -> None:
         if self.active_progress is None or not self.active_progress.print(text):
             click.echo(clean(text), err=True)

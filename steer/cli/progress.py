@@ -25,9 +25,14 @@ class Progress:
         return self
 
     def __exit__(self, *_error: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """End the present stage and take its bar away, as before a question to a person; the next event begins one."""
         if self.bars is not None:
             self.bars.stop()
-            self.bars = None
+        self.bars = self.task = None
+        self.stage = ""
 
     def __call__(self, event: Event) -> None:
         """Show one event."""

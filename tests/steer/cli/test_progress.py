@@ -37,6 +37,22 @@ def test_elsewhere_a_long_stage_says_now_and_then_what_is_left(
     assert len(lines) == 3
 
 
+def test_a_stage_that_is_ended_draws_nothing_more_and_the_next_event_begins_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Below a question to a person, the bar wiped what was typed."""
+    with Progress() as show:
+        show.drawn = True
+        show(Event("reading answers"))
+        bars = show.bars
+        assert bars.live.is_started
+        show.end()
+        assert not bars.live.is_started
+        show(Event("reading answers"))
+        assert show.bars is not bars
+        assert len(show.bars.tasks) == 1
+
+
 def test_quiet_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(quiet=True) as show:
         show(Event("loading the model", message="here"))

@@ -47,7 +47,7 @@ def command(**values: Any) -> None:
     else:
         from steer.experiments.paired.through_transformers import write
     with out.progress() as on_event:
-        result = run(request, write, engine, say=_ask, on_event=on_event)
+        result = run(request, write, engine, say=_ask, on_event=on_event, before_votes=out.end_stage)
     page = result.out / "report.html"
     out.result({**result.report, "page": str(page)}, lambda: _print(result.report))
     out.say(f"the page: {page}")
