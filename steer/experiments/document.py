@@ -242,7 +242,7 @@ def probe_of(scorer: Any, folder: Path) -> Any:
 
     if not isinstance(scorer, str) or scorer.partition(":")[0] != "probe":
         return None
-    return scorers.parse(scorer, folder).settings
+    return scorers.parse(scorer, folder, "scorer").settings
 
 
 def _problems_between(values: Mapping[str, Any], folder: Path) -> list[str]:
@@ -293,7 +293,7 @@ def _judge(judge: Mapping[str, Any], folder: Path) -> list[str]:
     if any(character < " " for character in scorer):  # "\b" in double quotes is a backspace, which matches nothing
         return [f"the judge {name} has the control character {min(scorer)!r} in its scorer; write it in single quotes"]
     try:
-        scorers.parse(scorer, folder)
+        scorers.parse(scorer, folder, "scorer")
     except SteerError as error:
         return [f"the judge {name}: {problem}" for problem in error.problems]
     return []

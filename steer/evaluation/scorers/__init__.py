@@ -60,17 +60,19 @@ def scorer(kind: str) -> Scorer:
     return choose("scorer", kind, available())
 
 
-def parse(text: str, folder: Path = Path()) -> ConfiguredScorer:
-    """The scorer for `KIND:VALUE` or `NAME=KIND:VALUE`; paths are relative to `folder`. Raises UsageError with all
-    problems."""
+def parse(text: str, folder: Path = Path(), given: str = "--scorer") -> ConfiguredScorer:
+    """The scorer for `KIND:VALUE` or `NAME=KIND:VALUE`; paths are relative to `folder`, also those of models.
+
+    `given` is how messages name it. Raises UsageError with all problems.
+    """
     match = _NAMED.fullmatch(text)
     if match is None:
-        raise UsageError(f"--scorer {text[:80]!r} is not [NAME=]KIND:VALUE", f"the kinds are {', '.join(kinds())}")
+        raise UsageError(f"{given} {text[:80]!r} is not [NAME=]KIND:VALUE", f"the kinds are {', '.join(kinds())}")
     kind = match["kind"]
     fields = dataclasses.fields(scorer(kind).Settings)
     entry = {"kind": kind} | ({"name": match["name"]} if match["name"] else {})
-    given = {fields[0].name: match["value"]} if match["value"] else {}
-    return configured({**entry, **given}, folder, f"--scorer {text[:80]!r}")
+    value = {fields[0].name: match["value"]} if match["value"] else {}
+    return configured({**entry, **value}, folder, f"{given} {text[:80]!r}")
 
 
 def configured(entry: Mapping[str, Any], folder: Path, where: str = "scorer") -> ConfiguredScorer:
@@ -95,6 +97,8 @@ def configured(entry: Mapping[str, Any], folder: Path, where: str = "scorer") ->
             continue
         try:
             values[key] = _converted(hints[key], value, folder)
+            if _is_model(fields[key]) and isinstance(value, str):
+                values[key] = _model(value, folder)
         except ValueError as error:
             problems.append(f"{key} is {excerpt(value)}, not {error}")
     problems += [
@@ -140,6 +144,19 @@ def _converted(kind: Any, value: Any, folder: Path) -> Any:
     if isinstance(entries, list) and all(isinstance(entry, str) for entry in entries):
         return tuple(entries)
     raise ValueError("a list of texts")
+
+
+def _is_model(field: dataclasses.Field[Any]) -> bool:
+    """Whether a setting names a model: a folder or a hub id."""
+    facts = field.metadata.get(options.OPTION)
+    return facts is not None and facts.complete == "models"
+
+
+def _model(reference: str, folder: Path) -> str:
+    """A model's folder as seen from the current one, if it is a path or a folder there; else the hub id as it is."""
+    path = folder / Path(reference).expanduser()
+    is_path = reference.startswith(("./", "../", "~")) or reference in (".", "..") or path.is_dir()
+    return str(path) if is_path and folder != Path() else reference
 
 
 def _json(value: Any) -> Any:

@@ -107,8 +107,7 @@ class Judging:
                 name: {"scored": self.scored[name], "failed": reasons.total(), "reasons": dict(reasons)}
                 for name, reasons in self.unscored.items()
             }
-        failed = sum(each["failed"] for each in of_judges.values())
-        return {"skipped": self.skipped, "failed": failed, "by_judge": of_judges}
+        return {"skipped": self.skipped, "failed": self.failed, "by_judge": of_judges}
 
     def _miss(self, judge: Judge, reasons: Counter[str]) -> None:
         """Count answers without a score by reason, and say so now and then."""
@@ -152,7 +151,7 @@ class Judging:
         """The score of each answer by a scorer of texts, or the kind of the error where it fails."""
         texts = [scorers.GeneratedText(answer.prompt, answer.text) for answer in answers]
         try:
-            configured = scorers.parse(judge.scorer, self.experiment.file.parent)
+            configured = scorers.parse(judge.scorer, self.experiment.file.parent, "scorer")
             return configured.score(texts, self.resources)
         except (SteerError, OSError, ValueError, RuntimeError) as error:  # such as a classifier that is gone
             return [Scored(None, reason=type(error).__name__)] * len(answers)

@@ -57,7 +57,7 @@ def scores(
     metric = experiment.metrics()[judge.name]
     if not judge.scorer:
         return scores_by(judge, metric, texts, resources.on_event)
-    found = scorers.parse(judge.scorer, experiment.file.parent).score(texts, resources)
+    found = scorers.parse(judge.scorer, experiment.file.parent, "scorer").score(texts, resources)
     return values_of(experiment, judge.name, found)
 
 
