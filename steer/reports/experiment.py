@@ -23,6 +23,23 @@ def number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
+def decision_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """(arm, decision, because, more units) of each arm. One that has none when the experiment is stopped gets none."""
+    rows = []
+    for arm, each in report["decisions"].items():
+        over = report["stopped"] and each["state"] == "keep running"
+        rows.append([arm, "undecided" if over else each["state"], f"{each['reason']}, when it was stopped" if over else
+                     each["reason"], "" if over or not each["more_units"] else f"{each['more_units']:,}"])  # fmt: skip
+    return rows
+
+
+def stopped(report: Mapping[str, Any]) -> str:
+    """That an experiment has been stopped, as a sentence; empty while it runs."""
+    if not report["stopped"]:
+        return ""
+    return f"Stopped: {report['stopped']}. New conversations get the control, and no more units enter."
+
+
 GUARDRAIL_COLUMNS = ("guardrail", "arm", "limit", "beyond the limit by", "state")
 
 
@@ -100,13 +117,10 @@ def html(report: Mapping[str, Any], record: str) -> str:
     """The report as one page; `record` names the file with everything in numbers."""
     level = f"{100 * report['level']:.4g} %"
     body = _selection(report) if report["allocation"] else ["<h2>Decision</h2>", page.table(
-        ["arm", "decision", "because", "more units"],
-        [[arm, each["state"], each["reason"], str(each["more_units"] or "")]
-         for arm, each in report["decisions"].items()],
-        ("decision", "because"),
+        ["arm", "decision", "because", "more units"], decision_rows(report), ("decision", "because"),
     )]  # fmt: skip
     if report["stopped"]:
-        body.append(f"<p>Stopped: {escaping.escape(report['stopped'])}.</p>")
+        body.append(f"<p>{escaping.escape(stopped(report))}</p>")
     share = "share at first" if report["allocation"] else "share"
     body += ["<h2>Arms</h2>", page.table(
         ["arm", share, "units", "answers", "failed", "refused", "what it does"],

@@ -88,9 +88,11 @@ def _print(data: Mapping[str, Any]) -> None:
 
     if data["allocation"]:
         _print_selection(data)
-    for arm, decision in data["decisions"].items():
-        more = f"; about {decision['more_units']:,} more units" if decision["more_units"] else ""
-        out.line(f"{arm}: {decision['state']} ({decision['reason']}{more})")
+    if data["stopped"]:
+        out.line(f"{pages.stopped(data)}\n")
+    for arm, decision, reason, units in pages.decision_rows(data):
+        more = f"; about {units} more units" if units else ""
+        out.line(f"{arm}: {decision} ({reason}{more})")
     out.line()
     counts = ("units", "counted", "failed", "refused")
     rows = [

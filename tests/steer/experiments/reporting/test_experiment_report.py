@@ -25,6 +25,7 @@ from steer.experiments.statistics import moments
 from steer.experiments.statistics.sequences import difference
 from steer.experiments.storage import figures, ratings, sums
 from steer.experiments.storage.database import write, writing
+from steer.reports import experiment as pages
 
 Rows = list[tuple[str, dict[str, Any]]]
 
@@ -55,6 +56,19 @@ def test_the_report_has_the_difference_that_the_statistics_give(log: Log) -> Non
     assert shown["p"] == pytest.approx(expected.p)
     assert found["decisions"]["friendly"]["state"] == "ship"
     assert (found["arms"][0]["units"], found["sample_ratio"]["healthy"]) == (300, True)
+
+
+def test_a_report_of_a_stopped_experiment_asks_for_no_more_units(log: Log, ab: Ab) -> None:
+    write(log.engine, [*rows(log, "control", 150, 70), *rows(log, "friendly", 150, 75)])
+    _, before, _ = ab("report", "tone")
+    ((_, decision, _, units),) = pages.decision_rows(before)
+    assert (decision, units != "", pages.stopped(before)) == ("keep running", True, "")
+    ab("stop", "tone", "--reason", "users complain")
+    status, after, _ = ab("report", "tone")
+    ((_, decision, reason, units),) = pages.decision_rows(after)
+    assert (status, decision, units, "when it was stopped" in reason) == (1, "undecided", "", True)
+    assert "Stopped: users complain." in pages.stopped(after)
+    assert "Stopped: users complain." in pages.html(after, "x")
 
 
 def test_the_course_over_time_ends_at_the_difference_and_its_slices_have_each_unit_once(log: Log) -> None:
