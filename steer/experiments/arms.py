@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from vectors.storage.files import digest_file, digest_json
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # the files of a LoRA adapter in PEFT's form
 BIND = "bind it in the file: vectors: {{name}: FILE}"
+_BIND = re.compile(re.escape(BIND).replace(r"\{name\}", "(.+)"))
+_VERSION = re.compile(r"'([^']*[@:~][^']*)'")  # a quoted name that no vector has: a version of the store
 
 
 class Arms(NamedTuple):
@@ -56,8 +59,13 @@ def arms_of(values: Mapping[str, Any], folder: Path, resolvers: Sequence[Resolve
                 probes |= read
                 commit = "" if resolvers is not None else commit_of(arm["steer"], folder, bindings)
         except SteerError as error:
-            problems += [f"arm {name}: {problem}" for problem in error.problems]
-            hints.append(error.hint)
+            missing = _VERSION.search(arm["steer"]) if resolvers is None and layout.find(folder) is None else None
+            if missing is not None and missing[1] not in bindings:
+                problems.append(f"arm {name}: there is no store beside the file, so {missing[1]!r} names no version")
+                hints.append("make a store: steer init")
+            else:
+                problems += [f"arm {name}: {problem}" for problem in error.problems]
+                hints.append(error.hint)
         if "lora" in arm:
             try:
                 adapter = adapter_digest(folder / os.path.expanduser(arm["lora"]))
@@ -77,12 +85,29 @@ def arms_of(values: Mapping[str, Any], folder: Path, resolvers: Sequence[Resolve
             + (f": {', '.join(plain)}" if plain else "")
         )
         hints.append("write control: {}")
-    return Arms(tuple(arms), vectors, probes, problems, hints)
+    return Arms(tuple(arms), vectors, probes, problems, _joined(hints))
+
+
+def _joined(hints: Sequence[str]) -> list[str]:
+    """Hints, those about names that are not bound as one."""
+    unbound = [match[1] for hint in hints if (match := _BIND.fullmatch(hint))]
+    others = [hint for hint in hints if not _BIND.fullmatch(hint)]
+    named = ", ".join(f"{name}: FILE" for name in dict.fromkeys(unbound))
+    several = "them" if len(set(unbound)) > 1 else "it"
+    return [f"bind {several} in the file: vectors: {{{named}}}", *others] if unbound else others
 
 
 def plain_arms(arms: Mapping[str, Any]) -> list[str]:
     """The names of the arms of a file that change nothing."""
     return [name for name, arm in arms.items() if not any((arm or {}).get(key) for key in ("steer", "lora", "system"))]
+
+
+def alike(arms: Sequence[Arm]) -> list[list[str]]:
+    """The names of arms that do the same, in the order of the arms."""
+    by_digest: dict[str, list[str]] = {}
+    for arm in arms:
+        by_digest.setdefault(arm.digest, []).append(arm.name)
+    return [names for names in by_digest.values() if len(names) > 1]
 
 
 def commit_of(text: str, folder: Path, bindings: Mapping[str, Any]) -> str:

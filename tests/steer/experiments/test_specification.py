@@ -12,6 +12,7 @@ import torch
 import trials
 
 from steer.cli import run
+from steer.evaluation.scorers import classifier
 from steer.experiments import document, template
 from steer.serving.engine.resolved import ResolvedRequest
 from vectors import references
@@ -162,6 +163,43 @@ def test_hints_say_what_to_write_in_the_file(tmp_path: Path) -> None:
         with pytest.raises(UsageError) as raised:
             document.read(tmp_path / file)
         assert hint in raised.value.hint
+
+
+def test_versions_without_a_store_say_so_and_hints_are_not_repeated(tmp_path: Path) -> None:
+    arms = {"control": {}, "a": {"steer": "'tone@champion'"}, "b": {"steer": "x"}, "c": {"steer": "2*y"}}
+    trials.written(tmp_path, arms=arms)
+    with pytest.raises(UsageError) as raised:
+        document.read(tmp_path / "tone.yaml")
+    text = "\n".join(raised.value.problems)
+    assert "arm a: there is no store beside the file, so 'tone@champion' names no version" in text
+    assert "tone@champion.safetensors" not in text
+    assert raised.value.hint == "bind them in the file: vectors: {x: FILE, y: FILE}; make a store: steer init"
+
+
+def test_arms_that_do_the_same_are_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    warm = {"steer": "1.2*warm"}
+    trials.written(tmp_path, arms={"control": {}, "a": warm, "b": warm, "c": {"steer": "warm"}})
+    assert run(["ab", "check", "tone"]) == 0
+    assert "the arms a and b do the same, so they differ by chance alone" in capsys.readouterr().err
+
+
+def test_the_model_of_a_judge_that_is_a_classifier_is_sought_beside_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was sought in the current folder, while vectors and probes were sought beside the file."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "clf").mkdir()
+    seen: list[str] = []
+    monkeypatch.setattr(classifier, "problems_of", lambda settings: seen.append(settings.model) or [])
+    for reference in ("../clf", "org/name"):
+        judge = {"name": "cheerful", "scorer": f"classifier:{reference}"}
+        trials.experiment(tmp_path / "here", judges=[judge], secondary=[{"name": "cheerful"}])
+    assert seen == [str(tmp_path / "here" / "../clf"), "org/name"]
+    (problem,) = problems(tmp_path, judges=[{"name": "x", "scorer": "words"}], secondary=[{"name": "x"}])
+    assert "the judge x: scorer 'words': " in problem
 
 
 def test_a_vector_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ def command(**values: Any) -> None:
     Another digest is another version: who edits a running experiment begins a new one.
     """
     from steer.experiments import document
+    from steer.experiments.arms import alike
     from steer.experiments.planning import plan
 
     request = requests.build(Request, values)
@@ -45,6 +46,8 @@ def command(**values: Any) -> None:
     planned = plan(experiment)
     data = {"digest": experiment.digest, "steps": list(experiment.steps), "units_needed": planned.units}
     out.result(data | experiment.frozen(), lambda: _print(experiment, planned))
+    for names in alike(experiment.arms):
+        out.say(f"the arms {' and '.join(names)} do the same, so they differ by chance alone (an A/A comparison)")
     served = experiment.model or request.model or "MODEL"
     out.say(f"next: steer serve {served} --experiment {experiment.file}")
 
