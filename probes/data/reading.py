@@ -82,10 +82,17 @@ def read_class(source: Source, flag: str) -> tuple[list[Example], str]:
 def read_prompts(path: Path) -> tuple[list[str], str]:
     """The prompts of a file, one per line (a JSON string, or an object with a "prompt"), and the file's digest.
 
-    A JSON array, a table with a column `prompt`, and a .txt file with a prompt per line are read too.
+    A JSON array, a table with a column `prompt`, and a .txt file with a prompt per line are read too. A prompt that
+    stands there twice counts once.
 
     Raises ExampleError with every bad line.
     """
+    prompts, digest = prompt_lines(path)
+    return list(dict.fromkeys(prompts)), digest
+
+
+def prompt_lines(path: Path) -> tuple[list[str], str]:
+    """As `read_prompts`, but with each prompt as often as it stands in the file."""
     content = read_bytes(path)
     text = layouts.decoded(path, content)
     prompts: list[str] = []
@@ -105,7 +112,7 @@ def read_prompts(path: Path) -> tuple[list[str], str]:
     if problems:
         hint = layouts.likely(records, text)
         raise ExampleError(problems[:SHOWN], hint or 'one prompt per line: a JSON string, or {"prompt": "..."}')
-    return list(dict.fromkeys(prompts)), digest_bytes(content)
+    return prompts, digest_bytes(content)
 
 
 def _name(source: Source, flag: str) -> str:

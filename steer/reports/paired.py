@@ -77,12 +77,13 @@ def vote_tables(report: Mapping[str, Any]) -> dict[str, Table]:
     votes = report["votes"]
     if votes is None:
         return {}
-    header = ["arms", "second preferred", "interval", "second won", "first won", "ties",
+    level = f"{votes['confidence']['pairs']:.1%} interval"
+    header = ["arms", "second preferred", level, "second won", "first won", "ties",
               "abstained", "missing", "preferred"]  # fmt: skip
     rows = [
         [
             f"{pair['second']} against {pair['first']}", "-" if pair["rate"] is None else f"{pair['rate']:.0%}",
-            f"{pair['low']:.0%} to {pair['high']:.0%}", str(pair["second_won"]), str(pair["first_won"]),
+            page.interval(pair["low"], pair["high"], ".0%"), str(pair["second_won"]), str(pair["first_won"]),
             str(pair["ties"]), str(pair["abstained"]), str(pair["missing"]), pair["verdict"],
         ]
         for pair in votes["pairs"]
@@ -90,7 +91,7 @@ def vote_tables(report: Mapping[str, Any]) -> dict[str, Table]:
     tables: dict[str, Table] = {"Blind votes": (header, rows)}
     if votes["strengths"]:
         tables["Strengths (Bradley and Terry)"] = (
-            ["arm", "strength against the control", "interval"],
+            ["arm", "strength against the control", f"{votes['confidence']['strengths']:.1%} interval"],
             [[each["arm"], f"{each['strength']:+.2f}", f"{each['low']:+.2f} to {each['high']:+.2f}"]
              for each in votes["strengths"]],
         )  # fmt: skip

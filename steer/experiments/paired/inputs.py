@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from probes.data.reading import read_prompts
+from probes.data.reading import prompt_lines
 from probes.models.loading import OpenedModel, choose_device, choose_dtype, open_model
 from probes.models.markers import given_markers, require_sections
 from probes.models.residual import context_length, text_part
@@ -32,8 +32,9 @@ from vectors.language.markers import markers_in
 class Inputs(NamedTuple):
     """The experiment, its arms as an evaluation has them (the control first), the prompts, and the opened model.
 
-    `prompt_ids` are the ids of every prompt by the arms' system prompts (None: without one), and `markers` those that
-    the request gives for sections of an answer, by their kind.
+    `repeated` prompts of the file stand there before, and are left out. `prompt_ids` are the ids of every prompt by the
+    arms' system prompts (None: without one), and `markers` those that the request gives for sections of an answer, by
+    their kind.
     """
 
     experiment: Experiment
@@ -46,6 +47,7 @@ class Inputs(NamedTuple):
     judge: Endpoint | None
     out: Path
     markers: dict[str, list[str]]
+    repeated: int = 0
 
     @property
     def longest(self) -> int:
@@ -57,13 +59,15 @@ def read_inputs(request: Request) -> Inputs:
     """Read and check everything that a request names. Raises one error with all problems."""
     errors: list[SteerError] = []
     experiment: Experiment | None = None
-    prompts, digest = [""], ""
+    prompts, digest, repeated = [""], "", 0
     markers = dict[str, list[str]]()
     with collecting(errors):
         experiment = document.read(document.find(request.experiment), model=request.model)
         require_keys(experiment)
     with collecting(errors):
-        prompts, digest = read_prompts(request.prompt_file)
+        lines, digest = prompt_lines(request.prompt_file)
+        prompts = list(dict.fromkeys(lines))
+        repeated = len(lines) - len(prompts)
     with collecting(errors):
         markers = markers_in(request.steer_markers)
     with collecting(errors):
@@ -94,7 +98,7 @@ def read_inputs(request: Request) -> Inputs:
         ids |= {arm.system: with_system(prompts, arm.system, opened.tokenizer) for arm in arms}
     raise_together(errors)
     out = request.out or experiment.file.with_name(f"{experiment.file.stem}.paired")
-    inputs = Inputs(experiment, arms, prompts, digest, opened, ids, configured, judge, out, markers)
+    inputs = Inputs(experiment, arms, prompts, digest, opened, ids, configured, judge, out, markers, repeated)
     limit = context_length(opened.config)
     if limit is not None and inputs.longest + request.max_tokens > limit:
         raise ExampleError(
@@ -148,7 +152,8 @@ def _scorers(request: Request, experiment: Experiment | None, errors: list[Steer
         assert experiment is not None
         if judge.scorer:
             with collecting(errors):
-                found.append(scorers.parse(judge.scorer, experiment.file.parent)._replace(name=judge.name))
+                parsed = scorers.parse(judge.scorer, experiment.file.parent, "scorer")
+                found.append(parsed._replace(name=judge.name))
     taken = [*(each.name for each in found), *(j.name for j in (experiment.judges if experiment else ()) if j.url)]
     twice = sorted({name for name in taken if taken.count(name) > 1})
     if twice:

@@ -19,7 +19,8 @@ ALPHA = 0.05
 class Pairing(NamedTuple):
     """The votes between two arms; `rate` is the share that the second one won, ties counted half.
 
-    The interval is Wilson's. `abstained` votes changed with the order of the sides; `missing` have no decision.
+    The interval is Wilson's; rate and interval are None without a decided vote. `abstained` votes changed with the
+    order of the sides; `missing` have no decision.
     """
 
     first: str
@@ -30,8 +31,8 @@ class Pairing(NamedTuple):
     abstained: int
     missing: int
     rate: float | None
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
     @property
     def decided(self) -> int:
@@ -62,7 +63,8 @@ def pairings(arms: Sequence[str], votes: Sequence[Vote], alpha: float = ALPHA) -
         found.append(
             Pairing(
                 first, second, counts[1], counts[-1], counts[0], abstained, counts[None] - abstained,
-                won / decided if decided else None, *wilson(won, decided, alpha),
+                won / decided if decided else None,
+                *(wilson(won, decided, alpha) if decided else (None, None)),
             )
         )  # fmt: skip
     return found

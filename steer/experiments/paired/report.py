@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,7 +30,7 @@ def report_of(
         verdict_of(arm, main, each.difference, Cut(cut[arm], cut[names[0]], request.max_tokens))
         for arm, each in measures[main.name][1].items() if arm != names[0]
     ]  # fmt: skip
-    voted = _votes(names, votes, request.seed, 1 - confidence)
+    voted = _votes(names, votes, request.seed, confidence)
     count = len(inputs.prompts)
     return {
         "experiment": experiment.name,
@@ -71,15 +72,21 @@ def report_of(
     }
 
 
-def _votes(names: Sequence[str], votes: Sequence[Vote], seed: int, alpha: float) -> dict[str, Any] | None:
-    """Win rates, with more than two arms strengths too, and who voted; None without votes."""
+def _votes(names: Sequence[str], votes: Sequence[Vote], seed: int, confidence: float) -> dict[str, Any] | None:
+    """Win rates, with more than two arms strengths too, and who voted; None without votes.
+
+    Rates hold together at 95 % over all pairs, each of which has a verdict; strengths, at `confidence`, over the arms
+    besides the control.
+    """
     if not votes:
         return None
-    rated = strengths(names, votes, seed=seed, alpha=alpha) if len(names) > 2 else []
+    rated = strengths(names, votes, seed=seed, alpha=1 - confidence) if len(names) > 2 else []
+    alpha = 0.05 / max(1, math.comb(len(names), 2))
     listed = pairings(names, votes, alpha)
     return {
         "by": dict(Counter(vote.by for vote in votes)),
         "pairs": [{**each._asdict(), "decided": each.decided, "verdict": _preferred(each)} for each in listed],
+        "confidence": {"pairs": 1 - alpha, "strengths": confidence},
         "strengths": [each._asdict() for each in rated],
         "missing": dict(Counter(vote.reason for vote in votes if vote.winner is None and vote.reason != "order")),
     }
@@ -87,7 +94,7 @@ def _votes(names: Sequence[str], votes: Sequence[Vote], seed: int, alpha: float)
 
 def _preferred(pair: Pairing) -> str:
     """Which arm of a pair is preferred, as far as its interval says so."""
-    if pair.decided < FEWEST:
+    if pair.decided < FEWEST or pair.low is None or pair.high is None:
         return "too few votes"
     return pair.second if pair.low > 0.5 else pair.first if pair.high < 0.5 else "undecided"
 
@@ -104,6 +111,8 @@ def _notes(
         "Student's t), so that those of all arms together hold at 95 %. A p-value is of the same test: it is below "
         f"{1 - confidence:.2g} exactly where the interval leaves out zero.",
     ]
+    if inputs.repeated:
+        lines.append(f"{inputs.repeated} lines of the file repeat a prompt, and are left out.")
     if count < FEWEST:
         lines.append(f"{count} prompts give figures and no verdict: it takes {FEWEST}.")
     lines += [
@@ -119,8 +128,13 @@ def _notes(
     if voted is not None:
         lines.append(
             "Votes were blind: each side was chosen at random, or both orders were asked. Ties count half; "
-            f"{voted['by'].get(SAME, 0)} pairs of equal texts are ties. Intervals of rates are Wilson's."
+            f"{voted['by'].get(SAME, 0)} pairs of equal texts are ties. Intervals of rates are Wilson's, at "
+            f"{voted['confidence']['pairs']:.1%}, so that those of all pairs together hold at 95 %."
         )
+        lines += [
+            f"{count} votes are missing: {reason or 'the judge gave no answer'}."
+            for reason, count in voted["missing"].items()
+        ]
         if voted["strengths"]:
             lines.append(
                 "Strengths are log-odds against the control (Bradley and Terry), with one tie of each pair added, and "

@@ -15,6 +15,7 @@ from steer.experiments.paired.report import report_of
 from steer.experiments.paired.request import Request
 from steer.experiments.paired.votes import Say, Vote
 from steer.reports import paired as page
+from vectors.documents import json_text
 from vectors.errors import OutputError
 from vectors.events import Event, OnEvent, ignore
 from vectors.storage.files import canonical_json, digest_bytes, finite, readable_json, write_atomically
@@ -104,6 +105,11 @@ def _votes(
     on_event: OnEvent, before_votes: Callable[[], None],
 ) -> list[Vote]:  # fmt: skip
     """The votes of the judge, or where none is asked, those of a person; they are never mixed."""
+    if inputs.judge is None and _judged_before(inputs.out):
+        on_event(Event(
+            "reading votes", message="the report that is there has votes of a judge, which the new one will not have: "
+            "they are not stored (for a report of them, give --judge again)",
+        ))  # fmt: skip
     if request.vote and say is not None:
         before_votes()
         for _ in voting.of_person(say, inputs.prompts, names, listed, inputs.out):
@@ -113,6 +119,15 @@ def _votes(
     else:
         found = voting.of_judge(inputs.judge, request.concept or "", inputs.prompts, names, listed, on_event)
     return [*found, *voting.same(names, listed)] if found else []
+
+
+def _judged_before(out: Path) -> bool:
+    """Whether the report in a folder has votes of a judge; no where it can't be read, since it is written anew."""
+    try:
+        votes = json_text.parse((out / "report.json").read_bytes())["votes"]
+        return voting.JUDGE in (votes or {}).get("by", {})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
 
 
 def _report(

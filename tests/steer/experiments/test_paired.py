@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import io
 import itertools
 import json
@@ -21,12 +22,15 @@ sys.path.append(str(Path(__file__).parent.parent))
 from judge_server import asked, judge
 
 from steer.cli import run
+from steer.cli.output import out
 from steer.evaluation import scorers
 from steer.experiments.paired.answers import Row
 from steer.experiments.paired.figures import Cut, compared, verdict_of
 from steer.experiments.paired.ranking import pairings, strengths
+from steer.experiments.paired.report import _votes
 from steer.experiments.paired.votes import Vote
 from steer.experiments.specification import Metric
+from steer.reports import paired as pages
 from vectors.documents import yaml_text
 from vectors.probe import Probe, Readout
 from vectors.steering import SteeringVector
@@ -192,6 +196,44 @@ def test_a_judge_votes_in_both_orders_and_equal_texts_are_ties(made: Path, paire
     assert strength["twin"]["strength"] == pytest.approx(0, abs=1e-3)
 
 
+def test_votes_that_are_missing_have_reasons_and_no_interval_and_a_judge_is_not_forgotten_silently(
+    made: Path, paired: Paired
+) -> None:
+    write(made, {"control": {}, "warm": {"steer": "4*warm"}})
+    with judge(lambda _: "purple") as server:
+        status, report = paired("--judge", server.url, "--judge-model", "m", "--concept", "x", prompts="few.jsonl")
+    assert status == 0, report
+    (pair,) = report["votes"]["pairs"]
+    missing = report["votes"]["missing"]["unreadable"]
+    assert (pair["rate"], pair["low"], pair["high"]) == (None, None, None)
+    assert f"{missing} votes are missing: unreadable." in report["notes"]
+    (_, (row,)) = pages.vote_tables(report)["Blind votes"]
+    assert row[1:3] == ["-", "-"]
+    shown = io.StringIO()
+    with contextlib.redirect_stderr(shown):
+        assert paired(prompts="few.jsonl")[1]["votes"] is None
+    assert "has votes of a judge" in shown.getvalue()
+
+
+def test_votes_hold_together_over_all_pairs_and_the_tables_say_the_level() -> None:
+    arms = ["control", "b", "c", "d"]
+    votes = [vote(i, *pair, (1, -1, 0)[i % 3]) for pair in itertools.combinations(arms, 2) for i in range(40)]
+    voted = _votes(arms, votes, 0, 1 - 0.05 / 3)
+    assert voted is not None
+    assert voted["confidence"]["pairs"] == pytest.approx(1 - 0.05 / 6)
+    tables = pages.vote_tables({"votes": voted})
+    assert "99.2% interval" in tables["Blind votes"][0]
+    assert "98.3% interval" in tables["Strengths (Bradley and Terry)"][0]
+
+
+def test_prompts_that_are_repeated_are_counted(made: Path, paired: Paired) -> None:
+    write(made, BRIEF)
+    (made / "twice.jsonl").write_text('"warm"\n"cold"\n"warm"\n"warm"')
+    _, report = paired(prompts="twice.jsonl")
+    assert report["prompts"] == 2
+    assert "2 lines of the file repeat a prompt, and are left out." in report["notes"]
+
+
 def test_a_person_votes_blind_and_goes_on_where_they_were(
     made: Path, paired: Paired, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -205,8 +247,12 @@ def test_a_person_votes_blind_and_goes_on_where_they_were(
     assert "better: 1, 2, t (a tie)" in shown.getvalue()
     assert "warm\n" not in shown.getvalue().replace("the warm and", "")  # nothing names an arm
     monkeypatch.setattr(sys, "stdin", io.StringIO("2\n2\n1\n"))
+    ended: list[str] = []  # no progress bar below a question, also where the answers are there already
+    monkeypatch.setattr(out, "end_stage", lambda: ended.append(shown.getvalue()))
     _, again = paired("--vote", prompts="few.jsonl")
     assert "1 of 3" in shown.getvalue()
+    assert len(ended) == 1
+    assert "1 of 3" not in ended[0]
     assert again["votes"]["by"] == {"person": 5}
     lines = [json.loads(line) for line in (tmp_path / "out" / "votes.jsonl").read_text().splitlines()]
     assert len({(each["prompt"], each["first"], each["second"]) for each in lines}) == 5
