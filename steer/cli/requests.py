@@ -180,7 +180,8 @@ def build(request: type[R], values: Mapping[str, Any], errors: list[SteerError] 
     """A request from the values of click's parameters. Raises UsageError with every problem.
 
     With `errors` problems are collected there instead, and an option that has one keeps its default, so that the
-    command can report what else is wrong with its input; it must raise them before any work.
+    command can report what else is wrong with its input; it must raise them before any work. They are raised here where
+    an option that has one has no default, or binds names, which others use.
     """
     found: list[SteerError] = []
     built = _build(request, values, found, defaults=errors is not None)
@@ -207,11 +208,16 @@ def _build(request: type[R], values: Mapping[str, Any], errors: list[SteerError]
                 given[field.name] = read
         elif isinstance(hints[field.name], type) and dataclasses.is_dataclass(hints[field.name]):
             given[field.name] = _build(hints[field.name], values, errors, defaults)
+    needed = {
+        name
+        for name, field in fields.items()
+        if field.default is dataclasses.MISSING or (_named(field) and values.get(name))
+    }
     # A nested request that could not be made is None.
     whole = all(
         given.get(field.name) is not None
         for field in dataclasses.fields(request)  # type: ignore[arg-type]
-        if field.name in given or (field.name in fields and fields[field.name].default is dataclasses.MISSING)
+        if field.name in given or field.name in needed
     )
     return request(**given) if not errors or (defaults and whole) else None
 

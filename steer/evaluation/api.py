@@ -9,13 +9,14 @@ from steer.evaluation import evaluation as core
 from steer.evaluation.evaluation import Evaluation
 from steer.evaluation.export_files import write_exports
 from steer.evaluation.exports import references
+from steer.evaluation.inputs import read_inputs
 from steer.evaluation.measuring.engine import Through
 from steer.evaluation.report import record, report
 from steer.evaluation.request import Request
 from steer.reports import evaluation as page
-from vectors.errors import UsageError, guess
+from vectors.errors import SteerError, UsageError, collecting, guess, raise_together
 from vectors.events import OnEvent, ignore
-from vectors.registry.options import problems_of, several
+from vectors.registry.options import problems_of, several, without_problems
 from vectors.storage.files import digest_bytes, readable_json, write_atomically
 from vectors.storage.folders import new_folder
 
@@ -47,18 +48,29 @@ def evaluate_request(request: Request, *, through: Through | None = None, on_eve
 
     The engine of a request is brought along by the caller: `steer.serving.offline.arms.through_vllm` for vLLM.
     """
+    errors: list[SteerError] = []
     problems = problems_of(request)
     if problems:
-        raise UsageError(problems, "see steer eval --help")
+        errors.append(UsageError(problems, "see steer eval --help"))
     if request.engine == "vllm" and through is None:
-        raise UsageError(
+        errors.append(UsageError(
             "engine='vllm' needs the engine itself",
             "from steer.serving.offline.arms import through_vllm; evaluate(…, engine='vllm', through=through_vllm)",
-        )
+        ))  # fmt: skip
+    require_right(request, errors)
     evaluation = core.run(request, through=through, on_event=on_event)
     if request.out is not None:
         write(evaluation, request.out)
     return evaluation
+
+
+def require_right(request: Request, errors: list[SteerError]) -> None:
+    """Raise the errors that were found in the options of a request, if any, with those of what it names: files,
+    subjects, scorers, tasks. Does nothing where there are none, since `evaluate_request` reads these itself."""
+    if errors:
+        with collecting(errors):
+            read_inputs(without_problems(request))
+    raise_together(errors)
 
 
 def write(evaluation: Evaluation, out: Path) -> dict[str, str]:

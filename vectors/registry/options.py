@@ -13,10 +13,12 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from vectors.documents.numbers import number
 from vectors.errors import guess
+
+R = TypeVar("R")
 
 
 class Option(NamedTuple):
@@ -176,6 +178,17 @@ def problems_of(request: Any) -> list[str]:
         flag: Flag = field.metadata[OPTION]
         problems += problems_of_option(flag, field.name, value)
     return problems
+
+
+def without_problems(request: R) -> R:
+    """The request with the default in place of every value that has a problem, so that all else can be checked too."""
+    changed: dict[str, Any] = {}
+    for field in dataclasses.fields(request):  # type: ignore[arg-type]
+        value = getattr(request, field.name)
+        if OPTION in field.metadata and value is not None and problems_of_option(field.metadata[OPTION], "", value):
+            factory = field.default_factory
+            changed[field.name] = field.default if factory is dataclasses.MISSING else factory()
+    return dataclasses.replace(request, **changed)  # type: ignore[type-var]
 
 
 def problems_of_option(flag: Flag, name: str, value: Any) -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steer.cli import options, requests, versions
 from steer.cli.output import out
 from steer.evaluation.request import Request
+from vectors.errors import SteerError, collecting
 
 if TYPE_CHECKING:
     from steer.evaluation.measuring.engine import Through
@@ -30,7 +32,7 @@ def command(**values: Any) -> None:
     and never enters the verdict. A subject works if it beats the base, its negation, and vectors from shuffled labels
     and random directions, by intervals of paired differences with Holm's correction; under 30 items there is none.
     """
-    request, of_versions = versions.with_versions(requests.build(Request, values))
+    request, of_versions = _request(values)
     from steer.cli.output import say_preparing
     from steer.evaluation.api import evaluate_request
     from steer.evaluation.report import report
@@ -42,6 +44,21 @@ def command(**values: Any) -> None:
     value = report(evaluation)
     versions.attach_evaluation(of_versions, evaluation, value)
     out.result(value, lambda: _print(value, request.out))
+
+
+def _request(values: Mapping[str, Any]) -> tuple[Request, dict[str, str]]:
+    """The request, and its versions as of `versions.with_versions`. Raises SteerError with all problems of the options
+    and, where there are any, of what they name."""
+    errors: list[SteerError] = []
+    request = requests.build(Request, values, errors)
+    of_versions: dict[str, str] = {}
+    with collecting(errors):
+        request, of_versions = versions.with_versions(request)
+    if errors:
+        from steer.evaluation.api import require_right
+
+        require_right(request, errors)
+    return request, of_versions
 
 
 def _through(request: Request) -> Through | None:

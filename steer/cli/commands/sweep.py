@@ -147,14 +147,18 @@ def command(**values: Any) -> None:
     that layers and methods are compared at equal cost. The choice is made on development items, and measured again on
     test items. Killed at any point and started again, a sweep goes on where it was.
     """
-    request = requests.build(Request, values)
+    errors: list[SteerError] = []
+    request = requests.build(Request, values, errors)
     from steer.evaluation.sweeping.api import sweep
 
     target = request.out or request.vector
     folder = request.report or target.with_name(f"{target.stem}.sweep")
     inputs = {"--suite": request.suite, "--pos": request.pos, "--neg": request.neg, "--pairs": request.pairs,
               "--choices": request.choices, "--neutral": request.neutral}  # fmt: skip
-    require_outputs(target, folder, request.force, swept=request.vector, inputs=inputs)
+    with collecting(errors):
+        require_outputs(target, folder, request.force, swept=request.vector, inputs=inputs)
+    if errors:
+        _require_right(request, names(values["methods"] or ()), errors)
     with out.progress() as on_event:
         result = sweep(
             request.vector, suite=request.suite, pos=request.pos, neg=request.neg, pairs=request.pairs,
@@ -165,3 +169,24 @@ def command(**values: Any) -> None:
             seed=request.seed, on_event=on_event,
         )  # fmt: skip
     finish(result, target, folder, request.model or "")
+
+
+def _require_right(request: Request, methods: Sequence[str], errors: Sequence[SteerError]) -> None:
+    """Raise the errors that were found in the options, with those of the files and the vector that a request names;
+    `methods` are as they were typed, since other files are read with them than without."""
+    from steer.evaluation.suites.reading import Sources
+    from steer.evaluation.sweeping.inputs import read_inputs
+    from steer.evaluation.sweeping.request import Settings
+
+    sources = Sources(
+        suite=request.suite, pos=request.pos, neg=request.neg, pairs=request.pairs, choices=request.choices,
+        neutral=request.neutral,
+    )  # fmt: skip
+    settings = Settings(
+        layers=request.layers, strengths=request.strengths, examples=request.examples, budget=request.budget_kl,
+        seed=request.seed, any_base=request.any_base,
+    )  # fmt: skip
+    read_inputs(
+        request.vector, sources, settings, methods=methods, allow_overlap=request.allow_overlap,
+        own_model=request.model is None, errors=errors,
+    )  # fmt: skip

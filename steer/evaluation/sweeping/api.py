@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from probes.arms import BUDGET
-from probes.data import overlap
-from probes.data.examples import Example
-from probes.data.reading import Contrast, read, read_prompts
+from probes.data.reading import Contrast
 from probes.directions.extraction import extract
 from probes.directions.methods import method as find_method
 from probes.directions.plan import Plan, plan
@@ -18,19 +16,17 @@ from probes.directions.pooled import pooled_examples
 from probes.models.loading import LoadedModel, OpenedModel, load, open_model
 from probes.models.packed_linear import packed_linear
 from steer.cluster import cluster, require_cluster
-from steer.evaluation.suites.items import Item, Pair, examples_of
-from steer.evaluation.suites.reading import Sources, read_suite
-from steer.evaluation.suites.sides import chosen as chosen_items
+from steer.evaluation.suites.reading import Sources
 from steer.evaluation.sweeping import record
-from steer.evaluation.sweeping.groups import parse_groups
+from steer.evaluation.sweeping.inputs import Inputs, read_inputs
 from steer.evaluation.sweeping.measured import Candidate
-from steer.evaluation.sweeping.parts import MOST_ITEMS, parts_of
+from steer.evaluation.sweeping.parts import parts_of
 from steer.evaluation.sweeping.record import Result
 from steer.evaluation.sweeping.request import Settings, Source, sides_of
 from steer.evaluation.sweeping.sweep import require_settings, subset
 from steer.evaluation.sweeping.sweep import sweep as run
 from vectors import fit, references
-from vectors.errors import ExampleError, SteerError, UsageError, collecting, raise_together
+from vectors.errors import SteerError, collecting
 from vectors.events import Event, OnEvent, ignore
 from vectors.registry.layers import spans
 from vectors.registry.options import several
@@ -82,13 +78,7 @@ def sweep(
             require_writable(Path(out))
     with collecting(errors):
         require_cluster(ray)
-    with collecting(errors):
-        parse_groups(layers)
-    methods = (methods,) if isinstance(methods, str) else methods
-    for name in methods:
-        with collecting(errors):
-            find_method(name)
-    raise_together(errors)
+    methods = (methods,) if isinstance(methods, str) else tuple(methods)
     settings = Settings(
         layers=layers, budget=budget_kl, seed=seed, any_base=any_base, folder=None if report is None else Path(report),
         **several(Settings, {"strengths": strengths, "examples": examples}),
@@ -97,23 +87,23 @@ def sweep(
     sources = Sources(
         suite=paths[0], pos=paths[1], neg=paths[2], pairs=paths[3], choices=paths[4], neutral=paths[5]
     )  # fmt: skip
-    result = sweep_vector(
-        vector, sources, settings, model=model, methods=methods, allow_overlap=allow_overlap, device=device,
-        dtype=dtype, ray=ray, on_event=on_event,
-    )  # fmt: skip
+    read = read_inputs(
+        vector, sources, settings, methods=methods, allow_overlap=allow_overlap, own_model=model is None, errors=errors
+    )
+    result = _sweep_read(
+        read, settings, model=model, methods=methods, device=device, dtype=dtype, ray=ray, on_event=on_event
+    )
     if out is not None and result.swept.chosen is not None:
         result.vector.save(out)
     return result
 
 
-def sweep_vector(
-    vector: str | Path | SteeringVector,
-    sources: Sources,
+def _sweep_read(
+    read: Inputs,
     settings: Settings,
     *,
     model: str | Path | LoadedModel | None = None,
     methods: Sequence[str] = (),
-    allow_overlap: bool = False,
     device: str = "auto",
     dtype: str = "auto",
     ray: str | None = None,
@@ -121,55 +111,34 @@ def sweep_vector(
 ) -> Result:
     """Sweep the layers and strengths of a vector over the items of a suite, and recommend the best point in it.
 
-    Items that the vector was extracted from are refused, unless `allow_overlap`. A learning curve extracts from pairs
-    of the test's side, as the vector was extracted, and is measured on the items for development; it chooses nothing.
-    With `methods` the files of `sources` are split three ways by content, and directions extracted from the first part,
-    with the vector's tokens and match, take the place of the vector's.
+    A learning curve extracts from pairs of the test's side, as the vector was extracted, and is measured on the items
+    for development; it chooses nothing. With `methods` the examples are split three ways by content, and directions
+    extracted from the first part, with the vector's tokens and match, take the place of the vector's.
     `ray` is the address of a Ray cluster, or "local", over which candidates are spread, with the same numbers.
     Raises SteerError with all problems before a model is loaded.
     """
-    require_cluster(ray)
-    loaded_vector = vector if isinstance(vector, SteeringVector) else SteeringVector.load(vector)
+    loaded_vector, suite = read.vector, read.suite
     method = loaded_vector.metadata.get("method", {})
     name, parameters = method.get("name"), method.get("parameters") or {}
     as_before: dict[str, Any] = {
         "truncate": bool(parameters.get("truncate")), "match": parameters.get("match"),
     }  # fmt: skip
     tokens, extracted_by = str(parameters.get("tokens", "completion")), str(name or "diffmean")
-    if methods:
-        contrast, neutral = _to_extract_from(sources, settings, allow_overlap)
+    if suite is None:
+        assert read.examples is not None
         return sweep_examples(
-            contrast, settings, model=model or _model_of(loaded_vector), methods=methods, tokens=tokens,
-            neutral=neutral, device=device, dtype=dtype, ray=ray, on_event=on_event, **as_before,
+            read.examples, settings, model=model or _model_of(loaded_vector), methods=methods, tokens=tokens,
+            neutral=read.neutral, device=device, dtype=dtype, ray=ray, on_event=on_event, **as_before,
         )  # fmt: skip
-    errors: list[SteerError] = []
-    with collecting(errors):
-        require_settings(settings, sorted(loaded_vector.layers), extracts=True)
-    curve_from: Contrast | None = None
-    with collecting(errors):
-        suite = read_suite(sources, settings.seed)
-        if settings.examples:
-            find_method(extracted_by)
-            curve_from = _contrast_of(suite.of("test"))
-    raise_together(errors)
+    curve_from = read.examples
     for note in suite.notes:
         on_event(Event("reading the suite", message=note))
-    known = overlap.recorded_examples(
-        loaded_vector.metadata.get("data", {}),
-        [example for item in suite.items for example in examples_of(item)],
-    )
-    if known and not allow_overlap:
-        raise ExampleError(
-            f"the vector was extracted from {len(known)} of the examples ({_names(known)})",
-            "give others, or allow it, which the report repeats: --allow-overlap",
-        )
-    dev, test = (chosen_items(suite.of(side), MOST_ITEMS, settings.seed) for side in ("dev", "test"))
-    sides = sides_of(dev, test, [prompt.text for prompt in suite.neutral])
+    sides = read.sides
+    assert sides is not None
     opened = model if isinstance(model, LoadedModel) else open_model(model or _model_of(loaded_vector))
     config = opened.model.config if isinstance(opened, LoadedModel) else opened.config
-    called = str(vector) if isinstance(vector, str | Path) else "that was given"
     fit.require_fit(
-        [(called, loaded_vector)], hidden_size=int(config.get_text_config().hidden_size),
+        [(read.called, loaded_vector)], hidden_size=int(config.get_text_config().hidden_size),
         layers=int(config.get_text_config().num_hidden_layers),
         base=references.identified(opened.source, opened.identity), any_base=settings.any_base,
     )  # fmt: skip
@@ -182,7 +151,7 @@ def sweep_vector(
     source = Source(
         [str(name or "vector")], sorted(loaded_vector.layers),
         lambda method, layers: Candidate(method, layers, {i: loaded_vector.layers[i] for i in layers}),
-        {"vector": loaded_vector.digest, "data": dict(suite.digests), "overlap": len(known)},
+        {"vector": loaded_vector.digest, "data": dict(suite.digests), "overlap": read.overlap},
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
         on = stack.enter_context(cluster(ray, ready))
@@ -200,7 +169,7 @@ def sweep_vector(
         stack.enter_context(packed_linear(ready.model))  # packed once for all cells
         swept = run(ready, source, sides, settings, on=on, on_event=on_event)
     return record.result(
-        swept, loaded_vector, source, settings, ready, record.record_of(dev, suite.of("test"))
+        swept, loaded_vector, source, settings, ready, record.record_of(sides.dev, suite.of("test"))
     )  # fmt: skip
 
 
@@ -221,7 +190,7 @@ def sweep_examples(
 ) -> Result:
     """Extract by each method from one part of the examples, choose on a second, and test on a third.
 
-    The vector of the result holds the chosen method's directions. `ray` is as of `sweep_vector`. Raises SteerError.
+    The vector of the result holds the chosen method's directions. `ray` is as of `sweep`. Raises SteerError.
     """
     require_cluster(ray)
     for name in methods:
@@ -270,11 +239,6 @@ def sweep_examples(
     )  # fmt: skip
 
 
-def _names(examples: Sequence[Example]) -> str:
-    shown = ", ".join(example.origin or example.completion[:40] for example in examples[:3])
-    return shown + (", …" if len(examples) > 3 else "")
-
-
 def _model_of(vector: SteeringVector) -> str:
     return str(vector.base.get("name") or "smollm2")
 
@@ -284,37 +248,3 @@ def _loaded(model: OpenedModel | LoadedModel, device: str, dtype: str, on_event:
         return model
     on_event(Event("loading the model"))
     return load(model, device, dtype)
-
-
-def _to_extract_from(sources: Sources, settings: Settings, allow_overlap: bool) -> tuple[Contrast, list[str]]:
-    """The examples and neutral prompts of a sweep that extracts anew. Raises SteerError with all problems."""
-    errors: list[SteerError] = []
-    given = {
-        "--suite": sources.suite, "--choices": sources.choices, "--allow-overlap": allow_overlap,
-        "--any-base": settings.any_base,
-    }  # fmt: skip
-    unused = [flag for flag, value in given.items() if value]
-    if unused:
-        problem = f"--methods extracts anew from files of examples, and has no use for {', '.join(unused)}"
-        errors.append(UsageError(problem, "leave out either; examples are given by --pos and --neg, or --pairs"))
-    contrast, neutral = None, []
-    with collecting(errors):
-        contrast = read(sources.pos, sources.neg, sources.pairs)
-    if sources.neutral is not None:
-        with collecting(errors):
-            neutral = read_prompts(sources.neutral)[0]
-    raise_together(errors)
-    assert contrast is not None
-    return contrast, neutral
-
-
-def _contrast_of(items: Sequence[Item]) -> Contrast:
-    """The examples of pairs, to extract from. Raises UsageError for choices."""
-    pairs = [item for item in items if isinstance(item, Pair)]
-    if len(pairs) < len(items):
-        raise UsageError(
-            "a learning curve extracts from pairs of examples, and there are multiple-choice questions",
-            "leave out --examples, or give --pos and --neg, or --pairs",
-        )
-    paired = all(pair.positive.context and pair.positive.context == pair.negative.context for pair in pairs)
-    return Contrast([pair.positive for pair in pairs], [pair.negative for pair in pairs], paired, {})

@@ -141,17 +141,18 @@ def sweep(
     return Swept(points, best, figures, learning, counts, measured, metric_of(sides.dev[0]))
 
 
-def require_settings(settings: Settings, layers: Sequence[int], *, extracts: bool) -> list[tuple[int, ...]] | None:
-    """The groups of layers of the settings, as of `parse_groups`; `layers` are those that there are directions for.
-
-    Raises UsageError with all problems, so it is called before a model is loaded.
+def require_settings(
+    settings: Settings, layers: Sequence[int] | None, *, extracts: bool
+) -> list[tuple[int, ...]] | None:
+    """The groups of layers of the settings, as of `parse_groups`; `layers` are those that there are directions for,
+    None where they are not known yet. Raises UsageError with all problems, so it is called before a model is loaded.
     """
     groups, problems = None, settings.problems()
     try:
         groups = parse_groups(settings.layers)
     except UsageError as error:
         problems += error.problems
-    problems += [] if groups is None else problems_of_groups(groups, layers)
+    problems += [] if groups is None or layers is None else problems_of_groups(groups, layers)
     if settings.examples and not extracts:
         problems.append("a learning curve needs examples to extract from")
     require_possible(problems, settings.strengths)

@@ -132,9 +132,17 @@ def test_all_options_of_a_sweep_that_are_wrong_are_named_at_once(
     files: list[str], extracted: Path, steer: Callable[..., Outcome]
 ) -> None:
     wrong = ["--layers", "x", "--strengths", "abc", "--budget-kl", "-1", "--methods", "foo", "--examples", "y"]
-    message = error_of(steer("sweep", extracted, *files, *wrong), 2)
-    parts = ("'x'", "--strengths: 'abc'", "--budget-kl is -1, not above 0", "'foo'", "--examples: 'y'")
+    absent = ["--pos", "p.jsonl", "--neg", "n.jsonl", "--neutral", "texts.jsonl", "--out", "folder/v.safetensors"]
+    message = error_of(steer("sweep", "no.safetensors", *absent, *wrong), 2)
+    parts = ["'x'", "--strengths: 'abc'", "--budget-kl is -1, not above 0", "'foo'", "--examples: 'y'"]
+    parts += [f"there is no file {file}" for file in ("no.safetensors", "p.jsonl", "n.jsonl", "texts.jsonl")]
+    parts += ["the folder folder of the output v.safetensors does not exist"]
     assert [part for part in parts if part not in message] == []
+    message = error_of(steer("sweep", extracted, *files, "--layers", "99", "--methods", "foo"), 2)
+    assert "there is no direction at layer 99" in message
+    files[1::2] = ["warm.jsonl", "cold.jsonl"]  # those that the vector was extracted from, which --methods allows
+    assert "'foo'" in (message := error_of(steer("sweep", extracted, *files, "--methods", "foo"), 2))
+    assert "was extracted from" not in message
 
 
 def test_a_sweep_replaces_no_other_file_and_no_report_of_another_command_without_force(

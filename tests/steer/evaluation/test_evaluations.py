@@ -390,6 +390,25 @@ def test_a_subject_without_a_curve_is_not_in_the_legend_of_the_curves(both: Eval
     assert names[0][-18:] not in pictures(value)["dose-response"]
 
 
+def test_wrong_options_and_all_that_the_others_name_are_refused_at_once(
+    steer: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["no.safetensors", "./no-folder", "--pos", "p.jsonl", "--neg", "n.jsonl", "--entangled", "other.yaml",
+                 "--scorer", "foo:bar", "--curve", "x", "--items", "0", "--export", "foo"]  # fmt: skip
+    code, _, err = steer("eval", *arguments)
+    assert code == 2
+    parts = ["--curve: 'x'", "--items is 0", "--export is 'foo'", "there is no scorer 'foo'", "folder ./no-folder"]
+    parts += [f"there is no file {file}" for file in ("no.safetensors", "p.jsonl", "n.jsonl", "other.yaml")]
+    assert [part for part in parts if part not in err] == []
+    code, _, err = steer("eval", "warm", "--vector", "warm", "--pos", "p.jsonl", "--neg", "n.jsonl")
+    assert "'warm' is not NAME=FILE" in err
+    assert "is not bound" not in err  # which follows from the wrong --vector
+    with pytest.raises(UsageError) as caught:  # in Python, too
+        evaluate("no.safetensors", items=0, control=("foo",), pos="p.jsonl", neg="n.jsonl")
+    assert len(caught.value.problems) == 5
+
+
 def _suite(folder: Path) -> Path:
     path = folder / "other.yaml"
     path.write_text("name: other\nfiles: {pairs: pairs.jsonl}\n")
