@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from probes.arms import QUICK_BUDGET
-from probes.data.reading import Source, read
+from probes.data.reading import Contrast, Source, read
 from probes.directions.extraction import Extraction
 from probes.directions.extraction import extract as extract_contrast
 from probes.directions.methods import method as find_method
@@ -61,30 +61,10 @@ def extract(
 
     Raises ExampleError, ModelError, UsageError, OutputError (all of them SteerError).
     """
-    errors: list[SteerError] = []
-    with collecting(errors):
-        find_method(method)
-    with collecting(errors):
-        choose(tokens)
-    with collecting(errors):
-        parse_layers(layers)
-    with collecting(errors):
-        choose_device(device)
-    with collecting(errors):
-        choose_dtype(dtype, torch.device("cpu"))
-    with collecting(errors):
-        contrast = read(pos, neg, pairs)
-    with collecting(errors):
-        if not 0 <= budget_kl < math.inf:
-            raise UsageError(
-                f"the budget of {budget_kl} nats is negative or not finite", f"use --budget-kl {QUICK_BUDGET}"
-            )
-    with collecting(errors):
-        require_cluster(ray)
-    if out is not None:
-        with collecting(errors):
-            require_output(Path(out), {"--pos": pos, "--neg": neg, "--pairs": pairs})
-    raise_together(errors)
+    contrast = read_inputs(
+        pos, neg, pairs, method=method, tokens=tokens, layers=layers, device=device, dtype=dtype, budget_kl=budget_kl,
+        ray=ray, out=None if out is None else Path(out),
+    )  # fmt: skip
     ready = model if isinstance(model, LoadedModel) else open_model(model)
     config = ready.model.config if isinstance(ready, LoadedModel) else ready.config
     planned = plan(contrast, ready.tokenizer, config, layers=layers, which=tokens, truncate=truncate, match=match)
@@ -100,6 +80,50 @@ def extract(
     if out is not None:
         extraction.vector.save(out)
     return extraction
+
+
+def read_inputs(
+    pos: Source | None,
+    neg: Source | None,
+    pairs: Source | None,
+    *,
+    method: str,
+    tokens: str,
+    layers: str,
+    device: str,
+    dtype: str,
+    budget_kl: float,
+    ray: str | None,
+    out: Path | None,
+    errors: Sequence[SteerError] = (),
+) -> Contrast:
+    """The examples of an extraction, whose options are as of `extract`. Raises one error with all problems of both,
+    those of `errors` before the others."""
+    found = list(errors)
+    with collecting(found):
+        find_method(method)
+    with collecting(found):
+        choose(tokens)
+    with collecting(found):
+        parse_layers(layers)
+    with collecting(found):
+        choose_device(device)
+    with collecting(found):
+        choose_dtype(dtype, torch.device("cpu"))
+    with collecting(found):
+        contrast = read(pos, neg, pairs)
+    with collecting(found):
+        if not 0 <= budget_kl < math.inf:
+            raise UsageError(
+                f"the budget of {budget_kl} nats is negative or not finite", f"use --budget-kl {QUICK_BUDGET}"
+            )
+    with collecting(found):
+        require_cluster(ray)
+    if out is not None:
+        with collecting(found):
+            require_output(out, {"--pos": pos, "--neg": neg, "--pairs": pairs})
+    raise_together(found)
+    return contrast
 
 
 def require_output(out: Path, inputs: Mapping[str, object]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from probes.arms import BUDGET, QUICK_BUDGET
 from steer.cli import options, output, requests
 from steer.cli.output import out
+from vectors.errors import SteerError, collecting
 from vectors.registry import plugins
 from vectors.registry.options import option
 
@@ -81,15 +82,25 @@ def command(**values: Any) -> None:
     source = values["pos"] or values["pairs"]
     if values["out"] is None and source is not None:
         values["out"] = Path(f"{source.stem}.safetensors")
-    request = requests.build(Request, values)
-    from steer.extraction import extract
+    errors: list[SteerError] = []
+    request = requests.build(Request, values, errors)
+    from steer.extraction import extract, read_inputs
     from vectors.storage.files import require_distinct
 
     replacing = ""
     if request.out is not None:
-        require_distinct(request.out, {"--pos": request.pos, "--neg": request.neg, "--pairs": request.pairs})
-        output.require_absent(request.out, request.force)
-        replacing = output.replacing(request.out)
+        with collecting(errors):
+            require_distinct(request.out, {"--pos": request.pos, "--neg": request.neg, "--pairs": request.pairs})
+        with collecting(errors):
+            output.require_absent(request.out, request.force)
+            replacing = output.replacing(request.out)
+    if errors:
+        read_inputs(
+            request.pos, request.neg, request.pairs, method=request.method, tokens=request.tokens,
+            layers="all" if request.sweep else request.layers, device=request.device, dtype=request.dtype,
+            ray=request.ray, budget_kl=QUICK_BUDGET if request.budget_kl is None else request.budget_kl,
+            out=request.out, errors=errors,
+        )  # fmt: skip
     output.say_preparing(request.model)
     if request.sweep:
         _sweep(request)
@@ -122,7 +133,7 @@ def _sweep(request: Request) -> None:
     from steer.evaluation.sweeping.api import sweep_examples
     from steer.evaluation.sweeping.request import Settings
     from steer.extraction import require_output
-    from vectors.errors import SteerError, UsageError, collecting, raise_together
+    from vectors.errors import UsageError, raise_together
 
     assert request.out is not None
     folder = request.out.with_name(f"{request.out.stem}.sweep")

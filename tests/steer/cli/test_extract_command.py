@@ -217,3 +217,17 @@ def test_python_gives_the_same_vector_as_the_command(extracted: Path, model_fold
     neg = [{"text": f"{text} {number}"} for number, text in enumerate(COLD[:10])]
     listed = library.extract(pos=pos, neg=neg, model=str(model_folder))
     assert all(torch.equal(direction, found.vector.layers[i]) for i, direction in listed.vector.layers.items())
+
+
+def test_wrong_options_of_an_extraction_are_named_with_the_files_that_are_not_there(
+    data: Path, steer: Callable[..., Outcome]
+) -> None:
+    Path("v.safetensors").write_bytes(b"other")
+    wrong = ["--budget-kl", "-1", "--match", "foo", "--method", "bar", "--layers", "x", "--out", "v.safetensors"]
+    message = error_of(steer("extract", "--pos", "p.jsonl", "--neg", "n.jsonl", *wrong), 2)
+    parts = ["--budget-kl is -1", "--match is 'foo'", "no extraction method 'bar'", "'x' in 'x' is not a layer"]
+    parts += ["the output v.safetensors exists", "there is no file p.jsonl", "there is no file n.jsonl"]
+    assert [part for part in parts if part not in message] == []
+    message = error_of(steer("extract", "--pos", "p.jsonl", "--sweep", "--layers", "8..9", "--match", "foo"), 2)
+    assert "one class only: --neg is missing" in message
+    assert "not a layer" not in message  # a sweep takes bands
