@@ -48,7 +48,7 @@ def difference(
     1 - confidence exactly where the interval holds no zero.
 
     Where all differences are equal there is nothing to resample: the interval has no width, and the p-value is that of
-    the sign test, or 1 where they are zero.
+    the sign test, or 1 where they are zero. Of fewer than six items, the two then need not agree.
     """
     return against_draws(differences, torch.zeros(1, len(differences)), groups, seed=seed, confidence=confidence)
 

@@ -14,6 +14,7 @@ import trials
 from judge_server import asked, judge
 from sqlalchemy import select
 
+from steer.cli import run
 from steer.experiments.assignment import Identity
 from steer.experiments.running import judges, live, questions
 from steer.experiments.specification import Judge, Metric
@@ -149,7 +150,7 @@ def test_a_judge_that_is_not_there_holds_up_nothing(tmp_path: Path, monkeypatch:
 
 
 def test_a_judge_without_scores_is_named_with_the_reason_everywhere(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, ab: trials.Ab
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], ab: trials.Ab
 ) -> None:
     """Nonsense and a closed port were one number for all judges; and what is answered or sent stays out of logs."""
     with judge(lambda body: (500, {}, b"sk-secret")) as broken, judge(lambda _: "sk-secret purple") as nonsense:
@@ -171,6 +172,8 @@ def test_a_judge_without_scores_is_named_with_the_reason_everywhere(
         assert experiment.writer.flush(10)
         _, data, _ = ab("status", "tone")
         assert set(data["judges"]["gone"]) == {"connection refused"}
+        assert run(["ab", "status", "tone"]) == 0
+        assert "ratings of the judge gone are missing: connection refused (at least" in capsys.readouterr().out
         _, report, _ = ab("report", "tone")
         notes = " ".join(pages.notes(report, "95 %"))
         assert "polite: ratings are missing, of at least" in notes
