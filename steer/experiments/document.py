@@ -314,7 +314,7 @@ def _metric(values: Mapping[str, Any]) -> Metric:
 def _built(values: Mapping[str, Any], file: Path, composed: Arms, readouts: Mapping[str, Probe]) -> Experiment:
     unit, space = values.get("unit", "conversation"), values.get("namespace")
     guardrails = {name: limit for name, (limit, _) in GUARDRAILS.items()}
-    guardrails |= {name: float(limit) for name, limit in values.get("guardrails", {}).items() if limit is not None}
+    guardrails |= values.get("guardrails") or {}  # a limit of null turns the guardrail off
     judges = tuple(
         Judge(**{key: value for key, value in judge.items() if key != "sample_rate"},
               sample_rate=schema.share_of(judge.get("sample_rate", 0.1)) or 0.0,
@@ -332,7 +332,7 @@ def _built(values: Mapping[str, Any], file: Path, composed: Arms, readouts: Mapp
         namespace=Namespace(space["name"], *map(float, map(schema.share_of, space["range"]))) if space else None,  # type: ignore[arg-type]
         allocation=_allocation(values["allocation"]) if "allocation" in values else None,
         secondary=tuple(map(_metric, values.get("secondary", ()))),
-        guardrails=guardrails,
+        guardrails={name: float(limit) for name, limit in guardrails.items() if limit is not None},
         judges=judges,
         ramp=tuple(schema.share_of(step) or 0.0 for step in values.get("ramp", ())),
         ramp_responses=values.get("ramp_responses", 200),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from sqlalchemy import Engine
@@ -15,23 +16,26 @@ from steer.experiments.statistics.decision import Decision, State
 from steer.store import layout, names, referrers, refs
 from steer.store.history.walk import ancestors
 from steer.store.layout import Store
-from steer.store.objects.model import read_commit
+from steer.store.objects.model import read_commit, read_composition
 from steer.store.using import promote as promoting
 from vectors.errors import OutputError
 from vectors.storage.files import canonical_json
 
 
 class Moved(NamedTuple):
-    """An alias of the store, the commit that it points to now, and the one before."""
+    """An alias of the store, the commit that it points to now, and the one before; the model that a version is made
+    for, and the folder in which commands find it."""
 
     alias: str
     commit: str
     before: str | None
+    base: str
+    folder: str
 
 
 def decision_of(engine: Engine, experiment: Experiment, version: int, arm: Arm) -> Decision:
-    """The report's decision about an arm; about the control, whether the experiment is healthy and no arm is better.
-    Raises SQLAlchemyError."""
+    """The report's decision about an arm; about the control, which is selected where the experiment is healthy and has
+    decided against every other arm. Raises SQLAlchemyError."""
     found = report(engine, experiment, version)
     if found["allocation"] is not None:
         return _of_selection(found["allocation"], arm.name)
@@ -42,7 +46,10 @@ def decision_of(engine: Engine, experiment: Experiment, version: int, arm: Arm) 
     better = [name for name, each in found["decisions"].items() if each["state"] == "ship"]
     if better:
         return Decision("not selected", f"better than the control: {', '.join(better)}")
-    return Decision("keep running", "the control")
+    undecided = [name for name, each in found["decisions"].items() if each["state"] == "keep running"]
+    if undecided:
+        return Decision("keep running", f"undecided: {', '.join(undecided)}")
+    return Decision("selected", "no arm is better than the control")
 
 
 def _of_selection(found: Mapping[str, Any], arm: str) -> Decision:
@@ -55,23 +62,31 @@ def _of_selection(found: Mapping[str, Any], arm: str) -> Decision:
 
 def problem_of(decision: Decision, arm: Arm, experiment: Experiment) -> str | None:
     """Why this decision does not allow the arm to be promoted; None where it does."""
-    if decision.state in ("ship", "selected") or (arm.plain and decision.state == "keep running"):
+    if decision.state in ("ship", "selected"):
         return None
     return f"the experiment {experiment.name} does not decide for {arm.name}: {decision.state} ({decision.reason})"
 
 
-def lines_of(arm: Arm, experiment: Experiment, model: str, version: str = "", rank: int = 0) -> list[str]:
+def lines_of(
+    arm: Arm, experiment: Experiment, model: str, moved: Moved | None = None, rank: int = 0
+) -> list[str]:  # fmt: skip
     """The commands that serve the arm with all its parts, and that bake its steering where that is possible.
 
-    `version` is the name in the store that stands for the arm now, if one does; `rank` that of its adapter, as vLLM
+    `moved` is the alias of the store that stands for the arm now, if one does; `rank` that of its adapter, as vLLM
     takes it. What a command can't do is behind it, as a comment.
     """
+    version, enter = ("", "") if moved is None else (moved.alias, _enter(Path(moved.folder)))
+    other = moved is not None and model != moved.base  # a version alone is served on the model that it is made for
+    if enter and Path(model).is_dir():
+        model = str(Path(model).absolute())
     folder = experiment.file.parent
     files = {name: experiment.files.get(name, folder / f"{name}.safetensors") for name in arm.vectors}
     # Vectors of the store have no file here: the expression names their version.
     vectors = [f"--vector {shlex.quote(f'{name}={file}')}" for name, file in files.items() if file.is_file()]
-    serve, steered = ["steer serve", version or shlex.quote(model)], arm.name
-    if version:
+    serve, steered = ["steer serve", shlex.quote(model) if other or not version else version], arm.name
+    if other:
+        serve += ["--arm", shlex.quote(f"{arm.name}='{version}'")]
+    elif version:
         steered = version.rpartition("@")[2]
     elif arm.steer:
         serve += [*vectors, f"--arm {shlex.quote(f'{arm.name}={arm.written}')}"]
@@ -82,14 +97,19 @@ def lines_of(arm: Arm, experiment: Experiment, model: str, version: str = "", ra
     # On one line: the next one of a prompt would be a command of its own.
     prompt = f"the system prompt {json.dumps(arm.system, ensure_ascii=False)}" if arm.system else ""
     asked = [f"the model {called}"] if arm.lora else []
-    lines = [_commented(serve, "every request needs ", [*asked, *([prompt] if prompt else [])])]
+    lines = [enter + _commented(serve, "every request needs ", [*asked, *([prompt] if prompt else [])])]
     # No weights decide while the model runs; an adapter was made for weights that are not baked.
     if arm.steer and not arm.conditional and not arm.lora:
         what = [version] if version else [shlex.quote(arm.written)]
         bake = ["steer bake", *what, f"--model {shlex.quote(model)}", *([] if version else vectors)]
         bake.append(f"-o {shlex.quote(f'{arm.name}-model/')}")
-        lines.append(_commented(bake, "served with ", [prompt] if prompt else []))
+        lines.append(enter + _commented(bake, "served with ", [prompt] if prompt else []))
     return lines
+
+
+def _enter(folder: Path) -> str:
+    """What changes into the folder of a store, where the shell is not in it."""
+    return "" if folder.resolve() == Path.cwd().resolve() else f"cd {shlex.quote(str(folder))} && "
 
 
 def _commented(command: Sequence[str], begins: str, comments: Sequence[str]) -> str:
@@ -121,8 +141,9 @@ def move_alias(
     if before != arm.commit:
         refs.point(store, {alias: arm.commit}, command)
     composition = read_commit(store, arm.commit).composition
+    base = read_composition(store, composition).base
     referrers.attach(store, composition, referrers.EXPERIMENT, {"report.json": canonical_json(dict(found)).encode()})
-    return Moved(str(alias), arm.commit, before)
+    return Moved(str(alias), arm.commit, before, base, str(store.work.absolute()))
 
 
 def _branch(store: Store, commit: str) -> str:

@@ -50,7 +50,8 @@ metric:
 # `smallest_share`: of every arm. It needs smallest_effect: arms that differ by less are equally good.
 {allocation}
 
-# How much worse than the control an arm may be. What is surely worse stops the experiment.
+# How much worse than the control an arm may be. What is surely worse stops the experiment. A guardrail that is not
+# named has the limit that stands here; null turns it off.
 guardrails:
 {guardrails}
 on_breach: stop       # or warn

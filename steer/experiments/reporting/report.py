@@ -184,7 +184,7 @@ def _excesses(found: Analysis, experiment: Experiment) -> list[dict[str, Any]]:
             state = "outside" if each.low > 0 else "inside" if each.high < 0 else "undecided"
             shown.append({"guardrail": each.guardrail, "arm": name, "limit": experiment.guardrails[each.guardrail],
                           "compares": GUARDRAILS[each.guardrail][1], "excess": each.estimate,
-                          "excess_in": guardrails.UNITS.get(each.guardrail, "of answers"), "low": each.low,
+                          "excess_in": guardrails.unit_of(each.guardrail), "low": each.low,
                           "high": each.high, "state": state})  # fmt: skip
     return shown
 

@@ -164,16 +164,24 @@ class Guard:
         """The guardrails that an arm is surely outside of."""
         return [excess for excess in self.excesses(only) if excess.low > 0]
 
-    def inside(self, fewest: int) -> bool:
-        """Whether every arm has so many answers, and is surely inside of every guardrail."""
+    def unsure(self, fewest: int) -> list[tuple[str, str]] | None:
+        """The guardrails that an arm is not surely inside of, as (arm, guardrail); None before every arm has so many
+        answers."""
         if min(arm.answers for arm in self.arms.values()) < max(fewest, FEWEST):
-            return False
+            return None
         found = self.excesses()
-        judged = {(excess.arm, excess.guardrail) for excess in found}
-        needed = {(name, limit) for name in self.arms if name != self.control for limit in self.limits}
-        return judged == needed and all(excess.high < 0 for excess in found)
+        outside = {(excess.arm, excess.guardrail) for excess in found if excess.high >= 0}
+        inside = {(excess.arm, excess.guardrail) for excess in found} - outside
+        needed = [(name, limit) for name in self.arms if name != self.control for limit in self.limits]
+        return [each for each in needed if each not in inside]
 
 
 def described(excess: Excess) -> str:
     """A breach in words."""
-    return f"arm {excess.arm} is outside of the guardrail {excess.guardrail} by {excess.estimate:.3g}"
+    by = f"{excess.estimate:.3g} {unit_of(excess.guardrail)}"
+    return f"arm {excess.arm} is outside of the guardrail {excess.guardrail} by {by}"
+
+
+def unit_of(guardrail: str) -> str:
+    """What an excess of this guardrail is measured in."""
+    return UNITS.get(guardrail, "of answers")

@@ -77,6 +77,7 @@ class Live:
         self.warned: set[tuple[str, str]] = set()
         self.reported = 0  # rows dropped, as the log knows
         self.stepped = self.checked = self.shared = 0.0
+        self.held = -1  # the latest stage of which the log says why its ramp is held
         self.gathered = time.monotonic()
         self.ending = threading.Event()
         adapts = experiment.allocation is not None
@@ -289,8 +290,12 @@ class Live:
         if self.ramping and not self.state.stopped and time.monotonic() - self.stepped > STEP:
             self.stepped = time.monotonic()
             with self.lock:
-                inside = self.guard.inside(self.experiment.ramp_responses)
-            if inside:
+                unsure = self.guard.unsure(self.experiment.ramp_responses)
+            if unsure and self.held != self.state.stage:  # once a stage: why it takes longer than its answers
+                self.held = self.state.stage
+                names = ", ".join(f"{guardrail} ({arm})" for arm, guardrail in unsure)
+                self._note(state.HELD, reason=f"at coverage {self.coverage:g}, not surely inside yet: {names}")
+            if unsure == []:
                 stage = self.state.stage + 1
                 self._note(
                     state.STAGE, stage=stage, reason=f"every arm is inside of every guardrail at {self.coverage:g}"

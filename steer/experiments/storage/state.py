@@ -22,6 +22,7 @@ from vectors.storage.files import canonical_json
 STARTED, STAGE, STOPPED, WARNED, DROPPED, PROMOTED = "started", "stage", "stopped", "warned", "dropped", "promoted"
 VALIDATED = "validated"  # a judge, by hand labels
 UNSCORED = "unscored"  # answers by a judge: its name, why, and so far how many
+HELD = "held"  # a ramp that has the answers of its stage, and takes no step
 
 
 class State(NamedTuple):

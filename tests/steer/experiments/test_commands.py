@@ -145,9 +145,19 @@ def test_promote_prints_what_serves_and_bakes_the_winner(log: Log, ab: Ab) -> No
     assert ab("status", "tone")[1]["events"][-1]["reason"] == "friendly: ship"
 
 
-def test_promote_refuses_the_control_where_an_arm_is_better(log: Log, ab: Ab) -> None:
+def test_promote_takes_the_control_once_it_is_decided_against_the_others(log: Log, ab: Ab) -> None:
+    write(log.engine, [*units(400, "control", log, 300), *units(400, "friendly", log, 100)])
+    status, data, _ = ab("promote", "tone", "control")
+    assert (status, data["decision"], data["forced"]) == (0, "selected", False)
+    data = ab("promote", "tone", "friendly")[1]
+    assert "roll back" in data["error"]
+    assert "wait" not in data["hint"]
+
+
+def test_promote_refuses_the_control_where_an_arm_is_undecided_or_better(log: Log, ab: Ab) -> None:
     write(log.engine, [*units(150, "control", log, 70), *units(150, "friendly", log, 75)])
-    assert ab("promote", "tone", "control")[0] == 0
+    status, data, _ = ab("promote", "tone", "control")
+    assert (status, "keep running (undecided: friendly)" in data["error"]) == (1, True)
     write(log.engine, [("feedback", log.said(f"friendly{i}", value=1.0)) for i in range(150)])
     status, data, _ = ab("promote", "tone", "control")
     assert (status, "not selected (better than the control: friendly)" in data["error"]) == (1, True)

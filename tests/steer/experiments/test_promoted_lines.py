@@ -19,7 +19,7 @@ SYSTEM = 'Say "ahoy".\nrm -rf is no answer; it\'s $HOME'
 PARTS = {"steer": "1.2*warm", "lora": "an adapter", "system": SYSTEM}
 
 
-def lines(folder: Path, *parts: str, version: str = "", **changes: str) -> list[str]:
+def lines(folder: Path, *parts: str, moved: promotion.Moved | None = None, **changes: str) -> list[str]:
     (folder / "an adapter").mkdir()
     (folder / "an adapter" / "adapter_config.json").write_text('{"r": 24}')
     (folder / "an adapter" / "adapter_model.safetensors").touch()
@@ -27,7 +27,7 @@ def lines(folder: Path, *parts: str, version: str = "", **changes: str) -> list[
     experiment = document.read(trials.written(folder, arms={"control": {}, "friendly": arm}))
     found = experiment.arm("friendly")
     assert found is not None
-    return promotion.lines_of(found, experiment, "org/a model", version, 32)
+    return promotion.lines_of(found, experiment, "org/a model", moved, 32)
 
 
 def taken(line: str, command: Any, request: Any) -> tuple[Any, list[str]]:
@@ -73,10 +73,23 @@ def test_no_weights_are_promised_for_other_parts(parts: tuple[str, ...], tmp_pat
 
 
 def test_a_version_of_the_store_is_served_with_the_other_parts(tmp_path: Path) -> None:
-    line = lines(tmp_path, *PARTS, version="tone@champion")[0]
+    line = lines(tmp_path, *PARTS, moved=moved("org/a model", Path.cwd()))[0]
     words = shlex.split(line, comments=True)
     assert words[:6] == ["steer", "serve", "tone@champion", "--", "--enable-lora", "--max-lora-rank"]
     assert "the model friendly:champion and the system prompt" in line
+
+
+def test_a_version_is_served_from_its_folder_on_the_model_of_the_experiment(tmp_path: Path) -> None:
+    serving, baking = lines(tmp_path, "steer", moved=moved("smollm2", tmp_path / "a store"))
+    enter = f"cd '{tmp_path}/a store' && "
+    assert serving.startswith(enter)
+    assert baking.startswith(enter + "steer bake tone@champion --model 'org/a model' ")
+    request, _ = taken(serving.removeprefix(enter), serve.command, serve.Request)
+    assert (request.model, request.arms) == ("org/a model", {"friendly": "'tone@champion'"})
+
+
+def moved(base: str, folder: Path) -> promotion.Moved:
+    return promotion.Moved("tone@champion", "sha256:0", None, base, str(folder))
 
 
 def test_the_control_is_the_model_itself(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import trials
 from steer.cli import run
 from steer.evaluation.scorers import classifier
 from steer.experiments import document, template
+from steer.experiments.specification import GUARDRAILS
 from steer.serving.engine.resolved import ResolvedRequest
 from vectors import references
 from vectors.errors import UsageError
@@ -144,6 +145,12 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
 )
 def test_a_mistake_is_named(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:
     assert problem in "\n".join(problems(tmp_path, **changes))
+
+
+def test_guardrails_that_are_not_named_have_their_limits_and_null_turns_one_off(tmp_path: Path) -> None:
+    limits = trials.experiment(tmp_path, guardrails={"refusals": 0.2, "latency_p95": None}).guardrails
+    unnamed = {name: GUARDRAILS[name][0] for name in ("error_rate", "length_ratio", "repetition")}
+    assert limits == {**unnamed, "refusals": 0.2}
 
 
 def test_hints_say_what_to_write_in_the_file(tmp_path: Path) -> None:

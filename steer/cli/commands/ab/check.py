@@ -49,6 +49,8 @@ def command(**values: Any) -> None:
     for names in alike(experiment.arms):
         out.say(f"the arms {' and '.join(names)} do the same, so they differ by chance alone (an A/A comparison)")
     served = experiment.model or request.model or "MODEL"
+    if too_high := [step for step in experiment.ramp if step > experiment.coverage]:
+        out.say(f"the ramp ends at the coverage of {experiment.coverage:g}, below its step of {too_high[0]:g}")
     out.say(f"next: steer serve {served} --experiment {experiment.file}")
 
 
@@ -63,6 +65,7 @@ def _print(experiment: Experiment, planned: Plan) -> None:
         "metric": f"{experiment.metric.name} ({experiment.metric.kind}, {experiment.metric.better} is better)",
         "allocation": _allocation(experiment),
         "units": _needed(experiment, planned),
+        "guardrails": _guardrails(experiment),
         "log": shown(experiment.log),
     }
     out.line("\n".join(f"{key:12}{value}" for key, value in facts.items() if value))
@@ -72,6 +75,12 @@ def _print(experiment: Experiment, planned: Plan) -> None:
         out.line(_meaning(experiment, experiment.allocation))
         out.line()
     out.table(["arm", "what it does", "digest", "weight"], rows, 3)
+
+
+def _guardrails(experiment: Experiment) -> str:
+    """All that are in force: also those that the file does not name."""
+    limits = ", ".join(f"{name} {limit:g}" for name, limit in experiment.guardrails.items())
+    return f"{limits} (on a breach: {experiment.on_breach})" if limits else "none"
 
 
 def _allocation(experiment: Experiment) -> str:

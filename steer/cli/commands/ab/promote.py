@@ -59,7 +59,8 @@ def command(**values: Any) -> None:
         decision = promotion.decision_of(log.engine, experiment, version, arm)
         problem = promotion.problem_of(decision, arm, experiment)
         if problem is not None and not request.force:
-            raise SteerError(problem, "wait for the decision, or promote it nevertheless: --force")
+            first = "wait for the decision" if decision.state == "keep running" else "`steer ab report` says why"
+            raise SteerError(problem, f"{first}; promote it nevertheless: --force")
         reason = f"{arm.name}: {decision.state}" + (" (forced)" if problem else "")
         found = {"experiment": experiment.name, "version": version, "arm": arm.name, "digest": arm.digest}
         found |= {"decision": decision.state, "reason": decision.reason, "forced": bool(problem)}
@@ -70,10 +71,11 @@ def command(**values: Any) -> None:
         if moved is not None:
             reason += f"; {moved.alias} is {moved.commit[7:15]}"
         write(log.engine, [("events", state.event(experiment.name, version, state.PROMOTED, reason=reason))])
-    model = experiment.model or request.model or "MODEL"
+    model = experiment.model or request.model or ("MODEL" if moved is None else moved.base)
     rank = lora_rank([Path(arm.lora)]) if arm.lora else 0
-    lines = promotion.lines_of(arm, experiment, model, "" if moved is None else moved.alias, rank)
-    data = {**found, "commands": lines, "alias": None if moved is None else moved._asdict()}
+    lines = promotion.lines_of(arm, experiment, model, moved, rank)
+    alias = None if moved is None else {"alias": moved.alias, "commit": moved.commit, "before": moved.before}
+    data = {**found, "commands": lines, "alias": alias}
     out.result(data, lambda: out.line("\n".join(lines)))
     if moved is not None:
         before = f", before it was {moved.before[7:15]}" if moved.before not in (None, moved.commit) else ""

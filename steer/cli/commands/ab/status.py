@@ -19,7 +19,7 @@ class Request(_log.Named, _log.Version):
 
 @options.command(
     "status",
-    summary="Show the state of an experiment: stage, stops, answers and feedback by arm.",
+    summary="Show the state of an experiment: stage, stops, answers by arm, and feedback.",
     examples="""
     steer ab status tone
     steer ab status tone --json
@@ -27,7 +27,7 @@ class Request(_log.Named, _log.Version):
 )
 @requests.takes(Request)
 def command(**values: Any) -> None:
-    """Show the state of an experiment: stage, stops, answers and feedback by arm.
+    """Show the state of an experiment: stage, stops, answers by arm, and the feedback to all of its versions.
 
     These are counts, not results: steer ab report has those.
     """
@@ -58,7 +58,7 @@ def _print(data: Mapping[str, Any]) -> None:
         out.line()
         keys = ["received", "unknown", "late"]
         rows = [[metric, *(str(counts[key]) for key in keys)] for metric, counts in data["feedback"].items()]
-        out.table(["feedback", *keys], rows, 1)
+        out.table(["feedback, all versions", *keys], rows, 1)
     for judge, reasons in data["judges"].items():
         received = data["feedback"].get(judge, {"received": 0})["received"]
         missing = ", ".join(f"{reason} (at least {count} answers)" for reason, count in reasons.items())

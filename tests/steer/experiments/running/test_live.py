@@ -270,6 +270,19 @@ def test_a_ramp_waits_while_too_little_is_known(start: Start) -> None:
     assert running.state.stage == 0
 
 
+def test_what_holds_a_ramp_that_has_its_answers_is_noted_once(start: Start) -> None:
+    limits = {"refusals": 0.001, "error_rate": 0.2, "latency_p95": None}
+    running = start(ramp=["50%"], ramp_responses=30, guardrails=limits)
+    grow(running, [f"unit {i}" for i in range(300)])
+    for _ in range(2):
+        running.stepped = 0.0
+        running.poll()
+    assert running.writer.flush(20)
+    events = state.events_of(running.engine, "tone", 1)
+    (held,) = [each["reason"] for each in events if each["kind"] == state.HELD]
+    assert held == "at coverage 0.5, not surely inside yet: refusals (friendly)"
+
+
 @pytest.mark.parametrize(
     ("guardrail", "bad"),
     [
