@@ -271,13 +271,21 @@ def _course(report: Mapping[str, Any]) -> str:
     if drawn is None:
         return pictures.MISSING
     axes = drawn.subplots()
+    longest = max(each["at"] for points in course.values() for each in points) - report["began"]
+    seconds, unit = (3600, "hours") if longest > 2 * 3600 else (60, "minutes")
     for arm, points in course.items():
-        hours = [(each["at"] - report["began"]) / 3600 for each in points]
-        axes.plot(hours, [each["estimate"] for each in points], label=arm)
-        axes.fill_between(hours, [each["low"] for each in points], [each["high"] for each in points], alpha=0.2)
+        times = [(each["at"] - report["began"]) / seconds for each in points]
+        low, high = [each["low"] for each in points], [each["high"] for each in points]
+        # A line or a band of one point can't be seen.
+        marker = "." if len(points) < 9 else ""
+        (line,) = axes.plot(times, [each["estimate"] for each in points], label=arm, marker=marker)
+        axes.fill_between(times, low, high, alpha=0.2)
+        if len(points) == 1:
+            axes.vlines(times, low, high, colors=line.get_color(), alpha=0.4)
     axes.axhline(0, color="#666", linewidth=0.8)
-    axes.set_xlabel("hours since the first answer")
+    axes.set_xlabel(f"{unit} since the first answer")
     metric = next(each["name"] for each in report["metrics"] if each["primary"])
-    axes.set_ylabel(f"{metric}: difference from the control")
+    axes.set_ylabel("difference from the control")
+    axes.set_title(metric, fontsize="medium")
     axes.legend(frameon=False)
     return f"<h2>Effect over time</h2>{pictures.inline(pictures.svg(drawn))}"
