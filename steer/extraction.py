@@ -6,15 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from probes.arms import QUICK_BUDGET
 from probes.data.reading import Contrast, Source, read
 from probes.directions.extraction import Extraction
 from probes.directions.extraction import extract as extract_contrast
 from probes.directions.methods import method as find_method
 from probes.directions.plan import plan
-from probes.models.loading import LoadedModel, choose_device, choose_dtype, load, open_model
+from probes.models.loading import LoadedModel, load, open_model, require_devices
 from probes.models.tokens import choose
 from steer.cluster import cluster, require_cluster
 from vectors.errors import SteerError, UsageError, collecting, raise_together
@@ -106,10 +104,7 @@ def read_inputs(
         choose(tokens)
     with collecting(found):
         parse_layers(layers)
-    with collecting(found):
-        choose_device(device)
-    with collecting(found):
-        choose_dtype(dtype, torch.device("cpu"))
+    require_devices(device, dtype, found)
     with collecting(found):
         contrast = read(pos, neg, pairs)
     with collecting(found):

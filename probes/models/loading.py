@@ -13,7 +13,7 @@ from torch import nn
 
 from probes.models.markers import given_markers
 from vectors import references
-from vectors.errors import ModelError, UsageError
+from vectors.errors import ModelError, SteerError, UsageError, collecting
 from vectors.references import ModelSource
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -183,3 +183,11 @@ def base_of(model: nn.Module) -> dict[str, Any] | None:
         return references.identity(references.resolve(path))
     except (ModelError, OSError, ValueError):
         return None
+
+
+def require_devices(device: str, dtype: str, errors: list[SteerError]) -> None:
+    """Collect what is wrong with a device and a dtype."""
+    with collecting(errors):
+        choose_device(device)
+    with collecting(errors):
+        choose_dtype(dtype, torch.device("cpu"))

@@ -12,7 +12,7 @@ from torch import Tensor
 from probes.data.examples import Example
 from probes.directions.plan import layers_of
 from probes.models import residual
-from probes.models.loading import LoadedModel
+from probes.models.loading import LoadedModel, require_devices
 from probes.models.tokens import Tokens
 from probes.readouts.projection import Projected, readouts_of, token_strings
 from probes.readouts.projection import project as project_texts
@@ -90,7 +90,7 @@ def apply(
             readouts[name] = readouts_of(reader, [*reader.layers] if every else wanted)
     with collecting(errors):
         require_tokens(tokens)
-    opening.require_devices(device, dtype, errors)
+    require_devices(device, dtype, errors)
     opened = opening.open_for([*known.items()], model, errors, any_base=any_base)
     if opened is not None:
         with collecting(errors):
@@ -146,7 +146,7 @@ def activations(
     listed = [texts] if isinstance(texts, str) else list(texts)
     if not listed or not all(isinstance(text, str) and text for text in listed):
         errors.append(UsageError("there is no text, or one is empty", "give texts that are not empty"))
-    opening.require_devices(device, dtype, errors)
+    require_devices(device, dtype, errors)
     right = not errors
     opened = opening.open_for([], model, errors)
     if opened is not None and right:

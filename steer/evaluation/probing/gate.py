@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from probes.data.reading import Source, read_class
-from probes.models.loading import LoadedModel
+from probes.models.loading import LoadedModel, require_devices
 from probes.readouts.gate import Gate, sides_of_negatives
 from probes.readouts.gate import gate as choose
 from probes.readouts.scoring import Pool, token_scores
@@ -107,7 +107,7 @@ def gate(
             require_output(
                 Path(out), {"--pos": pos, "--neg": neg, "PROBE": None if isinstance(probe, Probe) else probe}
             )
-    opening.require_devices(device, dtype, errors)
+    require_devices(device, dtype, errors)
     warnings: list[str] = []
     if chosen is not None:
         with collecting(errors):

@@ -14,7 +14,7 @@ from probes.internals.attribution import Attribution, require_acting
 from probes.internals.attribution import attribute as attribute_parts
 from probes.internals.recurrent import Movement, movements, problems_of_states
 from probes.models import residual
-from probes.models.loading import LoadedModel
+from probes.models.loading import LoadedModel, require_devices
 from probes.readouts import sites
 from probes.readouts.texts import require_tokens, tokenised
 from steer.evaluation.probing import opening
@@ -67,7 +67,7 @@ def attribute(
         sites.require_lens()
     with collecting(errors):
         require_tokens(tokens)
-    opening.require_devices(device, dtype, errors)
+    require_devices(device, dtype, errors)
     opened = opening.open_for(readers, model, errors, any_base=any_base)
     if opened is not None:
         with collecting(errors):
@@ -118,7 +118,7 @@ def saturation(
     """
     errors = [] if errors is None else errors
     examples = examples or examples_of(())
-    opening.require_devices(device, dtype, errors)
+    require_devices(device, dtype, errors)
     every = [opening.open_for([], each, errors) for each in (model, against) if each is not None]
     opened = [each for each in every if each is not None]
     texts = opening.same_tokens(examples, opened, "all", errors)
@@ -173,7 +173,7 @@ def state(
         errors.append(ExampleError(f"{len(examples)} context has no interval", "give two contexts or more"))
     with collecting(errors):
         read = vector if isinstance(vector, SteeringVector) else SteeringVector.load(vector)
-    opening.require_devices(device, dtype, errors)
+    require_devices(device, dtype, errors)
     readers: list[tuple[str, opening.Reader]] = [] if read is None else [(opening.name_of(vector), read)]
     opened = opening.open_for(readers, before, errors, any_base=any_base)
     other = opening.open_for([], after, errors)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from probes.data.reading import Contrast, Source, read
-from probes.models.loading import LoadedModel
+from probes.models.loading import LoadedModel, require_devices
 from probes.readouts.calibration import Bin, curve
 from probes.readouts.figures import Figures, of_classes
 from probes.readouts.scoring import Pool, text_scores
@@ -100,7 +100,7 @@ def measure(
     if any(source is not None for source in (ood_pos, ood_neg, ood_pairs)):
         with collecting(errors):
             sets[OUT] = read(ood_pos, ood_neg, ood_pairs)
-    opening.require_devices(device, dtype, errors)
+    require_devices(device, dtype, errors)
     warnings: list[str] = []
     if chosen is not None:
         with collecting(errors):

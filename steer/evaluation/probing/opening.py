@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from probes.data.examples import Example
 from probes.models import residual
-from probes.models.loading import LoadedModel, OpenedModel, choose_device, choose_dtype, load, open_model
+from probes.models.loading import LoadedModel, OpenedModel, load, open_model
 from probes.models.tokens import Tokens
 from probes.readouts import sites
 from probes.readouts.rows import States, residual_states
@@ -130,14 +128,6 @@ def base_reference(readers: Sequence[tuple[str, Reader]]) -> str:
         f"{' and '.join(unnamed)} record{'s'[: len(unnamed) == 1]} no model that could be found again",
         "give it: --model FOLDER",
     )
-
-
-def require_devices(device: str, dtype: str, errors: list[SteerError]) -> None:
-    """Collect what is wrong with a device and a dtype."""
-    with collecting(errors):
-        choose_device(device)
-    with collecting(errors):
-        choose_dtype(dtype, torch.device("cpu"))
 
 
 def loaded(opened: Opened, device: str, dtype: str, on_event: OnEvent) -> LoadedModel:

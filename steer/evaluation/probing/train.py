@@ -7,7 +7,7 @@ from pathlib import Path
 from probes.data.reading import Source, read
 from probes.directions.plan import equal_tokens, layers_of
 from probes.models import residual
-from probes.models.loading import LoadedModel
+from probes.models.loading import LoadedModel, require_devices
 from probes.readouts.methods import method as find_method
 from probes.readouts.scoring import require_pool
 from probes.readouts.texts import require_tokens, tokenised
@@ -62,7 +62,7 @@ def train(
         if chosen != "mean" and not per_token:
             raise UsageError(f"--pool {pool} needs the scores of tokens, and each text is one mean", "add --per-token")
     opening.require_site(site, errors)
-    opening.require_devices(device, dtype, errors)
+    require_devices(device, dtype, errors)
     with collecting(errors):
         contrast = read(pos, neg, pairs)
     if out is not None:
