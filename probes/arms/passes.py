@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from probes.arms.layout import Part
+from probes.capture.hooks import block_outputs, run
 from probes.capture.tree_attention import tree_attention
 from probes.models import residual
 
@@ -31,8 +33,23 @@ class _DecoderOutput:
         return None
 
 
-class _LayerReached(Exception):
-    """Raised behind the last layer that is wanted, to skip those above it."""
+Hook = Callable[..., Any]
+
+
+class _Pass(NamedTuple):
+    """What tells a pass from others that run at the same time, in other threads."""
+
+    stream: Tensor | None  # [arms x rows, tokens, hidden], which the blocks up to the known layer return
+    hooks: Mapping[int, Hook]  # of blocks, by layer
+
+
+# From a number of arms and the hooks of their blocks, by layer, to what the head gets for each: see `passes`.
+LastStates = Callable[[int, Mapping[int, Hook]], Tensor]
+# From states [n, hidden] that went through the final norm to the logits [n, vocabulary], as the model makes them.
+Head = Callable[[Tensor], Tensor]
+
+_running: ContextVar[_Pass] = ContextVar("the running pass")
+_headed: ContextVar[Tensor] = ContextVar("the states that the head gets")
 
 
 def stream_at(model: nn.Module, part: Part, layer: int, known: tuple[int, Tensor] | None = None) -> Tensor:
@@ -41,76 +58,89 @@ def stream_at(model: nn.Module, part: Part, layer: int, known: tuple[int, Tensor
     `known` is a lower layer with its stream, above which the pass begins.
     """
     states: list[Tensor] = []
-
-    def receive(_block: nn.Module, _inputs: Any, output: Any) -> None:
-        states.append(residual.output_of(output))
-        raise _LayerReached
-
-    handle = residual.blocks(model)[layer].register_forward_hook(receive)
-    try:
-        with contextlib.suppress(_LayerReached):
-            _forward(model, part, 1, known, {})
-    finally:
-        handle.remove()
+    with (
+        _forward_passes(model, part, known) as forward,
+        block_outputs(model, [layer], lambda _position, output: states.append(output)),
+    ):
+        forward(1, {})
     return states[0]
 
 
-def last_states(
-    model: nn.Module,
-    part: Part,
-    known: tuple[int, Tensor],
-    arms: int,
-    hooks: Mapping[int, Callable[..., Any]],
-) -> Tensor:
-    """What the head gets, after the final norm, at `part.kept`: [arms, n, hidden].
+@contextlib.contextmanager
+def passes(model: nn.Module, part: Part, known: tuple[int, Tensor]) -> Iterator[LastStates]:
+    """A context that gives a function, which threads may call at the same time, for forward passes above a layer.
 
-    The stream of `known` stands once for each arm, the rows of an arm together; `hooks` are those of blocks, by layer.
+    From a number of arms, for each of which the stream of `known` stands once, the rows of an arm together, and from
+    the hooks of blocks by layer, the function makes what the head gets, after the final norm, at `part.kept`:
+    [arms, n, hidden].
     """
-    output = _forward(model, part, arms, known, hooks)
-    return output[0].unflatten(0, (arms, -1)).flatten(1, 2)[:, part.kept]
+    with _forward_passes(model, part, known) as forward:
+        yield lambda arms, hooks: forward(arms, hooks)[0].unflatten(0, (arms, -1)).flatten(1, 2)[:, part.kept]
 
 
-def head_logits(model: Any, states: Tensor) -> Tensor:
-    """The logits [n, vocabulary] of states [n, hidden] that went through the final norm, as the model makes them."""
+@contextlib.contextmanager
+def heads(model: Any) -> Iterator[Head]:
+    """A context that gives the head of the model as a function, which threads may call at the same time."""
 
     def known(*_args: Any, **_kwargs: Any) -> _DecoderOutput:
-        return _DecoderOutput(states[None])
+        return _DecoderOutput(_headed.get()[None])
+
+    def logits(states: Tensor) -> Tensor:
+        token = _headed.set(states)
+        try:
+            made: Tensor = model(input_ids=torch.zeros(1, len(states), dtype=torch.int64), use_cache=False).logits[0]
+            return made
+        finally:
+            _headed.reset(token)
 
     with _replaced_forward({residual.decoder(model): known}):
-        logits: Tensor = model(input_ids=torch.zeros(1, len(states), dtype=torch.int64), use_cache=False).logits[0]
-    return logits
+        yield logits
 
 
-def _forward(
-    model: nn.Module,
-    part: Part,
-    arms: int,
-    known: tuple[int, Tensor] | None,
-    hooks: Mapping[int, Callable[..., Any]],
-) -> Any:
-    """The output of the decoder without the head, with each row of `part` once for each arm."""
+@contextlib.contextmanager
+def _forward_passes(
+    model: nn.Module, part: Part, known: tuple[int, Tensor] | None
+) -> Iterator[Callable[[int, Mapping[int, Hook]], Any]]:
+    """A context that gives a function from a number of arms and their hooks to the output of the decoder without the
+    head, with each row of `part` once for each arm; None where a hook ends the pass before."""
     blocks = residual.blocks(model)
-    rows = {"input_ids": part.ids.repeat(arms, 1), "use_cache": False}
+    first = 0 if known is None else known[0]
     with contextlib.ExitStack() as stack:
         if known is not None:
-            layer, states = known
-            stream = states.repeat(arms, 1, 1)
-            stack.enter_context(_replaced_forward({block: _returns(stream) for block in blocks[: layer + 1]}))
-        for layer, hook in hooks.items():
-            stack.callback(blocks[layer].register_forward_hook(hook, prepend=True).remove)
+            stack.enter_context(_replaced_forward(dict.fromkeys(blocks[: first + 1], _known_stream)))
+        for layer in range(first, len(blocks)):
+            stack.callback(blocks[layer].register_forward_hook(_hook_of(layer), prepend=True).remove)
+        inputs: dict[str, Any] = {"use_cache": False}
         if part.masks is not None:
             mask = stack.enter_context(tree_attention(model, part.prefix, part.masks, in_row=True))
-            rows |= {"attention_mask": mask, "position_ids": part.depths}
-        else:
-            rows["attention_mask"] = (part.depths >= 0).long().repeat(arms, 1)
-        return residual.decoder(model)(**rows)
+            inputs |= {"attention_mask": mask, "position_ids": part.depths}
+
+        def forward(arms: int, hooks: Mapping[int, Hook]) -> Any:
+            rows = {"input_ids": part.ids.repeat(arms, 1)}
+            if part.masks is None:
+                rows["attention_mask"] = (part.depths >= 0).long().repeat(arms, 1)
+            token = _running.set(_Pass(None if known is None else known[1].repeat(arms, 1, 1), hooks))
+            try:
+                return run(residual.decoder(model), **inputs, **rows)
+            finally:
+                _running.reset(token)
+
+        yield forward
 
 
-def _returns(stream: Tensor) -> Callable[..., Tensor]:
-    def forward(*_args: Any, **_kwargs: Any) -> Tensor:
-        return stream
+def _known_stream(*_args: Any, **_kwargs: Any) -> Tensor:
+    """The forward pass of a block up to the known layer."""
+    stream = _running.get().stream
+    assert stream is not None
+    return stream
 
-    return forward
+
+def _hook_of(layer: int) -> Hook:
+    def hook(block: nn.Module, inputs: Any, output: Any) -> Any:
+        of_pass = _running.get().hooks.get(layer)
+        return None if of_pass is None else of_pass(block, inputs, output)
+
+    return hook
 
 
 @contextlib.contextmanager

@@ -12,7 +12,8 @@ the head for each distinct position: `tests/bench/sweep.py` says how far from th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from probes.arms.layout import PASS, Part, padded, trees
-from probes.arms.passes import head_logits, last_states, stream_at
+from probes.arms.passes import Head, heads, passes, stream_at
 from probes.capture.activations import length_changes_positions, packable
 from probes.interventions import no_intervention, steering
 from probes.logits import completion_logits
@@ -28,6 +29,7 @@ from probes.models import residual
 from probes.models.completions import Completion
 from probes.models.loading import memory_reported
 from probes.models.packed_linear import packed_linear
+from probes.models.threads import in_threads
 from probes.steered import LayerTerm, Steering, block_hook, require_fit, resolved, terms_by_layer
 from vectors.expression import Composition
 from vectors.probe import Probe
@@ -56,6 +58,15 @@ class _Arm(NamedTuple):
     """A composition's terms by layer; none for one that changes nothing."""
 
     by_layer: dict[int, list[LayerTerm]]
+
+
+class _Base(NamedTuple):
+    """The unsteered model at some positions: its logits and probabilities, float32 [n, vocabulary], and log(sum(exp))
+    of the logits, float64 [n]."""
+
+    logits: Tensor
+    probabilities: Tensor
+    totals: Tensor
 
 
 class Completions:
@@ -100,8 +111,6 @@ class Completions:
             }
             if len(alone) == len(composed):
                 return list(alone.values())
-            if self.parts is None:
-                self.parts = [part.to(_device(self.model)) for part in self._laid_out(indices)]
             planned = [
                 _Arm({}) if each is None else _Arm(_by_layer(each))
                 for index, each in enumerate(composed)
@@ -111,41 +120,87 @@ class Completions:
                 TokenScores(*([torch.empty(0, dtype=torch.float64)] * len(self.completions) for _ in range(2)))
                 for _ in planned
             ]
-            for number, states in self._states(planned):
+            for number, states in enumerate(self._states(planned)):
                 self._score(number, states, results)
         computed = iter(results if self.divergence else [each._replace(divergences=[]) for each in results])
         return [alone[index] if index in alone else next(computed) for index in range(len(composed))]
 
-    def _laid_out(self, indices: Sequence[int]) -> Iterator[Part]:
-        longest = max(self.completions[index].length for index in indices)
-        return (trees if packable(self.model, longest) else padded)(self.completions, indices)
+    def unsteered_logits(self) -> list[Tensor]:
+        """The unsteered model's logits before each token of each completion, float32 [tokens, vocabulary] on the CPU.
 
-    def _states(self, arms: Sequence[_Arm]) -> Iterator[tuple[int, list[Tensor]]]:
+        Raises ModelError when memory runs out.
+        """
+        logits = [torch.empty(0)] * len(self.completions)
+        with memory_reported(), torch.inference_mode(), packed_linear(self.model):
+            if not shares_prefixes(self.model, self.completions):
+                scored = [index for index, each in enumerate(self.completions) if each.completion_ids]
+                of_scored = completion_logits(self.model, [self.completions[index] for index in scored])
+                for position, values in of_scored:
+                    logits[scored[position]] = values
+                return logits
+            self._unsteered()
+            with heads(self.model) as head:
+                for number, part in enumerate(self._parts()):
+                    rows = torch.cat([self._base_logits(number, chunk, head) for chunk in self._chunks(part)]).cpu()
+                    for each in part.predicted:
+                        logits[each.item] = rows[each.slots]
+        return logits
+
+    def _parts(self) -> list[Part]:
+        """The completions as they stand in forward passes; empty ones are left out."""
+        if self.parts is None:
+            indices = [index for index, each in enumerate(self.completions) if each.completion_ids]
+            longest = max((self.completions[index].length for index in indices), default=0)
+            laid_out = (trees if packable(self.model, longest) else padded)(self.completions, indices)
+            self.parts = [part.to(_device(self.model)) for part in laid_out] if indices else []
+        return self.parts
+
+    def _chunks(self, part: Part) -> list[slice]:
+        """The positions of a part that go through the head, as many at a time as `VALUES` logits allow."""
+        step = max(1, VALUES // int(residual.text_config(self.model).vocab_size))
+        return [slice(start, min(start + step, len(part.kept))) for start in range(0, len(part.kept), step)]
+
+    def _unsteered(self) -> list[Tensor]:
+        """For each part: what the head gets of the unsteered model, [n, hidden]."""
+        if not self.base:
+            last, base = len(residual.blocks(self.model)) - 1, []
+            for part, stream in zip(self._parts(), self._streams(last), strict=True):
+                with passes(self.model, part, (last, stream)) as last_states:
+                    base.append(last_states(1, {})[0])
+            self.base = base
+        return self.base
+
+    def _states(self, arms: Sequence[_Arm]) -> list[list[Tensor]]:
         """For each part: what the head gets for each arm, [n, hidden]; those that change nothing get the unsteered."""
-        assert self.parts is not None
+        parts = self._parts()
         by_lowest: dict[int, list[int]] = {}
         for index, arm in enumerate(arms):
             if arm.by_layer:
                 by_lowest.setdefault(min(arm.by_layer), []).append(index)
-        if not self.base and (self.divergence or len(by_lowest) == 0 or any(not arm.by_layer for arm in arms)):
-            last = len(residual.blocks(self.model)) - 1
-            self.base = [
-                last_states(self.model, part, (last, stream), 1, {})[0]
-                for part, stream in zip(self.parts, self._streams(last), strict=True)
-            ]
-        states: list[list[Tensor | None]] = [[None] * len(arms) for _ in self.parts]
+        needed = self.divergence or not all(arm.by_layer for arm in arms)
+        base = self._unsteered() if needed else [torch.empty(0)] * len(parts)
+        states = [[of_part] * len(arms) for of_part in base]
         for layer in sorted(by_lowest):
             streams = self._streams(layer)
-            for number, (part, stream) in enumerate(zip(self.parts, streams, strict=True)):
+            for number, (part, stream) in enumerate(zip(parts, streams, strict=True)):
                 together = max(1, PASS // part.ids.numel())
-                for start in range(0, len(by_lowest[layer]), together):
-                    batch = by_lowest[layer][start : start + together]
-                    hooks = self._hooks(part, [arms[index] for index in batch])
-                    rows = last_states(self.model, part, (layer, stream), len(batch), hooks)
+                of_layer = by_lowest[layer]
+                batches = [of_layer[start : start + together] for start in range(0, len(of_layer), together)]
+                for batch, rows in zip(batches, self._passes(part, layer, stream, arms, batches), strict=True):
                     for index, row in zip(batch, rows, strict=True):
                         states[number][index] = row
-        for number, row_states in enumerate(states):
-            yield number, [self.base[number] if each is None else each for each in row_states]
+        return states
+
+    def _passes(
+        self, part: Part, layer: int, stream: Tensor, arms: Sequence[_Arm], batches: Sequence[Sequence[int]]
+    ) -> list[Tensor]:
+        """What the head gets for the arms of each batch, [arms, n, hidden], where all act above the same layer."""
+        with passes(self.model, part, (layer, stream)) as last_states:
+
+            def states_of(batch: Sequence[int]) -> Tensor:
+                return last_states(len(batch), self._hooks(part, [arms[index] for index in batch]))
+
+            return in_threads(states_of, batches, stream.device)
 
     def _hooks(self, part: Part, arms: Sequence[_Arm]) -> dict[int, Any]:
         """The hooks of arms whose rows follow each other in one batch."""
@@ -162,12 +217,11 @@ class Completions:
 
     def _streams(self, layer: int) -> list[Tensor]:
         """The unsteered stream of each part at a layer, computed from the nearest lower one that is kept."""
-        assert self.parts is not None
         if layer not in self.streams:
             lower = max((each for each in self.streams if each < layer), default=None)
             self.streams[layer] = [
                 stream_at(self.model, part, layer, None if lower is None else (lower, self.streams[lower][number]))
-                for number, part in enumerate(self.parts)
+                for number, part in enumerate(self._parts())
             ]
             size = sum(each.numel() * each.element_size() for each in self.streams[layer])
             for other in sorted(self.streams):
@@ -177,47 +231,35 @@ class Completions:
 
     def _score(self, number: int, states: Sequence[Tensor], results: Sequence[TokenScores]) -> None:
         """Fill in the results of one part from what the head gets for each arm."""
-        assert self.parts is not None
-        part = self.parts[number]
-        count, vocabulary = len(part.kept), int(residual.text_config(self.model).vocab_size)
-        step = max(1, VALUES // vocabulary)
+        part = self._parts()[number]
         # A position predicts several tokens where completions part.
         slots = torch.cat([each.slots for each in part.predicted])
         tokens = torch.cat([each.ids for each in part.predicted])
         logs = torch.zeros(len(results), len(slots), dtype=torch.float64)
-        divergences = torch.zeros(len(results), count, dtype=torch.float64)
-        for start in range(0, count, step):
-            chunk = slice(start, min(start + step, count))
-            inside = ((slots >= chunk.start) & (slots < chunk.stop)).nonzero()[:, 0]
-            rows, columns = (slots[inside] - chunk.start).to(states[0].device), tokens[inside].to(states[0].device)
-            base: tuple[Tensor, Tensor] | None = None
-            base_totals = torch.empty(0)
-            if self.divergence:
-                logits = self._base_logits(number, chunk)
-                base = logits, logits.softmax(-1)
-                base_totals = log_sum(logits.clone())
-            for arm, arm_states in enumerate(states):
-                logits = head_logits(self.model, arm_states[chunk]).float()
-                picked = logits[rows, columns].double()
-                if base is None:
-                    totals = log_sum(logits)
-                else:
-                    values, growth = compared(*base, logits)
-                    divergences[arm, chunk] = values.cpu()
-                    totals = base_totals + growth
-                logs[arm, inside] = (picked - totals[rows]).cpu()
+        divergences = torch.zeros(len(results), len(part.kept), dtype=torch.float64)
+        device = states[0].device
+        with heads(self.model) as head:
+            for chunk in self._chunks(part):
+                inside = ((slots >= chunk.start) & (slots < chunk.stop)).nonzero()[:, 0]
+                at = (slots[inside] - chunk.start).to(device), tokens[inside].to(device)
+                base = _base(self._base_logits(number, chunk, head)) if self.divergence else None
+                scored = in_threads(partial(_scored, head, at, base), [each[chunk] for each in states], device)
+                for arm, (of_tokens, of_positions) in enumerate(scored):
+                    logs[arm, inside] = of_tokens.cpu()
+                    if of_positions is not None:
+                        divergences[arm, chunk] = of_positions.cpu()
         bounds = torch.tensor([len(each.ids) for each in part.predicted]).cumsum(0)[:-1]
         for arm, result in enumerate(results):
             for each, values in zip(part.predicted, logs[arm].tensor_split(bounds), strict=True):
                 result.log_likelihoods[each.item] = values.clone()
                 result.divergences[each.item] = divergences[arm][each.slots]
 
-    def _base_logits(self, number: int, chunk: slice) -> Tensor:
+    def _base_logits(self, number: int, chunk: slice, head: Head) -> Tensor:
         """The unsteered model's logits at some positions, float32 [n, vocabulary]; kept while there is room."""
         known = self.base_logits.get((number, chunk.start))
         if known is not None:
             return known
-        logits = head_logits(self.model, self.base[number][chunk]).float()
+        logits = head(self.base[number][chunk]).float()
         if sum(4 * each.numel() for each in (logits, *self.base_logits.values())) <= KEPT_LOGITS:
             self.base_logits[number, chunk.start] = logits
         return logits
@@ -248,6 +290,21 @@ class Completions:
                 reference = base[position]
                 result.divergences[index] = divergence_from(reference, reference.softmax(-1), logits.clone())
         return result if self.divergence else result._replace(divergences=[])
+
+
+def _base(logits: Tensor) -> _Base:
+    return _Base(logits, logits.softmax(-1), log_sum(logits.clone()))
+
+
+def _scored(head: Head, at: tuple[Tensor, Tensor], base: _Base | None, states: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The log-likelihoods of the tokens `at` (positions and ids [tokens]), float64 [tokens], from what the head gets at
+    the positions [n, hidden]; and KL(unsteered || steered) there, float64 [n], where a base is given."""
+    logits = head(states).float()
+    picked = logits[at].double()
+    if base is None:
+        return picked - log_sum(logits)[at[0]], None
+    values, growth = compared(base.logits, base.probabilities, logits)
+    return picked - (base.totals + growth)[at[0]], values
 
 
 def shares_prefixes(model: nn.Module, completions: Sequence[Completion]) -> bool:

@@ -42,7 +42,9 @@ def block_outputs(model: nn.Module, layers: Sequence[int], receive: Receive) -> 
             handle.remove()
 
 
-def run(stack: nn.Module, **inputs: Any) -> None:
-    """A forward pass of the stack of blocks, up to the last layer that `block_outputs` receives."""
+def run(stack: nn.Module, **inputs: Any) -> Any:
+    """The output of a forward pass of the stack of blocks; None where it ends at the last layer that `block_outputs`
+    receives."""
     with contextlib.suppress(_LastLayerDone):
-        stack(**inputs)
+        return stack(**inputs)
+    return None

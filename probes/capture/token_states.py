@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from probes.capture.hooks import block_outputs, run
 from probes.models import residual
 from probes.models.completions import Completion
 
@@ -18,21 +17,17 @@ def token_states(model: nn.Module, completions: Sequence[Completion], layers: Se
 
     Prompts do not count, and neither does the first token of a sequence.
     """
-    blocks = residual.blocks(model)
     device = next(model.parameters()).device
-    collected: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    wanted = list(dict.fromkeys(layers))
+    collected: list[list[Tensor]] = [[] for _ in wanted]
     start = 0
 
-    def hook(layer: int) -> Callable[..., None]:
-        def collect(_block: nn.Module, _inputs: Any, output: Any) -> None:
-            collected[layer].append(residual.output_of(output)[0, start:].float().cpu())
+    def receive(position: int, states: Tensor) -> None:
+        collected[position].append(states[0, start:].float().cpu())
 
-        return collect
-
-    with contextlib.ExitStack() as handles, torch.inference_mode():
-        for layer in collected:
-            handles.callback(blocks[layer].register_forward_hook(hook(layer)).remove)
+    with block_outputs(model, wanted, receive), torch.inference_mode():
         for completion in completions:
             start = max(1, completion.prompt_length)
-            model(input_ids=torch.tensor([completion.ids], device=device), use_cache=False, logits_to_keep=1)
-    return {layer: torch.cat(states).clone() for layer, states in collected.items()}
+            ids = torch.tensor([completion.ids], device=device)
+            run(residual.decoder(model), input_ids=ids, use_cache=False)
+    return {layer: torch.cat(states).clone() for layer, states in zip(wanted, collected, strict=True)}

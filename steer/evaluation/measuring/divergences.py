@@ -26,28 +26,24 @@ __all__ = ["Divergence", "Neutral", "measure_divergences", "neutral_text", "summ
 
 
 class Neutral(NamedTuple):
-    """Neutral prompts, the base's continuation of each as ids, and its logits before each token of it."""
+    """Neutral prompts, the base's continuation of each as ids, and both on the base, for many compositions."""
 
     prompts: list[str]
     continuations: list[list[int]]
-    logits: list[Tensor]  # float32 [tokens of the continuation, vocabulary], one for each
-    shared: Completions  # prompts and continuations on the base, for many compositions
+    shared: Completions
 
 
 def neutral_text(
     loaded: LoadedModel, prompts: Sequence[str], *, tokens: int = NEUTRAL_TOKENS, seed: int = 0,
     on_event: OnEvent = ignore,
 ) -> Neutral:  # fmt: skip
-    """What the base, which is `loaded`, samples at temperature 1 after neutral prompts, and its predictions there."""
+    """What the base, which is `loaded`, samples at temperature 1 after neutral prompts."""
     completions = continuations(loaded, prompts, tokens=tokens, seed=seed, on_event=on_event)
     written = [(prompt, each) for prompt, each in zip(prompts, completions, strict=True) if each.completion_ids]
-    with memory_reported():
-        logits = dict(completion_logits(loaded.model, [each for _, each in written]))
     shared = Completions(loaded.model, [each for _, each in written], divergence=True)
     return Neutral(
         [prompt for prompt, _ in written],
         [list(each.completion_ids) for _, each in written],
-        [logits[index] for index in range(len(written))],
         shared,
     )
 
@@ -78,10 +74,11 @@ def measure_divergences(
 def _compared(loaded: LoadedModel, neutral: Neutral, arm: Arm, any_base: bool) -> Tensor:
     """The divergences of an arm that reads other tokens, or is another model, from the base's logits."""
     completions = _completions(neutral, arm.system, loaded.tokenizer)
+    base = neutral.shared.unsteered_logits()
     values: dict[int, Tensor] = {}
     with memory_reported():
         for index, logits in completion_logits(loaded.model, completions, intervention(loaded, arm, any_base)):
-            values[index] = divergence(neutral.logits[index], logits)
+            values[index] = divergence(base[index], logits)
     return torch.cat([values[index] for index in range(len(values))])
 
 

@@ -6,14 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from probes.arms.scores import Completions
 from probes.generation import BATCH, end_tokens, generate_batch
 from probes.interventions import Intervention, no_intervention, steering
-from probes.logits import completion_logits
 from probes.models.completions import Completion
-from probes.models.loading import LoadedModel, memory_reported
+from probes.models.loading import LoadedModel
 from probes.models.residual import context_length
 from probes.models.tokens import rendered
-from probes.scores import Measured, likelihood
+from probes.scores import perplexity
 from probes.scores.repetition import repetition
 from probes.steered import Steering
 from probes.strengths import with_system
@@ -121,17 +121,15 @@ def _each_its_own(model: Any, rows: Sequence[Arm], any_base: bool) -> Interventi
 
 def text_figures(base: LoadedModel, answers: Mapping[str, Sequence[Generation]]) -> dict[str, TextFigures]:
     """The side effects in the answers of each arm; `base` is the unsteered model, which judges how likely they are."""
+    prompts = dict.fromkeys(each.prompt for written in answers.values() for each in written)
+    ids = dict(zip(prompts, rendered(list(prompts), base.tokenizer), strict=True))
+    completions = [Completion(ids[each.prompt], each.ids) for written in answers.values() for each in written]
+    likely = iter(Completions(base.model, completions).scores([None])[0].log_likelihoods)
     figures = {}
     for name, written in answers.items():
-        prompts = rendered([each.prompt for each in written], base.tokenizer)
-        nonempty = [Completion(p, each.ids) for p, each in zip(prompts, written, strict=True) if each.ids]
-        with memory_reported():
-            scores = [
-                likelihood.score(Measured(nonempty[index], logits))
-                for index, logits in completion_logits(base.model, nonempty)
-            ]
+        scores = [float(logs.mean()) for _, logs in zip(written, likely, strict=False) if len(logs)]
         figures[name] = TextFigures(
-            math.exp(-_mean(scores)) if scores else math.nan,
+            perplexity.combine(scores) if scores else math.nan,
             _mean([repetition(each.ids) for each in written]),
             _mean([distinct(each.ids) for each in written]),
             _mean([len(each.ids) for each in written]),

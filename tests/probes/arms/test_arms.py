@@ -93,6 +93,35 @@ def test_neither_order_nor_sizes_of_batches_nor_company_change_a_number(
         assert close(after.divergences[::-1], expected.divergences)
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2", "lfm2"])
+def test_threads_change_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores, "PASS", 1)  # an arm in each pass, so that there are passes to share out
+    monkeypatch.setattr(scores, "VALUES", 3 * pico.VOCABULARY)
+    model, items = pico.build(name), completions()
+    of_threads, before = [], torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            of_threads.append(Completions(model, items, divergence=True).scores([*EXPRESSIONS, None], vectors()))
+    finally:
+        torch.set_num_threads(before)
+    for one, several in zip(*of_threads, strict=True):
+        for a, b in ((one.log_likelihoods, several.log_likelihoods), (one.divergences, several.divergences)):
+            assert all(map(torch.equal, a, b))
+    assert pico.hooks(model) == 0
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ["llama", "lfm2"])
+def test_the_unsteered_logits_are_the_model_s(name: str) -> None:
+    model, items = pico.build(name), [*completions(), Completion([5, 6], [])]
+    expected = dict(completion_logits(model, items[:-1]))
+    *logits, none = Completions(model, items, divergence=True).unsteered_logits()
+    assert none.numel() == 0
+    for index, each in enumerate(logits):
+        assert torch.allclose(each, expected[index], rtol=0, atol=1e-5)
+
+
 def test_what_compositions_share_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, items = pico.build("llama"), completions()
     tokens = [0] * pico.LAYERS
