@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pico
 import planted
 import pytest
@@ -45,14 +47,35 @@ def test_the_planted_layer_is_chosen_and_its_strength_costs_what_the_budget_allo
     assert summary(torch.cat(again.divergences)).p95 == pytest.approx(found.points[1].p95, abs=1e-6)
 
 
-def test_the_strength_is_lowered_until_the_text_no_longer_repeats_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("shares", "strength", "calls"),
+    [
+        ([0.15, 0.5, 0.5], 1.0, 1),
+        ([0.5, 0.3, 0.15], 0.49, 1),
+        ([0.5, 0.5, 0.5, 0.16, 0.5], 0.343, 2),
+        ([0.5, 0.5, 0.5, 0.5, 0.4], 0.24, 2),  # as low as it gets
+    ],
+)
+def test_the_strength_is_lowered_until_the_text_no_longer_repeats_itself(
+    shares: list[float], strength: float, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = planted.transparent_model()
     good = planted.towards(model, WANTED, UNWANTED).layers[1]
-    shares = iter([0.1, 0.5, 0.3, 0.15])  # unsteered, and then of one strength after another
-    monkeypatch.setattr(calibration, "repetitions", lambda _, directions: [next(shares) for _ in directions])
+    measured: list[list[float]] = []  # of each call, the lengths of its directions
+
+    def repetitions(_: object, directions: list[dict[int, torch.Tensor] | None]) -> list[float]:
+        lengths = [0.0 if each is None else float(each[1].norm()) for each in directions]
+        before = sum(map(len, measured))
+        measured.append(lengths)
+        return [0.1, *shares][before : before + len(lengths)]
+
+    monkeypatch.setattr(calibration, "repetitions", repetitions)
     found = calibrate(planted.loaded(model), {1: good}, {}, Contrasted([], []), {1: 1.0})
-    assert (found.repeated_base, found.repeated) == (0.1, 0.15)
-    assert found.chosen.strength == pytest.approx(0.49 * found.points[0].strength, rel=0.1)
+    assert len(measured) == calls
+    unsteered, *lengths = itertools.chain(*measured)
+    chosen = lengths.index(pytest.approx(found.chosen.strength * float(good.norm()), rel=1e-4))
+    assert (unsteered, found.repeated_base, found.repeated) == (0.0, 0.1, shares[chosen])
+    assert found.chosen.strength == pytest.approx(strength * found.points[0].strength, rel=0.1)
     assert found.points[0].effect == 0.0
 
 
