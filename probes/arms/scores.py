@@ -4,7 +4,7 @@ the unsteered model.
 Three things are shared, exactly. Below its lowest steered layer a composition changes nothing, so the unsteered
 residual stream there is computed once and kept; the blocks above run for several compositions at once. Tokens that
 completions share (the chat template's beginning, a prompt with two answers) are computed once for each composition.
-Only positions that predict tokens of completions go through the head, and no more than `VALUES` logits exist at a time.
+Only positions that predict tokens of completions go through the head, for `VALUES` logits of a thread at a time.
 
 What must be computed for each composition is therefore its blocks above the steered layer for each distinct token, and
 the head for each distinct position: `tests/bench/sweep.py` says how far from that the time is.
@@ -36,7 +36,7 @@ from vectors.probe import Probe
 from vectors.resolve import Composed
 from vectors.steering import SteeringVector
 
-VALUES = 2**23  # logits at a time, of one kind: 32 MiB in float32; with half of them a row takes a fifth longer
+VALUES = 2**23  # logits at a time of a thread, of one kind: 32 MiB in float32; with half, a row takes a fifth longer
 KEPT = 512 * 2**20  # bytes of residual streams that are kept between calls
 KEPT_LOGITS = 256 * 2**20  # bytes of the unsteered model's logits that are kept between calls
 SCOPES = ("prompt", "response", "first", "after")

@@ -35,7 +35,7 @@ from vectors.steering import SteeringVector
 
 FEW = 8  # examples of a class below which an interval means nothing
 DOSE = 0.06  # of the residual stream's mean norm: the displacement with which a calibration begins
-CALIBRATED_EXAMPLES = 6  # of each class, whose margin a calibration measures
+CALIBRATED_EXAMPLES = 16  # of each class, whose margin a calibration measures; chance chooses among 6 short ones
 CALIBRATED_TOKENS = 400  # of these examples of a class in all, beyond the first
 OUTLYING = 8.0  # a token whose norm is this many times the mean of its layer is warned of
 
