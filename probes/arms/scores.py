@@ -12,7 +12,7 @@ the head for each distinct position: `tests/bench/sweep.py` says how far from th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from probes.arms.layout import PASS, Part, padded, trees
 from probes.arms.passes import Head, heads, passes, stream_at
 from probes.capture.activations import length_changes_positions, packable
-from probes.interventions import no_intervention, steering
+from probes.interventions import Intervention, no_intervention, steering
 from probes.logits import completion_logits
 from probes.models import residual
 from probes.models.completions import Completion
@@ -101,13 +101,12 @@ class Completions:
         ]
         used = {id(v): (name, v) for each in composed if each is not None for name, v in each.vectors.items()}
         require_fit(self.model, list(used.values()), any_base)
-        indices = [index for index, each in enumerate(self.completions) if each.completion_ids]
         with memory_reported(), torch.inference_mode(), packed_linear(self.model):
-            shared = shares_prefixes(self.model, self.completions)
+            shared = bool(self._indices()) and shares_prefixes(self.model, self.completions)
             alone = {
                 index: self._one_by_one(compositions[index], named[index], read[index], any_base)
                 for index, each in enumerate(composed)
-                if not indices or not shared or (each is not None and not _can_be_shared(each.composition))
+                if not shared or (each is not None and not _can_be_shared(each.composition))
             }
             if len(alone) == len(composed):
                 return list(alone.values())
@@ -133,10 +132,8 @@ class Completions:
         logits = [torch.empty(0)] * len(self.completions)
         with memory_reported(), torch.inference_mode(), packed_linear(self.model):
             if not shares_prefixes(self.model, self.completions):
-                scored = [index for index, each in enumerate(self.completions) if each.completion_ids]
-                of_scored = completion_logits(self.model, [self.completions[index] for index in scored])
-                for position, values in of_scored:
-                    logits[scored[position]] = values
+                for index, values in self._logits():
+                    logits[index] = values
                 return logits
             self._unsteered()
             with heads(self.model) as head:
@@ -146,10 +143,21 @@ class Completions:
                         logits[each.item] = rows[each.slots]
         return logits
 
+    def _indices(self) -> list[int]:
+        """The completions that have tokens, which alone are scored."""
+        return [index for index, each in enumerate(self.completions) if each.completion_ids]
+
+    def _logits(self, intervention: Intervention = no_intervention) -> Iterator[tuple[int, Tensor]]:
+        """The logits before each token of each completion that has any, float32 [tokens, vocabulary], with its index:
+        through hooks alone, which every architecture and every scope allows."""
+        indices = self._indices()
+        for position, logits in completion_logits(self.model, [self.completions[i] for i in indices], intervention):
+            yield indices[position], logits
+
     def _parts(self) -> list[Part]:
         """The completions as they stand in forward passes; empty ones are left out."""
         if self.parts is None:
-            indices = [index for index, each in enumerate(self.completions) if each.completion_ids]
+            indices = self._indices()
             longest = max((self.completions[index].length for index in indices), default=0)
             laid_out = (trees if packable(self.model, longest) else padded)(self.completions, indices)
             self.parts = [part.to(_device(self.model)) for part in laid_out] if indices else []
@@ -271,23 +279,20 @@ class Completions:
         probes: Mapping[str, Probe | SteeringVector] | None,
         any_base: bool,
     ) -> TokenScores:
-        """The scores through hooks alone, which every architecture and every scope allows."""
+        """The scores through hooks alone."""
         intervention = (
             no_intervention
             if composition is None
             else steering(self.model, composition, vectors, probes=probes, any_base=any_base)  # type: ignore[arg-type]
         )
-        scored = [index for index, each in enumerate(self.completions) if each.completion_ids]
-        completions = [self.completions[index] for index in scored]
         result = TokenScores(*([torch.empty(0, dtype=torch.float64)] * len(self.completions) for _ in range(2)))
-        base = dict(completion_logits(self.model, completions)) if self.divergence else {}
-        for position, logits in completion_logits(self.model, completions, intervention):
-            index = scored[position]
+        base = dict(self._logits()) if self.divergence else {}
+        for index, logits in self._logits(intervention):
             ids = torch.tensor(self.completions[index].completion_ids)
             picked = logits.gather(1, ids[:, None])[:, 0].double()
             result.log_likelihoods[index] = picked - log_sum(logits.clone())
             if self.divergence:
-                reference = base[position]
+                reference = base[index]
                 result.divergences[index] = divergence_from(reference, reference.softmax(-1), logits.clone())
         return result if self.divergence else result._replace(divergences=[])
 

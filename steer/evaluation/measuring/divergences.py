@@ -63,18 +63,18 @@ def measure_divergences(
         part = quick[start : start + TOGETHER]
         for index, scores in zip(part, scores_of(neutral.shared, [arms[i] for i in part], any_base), strict=True):
             results[index] = torch.cat(scores.divergences).clamp_min(0)
-    for index, arm in enumerate(arms):
-        if index not in results:
-            on_event(Event(STAGE, len(results), len(arms), "arms"))
-            results[index] = _compared(loaded, neutral, arm, any_base)
+    others = [index for index in range(len(arms)) if index not in results]
+    base = neutral.shared.unsteered_logits() if others else []
+    for index in others:
+        on_event(Event(STAGE, len(results), len(arms), "arms"))
+        results[index] = _compared(loaded, neutral, base, arms[index], any_base)
     on_event(Event(STAGE, len(arms), len(arms), "arms"))
     return [results[index] for index in range(len(arms))]
 
 
-def _compared(loaded: LoadedModel, neutral: Neutral, arm: Arm, any_base: bool) -> Tensor:
-    """The divergences of an arm that reads other tokens, or is another model, from the base's logits."""
+def _compared(loaded: LoadedModel, neutral: Neutral, base: Sequence[Tensor], arm: Arm, any_base: bool) -> Tensor:
+    """The divergences of an arm that reads other tokens, or is another model, from the logits of the base."""
     completions = _completions(neutral, arm.system, loaded.tokenizer)
-    base = neutral.shared.unsteered_logits()
     values: dict[int, Tensor] = {}
     with memory_reported():
         for index, logits in completion_logits(loaded.model, completions, intervention(loaded, arm, any_base)):
